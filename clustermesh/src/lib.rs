@@ -1,0 +1,1 @@
+//! Federation, and the command line.

@@ -1,0 +1,5 @@
+//! The mesh as plain data: objects, identities, policy, services, routes, and what they compile to.
+//!
+//! This crate does no I/O, reads no clock and draws no random numbers: its manifest names no crate that could.
+
+pub mod identity;

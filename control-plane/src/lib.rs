@@ -1,0 +1,1 @@
+//! The replicated control plane of one cluster.

@@ -1,0 +1,1 @@
+//! Commands, the state they change and who watches it, without I/O.

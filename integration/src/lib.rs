@@ -1,0 +1,1 @@
+//! Testbed, demo, and the tests that need several parts.

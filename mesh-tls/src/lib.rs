@@ -1,0 +1,1 @@
+//! SPIFFE identities over TLS 1.3: verifiers, configurations, certificates.

@@ -1,0 +1,1 @@
+//! Programs the kernel of one node, creates pods and serves their identity.

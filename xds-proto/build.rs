@@ -1,0 +1,23 @@
+//! Compiles our own `.proto` files. `protox` parses them in Rust, so no `protoc` need be installed.
+
+use std::{error::Error, path::PathBuf};
+
+const FILES: &[&str] = &[
+    "isthmus/admin/v1/admin.proto",
+    "isthmus/agent/v1/resources.proto",
+    "isthmus/bootstrap/v1/bootstrap.proto",
+    "isthmus/federation/v1/federation.proto",
+    "isthmus/local/v1/local.proto",
+    "isthmus/raft/v1/raft.proto",
+];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=proto");
+    let descriptors = protox::compile(FILES, [PathBuf::from("proto")])?;
+    let mut prost = tonic_prost_build::Config::new();
+    // Without both, `prost::Name` yields type URLs that no xDS client accepts.
+    prost.enable_type_names();
+    prost.type_name_domain(["."], "type.googleapis.com");
+    tonic_prost_build::configure().compile_fds_with_config(descriptors, prost)?;
+    Ok(())
+}
