@@ -2,4 +2,7 @@
 //!
 //! This crate does no I/O, reads no clock and draws no random numbers: its manifest names no crate that could.
 
+pub mod compile;
 pub mod identity;
+pub mod records;
+pub mod resource;

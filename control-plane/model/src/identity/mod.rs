@@ -1,5 +1,7 @@
 //! Who a workload is: its SPIFFE ID, and the number that the kernel sees for it.
 
 mod spiffe;
+mod table;
 
 pub use spiffe::{MAX_SPIFFE_ID, MAX_TRUST_DOMAIN, Role, SpiffeError, SpiffeId, TrustDomain};
+pub use table::{FIRST_IDENTITY, IdentityKey, IdentityNumber, IdentityTable, MAX_IDENTITY};

@@ -1,0 +1,5 @@
+//! State in, mesh out.
+
+mod model;
+
+pub use model::*;

@@ -1,0 +1,157 @@
+//! What the objects compile to: the mesh as the views read it.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
+
+use ipnet::IpNet;
+
+use crate::{
+    identity::{IdentityNumber, IdentityTable, SpiffeId},
+    records::{ClusterInfo, NodeRecord, PeerRecord, ServiceAllocation, WorkloadBinding},
+    resource::{AppProtocol, HttpRouteRule, NamespacedName, Object, ObjectKey, Protocol, ProxyMode},
+};
+
+/// Everything that a compilation reads, borrowed from the store's state.
+#[derive(Debug, Clone, Copy)]
+#[allow(missing_docs)]
+pub struct Input<'a> {
+    pub revision: u64,
+    pub cluster: &'a ClusterInfo,
+    pub objects: &'a BTreeMap<ObjectKey, Object>,
+    pub identities: &'a IdentityTable,
+    pub nodes: &'a BTreeMap<String, NodeRecord>,
+    pub bindings: &'a BTreeMap<NamespacedName, WorkloadBinding>,
+    pub allocations: &'a BTreeMap<NamespacedName, ServiceAllocation>,
+    pub peers: &'a BTreeMap<String, PeerRecord>,
+}
+
+/// The compiled mesh of one cluster at one revision.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)]
+pub struct MeshModel {
+    pub revision: u64,
+    pub cluster: ClusterInfo,
+    pub nodes: BTreeMap<String, NodeRecord>,
+    pub workloads: BTreeMap<NamespacedName, MeshWorkload>,
+    pub services: BTreeMap<NamespacedName, MeshService>,
+    pub policy_classes: BTreeMap<u32, PolicyClass>,
+    pub peers: BTreeMap<String, PeerRecord>,
+}
+
+/// A declared workload with what is known of it.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)]
+pub struct MeshWorkload {
+    pub name: NamespacedName,
+    pub identity: IdentityNumber,
+    pub spiffe_id: SpiffeId,
+    pub proxy: ProxyMode,
+    pub policy_class: u32,
+    /// Ports that the sidecar serves in the workload's stead: its TCP ports, if it has a sidecar.
+    pub captured_ports: Vec<u16>,
+    /// None until its node reports it.
+    pub binding: Option<WorkloadBinding>,
+}
+
+/// A service that workloads of this cluster can call: local, imported, or both.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)]
+pub struct MeshService {
+    pub name: NamespacedName,
+    pub virtual_ip: Option<IpAddr>,
+    pub ports: Vec<MeshServicePort>,
+    /// Offered to peers.
+    pub exported: bool,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)]
+pub struct MeshServicePort {
+    pub name: String,
+    pub port: u16,
+    pub protocol: Protocol,
+    pub app_protocol: AppProtocol,
+    /// Loopback port of the outbound listener.
+    pub proxy_port: u16,
+    /// `<port>.<service>.<namespace>.svc.<mesh-domain>`
+    pub sni: String,
+    pub endpoints: Vec<MeshEndpoint>,
+    /// Every identity that may serve this port, local or remote.
+    pub spiffe_ids: Vec<SpiffeId>,
+    /// In order of precedence; empty: everything goes to this port's own endpoints.
+    pub routes: Vec<MeshRoute>,
+}
+
+/// One place that a service port can be reached at.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)]
+pub struct MeshEndpoint {
+    pub address: SocketAddr,
+    pub weight: u32,
+    /// 0: this cluster; 1: peers (through their gateways).
+    pub priority: u32,
+    /// Cluster that the endpoint is in.
+    pub cluster: String,
+    pub ready: bool,
+    /// The workload behind it, where it is one of this cluster.
+    pub workload: Option<NamespacedName>,
+    /// It expects mesh mTLS (a sidecar, or a gateway that forwards to one).
+    pub mtls: bool,
+}
+
+/// One HTTPRoute rule that applies to a service port.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)]
+pub struct MeshRoute {
+    pub provenance: String,
+    pub hostnames: Vec<String>,
+    pub rule: HttpRouteRule,
+}
+
+/// The L3/L4 policy that endpoints with equal policy share.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)]
+pub struct PolicyClass {
+    pub id: u32,
+    /// Provenance of the default deny, where the direction is selected by a policy.
+    pub ingress_default_deny: Option<String>,
+    pub egress_default_deny: Option<String>,
+    pub rules: Vec<PolicyRule>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub struct PolicyRule {
+    pub direction: Direction,
+    pub action: Action,
+    pub peer: RulePeer,
+    /// None: any.
+    pub protocol: Option<Protocol>,
+    /// Inclusive; None: any.
+    pub ports: Option<(u16, u16)>,
+    pub provenance: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub enum Direction {
+    Ingress,
+    Egress,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub enum Action {
+    Deny,
+    Allow,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub enum RulePeer {
+    Any,
+    Identity(IdentityNumber),
+    Cidr(IpNet),
+}

@@ -1,0 +1,135 @@
+//! Names of objects.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// The kinds that the API accepts. The order is the one in which `get all` lists them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Kind {
+    /// `isthmus.io/v1`
+    Workload,
+    /// `v1`
+    Service,
+    /// `discovery.k8s.io/v1`
+    EndpointSlice,
+    /// `networking.k8s.io/v1`
+    NetworkPolicy,
+    /// `gateway.networking.k8s.io/v1`
+    #[serde(rename = "HTTPRoute")]
+    HttpRoute,
+    /// `multicluster.x-k8s.io/v1alpha1`
+    ServiceExport,
+}
+
+impl Kind {
+    /// Every kind, in listing order.
+    pub const ALL: [Kind; 6] = [
+        Kind::Workload,
+        Kind::Service,
+        Kind::EndpointSlice,
+        Kind::NetworkPolicy,
+        Kind::HttpRoute,
+        Kind::ServiceExport,
+    ];
+
+    /// As `kind:` spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Kind::Workload => "Workload",
+            Kind::Service => "Service",
+            Kind::EndpointSlice => "EndpointSlice",
+            Kind::NetworkPolicy => "NetworkPolicy",
+            Kind::HttpRoute => "HTTPRoute",
+            Kind::ServiceExport => "ServiceExport",
+        }
+    }
+
+    /// As `apiVersion:` spells it.
+    pub fn api_version(self) -> &'static str {
+        match self {
+            Kind::Workload => "isthmus.io/v1",
+            Kind::Service => "v1",
+            Kind::EndpointSlice => "discovery.k8s.io/v1",
+            Kind::NetworkPolicy => "networking.k8s.io/v1",
+            Kind::HttpRoute => "gateway.networking.k8s.io/v1",
+            Kind::ServiceExport => "multicluster.x-k8s.io/v1alpha1",
+        }
+    }
+
+    /// Finds a kind by what a person types: the kind, its plural or kubectl's short name, in any case.
+    pub fn from_user(text: &str) -> Option<Kind> {
+        Some(match text.to_ascii_lowercase().as_str() {
+            "workload" | "workloads" | "wl" => Kind::Workload,
+            "service" | "services" | "svc" => Kind::Service,
+            "endpointslice" | "endpointslices" | "eps" => Kind::EndpointSlice,
+            "networkpolicy" | "networkpolicies" | "netpol" => Kind::NetworkPolicy,
+            "httproute" | "httproutes" => Kind::HttpRoute,
+            "serviceexport" | "serviceexports" | "svcexport" | "svcex" => Kind::ServiceExport,
+            _ => return None,
+        })
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Names one thing in one namespace: a workload or a service.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct NamespacedName {
+    /// DNS label.
+    pub namespace: String,
+    /// DNS label.
+    pub name: String,
+}
+
+impl NamespacedName {
+    /// Joins the two.
+    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+
+    /// Splits `<namespace>/<name>`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (namespace, name) = text.split_once('/')?;
+        (!namespace.is_empty() && !name.is_empty() && !name.contains('/')).then(|| Self::new(namespace, name))
+    }
+}
+
+impl fmt::Display for NamespacedName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+impl TryFrom<String> for NamespacedName {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        Self::parse(&text).ok_or_else(|| format!("{text:?} is not <namespace>/<name>"))
+    }
+}
+
+impl From<NamespacedName> for String {
+    fn from(name: NamespacedName) -> Self {
+        name.to_string()
+    }
+}
+
+/// Names one object.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ObjectKey {
+    /// The object's kind.
+    pub kind: Kind,
+    /// Namespace and name.
+    pub name: NamespacedName,
+}
+
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.kind.as_str().to_ascii_lowercase(), self.name)
+    }
+}

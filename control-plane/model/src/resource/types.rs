@@ -1,0 +1,364 @@
+//! The plain types that the parsers in this folder yield.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use super::{Kind, NamespacedName, ObjectKey};
+
+/// Labels, and the map form of a selector.
+pub type Labels = BTreeMap<String, String>;
+
+/// What every object carries (Kubernetes `ObjectMeta`, the part that a user writes).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Meta {
+    /// Namespace and name, DNS labels (names: DNS subdomains).
+    pub name: NamespacedName,
+    /// Qualified keys, values of at most 63 characters.
+    pub labels: Labels,
+    /// Free text, at most 256 KiB together.
+    pub annotations: BTreeMap<String, String>,
+    /// Compare-and-set: when given, the write is refused unless the stored object has this revision.
+    pub resource_version: Option<u64>,
+}
+
+/// One object.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind")]
+#[allow(missing_docs)]
+pub enum Object {
+    Workload(Workload),
+    Service(Service),
+    EndpointSlice(EndpointSlice),
+    NetworkPolicy(NetworkPolicy),
+    #[serde(rename = "HTTPRoute")]
+    HttpRoute(HttpRoute),
+    ServiceExport(ServiceExport),
+}
+
+impl Object {
+    /// The object's kind.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Object::Workload(_) => Kind::Workload,
+            Object::Service(_) => Kind::Service,
+            Object::EndpointSlice(_) => Kind::EndpointSlice,
+            Object::NetworkPolicy(_) => Kind::NetworkPolicy,
+            Object::HttpRoute(_) => Kind::HttpRoute,
+            Object::ServiceExport(_) => Kind::ServiceExport,
+        }
+    }
+
+    /// The object's metadata.
+    pub fn meta(&self) -> &Meta {
+        match self {
+            Object::Workload(o) => &o.meta,
+            Object::Service(o) => &o.meta,
+            Object::EndpointSlice(o) => &o.meta,
+            Object::NetworkPolicy(o) => &o.meta,
+            Object::HttpRoute(o) => &o.meta,
+            Object::ServiceExport(o) => &o.meta,
+        }
+    }
+
+    /// The object's name in the store.
+    pub fn key(&self) -> ObjectKey {
+        ObjectKey { kind: self.kind(), name: self.meta().name.clone() }
+    }
+}
+
+/// Transport protocol of a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+#[allow(missing_docs)]
+pub enum Protocol {
+    #[default]
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+impl Protocol {
+    /// IANA protocol number.
+    pub fn number(self) -> u8 {
+        match self {
+            Protocol::Tcp => 6,
+            Protocol::Udp => 17,
+            Protocol::Sctp => 132,
+        }
+    }
+}
+
+/// A port by number or by the name that a workload gives it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum PortRef {
+    /// 1 to 65535
+    Number(u16),
+    /// IANA service name, at most 15 characters.
+    Name(String),
+}
+
+/// Which data plane stands beside a workload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProxyMode {
+    /// L3/L4 only, in the kernel.
+    #[default]
+    None,
+    /// A proxy (ours or Envoy) in the workload's network namespace.
+    Sidecar,
+    /// The workload is an east-west gateway: a proxy on the node that forwards by SNI.
+    Gateway,
+}
+
+/// What HTTP version or other protocol a port speaks (Kubernetes `appProtocol`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum AppProtocol {
+    #[default]
+    Http,
+    Http2,
+    Grpc,
+    Tcp,
+}
+
+/// `isthmus.io/v1 Workload`: a pod, VM or process that is to have an identity.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Workload {
+    pub meta: Meta,
+    /// `default` when the user says nothing.
+    pub service_account: String,
+    pub proxy: ProxyMode,
+    pub ports: Vec<WorkloadPort>,
+    /// A fixed address, for workloads that no CNI call creates (gateways, VMs).
+    pub address: Option<IpAddr>,
+}
+
+/// A port that a workload serves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct WorkloadPort {
+    pub name: Option<String>,
+    pub port: u16,
+    pub protocol: Protocol,
+}
+
+/// `v1 Service`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    #[allow(missing_docs)]
+    pub meta: Meta,
+    /// Empty: endpoints come from EndpointSlices only.
+    pub selector: Labels,
+    #[allow(missing_docs)]
+    pub ports: Vec<ServicePort>,
+    /// A virtual IP that the user asks for; otherwise `apply` allocates one.
+    pub cluster_ip: Option<IpAddr>,
+    /// `clusterIP: None`.
+    pub headless: bool,
+}
+
+/// One port of a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct ServicePort {
+    /// Empty only if the service has a single port.
+    pub name: String,
+    pub port: u16,
+    pub target_port: PortRef,
+    pub protocol: Protocol,
+    pub app_protocol: AppProtocol,
+}
+
+/// `discovery.k8s.io/v1 EndpointSlice`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct EndpointSlice {
+    pub meta: Meta,
+    /// From the label `kubernetes.io/service-name`, same namespace.
+    pub service: String,
+    pub ports: Vec<SlicePort>,
+    pub endpoints: Vec<SliceEndpoint>,
+}
+
+/// A port of a slice, by the service port's name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct SlicePort {
+    pub name: String,
+    pub port: u16,
+    pub protocol: Protocol,
+}
+
+/// One address of a slice.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct SliceEndpoint {
+    pub addresses: Vec<IpAddr>,
+    /// `conditions.ready`, true when absent.
+    pub ready: bool,
+}
+
+/// `matchLabels` and `matchExpressions`, together (Kubernetes `LabelSelector`).
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct LabelSelector {
+    pub match_labels: Labels,
+    pub match_expressions: Vec<LabelExpression>,
+}
+
+/// One `matchExpressions` entry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct LabelExpression {
+    pub key: String,
+    pub operator: LabelOperator,
+    pub values: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub enum LabelOperator {
+    In,
+    NotIn,
+    Exists,
+    DoesNotExist,
+}
+
+/// `networking.k8s.io/v1 NetworkPolicy`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct NetworkPolicy {
+    pub meta: Meta,
+    pub pod_selector: LabelSelector,
+    /// From `policyTypes`, or by Kubernetes' rule when absent: ingress always, egress if it has egress rules.
+    pub ingress_selected: bool,
+    pub egress_selected: bool,
+    pub ingress: Vec<NetworkPolicyRule>,
+    pub egress: Vec<NetworkPolicyRule>,
+}
+
+/// One `ingress` or `egress` entry. An empty list of peers or ports means any.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct NetworkPolicyRule {
+    pub peers: Vec<NetworkPolicyPeer>,
+    pub ports: Vec<NetworkPolicyPort>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub enum NetworkPolicyPeer {
+    /// At least one of the two is there. Without `namespace` the policy's own namespace is meant.
+    Pods {
+        pod: Option<LabelSelector>,
+        namespace: Option<LabelSelector>,
+    },
+    IpBlock {
+        cidr: IpNet,
+        except: Vec<IpNet>,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct NetworkPolicyPort {
+    pub protocol: Protocol,
+    /// None: all ports of the protocol.
+    pub port: Option<PortRef>,
+    /// Inclusive; only with a numeric port.
+    pub end_port: Option<u16>,
+}
+
+/// `gateway.networking.k8s.io/v1 HTTPRoute`, attached to Services (GAMMA).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct HttpRoute {
+    pub meta: Meta,
+    pub parents: Vec<ParentRef>,
+    /// Exact or `*.suffix`; empty: any.
+    pub hostnames: Vec<String>,
+    pub rules: Vec<HttpRouteRule>,
+}
+
+/// A Service that the route applies to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct ParentRef {
+    pub service: NamespacedName,
+    /// None: every port of the service.
+    pub port: Option<u16>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct HttpRouteRule {
+    /// Alternatives; never empty (the default is the prefix `/`).
+    pub matches: Vec<HttpRouteMatch>,
+    pub filters: Vec<HttpRouteFilter>,
+    pub backends: Vec<BackendRef>,
+    /// Milliseconds; None: no limit. 0 is refused.
+    pub request_timeout_ms: Option<u64>,
+    pub backend_timeout_ms: Option<u64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct HttpRouteMatch {
+    pub path: PathMatch,
+    /// All must match.
+    pub headers: Vec<HeaderMatch>,
+    pub query: Vec<HeaderMatch>,
+    pub method: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub enum PathMatch {
+    Exact(String),
+    /// By whole path elements: `/abc` matches `/abc` and `/abc/x`, not `/abcd`.
+    Prefix(String),
+    Regex(String),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct HeaderMatch {
+    /// Header names in lower case; query parameters as they are.
+    pub name: String,
+    pub value: ValueMatch,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub enum ValueMatch {
+    Exact(String),
+    Regex(String),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub enum HttpRouteFilter {
+    RequestHeaders { set: Vec<(String, String)>, add: Vec<(String, String)>, remove: Vec<String> },
+    ResponseHeaders { set: Vec<(String, String)>, add: Vec<(String, String)>, remove: Vec<String> },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct BackendRef {
+    pub service: NamespacedName,
+    pub port: u16,
+    /// 0 to 1,000,000; 1 when absent.
+    pub weight: u32,
+}
+
+/// `multicluster.x-k8s.io/v1alpha1 ServiceExport`: the service of the same name is offered to peers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct ServiceExport {
+    pub meta: Meta,
+}
