@@ -1,0 +1,35 @@
+# `make demo` and `make test` do all the set-up that they need; everything else is detail.
+
+SHELL := /bin/bash
+CARGO ?= cargo
+SETUP := scripts/setup
+
+.PHONY: demo test check fmt fix build setup clean-testbed help
+
+help: ## lists the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+setup: ## installs what is missing (Debian packages, bpf-linker, Envoy)
+	@$(SETUP)
+
+build: setup ## builds every binary
+	@scripts/step "Building the binaries" $(CARGO) build --workspace --bins
+
+demo: build ## two clusters on this machine, joined, serving real traffic (KEEP=1 leaves them running)
+	@target/debug/demo $(if $(KEEP),--keep)
+
+test: build ## everything that must hold
+	@scripts/step "Running the tests" $(CARGO) test --workspace
+
+check: setup ## formatting, lints, dependencies; never writes
+	@SETUP_CHECKS=1 $(SETUP)
+	@scripts/step "Formatting" $(CARGO) fmt --all --check
+	@scripts/step "Lints" $(CARGO) clippy --workspace --all-targets -- -D warnings
+	@scripts/step "Dependencies" scripts/deny
+
+fix: ## formats and applies what clippy can mend
+	@$(CARGO) fmt --all
+	@$(CARGO) clippy --workspace --all-targets --fix --allow-dirty --allow-staged
+
+clean-testbed: build ## removes a testbed that a crash or KEEP=1 left behind
+	@target/debug/demo --clean
