@@ -1,0 +1,104 @@
+//! The client's side of a gRPC connection.
+
+use std::{io, path::Path, sync::Arc, time::Duration};
+
+use http::Uri;
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use tonic::transport::{Channel, Endpoint};
+use tower::service_fn;
+
+use crate::{Error, error::causes};
+
+/// Longest time for TCP and TLS together.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A connection that answers no ping for interval plus timeout is given up: half-open ones are found out.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Connects to `addr` (host:port). The channel reconnects by itself, each time with the certificate and the
+/// bundles of that moment.
+///
+/// # Errors
+/// A malformed address or name, no connection, or a peer that was not accepted.
+pub async fn connect(addr: &str, tls: Arc<ClientConfig>, server_name: &str) -> Result<Channel, Error> {
+    let (endpoint, connector) = prepare(addr, tls, server_name)?;
+    endpoint
+        .connect_with_connector(connector)
+        .await
+        .map_err(|e| Error::Connect { address: addr.to_owned(), reason: causes(&e) })
+}
+
+/// Like [`connect`], but connects at the first call.
+///
+/// # Errors
+/// A malformed address or name.
+pub fn connect_lazy(addr: &str, tls: Arc<ClientConfig>, server_name: &str) -> Result<Channel, Error> {
+    let (endpoint, connector) = prepare(addr, tls, server_name)?;
+    Ok(endpoint.connect_with_connector_lazy(connector))
+}
+
+/// Connects to a unix socket.
+///
+/// # Errors
+/// Nobody listens there, or it may not be used.
+pub async fn connect_unix(path: impl AsRef<Path>) -> Result<Channel, Error> {
+    let path = path.as_ref().to_owned();
+    let address = path.display().to_string();
+    // The authority of requests; the path of the socket is no URI.
+    Endpoint::from_static("http://localhost")
+        .connect_timeout(CONNECT_TIMEOUT)
+        .connect_with_connector(service_fn(move |_: Uri| {
+            let path = path.clone();
+            async move { Ok::<_, io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
+        }))
+        .await
+        .map_err(|e| Error::Connect { address, reason: causes(&e) })
+}
+
+type Connecting = futures::future::BoxFuture<'static, io::Result<TokioIo<TlsStream<TcpStream>>>>;
+
+fn prepare(
+    addr: &str,
+    tls: Arc<ClientConfig>,
+    server_name: &str,
+) -> Result<
+    (
+        Endpoint,
+        impl tower::Service<Uri, Response = TokioIo<TlsStream<TcpStream>>, Error = io::Error, Future = Connecting>
+        + Send
+        + 'static,
+    ),
+    Error,
+> {
+    let bad = |reason: String| Error::Connect { address: addr.to_owned(), reason };
+    let name = ServerName::try_from(server_name.to_owned())
+        .map_err(|_| bad(format!("{server_name:?} is no server name")))?;
+    let port = addr.rsplit_once(':').and_then(|(host, port)| {
+        let port = port.parse::<u16>().ok()?;
+        (!host.is_empty() && port != 0).then_some(port)
+    });
+    if port.is_none() {
+        return Err(bad("the address is not host:port".to_owned()));
+    }
+    let endpoint = Endpoint::from_shared(format!("https://{addr}"))
+        .map_err(|e| bad(causes(&e)))?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+        .keep_alive_while_idle(true);
+    let connector = TlsConnector::from(tls);
+    let target: Arc<str> = addr.into();
+    let service = service_fn(move |_: Uri| -> Connecting {
+        let (connector, name, target) = (connector.clone(), name.clone(), target.clone());
+        Box::pin(async move {
+            let tcp = TcpStream::connect(&*target).await?;
+            tcp.set_nodelay(true)?;
+            Ok(TokioIo::new(connector.connect(name, tcp).await?))
+        })
+    });
+    Ok((endpoint, service))
+}

@@ -1,0 +1,127 @@
+//! The root of a trust domain.
+
+use std::time::SystemTime;
+
+use mesh_model::identity::TrustDomain;
+use rcgen::{BasicConstraints, IsCa, KeyPair, KeyUsagePurpose};
+use rustls_pki_types::CertificateDer;
+
+use super::{
+    ISSUER_TTL, ROOT_TTL, certificates_from_pem, key_from_pem, params, serial, to_pem, trust_domain_of,
+};
+use crate::{
+    Error, certificate_info,
+    csr::{new_key, verified_key},
+    inspect::parse_root,
+};
+
+/// The root certificate and its key. Signs issuers and nothing else.
+pub struct Root {
+    trust_domain: TrustDomain,
+    certificate: CertificateDer<'static>,
+    key: KeyPair,
+}
+
+impl std::fmt::Debug for Root {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Root").field("trust_domain", &self.trust_domain).finish_non_exhaustive()
+    }
+}
+
+impl Root {
+    /// A new key and its self-signed certificate, valid for [`ROOT_TTL`].
+    ///
+    /// # Errors
+    /// No randomness.
+    pub fn generate(trust_domain: TrustDomain, now: SystemTime) -> Result<Self, Error> {
+        let key = new_key()?;
+        let uri = format!("spiffe://{trust_domain}");
+        let mut params = params(&format!("{trust_domain} root"), &uri, ROOT_TTL, None, now)?;
+        // One layer of issuers below, none below those.
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let certificate = params.self_signed(&key).map_err(|e| Error::Issue(e.to_string()))?;
+        Ok(Self { trust_domain, certificate: certificate.der().clone(), key })
+    }
+
+    /// Signs the issuing certificate of a replica: only the key of the request is used. The result is a CA
+    /// of this trust domain that can sign leaves and no further CA, valid for [`ISSUER_TTL`].
+    ///
+    /// # Errors
+    /// The request is malformed or not signed by its key, or the root has expired.
+    pub fn sign_issuer(&self, csr: &[u8], now: SystemTime) -> Result<CertificateDer<'static>, Error> {
+        let key = verified_key(csr)?;
+        let limit = super::issuer::not_after(&self.certificate, now)?;
+        let uri = format!("spiffe://{}", self.trust_domain);
+        // Issuers differ in name, so that a verifier finds the right one without trying signatures.
+        let tag: String = serial()?.to_bytes().iter().skip(1).take(4).map(|b| format!("{b:02x}")).collect();
+        let name = format!("{} issuer {tag}", self.trust_domain);
+        let mut params = params(&name, &uri, ISSUER_TTL, Some(limit), now)?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages =
+            vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+        let signer = rcgen::Issuer::from_ca_cert_der(&self.certificate, &self.key)
+            .map_err(|e| Error::Issue(e.to_string()))?;
+        let certificate = params.signed_by(&key, &signer).map_err(|e| Error::Issue(e.to_string()))?;
+        Ok(certificate.der().clone())
+    }
+
+    /// The certificate, which goes into the trust bundle.
+    pub fn certificate(&self) -> &CertificateDer<'static> {
+        &self.certificate
+    }
+
+    /// Whose root this is.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
+    /// Certificate, then private key, in PEM. For a file that only its owner reads.
+    pub fn to_pem(&self) -> String {
+        format!("{}{}", to_pem(&self.certificate), self.key.serialize_pem())
+    }
+
+    /// Reads what [`Root::to_pem`] wrote.
+    ///
+    /// # Errors
+    /// The text lacks a part, or key and certificate differ.
+    pub fn from_pem(pem: &str) -> Result<Self, Error> {
+        let key = key_from_pem(pem)?;
+        let certificate = certificates_from_pem(pem)?.swap_remove(0);
+        let trust_domain = trust_domain_of(&certificate)?;
+        parse_root(&certificate, &trust_domain)?;
+        super::issuer::check_pair(&certificate, &key)?;
+        certificate_info(&certificate)?;
+        Ok(Self { trust_domain, certificate, key })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::{now, td};
+
+    #[test]
+    fn a_root_survives_its_pem() {
+        let root = Root::generate(td("west.example"), now()).unwrap();
+        let again = Root::from_pem(&root.to_pem()).unwrap();
+        assert_eq!(again.certificate(), root.certificate());
+        assert_eq!(again.trust_domain(), root.trust_domain());
+    }
+
+    #[test]
+    fn a_root_with_the_key_of_another_is_refused() {
+        let one = Root::generate(td("west.example"), now()).unwrap();
+        let two = Root::generate(td("west.example"), now()).unwrap();
+        let mixed = format!("{}{}", to_pem(one.certificate()), two.key.serialize_pem());
+        assert!(matches!(Root::from_pem(&mixed), Err(Error::Key(_))));
+        assert!(matches!(Root::from_pem("nonsense"), Err(Error::Pem(_))));
+        assert!(matches!(Root::from_pem(&two.key.serialize_pem()), Err(Error::Pem(_))));
+    }
+
+    #[test]
+    fn debug_output_has_no_key() {
+        let root = Root::generate(td("west.example"), now()).unwrap();
+        assert_eq!(format!("{root:?}"), "Root { trust_domain: TrustDomain(\"west.example\"), .. }");
+    }
+}
