@@ -1,5 +1,7 @@
 //! What can be wrong with a certificate, a bundle, a request or a connection.
 
+use std::io;
+
 use mesh_model::identity::{SpiffeError, SpiffeId, TrustDomain};
 use thiserror::Error;
 
@@ -106,16 +108,25 @@ impl From<Error> for rustls::Error {
 
 /// An error and its causes in one sentence: transports hide the reason in `source()`.
 pub(crate) fn causes(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
+    let mut texts: Vec<String> = Vec::new();
+    let mut next = Some(error);
     while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        // Wrappers often repeat what they wrap.
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
+        let text = cause.to_string();
+        // tonic's wrapper says nothing, and others repeat what they wrap.
+        if text != "transport error" && !texts.iter().any(|t| t.contains(&text)) {
+            texts.push(text);
         }
         next = cause.source();
     }
-    text
+    texts.join(": ")
+}
+
+/// Why a TLS handshake failed, as a sentence: rustls prints the reasons of a verifier as Rust source.
+pub fn handshake_error(error: &io::Error) -> String {
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match tls {
+        Some(rustls::Error::InvalidCertificate(rustls::CertificateError::Other(other))) => other.to_string(),
+        Some(other) => other.to_string(),
+        None => causes(error),
+    }
 }

@@ -30,7 +30,7 @@ use std::sync::{Arc, LazyLock};
 
 pub use bundles::{MAX_ROOTS, SharedBundles, TrustBundles, shared_bundles};
 pub use config::{ClientAuth, client_config, client_config_pinned, server_config};
-pub use error::Error;
+pub use error::{Error, handshake_error};
 pub use identity::{Identity, SharedIdentity, certified, shared_identity};
 pub use inspect::{CertificateInfo, certificate_info, fingerprint, parse_root, peer_spiffe_id};
 pub use policy::PeerPolicy;

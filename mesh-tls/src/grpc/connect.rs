@@ -11,7 +11,10 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 
-use crate::{Error, error::causes};
+use crate::{
+    Error,
+    error::{causes, handshake_error},
+};
 
 /// Longest time for TCP and TLS together.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -97,7 +100,8 @@ fn prepare(
         Box::pin(async move {
             let tcp = TcpStream::connect(&*target).await?;
             tcp.set_nodelay(true)?;
-            Ok(TokioIo::new(connector.connect(name, tcp).await?))
+            let tls = connector.connect(name, tcp).await;
+            Ok(TokioIo::new(tls.map_err(|e| io::Error::other(handshake_error(&e)))?))
         })
     });
     Ok((endpoint, service))

@@ -21,7 +21,7 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tonic::transport::server::Connected;
 
-use crate::{error::causes, peer_spiffe_id};
+use crate::{handshake_error, peer_spiffe_id};
 
 /// Longest time for one handshake.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -76,8 +76,12 @@ pub fn incoming(
     listener: TcpListener,
     tls: Arc<ServerConfig>,
 ) -> impl Stream<Item = io::Result<TlsIncoming>> + Send + 'static {
+    incoming_within(listener, tls, HANDSHAKE_TIMEOUT)
+}
+
+fn incoming_within(listener: TcpListener, tls: Arc<ServerConfig>, timeout: Duration) -> Accepted {
     let (done, accepted) = mpsc::channel(MAX_HANDSHAKES);
-    tokio::spawn(accept(listener, TlsAcceptor::from(tls), done));
+    tokio::spawn(accept(listener, TlsAcceptor::from(tls), timeout, done));
     Accepted(accepted)
 }
 
@@ -91,7 +95,12 @@ impl Stream for Accepted {
     }
 }
 
-async fn accept(listener: TcpListener, acceptor: TlsAcceptor, done: mpsc::Sender<io::Result<TlsIncoming>>) {
+async fn accept(
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    timeout: Duration,
+    done: mpsc::Sender<io::Result<TlsIncoming>>,
+) {
     let slots = Arc::new(Semaphore::new(MAX_HANDSHAKES));
     let addresses = Addresses::default();
     loop {
@@ -118,15 +127,17 @@ async fn accept(listener: TcpListener, acceptor: TlsAcceptor, done: mpsc::Sender
         };
         let (acceptor, done) = (acceptor.clone(), done.clone());
         tokio::spawn(async move {
-            let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(acceptor, tcp, addr));
+            let handshake = tokio::time::timeout(timeout, handshake(acceptor, tcp, addr));
             match handshake.await {
                 Ok(Ok(stream)) => {
                     drop((slot, address));
                     // An error means that the server has gone.
                     let _ = done.send(Ok(stream)).await;
                 }
-                Ok(Err(error)) => tracing::info!(%addr, error = causes(&error), "TLS handshake failed"),
-                Err(_) => tracing::info!(%addr, "TLS handshake took longer than {HANDSHAKE_TIMEOUT:?}"),
+                Ok(Err(error)) => {
+                    tracing::info!(%addr, error = handshake_error(&error), "TLS handshake failed")
+                }
+                Err(_) => tracing::info!(%addr, "TLS handshake took longer than {timeout:?}"),
             }
         });
     }
@@ -216,7 +227,101 @@ impl AsyncWrite for TlsIncoming {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::Ipv4Addr;
+    use crate::{
+        ALPN_H2, ClientAuth, Identity, PeerPolicy, certified, client_config,
+        fixtures::{Ca, bundles},
+        server_config, shared_bundles, shared_identity,
+    };
+    use futures::StreamExt;
+    use rustls_pki_types::ServerName;
+    use std::{net::Ipv4Addr, time::SystemTime};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio_rustls::TlsConnector;
+
+    const WEB: &str = "spiffe://west.example/ns/shop/sa/web";
+
+    fn door(west: &Ca) -> Arc<ServerConfig> {
+        let identity = certified(west.leaf("spiffe://west.example/isthmus/replica/1")).unwrap();
+        let trusted = shared_bundles(bundles(&[west]));
+        server_config(shared_identity(Some(identity)), trusted, ClientAuth::Optional, &[ALPN_H2]).unwrap()
+    }
+
+    fn connector(west: &Ca, identity: Option<Identity>) -> TlsConnector {
+        let identity = identity.map(|i| shared_identity(Some(certified(i).unwrap())));
+        let trusted = shared_bundles(bundles(&[west]));
+        client_config(identity, trusted, PeerPolicy::AnyMeshIdentity, &[ALPN_H2]).unwrap().into()
+    }
+
+    #[tokio::test]
+    async fn a_silent_client_blocks_nobody_and_each_peer_is_known() {
+        let west = Ca::at("west.example", SystemTime::now());
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let mut accepted = std::pin::pin!(incoming(listener, door(&west)));
+        let _silent = TcpStream::connect(addr).await.unwrap();
+        for identity in [Some(west.leaf(WEB)), None] {
+            let named = identity.is_some();
+            let tcp = TcpStream::connect(addr).await.unwrap();
+            let local = tcp.local_addr().unwrap();
+            let name = ServerName::try_from("replica").unwrap();
+            let connecting = connector(&west, identity).connect(name, tcp);
+            let (client, server) = tokio::join!(connecting, accepted.next());
+            let (mut client, mut server) = (client.unwrap(), server.unwrap().unwrap());
+            let wanted = named.then(|| SpiffeId::parse(WEB).unwrap());
+            assert_eq!(server.connect_info(), PeerInfo { spiffe_id: wanted, addr: local });
+            client.write_all(b"hello").await.unwrap();
+            let mut read = [0; 5];
+            server.read_exact(&mut read).await.unwrap();
+            assert_eq!(&read, b"hello");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_silent_client_is_disconnected_in_the_end() {
+        let west = Ca::at("west.example", SystemTime::now());
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let _accepted = incoming_within(listener, door(&west), Duration::from_millis(20));
+        let mut silent = TcpStream::connect(addr).await.unwrap();
+        assert_eq!(silent.read(&mut [0; 1]).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_failed_handshake_is_not_seen_by_the_server() {
+        let west = Ca::at("west.example", SystemTime::now());
+        let impostor = Ca::at("west.example", SystemTime::now());
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let mut accepted = std::pin::pin!(incoming(listener, door(&west)));
+        let name = || ServerName::try_from("replica").unwrap();
+        let bad = connector(&west, Some(impostor.leaf(WEB)));
+        let mut refused = bad.connect(name(), TcpStream::connect(addr).await.unwrap()).await.unwrap();
+        assert!(refused.read(&mut [0; 1]).await.is_err(), "the client hears of it by an alert");
+        let good = connector(&west, Some(west.leaf(WEB)));
+        let tcp = TcpStream::connect(addr).await.unwrap();
+        let local = tcp.local_addr().unwrap();
+        let (_client, server) = tokio::join!(good.connect(name(), tcp), accepted.next());
+        assert_eq!(server.unwrap().unwrap().peer().addr, local);
+    }
+
+    #[tokio::test]
+    async fn a_refused_server_is_named_by_the_error_of_connect() {
+        let (west, impostor) =
+            (Ca::at("west.example", SystemTime::now()), Ca::at("west.example", SystemTime::now()));
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let addr = listener.local_addr().unwrap().to_string();
+        let _accepted = incoming(listener, door(&impostor));
+        let trusted = shared_bundles(bundles(&[&west]));
+        let tls = client_config(None, trusted, PeerPolicy::AnyMeshIdentity, &[ALPN_H2]).unwrap();
+        let error = crate::grpc::connect(&addr, tls.clone(), "replica").await.unwrap_err().to_string();
+        assert!(
+            error.contains(&addr) && error.contains("spiffe://west.example/isthmus/replica/1"),
+            "{error}"
+        );
+        for bad in ["nowhere", ":80", "host:0", "host:99999", "ho st:80"] {
+            assert!(crate::grpc::connect(bad, tls.clone(), "replica").await.is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn one_address_cannot_take_every_slot() {
