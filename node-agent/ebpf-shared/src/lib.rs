@@ -1,1 +1,41 @@
-//! Keys and values of the kernel maps.
+//! What the kernel programs and the node agent have to agree on: the keys and values of the maps, and
+//! the verdict itself.
+//!
+//! The verdict ([`decide`]) is generic over the maps it reads, so the kernel programs, the agent's
+//! emulation and the tests run the *same* lines. Only parsing a frame and touching a socket are the
+//! kernel's own.
+//!
+//! Conventions: addresses are [`Ip4`] (network order, as on the wire); ports are `u16` in host order,
+//! except where a longest-prefix key needs them big-endian; every struct is `repr(C)` with explicit
+//! padding, because a hash key with an undefined byte is a key that is never found again.
+//!
+//! A change to any struct here changes the format of pinned maps: raise [`limits::FORMAT`].
+#![cfg_attr(not(any(test, feature = "user")), no_std)]
+#![forbid(unsafe_op_in_unsafe_fn)]
+
+pub mod addr;
+pub mod conntrack;
+pub mod decide;
+pub mod endpoint;
+pub mod flow;
+pub mod identity;
+pub mod limits;
+pub mod metrics;
+pub mod packet;
+pub mod policy;
+pub mod service;
+
+pub use addr::Ip4;
+pub use conntrack::{ConnEntry, ConnKey, Conntrack};
+pub use decide::{Decision, decide};
+pub use endpoint::Endpoint;
+pub use flow::{FlowEvent, Reason};
+pub use metrics::Metric;
+pub use packet::{Kind, Packet};
+pub use policy::{Class, Direction, PolicyKey, PolicyMaps, PolicyValue, Ruling, judge};
+pub use service::{
+    Backend, BackendKey, CapturedKey, Netns, ReverseKey, ServiceKey, ServiceValue, SocketAddr4,
+};
+
+#[cfg(feature = "user")]
+mod pod;

@@ -1,0 +1,243 @@
+//! Connections, as the programs at a pod's interface remember them.
+//!
+//! An entry belongs to one interface and says which side began the flow: two pods on one node have two
+//! entries for the same connection, one where it leaves its client (judged by the client's egress policy)
+//! and one where it reaches its server (judged by the server's ingress policy). So neither pod's policy can
+//! be passed by on the other's entry.
+
+use crate::packet::{protocol, tcp};
+use crate::{Direction, Ip4, Packet, Reason};
+
+const SECOND: u64 = 1_000_000_000;
+
+/// Key of `CONNTRACK`: a flow in the orientation of its first packet, at one interface.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct ConnKey {
+    pub ifindex: u32,
+    pub src: Ip4,
+    pub dst: Ip4,
+    pub src_port: u16,
+    pub dst_port: u16,
+    pub protocol: u8,
+    /// The [`Direction`] of the first packet: Egress if the pod began the flow.
+    pub began: u8,
+    pub padding: u16,
+}
+
+impl ConnKey {
+    /// The flow that begins with this packet.
+    #[inline(always)]
+    pub const fn of(ifindex: u32, packet: &Packet, began: Direction) -> Self {
+        Self {
+            ifindex,
+            src: packet.src,
+            dst: packet.dst,
+            src_port: packet.src_port,
+            dst_port: packet.dst_port,
+            protocol: packet.protocol,
+            began: began as u8,
+            padding: 0,
+        }
+    }
+
+    /// The flow that this packet answers.
+    #[inline(always)]
+    pub const fn answered_by(ifindex: u32, packet: &Packet, direction: Direction) -> Self {
+        Self {
+            ifindex,
+            src: packet.dst,
+            dst: packet.src,
+            src_port: packet.dst_port,
+            dst_port: packet.src_port,
+            protocol: packet.protocol,
+            began: direction.opposite() as u8,
+            padding: 0,
+        }
+    }
+}
+
+/// Value of `CONNTRACK`.
+///
+/// Each fact has a byte of its own: packets of both directions write at the same time on different CPUs,
+/// and a lost update of a shared bit field could forget a FIN.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ConnEntry {
+    /// `CLOCK_MONOTONIC` of about the last packet, nanoseconds.
+    pub seen: u64,
+    /// The generation of policy under which the flow was last judged.
+    pub generation: u64,
+    /// What the last judgement rested on.
+    pub policy_id: u32,
+    /// 0, or the [`Reason`] why the flow is cut. A cut flow is kept, so that its stragglers are
+    /// not taken for the beginning of a new flow the other way.
+    pub cut: u8,
+    /// 1: an answer was seen.
+    pub answered: u8,
+    /// 1: the side that began has sent FIN, or either side RST.
+    pub closed_forward: u8,
+    /// 1: the side that answered has sent FIN, or either side RST.
+    pub closed_reply: u8,
+    /// 1: the beginning was not seen, so that policy has to allow both directions.
+    pub midstream: u8,
+    pub padding: [u8; 7],
+}
+
+impl ConnEntry {
+    /// TCP that was not answered, and everything without connections.
+    pub const SHORT: u64 = 60 * SECOND;
+    /// UDP that was answered (RFC 4787, REQ-5 asks for 2 minutes, recommends 5).
+    pub const UDP_ANSWERED: u64 = 300 * SECOND;
+    /// An open TCP connection: longer than the 7,200 s after which Linux probes an idle one.
+    pub const TCP_OPEN: u64 = 8_000 * SECOND;
+    /// A TCP connection that both sides have closed.
+    pub const TCP_CLOSED: u64 = 10 * SECOND;
+    /// Time is noted this coarsely, so that a fast flow does not write to its entry with each packet.
+    pub const COARSENESS: u64 = SECOND;
+
+    /// A flow that `packet` begins.
+    #[inline(always)]
+    pub const fn begin(now: u64, generation: u64, policy_id: u32, midstream: bool) -> Self {
+        Self {
+            seen: now,
+            generation,
+            policy_id,
+            cut: 0,
+            answered: 0,
+            closed_forward: 0,
+            closed_reply: 0,
+            midstream: midstream as u8,
+            padding: [0; 7],
+        }
+    }
+
+    /// How long the flow may be silent, in nanoseconds.
+    #[inline(always)]
+    pub const fn lifetime(&self, protocol: u8) -> u64 {
+        let answered = self.answered != 0 || self.midstream != 0;
+        match protocol {
+            protocol::TCP if self.closed_forward != 0 && self.closed_reply != 0 => Self::TCP_CLOSED,
+            protocol::TCP | protocol::SCTP if answered || self.cut != 0 => Self::TCP_OPEN,
+            protocol::UDP if answered => Self::UDP_ANSWERED,
+            _ => Self::SHORT,
+        }
+    }
+
+    /// Whether the entry still counts.
+    #[inline(always)]
+    pub const fn is_alive(&self, now: u64, protocol: u8) -> bool {
+        // Another CPU may have noted a time just after ours.
+        now.saturating_sub(self.seen) < self.lifetime(protocol)
+    }
+
+    /// Notes a packet of the flow. A closed connection is not kept alive by it.
+    #[inline(always)]
+    pub fn note(&mut self, packet: &Packet, is_reply: bool, now: u64) {
+        if now.saturating_sub(self.seen) > Self::COARSENESS
+            && (self.closed_forward == 0 || self.closed_reply == 0)
+        {
+            self.seen = now;
+        }
+        if is_reply && self.answered == 0 {
+            self.answered = 1;
+            self.seen = now;
+        }
+        if packet.protocol == protocol::TCP && packet.tcp_flags & (tcp::FIN | tcp::RST) != 0 {
+            let reset = packet.tcp_flags & tcp::RST != 0;
+            if reset || !is_reply {
+                self.closed_forward = 1;
+            }
+            if reset || is_reply {
+                self.closed_reply = 1;
+            }
+            self.seen = now;
+        }
+    }
+
+    /// Whether the flow has come to an end, so that another SYN begins a different one.
+    #[inline(always)]
+    pub const fn is_over(&self) -> bool {
+        self.cut != 0 || self.answered != 0 || self.closed_forward != 0
+    }
+
+    /// Cuts the flow, or lets a cut one go on.
+    #[inline(always)]
+    pub fn rule(&mut self, generation: u64, reason: Reason, policy_id: u32) {
+        self.policy_id = policy_id;
+        self.cut = reason as u8;
+        self.generation = generation;
+    }
+}
+
+/// The connections of all interfaces.
+pub trait Conntrack {
+    fn get(&mut self, key: &ConnKey) -> Option<&mut ConnEntry>;
+    /// False if there was no room.
+    fn insert(&mut self, key: &ConnKey, entry: &ConnEntry) -> bool;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::Kind;
+
+    fn packet(tcp_flags: u8) -> Packet {
+        Packet {
+            src: Ip4::from_be(1),
+            dst: Ip4::from_be(2),
+            src_port: 3,
+            dst_port: 4,
+            protocol: protocol::TCP,
+            tcp_flags,
+            kind: Kind::Plain,
+        }
+    }
+
+    #[test]
+    fn keys_and_entries_have_no_implicit_padding() {
+        assert_eq!(size_of::<ConnKey>(), 4 + 4 + 4 + 2 + 2 + 1 + 1 + 2);
+        assert_eq!(size_of::<ConnEntry>(), 8 + 8 + 4 + 5 + 7);
+    }
+
+    #[test]
+    fn an_answer_has_the_key_of_what_it_answers() {
+        let there = packet(tcp::SYN);
+        let back = Packet { src: there.dst, dst: there.src, src_port: 4, dst_port: 3, ..there };
+        assert_eq!(
+            ConnKey::answered_by(7, &back, Direction::Ingress),
+            ConnKey::of(7, &there, Direction::Egress)
+        );
+    }
+
+    #[test]
+    fn an_unanswered_flow_is_forgotten_before_an_answered_one() {
+        let mut entry = ConnEntry::begin(0, 1, 0, false);
+        assert!(entry.is_alive(ConnEntry::SHORT - 1, protocol::TCP));
+        assert!(!entry.is_alive(ConnEntry::SHORT, protocol::TCP));
+        entry.note(&packet(tcp::SYN | tcp::ACK), true, 5);
+        assert!(entry.is_alive(ConnEntry::TCP_OPEN, protocol::TCP));
+        assert!(!entry.is_alive(ConnEntry::TCP_OPEN + 5, protocol::TCP));
+    }
+
+    #[test]
+    fn a_half_closed_connection_lives_on_and_a_closed_one_does_not() {
+        let mut entry = ConnEntry::begin(0, 1, 0, false);
+        entry.note(&packet(tcp::ACK), true, 1);
+        entry.note(&packet(tcp::FIN | tcp::ACK), false, 2);
+        assert!(entry.is_alive(ConnEntry::TCP_OPEN, protocol::TCP));
+        entry.note(&packet(tcp::FIN | tcp::ACK), true, 3);
+        assert!(!entry.is_alive(ConnEntry::TCP_CLOSED + 3, protocol::TCP));
+        entry.note(&packet(tcp::ACK), false, 5 * SECOND);
+        assert!(!entry.is_alive(ConnEntry::TCP_CLOSED + 3, protocol::TCP), "not kept alive by stragglers");
+    }
+
+    #[test]
+    fn a_reset_from_either_side_closes_both() {
+        for is_reply in [false, true] {
+            let mut entry = ConnEntry::begin(0, 1, 0, false);
+            entry.note(&packet(tcp::RST), is_reply, 2);
+            assert_eq!((entry.closed_forward, entry.closed_reply), (1, 1));
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! Identity numbers that mean the same on every node.
+//!
+//! Mesh identities are 24-bit numbers from the control plane's dictionary (256 and up). The agent gives
+//! addresses outside the mesh that a policy names by CIDR a number of its own, with [`LOCAL`] set, and puts
+//! the CIDR into the ipcache: so the kernel only ever compares identities. CIDRs nest, and the ipcache
+//! answers with the narrowest one, therefore the agent has to install a rule that names a CIDR for every
+//! known CIDR inside it as well.
+
+/// In a policy rule: whoever the peer is. Never the identity of an address.
+pub const ANY: u32 = 0;
+/// This node itself.
+pub const HOST: u32 = 1;
+/// Whatever the ipcache does not know.
+pub const WORLD: u32 = 2;
+/// Another node of the cluster.
+pub const REMOTE_NODE: u32 = 3;
+/// Set in numbers that this node allocated for CIDRs; they mean nothing elsewhere.
+pub const LOCAL: u32 = 1 << 24;

@@ -1,0 +1,32 @@
+//! Sizes of the maps. Each is a ceiling: hash maps and tries allocate an entry when it is written,
+//! LRU maps at once.
+
+/// Version of the layout of every pinned map. Raised by any change to a shared struct or to a map's type.
+pub const FORMAT: u32 = 1;
+
+/// Addresses and CIDRs with an identity.
+pub const IPCACHE: u32 = 262_144;
+/// Pods of one node.
+pub const ENDPOINTS: u32 = 4_096;
+/// Distinct policies of one node, twice: a changed class lives beside its successor for a moment.
+pub const CLASSES: u32 = 8_192;
+/// Port prefixes over all classes.
+pub const POLICY: u32 = 262_144;
+/// Connections of all pods of one node, about 120 bytes each. The least recently used one is forgotten.
+pub const CONNTRACK: u32 = 131_072;
+/// Datagrams in pieces that are on their way to or from a pod at this moment.
+pub const FRAGMENTS: u32 = 4_096;
+/// Service address, port and protocol.
+pub const SERVICES: u32 = 65_536;
+/// Backend slots over all services.
+pub const BACKENDS: u32 = 524_288;
+/// Slots of one service: weights are expanded to this many at most.
+pub const BACKENDS_PER_SERVICE: u32 = 4_096;
+/// Sockets that talk to a service address and may ask whom they talk to.
+pub const REVERSE: u32 = 131_072;
+/// Network namespaces with a sidecar.
+pub const NETNS: u32 = 4_096;
+/// Ports taken over by sidecars.
+pub const CAPTURED: u32 = 65_536;
+/// Bytes of the flow event ring, a power of two: some 18,000 events.
+pub const EVENTS: u32 = 1 << 20;

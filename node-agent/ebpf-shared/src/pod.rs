@@ -1,0 +1,33 @@
+//! Permission for aya to copy the shared types byte by byte.
+
+use crate::*;
+
+macro_rules! pod {
+    ($($ty:ty),+ $(,)?) => {
+        $(
+            // SAFETY: repr(C) or repr(transparent) over integers, without implicit padding (the layout
+            // tests beside each type prove it), and every bit pattern is a valid value.
+            unsafe impl aya::Pod for $ty {}
+        )+
+    };
+}
+
+pod!(
+    Ip4,
+    Endpoint,
+    Class,
+    PolicyKey,
+    PolicyValue,
+    ConnKey,
+    ConnEntry,
+    ServiceKey,
+    ServiceValue,
+    BackendKey,
+    Backend,
+    ReverseKey,
+    SocketAddr4,
+    Netns,
+    CapturedKey,
+    Metric,
+    FlowEvent,
+);
