@@ -1,8 +1,9 @@
 //! The dictionary of identities: one number per (trust domain, namespace, service account, labels).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
 use super::TrustDomain;
 use crate::resource::Labels;
@@ -28,9 +29,158 @@ pub struct IdentityKey {
 
 /// Allocated by `apply`, so that no two replicas differ.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(from = "Stored", into = "Stored")]
 pub struct IdentityTable {
+    numbers: BTreeMap<IdentityNumber, IdentityKey>,
+    /// The next number to try; wraps at [`MAX_IDENTITY`], so that a released number is reused as late as possible:
+    /// until then no packet in flight and no map entry can be taken for another workload's.
+    next: IdentityNumber,
+    by_key: BTreeMap<IdentityKey, IdentityNumber>,
+}
+
+/// What a snapshot holds: a list, because JSON has no maps with number keys.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    numbers: Vec<(IdentityNumber, IdentityKey)>,
+    next: IdentityNumber,
+}
+
+impl From<Stored> for IdentityTable {
+    fn from(stored: Stored) -> Self {
+        let by_key = stored.numbers.iter().map(|(number, key)| (key.clone(), *number)).collect();
+        Self { numbers: stored.numbers.into_iter().collect(), next: stored.next, by_key }
+    }
+}
+
+impl From<IdentityTable> for Stored {
+    fn from(table: IdentityTable) -> Self {
+        Self { numbers: table.numbers.into_iter().collect(), next: table.next }
+    }
+}
+
+/// All numbers are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("all {} identity numbers are in use; delete workloads or use fewer distinct label sets", MAX_IDENTITY - FIRST_IDENTITY + 1)]
+pub struct Full;
+
+impl IdentityTable {
+    /// The number of this key; a new one if it has none yet. A pure function of the table and the key.
+    ///
+    /// # Errors
+    /// [`Full`], and the table is unchanged.
+    pub fn number_for(&mut self, key: &IdentityKey) -> Result<IdentityNumber, Full> {
+        if let Some(number) = self.lookup(key) {
+            return Ok(number);
+        }
+        if self.numbers.len() > (MAX_IDENTITY - FIRST_IDENTITY) as usize {
+            return Err(Full);
+        }
+        let mut number = in_range(self.next);
+        while self.numbers.contains_key(&number) {
+            number = in_range(number + 1);
+        }
+        self.next = in_range(number + 1);
+        self.numbers.insert(number, key.clone());
+        self.by_key.insert(key.clone(), number);
+        Ok(number)
+    }
+
+    /// The number of this key, if it has one.
+    pub fn lookup(&self, key: &IdentityKey) -> Option<IdentityNumber> {
+        self.by_key.get(key).copied()
+    }
+
+    /// What a number stands for.
+    pub fn get(&self, number: IdentityNumber) -> Option<&IdentityKey> {
+        self.numbers.get(&number)
+    }
+
+    /// Every identity, by number.
+    pub fn iter(&self) -> impl Iterator<Item = (IdentityNumber, &IdentityKey)> {
+        self.numbers.iter().map(|(number, key)| (*number, key))
+    }
+
     #[allow(missing_docs)]
-    pub numbers: BTreeMap<IdentityNumber, IdentityKey>,
-    /// The next number to try; wraps at [`MAX_IDENTITY`].
-    pub next: IdentityNumber,
+    pub fn len(&self) -> usize {
+        self.numbers.len()
+    }
+
+    #[allow(missing_docs)]
+    pub fn is_empty(&self) -> bool {
+        self.numbers.is_empty()
+    }
+
+    /// Releases one identity and returns its number.
+    pub fn release(&mut self, key: &IdentityKey) -> Option<IdentityNumber> {
+        let number = self.by_key.remove(key)?;
+        self.numbers.remove(&number);
+        Some(number)
+    }
+
+    /// Releases every identity that is not in use, and returns their numbers in ascending order.
+    pub fn retain(&mut self, in_use: &BTreeSet<IdentityKey>) -> Vec<IdentityNumber> {
+        let gone: Vec<IdentityNumber> =
+            self.numbers.iter().filter(|(_, key)| !in_use.contains(key)).map(|(number, _)| *number).collect();
+        for number in &gone {
+            if let Some(key) = self.numbers.remove(number) {
+                self.by_key.remove(&key);
+            }
+        }
+        gone
+    }
+}
+
+fn in_range(number: IdentityNumber) -> IdentityNumber {
+    if (FIRST_IDENTITY..=MAX_IDENTITY).contains(&number) { number } else { FIRST_IDENTITY }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(name: &str) -> IdentityKey {
+        IdentityKey {
+            trust_domain: TrustDomain::parse("west.example").unwrap(),
+            namespace: "shop".to_owned(),
+            service_account: name.to_owned(),
+            labels: Labels::new(),
+        }
+    }
+
+    #[test]
+    fn equal_keys_share_a_number_and_others_do_not() {
+        let mut table = IdentityTable::default();
+        let a = table.number_for(&key("a")).unwrap();
+        let b = table.number_for(&key("b")).unwrap();
+        assert_eq!((a, b), (FIRST_IDENTITY, FIRST_IDENTITY + 1));
+        assert_eq!(table.number_for(&key("a")), Ok(a));
+        assert_eq!(table.get(b), Some(&key("b")));
+    }
+
+    #[test]
+    fn a_released_number_is_not_reused_at_once() {
+        let mut table = IdentityTable::default();
+        let a = table.number_for(&key("a")).unwrap();
+        table.number_for(&key("b")).unwrap();
+        assert_eq!(table.retain(&BTreeSet::from([key("b")])), vec![a]);
+        assert_eq!(table.lookup(&key("a")), None);
+        assert_eq!(table.number_for(&key("c")), Ok(FIRST_IDENTITY + 2));
+    }
+
+    #[test]
+    fn a_table_survives_a_snapshot_and_goes_on_as_before() {
+        let mut table = IdentityTable::default();
+        table.number_for(&key("a")).unwrap();
+        let text = serde_json::to_string(&table).unwrap();
+        let mut restored: IdentityTable = serde_json::from_str(&text).unwrap();
+        assert_eq!(restored, table);
+        assert_eq!(restored.number_for(&key("b")), table.number_for(&key("b")));
+    }
+
+    #[test]
+    fn numbers_wrap_around_and_skip_those_in_use() {
+        let mut table = IdentityTable { next: MAX_IDENTITY, ..IdentityTable::default() };
+        assert_eq!(table.number_for(&key("a")), Ok(MAX_IDENTITY));
+        assert_eq!(table.number_for(&key("b")), Ok(FIRST_IDENTITY));
+    }
 }

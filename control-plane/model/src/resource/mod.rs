@@ -1,8 +1,34 @@
 //! Typed objects, Kubernetes-shaped: parsed, never merely validated. A value of one of these types obeys its
 //! kind's rules.
+//!
+//! Each kind has one file: private wire structs that refuse unknown fields, the rules that turn them into the
+//! public type, and the way back to JSON.
 
+mod check;
+mod duration;
+mod endpoint_slice;
+mod error;
+mod http_filter;
+mod http_match;
+mod http_route;
 mod key;
+mod meta;
+mod network_policy;
+mod parse;
+mod port;
+mod selector;
+mod service;
+mod service_export;
 mod types;
+mod workload;
 
+pub use error::ObjectError;
 pub use key::{Kind, NamespacedName, ObjectKey};
+pub use parse::{MAX_OBJECT_BYTES, MAX_OBJECT_DEPTH};
+pub use selector::matches_labels;
 pub use types::*;
+
+/// The label that every namespace carries, so that `namespaceSelector` can name one (Kubernetes 1.21 and later).
+pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
+/// The label that ties an EndpointSlice to its service.
+pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";

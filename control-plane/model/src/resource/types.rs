@@ -145,6 +145,9 @@ pub struct WorkloadPort {
     pub name: Option<String>,
     pub port: u16,
     pub protocol: Protocol,
+    /// None: what the services that target this port say.
+    #[serde(default)]
+    pub app_protocol: Option<AppProtocol>,
 }
 
 /// `v1 Service`.
