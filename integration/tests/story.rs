@@ -1,0 +1,44 @@
+//! The demo's story, asserted. Needs root and eBPF; SKIP_PRIVILEGED=1 leaves it out.
+
+use integration::{
+    story::{self, Narrator, Outcome, Told, World},
+    testbed,
+};
+
+/// On the test's output, so that a failure shows how far the story came.
+struct Printed;
+
+impl Narrator for Printed {
+    fn begins(&self, number: usize, of: usize, title: &str) {
+        println!("[{number}/{of}] {title}");
+    }
+    fn progress(&self, doing: &str) {
+        println!("    {doing}");
+    }
+    fn ended(&self, told: &Told) {
+        println!("    {:?} {:?}", told.outcome, told.took);
+    }
+}
+
+#[test]
+fn every_step_of_the_demo_proves_itself_and_nothing_is_left_behind() {
+    if std::env::var_os("SKIP_PRIVILEGED").is_some() {
+        println!("skipped: SKIP_PRIVILEGED is set");
+        return;
+    }
+    let mut world = World::new().unwrap();
+    let folder = world.bed.folder();
+    let told = story::tell(&story::full(), &mut world, &Printed);
+    drop(world);
+    let failed: Vec<_> = told
+        .iter()
+        .filter_map(|t| match &t.outcome {
+            Outcome::Failed(why) => Some(format!("{}: {why}", t.title)),
+            Outcome::NotRun => Some(format!("{}: not run", t.title)),
+            Outcome::Proved(_) => None,
+        })
+        .collect();
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+    assert!(!folder.exists(), "{} was left behind", folder.display());
+    assert_eq!(testbed::lacking(), Vec::<String>::new());
+}
