@@ -1,0 +1,59 @@
+//! The first command.
+
+use mesh_model::records::ClusterInfo;
+
+use super::{Done, address, transaction::Transaction, valid};
+use crate::{
+    Refusal,
+    limits::{MAX_PEER_ADDRESSES, MAX_ROOT_BYTES, NODE_SLICE_BITS},
+};
+
+pub(super) fn init(tx: &mut Transaction<'_>, info: &ClusterInfo) -> Result<Done, Refusal> {
+    match &tx.state().cluster {
+        Some(current) if current == info => return Ok(Done::default()),
+        Some(current) => return Err(Refusal::AlreadyInitialised { name: current.name.clone() }),
+        None => {}
+    }
+    valid::label("name", &info.name)?;
+    valid::domain("meshDomain", &info.mesh_domain)?;
+    check_roots(&info.roots)?;
+    for (field, cidr) in [("podCIDR", &info.pod_cidr), ("serviceCIDR", &info.service_cidr)] {
+        if !address::is_network(cidr) {
+            return Err(Refusal::invalid(
+                field,
+                cidr,
+                format!("has bits below its prefix: write {}", cidr.trunc()),
+            ));
+        }
+    }
+    if address::slice_prefix(&info.pod_cidr, NODE_SLICE_BITS).is_none() {
+        return Err(Refusal::invalid(
+            "podCIDR",
+            info.pod_cidr,
+            "is smaller than one node's slice (/24, IPv6 /120)",
+        ));
+    }
+    if address::size(&info.service_cidr) < 4 {
+        return Err(Refusal::invalid(
+            "serviceCIDR",
+            info.service_cidr,
+            "has no room for a service: /30 is the least",
+        ));
+    }
+    if address::overlap(&info.pod_cidr, &info.service_cidr) {
+        let problem = format!("overlaps the service CIDR {}", info.service_cidr);
+        return Err(Refusal::invalid("podCIDR", info.pod_cidr, problem));
+    }
+    tx.set_cluster(info.clone());
+    Ok(Done::default())
+}
+
+/// A trust domain without a root would trust nobody, and a huge one would be sent to every data plane.
+pub(super) fn check_roots(roots: &[Vec<u8>]) -> Result<(), Refusal> {
+    if roots.is_empty() {
+        return Err(Refusal::invalid("roots", "[]", "names no root certificate"));
+    }
+    valid::at_most("roots of one trust domain", roots.len(), MAX_PEER_ADDRESSES)?;
+    let largest = roots.iter().map(Vec::len).max().unwrap_or(0);
+    valid::at_most("bytes of a root certificate", largest, MAX_ROOT_BYTES)
+}

@@ -1,0 +1,149 @@
+//! Other clusters and what they export.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mesh_model::{
+    records::{ImportedService, PeerRecord},
+    resource::NamespacedName,
+};
+
+use super::{Done, cluster::check_roots, services, transaction::Transaction, valid};
+use crate::{
+    Refusal,
+    limits::{
+        MAX_IDENTITIES_PER_IMPORT, MAX_IMPORTS_PER_PEER, MAX_PEER_ADDRESSES, MAX_PEERS, MAX_PORTS_PER_IMPORT,
+    },
+};
+
+pub(super) fn put(tx: &mut Transaction<'_>, peer: &PeerRecord) -> Result<Done, Refusal> {
+    check(tx, peer)?;
+    let known = tx.state().peers.get(&peer.cluster);
+    let (origin_revision, imports) = match known {
+        Some(known) => (known.origin_revision, known.imports.clone()),
+        None => {
+            valid::at_most("peers", tx.state().peers.len() + 1, MAX_PEERS)?;
+            (0, BTreeMap::new())
+        }
+    };
+    let record = PeerRecord { origin_revision, imports, ..peer.clone() };
+    if known != Some(&record) {
+        tx.set_peer(&peer.cluster, Some(record));
+    }
+    Ok(Done::default())
+}
+
+pub(super) fn import(
+    tx: &mut Transaction<'_>,
+    cluster: &str,
+    origin_revision: u64,
+    upserts: &[(NamespacedName, ImportedService)],
+    removals: &[NamespacedName],
+) -> Result<Done, Refusal> {
+    let peer = known(tx, cluster)?;
+    if origin_revision < peer.origin_revision {
+        return Err(Refusal::PeerWentBack {
+            cluster: cluster.to_owned(),
+            have: peer.origin_revision,
+            got: origin_revision,
+        });
+    }
+    let trust_domain = peer.trust_domain.clone();
+    tx.set_origin_revision(cluster, origin_revision);
+    let mut touched = BTreeSet::new();
+    for name in removals {
+        if known(tx, cluster)?.imports.contains_key(name) {
+            tx.set_import(cluster, name, None);
+            touched.insert(name);
+        }
+    }
+    for (name, service) in upserts {
+        check_import(name, service)?;
+        // A peer vouches for the identities of its own trust domain only.
+        if let Some(foreign) = service.spiffe_ids.iter().find(|id| *id.trust_domain() != trust_domain) {
+            let problem = format!("is not of the peer's trust domain {trust_domain}");
+            return Err(Refusal::invalid(format!("import {name}: spiffeIds"), foreign, problem));
+        }
+        if known(tx, cluster)?.imports.get(name) != Some(service) {
+            tx.set_import(cluster, name, Some(service.clone()));
+            touched.insert(name);
+        }
+    }
+    let imports = known(tx, cluster)?.imports.len();
+    valid::at_most(&format!("services imported from {cluster}"), imports, MAX_IMPORTS_PER_PEER)?;
+    for name in touched {
+        services::reallocate(tx, name)?;
+    }
+    Ok(Done::default())
+}
+
+pub(super) fn remove(tx: &mut Transaction<'_>, cluster: &str) -> Result<Done, Refusal> {
+    let imported: Vec<NamespacedName> = known(tx, cluster)?.imports.keys().cloned().collect();
+    tx.set_peer(cluster, None);
+    for name in &imported {
+        services::reallocate(tx, name)?;
+    }
+    Ok(Done::default())
+}
+
+fn known<'a>(tx: &'a Transaction<'_>, cluster: &str) -> Result<&'a PeerRecord, Refusal> {
+    tx.state()
+        .peers
+        .get(cluster)
+        .ok_or_else(|| Refusal::Unknown { what: "peer".to_owned(), name: cluster.chars().take(80).collect() })
+}
+
+/// Names must tell clusters apart, and a trust domain must have one owner.
+fn check(tx: &Transaction<'_>, peer: &PeerRecord) -> Result<(), Refusal> {
+    valid::label("peer.cluster", &peer.cluster)?;
+    check_roots(&peer.roots)?;
+    valid::at_most("doors of one peer", peer.doors.len(), MAX_PEER_ADDRESSES)?;
+    valid::at_most("gateways of one peer", peer.gateways.len(), MAX_PEER_ADDRESSES)?;
+    peer.doors.iter().try_for_each(|door| valid::host_port("peer.doors", door))?;
+    peer.gateways.iter().try_for_each(|gateway| valid::host_port("peer.gateways", gateway))?;
+    let own = tx.cluster()?;
+    let clash = |what: &str, value: String, holder: String| Refusal::PeerClash {
+        cluster: peer.cluster.clone(),
+        what: what.to_owned(),
+        value,
+        holder,
+    };
+    if peer.cluster == own.name {
+        return Err(clash("name", peer.cluster.clone(), "this cluster".to_owned()));
+    }
+    if peer.trust_domain == own.trust_domain {
+        return Err(clash("trust domain", peer.trust_domain.to_string(), "this cluster".to_owned()));
+    }
+    if peer.mesh_domain != own.mesh_domain {
+        let problem = format!("is another mesh: this one is {}", own.mesh_domain);
+        return Err(Refusal::invalid("peer.meshDomain", &peer.mesh_domain, problem));
+    }
+    for other in tx.state().peers.values().filter(|other| other.cluster != peer.cluster) {
+        if other.trust_domain == peer.trust_domain {
+            let holder = format!("peer {}", other.cluster);
+            return Err(clash("trust domain", peer.trust_domain.to_string(), holder));
+        }
+    }
+    // Whoever holds the name may not hand it to another trust domain: that takes a removal first.
+    match tx.state().peers.get(&peer.cluster) {
+        Some(known) if known.trust_domain != peer.trust_domain => {
+            let holder = format!("a peer of trust domain {}", known.trust_domain);
+            Err(clash("name", peer.cluster.clone(), holder))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_import(name: &NamespacedName, service: &ImportedService) -> Result<(), Refusal> {
+    valid::label("import.namespace", &name.namespace)?;
+    valid::label("import.name", &name.name)?;
+    valid::at_most(&format!("ports of the import {name}"), service.ports.len(), MAX_PORTS_PER_IMPORT)?;
+    valid::at_most(
+        &format!("identities of the import {name}"),
+        service.spiffe_ids.len(),
+        MAX_IDENTITIES_PER_IMPORT,
+    )?;
+    if service.ports.iter().any(|port| port.port == 0) {
+        return Err(Refusal::invalid(format!("import {name}: port"), 0, "is not a port"));
+    }
+    Ok(())
+}

@@ -1,0 +1,435 @@
+//! Each rule of the state machine by name.
+
+use mesh_model::{
+    records::{ReplicaRecord, WorkloadBinding},
+    resource::{Kind, Object, ObjectKey},
+};
+
+use crate::{
+    Change, Command, Granted, ObjectChange, Refusal, TokenPurpose, apply,
+    fixtures::{NOON, Store, cluster, imported, ip, name, peer, populated, put, service, token, workload},
+    limits::{MAX_OBJECT_BYTES, MAX_OBJECTS_PER_COMMAND, MAX_PROXY_PORT, MIN_PROXY_PORT},
+};
+
+fn svc(text: &str) -> Object {
+    Object::Service(service(text, &[80]))
+}
+
+fn svc_at(text: &str, address: &str) -> Object {
+    let mut service = service(text, &[80]);
+    service.cluster_ip = Some(ip(address));
+    Object::Service(service)
+}
+
+fn wl(text: &str) -> Object {
+    Object::Workload(workload(text))
+}
+
+fn key(kind: Kind, text: &str) -> ObjectKey {
+    ObjectKey { kind, name: name(text) }
+}
+
+fn bind(text: &str, node: &str, address: &str) -> Command {
+    Command::BindWorkload {
+        workload: name(text),
+        binding: WorkloadBinding { node: node.to_owned(), addresses: vec![ip(address)], ready: true },
+    }
+}
+
+fn import(revision: u64, services: &[(&str, u16)], removals: &[&str]) -> Command {
+    Command::ImportServices {
+        cluster: "east".to_owned(),
+        origin_revision: revision,
+        upserts: services.iter().map(|(service, port)| (name(service), imported(*port))).collect(),
+        removals: removals.iter().map(|service| name(service)).collect(),
+    }
+}
+
+fn virtual_ip(store: &Store, service: &str) -> Option<String> {
+    store.state.allocations.get(&name(service))?.virtual_ip.map(|address| address.to_string())
+}
+
+#[test]
+fn nothing_is_accepted_before_the_cluster_is_initialised() {
+    assert_eq!(Store::empty().refused(put([wl("a/b")])), Refusal::NotInitialised);
+}
+
+#[test]
+fn a_cluster_is_initialised_once_and_the_same_again_is_no_change() {
+    let mut store = Store::initialised();
+    assert_eq!(store.run(Command::Init(cluster())).expect("the same").revision, 1);
+    let other = mesh_model::records::ClusterInfo { name: "east".to_owned(), ..cluster() };
+    assert_eq!(store.refused(Command::Init(other)), Refusal::AlreadyInitialised { name: "west".to_owned() });
+}
+
+#[test]
+fn address_ranges_that_can_not_work_are_refused_by_name() {
+    for (pods, services, field) in [
+        ("10.1.0.0/25", "10.2.0.0/16", "podCIDR"),
+        ("10.1.0.1/16", "10.2.0.0/16", "podCIDR"),
+        ("10.0.0.0/8", "10.2.0.0/16", "podCIDR"),
+        ("10.1.0.0/16", "10.2.0.0/31", "serviceCIDR"),
+    ] {
+        let mut info = cluster();
+        info.pod_cidr = pods.parse().expect("a range");
+        info.service_cidr = services.parse().expect("a range");
+        let refusal = Store::empty().refused(Command::Init(info));
+        assert!(refusal.to_string().starts_with(field), "{refusal}");
+    }
+}
+
+#[test]
+fn an_unchanged_apply_makes_no_revision() {
+    let mut store = Store::initialised();
+    let first = store.run(put([wl("a/b")])).expect("created");
+    assert_eq!((first.revision, first.outcomes[0].change), (2, ObjectChange::Created));
+    let again = store.apply(put([wl("a/b")]));
+    assert!(again.events.is_empty());
+    let again = again.outcome.expect("unchanged");
+    assert_eq!((again.revision, again.outcomes[0].change), (2, ObjectChange::Unchanged));
+}
+
+#[test]
+fn a_change_keeps_uid_and_age_and_moves_the_resource_version() {
+    let mut store = Store::initialised();
+    store.run(put([wl("a/b")])).expect("created");
+    let created = store.state.object_meta[&key(Kind::Workload, "a/b")].clone();
+    let mut changed = workload("a/b");
+    changed.service_account = "other".to_owned();
+    store.now_unix_ms += 5_000;
+    let applied = store.run(put([Object::Workload(changed)])).expect("configured");
+    assert_eq!(applied.outcomes[0].change, ObjectChange::Configured);
+    let meta = &store.state.object_meta[&key(Kind::Workload, "a/b")];
+    assert_eq!((meta.revision, meta.created_revision), (3, 2));
+    assert_eq!((&meta.uid, meta.created_unix), (&created.uid, NOON));
+    assert_eq!(created.uid.len(), 36);
+}
+
+#[test]
+fn a_stale_resource_version_is_a_conflict() {
+    let mut store = Store::initialised();
+    let mut object = workload("a/b");
+    object.meta.resource_version = Some(1);
+    let refusal = store.refused(put([Object::Workload(object.clone())]));
+    assert!(refusal.is_conflict() && refusal.to_string().contains("does not exist"), "{refusal}");
+
+    object.meta.resource_version = None;
+    store.run(put([Object::Workload(object.clone())])).expect("created at 2");
+    object.service_account = "new".to_owned();
+    object.meta.resource_version = Some(2);
+    store.run(put([Object::Workload(object.clone())])).expect("the precondition holds");
+    object.service_account = "newer".to_owned();
+    assert_eq!(
+        store.refused(put([Object::Workload(object)])),
+        Refusal::Conflict { key: key(Kind::Workload, "a/b"), expected: 2, found: Some(3) }
+    );
+}
+
+#[test]
+fn many_objects_are_applied_all_or_none() {
+    let mut store = Store::initialised();
+    let refusal = store.refused(put([wl("a/one"), svc("a/two"), svc_at("a/three", "192.0.2.1")]));
+    assert!(matches!(refusal, Refusal::AddressOutside { .. }), "{refusal}");
+    assert!(matches!(store.refused(put([wl("a/one"), wl("a/one")])), Refusal::Twice { .. }));
+    assert_eq!(virtual_ip(&store, "a/two"), None);
+}
+
+#[test]
+fn a_dry_run_answers_and_changes_nothing() {
+    let mut store = Store::initialised();
+    let before = store.state.clone();
+    let applied = store
+        .run(Command::Apply { objects: vec![svc("a/b"), wl("a/w")], dry_run: true })
+        .expect("it would work");
+    assert_eq!(applied.outcomes[0].change, ObjectChange::Created);
+    assert_eq!(store.state, before);
+}
+
+#[test]
+fn what_is_too_large_or_too_much_is_refused() {
+    let mut store = Store::initialised();
+    let mut large = workload("a/b");
+    large.meta.annotations.insert("k".to_owned(), "v".repeat(MAX_OBJECT_BYTES));
+    let refusal = store.refused(put([Object::Workload(large)]));
+    assert!(refusal.to_string().contains("bytes of workload/a/b"), "{refusal}");
+    let many = (0..=MAX_OBJECTS_PER_COMMAND).map(|n| wl(&format!("a/w{n}")));
+    assert!(matches!(store.refused(put(many)), Refusal::Limit { .. }));
+}
+
+#[test]
+fn a_retried_envelope_is_applied_once_and_answered_alike() {
+    let mut store = Store::initialised();
+    let envelope = store.envelope(put([wl("a/b")]));
+    let first = apply(&mut store.state, &envelope).outcome.expect("created");
+    store.run(Command::Delete { keys: vec![key(Kind::Workload, "a/b")] }).expect("deleted");
+    let after = store.state.clone();
+    let retried = apply(&mut store.state, &envelope);
+    assert!(retried.events.is_empty());
+    let retried = retried.outcome.expect("the first answer");
+    assert!(retried.replayed);
+    assert_eq!((retried.revision, retried.outcomes), (first.revision, first.outcomes));
+    assert_eq!(store.state, after);
+}
+
+#[test]
+fn deleting_what_is_not_there_is_said_and_no_error() {
+    let mut store = Store::initialised();
+    let applied = store.run(Command::Delete { keys: vec![key(Kind::Service, "a/b")] }).expect("no error");
+    assert_eq!((applied.revision, applied.outcomes[0].change), (1, ObjectChange::NotFound));
+}
+
+#[test]
+fn events_tell_what_changed_with_the_revision_of_the_command() {
+    let mut store = Store::initialised();
+    let events = store.apply(put([svc("a/b")])).events;
+    assert!(events.iter().all(|event| event.revision == 2));
+    assert!(matches!(&events[0].change, Change::Put { created: true, meta, .. } if meta.revision == 2));
+    assert!(matches!(&events[1].change, Change::Allocation(service) if *service == name("a/b")));
+    let events = store.apply(Command::Delete { keys: vec![key(Kind::Service, "a/b")] }).events;
+    assert!(matches!(&events[0].change, Change::Deleted { .. }));
+}
+
+#[test]
+fn a_service_gets_an_address_and_ports_and_keeps_them() {
+    let mut store = Store::initialised();
+    store.run(put([Object::Service(service("a/b", &[80, 443]))])).expect("created");
+    let first = store.state.allocations[&name("a/b")].clone();
+    assert_eq!(first.virtual_ip, Some(ip("10.101.0.1")));
+    assert_eq!(first.proxy_ports.values().copied().collect::<Vec<_>>(), [MIN_PROXY_PORT, MIN_PROXY_PORT + 1]);
+    store.run(put([Object::Service(service("a/b", &[443, 8080]))])).expect("configured");
+    let second = &store.state.allocations[&name("a/b")];
+    assert_eq!(second.virtual_ip, first.virtual_ip);
+    assert_eq!(second.proxy_ports[&443], first.proxy_ports[&443]);
+    assert_eq!(second.proxy_ports[&8080], MIN_PROXY_PORT + 2);
+    assert!(!second.proxy_ports.contains_key(&80));
+}
+
+#[test]
+fn a_released_address_is_given_out_again_as_late_as_possible() {
+    let mut store = Store::initialised();
+    store.run(put([svc("a/one")])).expect("created");
+    store.run(Command::Delete { keys: vec![key(Kind::Service, "a/one")] }).expect("deleted");
+    for n in 2..=254 {
+        store.run(put([svc(&format!("a/s{n}"))])).expect("there is room");
+        assert_eq!(virtual_ip(&store, &format!("a/s{n}")), Some(format!("10.101.0.{n}")));
+    }
+    store.run(put([svc("a/again")])).expect("the released one is left");
+    assert_eq!(virtual_ip(&store, "a/again"), Some("10.101.0.1".to_owned()));
+    let refusal = store.refused(put([svc("a/more")]));
+    assert!(refusal.to_string().contains("virtual IPs are used up"), "{refusal}");
+}
+
+#[test]
+fn a_requested_address_is_honoured_or_refused_with_the_reason() {
+    let mut store = Store::initialised();
+    store.run(put([svc("a/auto"), svc_at("a/fixed", "10.101.0.1")])).expect("the request comes first");
+    assert_eq!(virtual_ip(&store, "a/fixed"), Some("10.101.0.1".to_owned()));
+    assert_eq!(virtual_ip(&store, "a/auto"), Some("10.101.0.2".to_owned()));
+    assert!(matches!(store.refused(put([svc_at("a/x", "10.101.0.1")])), Refusal::AddressTaken { .. }));
+    for outside in ["10.101.0.0", "10.101.0.255", "10.102.0.1", "fd00::1"] {
+        assert!(matches!(store.refused(put([svc_at("a/x", outside)])), Refusal::AddressOutside { .. }));
+    }
+    let refusal = store.refused(put([svc_at("a/fixed", "10.101.0.9")]));
+    assert!(matches!(refusal, Refusal::AddressFixed { .. }), "{refusal}");
+    store.run(put([svc_at("a/auto", "10.101.0.2")])).expect("what it has may be written down");
+}
+
+#[test]
+fn a_headless_service_has_no_address() {
+    let mut store = Store::initialised();
+    let mut headless = service("a/b", &[80]);
+    headless.headless = true;
+    store.run(put([Object::Service(headless)])).expect("created");
+    assert_eq!(virtual_ip(&store, "a/b"), None);
+    assert!(store.state.allocations.contains_key(&name("a/b")));
+}
+
+#[test]
+fn proxy_ports_run_out_with_a_refusal() {
+    let mut store = Store::initialised();
+    for quarter in 0..4 {
+        let ports: Vec<u16> = (1..=(MAX_PROXY_PORT - MIN_PROXY_PORT + 1) / 4).collect();
+        store.run(put([Object::Service(service(&format!("a/q{quarter}"), &ports))])).expect("there is room");
+    }
+    let refusal = store.refused(put([svc("a/one-more")]));
+    assert!(refusal.to_string().contains("proxy ports"), "{refusal}");
+}
+
+#[test]
+fn equal_workloads_share_an_identity_and_others_do_not() {
+    let mut store = Store::initialised();
+    let mut other = workload("a/three");
+    other.meta.labels.insert("app".to_owned(), "other".to_owned());
+    store.run(put([wl("a/one"), wl("a/two"), Object::Workload(other)])).expect("created");
+    assert_eq!(store.state.identities.len(), 2);
+}
+
+#[test]
+fn a_node_gets_a_slice_and_finds_it_again() {
+    let mut store = Store::initialised();
+    let register =
+        |name: &str, address: &str| Command::RegisterNode { name: name.to_owned(), address: ip(address) };
+    let Granted::Node(first) = store.run(register("n1", "10.0.0.11")).expect("registered").granted else {
+        panic!("a node record");
+    };
+    assert_eq!(first.pod_cidr.to_string(), "10.1.0.0/24");
+    let Granted::Node(moved) = store.run(register("n1", "10.0.0.99")).expect("moved").granted else {
+        panic!("a node record");
+    };
+    assert_eq!((moved.pod_cidr, moved.address), (first.pod_cidr, ip("10.0.0.99")));
+    let Granted::Node(second) = store.run(register("n2", "10.0.0.12")).expect("registered").granted else {
+        panic!("a node record");
+    };
+    assert_eq!(second.pod_cidr.to_string(), "10.1.1.0/24");
+    assert!(matches!(store.refused(register("n3", "10.0.0.12")), Refusal::AddressHeld { .. }));
+    assert!(matches!(store.refused(register("N3", "10.0.0.13")), Refusal::Invalid { .. }));
+    assert!(matches!(store.refused(register("n3", "0.0.0.0")), Refusal::Invalid { .. }));
+}
+
+#[test]
+fn a_node_speaks_for_declared_workloads_at_its_own_addresses_only() {
+    let mut store = Store::initialised();
+    for (node, address) in [("n1", "10.0.0.11"), ("n2", "10.0.0.12")] {
+        store.run(Command::RegisterNode { name: node.to_owned(), address: ip(address) }).expect("registered");
+    }
+    assert!(matches!(store.refused(bind("a/one", "n1", "10.1.0.2")), Refusal::Unknown { .. }));
+    store.run(put([wl("a/one"), wl("a/two"), wl("a/host")])).expect("declared");
+    assert!(matches!(store.refused(bind("a/one", "n9", "10.1.0.2")), Refusal::Unknown { .. }));
+    assert!(matches!(store.refused(bind("a/one", "n1", "10.1.1.2")), Refusal::ForeignAddress { .. }));
+    let granted = store.run(bind("a/one", "n1", "10.1.0.2")).expect("bound").granted;
+    assert!(matches!(granted, Granted::Identity(256)), "{granted:?}");
+    assert!(matches!(store.refused(bind("a/two", "n1", "10.1.0.2")), Refusal::AddressHeld { .. }));
+    assert!(matches!(store.refused(bind("a/one", "n2", "10.1.1.2")), Refusal::BoundElsewhere { .. }));
+    store.run(bind("a/host", "n1", "10.0.0.11")).expect("a process on the node's own address");
+
+    let unbind = |node: &str| Command::UnbindWorkload { workload: name("a/one"), node: node.to_owned() };
+    store.run(unbind("n2")).expect("not its own: nothing happens");
+    assert!(store.state.bindings.contains_key(&name("a/one")));
+    store.run(unbind("n1")).expect("unbound");
+    store.run(bind("a/one", "n2", "10.1.1.2")).expect("free to move now");
+    store.run(Command::RemoveNode { name: "n2".to_owned() }).expect("removed");
+    assert!(!store.state.bindings.contains_key(&name("a/one")));
+}
+
+#[test]
+fn a_token_admits_once_for_its_purpose_until_it_expires() {
+    let mut store = Store::initialised();
+    let node = TokenPurpose::Node(Some("n1".to_owned()));
+    store.run(Command::CreateToken { id: "t1".to_owned(), token: token(node.clone()) }).expect("created");
+    let redeem = |purpose: TokenPurpose, secret: &str| Command::UseToken {
+        id: "t1".to_owned(),
+        secret_sha256: secret.repeat(32),
+        purpose,
+        bearer: "someone".to_owned(),
+    };
+    assert!(matches!(store.refused(redeem(node.clone(), "cd")), Refusal::TokenUnknown { .. }));
+    let other = TokenPurpose::Node(Some("n2".to_owned()));
+    assert!(matches!(store.refused(redeem(other, "ab")), Refusal::TokenPurpose { .. }));
+    assert!(matches!(store.refused(redeem(TokenPurpose::Replica, "ab")), Refusal::TokenPurpose { .. }));
+    store.now_unix_ms += 600_000;
+    assert!(matches!(store.refused(redeem(node.clone(), "ab")), Refusal::TokenExpired { .. }));
+    store.now_unix_ms -= 1_000;
+    store.run(redeem(node.clone(), "ab")).expect("in time");
+    assert!(matches!(store.refused(redeem(node, "ab")), Refusal::TokenUsed { .. }));
+}
+
+#[test]
+fn old_tokens_are_forgotten_when_new_ones_are_made() {
+    let mut store = Store::initialised();
+    store
+        .run(Command::CreateToken { id: "t1".to_owned(), token: token(TokenPurpose::Peer) })
+        .expect("created");
+    store.now_unix_ms += 2 * 86_400_000;
+    let mut later = token(TokenPurpose::Peer);
+    assert!(matches!(
+        store.refused(Command::CreateToken { id: "t2".to_owned(), token: later.clone() }),
+        Refusal::Invalid { .. }
+    ));
+    later.expires_unix += 3 * 86_400;
+    store.run(Command::CreateToken { id: "t2".to_owned(), token: later }).expect("created");
+    assert_eq!(store.state.tokens.keys().collect::<Vec<_>>(), ["t2"]);
+}
+
+#[test]
+fn replica_ids_are_given_in_order_and_never_again() {
+    let mut store = Store::initialised();
+    let add = |id: u64, address: &str| Command::PutReplica(ReplicaRecord { id, address: address.to_owned() });
+    assert_eq!(store.run(add(1, "a:1")).expect("added").granted, Granted::Replica(1));
+    assert_eq!(store.run(add(0, "b:1")).expect("added").granted, Granted::Replica(2));
+    assert!(matches!(store.refused(add(0, "b:1")), Refusal::Invalid { .. }));
+    store.run(Command::RemoveReplica { id: 2 }).expect("removed");
+    assert!(matches!(store.refused(add(2, "b:1")), Refusal::Invalid { .. }));
+    assert_eq!(store.run(add(0, "b:1")).expect("added").granted, Granted::Replica(3));
+    store.run(Command::RemoveReplica { id: 1 }).expect("removed");
+    assert!(matches!(store.refused(Command::RemoveReplica { id: 3 }), Refusal::Invalid { .. }));
+}
+
+#[test]
+fn imports_are_the_peers_own_and_never_go_back() {
+    let mut store = Store::initialised();
+    assert!(matches!(store.refused(import(1, &[], &[])), Refusal::Unknown { .. }));
+    store.run(Command::PutPeer(peer("east"))).expect("joined");
+    store.run(Command::PutPeer(peer("north"))).expect("joined");
+    store.run(import(5, &[("shop/pay", 8080)], &[])).expect("imported");
+    assert!(store.state.peers["north"].imports.is_empty());
+    assert_eq!(virtual_ip(&store, "shop/pay"), Some("10.101.0.1".to_owned()));
+    assert!(matches!(store.refused(import(4, &[], &["shop/pay"])), Refusal::PeerWentBack { .. }));
+
+    let revision = store.state.revision;
+    store.run(import(9, &[("shop/pay", 8080)], &[])).expect("a heartbeat");
+    assert_eq!((store.state.revision, store.state.peers["east"].origin_revision), (revision, 9));
+
+    store.run(Command::PutPeer(peer("east"))).expect("the same again");
+    assert_eq!(store.state.peers["east"].imports.len(), 1);
+    store.run(import(10, &[], &["shop/pay"])).expect("removed");
+    assert_eq!(virtual_ip(&store, "shop/pay"), None);
+}
+
+#[test]
+fn a_service_that_is_here_and_at_a_peer_has_one_address_until_both_are_gone() {
+    let mut store = Store::initialised();
+    store.run(put([svc("shop/pay")])).expect("created");
+    store.run(Command::PutPeer(peer("east"))).expect("joined");
+    store.run(import(1, &[("shop/pay", 8080)], &[])).expect("imported");
+    let allocation = store.state.allocations[&name("shop/pay")].clone();
+    assert_eq!(allocation.proxy_ports.keys().copied().collect::<Vec<_>>(), [80, 8080]);
+    store.run(Command::Delete { keys: vec![key(Kind::Service, "shop/pay")] }).expect("deleted");
+    assert_eq!(store.state.allocations[&name("shop/pay")].virtual_ip, allocation.virtual_ip);
+    store.run(Command::RemovePeer { cluster: "east".to_owned() }).expect("left");
+    assert!(store.state.allocations.is_empty());
+}
+
+#[test]
+fn a_peer_can_be_neither_us_nor_another_peer() {
+    let mut store = Store::initialised();
+    store.run(Command::PutPeer(peer("east"))).expect("joined");
+    assert!(matches!(store.refused(Command::PutPeer(peer("west"))), Refusal::PeerClash { .. }));
+    let mut thief = peer("north");
+    thief.trust_domain = peer("east").trust_domain;
+    assert!(matches!(store.refused(Command::PutPeer(thief)), Refusal::PeerClash { .. }));
+    let mut turned = peer("east");
+    turned.trust_domain = peer("south").trust_domain;
+    assert!(matches!(store.refused(Command::PutPeer(turned)), Refusal::PeerClash { .. }));
+    let mut stranger = peer("north");
+    stranger.mesh_domain = "other.local".to_owned();
+    assert!(matches!(store.refused(Command::PutPeer(stranger)), Refusal::Invalid { .. }));
+}
+
+#[test]
+fn a_peer_vouches_for_its_own_trust_domain_only() {
+    let mut store = Store::initialised();
+    store.run(Command::PutPeer(peer("north"))).expect("joined");
+    let refusal = store.refused(Command::ImportServices {
+        cluster: "north".to_owned(),
+        origin_revision: 1,
+        upserts: vec![(name("shop/pay"), imported(80))],
+        removals: Vec::new(),
+    });
+    assert!(refusal.to_string().contains("north.example"), "{refusal}");
+}
+
+#[test]
+fn the_state_can_be_compiled_once_it_is_initialised() {
+    assert!(crate::State::default().input().is_none());
+    assert_eq!(populated().input().map(|input| input.revision), Some(populated().revision));
+}

@@ -1,0 +1,195 @@
+//! Changes to the state that can be taken back.
+
+use std::sync::Arc;
+
+use mesh_model::{
+    identity::IdentityKey,
+    records::{
+        ClusterInfo, ImportedService, NodeRecord, PeerRecord, ReplicaRecord, ServiceAllocation,
+        WorkloadBinding,
+    },
+    resource::{NamespacedName, Object, ObjectKey},
+};
+
+use crate::{Bytes16, Change, Cursors, Envelope, Event, Refusal, State, StoredMeta, TokenRecord, state::put};
+
+/// How to take one change back: what was there before.
+enum Undo {
+    Cluster(Option<ClusterInfo>),
+    Object(ObjectKey, Option<(Object, StoredMeta)>),
+    Node(String, Option<NodeRecord>),
+    Binding(NamespacedName, Option<WorkloadBinding>),
+    Allocation(NamespacedName, Option<ServiceAllocation>),
+    Peer(String, Option<Box<PeerRecord>>),
+    Import(String, NamespacedName, Option<ImportedService>),
+    OriginRevision(String, u64),
+    Token(String, Option<TokenRecord>),
+    Replica(u64, Option<ReplicaRecord>),
+}
+
+/// One command at work. Costs in proportion to what it changes, also when it is taken back.
+pub(super) struct Transaction<'a> {
+    state: &'a mut State,
+    /// Cheap, so saved whole.
+    cursors: Cursors,
+    undo: Vec<Undo>,
+    changes: Vec<Change>,
+    identities: Vec<IdentityKey>,
+    /// The envelope's clock.
+    pub(super) now_unix_ms: u64,
+    /// The envelope's randomness.
+    pub(super) random: Bytes16,
+}
+
+impl<'a> Transaction<'a> {
+    pub(super) fn begin(state: &'a mut State, envelope: &Envelope) -> Self {
+        Self {
+            cursors: state.cursors,
+            state,
+            undo: Vec::new(),
+            changes: Vec::new(),
+            identities: Vec::new(),
+            now_unix_ms: envelope.now_unix_ms,
+            random: envelope.random,
+        }
+    }
+
+    /// The state with the changes so far.
+    pub(super) fn state(&self) -> &State {
+        self.state
+    }
+
+    pub(super) fn cluster(&self) -> Result<&ClusterInfo, Refusal> {
+        self.state.cluster.as_ref().ok_or(Refusal::NotInitialised)
+    }
+
+    /// The revision that this command will have.
+    pub(super) fn revision(&self) -> u64 {
+        self.state.revision + 1
+    }
+
+    pub(super) fn now_unix(&self) -> u64 {
+        self.now_unix_ms / 1000
+    }
+
+    pub(super) fn cursors(&mut self) -> &mut Cursors {
+        &mut self.state.cursors
+    }
+
+    pub(super) fn set_cluster(&mut self, info: ClusterInfo) {
+        self.undo.push(Undo::Cluster(self.state.cluster.replace(info)));
+        self.changes.push(Change::Cluster);
+    }
+
+    pub(super) fn put_object(&mut self, key: &ObjectKey, object: Object, meta: StoredMeta) {
+        let event = Arc::new(object.clone());
+        let old = self.state.put_object(key, Some((object, meta.clone())));
+        self.changes.push(Change::Put { object: event, meta, created: old.is_none() });
+        self.undo.push(Undo::Object(key.clone(), old));
+    }
+
+    /// Whether there was one.
+    pub(super) fn delete_object(&mut self, key: &ObjectKey) -> bool {
+        let Some((object, meta)) = self.state.put_object(key, None) else { return false };
+        self.changes.push(Change::Deleted { object: Arc::new(object.clone()), meta: meta.clone() });
+        self.undo.push(Undo::Object(key.clone(), Some((object, meta))));
+        true
+    }
+
+    pub(super) fn set_node(&mut self, name: &str, node: Option<NodeRecord>) {
+        let name = name.to_owned();
+        let old = put(&mut self.state.nodes, &name, node);
+        self.changes.push(Change::Node(name.clone()));
+        self.undo.push(Undo::Node(name, old));
+    }
+
+    pub(super) fn set_binding(&mut self, workload: &NamespacedName, binding: Option<WorkloadBinding>) {
+        let old = self.state.put_binding(workload, binding);
+        self.changes.push(Change::Binding(workload.clone()));
+        self.undo.push(Undo::Binding(workload.clone(), old));
+    }
+
+    pub(super) fn set_allocation(&mut self, service: &NamespacedName, allocation: Option<ServiceAllocation>) {
+        let old = self.state.put_allocation(service, allocation);
+        self.changes.push(Change::Allocation(service.clone()));
+        self.undo.push(Undo::Allocation(service.clone(), old));
+    }
+
+    pub(super) fn set_peer(&mut self, cluster: &str, peer: Option<PeerRecord>) {
+        let old = self.state.put_peer(cluster, peer);
+        self.changes.push(Change::Peer(cluster.to_owned()));
+        self.undo.push(Undo::Peer(cluster.to_owned(), old.map(Box::new)));
+    }
+
+    pub(super) fn set_import(
+        &mut self,
+        cluster: &str,
+        service: &NamespacedName,
+        import: Option<ImportedService>,
+    ) {
+        let old = self.state.put_import(cluster, service, import);
+        self.changes.push(Change::Import { cluster: cluster.to_owned(), service: service.clone() });
+        self.undo.push(Undo::Import(cluster.to_owned(), service.clone(), old));
+    }
+
+    /// A peer's revision alone is no change of this cluster's state: heartbeats would make revisions otherwise.
+    pub(super) fn set_origin_revision(&mut self, cluster: &str, revision: u64) {
+        if let Some(peer) = self.state.peers.get_mut(cluster) {
+            let old = std::mem::replace(&mut peer.origin_revision, revision);
+            self.undo.push(Undo::OriginRevision(cluster.to_owned(), old));
+        }
+    }
+
+    pub(super) fn set_token(&mut self, id: &str, token: Option<TokenRecord>) {
+        let id = id.to_owned();
+        let old = put(&mut self.state.tokens, &id, token);
+        self.changes.push(Change::Token(id.clone()));
+        self.undo.push(Undo::Token(id, old));
+    }
+
+    pub(super) fn set_replica(&mut self, id: u64, replica: Option<ReplicaRecord>) {
+        let old = put(&mut self.state.replicas, &id, replica);
+        self.changes.push(Change::Replica(id));
+        self.undo.push(Undo::Replica(id, old));
+    }
+
+    /// Sees to it that there is a number for an identity once the command is committed.
+    pub(super) fn want_identity(&mut self, key: IdentityKey) {
+        self.identities.push(key);
+    }
+
+    /// Makes the changes final and gives them a revision, if there are any.
+    pub(super) fn commit(self) -> Vec<Event> {
+        let Self { state, changes, identities, .. } = self;
+        super::identities::settle(state, identities);
+        if changes.is_empty() {
+            return Vec::new();
+        }
+        state.revision += 1;
+        changes.into_iter().map(|change| Event { revision: state.revision, change }).collect()
+    }
+
+    /// Leaves the state as it was at the beginning.
+    pub(super) fn roll_back(self) {
+        let Self { state, cursors, undo, .. } = self;
+        state.cursors = cursors;
+        for undo in undo.into_iter().rev() {
+            match undo {
+                Undo::Cluster(old) => state.cluster = old,
+                Undo::Object(key, old) => drop(state.put_object(&key, old)),
+                Undo::Node(name, old) => drop(put(&mut state.nodes, &name, old)),
+                Undo::Binding(name, old) => drop(state.put_binding(&name, old)),
+                Undo::Allocation(name, old) => drop(state.put_allocation(&name, old)),
+                Undo::Peer(name, old) => drop(state.put_peer(&name, old.map(|peer| *peer))),
+                Undo::Import(cluster, name, old) => drop(state.put_import(&cluster, &name, old)),
+                Undo::OriginRevision(cluster, old) => {
+                    if let Some(peer) = state.peers.get_mut(&cluster) {
+                        peer.origin_revision = old;
+                    }
+                }
+                Undo::Token(id, old) => drop(put(&mut state.tokens, &id, old)),
+                Undo::Replica(id, old) => drop(put(&mut state.replicas, &id, old)),
+            }
+        }
+    }
+}

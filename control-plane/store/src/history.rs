@@ -1,0 +1,109 @@
+//! The last events, for watchers.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use thiserror::Error;
+
+use crate::Event;
+
+/// The watcher is too far behind: it must list again and watch from the list's revision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("revision {asked} is compacted: events are kept from revision {oldest} on, list again")]
+pub struct Compacted {
+    /// The revision after which events were wanted.
+    pub asked: u64,
+    /// The oldest revision after which all events are known.
+    pub oldest: u64,
+}
+
+/// A ring of events in order of revision. Not replicated: each replica remembers what it applied itself.
+#[derive(Debug, Clone)]
+pub struct History {
+    events: VecDeque<Arc<Event>>,
+    /// All events after this revision are here.
+    complete_after: u64,
+    capacity: usize,
+}
+
+impl History {
+    /// Knows nothing of what was before `revision`.
+    pub fn starting_at(revision: u64, capacity: usize) -> Self {
+        Self { events: VecDeque::new(), complete_after: revision, capacity: capacity.max(1) }
+    }
+
+    /// Adds the events of one command and forgets the oldest ones, whole revisions at a time.
+    pub fn extend(&mut self, events: impl IntoIterator<Item = Event>) {
+        self.events.extend(events.into_iter().map(Arc::new));
+        while self.events.len() > self.capacity {
+            let Some(dropped) = self.events.pop_front() else { break };
+            self.complete_after = dropped.revision;
+            while self.events.front().is_some_and(|next| next.revision == dropped.revision) {
+                self.events.pop_front();
+            }
+        }
+    }
+
+    /// The state was replaced as a whole (a snapshot): watchers from before must list again.
+    pub fn reset(&mut self, revision: u64) {
+        self.events.clear();
+        self.complete_after = revision;
+    }
+
+    /// Every event after `revision`, oldest first.
+    ///
+    /// # Errors
+    /// [`Compacted`] if some of them are forgotten.
+    pub fn after(&self, revision: u64) -> Result<Vec<Arc<Event>>, Compacted> {
+        if revision < self.complete_after {
+            return Err(Compacted { asked: revision, oldest: self.complete_after });
+        }
+        let start = self.events.partition_point(|event| event.revision <= revision);
+        Ok(self.events.range(start..).cloned().collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Change;
+
+    fn event(revision: u64) -> Event {
+        Event { revision, change: Change::Cluster }
+    }
+
+    #[test]
+    fn a_watcher_gets_every_event_after_its_revision() {
+        let mut history = History::starting_at(3, 10);
+        history.extend([event(4), event(5), event(5), event(6)]);
+        let seen: Vec<_> = history.after(4).expect("known").iter().map(|e| e.revision).collect();
+        assert_eq!(seen, [5, 5, 6]);
+        assert!(history.after(6).expect("known").is_empty());
+        assert!(history.after(99).expect("the future is empty").is_empty());
+    }
+
+    #[test]
+    fn a_watcher_that_is_too_far_behind_is_told_so() {
+        let mut history = History::starting_at(3, 10);
+        assert_eq!(history.after(2), Err(Compacted { asked: 2, oldest: 3 }));
+        history.extend((4..=20).map(event));
+        assert_eq!(history.after(9), Err(Compacted { asked: 9, oldest: 10 }));
+        assert_eq!(history.after(10).map(|events| events.len()), Ok(10));
+    }
+
+    #[test]
+    fn a_revision_is_forgotten_as_a_whole() {
+        let mut history = History::starting_at(0, 3);
+        history.extend([event(1), event(1), event(1), event(2)]);
+        assert_eq!(history.after(0), Err(Compacted { asked: 0, oldest: 1 }));
+        assert_eq!(history.after(1).map(|events| events.len()), Ok(1));
+    }
+
+    #[test]
+    fn a_snapshot_makes_the_past_unknown() {
+        let mut history = History::starting_at(0, 10);
+        history.extend([event(1)]);
+        history.reset(50);
+        assert!(history.after(49).is_err());
+        assert_eq!(history.after(50).map(|events| events.len()), Ok(0));
+    }
+}

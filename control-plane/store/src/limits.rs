@@ -1,0 +1,65 @@
+//! What a cluster holds at most. A command that would go beyond is refused whole.
+
+use mesh_model::resource::Kind;
+
+/// Bytes of one object as JSON. etcd refuses requests above 1.5 MiB; objects of the kinds here that are larger
+/// than this are lists that belong in several objects (EndpointSlices, policies).
+pub const MAX_OBJECT_BYTES: usize = 512 * 1024;
+
+/// Objects in one all-or-nothing `Apply`, and keys in one `Delete`.
+pub const MAX_OBJECTS_PER_COMMAND: usize = 5_000;
+
+/// Bytes of one command as JSON. What carries commands (the raft log, gRPC between replicas) is sized for it.
+pub const MAX_COMMAND_BYTES: usize = 8 * 1024 * 1024;
+
+/// Objects of one kind in the cluster.
+pub fn max_objects(kind: Kind) -> usize {
+    match kind {
+        Kind::Workload | Kind::EndpointSlice => 200_000,
+        // Bounded by the proxy ports too: see MIN_PROXY_PORT.
+        Kind::Service | Kind::ServiceExport => 20_000,
+        Kind::NetworkPolicy | Kind::HttpRoute => 50_000,
+    }
+}
+
+/// Loopback ports of outbound listeners: 16,384 (service, port) pairs. The range ends where Linux' default
+/// ephemeral ports begin (`net.ipv4.ip_local_port_range`, 32768 to 60999).
+pub const MIN_PROXY_PORT: u16 = 16_384;
+/// Inclusive.
+pub const MAX_PROXY_PORT: u16 = 32_767;
+
+/// Nodes are given slices of the pod CIDR that leave this many bits to pods: /24 of IPv4.
+pub const NODE_SLICE_BITS: u8 = 8;
+
+/// Nodes in the cluster.
+pub const MAX_NODES: usize = 10_000;
+/// Addresses of one workload: one of each family, with room for a second network.
+pub const MAX_ADDRESSES_PER_WORKLOAD: usize = 4;
+/// Replicas, learners included.
+pub const MAX_REPLICAS: usize = 15;
+/// Clusters joined to this one.
+pub const MAX_PEERS: usize = 128;
+/// Services that one peer may export to this cluster.
+pub const MAX_IMPORTS_PER_PEER: usize = 10_000;
+/// Ports of one imported service, and identities that may serve it.
+pub const MAX_PORTS_PER_IMPORT: usize = 64;
+/// See [`MAX_PORTS_PER_IMPORT`].
+pub const MAX_IDENTITIES_PER_IMPORT: usize = 256;
+/// Roots, doors and gateways of one peer, each.
+pub const MAX_PEER_ADDRESSES: usize = 32;
+/// Bytes of one DER root certificate.
+pub const MAX_ROOT_BYTES: usize = 16 * 1024;
+/// Tokens that are neither forgotten nor too old.
+pub const MAX_TOKENS: usize = 1_000;
+/// A used or expired token is forgotten this long after its expiry, so that a late caller still learns why.
+pub const TOKEN_GRACE_SECONDS: u64 = 24 * 3600;
+
+/// Idempotency keys remembered at most, with [`MAX_REMEMBERED_OUTCOMES`] object outcomes together.
+pub const MAX_KEYS: usize = 65_536;
+/// See [`MAX_KEYS`].
+pub const MAX_REMEMBERED_OUTCOMES: usize = 262_144;
+/// Idempotency keys are remembered this long, by the envelopes' time. Retries give up long before.
+pub const KEY_MEMORY_MS: u64 = 60_000;
+
+/// Events that a watcher may be behind before it is told "compacted" and lists again.
+pub const MAX_HISTORY_EVENTS: usize = 20_000;

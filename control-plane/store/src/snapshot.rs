@@ -1,0 +1,156 @@
+//! The state as bytes.
+
+use std::collections::BTreeMap;
+
+use mesh_model::{
+    identity::IdentityTable,
+    records::{ClusterInfo, NodeRecord, PeerRecord, ReplicaRecord, ServiceAllocation, WorkloadBinding},
+    resource::{NamespacedName, Object},
+};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::{AppliedKeys, Cursors, State, StoredMeta, TokenRecord, index::Index};
+
+/// Version of the format that [`encode`] writes. [`decode`] reads this one and every older one.
+pub const FORMAT: u32 = 1;
+
+/// Why bytes are no state.
+#[derive(Debug, Error)]
+pub enum SnapshotError {
+    /// Written by a later release.
+    #[error(
+        "the snapshot has format {found}, this release reads up to {FORMAT}: run the release that wrote it, or a later one"
+    )]
+    Newer {
+        /// The format that it says it has.
+        found: u32,
+    },
+    /// Cut, damaged, or not a snapshot at all.
+    #[error("the snapshot can't be read: {0}")]
+    Malformed(#[from] serde_json::Error),
+}
+
+/// JSON maps have text as keys, so objects are a list here.
+#[derive(Serialize)]
+struct Out<'a> {
+    format: u32,
+    revision: u64,
+    cluster: &'a Option<ClusterInfo>,
+    objects: Vec<(&'a Object, &'a StoredMeta)>,
+    identities: &'a IdentityTable,
+    nodes: &'a BTreeMap<String, NodeRecord>,
+    bindings: &'a BTreeMap<NamespacedName, WorkloadBinding>,
+    allocations: &'a BTreeMap<NamespacedName, ServiceAllocation>,
+    peers: &'a BTreeMap<String, PeerRecord>,
+    tokens: &'a BTreeMap<String, TokenRecord>,
+    replicas: &'a BTreeMap<u64, ReplicaRecord>,
+    cursors: Cursors,
+    applied_keys: &'a AppliedKeys,
+}
+
+#[derive(Deserialize)]
+struct In {
+    revision: u64,
+    cluster: Option<ClusterInfo>,
+    objects: Vec<(Object, StoredMeta)>,
+    identities: IdentityTable,
+    nodes: BTreeMap<String, NodeRecord>,
+    bindings: BTreeMap<NamespacedName, WorkloadBinding>,
+    allocations: BTreeMap<NamespacedName, ServiceAllocation>,
+    peers: BTreeMap<String, PeerRecord>,
+    tokens: BTreeMap<String, TokenRecord>,
+    replicas: BTreeMap<u64, ReplicaRecord>,
+    cursors: Cursors,
+    applied_keys: AppliedKeys,
+}
+
+/// Read first, so that a newer format is recognised whatever else it holds.
+#[derive(Deserialize)]
+struct Format {
+    format: u32,
+}
+
+/// The whole state as JSON.
+///
+/// # Errors
+/// [`SnapshotError::Malformed`] if a value has no JSON form, which none of the types here lack.
+pub fn encode(state: &State) -> Result<Vec<u8>, SnapshotError> {
+    let objects = state.objects.values().zip(state.object_meta.values()).collect();
+    Ok(serde_json::to_vec(&Out {
+        format: FORMAT,
+        revision: state.revision,
+        cluster: &state.cluster,
+        objects,
+        identities: &state.identities,
+        nodes: &state.nodes,
+        bindings: &state.bindings,
+        allocations: &state.allocations,
+        peers: &state.peers,
+        tokens: &state.tokens,
+        replicas: &state.replicas,
+        cursors: state.cursors,
+        applied_keys: &state.applied_keys,
+    })?)
+}
+
+/// The state that [`encode`] was given.
+///
+/// # Errors
+/// [`SnapshotError::Newer`] for a later release's snapshot, [`SnapshotError::Malformed`] for anything else.
+pub fn decode(bytes: &[u8]) -> Result<State, SnapshotError> {
+    let Format { format } = serde_json::from_slice(bytes)?;
+    if format > FORMAT {
+        return Err(SnapshotError::Newer { found: format });
+    }
+    let read: In = serde_json::from_slice(bytes)?;
+    let (objects, object_meta) = read
+        .objects
+        .into_iter()
+        .map(|(object, meta)| ((object.key(), object.clone()), (object.key(), meta)))
+        .unzip();
+    let mut state = State {
+        revision: read.revision,
+        cluster: read.cluster,
+        objects,
+        object_meta,
+        identities: read.identities,
+        nodes: read.nodes,
+        bindings: read.bindings,
+        allocations: read.allocations,
+        peers: read.peers,
+        tokens: read.tokens,
+        replicas: read.replicas,
+        applied_keys: read.applied_keys,
+        cursors: read.cursors,
+        index: Index::default(),
+    };
+    state.index = Index::of(&state);
+    Ok(state)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::populated;
+
+    #[test]
+    fn a_state_survives_its_snapshot_with_all_that_is_derived() {
+        let state = populated();
+        assert_eq!(decode(&encode(&state).expect("plain data")).expect("its own output"), state);
+    }
+
+    #[test]
+    fn a_newer_format_is_refused_by_name_even_if_all_else_is_unknown() {
+        let error = decode(br#"{"format": 2, "everything": "else"}"#).expect_err("newer");
+        assert!(matches!(error, SnapshotError::Newer { found: 2 }), "{error}");
+    }
+
+    #[test]
+    fn a_cut_snapshot_is_refused() {
+        let bytes = encode(&populated()).expect("plain data");
+        for cut in [0, 1, bytes.len() / 2, bytes.len() - 1] {
+            assert!(matches!(decode(&bytes[..cut]), Err(SnapshotError::Malformed(_))), "cut at {cut}");
+        }
+    }
+}
