@@ -1,1 +1,12 @@
-//! Federation, and the command line.
+//! How clusters join and what they tell each other.
+//!
+//! Everything here is pure: bytes and records in, records or a typed error out. Streams, raft and the clock
+//! are the control plane's. The command line lives beside this library, in the binary `clustermesh`.
+#![forbid(unsafe_code)]
+
+pub mod export;
+pub mod failover;
+pub mod import;
+mod names;
+pub mod token;
+pub mod trust;

@@ -1,0 +1,192 @@
+//! What this cluster offers to its peers.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mesh_model::{
+    compile::{MeshModel, MeshService},
+    resource::{AppProtocol, NamespacedName, Protocol},
+};
+use xds_proto::isthmus::federation::v1::{ClusterDescription, ExportedPort, ExportedService};
+
+use mesh_model::records::ClusterInfo;
+
+/// What the store knows of an export and the compiled mesh does not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ExportFacts {
+    /// When the ServiceExport was created, seconds since 1970: the older export wins a conflict (KEP-1645).
+    pub exported_at_unix: u64,
+    /// Revision at which the service or its export last changed. Not the revision of the whole state: then
+    /// every change anywhere would be sent to every peer.
+    pub origin_revision: u64,
+}
+
+/// Every exported service, by its resource name `<namespace>/<service>`. A service that is only imported here
+/// is not passed on: each cluster speaks for its own endpoints.
+pub fn exported_services(
+    model: &MeshModel,
+    facts: impl Fn(&NamespacedName) -> ExportFacts,
+) -> BTreeMap<String, ExportedService> {
+    model
+        .services
+        .values()
+        .filter(|service| service.exported)
+        .filter_map(|service| exported_service(model, service, facts(&service.name)))
+        .map(|exported| (format!("{}/{}", exported.namespace, exported.name), exported))
+        .collect()
+}
+
+fn exported_service(model: &MeshModel, service: &MeshService, facts: ExportFacts) -> Option<ExportedService> {
+    let mut spiffe_ids = BTreeSet::new();
+    let mut ready = BTreeSet::new();
+    let mut ports = Vec::new();
+    for port in &service.ports {
+        let own = |id: &&mesh_model::identity::SpiffeId| id.trust_domain() == &model.cluster.trust_domain;
+        let ids: Vec<_> = port.spiffe_ids.iter().filter(own).collect();
+        // Peers come in through the gateway, which forwards TLS by SNI: what speaks no mesh TLS here, or
+        // has no identity of ours, can't be reached from there.
+        if ids.is_empty() || port.protocol != Protocol::Tcp {
+            continue;
+        }
+        spiffe_ids.extend(ids.iter().map(|id| id.to_string()));
+        let local =
+            |e: &&mesh_model::compile::MeshEndpoint| e.cluster == model.cluster.name && e.ready && e.mtls;
+        ready.extend(port.endpoints.iter().filter(local).map(|e| e.address.ip()));
+        ports.push(ExportedPort {
+            name: port.name.clone(),
+            port: u32::from(port.port),
+            app_protocol: app_protocol_text(port.app_protocol).to_owned(),
+            protocol: protocol_text(port.protocol).to_owned(),
+        });
+    }
+    (!ports.is_empty()).then(|| ExportedService {
+        namespace: service.name.namespace.clone(),
+        name: service.name.name.clone(),
+        ports,
+        spiffe_ids: spiffe_ids.into_iter().collect(),
+        ready_endpoints: u32::try_from(ready.len()).unwrap_or(u32::MAX),
+        origin_revision: facts.origin_revision,
+        exported_at_unix: facts.exported_at_unix,
+    })
+}
+
+/// How this cluster describes itself to a peer: never with a key.
+pub fn describe_cluster(info: &ClusterInfo, doors: Vec<String>, gateways: Vec<String>) -> ClusterDescription {
+    ClusterDescription {
+        cluster: info.name.clone(),
+        trust_domain: info.trust_domain.to_string(),
+        mesh_domain: info.mesh_domain.clone(),
+        roots: info.roots.clone(),
+        doors,
+        gateways,
+    }
+}
+
+/// As the wire spells a protocol.
+pub(crate) fn protocol_text(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "TCP",
+        Protocol::Udp => "UDP",
+        Protocol::Sctp => "SCTP",
+    }
+}
+
+/// As the wire spells an application protocol.
+pub(crate) fn app_protocol_text(protocol: AppProtocol) -> &'static str {
+    match protocol {
+        AppProtocol::Http => "http",
+        AppProtocol::Http2 => "http2",
+        AppProtocol::Grpc => "grpc",
+        AppProtocol::Tcp => "tcp",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mesh_model::{
+        compile::{MeshEndpoint, MeshServicePort},
+        identity::{SpiffeId, TrustDomain},
+    };
+
+    fn td(name: &str) -> TrustDomain {
+        TrustDomain::parse(name).unwrap()
+    }
+
+    fn endpoint(address: &str, cluster: &str, ready: bool, mtls: bool) -> MeshEndpoint {
+        MeshEndpoint {
+            address: address.parse().unwrap(),
+            weight: 1,
+            priority: 0,
+            cluster: cluster.to_owned(),
+            ready,
+            workload: None,
+            mtls,
+        }
+    }
+
+    fn port(number: u16, ids: &[SpiffeId], endpoints: Vec<MeshEndpoint>) -> MeshServicePort {
+        MeshServicePort {
+            name: format!("p{number}"),
+            port: number,
+            protocol: Protocol::Tcp,
+            app_protocol: AppProtocol::Http,
+            proxy_port: 0,
+            sni: String::new(),
+            endpoints,
+            spiffe_ids: ids.to_vec(),
+            routes: Vec::new(),
+        }
+    }
+
+    fn model(exported: bool, ports: Vec<MeshServicePort>) -> MeshModel {
+        let name = NamespacedName::new("shop", "pay");
+        let service = MeshService { name: name.clone(), virtual_ip: None, ports, exported };
+        MeshModel {
+            revision: 9,
+            cluster: ClusterInfo {
+                name: "west".to_owned(),
+                trust_domain: td("west.example"),
+                mesh_domain: "mesh.local".to_owned(),
+                pod_cidr: "10.1.0.0/16".parse().unwrap(),
+                service_cidr: "10.101.0.0/16".parse().unwrap(),
+                roots: vec![vec![1]],
+            },
+            nodes: BTreeMap::new(),
+            workloads: BTreeMap::new(),
+            services: BTreeMap::from([(name, service)]),
+            policy_classes: BTreeMap::new(),
+            peers: BTreeMap::new(),
+        }
+    }
+
+    fn facts(_: &NamespacedName) -> ExportFacts {
+        ExportFacts { exported_at_unix: 100, origin_revision: 7 }
+    }
+
+    #[test]
+    fn a_service_is_offered_with_its_own_identities_and_ready_endpoints_only() {
+        let ours = SpiffeId::workload(&td("west.example"), "shop", "pay");
+        let theirs = SpiffeId::workload(&td("east.example"), "shop", "pay");
+        let endpoints = vec![
+            endpoint("10.1.0.5:8080", "west", true, true),
+            endpoint("10.1.0.6:8080", "west", false, true),
+            endpoint("10.1.0.7:8080", "west", true, false),
+            endpoint("192.0.2.3:15443", "east", true, true),
+        ];
+        let model = model(true, vec![port(8080, &[theirs, ours.clone()], endpoints)]);
+        let all = exported_services(&model, facts);
+        let exported = &all["shop/pay"];
+        assert_eq!(exported.spiffe_ids, [ours.to_string()]);
+        assert_eq!(exported.ready_endpoints, 1);
+        assert_eq!((exported.exported_at_unix, exported.origin_revision), (100, 7));
+        assert_eq!(exported.ports[0].app_protocol, "http");
+    }
+
+    #[test]
+    fn what_is_not_exported_or_only_imported_stays_here() {
+        let ours = SpiffeId::workload(&td("west.example"), "shop", "pay");
+        let theirs = SpiffeId::workload(&td("east.example"), "shop", "pay");
+        assert!(exported_services(&model(false, vec![port(80, &[ours], vec![])]), facts).is_empty());
+        assert!(exported_services(&model(true, vec![port(80, &[theirs], vec![])]), facts).is_empty());
+    }
+}

@@ -1,0 +1,292 @@
+//! What a peer offers, checked, and merged with what others offer under the same name.
+
+use std::collections::BTreeSet;
+
+use mesh_model::{
+    identity::{Role, SpiffeId, TrustDomain},
+    records::{ImportedPort, ImportedService},
+    resource::{AppProtocol, NamespacedName, Protocol},
+};
+use thiserror::Error;
+use xds_proto::isthmus::federation::v1::{ExportedPort, ExportedService};
+
+use crate::{
+    export::{app_protocol_text, protocol_text},
+    names::{is_dns_label, shown},
+};
+
+/// Most ports of an imported service.
+pub const MAX_PORTS: usize = 64;
+/// Most identities that may serve an imported service.
+pub const MAX_SPIFFE_IDS: usize = 256;
+/// Most services that one peer may offer.
+pub const MAX_SERVICES: usize = 10_000;
+
+/// Why an offered service is refused. The peer's other services are not touched.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("imported service {service:?}: {field} {value:?} {problem}")]
+pub struct ImportError {
+    /// `<namespace>/<name>`, shortened.
+    pub service: String,
+    /// As in the proto, with an index where it is a list.
+    pub field: String,
+    /// What stands there, shortened.
+    pub value: String,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+/// Checks a service that the peer of a trust domain offers. Only identities of *that* domain are accepted: a
+/// peer says who serves a name in its own cluster and nowhere else.
+///
+/// # Errors
+/// Names the field and the value.
+pub fn import_service(
+    received: &ExportedService,
+    peer: &TrustDomain,
+) -> Result<(NamespacedName, ImportedService), ImportError> {
+    let bad = |field: String, value: &str, problem: &str| ImportError {
+        service: shown(&format!("{}/{}", received.namespace, received.name)),
+        field,
+        value: shown(value),
+        problem: problem.to_owned(),
+    };
+    for (field, value) in [("namespace", &received.namespace), ("name", &received.name)] {
+        if !is_dns_label(value) {
+            return Err(bad(field.to_owned(), value, "is no DNS label"));
+        }
+    }
+    if received.ports.is_empty() || received.ports.len() > MAX_PORTS {
+        let count = received.ports.len().to_string();
+        return Err(bad("ports".to_owned(), &count, "entries are not within 1 and 64"));
+    }
+    let mut ports = Vec::with_capacity(received.ports.len());
+    let (mut names, mut numbers) = (BTreeSet::new(), BTreeSet::new());
+    for (i, port) in received.ports.iter().enumerate() {
+        let port = import_port(port)
+            .map_err(|(field, value, problem)| bad(format!("ports[{i}].{field}"), &value, problem))?;
+        if !names.insert(port.name.clone()) {
+            return Err(bad(format!("ports[{i}].name"), &port.name, "is used twice"));
+        }
+        if !numbers.insert((port.port, port.protocol)) {
+            return Err(bad(format!("ports[{i}].port"), &port.port.to_string(), "is used twice"));
+        }
+        ports.push(port);
+    }
+    if received.spiffe_ids.is_empty() || received.spiffe_ids.len() > MAX_SPIFFE_IDS {
+        let count = received.spiffe_ids.len().to_string();
+        return Err(bad("spiffe_ids".to_owned(), &count, "entries are not within 1 and 256"));
+    }
+    let mut spiffe_ids = BTreeSet::new();
+    for (i, text) in received.spiffe_ids.iter().enumerate() {
+        let field = || format!("spiffe_ids[{i}]");
+        let id = SpiffeId::parse(text).map_err(|e| bad(field(), text, &format!("is invalid: {e}")))?;
+        if id.trust_domain() != peer {
+            return Err(bad(field(), text, &format!("is not of the peer's trust domain {peer}")));
+        }
+        if !matches!(id.role(), Role::Workload { .. }) {
+            return Err(bad(field(), text, "is not the identity of a workload"));
+        }
+        spiffe_ids.insert(id);
+    }
+    let service = ImportedService {
+        ports,
+        spiffe_ids: spiffe_ids.into_iter().collect(),
+        ready_endpoints: received.ready_endpoints,
+        exported_at_unix: received.exported_at_unix,
+    };
+    Ok((NamespacedName::new(&received.namespace, &received.name), service))
+}
+
+fn import_port(port: &ExportedPort) -> Result<ImportedPort, (&'static str, String, &'static str)> {
+    // Kubernetes allows an empty name only for a single port; two empty ones are found as duplicates.
+    if !port.name.is_empty() && !is_dns_label(&port.name) {
+        return Err(("name", port.name.clone(), "is no DNS label"));
+    }
+    let number = u16::try_from(port.port)
+        .ok()
+        .filter(|p| *p != 0)
+        .ok_or_else(|| ("port", port.port.to_string(), "is not within 1 and 65535"))?;
+    let protocol = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp]
+        .into_iter()
+        .find(|p| protocol_text(*p) == port.protocol)
+        .ok_or_else(|| ("protocol", port.protocol.clone(), "is not TCP, UDP or SCTP"))?;
+    let app_protocol = [AppProtocol::Http, AppProtocol::Http2, AppProtocol::Grpc, AppProtocol::Tcp]
+        .into_iter()
+        .find(|p| app_protocol_text(*p) == port.app_protocol)
+        .ok_or_else(|| ("app_protocol", port.app_protocol.clone(), "is not http, http2, grpc or tcp"))?;
+    Ok(ImportedPort { name: port.name.clone(), port: number, protocol, app_protocol })
+}
+
+/// One cluster's part in a service of several.
+#[derive(Debug, Clone, Copy)]
+pub struct Constituent<'a> {
+    /// Who exports it.
+    pub cluster: &'a str,
+    /// What it exports.
+    pub service: &'a ImportedService,
+}
+
+/// The ports of a service that several clusters export.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MergedPorts {
+    /// In the order of the clusters' precedence.
+    pub ports: Vec<ImportedPort>,
+    /// What lost, for the status of the export (KEP-1645: condition `Conflict`).
+    pub conflicts: Vec<PortConflict>,
+}
+
+/// A port whose definition lost to an older export's.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("port {name:?} of {loser} differs from that of {winner}, whose export is older")]
+pub struct PortConflict {
+    /// The port's name.
+    pub name: String,
+    /// Whose definition holds.
+    pub winner: String,
+    /// Whose is ignored.
+    pub loser: String,
+}
+
+/// Joins the ports of all clusters that export one name (KEP-1645, "Service Port"): the union, and where two
+/// clusters define a name or a number differently, the older export's definition. Equal ages are decided by
+/// the clusters' names, so that every cluster comes to the same result.
+pub fn merge_ports<'a>(constituents: impl IntoIterator<Item = Constituent<'a>>) -> MergedPorts {
+    let mut all: Vec<_> = constituents.into_iter().collect();
+    all.sort_by_key(|c| (c.service.exported_at_unix, c.cluster));
+    let mut merged = MergedPorts { ports: Vec::new(), conflicts: Vec::new() };
+    let mut owners: Vec<&str> = Vec::new();
+    for constituent in all {
+        for port in &constituent.service.ports {
+            let same = |held: &ImportedPort| {
+                held.name == port.name || (held.port == port.port && held.protocol == port.protocol)
+            };
+            match merged.ports.iter().position(same) {
+                Some(i) if &merged.ports[i] == port => {}
+                Some(i) => merged.conflicts.push(PortConflict {
+                    name: port.name.clone(),
+                    winner: owners[i].to_owned(),
+                    loser: constituent.cluster.to_owned(),
+                }),
+                None => {
+                    merged.ports.push(port.clone());
+                    owners.push(constituent.cluster);
+                }
+            }
+        }
+    }
+    merged
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn east() -> TrustDomain {
+        TrustDomain::parse("east.example").unwrap()
+    }
+
+    fn offered() -> ExportedService {
+        ExportedService {
+            namespace: "shop".into(),
+            name: "pay".into(),
+            ports: vec![ExportedPort {
+                name: "http".into(),
+                port: 8080,
+                app_protocol: "http".into(),
+                protocol: "TCP".into(),
+            }],
+            spiffe_ids: vec!["spiffe://east.example/ns/shop/sa/pay".into()],
+            ready_endpoints: 2,
+            origin_revision: 5,
+            exported_at_unix: 100,
+        }
+    }
+
+    #[test]
+    fn a_sound_offer_is_imported() {
+        let (name, service) = import_service(&offered(), &east()).unwrap();
+        assert_eq!(name, NamespacedName::new("shop", "pay"));
+        assert_eq!(service.ports[0].port, 8080);
+        assert_eq!(service.ready_endpoints, 2);
+    }
+
+    #[test]
+    fn a_peer_cannot_name_identities_of_another_trust_domain_or_of_infrastructure() {
+        for id in [
+            "spiffe://west.example/ns/shop/sa/pay",
+            "spiffe://east.example/isthmus/replica/1",
+            "spiffe://east.example",
+            "east.example/ns/shop/sa/pay",
+        ] {
+            let mut offer = offered();
+            offer.spiffe_ids.push(id.into());
+            let error = import_service(&offer, &east()).unwrap_err();
+            assert_eq!(error.field, "spiffe_ids[1]", "{error}");
+        }
+    }
+
+    #[test]
+    fn every_field_is_checked_and_named() {
+        let cases: [(&str, fn(&mut ExportedService)); 11] = [
+            ("namespace", |s| s.namespace = "a/b".into()),
+            ("name", |s| s.name.clear()),
+            ("ports", |s| s.ports.clear()),
+            ("ports", |s| s.ports = vec![ExportedPort::default(); 65]),
+            ("ports[0].name", |s| s.ports[0].name = "HTTP_1".into()),
+            ("ports[0].port", |s| s.ports[0].port = 65536),
+            ("ports[0].port", |s| s.ports[0].port = 0),
+            ("ports[0].protocol", |s| s.ports[0].protocol = "tcp".into()),
+            ("ports[0].app_protocol", |s| s.ports[0].app_protocol = "mysql".into()),
+            ("ports[1].name", |s| s.ports.push(ExportedPort { port: 1, ..s.ports[0].clone() })),
+            ("spiffe_ids", |s| s.spiffe_ids.clear()),
+        ];
+        for (field, spoil) in cases {
+            let mut offer = offered();
+            spoil(&mut offer);
+            assert_eq!(import_service(&offer, &east()).unwrap_err().field, field);
+        }
+        let mut offer = offered();
+        offer.ports.push(ExportedPort { name: "other".into(), ..offer.ports[0].clone() });
+        assert_eq!(import_service(&offer, &east()).unwrap_err().field, "ports[1].port");
+    }
+
+    fn exporting(at: u64, ports: &[(&str, u16)]) -> ImportedService {
+        let port = |(name, port): &(&str, u16)| ImportedPort {
+            name: (*name).to_owned(),
+            port: *port,
+            protocol: Protocol::Tcp,
+            app_protocol: AppProtocol::Http,
+        };
+        ImportedService {
+            ports: ports.iter().map(port).collect(),
+            spiffe_ids: Vec::new(),
+            ready_endpoints: 0,
+            exported_at_unix: at,
+        }
+    }
+
+    #[test]
+    fn ports_are_united_and_the_older_export_wins_a_conflict() {
+        let young = exporting(200, &[("http", 8080), ("admin", 9090)]);
+        let old = exporting(100, &[("http", 80), ("admin", 9090), ("grpc", 50051)]);
+        let merged = merge_ports([
+            Constituent { cluster: "east", service: &young },
+            Constituent { cluster: "north", service: &old },
+        ]);
+        let ports: Vec<_> = merged.ports.iter().map(|p| (p.name.as_str(), p.port)).collect();
+        assert_eq!(ports, [("http", 80), ("admin", 9090), ("grpc", 50051)]);
+        let conflict = &merged.conflicts[..];
+        assert!(matches!(conflict, [c] if c.winner == "north" && c.loser == "east" && c.name == "http"));
+    }
+
+    #[test]
+    fn the_order_in_which_peers_are_heard_does_not_matter() {
+        let one = exporting(100, &[("http", 80)]);
+        let two = exporting(100, &[("web", 80), ("x", 81)]);
+        let a = Constituent { cluster: "a", service: &one };
+        let b = Constituent { cluster: "b", service: &two };
+        assert_eq!(merge_ports([a, b]), merge_ports([b, a]));
+        assert_eq!(merge_ports([a, b]).ports.len(), 2);
+    }
+}
