@@ -4,5 +4,7 @@
 
 pub mod compile;
 pub mod identity;
+pub mod policy;
 pub mod records;
 pub mod resource;
+pub mod view;

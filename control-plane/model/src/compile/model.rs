@@ -6,6 +6,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use serde::Serialize;
 
 use crate::{
     identity::{IdentityNumber, IdentityTable, SpiffeId},
@@ -36,6 +37,7 @@ pub struct MeshModel {
     pub nodes: BTreeMap<String, NodeRecord>,
     pub workloads: BTreeMap<NamespacedName, MeshWorkload>,
     pub services: BTreeMap<NamespacedName, MeshService>,
+    /// Every class that a workload has. Class 0, which permits everything, is there too where it is used.
     pub policy_classes: BTreeMap<u32, PolicyClass>,
     pub peers: BTreeMap<String, PeerRecord>,
 }
@@ -64,6 +66,8 @@ pub struct MeshService {
     pub ports: Vec<MeshServicePort>,
     /// Offered to peers.
     pub exported: bool,
+    /// When it was exported, in Unix seconds; 0 where the caller of the compiler knows no ages.
+    pub exported_at_unix: u64,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -101,7 +105,8 @@ pub struct MeshEndpoint {
     pub mtls: bool,
 }
 
-/// One HTTPRoute rule that applies to a service port.
+/// One match of one HTTPRoute rule that applies to a service port: a rule with several matches or hostnames
+/// yields several, because each has its own precedence.
 #[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs)]
 pub struct MeshRoute {
@@ -134,14 +139,14 @@ pub struct PolicyRule {
     pub provenance: String,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[allow(missing_docs)]
 pub enum Direction {
     Ingress,
     Egress,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[allow(missing_docs)]
 pub enum Action {
     Deny,

@@ -1,0 +1,112 @@
+//! HTTPRoutes on the service ports they name, in the order in which they are to be tried.
+
+use std::{cmp::Reverse, collections::BTreeMap};
+
+use super::{Input, MeshRoute, MeshService, MeshServicePort};
+use crate::resource::{
+    AppProtocol, HttpRoute, HttpRouteMatch, HttpRouteRule, NamespacedName, Object, ObjectKey, PathMatch,
+    Protocol,
+};
+
+/// The Gateway API's order of precedence (HTTPRouteRule.matches): the least is tried first. Among hostnames the
+/// exact come before the wildcards, and the longer before the shorter.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Precedence {
+    hostname: (u8, Reverse<usize>),
+    path: (u8, Reverse<usize>),
+    without_method: bool,
+    headers: Reverse<usize>,
+    query: Reverse<usize>,
+    created: u64,
+    name: NamespacedName,
+    rule: usize,
+    one_match: usize,
+}
+
+pub(super) fn attach(
+    input: &Input<'_>,
+    services: &mut BTreeMap<NamespacedName, MeshService>,
+    created: &dyn Fn(&ObjectKey) -> Option<u64>,
+) {
+    let mut found: BTreeMap<(NamespacedName, u16), Vec<(Precedence, MeshRoute)>> = BTreeMap::new();
+    for (key, object) in input.objects {
+        let Object::HttpRoute(route) = object else { continue };
+        // A route whose age is unknown counts as the youngest.
+        let created = created(key).unwrap_or(u64::MAX);
+        for parent in &route.parents {
+            let Some(service) = services.get(&parent.service) else { continue };
+            let ports = service.ports.iter().filter(|p| parent.port.is_none_or(|wanted| wanted == p.port));
+            for port in ports.filter(|p| speaks_http(p)) {
+                let list = found.entry((service.name.clone(), port.port)).or_default();
+                list.extend(split(route, created));
+            }
+        }
+    }
+    for ((name, port), mut list) in found {
+        list.sort_by(|(a, _), (b, _)| a.cmp(b));
+        let ports = services.get_mut(&name).into_iter().flat_map(|s| &mut s.ports);
+        if let Some(port) = ports.into_iter().find(|p| p.port == port && p.protocol == Protocol::Tcp) {
+            port.routes = list.into_iter().map(|(_, route)| route).collect();
+        }
+    }
+}
+
+fn speaks_http(port: &MeshServicePort) -> bool {
+    port.protocol == Protocol::Tcp && port.app_protocol != AppProtocol::Tcp
+}
+
+/// One entry per match and hostname: each has a precedence of its own.
+fn split(route: &HttpRoute, created: u64) -> Vec<(Precedence, MeshRoute)> {
+    let hostnames: Vec<Option<&String>> =
+        if route.hostnames.is_empty() { vec![None] } else { route.hostnames.iter().map(Some).collect() };
+    let mut out = Vec::new();
+    for hostname in hostnames {
+        for (i, rule) in route.rules.iter().enumerate() {
+            for (j, one_match) in rule.matches.iter().enumerate() {
+                let precedence = Precedence {
+                    hostname: hostname_rank(hostname),
+                    path: path_rank(&one_match.path),
+                    without_method: one_match.method.is_none(),
+                    headers: Reverse(one_match.headers.len()),
+                    query: Reverse(one_match.query.len()),
+                    created,
+                    name: route.meta.name.clone(),
+                    rule: i,
+                    one_match: j,
+                };
+                out.push((precedence, mesh_route(route, i, rule, one_match, hostname)));
+            }
+        }
+    }
+    out
+}
+
+fn mesh_route(
+    route: &HttpRoute,
+    index: usize,
+    rule: &HttpRouteRule,
+    one_match: &HttpRouteMatch,
+    hostname: Option<&String>,
+) -> MeshRoute {
+    MeshRoute {
+        provenance: format!("httproute/{}#rules[{index}]", route.meta.name),
+        hostnames: hostname.into_iter().cloned().collect(),
+        rule: HttpRouteRule { matches: vec![one_match.clone()], ..rule.clone() },
+    }
+}
+
+fn hostname_rank(hostname: Option<&String>) -> (u8, Reverse<usize>) {
+    match hostname {
+        Some(name) if !name.starts_with('*') => (0, Reverse(name.len())),
+        Some(wildcard) => (1, Reverse(wildcard.len())),
+        None => (2, Reverse(0)),
+    }
+}
+
+fn path_rank(path: &PathMatch) -> (u8, Reverse<usize>) {
+    match path {
+        PathMatch::Exact(path) => (0, Reverse(path.len())),
+        PathMatch::Prefix(prefix) => (1, Reverse(prefix.len())),
+        PathMatch::Regex(pattern) => (2, Reverse(pattern.len())),
+    }
+}

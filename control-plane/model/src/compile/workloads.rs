@@ -1,0 +1,65 @@
+//! Declared workloads with their identity and where they run.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use super::{Input, MeshWorkload};
+use crate::{
+    identity::{IdentityKey, SpiffeId},
+    records::WorkloadBinding,
+    resource::{NamespacedName, Object, Protocol, ProxyMode, Workload},
+};
+
+pub(super) fn compile(input: &Input<'_>) -> BTreeMap<NamespacedName, MeshWorkload> {
+    declared(input).map(|workload| (workload.meta.name.clone(), one(input, workload))).collect()
+}
+
+/// The Workload objects, in the order of their names.
+pub(super) fn declared<'a>(input: &Input<'a>) -> impl Iterator<Item = &'a Workload> + use<'a> {
+    input.objects.values().filter_map(|object| match object {
+        Object::Workload(workload) => Some(workload),
+        _ => None,
+    })
+}
+
+fn one(input: &Input<'_>, workload: &Workload) -> MeshWorkload {
+    let name = &workload.meta.name;
+    let trust_domain = &input.cluster.trust_domain;
+    let binding = match (input.bindings.get(name), workload.address) {
+        (Some(binding), _) => Some(binding.clone()),
+        (None, Some(address)) => Some(fixed(input, address)),
+        (None, None) => None,
+    };
+    MeshWorkload {
+        name: name.clone(),
+        // 0 is "unknown" to the kernel, which drops it: `apply` has not allocated a number yet.
+        identity: input.identities.lookup(&IdentityKey::of(trust_domain, workload)).unwrap_or(0),
+        spiffe_id: SpiffeId::workload(trust_domain, &name.namespace, &workload.service_account),
+        proxy: workload.proxy,
+        policy_class: 0,
+        captured_ports: captured_ports(workload),
+        binding,
+    }
+}
+
+/// Only declared ports are captured, because a program binds them when it starts: a port that a later Service
+/// made captured would already be bound by the program itself.
+fn captured_ports(workload: &Workload) -> Vec<u16> {
+    if workload.proxy != ProxyMode::Sidecar {
+        return Vec::new();
+    }
+    let mut ports: Vec<u16> =
+        workload.ports.iter().filter(|p| p.protocol == Protocol::Tcp).map(|p| p.port).collect();
+    ports.sort_unstable();
+    ports
+}
+
+/// A fixed address needs no report. It is bound to the node that has it (a gateway on a node's own host), or
+/// to none (a VM somewhere).
+fn fixed(input: &Input<'_>, address: IpAddr) -> WorkloadBinding {
+    let node = input.nodes.values().find(|node| node.address == address);
+    WorkloadBinding {
+        node: node.map(|node| node.name.clone()).unwrap_or_default(),
+        addresses: vec![address],
+        ready: true,
+    }
+}

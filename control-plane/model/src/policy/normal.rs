@@ -1,0 +1,150 @@
+//! The plain types that every policy language parses into. NetworkPolicy is the first.
+
+use ipnet::IpNet;
+use serde::Serialize;
+
+use super::cover;
+use crate::{
+    compile::{Action, Direction},
+    resource::{
+        LabelSelector, NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicyRule, PortRef,
+        Protocol,
+    },
+};
+
+/// One policy object.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[allow(missing_docs)]
+pub struct NormalPolicy {
+    /// `networkpolicy/<ns>/<name>`
+    pub provenance: String,
+    pub namespace: String,
+    pub subject: LabelSelector,
+    /// None: the policy says nothing about this direction.
+    pub ingress: Option<NormalSide>,
+    pub egress: Option<NormalSide>,
+}
+
+/// What a policy says of one direction of the workloads it selects.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct NormalSide {
+    /// Provenance of the denial of what no rule permits.
+    pub default_deny: String,
+    #[allow(missing_docs)]
+    pub rules: Vec<NormalRule>,
+}
+
+/// Matches when one of the peers and one of the ports match.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[allow(missing_docs)]
+pub struct NormalRule {
+    pub action: Action,
+    pub peers: Vec<PeerMatch>,
+    pub ports: Vec<PortMatch>,
+    pub provenance: String,
+}
+
+/// Who the other end is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub enum PeerMatch {
+    /// Anybody, in the mesh or outside.
+    Any,
+    /// Workloads of this cluster.
+    Workloads {
+        #[allow(missing_docs)]
+        namespaces: NamespaceMatch,
+        #[allow(missing_docs)]
+        pods: LabelSelector,
+    },
+    /// Addresses outside the mesh.
+    Outside(Vec<IpNet>),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[allow(missing_docs)]
+pub enum NamespaceMatch {
+    Named(String),
+    Selected(LabelSelector),
+}
+
+/// Which destination port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[allow(missing_docs)]
+pub enum PortMatch {
+    /// Any protocol, also those without ports.
+    Any,
+    /// Inclusive; None: every port of the protocol.
+    Range { protocol: Protocol, ports: Option<(u16, u16)> },
+    /// What the destination workload calls so.
+    Named { protocol: Protocol, name: String },
+}
+
+impl From<&NetworkPolicy> for NormalPolicy {
+    fn from(policy: &NetworkPolicy) -> Self {
+        let provenance = format!("networkpolicy/{}", policy.meta.name);
+        let side = |selected: bool, direction: Direction, rules: &[NetworkPolicyRule]| {
+            selected.then(|| NormalSide {
+                default_deny: format!("{provenance}#default-deny-{}", direction.as_str()),
+                rules: rules
+                    .iter()
+                    .enumerate()
+                    .map(|(i, rule)| NormalRule {
+                        action: Action::Allow,
+                        peers: peers(rule, &policy.meta.name.namespace),
+                        ports: ports(rule),
+                        provenance: format!("{provenance}#{}[{i}]", direction.as_str()),
+                    })
+                    .collect(),
+            })
+        };
+        Self {
+            ingress: side(policy.ingress_selected, Direction::Ingress, &policy.ingress),
+            egress: side(policy.egress_selected, Direction::Egress, &policy.egress),
+            namespace: policy.meta.name.namespace.clone(),
+            subject: policy.pod_selector.clone(),
+            provenance,
+        }
+    }
+}
+
+impl Direction {
+    /// As provenance and flow events spell it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Direction::Ingress => "ingress",
+            Direction::Egress => "egress",
+        }
+    }
+}
+
+fn peers(rule: &NetworkPolicyRule, own_namespace: &str) -> Vec<PeerMatch> {
+    if rule.peers.is_empty() {
+        return vec![PeerMatch::Any];
+    }
+    let normal = |peer: &NetworkPolicyPeer| match peer {
+        NetworkPolicyPeer::Pods { pod, namespace } => PeerMatch::Workloads {
+            namespaces: match namespace {
+                Some(selector) => NamespaceMatch::Selected(selector.clone()),
+                None => NamespaceMatch::Named(own_namespace.to_owned()),
+            },
+            pods: pod.clone().unwrap_or_default(),
+        },
+        NetworkPolicyPeer::IpBlock { cidr, except } => PeerMatch::Outside(cover(*cidr, except)),
+    };
+    rule.peers.iter().map(normal).collect()
+}
+
+fn ports(rule: &NetworkPolicyRule) -> Vec<PortMatch> {
+    if rule.ports.is_empty() {
+        return vec![PortMatch::Any];
+    }
+    let normal = |port: &NetworkPolicyPort| match &port.port {
+        None => PortMatch::Range { protocol: port.protocol, ports: None },
+        Some(PortRef::Number(first)) => PortMatch::Range {
+            protocol: port.protocol,
+            ports: Some((*first, port.end_port.unwrap_or(*first))),
+        },
+        Some(PortRef::Name(name)) => PortMatch::Named { protocol: port.protocol, name: name.clone() },
+    };
+    rule.ports.iter().map(normal).collect()
+}
