@@ -21,11 +21,11 @@ pub fn compile(input: Input<'_>) -> MeshModel {
 }
 
 /// Compiles; `created` gives an object's creation time in Unix seconds. The older HTTPRoute wins a tie (Gateway
-/// API), and the older ServiceExport a conflict (KEP-1645).
+/// API).
 pub fn compile_with(input: Input<'_>, created: &dyn Fn(&ObjectKey) -> Option<u64>) -> MeshModel {
     let mut workloads = workloads::compile(&input);
     let policy_classes = policy::compile(&input, &mut workloads);
-    let mut services = services::compile(&input, &workloads, created);
+    let mut services = services::compile(&input, &workloads);
     routes::attach(&input, &mut services, created);
     MeshModel {
         revision: input.revision,

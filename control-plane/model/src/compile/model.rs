@@ -53,6 +53,8 @@ pub struct MeshWorkload {
     pub policy_class: u32,
     /// Ports that the sidecar serves in the workload's stead: its TCP ports, if it has a sidecar.
     pub captured_ports: Vec<u16>,
+    /// Where it listens if it is a gateway: its first TCP port, or 15443. 0 for everything else.
+    pub gateway_port: u16,
     /// None until its node reports it.
     pub binding: Option<WorkloadBinding>,
 }
@@ -66,8 +68,6 @@ pub struct MeshService {
     pub ports: Vec<MeshServicePort>,
     /// Offered to peers.
     pub exported: bool,
-    /// When it was exported, in Unix seconds; 0 where the caller of the compiler knows no ages.
-    pub exported_at_unix: u64,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -103,6 +103,14 @@ pub struct MeshEndpoint {
     pub workload: Option<NamespacedName>,
     /// It expects mesh mTLS (a sidecar, or a gateway that forwards to one).
     pub mtls: bool,
+}
+
+impl MeshServicePort {
+    /// Where packets to the virtual IP go: this cluster's endpoints that are ready. Peers' gateways are not among
+    /// them, because only a proxy can speak to those.
+    pub fn packet_backends(&self) -> impl Iterator<Item = &MeshEndpoint> {
+        self.endpoints.iter().filter(|e| e.ready && e.priority == 0)
+    }
 }
 
 /// One match of one HTTPRoute rule that applies to a service port: a rule with several matches or hostnames

@@ -28,7 +28,6 @@ const REMOTE: u32 = 1;
 pub(super) fn compile(
     input: &Input<'_>,
     workloads: &BTreeMap<NamespacedName, MeshWorkload>,
-    created: &dyn Fn(&ObjectKey) -> Option<u64>,
 ) -> BTreeMap<NamespacedName, MeshService> {
     let index = Index::new(input, workloads);
     let mut services = BTreeMap::new();
@@ -36,8 +35,7 @@ pub(super) fn compile(
         if let Object::Service(service) = object {
             let export = ObjectKey { kind: Kind::ServiceExport, name: service.meta.name.clone() };
             let exported = input.objects.contains_key(&export);
-            let exported_at = exported.then(|| created(&export).unwrap_or(0));
-            services.insert(service.meta.name.clone(), index.local(service, exported_at));
+            services.insert(service.meta.name.clone(), index.local(service, exported));
         }
     }
     for name in index.imports.keys() {
@@ -91,12 +89,13 @@ impl<'a> Index<'a> {
         Self { input, workloads, by_namespace, by_address, slices, imports }
     }
 
-    fn local(&self, service: &Service, exported_at: Option<u64>) -> MeshService {
+    fn offers(&self, name: &NamespacedName) -> &[(&'a PeerRecord, &'a ImportedService)] {
+        self.imports.get(name).map_or(&[][..], Vec::as_slice)
+    }
+
+    fn local(&self, service: &Service, exported: bool) -> MeshService {
         let name = &service.meta.name;
-        let offers = match exported_at {
-            Some(_) => self.imports.get(name).map_or(&[][..], Vec::as_slice),
-            None => &[],
-        };
+        let offers = if exported { self.offers(name) } else { &[] };
         let mut ports: Vec<MeshServicePort> = Vec::new();
         for port in &service.ports {
             let mut local = self.local_endpoints(service, port);
@@ -111,21 +110,18 @@ impl<'a> Index<'a> {
             name: name.clone(),
             virtual_ip: if service.headless { None } else { allocated.or(service.cluster_ip) },
             ports,
-            exported: exported_at.is_some(),
-            exported_at_unix: exported_at.unwrap_or(0),
+            exported,
         }
     }
 
     fn imported(&self, name: &NamespacedName) -> MeshService {
-        let offers = self.imports.get(name).map_or(&[][..], Vec::as_slice);
         let mut ports = Vec::new();
-        self.add_imported_ports(name, offers, &mut ports);
+        self.add_imported_ports(name, self.offers(name), &mut ports);
         MeshService {
             name: name.clone(),
             virtual_ip: self.input.allocations.get(name).and_then(|a| a.virtual_ip),
             ports,
             exported: false,
-            exported_at_unix: 0,
         }
     }
 

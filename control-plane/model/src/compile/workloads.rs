@@ -7,6 +7,7 @@ use crate::{
     identity::{IdentityKey, SpiffeId},
     records::WorkloadBinding,
     resource::{NamespacedName, Object, Protocol, ProxyMode, Workload},
+    view::GATEWAY_PORT,
 };
 
 pub(super) fn compile(input: &Input<'_>) -> BTreeMap<NamespacedName, MeshWorkload> {
@@ -37,6 +38,7 @@ fn one(input: &Input<'_>, workload: &Workload) -> MeshWorkload {
         proxy: workload.proxy,
         policy_class: 0,
         captured_ports: captured_ports(workload),
+        gateway_port: gateway_port(workload),
         binding,
     }
 }
@@ -51,6 +53,14 @@ fn captured_ports(workload: &Workload) -> Vec<u16> {
         workload.ports.iter().filter(|p| p.protocol == Protocol::Tcp).map(|p| p.port).collect();
     ports.sort_unstable();
     ports
+}
+
+fn gateway_port(workload: &Workload) -> u16 {
+    if workload.proxy != ProxyMode::Gateway {
+        return 0;
+    }
+    let declared = workload.ports.iter().find(|p| p.protocol == Protocol::Tcp);
+    declared.map_or(GATEWAY_PORT, |p| p.port)
 }
 
 /// A fixed address needs no report. It is bound to the node that has it (a gateway on a node's own host), or

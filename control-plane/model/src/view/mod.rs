@@ -1,1 +1,32 @@
-//! What each client is to have.
+//! What each client is to have. A view is a selection from the compiled mesh: plain data under the names that
+//! its client subscribes to, which `control-plane/src/xds/translate` turns into protobuf one to one.
+//!
+//! Nobody receives what only concerns somebody else: an agent gets local endpoints and policy of its own node
+//! only, a sidecar its own inbound configuration only, a peer exported services only. Two choices are wide on
+//! purpose: every agent gets the addresses and identities of all workloads (it enforces policy against them), and
+//! every sidecar may call the services of all namespaces, as in Istio.
+
+mod agent;
+mod gateway;
+pub mod names;
+mod peer;
+mod sidecar;
+
+pub use agent::{AgentView, for_agent};
+pub use gateway::{GATEWAY_PORT, GatewayView, Passthrough, for_gateway, gateway_addresses};
+pub use peer::{PeerView, for_peer};
+pub use sidecar::{InboundListener, OutboundCluster, OutboundListener, SidecarView, for_sidecar};
+
+use std::collections::BTreeMap;
+
+use crate::{compile::MeshModel, identity::TrustDomain};
+
+/// The roots of every trust domain that a certificate may come from: the own and every peer's. A peer that
+/// claims the own trust domain, or another peer's, is left out: it would speak for others.
+pub fn trust_bundles(model: &MeshModel) -> BTreeMap<TrustDomain, Vec<Vec<u8>>> {
+    let mut bundles = BTreeMap::from([(model.cluster.trust_domain.clone(), model.cluster.roots.clone())]);
+    for peer in model.peers.values() {
+        bundles.entry(peer.trust_domain.clone()).or_insert_with(|| peer.roots.clone());
+    }
+    bundles
+}

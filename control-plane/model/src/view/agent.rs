@@ -1,0 +1,45 @@
+//! The view of a node's agent.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::trust_bundles;
+use crate::{
+    compile::{MeshModel, MeshService, MeshWorkload, PolicyClass},
+    identity::TrustDomain,
+    records::NodeRecord,
+};
+
+/// Borrowed from the model; every list is in the order of names.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AgentView<'a> {
+    /// Every workload that has an address (`WorkloadAddress`).
+    pub workloads: Vec<&'a MeshWorkload>,
+    /// Those that run on this node (`LocalEndpoint`).
+    pub local: Vec<&'a MeshWorkload>,
+    /// Those that a workload of this node has.
+    pub policy_classes: Vec<&'a PolicyClass>,
+    /// Every service. Its backends for packets are [`crate::compile::MeshServicePort::packet_backends`].
+    pub services: Vec<&'a MeshService>,
+    #[allow(missing_docs)]
+    pub trust_bundles: BTreeMap<TrustDomain, Vec<Vec<u8>>>,
+    #[allow(missing_docs)]
+    pub nodes: Vec<&'a NodeRecord>,
+}
+
+/// What the agent of this node is to have. A node that is not registered has no local workloads.
+pub fn for_agent<'a>(model: &'a MeshModel, node: &str) -> AgentView<'a> {
+    let has_address = |w: &&MeshWorkload| w.binding.as_ref().is_some_and(|b| !b.addresses.is_empty());
+    let workloads: Vec<&MeshWorkload> = model.workloads.values().filter(has_address).collect();
+    let registered = model.nodes.contains_key(node);
+    let on_node = |w: &&MeshWorkload| registered && w.binding.as_ref().is_some_and(|b| b.node == node);
+    let local: Vec<&MeshWorkload> = model.workloads.values().filter(on_node).collect();
+    let classes: BTreeSet<u32> = local.iter().map(|w| w.policy_class).collect();
+    AgentView {
+        workloads,
+        policy_classes: classes.iter().filter_map(|id| model.policy_classes.get(id)).collect(),
+        local,
+        services: model.services.values().collect(),
+        trust_bundles: trust_bundles(model),
+        nodes: model.nodes.values().collect(),
+    }
+}

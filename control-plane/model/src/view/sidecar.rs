@@ -1,0 +1,130 @@
+//! The view of a workload's own proxy.
+
+use std::{collections::BTreeSet, net::SocketAddr};
+
+use super::names;
+use crate::{
+    compile::{MeshEndpoint, MeshModel, MeshRoute, MeshServicePort, MeshWorkload},
+    identity::SpiffeId,
+    resource::{AppProtocol, NamespacedName, Protocol, ProxyMode},
+};
+
+/// Borrowed from the model, in the order of names.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)]
+pub struct SidecarView<'a> {
+    pub workload: &'a MeshWorkload,
+    pub outbound: Vec<OutboundListener<'a>>,
+    pub clusters: Vec<OutboundCluster<'a>>,
+    pub inbound: Vec<InboundListener>,
+}
+
+/// A service port as its callers reach it: on a loopback port, to which the kernel redirects them.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)]
+pub struct OutboundListener<'a> {
+    /// Also the name of its route configuration and of its cluster.
+    pub name: String,
+    pub proxy_port: u16,
+    /// `Tcp`: no routes, everything goes to the cluster of the same name.
+    pub protocol: AppProtocol,
+    /// In order of precedence. Empty: everything goes to the cluster of the same name; otherwise a request
+    /// that none matches is refused (GEP-1294).
+    pub routes: &'a [MeshRoute],
+}
+
+/// The endpoints of a service port, local and remote.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)]
+pub struct OutboundCluster<'a> {
+    pub name: String,
+    pub sni: &'a str,
+    pub protocol: AppProtocol,
+    /// Who may answer behind mTLS. Empty: nobody, and no mTLS endpoint is listed.
+    pub spiffe_ids: &'a [SpiffeId],
+    /// Ready or not, by priority and address.
+    pub endpoints: Vec<&'a MeshEndpoint>,
+}
+
+/// A captured port as the proxy serves it in its workload's stead.
+#[derive(Debug, Clone, PartialEq)]
+pub struct InboundListener {
+    /// Also the name of the cluster that is the program itself, at 127.0.0.1 and the same port.
+    pub name: String,
+    /// The workload's addresses with the port.
+    pub addresses: Vec<SocketAddr>,
+    #[allow(missing_docs)]
+    pub port: u16,
+    /// The SNIs of the services that have this port as an endpoint; never empty.
+    pub server_names: Vec<String>,
+    /// What the services say; opaque where they disagree about HTTP.
+    pub protocol: AppProtocol,
+}
+
+/// What a workload's sidecar is to have. None: there is no such workload, or it has no sidecar.
+pub fn for_sidecar<'a>(model: &'a MeshModel, workload: &NamespacedName) -> Option<SidecarView<'a>> {
+    let workload = model.workloads.get(workload).filter(|w| w.proxy == ProxyMode::Sidecar)?;
+    let mut outbound = Vec::new();
+    let mut clusters = Vec::new();
+    for (service, port) in tcp_ports(model) {
+        let name = names::outbound(service, port.port);
+        if port.proxy_port != 0 {
+            outbound.push(OutboundListener {
+                name: name.clone(),
+                proxy_port: port.proxy_port,
+                protocol: port.app_protocol,
+                routes: &port.routes,
+            });
+        }
+        clusters.push(cluster(name, port));
+    }
+    Some(SidecarView { workload, outbound, clusters, inbound: inbound(model, workload) })
+}
+
+fn tcp_ports(model: &MeshModel) -> impl Iterator<Item = (&NamespacedName, &MeshServicePort)> {
+    model
+        .services
+        .values()
+        .flat_map(|s| s.ports.iter().map(|p| (&s.name, p)))
+        .filter(|(_, p)| p.protocol == Protocol::Tcp)
+}
+
+fn cluster(name: String, port: &MeshServicePort) -> OutboundCluster<'_> {
+    // Without an identity to expect, an mTLS endpoint could be anybody.
+    let usable = |e: &&MeshEndpoint| !e.mtls || !port.spiffe_ids.is_empty();
+    OutboundCluster {
+        name,
+        sni: &port.sni,
+        protocol: port.app_protocol,
+        spiffe_ids: &port.spiffe_ids,
+        endpoints: port.endpoints.iter().filter(usable).collect(),
+    }
+}
+
+fn inbound(model: &MeshModel, workload: &MeshWorkload) -> Vec<InboundListener> {
+    let Some(binding) = &workload.binding else { return Vec::new() };
+    let listener = |port: u16| {
+        let serves = |p: &MeshServicePort| {
+            let this =
+                |e: &MeshEndpoint| e.workload.as_ref() == Some(&workload.name) && e.address.port() == port;
+            p.endpoints.iter().any(this)
+        };
+        let services: Vec<&MeshServicePort> =
+            tcp_ports(model).map(|(_, p)| p).filter(|p| serves(p)).collect();
+        let first = services.first()?;
+        let agreed = services.iter().all(|p| p.app_protocol == first.app_protocol);
+        Some(InboundListener {
+            name: names::inbound(port),
+            addresses: binding.addresses.iter().map(|ip| SocketAddr::new(*ip, port)).collect(),
+            port,
+            server_names: services
+                .iter()
+                .map(|p| p.sni.clone())
+                .collect::<BTreeSet<_>>()
+                .into_iter()
+                .collect(),
+            protocol: if agreed { first.app_protocol } else { AppProtocol::Tcp },
+        })
+    };
+    workload.captured_ports.iter().filter_map(|port| listener(*port)).collect()
+}
