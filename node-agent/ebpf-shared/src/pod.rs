@@ -23,7 +23,6 @@ pod!(
     ServiceKey,
     ServiceValue,
     BackendKey,
-    Backend,
     ReverseKey,
     SocketAddr4,
     Netns,

@@ -1,0 +1,27 @@
+//! The kernel programs of one node: the doors to and from each pod, and the socket hooks of the node's pods.
+//!
+//! Folders are named after the packet's way. The verdict is not here but in `ebpf_shared::decide`.
+#![no_std]
+#![no_main]
+
+mod conntrack;
+mod flow;
+mod fragment;
+mod frame;
+mod from_pod;
+mod maps;
+mod policy;
+mod socket;
+mod to_pod;
+mod verdict;
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // Never reached: the verifier refuses a program that could loop.
+    loop {}
+}
+
+/// No helper that is reserved to GPL programs is used.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 11] = *b"Apache-2.0\0";

@@ -1,0 +1,67 @@
+//! Every map. Names and sizes are what the agent finds them by: `node_agent::kernel::maps`.
+
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
+use ebpf_shared::service::SocketAddr4;
+use ebpf_shared::{
+    Backend, BackendKey, CapturedKey, Class, ConnEntry, ConnKey, Endpoint, Ip4, Metric, Netns, PolicyKey,
+    PolicyValue, ReverseKey, ServiceKey, ServiceValue, limits, metrics,
+};
+
+use crate::fragment::{FragmentKey, Head};
+
+/// The layout of all other pinned maps; written by the agent that created them.
+#[map]
+pub static FORMAT: Array<u32> = Array::with_max_entries(1, 0);
+
+/// Raised after each change to what a verdict reads.
+#[map]
+pub static GENERATION: Array<u64> = Array::with_max_entries(1, 0);
+
+#[map]
+pub static IPCACHE: LpmTrie<Ip4, u32> = LpmTrie::with_max_entries(limits::IPCACHE, 0);
+
+#[map]
+pub static ENDPOINTS: HashMap<u32, Endpoint> =
+    HashMap::with_max_entries(limits::ENDPOINTS, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static CLASSES: HashMap<u32, Class> = HashMap::with_max_entries(limits::CLASSES, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static POLICY: LpmTrie<PolicyKey, PolicyValue> = LpmTrie::with_max_entries(limits::POLICY, 0);
+
+#[map]
+pub static CONNTRACK: LruHashMap<ConnKey, ConnEntry> = LruHashMap::with_max_entries(limits::CONNTRACK, 0);
+
+#[map]
+pub static FRAGMENTS: LruHashMap<FragmentKey, Head> = LruHashMap::with_max_entries(limits::FRAGMENTS, 0);
+
+#[map]
+pub static SERVICES: HashMap<ServiceKey, ServiceValue> =
+    HashMap::with_max_entries(limits::SERVICES, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static BACKENDS: HashMap<BackendKey, Backend> =
+    HashMap::with_max_entries(limits::BACKENDS, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static REVERSE: LruHashMap<ReverseKey, SocketAddr4> = LruHashMap::with_max_entries(limits::REVERSE, 0);
+
+#[map]
+pub static NETNS: HashMap<u64, Netns> = HashMap::with_max_entries(limits::NETNS, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static CAPTURED: HashMap<CapturedKey, u8> =
+    HashMap::with_max_entries(limits::CAPTURED, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(limits::EVENTS, 0);
+
+/// Events that found the ring full.
+#[map]
+pub static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+#[map]
+pub static METRICS: PerCpuArray<Metric> = PerCpuArray::with_max_entries(metrics::CELLS, 0);

@@ -1,0 +1,37 @@
+//! The policy maps, as the shared verdict reads them.
+
+use aya_ebpf::maps::lpm_trie::Key;
+use ebpf_shared::{Class, Ip4, PolicyKey, PolicyMaps, PolicyValue};
+
+use crate::maps::{CLASSES, GENERATION, IPCACHE, POLICY};
+
+pub struct KernelPolicy;
+
+impl PolicyMaps for KernelPolicy {
+    #[inline(always)]
+    fn class(&self, class: u32) -> Option<Class> {
+        // SAFETY: the value is copied at once; an element that is replaced meanwhile stays readable until
+        // the end of the program (RCU), as the map is not preallocated.
+        unsafe { CLASSES.get(class) }.copied()
+    }
+
+    #[inline(always)]
+    fn rule(&self, key: &PolicyKey) -> Option<PolicyValue> {
+        POLICY.get(Key::new(PolicyKey::BITS, *key)).copied()
+    }
+
+    #[inline(always)]
+    fn identity(&self, addr: Ip4) -> Option<u32> {
+        IPCACHE.get(Key::new(32, addr)).copied()
+    }
+}
+
+/// The generation of everything that [`KernelPolicy`] reads.
+#[inline(always)]
+pub fn generation() -> u64 {
+    match GENERATION.get(0) {
+        // SAFETY: a valid reference; volatile, so that it is read here and not after the policy lookups.
+        Some(generation) => unsafe { core::ptr::read_volatile(generation) },
+        None => 0,
+    }
+}

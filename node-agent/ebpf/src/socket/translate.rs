@@ -1,0 +1,125 @@
+//! From a service's address to a backend's, and back.
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_set_retval};
+use aya_ebpf::programs::SockAddrContext;
+use ebpf_shared::packet::protocol;
+use ebpf_shared::{BackendKey, Ip4, ReverseKey, ServiceKey, ServiceValue, SocketAddr4};
+
+use crate::maps::{BACKENDS, NETNS, REVERSE, SERVICES};
+
+const ECONNREFUSED: i32 = 111;
+
+/// Reads a field whole: the verifier refuses the narrower reads that the compiler would make of it.
+macro_rules! field {
+    ($ctx:expr, $name:ident) => {
+        // SAFETY: the context is valid as long as the program runs.
+        unsafe { core::ptr::read_volatile(&raw const (*$ctx.sock_addr).$name) }
+    };
+}
+
+/// What becomes of a destination.
+pub enum Translation {
+    /// Not a service's.
+    None,
+    To(SocketAddr4),
+    /// A service without backends.
+    Refused,
+}
+
+/// Where a connection (or datagram) of this socket to `wanted` really goes. Remembers it for the way back.
+#[inline(always)]
+pub fn forward(ctx: &SockAddrContext, wanted: SocketAddr4) -> Translation {
+    let protocol = protocol_of(ctx);
+    // SAFETY: the value is copied at once, and stays readable until the program ends (RCU, not preallocated).
+    let service = unsafe { SERVICES.get(ServiceKey::new(wanted.addr, wanted.port, protocol)) }.copied();
+    let Some(service) = service else { return Translation::None };
+    let Some(real) = choose(ctx, &service, protocol) else { return Translation::Refused };
+    let key = ReverseKey { socket: socket_cookie(ctx), real };
+    // Without room the connection works all the same, but its program sees the backend's address.
+    let _ = REVERSE.insert(key, wanted, 0);
+    Translation::To(real)
+}
+
+/// Whom the program of this socket believes to talk to, when it talks to `real`.
+#[inline(always)]
+pub fn backward(ctx: &SockAddrContext, real: SocketAddr4) -> Option<SocketAddr4> {
+    let key = ReverseKey { socket: socket_cookie(ctx), real };
+    // SAFETY: copied at once; if the entry is reused meanwhile the address is another of this node's services.
+    unsafe { REVERSE.get(key) }.copied()
+}
+
+#[inline(always)]
+fn choose(ctx: &SockAddrContext, service: &ServiceValue, protocol: u8) -> Option<SocketAddr4> {
+    if protocol == protocol::TCP && service.proxy_port != 0 && in_sidecar_pod(ctx) {
+        return Some(SocketAddr4::new(Ip4::LOOPBACK, service.proxy_port));
+    }
+    if service.backend_count == 0 {
+        return None;
+    }
+    // SAFETY: no preconditions.
+    let random = unsafe { bpf_get_prandom_u32() };
+    // Scaled instead of divided: no modulo bias towards the first slots, and cheaper.
+    let slot = ((u64::from(random) * u64::from(service.backend_count)) >> 32) as u32;
+    // SAFETY: copied at once, see `forward`.
+    unsafe { BACKENDS.get(BackendKey { service: service.id, slot }) }.copied()
+}
+
+#[inline(always)]
+pub fn in_sidecar_pod(ctx: &SockAddrContext) -> bool {
+    // SAFETY: copied at once, see `forward`.
+    match unsafe { NETNS.get(netns_cookie(ctx)) } {
+        Some(netns) => netns.has_sidecar(),
+        None => false,
+    }
+}
+
+/// Makes the call fail with ECONNREFUSED, as it would without a listener.
+#[inline(always)]
+pub fn refuse() -> i32 {
+    // SAFETY: no preconditions; connect and sendmsg hooks may set the error.
+    unsafe { bpf_set_retval(-ECONNREFUSED) };
+    super::REFUSE
+}
+
+#[inline(always)]
+pub fn netns_cookie(ctx: &SockAddrContext) -> u64 {
+    // SAFETY: the context is valid as long as the program runs.
+    unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
+}
+
+#[inline(always)]
+fn socket_cookie(ctx: &SockAddrContext) -> u64 {
+    // SAFETY: the context is valid as long as the program runs.
+    unsafe { bpf_get_socket_cookie(ctx.as_ptr()) }
+}
+
+#[inline(always)]
+pub fn protocol_of(ctx: &SockAddrContext) -> u8 {
+    field!(ctx, protocol) as u8
+}
+
+/// The IPv4 address and port of the call.
+#[inline(always)]
+pub fn destination4(ctx: &SockAddrContext) -> SocketAddr4 {
+    SocketAddr4::new(Ip4::from_be(field!(ctx, user_ip4)), port(ctx))
+}
+
+/// Replaces the IPv4 address and port of the call.
+#[inline(always)]
+pub fn set_destination4(ctx: &SockAddrContext, to: SocketAddr4) {
+    // SAFETY: a field that these hooks may write.
+    unsafe { core::ptr::write_volatile(&raw mut (*ctx.sock_addr).user_ip4, to.addr.to_be()) };
+    set_port(ctx, to.port);
+}
+
+#[inline(always)]
+pub fn port(ctx: &SockAddrContext) -> u16 {
+    u16::from_be(field!(ctx, user_port) as u16)
+}
+
+#[inline(always)]
+pub fn set_port(ctx: &SockAddrContext, port: u16) {
+    // SAFETY: a field that these hooks may write.
+    unsafe { core::ptr::write_volatile(&raw mut (*ctx.sock_addr).user_port, u32::from(port.to_be())) };
+}

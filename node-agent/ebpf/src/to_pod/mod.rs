@@ -1,0 +1,15 @@
+//! Packets that reach a pod: the egress hook of its host-side interface. The pod's ingress policy.
+
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+use ebpf_shared::{Direction, Reason};
+
+use crate::verdict::at_door;
+
+#[classifier]
+pub fn to_pod(ctx: TcContext) -> i32 {
+    at_door(&ctx, Direction::Ingress, |endpoint, ip| {
+        // The verdict is about the endpoint's address; a packet to another one has not been judged.
+        (ip.dst != endpoint.addr).then_some(Reason::WrongDestination)
+    })
+}

@@ -1,0 +1,54 @@
+//! What can go wrong between the agent and the kernel.
+
+use std::io;
+use std::path::PathBuf;
+
+use aya::EbpfError;
+use aya::maps::MapError;
+use aya::programs::ProgramError;
+
+/// Every variant names what it was about.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    #[error(
+        "this agent was built without kernel programs (SKIP_EBPF=1): build it again with a BPF toolchain"
+    )]
+    NoPrograms,
+    #[error(
+        "the maps pinned in {} have format {found}, this agent needs {expected}: drain the node, remove that directory, start again",
+        dir.display()
+    )]
+    Format { dir: PathBuf, found: u32, expected: u32 },
+    #[error("{}: not a directory of a cgroup v2 hierarchy", dir.display())]
+    NotACgroup { dir: PathBuf },
+    #[error("{}: is the root cgroup; give the agent a cgroup of its own, or every process is hooked", dir.display())]
+    RootCgroup { dir: PathBuf },
+    #[error("{what} {}: {source}", path.display())]
+    Path { what: &'static str, path: PathBuf, source: io::Error },
+    #[error("the kernel programs do not load (root, or CAP_BPF and CAP_NET_ADMIN, is needed): {source}")]
+    Load { source: Box<EbpfError> },
+    #[error("kernel program {name}: {source}")]
+    Program { name: String, source: Box<ProgramError> },
+    #[error("kernel map {name}: {source}")]
+    Map { name: &'static str, source: MapError },
+    #[error("the kernel object has no {what} {name}: it was built from other sources")]
+    Missing { what: &'static str, name: &'static str },
+    #[error("interface {ifname:?}: {source}")]
+    Interface { ifname: String, source: io::Error },
+    #[error("the flow events have been taken already")]
+    EventsTaken,
+    #[error("service {key}: {found} backend slots, at most {most} fit")]
+    TooManyBackends { key: String, found: usize, most: u32 },
+    #[error("all numbers of kernel {what} are in use")]
+    Exhausted { what: &'static str },
+}
+
+impl KernelError {
+    pub(super) fn program(name: &str, source: ProgramError) -> Self {
+        Self::Program { name: name.to_owned(), source: Box::new(source) }
+    }
+
+    pub(super) fn path(what: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
+        Self::Path { what, path: path.into(), source }
+    }
+}

@@ -1,0 +1,30 @@
+//! The compiled programs, as build.rs left them.
+
+use super::KernelError;
+
+/// Aligned as ELF wants it. Empty when built with SKIP_EBPF=1.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/isthmus-ebpf.o"));
+
+/// Every map of the object: all are pinned.
+pub(super) const MAPS: [&str; 16] = [
+    "FORMAT",
+    "GENERATION",
+    "IPCACHE",
+    "ENDPOINTS",
+    "CLASSES",
+    "POLICY",
+    "CONNTRACK",
+    "FRAGMENTS",
+    "SERVICES",
+    "BACKENDS",
+    "REVERSE",
+    "NETNS",
+    "CAPTURED",
+    "EVENTS",
+    "LOST",
+    "METRICS",
+];
+
+pub(super) fn embedded() -> Result<&'static [u8], KernelError> {
+    if OBJECT.is_empty() { Err(KernelError::NoPrograms) } else { Ok(OBJECT) }
+}

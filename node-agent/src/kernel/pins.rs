@@ -1,0 +1,145 @@
+//! The directories: where pins lie, and which cgroup is hooked.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use aya::maps::{Array, Map, MapData};
+use ebpf_shared::limits;
+use nix::mount::{MsFlags, mount};
+use nix::sys::statfs::{BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, statfs};
+
+use super::KernelError;
+
+/// Paths below the agent's bpffs directory.
+#[derive(Clone, Debug)]
+pub struct Pins {
+    dir: PathBuf,
+}
+
+impl Pins {
+    /// Makes the directories, mounting a bpffs if there is none, and checks the format of maps that are there.
+    pub(super) fn prepare(dir: &Path) -> Result<Self, KernelError> {
+        fs::create_dir_all(dir).map_err(|source| KernelError::path("directory", dir, source))?;
+        let kind = statfs(dir).map_err(|errno| KernelError::path("directory", dir, errno.into()))?;
+        if kind.filesystem_type() != BPF_FS_MAGIC {
+            mount(Some("bpf"), dir, Some("bpf"), MsFlags::empty(), None::<&str>)
+                .map_err(|errno| KernelError::path("mounting a bpffs on", dir, errno.into()))?;
+        }
+        let pins = Self { dir: dir.to_owned() };
+        for dir in [pins.maps(), pins.links()] {
+            fs::create_dir_all(&dir).map_err(|source| KernelError::path("directory", dir, source))?;
+        }
+        pins.check_format()?;
+        Ok(pins)
+    }
+
+    pub(super) fn maps(&self) -> PathBuf {
+        self.dir.join("maps")
+    }
+
+    pub(super) fn map(&self, name: &str) -> PathBuf {
+        self.maps().join(name)
+    }
+
+    pub(super) fn links(&self) -> PathBuf {
+        self.dir.join("links")
+    }
+
+    pub(super) fn link(&self, name: &str) -> PathBuf {
+        self.links().join(name)
+    }
+
+    /// Names of the pinned links, sorted.
+    pub(super) fn link_names(&self) -> Result<Vec<String>, KernelError> {
+        list(&self.links())
+    }
+
+    fn check_format(&self) -> Result<(), KernelError> {
+        let path = self.map("FORMAT");
+        let found = match path.try_exists() {
+            Ok(true) => read_format(&path)?,
+            Ok(false) => 0,
+            Err(source) => return Err(KernelError::path("pinned map", path, source)),
+        };
+        match found {
+            limits::FORMAT => Ok(()),
+            // Written last: whoever began here did not get to the end, and no program uses these maps.
+            0 => clear(&self.maps()),
+            found => Err(KernelError::Format { dir: self.dir.clone(), found, expected: limits::FORMAT }),
+        }
+    }
+}
+
+/// Takes the programs out of the kernel and forgets all maps: pods are then *unguarded*. For drained nodes, and for
+/// tests. What is not there is no error; the mount itself stays.
+pub fn unload(bpffs_dir: &Path) -> Result<(), KernelError> {
+    let pins = Pins { dir: bpffs_dir.to_owned() };
+    for dir in [pins.links(), pins.maps()] {
+        if !dir.exists() {
+            continue;
+        }
+        clear(&dir)?;
+        fs::remove_dir(&dir).map_err(|source| KernelError::path("directory", dir, source))?;
+    }
+    Ok(())
+}
+
+/// Opens the cgroup whose sockets are to be hooked.
+pub(super) fn open_cgroup(dir: &Path) -> Result<Cgroup, KernelError> {
+    let kind = statfs(dir).map_err(|errno| KernelError::path("cgroup", dir, errno.into()))?;
+    if kind.filesystem_type() != CGROUP2_SUPER_MAGIC {
+        return Err(KernelError::NotACgroup { dir: dir.to_owned() });
+    }
+    // Every cgroup but the root has a type (Documentation/admin-guide/cgroup-v2.rst, "Core Interface Files").
+    if !dir.join("cgroup.type").exists() {
+        return Err(KernelError::RootCgroup { dir: dir.to_owned() });
+    }
+    let file = File::open(dir).map_err(|source| KernelError::path("cgroup", dir, source))?;
+    let inode = file.metadata().map_err(|source| KernelError::path("cgroup", dir, source))?.ino();
+    Ok(Cgroup { file, inode })
+}
+
+pub(super) struct Cgroup {
+    pub(super) file: File,
+    /// Names the cgroup in the pins: another one has another.
+    pub(super) inode: u64,
+}
+
+fn read_format(path: &Path) -> Result<u32, KernelError> {
+    let error = |source| KernelError::Map { name: "FORMAT", source };
+    let data = MapData::from_pin(path).map_err(error)?;
+    let map: Array<MapData, u32> = Map::Array(data).try_into().map_err(error)?;
+    map.get(&0, 0).map_err(error)
+}
+
+fn list(dir: &Path) -> Result<Vec<String>, KernelError> {
+    let error = |source: io::Error| KernelError::path("directory", dir, source);
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir).map_err(error)? {
+        // Every name here was made by this module; another one is not ours to touch.
+        if let Ok(name) = entry.map_err(error)?.file_name().into_string() {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn clear(dir: &Path) -> Result<(), KernelError> {
+    for name in list(dir)? {
+        remove(&dir.join(name))?;
+    }
+    Ok(())
+}
+
+/// Removes a pin; it is no error if it is not there.
+pub(super) fn remove(path: &Path) -> Result<(), KernelError> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(KernelError::path("pin", path, source))
+        }
+        _ => Ok(()),
+    }
+}

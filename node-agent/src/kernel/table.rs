@@ -1,0 +1,156 @@
+//! Typed handles on hash maps and longest-prefix tries.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use aya::Pod;
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{HashMap, MapData, MapError};
+
+use super::KernelError;
+use super::generation::Generation;
+
+/// A hash map. Each write raises the generation, where the verdict reads the map.
+pub struct HashTable<K, V> {
+    name: &'static str,
+    map: HashMap<MapData, K, V>,
+    generation: Option<Arc<Generation>>,
+}
+
+impl<K: Pod + Ord, V: Pod> HashTable<K, V> {
+    pub(super) fn new(
+        name: &'static str,
+        map: HashMap<MapData, K, V>,
+        generation: Option<&Arc<Generation>>,
+    ) -> Self {
+        Self { name, map, generation: generation.cloned() }
+    }
+
+    /// The value of a key.
+    pub fn get(&self, key: &K) -> Result<Option<V>, KernelError> {
+        found(self.name, self.map.get(key, 0))
+    }
+
+    /// Writes an entry, whether or not it was there.
+    pub fn upsert(&mut self, key: K, value: V) -> Result<(), KernelError> {
+        self.map.insert(key, value, 0).map_err(|source| KernelError::Map { name: self.name, source })?;
+        raise(self.generation.as_ref())
+    }
+
+    /// Removes an entry; returns whether it was there.
+    pub fn delete(&mut self, key: &K) -> Result<bool, KernelError> {
+        let was_there = removed(self.name, self.map.remove(key))?;
+        if was_there {
+            raise(self.generation.as_ref())?;
+        }
+        Ok(was_there)
+    }
+
+    /// Everything in the map. Entries that the programs write meanwhile may or may not be there.
+    pub fn dump(&self) -> Result<BTreeMap<K, V>, KernelError> {
+        let mut entries = BTreeMap::new();
+        for entry in self.map.iter() {
+            match entry {
+                Ok((key, value)) => entries.insert(key, value),
+                Err(source) => return Err(KernelError::Map { name: self.name, source }),
+            };
+        }
+        Ok(entries)
+    }
+}
+
+/// A key of a longest-prefix trie, as the agent speaks of it.
+pub trait Prefix: Ord + Sized {
+    /// The bytes that are matched bit by bit.
+    type Data: Pod;
+    fn to_key(&self) -> Key<Self::Data>;
+    /// `None` if no such prefix is ever written.
+    fn from_key(key: &Key<Self::Data>) -> Option<Self>;
+}
+
+/// A longest-prefix trie. Each write raises the generation, where the verdict reads the map.
+pub struct TrieTable<P: Prefix, V> {
+    name: &'static str,
+    map: LpmTrie<MapData, P::Data, V>,
+    generation: Option<Arc<Generation>>,
+}
+
+impl<P: Prefix, V: Pod> TrieTable<P, V> {
+    pub(super) fn new(
+        name: &'static str,
+        map: LpmTrie<MapData, P::Data, V>,
+        generation: Option<&Arc<Generation>>,
+    ) -> Self {
+        Self { name, map, generation: generation.cloned() }
+    }
+
+    /// The value of the longest prefix around (or equal to) this one.
+    pub fn lookup(&self, prefix: &P) -> Result<Option<V>, KernelError> {
+        found(self.name, self.map.get(&prefix.to_key(), 0))
+    }
+
+    /// Writes the entry of exactly this prefix.
+    pub fn upsert(&mut self, prefix: &P, value: V) -> Result<(), KernelError> {
+        self.map
+            .insert(&prefix.to_key(), value, 0)
+            .map_err(|source| KernelError::Map { name: self.name, source })?;
+        raise(self.generation.as_ref())
+    }
+
+    /// Removes the entry of exactly this prefix; returns whether it was there.
+    pub fn delete(&mut self, prefix: &P) -> Result<bool, KernelError> {
+        let was_there = removed(self.name, self.map.remove(&prefix.to_key()))?;
+        if was_there {
+            raise(self.generation.as_ref())?;
+        }
+        Ok(was_there)
+    }
+
+    /// Everything in the trie.
+    pub fn dump(&self) -> Result<BTreeMap<P, V>, KernelError> {
+        let mut entries = BTreeMap::new();
+        for entry in self.map.iter() {
+            let (key, value) = entry.map_err(|source| KernelError::Map { name: self.name, source })?;
+            if let Some(prefix) = P::from_key(&key) {
+                entries.insert(prefix, value);
+            }
+        }
+        Ok(entries)
+    }
+}
+
+impl Prefix for ipnet::Ipv4Net {
+    type Data = ebpf_shared::Ip4;
+
+    fn to_key(&self) -> Key<Self::Data> {
+        Key::new(u32::from(self.prefix_len()), self.network().into())
+    }
+
+    fn from_key(key: &Key<Self::Data>) -> Option<Self> {
+        let length = u8::try_from(key.prefix_len()).ok()?;
+        Self::new(key.data().into(), length).ok()
+    }
+}
+
+fn found<V>(name: &'static str, result: Result<V, MapError>) -> Result<Option<V>, KernelError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(source) => Err(KernelError::Map { name, source }),
+    }
+}
+
+fn removed(name: &'static str, result: Result<(), MapError>) -> Result<bool, KernelError> {
+    match result {
+        Ok(()) => Ok(true),
+        Err(MapError::KeyNotFound) => Ok(false),
+        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => {
+            Ok(false)
+        }
+        Err(source) => Err(KernelError::Map { name, source }),
+    }
+}
+
+fn raise(generation: Option<&Arc<Generation>>) -> Result<(), KernelError> {
+    generation.map_or(Ok(()), |generation| generation.raise())
+}
