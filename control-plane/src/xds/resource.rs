@@ -1,0 +1,313 @@
+//! Resources as they go over the wire: encoded once, then shared by every stream that sends them.
+
+use std::{
+    collections::{BTreeMap, btree_map},
+    sync::Arc,
+};
+
+use sha2::{Digest, Sha256};
+use xds_proto::{
+    Message, Name,
+    envoy::{
+        config::{
+            cluster::v3::Cluster,
+            listener::v3::{Filter, Listener, filter::ConfigType},
+        },
+        extensions::filters::network::http_connection_manager::v3::{
+            HttpConnectionManager, http_connection_manager::RouteSpecifier,
+        },
+    },
+    google::protobuf::Any,
+    to_any,
+};
+
+use super::kinds;
+
+/// One resource, ready to be sent.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Encoded {
+    /// Unique within its type.
+    pub name: Arc<str>,
+    /// Hash of the contents: equal on every replica, so a client that moves between replicas is not sent again what it has.
+    pub version: Arc<str>,
+    /// The message, packed.
+    pub any: Any,
+    /// Names of the resources that the client must get after this one changed: see [`kinds::Kind::warms`].
+    pub references: Vec<Arc<str>>,
+}
+
+impl Encoded {
+    /// Encodes a message.
+    ///
+    /// Protobuf maps are encoded in no particular order, so a message whose maps have more than one entry may get
+    /// another version each time it is encoded: translate to one entry, or to repeated fields.
+    pub fn new<M: Name>(name: impl Into<Arc<str>>, message: &M) -> Self {
+        Self::from_any(name, to_any(message))
+    }
+
+    /// Takes a message that is packed already.
+    pub fn from_any(name: impl Into<Arc<str>>, any: Any) -> Self {
+        let name = name.into();
+        let references = references(&name, &any);
+        Self { version: version(&any.value), name, any, references }
+    }
+
+    /// Bytes that it takes in a response, give or take the framing.
+    pub fn wire_size(&self) -> usize {
+        self.any.value.len() + self.any.type_url.len() + self.name.len() + self.version.len()
+    }
+}
+
+/// 64 bits of SHA-256, in hexadecimal: enough to tell successive contents of one name apart.
+fn version(contents: &[u8]) -> Arc<str> {
+    let digest = Sha256::digest(contents);
+    digest[..8].iter().map(|byte| format!("{byte:02x}")).collect::<String>().into()
+}
+
+/// What a cluster or a listener makes its client ask for. A message that does not decode refers to nothing: it
+/// is the client's to refuse.
+fn references(name: &Arc<str>, any: &Any) -> Vec<Arc<str>> {
+    match any.type_url.as_str() {
+        kinds::CLUSTER => {
+            let Ok(cluster) = Cluster::decode(any.value.as_slice()) else { return Vec::new() };
+            cluster
+                .eds_cluster_config
+                .map(|eds| if eds.service_name.is_empty() { name.clone() } else { eds.service_name.into() })
+                .into_iter()
+                .collect()
+        }
+        kinds::LISTENER => {
+            let Ok(listener) = Listener::decode(any.value.as_slice()) else { return Vec::new() };
+            let api = listener.api_listener.and_then(|api| api.api_listener);
+            let chains = listener.filter_chains.into_iter().chain(listener.default_filter_chain);
+            let mut names: Vec<Arc<str>> = chains
+                .flat_map(|chain| chain.filters)
+                .filter_map(|Filter { config_type, .. }| match config_type {
+                    Some(ConfigType::TypedConfig(any)) => Some(any),
+                    _ => None,
+                })
+                .chain(api)
+                .filter_map(|any| route_config_name(&any))
+                .collect();
+            names.sort_unstable();
+            names.dedup();
+            names
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn route_config_name(filter: &Any) -> Option<Arc<str>> {
+    if filter.type_url != HttpConnectionManager::type_url() {
+        return None;
+    }
+    match HttpConnectionManager::decode(filter.value.as_slice()).ok()?.route_specifier? {
+        RouteSpecifier::Rds(rds) => Some(rds.route_config_name.into()),
+        _ => None,
+    }
+}
+
+/// The resources of one type, by name.
+pub type TypeResources = BTreeMap<Arc<str>, Arc<Encoded>>;
+
+/// Everything that one client is to have at a revision.
+///
+/// Types that did not change should share their map with the set before ([`share_with`](Self::share_with)): a
+/// session skips them at the cost of one pointer comparison.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ResourceSet {
+    /// The revision of the state that it was made from.
+    pub revision: u64,
+    types: BTreeMap<String, Arc<TypeResources>>,
+}
+
+impl ResourceSet {
+    /// Nothing, at a revision.
+    pub fn new(revision: u64) -> Self {
+        Self { revision, types: BTreeMap::new() }
+    }
+
+    /// Adds a resource or replaces the one of that type and name.
+    pub fn insert(&mut self, resource: impl Into<Arc<Encoded>>) {
+        let resource = resource.into();
+        let of_type = match self.types.get_mut(&resource.any.type_url) {
+            Some(of_type) => of_type,
+            None => self.types.entry(resource.any.type_url.clone()).or_default(),
+        };
+        Arc::make_mut(of_type).insert(resource.name.clone(), resource);
+    }
+
+    /// Puts a whole type in place, shared with other sets.
+    pub fn insert_type(&mut self, type_url: impl Into<String>, resources: Arc<TypeResources>) {
+        self.types.insert(type_url.into(), resources);
+    }
+
+    /// Takes a resource out.
+    pub fn remove(&mut self, type_url: &str, name: &str) -> Option<Arc<Encoded>> {
+        Arc::make_mut(self.types.get_mut(type_url)?).remove(name)
+    }
+
+    /// All of a type.
+    pub fn of(&self, type_url: &str) -> Option<&Arc<TypeResources>> {
+        self.types.get(type_url)
+    }
+
+    /// One resource.
+    pub fn get(&self, type_url: &str, name: &str) -> Option<&Arc<Encoded>> {
+        self.of(type_url)?.get(name)
+    }
+
+    /// The types that it has, with their resources.
+    pub fn types(&self) -> impl Iterator<Item = (&str, &Arc<TypeResources>)> {
+        self.types.iter().map(|(type_url, resources)| (type_url.as_str(), resources))
+    }
+
+    /// Takes over from `previous` what is equal, so that memory and comparisons are shared.
+    pub fn share_with(&mut self, previous: &Self) {
+        for (type_url, resources) in &mut self.types {
+            let Some(before) = previous.types.get(type_url) else { continue };
+            if changed_names(Some(before), Some(resources)).is_empty() {
+                *resources = before.clone();
+                continue;
+            }
+            for (name, resource) in Arc::make_mut(resources) {
+                if let Some(old) = before.get(name).filter(|old| old.version == resource.version) {
+                    *resource = old.clone();
+                }
+            }
+        }
+    }
+}
+
+/// Names that were added, removed or changed between two maps of one type.
+pub fn changed_names(old: Option<&Arc<TypeResources>>, new: Option<&Arc<TypeResources>>) -> Vec<Arc<str>> {
+    let empty = TypeResources::new();
+    match (old, new) {
+        (Some(old), Some(new)) if Arc::ptr_eq(old, new) => Vec::new(),
+        (old, new) => Changes {
+            old: old.map_or(&empty, |map| map).iter().peekable(),
+            new: new.map_or(&empty, |map| map).iter().peekable(),
+        }
+        .collect(),
+    }
+}
+
+/// Walks two sorted maps side by side.
+struct Changes<'a> {
+    old: std::iter::Peekable<btree_map::Iter<'a, Arc<str>, Arc<Encoded>>>,
+    new: std::iter::Peekable<btree_map::Iter<'a, Arc<str>, Arc<Encoded>>>,
+}
+
+impl Iterator for Changes<'_> {
+    type Item = Arc<str>;
+
+    fn next(&mut self) -> Option<Arc<str>> {
+        loop {
+            let (removed, added) = match (self.old.peek(), self.new.peek()) {
+                (None, None) => return None,
+                (Some(_), None) => (true, false),
+                (None, Some(_)) => (false, true),
+                (Some((old, _)), Some((new, _))) => (old <= new, new <= old),
+            };
+            let old = if removed { self.old.next() } else { None };
+            let new = if added { self.new.next() } else { None };
+            match (old, new) {
+                (Some((_, old)), Some((_, new))) if Arc::ptr_eq(old, new) || old.version == new.version => {}
+                (Some((name, _)), _) | (None, Some((name, _))) => return Some(name.clone()),
+                (None, None) => return None,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use xds_proto::envoy::config::{
+        cluster::v3::cluster::EdsClusterConfig,
+        listener::v3::{ApiListener, FilterChain},
+    };
+    use xds_proto::envoy::extensions::filters::network::http_connection_manager::v3::Rds;
+    use xds_proto::isthmus::agent::v1::Node;
+
+    use super::*;
+
+    fn node(name: &str, address: &str) -> Encoded {
+        Encoded::new(name, &Node { name: name.into(), address: address.into(), ..Default::default() })
+    }
+
+    fn set(nodes: &[(&str, &str)]) -> ResourceSet {
+        let mut set = ResourceSet::new(1);
+        nodes.iter().for_each(|(name, address)| set.insert(node(name, address)));
+        set
+    }
+
+    #[test]
+    fn equal_contents_have_equal_versions_and_different_contents_different_ones() {
+        assert_eq!(node("a", "10.0.0.1").version, node("a", "10.0.0.1").version);
+        assert_ne!(node("a", "10.0.0.1").version, node("a", "10.0.0.2").version);
+    }
+
+    #[test]
+    fn a_cluster_refers_to_its_endpoints_by_service_name_or_by_its_own_name() {
+        let mut cluster = Cluster {
+            name: "c".into(),
+            eds_cluster_config: Some(EdsClusterConfig::default()),
+            ..Default::default()
+        };
+        assert_eq!(Encoded::new("c", &cluster).references, ["c".into()]);
+        cluster.eds_cluster_config.as_mut().unwrap().service_name = "s".into();
+        assert_eq!(Encoded::new("c", &cluster).references, ["s".into()]);
+        cluster.eds_cluster_config = None;
+        assert_eq!(Encoded::new("c", &cluster).references, []);
+    }
+
+    #[test]
+    fn a_listener_refers_to_the_route_configurations_of_all_its_chains() {
+        let manager = |route: &str| {
+            to_any(&HttpConnectionManager {
+                route_specifier: Some(RouteSpecifier::Rds(Rds {
+                    route_config_name: route.into(),
+                    ..Default::default()
+                })),
+                ..Default::default()
+            })
+        };
+        let chain = |route: &str| FilterChain {
+            filters: vec![Filter {
+                config_type: Some(ConfigType::TypedConfig(manager(route))),
+                ..Default::default()
+            }],
+            ..Default::default()
+        };
+        let listener = Listener {
+            filter_chains: vec![chain("b"), chain("a")],
+            default_filter_chain: Some(chain("b")),
+            api_listener: Some(ApiListener { api_listener: Some(manager("c")) }),
+            ..Default::default()
+        };
+        assert_eq!(Encoded::new("l", &listener).references, ["a", "b", "c"].map(Arc::from));
+    }
+
+    #[test]
+    fn changes_are_additions_removals_and_new_versions_and_nothing_else() {
+        let old = set(&[("a", "1"), ("b", "1"), ("c", "1")]);
+        let new = set(&[("b", "2"), ("c", "1"), ("d", "1")]);
+        let names = changed_names(old.of(kinds::NODE), new.of(kinds::NODE));
+        assert_eq!(names, ["a", "b", "d"].map(Arc::from));
+        assert_eq!(changed_names(old.of(kinds::NODE), None).len(), 3);
+        assert_eq!(changed_names(None, new.of(kinds::NODE)).len(), 3);
+    }
+
+    #[test]
+    fn sharing_keeps_the_map_of_an_unchanged_type_and_the_resources_of_a_changed_one() {
+        let old = set(&[("a", "1"), ("b", "1")]);
+        let mut same = set(&[("a", "1"), ("b", "1")]);
+        same.share_with(&old);
+        assert!(Arc::ptr_eq(same.of(kinds::NODE).unwrap(), old.of(kinds::NODE).unwrap()));
+        let mut changed = set(&[("a", "1"), ("b", "2")]);
+        changed.share_with(&old);
+        let shared =
+            |name| Arc::ptr_eq(changed.get(kinds::NODE, name).unwrap(), old.get(kinds::NODE, name).unwrap());
+        assert!(shared("a") && !shared("b"));
+    }
+}

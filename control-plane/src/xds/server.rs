@@ -1,0 +1,165 @@
+//! The gRPC side: streams in, sessions inside, and nothing that a slow client could hold up but itself.
+//!
+//! Each stream is one task. It makes a response only when the transport has room for one, so a client that doesn't
+//! read costs at most one response per type in its session, one in the channel and one in HTTP/2's buffers, and
+//! gets the newest state when it reads again.
+
+mod services;
+mod stream;
+mod wire;
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Response, Status, Streaming};
+use xds_proto::envoy::service::{
+    cluster::v3::cluster_discovery_service_server::ClusterDiscoveryServiceServer,
+    discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer,
+    endpoint::v3::endpoint_discovery_service_server::EndpointDiscoveryServiceServer,
+    listener::v3::listener_discovery_service_server::ListenerDiscoveryServiceServer,
+    route::v3::route_discovery_service_server::RouteDiscoveryServiceServer,
+    secret::v3::secret_discovery_service_server::SecretDiscoveryServiceServer,
+};
+
+use super::{PeerIdentity, Subscribers, Views, session::Limits};
+use stream::Origin;
+use wire::Wire;
+
+/// Metadata that says which workload's stream an agent relays, as `<namespace>/<name>`.
+pub const WORKLOAD_METADATA: &str = "x-isthmus-workload";
+/// Metadata that says which revision a reconnecting client has ACKed, in decimal. (SotW clients say it in the version
+/// of their first request.)
+pub const REVISION_METADATA: &str = "x-isthmus-revision";
+
+/// How the server treats its streams.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Per stream.
+    pub limits: Limits,
+    /// Largest request. Default 16 MiB: a reconnecting client lists the versions of all that it holds.
+    pub request_bytes: usize,
+    /// Identifier of this replica, sent with every response.
+    pub identifier: String,
+    /// A stream that says nothing for so long is closed. Default 15 s.
+    pub first_request: Duration,
+    /// How long a client that has seen a newer revision than this replica waits for it to catch up. Default 30 s. After
+    /// that it is served all the same: the newer revision may be one that a restored backup has undone.
+    pub catch_up: Duration,
+    /// How long a reconnecting client has to name its types before anything is removed. Default 200 ms.
+    pub reopen: Duration,
+}
+
+impl Options {
+    /// Defaults.
+    pub fn new(identifier: impl Into<String>) -> Self {
+        Self {
+            limits: Limits::default(),
+            request_bytes: 16 << 20,
+            identifier: identifier.into(),
+            first_request: Duration::from_secs(15),
+            catch_up: Duration::from_secs(30),
+            reopen: Duration::from_millis(200),
+        }
+    }
+}
+
+/// Serves the views to whoever may have them. Cheap to clone.
+#[derive(Debug)]
+pub struct XdsServer<V> {
+    shared: Arc<Shared<V>>,
+}
+
+#[derive(Debug)]
+struct Shared<V> {
+    views: Arc<V>,
+    subscribers: Arc<Subscribers>,
+    options: Options,
+    draining: CancellationToken,
+}
+
+impl<V> Clone for XdsServer<V> {
+    fn clone(&self) -> Self {
+        Self { shared: self.shared.clone() }
+    }
+}
+
+impl<V: Views> XdsServer<V> {
+    /// A server of `views`, whose streams are listed in `subscribers`.
+    pub fn new(views: Arc<V>, subscribers: Arc<Subscribers>, options: Options) -> Self {
+        let draining = CancellationToken::new();
+        Self { shared: Arc::new(Shared { views, subscribers, options, draining }) }
+    }
+
+    /// Every service, ready to be added to a tonic server: ADS, and one service for each of Envoy's own types.
+    pub fn routes(&self) -> tonic::service::Routes {
+        let mut routes = tonic::service::RoutesBuilder::default();
+        let bytes = self.shared.options.request_bytes;
+        macro_rules! add {
+            ($($service:ident),+) => {
+                $(routes.add_service($service::new(self.clone()).max_decoding_message_size(bytes));)+
+            };
+        }
+        add!(
+            AggregatedDiscoveryServiceServer,
+            ListenerDiscoveryServiceServer,
+            RouteDiscoveryServiceServer,
+            ClusterDiscoveryServiceServer,
+            EndpointDiscoveryServiceServer,
+            SecretDiscoveryServiceServer
+        );
+        routes.routes()
+    }
+
+    /// ADS alone.
+    pub fn ads(&self) -> AggregatedDiscoveryServiceServer<Self> {
+        AggregatedDiscoveryServiceServer::new(self.clone())
+            .max_decoding_message_size(self.shared.options.request_bytes)
+    }
+
+    /// Who is connected.
+    pub fn subscribers(&self) -> &Arc<Subscribers> {
+        &self.shared.subscribers
+    }
+
+    /// Ends all streams, and each new one, with UNAVAILABLE: clients go to another replica.
+    pub fn drain(&self) {
+        self.shared.draining.cancel();
+    }
+
+    fn open<W: Wire>(
+        &self,
+        request: tonic::Request<Streaming<W::Request>>,
+        only: Option<&'static str>,
+    ) -> Result<Response<ReceiverStream<Result<W::Response, Status>>>, Status> {
+        let text = |key| request.metadata().get(key).and_then(|value| value.to_str().ok());
+        let origin = Origin {
+            peer: peer(&request),
+            workload: text(WORKLOAD_METADATA).map(str::to_owned),
+            revision: text(REVISION_METADATA).and_then(|revision| revision.parse().ok()),
+            only,
+        };
+        let (sender, receiver) = mpsc::channel(1);
+        tokio::spawn(stream::serve::<W, V>(self.shared.clone(), origin, request.into_inner(), sender));
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+}
+
+/// Makes a tonic server notice clients that are gone without a word, and never wait for small packets.
+pub fn keepalive(server: tonic::transport::Server) -> tonic::transport::Server {
+    server
+        .http2_keepalive_interval(Some(Duration::from_secs(10)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        .tcp_nodelay(true)
+}
+
+fn peer<T>(request: &tonic::Request<T>) -> PeerIdentity {
+    match request.extensions().get::<mesh_tls::grpc::PeerInfo>() {
+        Some(info) => PeerIdentity { spiffe_id: info.spiffe_id.clone(), addr: Some(info.addr) },
+        None => PeerIdentity { spiffe_id: None, addr: request.remote_addr() },
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,121 @@
+//! tonic's services, all of them the same stream.
+
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+use xds_proto::envoy::service::{
+    cluster::v3::cluster_discovery_service_server::ClusterDiscoveryService,
+    discovery::v3::{
+        DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+        aggregated_discovery_service_server::AggregatedDiscoveryService,
+    },
+    endpoint::v3::endpoint_discovery_service_server::EndpointDiscoveryService,
+    listener::v3::listener_discovery_service_server::ListenerDiscoveryService,
+    route::v3::route_discovery_service_server::RouteDiscoveryService,
+    secret::v3::secret_discovery_service_server::SecretDiscoveryService,
+};
+
+use super::{
+    XdsServer,
+    wire::{Delta, Sotw},
+};
+use crate::xds::{Views, kinds};
+
+#[tonic::async_trait]
+impl<V: Views> AggregatedDiscoveryService for XdsServer<V> {
+    type StreamAggregatedResourcesStream = ReceiverStream<Result<DiscoveryResponse, Status>>;
+    type DeltaAggregatedResourcesStream = ReceiverStream<Result<DeltaDiscoveryResponse, Status>>;
+
+    async fn stream_aggregated_resources(
+        &self,
+        request: Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
+        self.open::<Sotw>(request, None)
+    }
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        self.open::<Delta>(request, None)
+    }
+}
+
+/// A service of one type. Its unary `Fetch` method is for polling over REST and is not served.
+macro_rules! service {
+    ($service:ident, $type_url:expr, $stream:ident, $delta:ident, $fetch:ident, $Stream:ident, $Delta:ident) => {
+        #[tonic::async_trait]
+        impl<V: Views> $service for XdsServer<V> {
+            type $Stream = ReceiverStream<Result<DiscoveryResponse, Status>>;
+            type $Delta = ReceiverStream<Result<DeltaDiscoveryResponse, Status>>;
+
+            async fn $stream(
+                &self,
+                request: Request<Streaming<DiscoveryRequest>>,
+            ) -> Result<Response<Self::$Stream>, Status> {
+                self.open::<Sotw>(request, Some($type_url))
+            }
+
+            async fn $delta(
+                &self,
+                request: Request<Streaming<DeltaDiscoveryRequest>>,
+            ) -> Result<Response<Self::$Delta>, Status> {
+                self.open::<Delta>(request, Some($type_url))
+            }
+
+            async fn $fetch(
+                &self,
+                _: Request<DiscoveryRequest>,
+            ) -> Result<Response<DiscoveryResponse>, Status> {
+                Err(Status::unimplemented(
+                    "resources are streamed, not fetched: use the stream or delta method",
+                ))
+            }
+        }
+    };
+}
+
+service!(
+    ListenerDiscoveryService,
+    kinds::LISTENER,
+    stream_listeners,
+    delta_listeners,
+    fetch_listeners,
+    StreamListenersStream,
+    DeltaListenersStream
+);
+service!(
+    RouteDiscoveryService,
+    kinds::ROUTE,
+    stream_routes,
+    delta_routes,
+    fetch_routes,
+    StreamRoutesStream,
+    DeltaRoutesStream
+);
+service!(
+    ClusterDiscoveryService,
+    kinds::CLUSTER,
+    stream_clusters,
+    delta_clusters,
+    fetch_clusters,
+    StreamClustersStream,
+    DeltaClustersStream
+);
+service!(
+    EndpointDiscoveryService,
+    kinds::ENDPOINT,
+    stream_endpoints,
+    delta_endpoints,
+    fetch_endpoints,
+    StreamEndpointsStream,
+    DeltaEndpointsStream
+);
+service!(
+    SecretDiscoveryService,
+    kinds::SECRET,
+    stream_secrets,
+    delta_secrets,
+    fetch_secrets,
+    StreamSecretsStream,
+    DeltaSecretsStream
+);

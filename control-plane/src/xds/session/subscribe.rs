@@ -1,0 +1,143 @@
+//! What a request does to the subscription of its type.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use super::{WILDCARD, known::Known, type_state::TypeState};
+use crate::xds::TypeResources;
+
+type Set<'a> = Option<&'a Arc<TypeResources>>;
+
+impl TypeState {
+    /// SotW: this is the whole list. An empty one is a wildcard for the types that have it, as long as the client
+    /// has named nothing on this stream; after that it means that the client wants nothing.
+    pub(super) fn set_interest(&mut self, names: &[String], set: Set<'_>) {
+        let explicit: BTreeSet<Arc<str>> =
+            names.iter().filter(|name| is_name(name)).map(|name| name.as_str().into()).collect();
+        let star = names.iter().any(|name| name == WILDCARD);
+        self.named |= star || !explicit.is_empty();
+        let wildcard = star || (self.kind.legacy_wildcard && !self.named);
+
+        let gone: Vec<_> = self.names.difference(&explicit).cloned().collect();
+        let new: Vec<_> = explicit.difference(&self.names).cloned().collect();
+        self.names = explicit;
+        match (self.wildcard, wildcard) {
+            (false, true) => self.begin_wildcard(true, set),
+            (true, false) => self.end_wildcard(),
+            _ => {}
+        }
+        for name in gone {
+            if !self.wildcard {
+                self.forget(&name);
+            } else if matches!(self.known.get(&name), Some(Known::Absent)) {
+                self.known.remove(&name);
+            }
+        }
+        for name in new {
+            self.owe(&name, set);
+        }
+    }
+
+    /// Delta: this is new, that is over. `first` is the type's first message on the stream.
+    pub(super) fn change_interest(
+        &mut self,
+        subscribe: &[String],
+        unsubscribe: &[String],
+        first: bool,
+        set: Set<'_>,
+    ) {
+        for name in unsubscribe {
+            if name == WILDCARD {
+                self.end_wildcard();
+            } else if self.names.remove(name.as_str()) {
+                if self.wildcard {
+                    // The client can't know whether the wildcard covers it: it must be told, either way.
+                    self.owe(&Arc::from(name.as_str()), set);
+                } else {
+                    self.forget(name);
+                }
+            }
+        }
+        // What is held is known by now, so what is subscribed to with it is compared and not sent blindly.
+        let reconnect = first && !self.known.is_empty();
+        if first && subscribe.is_empty() && self.kind.legacy_wildcard {
+            self.begin_wildcard(!reconnect, set);
+        }
+        for name in subscribe {
+            if name == WILDCARD {
+                if self.wildcard && !first {
+                    self.owed.extend(set.into_iter().flat_map(|map| map.keys().cloned()));
+                }
+                self.begin_wildcard(!reconnect, set);
+            } else if is_name(name) {
+                let name: Arc<str> = name.as_str().into();
+                self.named = true;
+                self.names.insert(name.clone());
+                if first && self.known.contains_key(&name) {
+                    self.evaluate(&name, set.and_then(|map| map.get(&name)));
+                } else {
+                    self.owe(&name, set);
+                }
+            }
+        }
+        if first {
+            // The rest of what the client said it holds: wanted or not, gone or not.
+            let held: Vec<_> = self.known.keys().cloned().collect();
+            for name in held {
+                self.evaluate(&name, set.and_then(|map| map.get(&name)));
+            }
+        }
+    }
+
+    /// Notes what a reconnecting client says it holds, before its subscription is looked at.
+    pub(super) fn hold(&mut self, versions: BTreeMap<String, String>, set: Set<'_>) {
+        for (name, version) in versions {
+            let current = set.and_then(|map| map.get_key_value(name.as_str()));
+            // Share the strings of the resource where they are equal: thousands of clients hold the same.
+            let (name, version) = match current {
+                Some((name, resource)) if *resource.version == *version => {
+                    (name.clone(), resource.version.clone())
+                }
+                Some((name, _)) => (name.clone(), version.into()),
+                None => (name.into(), version.into()),
+            };
+            self.known.insert(name, Known::Told(version));
+        }
+    }
+
+    fn begin_wildcard(&mut self, answer: bool, set: Set<'_>) {
+        self.wildcard = true;
+        self.first_answer |= answer;
+        for (name, resource) in set.into_iter().flat_map(|map| map.iter()) {
+            self.evaluate(name, Some(resource));
+        }
+    }
+
+    fn end_wildcard(&mut self) {
+        self.wildcard = false;
+        self.first_answer = false;
+        let left: Vec<_> = [&self.adds, &self.owed, &self.removes]
+            .into_iter()
+            .flatten()
+            .chain(self.known.keys())
+            .chain(self.rejected.keys())
+            .filter(|name| !self.names.contains(*name))
+            .cloned()
+            .collect();
+        for name in left {
+            self.forget(&name);
+        }
+    }
+
+    /// The client must get an answer about this name, whatever it has.
+    fn owe(&mut self, name: &Arc<str>, set: Set<'_>) {
+        self.owed.insert(name.clone());
+        self.evaluate(name, set.and_then(|map| map.get(name)));
+    }
+}
+
+fn is_name(name: &str) -> bool {
+    !name.is_empty() && name != WILDCARD
+}
