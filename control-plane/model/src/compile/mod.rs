@@ -5,9 +5,15 @@ mod diff;
 mod evaluate;
 mod model;
 mod policy;
+#[cfg(test)]
+mod policy_tests;
 mod routes;
+#[cfg(test)]
+mod service_tests;
 mod services;
 mod workloads;
+#[cfg(test)]
+pub(crate) mod world;
 
 pub use diff::{Changes, ModelDiff, diff};
 pub use evaluate::{ClassPeer, decide};

@@ -1,0 +1,278 @@
+//! The compiler against the oracle.
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::{
+    Action, Direction, RulePeer,
+    world::{TestCluster, named},
+};
+use crate::{
+    policy::{Flow, FlowPeer, verdict},
+    resource::Protocol,
+};
+
+fn policy(namespace: &str, name: &str, spec: Value) -> Value {
+    json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"namespace": namespace, "name": name}, "spec": spec,
+    })
+}
+
+fn flow(from: &str, to: &str, protocol: Protocol, port: u16) -> Flow {
+    let peer = |text: &str| match text.parse() {
+        Ok(ip) => FlowPeer::Address(ip),
+        Err(_) => FlowPeer::Workload(named(text)),
+    };
+    Flow { source: peer(from), destination: peer(to), protocol, port }
+}
+
+fn shop() -> TestCluster {
+    let mut cluster = TestCluster::west();
+    let http = json!([{"name": "http", "port": 8080}]);
+    cluster
+        .workload("shop/web", "web", "none", json!([]))
+        .bind("shop/web", "n1", "10.1.1.2")
+        .workload("shop/pay", "pay", "none", http.clone())
+        .bind("shop/pay", "n1", "10.1.1.3")
+        .workload("shop/batch", "batch", "none", http)
+        .bind("shop/batch", "n2", "10.1.2.2");
+    cluster
+}
+
+#[test]
+fn a_selected_workload_admits_only_what_a_rule_permits_and_says_which() {
+    let mut cluster = shop();
+    cluster.apply(policy(
+        "shop",
+        "pay-callers",
+        json!({
+            "podSelector": {"matchLabels": {"app": "pay"}},
+            "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "web"}}}], "ports": [{"port": "http"}]}],
+        }),
+    ));
+    let model = cluster.compile();
+    let permitted = flow("shop/web", "shop/pay", Protocol::Tcp, 8080);
+    assert_eq!(model.verdict(&permitted).ingress.provenance, ["networkpolicy/shop/pay-callers#ingress[0]"]);
+    assert_eq!(model.verdict(&permitted), verdict(cluster.world(), &permitted));
+    for denied in [
+        flow("shop/web", "shop/pay", Protocol::Tcp, 8081),
+        flow("shop/batch", "shop/pay", Protocol::Tcp, 8080),
+        flow("203.0.113.9", "shop/pay", Protocol::Tcp, 8080),
+    ] {
+        let compiled = model.verdict(&denied);
+        assert_eq!(compiled.action, Action::Deny, "{denied:?}");
+        assert_eq!(compiled.ingress.provenance, ["networkpolicy/shop/pay-callers#default-deny-ingress"]);
+        assert_eq!(compiled, verdict(cluster.world(), &denied));
+    }
+    // Its own connections are nobody's business.
+    assert_eq!(model.verdict(&flow("shop/pay", "shop/batch", Protocol::Udp, 1)).action, Action::Allow);
+}
+
+#[test]
+fn a_workload_without_policy_has_class_zero() {
+    let model = shop().compile();
+    assert!(model.workloads.values().all(|w| w.policy_class == 0));
+    assert!(model.policy_classes[&0].rules.is_empty());
+}
+
+#[test]
+fn equal_policy_shares_a_class_whose_number_survives_changes_elsewhere() {
+    let mut cluster = shop();
+    cluster.apply(policy(
+        "shop",
+        "callers",
+        json!({
+            "podSelector": {"matchExpressions": [{"key": "app", "operator": "In", "values": ["pay", "batch"]}]},
+            "ingress": [{"from": [{"podSelector": {}}]}],
+        }),
+    ));
+    let before = cluster.compile();
+    let class = before.workloads[&named("shop/pay")].policy_class;
+    assert_ne!(class, 0);
+    assert_eq!(before.workloads[&named("shop/batch")].policy_class, class);
+    let rules = before.policy_classes[&class].rules.len();
+
+    cluster.workload("shop/new", "new", "none", json!([]));
+    cluster.apply(policy("other", "unrelated", json!({"podSelector": {}})));
+    let after = cluster.compile();
+    assert_eq!(after.workloads[&named("shop/pay")].policy_class, class);
+    assert_eq!(after.policy_classes[&class].rules.len(), rules + 1, "the new identity may call");
+
+    cluster.apply(policy("shop", "callers", json!({"podSelector": {}, "ingress": []})));
+    let edited = cluster.compile();
+    assert_ne!(edited.workloads[&named("shop/pay")].policy_class, class, "another policy is another class");
+}
+
+#[test]
+fn an_ip_block_without_its_exceptions_matches_outsiders_only() {
+    let mut cluster = shop();
+    cluster.apply(policy(
+        "shop",
+        "egress",
+        json!({
+            "podSelector": {}, "policyTypes": ["Egress"],
+            "egress": [{"to": [{"ipBlock": {"cidr": "0.0.0.0/0", "except": ["203.0.113.0/24"]}}]}],
+        }),
+    ));
+    let model = cluster.compile();
+    let class = &model.policy_classes[&model.workloads[&named("shop/web")].policy_class];
+    let denied = "203.0.113.9".parse().unwrap();
+    assert!(class.rules.iter().all(|r| match &r.peer {
+        RulePeer::Cidr(net) =>
+            !net.contains(&std::net::IpAddr::V4(denied)) && r.direction == Direction::Egress,
+        _ => false,
+    }));
+    let action = |to: &str| model.verdict(&flow("shop/web", to, Protocol::Tcp, 443)).action;
+    assert_eq!(action("198.51.100.1"), Action::Allow);
+    assert_eq!(action("203.0.113.9"), Action::Deny);
+    assert_eq!(action("shop/pay"), Action::Deny, "a workload is known by its labels, not by its address");
+}
+
+#[test]
+fn a_workload_that_nobody_declared_gets_nothing() {
+    let cluster = shop();
+    let stranger = flow("shop/web", "shop/stranger", Protocol::Tcp, 80);
+    assert_eq!(cluster.compile().verdict(&stranger).action, Action::Deny);
+    assert_eq!(verdict(cluster.world(), &stranger).action, Action::Deny);
+}
+
+// ---- generated worlds -------------------------------------------------------------------------------------
+
+fn labels() -> impl Strategy<Value = Value> {
+    (prop::option::of(prop::sample::select(vec!["x", "y"])), prop::option::of(Just("1"))).prop_map(
+        |(app, tier)| {
+            let mut out = json!({});
+            if let Some(app) = app {
+                out["app"] = json!(app);
+            }
+            if let Some(tier) = tier {
+                out["tier"] = json!(tier);
+            }
+            out
+        },
+    )
+}
+
+fn selector() -> impl Strategy<Value = Value> {
+    let expression = prop_oneof![
+        Just(json!({"key": "app", "operator": "In", "values": ["x"]})),
+        Just(json!({"key": "app", "operator": "NotIn", "values": ["y"]})),
+        Just(json!({"key": "tier", "operator": "Exists"})),
+        Just(json!({"key": "tier", "operator": "DoesNotExist"})),
+    ];
+    prop_oneof![
+        Just(json!({})),
+        labels().prop_map(|l| json!({"matchLabels": l})),
+        prop::collection::vec(expression, 1..3).prop_map(|e| json!({"matchExpressions": e})),
+    ]
+}
+
+fn namespace_selector() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        Just(json!({})),
+        prop::sample::select(vec!["a", "b"])
+            .prop_map(|n| json!({"matchLabels": {"kubernetes.io/metadata.name": n}})),
+        Just(json!({"matchExpressions":
+            [{"key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": ["b"]}]})),
+    ]
+}
+
+fn peer() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        3 => selector().prop_map(|s| json!({"podSelector": s})),
+        1 => namespace_selector().prop_map(|s| json!({"namespaceSelector": s})),
+        2 => (namespace_selector(), selector()).prop_map(|(n, p)| json!({"namespaceSelector": n, "podSelector": p})),
+        1 => Just(json!({"ipBlock": {"cidr": "0.0.0.0/0"}})),
+        1 => Just(json!({"ipBlock": {"cidr": "203.0.113.0/24", "except": ["203.0.113.8/29"]}})),
+    ]
+}
+
+fn port() -> impl Strategy<Value = Value> {
+    let protocol = prop::sample::select(vec!["TCP", "UDP"]);
+    let what = prop_oneof![
+        Just(json!({})),
+        Just(json!({"port": 80})),
+        Just(json!({"port": "http"})),
+        Just(json!({"port": 79, "endPort": 81})),
+    ];
+    (protocol, what).prop_map(|(protocol, mut port)| {
+        port["protocol"] = json!(protocol);
+        port
+    })
+}
+
+fn rules(peers_field: &'static str) -> impl Strategy<Value = Value> {
+    let rule = (prop::collection::vec(peer(), 0..3), prop::collection::vec(port(), 0..3))
+        .prop_map(move |(peers, ports)| json!({peers_field: peers, "ports": ports}));
+    prop::collection::vec(rule, 0..3).prop_map(Value::Array)
+}
+
+fn policy_spec() -> impl Strategy<Value = Value> {
+    let types = prop::sample::select(vec![
+        json!([]),
+        json!(["Ingress"]),
+        json!(["Egress"]),
+        json!(["Ingress", "Egress"]),
+    ]);
+    (selector(), types, rules("from"), rules("to")).prop_map(|(subject, types, ingress, egress)| {
+        json!({"podSelector": subject, "policyTypes": types, "ingress": ingress, "egress": egress})
+    })
+}
+
+fn generated() -> impl Strategy<Value = TestCluster> {
+    let namespace = || prop::sample::select(vec!["a", "b"]);
+    let ports = prop::sample::select(vec![
+        json!([]),
+        json!([{"name": "http", "port": 80}]),
+        json!([{"name": "http", "port": 8080}, {"name": "dns", "port": 80, "protocol": "UDP"}]),
+        json!([{"name": "http", "port": 80, "protocol": "UDP"}]),
+    ]);
+    let workload = (namespace(), labels(), prop::sample::select(vec!["default", "other"]), ports);
+    (prop::collection::vec(workload, 1..6), prop::collection::vec((namespace(), policy_spec()), 0..4))
+        .prop_map(|(workloads, policies)| {
+            let mut cluster = TestCluster::west();
+            for (i, (namespace, labels, account, ports)) in workloads.into_iter().enumerate() {
+                cluster.apply(json!({
+                    "apiVersion": "isthmus.io/v1", "kind": "Workload",
+                    "metadata": {"namespace": namespace, "name": format!("w{i}"), "labels": labels},
+                    "spec": {"serviceAccount": account, "ports": ports},
+                }));
+                cluster.bind(&format!("{namespace}/w{i}"), "n1", &format!("10.1.1.{}", i + 1));
+            }
+            for (i, (namespace, spec)) in policies.into_iter().enumerate() {
+                cluster.apply(policy(namespace, &format!("p{i}"), spec));
+            }
+            cluster
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 192, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn compiled_classes_decide_every_flow_as_the_oracle_does(cluster in generated()) {
+        let model = cluster.compile();
+        let mut ends: Vec<FlowPeer> = model.workloads.keys().cloned().map(FlowPeer::Workload).collect();
+        ends.extend(["203.0.113.1", "203.0.113.9", "10.1.1.1"].map(|ip| FlowPeer::Address(ip.parse().unwrap())));
+        for source in &ends {
+            for destination in &ends {
+                for (protocol, port) in [(Protocol::Tcp, 80), (Protocol::Tcp, 8080), (Protocol::Udp, 80)] {
+                    let flow = Flow { source: source.clone(), destination: destination.clone(), protocol, port };
+                    let (compiled, oracle) = (model.verdict(&flow), verdict(cluster.world(), &flow));
+                    prop_assert_eq!(compiled.action, oracle.action, "{:?}", &flow);
+                    for (ours, all) in [(&compiled.egress, &oracle.egress), (&compiled.ingress, &oracle.ingress)] {
+                        prop_assert_eq!(ours.action, all.action, "{:?}", &flow);
+                        prop_assert!(ours.provenance.iter().all(|p| all.provenance.contains(p)), "{:?} {:?}", ours, all);
+                        prop_assert_eq!(ours.provenance.is_empty(), all.provenance.is_empty());
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn compilation_is_a_function_of_its_input(cluster in generated()) {
+        prop_assert_eq!(cluster.compile(), cluster.compile());
+    }
+}

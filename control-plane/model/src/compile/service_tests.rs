@@ -1,0 +1,248 @@
+//! Services, routes and views of a small shop.
+
+use serde_json::json;
+
+use super::{
+    compile_with, diff,
+    world::{TestCluster, named},
+};
+use crate::{
+    resource::{PathMatch, Protocol},
+    view,
+};
+
+/// `web` calls `pay`, which has a sidecar; `pay` is exported; the gateway stands on n1's host.
+fn shop() -> TestCluster {
+    let mut cluster = TestCluster::west();
+    let http = json!([{"name": "http", "port": 8080}]);
+    cluster
+        .workload("shop/web", "web", "sidecar", json!([]))
+        .bind("shop/web", "n1", "10.1.1.2")
+        .workload("shop/pay-1", "pay", "sidecar", http.clone())
+        .bind("shop/pay-1", "n1", "10.1.1.3")
+        .workload("shop/pay-2", "pay", "sidecar", http)
+        .service("shop/pay", "pay", 80, json!("http"))
+        .export("shop/pay")
+        .apply(json!({
+            "apiVersion": "isthmus.io/v1", "kind": "Workload",
+            "metadata": {"namespace": "mesh", "name": "gateway"},
+            "spec": {"proxy": "gateway", "address": "192.0.2.1"},
+        }));
+    cluster
+}
+
+#[test]
+fn a_service_has_the_bound_workloads_that_its_selector_finds() {
+    let mut cluster = shop();
+    let model = cluster.compile();
+    let port = &model.services[&named("shop/pay")].ports[0];
+    assert_eq!(port.sni, "80.pay.shop.svc.mesh.local");
+    assert_eq!(port.endpoints.len(), 1, "pay-2 runs nowhere yet");
+    assert_eq!(port.endpoints[0].address.to_string(), "10.1.1.3:8080");
+    assert!(port.endpoints[0].mtls && port.endpoints[0].ready);
+    assert_eq!(port.spiffe_ids.len(), 1);
+
+    cluster.bind("shop/pay-2", "n2", "10.1.2.9");
+    cluster.bindings.get_mut(&named("shop/pay-2")).unwrap().ready = false;
+    let after = cluster.compile();
+    let port = &after.services[&named("shop/pay")].ports[0];
+    assert_eq!(port.endpoints.len(), 2);
+    assert_eq!(port.packet_backends().count(), 1, "what is not ready gets no traffic");
+    let changed = diff(&model, &after);
+    assert_eq!(changed.services.changed, [named("shop/pay")]);
+    assert_eq!(changed.workloads.changed, [named("shop/pay-2")]);
+    assert!(diff(&after, &cluster.compile()).is_empty());
+}
+
+#[test]
+fn endpoint_slices_add_addresses_and_recognise_workloads() {
+    let mut cluster = shop();
+    cluster
+        .apply(json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "shop", "name": "db"},
+            "spec": {"ports": [{"name": "sql", "port": 5432, "appProtocol": "tcp"}]},
+        }))
+        .apply(json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+            "metadata": {"namespace": "shop", "name": "db-1", "labels": {"kubernetes.io/service-name": "db"}},
+            "addressType": "IPv4",
+            "ports": [{"name": "sql", "port": 8080}, {"name": "other", "port": 1}],
+            "endpoints": [{"addresses": ["203.0.113.5"]}, {"addresses": ["10.1.1.3"], "conditions": {"ready": false}}],
+        }));
+    let model = cluster.compile();
+    let endpoints = &model.services[&named("shop/db")].ports[0].endpoints;
+    assert_eq!(endpoints.len(), 2);
+    assert_eq!(endpoints[0].workload, Some(named("shop/pay-1")));
+    assert!(endpoints[0].mtls && !endpoints[0].ready);
+    assert!(endpoints[1].workload.is_none() && !endpoints[1].mtls && endpoints[1].ready);
+}
+
+#[test]
+fn an_exported_service_gains_its_peers_endpoints_and_identities_behind_its_own() {
+    let mut cluster = shop();
+    cluster.import("east", "shop/pay", 80, 5);
+    let model = cluster.compile();
+    let port = &model.services[&named("shop/pay")].ports[0];
+    let places: Vec<(u32, &str, bool)> =
+        port.endpoints.iter().map(|e| (e.priority, e.cluster.as_str(), e.mtls)).collect();
+    assert_eq!(places, [(0, "west", true), (1, "east", true)], "a gateway known by name only is left out");
+    assert_eq!(port.spiffe_ids.len(), 2);
+    assert_eq!(port.packet_backends().count(), 1, "packets can't go to a gateway");
+}
+
+#[test]
+fn a_service_that_is_not_exported_is_not_another_clusters_service_of_the_same_name() {
+    let mut cluster = TestCluster::west();
+    cluster.service("shop/pay", "pay", 80, json!(80)).import("east", "shop/pay", 80, 5);
+    assert!(cluster.compile().services[&named("shop/pay")].ports[0].endpoints.is_empty());
+}
+
+#[test]
+fn a_service_that_only_peers_have_can_be_called_here() {
+    let mut cluster = shop();
+    cluster.import("east", "shop/ship", 8000, 9).import("north", "shop/ship", 8001, 3);
+    cluster.allocate(&named("shop/ship"), &[8000, 8001]);
+    let model = cluster.compile();
+    let ship = &model.services[&named("shop/ship")];
+    assert!(ship.virtual_ip.is_some() && !ship.exported);
+    let ports: Vec<u16> = ship.ports.iter().map(|p| p.port).collect();
+    assert_eq!(ports, [8001], "both call the port http; north exported it earlier");
+    assert_eq!(ship.ports[0].endpoints[0].cluster, "north");
+    let web = view::for_sidecar(&model, &named("shop/web")).unwrap();
+    assert!(web.outbound.iter().any(|l| l.name == "outbound|8001|ship.shop"));
+}
+
+#[test]
+fn a_peer_can_vouch_only_for_its_own_trust_domain() {
+    let mut cluster = shop();
+    cluster.import("east", "shop/ship", 80, 1);
+    let east = cluster.peers.get_mut("east").unwrap();
+    let ours = "spiffe://west.example/ns/shop/sa/web".parse().unwrap();
+    east.imports.get_mut(&named("shop/ship")).unwrap().spiffe_ids.push(ours);
+    let ids = &cluster.compile().services[&named("shop/ship")].ports[0].spiffe_ids;
+    assert_eq!(
+        ids.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["spiffe://east.example/ns/shop/sa/ship"]
+    );
+}
+
+#[test]
+fn routes_are_tried_in_the_gateway_apis_order() {
+    let mut cluster = shop();
+    let backend = json!([{"name": "pay", "port": 80}]);
+    let parents = json!([{"group": "", "kind": "Service", "name": "pay"}]);
+    let route = |name: &str, matches: serde_json::Value| {
+        json!({
+            "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+            "metadata": {"namespace": "shop", "name": name},
+            "spec": {"parentRefs": parents, "rules": [{"matches": matches, "backendRefs": backend}]},
+        })
+    };
+    cluster
+        .apply(route("a", json!([{"path": {"value": "/"}}, {"path": {"type": "Exact", "value": "/v1"}}])))
+        .apply(route(
+            "b",
+            json!([{"path": {"value": "/v1"}}, {"path": {"type": "RegularExpression", "value": "/x.*"}}]),
+        ))
+        .apply(route("c", json!([{"headers": [{"name": "Canary", "value": "yes"}]}])))
+        .apply(route("older", json!([{"path": {"value": "/"}}])));
+    let created = |key: &crate::resource::ObjectKey| Some(if key.name.name == "older" { 1 } else { 2 });
+    let model = compile_with(cluster.input(), &created);
+    let routes = &model.services[&named("shop/pay")].ports[0].routes;
+    let order: Vec<(String, &str)> = routes
+        .iter()
+        .map(|r| {
+            let path = match &r.rule.matches[0].path {
+                PathMatch::Exact(p) => format!("={p}"),
+                PathMatch::Prefix(p) => p.clone(),
+                PathMatch::Regex(p) => format!("~{p}"),
+            };
+            (path, r.provenance.as_str())
+        })
+        .collect();
+    assert_eq!(
+        order,
+        [
+            ("=/v1".to_owned(), "httproute/shop/a#rules[0]"),
+            ("/v1".to_owned(), "httproute/shop/b#rules[0]"),
+            ("/".to_owned(), "httproute/shop/c#rules[0]"),
+            ("/".to_owned(), "httproute/shop/older#rules[0]"),
+            ("/".to_owned(), "httproute/shop/a#rules[0]"),
+            ("~/x.*".to_owned(), "httproute/shop/b#rules[0]"),
+        ]
+    );
+}
+
+#[test]
+fn an_agent_sees_all_addresses_but_only_its_own_endpoints_and_policy() {
+    let mut cluster = shop();
+    cluster.bind("shop/pay-2", "n2", "10.1.2.9").apply(json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"namespace": "shop", "name": "web"},
+        "spec": {"podSelector": {"matchLabels": {"app": "web"}}},
+    }));
+    let model = cluster.compile();
+    let names = |list: &[&super::MeshWorkload]| list.iter().map(|w| w.name.to_string()).collect::<Vec<_>>();
+    let n1 = view::for_agent(&model, "n1");
+    assert_eq!(names(&n1.workloads), ["mesh/gateway", "shop/pay-1", "shop/pay-2", "shop/web"]);
+    assert_eq!(names(&n1.local), ["mesh/gateway", "shop/pay-1", "shop/web"]);
+    assert_eq!(n1.policy_classes.len(), 2);
+    let n2 = view::for_agent(&model, "n2");
+    assert_eq!(names(&n2.local), ["shop/pay-2"]);
+    assert_eq!(n2.policy_classes.iter().map(|c| c.id).collect::<Vec<_>>(), [0]);
+    assert!(view::for_agent(&model, "").local.is_empty());
+}
+
+#[test]
+fn a_sidecar_serves_its_own_ports_and_calls_every_service() {
+    let model = shop().compile();
+    let pay = view::for_sidecar(&model, &named("shop/pay-1")).unwrap();
+    assert_eq!(pay.inbound.len(), 1);
+    assert_eq!(pay.inbound[0].name, "inbound|8080");
+    assert_eq!(pay.inbound[0].addresses[0].to_string(), "10.1.1.3:8080");
+    assert_eq!(pay.inbound[0].server_names, ["80.pay.shop.svc.mesh.local"]);
+    let web = view::for_sidecar(&model, &named("shop/web")).unwrap();
+    assert!(web.inbound.is_empty());
+    assert_eq!(web.outbound[0].name, "outbound|80|pay.shop");
+    assert_eq!(web.clusters[0].spiffe_ids[0].to_string(), "spiffe://west.example/ns/shop/sa/pay");
+    assert!(view::for_sidecar(&model, &named("mesh/gateway")).is_none());
+}
+
+#[test]
+fn a_gateway_forwards_to_local_sidecars_of_exported_services_only() {
+    let mut cluster = shop();
+    cluster.service("shop/web", "web", 80, json!(80)).import("east", "shop/pay", 80, 1);
+    let model = cluster.compile();
+    let gateway = view::for_gateway(&model, &named("mesh/gateway")).unwrap();
+    assert_eq!((gateway.listener.as_str(), gateway.port), ("gateway|15443", 15443));
+    assert_eq!(gateway.passthroughs.len(), 1);
+    assert_eq!(gateway.passthroughs[0].cluster, "gateway|80|pay.shop");
+    assert!(gateway.passthroughs[0].endpoints.iter().all(|e| e.cluster == "west"));
+    assert!(view::for_gateway(&model, &named("shop/web")).is_none());
+}
+
+#[test]
+fn a_peer_sees_what_is_exported_and_where_to_knock() {
+    let mut cluster = shop();
+    cluster.service("shop/web", "web", 80, json!(80)).import("east", "shop/ship", 80, 1);
+    let model = cluster.compile();
+    let east = view::for_peer(&model, "east").unwrap();
+    assert_eq!(east.exported.iter().map(|s| s.name.to_string()).collect::<Vec<_>>(), ["shop/pay"]);
+    assert_eq!(east.gateways[0].to_string(), "192.0.2.1:15443");
+    assert!(view::for_peer(&model, "stranger").is_none());
+    assert_eq!(view::trust_bundles(&model).len(), 2);
+}
+
+#[test]
+fn headless_services_have_no_virtual_ip_and_datagram_ports_no_listener() {
+    let mut cluster = shop();
+    cluster.apply(json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "shop", "name": "dns"},
+        "spec": {"clusterIP": "None", "selector": {"app": "pay"}, "ports": [{"port": 53, "protocol": "UDP"}]},
+    }));
+    let model = cluster.compile();
+    let dns = &model.services[&named("shop/dns")];
+    assert!(dns.virtual_ip.is_none());
+    assert_eq!((dns.ports[0].protocol, dns.ports[0].proxy_port), (Protocol::Udp, 0));
+    assert!(!dns.ports[0].endpoints[0].mtls);
+}
