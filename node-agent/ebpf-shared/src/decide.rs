@@ -145,7 +145,7 @@ fn rule<P: PolicyMaps>(
 #[inline(always)]
 pub fn peer_identity<P: PolicyMaps>(policy: &P, addr: crate::Ip4) -> u32 {
     match policy.identity(addr) {
-        Some(known) if known != identity::ANY => known,
-        _ => identity::WORLD,
+        identity::ANY => identity::WORLD,
+        known => known,
     }
 }

@@ -130,8 +130,9 @@ pub trait PolicyMaps {
     fn class(&self, class: u32) -> Option<Class>;
     /// The entry with the longest prefix around the key; the key's port is complete.
     fn rule(&self, key: &PolicyKey) -> Option<PolicyValue>;
-    /// The entry with the longest prefix around the address.
-    fn identity(&self, addr: crate::Ip4) -> Option<u32>;
+    /// The entry with the longest prefix around the address; [`crate::identity::ANY`] if there is none. (Not an
+    /// `Option<u32>`: the verifier refuses to see its value copied where there is none.)
+    fn identity(&self, addr: crate::Ip4) -> u32;
 }
 
 /// Who asks what of whom.
@@ -183,7 +184,8 @@ pub fn judge<M: PolicyMaps>(maps: &M, question: &Question) -> Ruling {
         question.protocol,
         question.port,
     );
-    let mut allowed_by = None;
+    // Not an Option<u32>, see `PolicyMaps::identity`.
+    let (mut allowed, mut allowed_by) = (false, 0);
     let mut place = 0;
     while place < 4 {
         // The places of the module's first table.
@@ -191,15 +193,19 @@ pub fn judge<M: PolicyMaps>(maps: &M, question: &Question) -> Ruling {
         key.protocol = if place & 1 == 0 { question.protocol } else { protocol::ANY };
         match maps.rule(&key) {
             Some(rule) if !rule.allows() => return Ruling::drop(Reason::PolicyDenied, rule.policy_id),
-            Some(rule) => allowed_by = allowed_by.or(Some(rule.policy_id)),
+            Some(rule) if !allowed => (allowed, allowed_by) = (true, rule.policy_id),
+            Some(_) => {}
             None => {}
         }
         place += 1;
     }
-    match (allowed_by, class.default_deny(question.direction)) {
-        (Some(policy_id), _) => Ruling::pass(policy_id),
-        (None, (true, policy_id)) => Ruling::drop(Reason::DefaultDeny, policy_id),
-        (None, (false, _)) => Ruling::pass(0),
+    let (denies, policy_id) = class.default_deny(question.direction);
+    if allowed {
+        Ruling::pass(allowed_by)
+    } else if denies {
+        Ruling::drop(Reason::DefaultDeny, policy_id)
+    } else {
+        Ruling::pass(0)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The policy maps, as the shared verdict reads them.
 
 use aya_ebpf::maps::lpm_trie::Key;
-use ebpf_shared::{Class, Ip4, PolicyKey, PolicyMaps, PolicyValue};
+use ebpf_shared::{Class, Ip4, PolicyKey, PolicyMaps, PolicyValue, identity};
 
 use crate::maps::{CLASSES, GENERATION, IPCACHE, POLICY};
 
@@ -21,8 +21,11 @@ impl PolicyMaps for KernelPolicy {
     }
 
     #[inline(always)]
-    fn identity(&self, addr: Ip4) -> Option<u32> {
-        IPCACHE.get(Key::new(32, addr)).copied()
+    fn identity(&self, addr: Ip4) -> u32 {
+        match IPCACHE.get(Key::new(32, addr)) {
+            Some(known) => *known,
+            None => identity::ANY,
+        }
     }
 }
 

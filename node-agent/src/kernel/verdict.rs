@@ -44,11 +44,12 @@ impl PolicyMaps for Policy {
         exact.with_parents().find_map(|prefix| self.rules.get(&prefix).copied())
     }
 
-    fn identity(&self, addr: Ip4) -> Option<u32> {
-        (0..=32).rev().find_map(|length| {
+    fn identity(&self, addr: Ip4) -> u32 {
+        let narrowest = (0..=32).rev().find_map(|length| {
             let net = Ipv4Net::new(addr.into(), length).ok()?.trunc();
             self.ipcache.get(&net).copied()
-        })
+        });
+        narrowest.unwrap_or(ebpf_shared::identity::ANY)
     }
 }
 

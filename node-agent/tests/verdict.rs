@@ -1,0 +1,452 @@
+//! The doors of a pod, by running the loaded programs on frames (`BPF_PROG_TEST_RUN`): needs root.
+
+mod support;
+
+use std::net::Ipv4Addr;
+
+use ebpf_shared::packet::{protocol, tcp};
+use ebpf_shared::{Class, Direction, Endpoint, FlowEvent, Ip4, Kind, Packet, Reason};
+use node_agent::kernel::rules::{Rule, compile};
+use node_agent::kernel::{EventRing, Kernel};
+use support::frames::{answer, echo, error_about, ethernet, frame, more, packet, piece, syn, transport, udp};
+use support::{Sandbox, in_sandbox};
+
+/// The loopback interface, which test runs happen at.
+const LO: u32 = 1;
+const CLASS: u32 = 7;
+const POD: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 5);
+const FRIEND: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 9);
+const STRANGER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+const POD_IDENTITY: u32 = 299;
+const FRIEND_IDENTITY: u32 = 300;
+
+/// A node with one pod, at the loopback interface.
+struct Node {
+    kernel: Kernel,
+    events: EventRing,
+}
+
+impl Node {
+    fn new(sandbox: &Sandbox) -> Self {
+        let mut kernel = Kernel::load(&sandbox.bpffs(), &sandbox.cgroup).expect("the programs load");
+        kernel.ipcache.upsert(&FRIEND.into(), FRIEND_IDENTITY).expect("writable");
+        let events = kernel.events().expect("not taken yet");
+        Self { kernel, events }
+    }
+
+    fn with_policy(sandbox: &Sandbox, flags: u32, rules: &[Rule]) -> Self {
+        let mut node = Self::new(sandbox);
+        node.change_policy(CLASS, flags, rules);
+        node
+    }
+
+    /// As the agent does it: a class beside the old one, then the endpoint.
+    fn change_policy(&mut self, class: u32, flags: u32, rules: &[Rule]) {
+        let default = Class { flags, ingress_policy: 101, egress_policy: 102 };
+        self.kernel.put_class(class, &compile(default, rules)).expect("writable");
+        let endpoint = Endpoint { identity: POD_IDENTITY, class, addr: POD.into(), flags: 0 };
+        self.kernel.endpoints.upsert(LO, endpoint).expect("writable");
+    }
+
+    fn run(&self, direction: Direction, frame: &[u8]) -> bool {
+        self.kernel.try_frame(direction, frame).expect("a test run")
+    }
+
+    /// The reason of the one event that the frame causes; `None` if it causes none. Checks that it agrees with the verdict.
+    fn told(&mut self, direction: Direction, frame: &[u8]) -> Option<FlowEvent> {
+        assert_eq!(self.events.try_next(), None, "events of earlier frames have been looked at");
+        let passed = self.run(direction, frame);
+        let event = self.events.try_next();
+        match event {
+            Some(event) => assert_eq!(passed, event.reason == 0, "{event:?}"),
+            None => assert!(passed, "a drop is always told"),
+        }
+        assert_eq!(self.events.try_next(), None, "one event for one frame");
+        event
+    }
+
+    #[track_caller]
+    fn expect(&mut self, direction: Direction, frame: &[u8], reason: Reason) -> FlowEvent {
+        let event = self.told(direction, frame).expect("news");
+        assert_eq!(Reason::from_number(event.reason), Some(reason), "{event:?}");
+        event
+    }
+
+    /// Passes, as part of a flow that is known.
+    #[track_caller]
+    fn expect_known(&mut self, direction: Direction, packet: &Packet) {
+        assert_eq!(self.told(direction, &frame(packet)), None);
+    }
+}
+
+fn allow(
+    direction: Direction,
+    identity: u32,
+    protocol: u8,
+    ports: Option<(u16, u16)>,
+    policy_id: u32,
+) -> Rule {
+    let ports = ports.map(|(low, high)| low..=high);
+    Rule { direction, allow: true, identity, protocol, ports, policy_id }
+}
+
+fn deny(
+    direction: Direction,
+    identity: u32,
+    protocol: u8,
+    ports: Option<(u16, u16)>,
+    policy_id: u32,
+) -> Rule {
+    Rule { allow: false, ..allow(direction, identity, protocol, ports, policy_id) }
+}
+
+use Direction::{Egress, Ingress};
+use protocol::{ANY, ICMP, TCP, UDP};
+
+#[test]
+fn every_program_is_far_within_the_verifiers_means() {
+    in_sandbox(|sandbox| {
+        let node = Node::new(sandbox);
+        let sizes = node.kernel.program_sizes().expect("readable");
+        assert_eq!(sizes.len(), 11);
+        println!("{:<16} {:>12} {:>8}", "program", "instructions", "bytes");
+        for size in sizes {
+            println!("{:<16} {:>12} {:>8}", size.name, size.verified_instructions, size.machine_code);
+            assert!(size.verified_instructions < 200_000, "{size:?}");
+        }
+    });
+}
+
+#[test]
+fn an_identity_that_is_allowed_passes_and_everyone_else_meets_the_default_deny() {
+    in_sandbox(|sandbox| {
+        let rules = [allow(Ingress, FRIEND_IDENTITY, TCP, Some((80, 80)), 11)];
+        let mut node = Node::with_policy(sandbox, Class::DENY_INGRESS, &rules);
+        let event = node.expect(Ingress, &frame(&syn((FRIEND, 4000), (POD, 80))), Reason::Forwarded);
+        assert_eq!(
+            (event.policy_id, event.src_identity, event.dst_identity, event.ifindex),
+            (11, FRIEND_IDENTITY, POD_IDENTITY, LO)
+        );
+        assert_eq!((event.src, event.src_port, event.dst_port), (Ip4::from(FRIEND), 4000, 80));
+        assert_eq!((event.protocol, event.direction, event.tcp_flags), (TCP, Ingress as u8, tcp::SYN));
+        let event = node.expect(Ingress, &frame(&syn((FRIEND, 4000), (POD, 81))), Reason::DefaultDeny);
+        assert_eq!(event.policy_id, 101);
+        let event = node.expect(Ingress, &frame(&syn((STRANGER, 4000), (POD, 80))), Reason::DefaultDeny);
+        assert_eq!(event.src_identity, ebpf_shared::identity::WORLD);
+        // Egress is not denied by default.
+        node.expect(Egress, &frame(&syn((POD, 5000), (STRANGER, 443))), Reason::Forwarded);
+    });
+}
+
+#[test]
+fn a_port_range_holds_from_its_first_port_to_its_last() {
+    in_sandbox(|sandbox| {
+        let rules = [allow(Ingress, FRIEND_IDENTITY, TCP, Some((8000, 8999)), 12)];
+        let mut node = Node::with_policy(sandbox, Class::DENY_INGRESS, &rules);
+        for (port, reason) in [
+            (7999, Reason::DefaultDeny),
+            (8000, Reason::Forwarded),
+            (8500, Reason::Forwarded),
+            (8999, Reason::Forwarded),
+            (9000, Reason::DefaultDeny),
+        ] {
+            node.expect(Ingress, &frame(&syn((FRIEND, 4000), (POD, port))), reason);
+        }
+    });
+}
+
+#[test]
+fn a_deny_beats_an_allow_whichever_is_narrower() {
+    in_sandbox(|sandbox| {
+        let rules = [
+            allow(Ingress, FRIEND_IDENTITY, TCP, Some((80, 80)), 1),
+            deny(Ingress, FRIEND_IDENTITY, TCP, Some((0, 1023)), 2),
+            allow(Ingress, FRIEND_IDENTITY, ANY, None, 3),
+            deny(Ingress, 0, UDP, Some((53, 53)), 4),
+        ];
+        let mut node = Node::with_policy(sandbox, 0, &rules);
+        let event = node.expect(Ingress, &frame(&syn((FRIEND, 4000), (POD, 80))), Reason::PolicyDenied);
+        assert_eq!(event.policy_id, 2);
+        let event = node.expect(Ingress, &frame(&udp((FRIEND, 4000), (POD, 53))), Reason::PolicyDenied);
+        assert_eq!(event.policy_id, 4);
+        let event = node.expect(Ingress, &frame(&syn((FRIEND, 4000), (POD, 8080))), Reason::Forwarded);
+        assert_eq!(event.policy_id, 3);
+    });
+}
+
+#[test]
+fn replies_pass_and_are_not_news() {
+    in_sandbox(|sandbox| {
+        let rules = [allow(Ingress, FRIEND_IDENTITY, TCP, Some((80, 80)), 1)];
+        let mut node = Node::with_policy(sandbox, Class::DENY_INGRESS | Class::DENY_EGRESS, &rules);
+        let opening = syn((FRIEND, 4000), (POD, 80));
+        node.expect(Ingress, &frame(&opening), Reason::Forwarded);
+        node.expect_known(Egress, &answer(&opening, tcp::SYN | tcp::ACK));
+        node.expect_known(Ingress, &more(&opening, tcp::ACK));
+        node.expect_known(Egress, &answer(&opening, tcp::ACK));
+        // The pod itself may not begin anything, not even from the port it answers from.
+        node.expect(Egress, &frame(&answer(&opening, tcp::SYN)), Reason::DefaultDeny);
+        node.expect(Egress, &frame(&syn((POD, 80), (FRIEND, 4001))), Reason::DefaultDeny);
+    });
+}
+
+#[test]
+fn a_change_of_policy_cuts_established_connections_both_ways() {
+    in_sandbox(|sandbox| {
+        let allowed = [allow(Ingress, FRIEND_IDENTITY, TCP, Some((80, 80)), 1)];
+        let mut node = Node::with_policy(sandbox, Class::DENY_INGRESS, &allowed);
+        let opening = syn((FRIEND, 4000), (POD, 80));
+        node.expect(Ingress, &frame(&opening), Reason::Forwarded);
+        node.expect_known(Egress, &answer(&opening, tcp::SYN | tcp::ACK));
+
+        node.change_policy(8, Class::DENY_INGRESS, &[]);
+        // The server speaks first, and its own egress policy would let it.
+        let event = node.expect(Egress, &frame(&answer(&opening, tcp::ACK)), Reason::DefaultDeny);
+        assert_eq!((event.is_reply, event.policy_id), (1, 101));
+        node.expect(Ingress, &frame(&more(&opening, tcp::ACK)), Reason::DefaultDeny);
+        node.expect(Egress, &frame(&answer(&opening, tcp::ACK)), Reason::DefaultDeny);
+        node.expect(Ingress, &frame(&opening), Reason::DefaultDeny);
+
+        // What is allowed again before the peers have given up goes on.
+        node.change_policy(9, Class::DENY_INGRESS, &allowed);
+        node.expect_known(Ingress, &more(&opening, tcp::ACK));
+        node.expect_known(Egress, &answer(&opening, tcp::ACK));
+    });
+}
+
+#[test]
+fn a_change_of_identity_is_a_change_of_policy() {
+    in_sandbox(|sandbox| {
+        let rules = [allow(Ingress, FRIEND_IDENTITY, TCP, None, 1)];
+        let mut node = Node::with_policy(sandbox, Class::DENY_INGRESS, &rules);
+        let opening = syn((FRIEND, 4000), (POD, 80));
+        node.expect(Ingress, &frame(&opening), Reason::Forwarded);
+        node.kernel.ipcache.upsert(&FRIEND.into(), 301).expect("writable");
+        node.expect(Ingress, &frame(&more(&opening, tcp::ACK)), Reason::DefaultDeny);
+    });
+}
+
+#[test]
+fn a_segment_of_an_unknown_connection_needs_a_policy_that_allows_both_ways() {
+    in_sandbox(|sandbox| {
+        let segment = packet(TCP, (POD, 80), (FRIEND, 4000), tcp::ACK);
+        let mut node = Node::with_policy(sandbox, 0, &[]);
+        node.expect(Egress, &frame(&segment), Reason::Forwarded);
+        node.expect_known(Ingress, &answer(&segment, tcp::ACK));
+        // What was picked up without knowing who began falls with either side's permission.
+        node.change_policy(8, Class::DENY_INGRESS, &[]);
+        node.expect(Egress, &frame(&segment), Reason::DefaultDeny);
+        // Neither may a pod that is isolated one way begin in the middle.
+        let other = packet(TCP, (POD, 80), (FRIEND, 4001), tcp::ACK);
+        node.expect(Egress, &frame(&other), Reason::DefaultDeny);
+    });
+}
+
+#[test]
+fn a_pod_can_only_send_from_its_address_and_be_sent_to_there() {
+    in_sandbox(|sandbox| {
+        let mut node = Node::with_policy(sandbox, 0, &[]);
+        node.expect(Egress, &frame(&syn((FRIEND, 4000), (STRANGER, 80))), Reason::SpoofedSource);
+        node.expect(Ingress, &frame(&syn((STRANGER, 4000), (FRIEND, 80))), Reason::WrongDestination);
+        assert!(node.kernel.conntrack.dump().expect("readable").is_empty());
+    });
+}
+
+#[test]
+fn an_interface_without_an_endpoint_and_an_endpoint_without_a_class_have_no_traffic() {
+    in_sandbox(|sandbox| {
+        let mut node = Node::new(sandbox);
+        let opening = frame(&syn((FRIEND, 4000), (POD, 80)));
+        node.expect(Ingress, &opening, Reason::UnknownEndpoint);
+        node.change_policy(CLASS, 0, &[]);
+        node.expect(Ingress, &opening, Reason::Forwarded);
+        node.kernel.remove_class(CLASS).expect("removable");
+        node.expect(Ingress, &opening, Reason::PolicyMissing);
+        node.kernel.endpoints.delete(&LO).expect("removable");
+        node.expect(Ingress, &opening, Reason::UnknownEndpoint);
+    });
+}
+
+#[test]
+fn pings_are_answered_and_unasked_answers_dropped() {
+    in_sandbox(|sandbox| {
+        let rules = [allow(Ingress, FRIEND_IDENTITY, ICMP, None, 1), allow(Ingress, 0, TCP, None, 2)];
+        let mut node = Node::with_policy(sandbox, Class::DENY_INGRESS | Class::DENY_EGRESS, &rules);
+        let ping = echo(FRIEND, POD, 77);
+        node.expect(Ingress, &frame(&ping), Reason::Forwarded);
+        node.expect_known(Egress, &answer(&ping, 0));
+        node.expect(Ingress, &frame(&echo(STRANGER, POD, 77)), Reason::DefaultDeny);
+        node.expect(Ingress, &frame(&answer(&echo(POD, FRIEND, 78), 0)), Reason::UnrelatedIcmp);
+        // A redirect would change the pod's routes.
+        let mut redirect = frame(&ping);
+        redirect[14 + 20] = 5;
+        node.expect(Ingress, &redirect, Reason::UnsupportedIcmp);
+    });
+}
+
+#[test]
+fn an_icmp_error_passes_if_it_is_about_a_flow_that_does() {
+    in_sandbox(|sandbox| {
+        let rules = [allow(Egress, FRIEND_IDENTITY, UDP, Some((53, 53)), 1)];
+        let mut node = Node::with_policy(sandbox, Class::DENY_INGRESS | Class::DENY_EGRESS, &rules);
+        let query = udp((POD, 5000), (FRIEND, 53));
+        let router = Ipv4Addr::new(10, 9, 9, 9);
+        node.expect(Ingress, &error_about(router, &query, 3), Reason::UnrelatedIcmp);
+        node.expect(Egress, &frame(&query), Reason::Forwarded);
+        assert_eq!(node.told(Ingress, &error_about(router, &query, 3)), None);
+        assert_eq!(node.told(Ingress, &error_about(router, &query, 11)), None);
+        // It quotes a packet that the pod can't have sent.
+        let foreign = udp((STRANGER, 5000), (FRIEND, 53));
+        let mut error = error_about(router, &foreign, 3);
+        error[14 + 16..14 + 20].copy_from_slice(&POD.octets());
+        node.expect(Ingress, &error, Reason::UnrelatedIcmp);
+        node.change_policy(8, Class::DENY_INGRESS | Class::DENY_EGRESS, &[]);
+        node.expect(Ingress, &error_about(router, &query, 3), Reason::DefaultDeny);
+    });
+}
+
+#[test]
+fn pieces_of_a_datagram_share_the_verdict_of_the_first() {
+    in_sandbox(|sandbox| {
+        let rules = [allow(Ingress, FRIEND_IDENTITY, UDP, Some((53, 53)), 1)];
+        let mut node = Node::with_policy(sandbox, Class::DENY_INGRESS, &rules);
+        let good = udp((FRIEND, 4000), (POD, 53));
+        let bad = udp((FRIEND, 4000), (POD, 54));
+        node.expect(Ingress, &piece(&good, 1, 2, false, &[0; 16]), Reason::Fragment);
+        node.expect(
+            Ingress,
+            &piece(&good, 1, 0, true, &[transport(&good), vec![0; 8]].concat()),
+            Reason::Forwarded,
+        );
+        assert_eq!(node.told(Ingress, &piece(&good, 1, 2, true, &[0; 16])), None);
+        assert_eq!(node.told(Ingress, &piece(&good, 1, 4, false, &[0; 3])), None);
+        node.expect(Ingress, &piece(&good, 2, 2, false, &[0; 16]), Reason::Fragment);
+        node.expect(
+            Ingress,
+            &piece(&bad, 3, 0, true, &[transport(&bad), vec![0; 8]].concat()),
+            Reason::DefaultDeny,
+        );
+        node.expect(Ingress, &piece(&bad, 3, 2, false, &[0; 16]), Reason::DefaultDeny);
+        // A piece that could replace the TCP flags that were judged.
+        node.expect(Ingress, &piece(&syn((FRIEND, 4000), (POD, 80)), 4, 1, true, &[0; 16]), Reason::Fragment);
+    });
+}
+
+#[test]
+fn what_is_not_ipv4_is_dropped_except_what_keeps_the_link_alive() {
+    in_sandbox(|sandbox| {
+        let mut node = Node::with_policy(sandbox, 0, &[]);
+        for direction in [Ingress, Egress] {
+            assert_eq!(node.told(direction, &ethernet(0x0806, &[0; 28])), None, "ARP");
+            node.expect(direction, &ethernet(0x8847, &[0; 40]), Reason::UnsupportedEthertype);
+            assert_eq!(node.told(direction, &neighbour_solicitation(135, 255)), None);
+            node.expect(direction, &neighbour_solicitation(135, 64), Reason::Ipv6);
+            node.expect(direction, &neighbour_solicitation(134, 255), Reason::Ipv6);
+        }
+        let mut other = frame(&syn((FRIEND, 1), (POD, 2)));
+        other[14 + 9] = 47;
+        node.expect(Ingress, &other, Reason::UnsupportedProtocol);
+    });
+}
+
+/// From fe80::1 to ff02::1.
+fn neighbour_solicitation(kind: u8, hop_limit: u8) -> Vec<u8> {
+    let mut packet = vec![0x60, 0, 0, 0, 0, 24, 58, hop_limit];
+    packet.extend([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+    packet.extend([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+    packet.push(kind);
+    packet.extend([0; 23]);
+    ethernet(0x86dd, &packet)
+}
+
+#[test]
+fn truncated_and_contradicting_packets_are_dropped() {
+    in_sandbox(|sandbox| {
+        let mut node = Node::with_policy(sandbox, 0, &[]);
+        let good = frame(&syn((FRIEND, 4000), (POD, 80)));
+        for length in [14 + 20, 14 + 24, 14 + 39] {
+            node.expect(Ingress, &good[..length], Reason::Malformed);
+        }
+        let spoilt: [(usize, u8); 6] = [
+            (14, 0x44),      // a header of 16 bytes
+            (14, 0x4f),      // a header of 60, longer than the packet
+            (14, 0x65),      // version 6
+            (14 + 3, 30),    // ends within the TCP header
+            (14 + 3, 41),    // longer than the frame
+            (14 + 32, 0x40), // a TCP header of 16 bytes
+        ];
+        for (at, value) in spoilt {
+            let mut bad = good.clone();
+            bad[at] = value;
+            node.expect(Ingress, &bad, Reason::Malformed);
+        }
+        for flags in [0, tcp::SYN | tcp::FIN, tcp::SYN | tcp::RST, 0x29] {
+            let christmas = packet(TCP, (FRIEND, 4000), (POD, 80), flags);
+            node.expect(Ingress, &frame(&christmas), Reason::Malformed);
+        }
+        // What is left of the frame is padding, not a header.
+        let mut padded = frame(&udp((FRIEND, 4000), (POD, 80)));
+        padded[14 + 3] = 24;
+        padded.extend([0; 30]);
+        node.expect(Ingress, &padded, Reason::Malformed);
+        assert!(node.kernel.conntrack.dump().expect("readable").is_empty());
+    });
+}
+
+#[test]
+fn a_closed_connection_is_opened_anew_and_told_again() {
+    in_sandbox(|sandbox| {
+        let mut node = Node::with_policy(sandbox, Class::DENY_EGRESS, &[]);
+        let opening = syn((FRIEND, 4000), (POD, 80));
+        node.expect(Ingress, &frame(&opening), Reason::Forwarded);
+        node.expect_known(Ingress, &opening);
+        node.expect_known(Egress, &answer(&opening, tcp::SYN | tcp::ACK));
+        node.expect_known(Egress, &answer(&opening, tcp::FIN | tcp::ACK));
+        node.expect_known(Ingress, &more(&opening, tcp::FIN | tcp::ACK));
+        let entries = node.kernel.conntrack.dump().expect("readable");
+        let entry = entries.values().next().expect("remembered for a moment");
+        assert_eq!((entry.closed_forward, entry.closed_reply), (1, 1));
+        node.expect(Ingress, &frame(&opening), Reason::Forwarded);
+        node.kernel.forget_connections(LO).expect("removable");
+        assert!(node.kernel.conntrack.dump().expect("readable").is_empty());
+    });
+}
+
+#[test]
+fn packets_are_counted_by_reason() {
+    in_sandbox(|sandbox| {
+        let mut node = Node::with_policy(sandbox, Class::DENY_INGRESS, &[]);
+        let opening = frame(&syn((FRIEND, 4000), (POD, 80)));
+        for _ in 0..3 {
+            node.expect(Ingress, &opening, Reason::DefaultDeny);
+        }
+        let metrics = node.kernel.metrics().expect("readable");
+        let (direction, reason, metric) = metrics[0];
+        assert_eq!((metrics.len(), direction, reason), (1, Ingress, Reason::DefaultDeny));
+        assert_eq!((metric.packets, metric.bytes), (3, 3 * opening.len() as u64));
+        assert_eq!(node.kernel.lost().expect("readable"), 0);
+    });
+}
+
+#[test]
+fn events_that_do_not_fit_are_counted() {
+    in_sandbox(|sandbox| {
+        let node = Node::new(sandbox);
+        let opening = frame(&syn((FRIEND, 4000), (POD, 80)));
+        let fits = ebpf_shared::limits::EVENTS as usize / (size_of::<FlowEvent>() + 8);
+        for _ in 0..fits + 10 {
+            node.run(Ingress, &opening);
+        }
+        let lost = node.kernel.lost().expect("readable");
+        assert!((10..=12).contains(&lost), "{lost}");
+    });
+}
+
+#[test]
+fn kind_of_a_packet_survives_the_wire() {
+    // The emulation is fed the packet, the kernel the frame: this is what makes them comparable.
+    let ping = echo(POD, FRIEND, 9);
+    assert_eq!(frame(&ping)[14 + 20], 8);
+    assert_eq!(answer(&ping, 0).kind, Kind::EchoReply);
+    assert_eq!(frame(&answer(&ping, 0))[14 + 20], 0);
+}
