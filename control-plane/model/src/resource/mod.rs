@@ -16,6 +16,10 @@ mod meta;
 mod network_policy;
 mod parse;
 mod port;
+#[cfg(test)]
+mod refusal_tests;
+#[cfg(test)]
+mod round_trip_tests;
 mod selector;
 mod service;
 mod service_export;

@@ -123,7 +123,9 @@ fn read<T: DeserializeOwned>(value: &Value) -> Result<T, Fault> {
         };
         let path = error.path().to_string();
         let path = if path == "." { String::new() } else { path };
-        Fault { path, value, reason: error.into_inner().to_string() }
+        // The only Rust type that serde's messages would name.
+        let reason = error.into_inner().to_string().replace("expected i64", "expected a whole number");
+        Fault { path, value, reason }
     })
 }
 

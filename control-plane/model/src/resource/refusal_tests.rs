@@ -1,0 +1,335 @@
+//! What is refused, and with which words.
+
+use serde_json::{Value, json};
+
+use super::{MAX_OBJECT_BYTES, Object};
+
+fn object(api_version: &str, kind: &str, spec: Value) -> Value {
+    json!({
+        "apiVersion": api_version, "kind": kind,
+        "metadata": {"namespace": "shop", "name": "x"}, "spec": spec,
+    })
+}
+
+fn workload(spec: Value) -> Value {
+    object("isthmus.io/v1", "Workload", spec)
+}
+
+fn service(spec: Value) -> Value {
+    object("v1", "Service", spec)
+}
+
+fn policy(spec: Value) -> Value {
+    object("networking.k8s.io/v1", "NetworkPolicy", spec)
+}
+
+fn route(rule: Value) -> Value {
+    object(
+        "gateway.networking.k8s.io/v1",
+        "HTTPRoute",
+        json!({"parentRefs": [{"group": "", "kind": "Service", "name": "pay"}], "rules": [rule]}),
+    )
+}
+
+/// Path, and a part of the reason.
+fn refused(value: &Value, path: &str, reason: &str) {
+    let error = Object::parse(value).expect_err(&format!("must be refused: {value}"));
+    assert_eq!(error.path, path, "{error}");
+    assert!(error.reason.contains(reason), "{error}");
+}
+
+#[test]
+fn an_error_is_one_sentence_with_object_path_value_and_reason() {
+    let bad = policy(json!({"podSelector": {}, "ingress": [{"ports": [{"port": 80}, {"port": 70000}]}]}));
+    assert_eq!(
+        Object::parse(&bad).unwrap_err().to_string(),
+        "networkpolicy/shop/x: spec.ingress[0].ports[1].port = 70000: must be 1 to 65535"
+    );
+}
+
+#[test]
+fn unknown_kinds_are_refused_with_a_hint() {
+    let unknown = |api: &str, kind: &str| json!({"apiVersion": api, "kind": kind, "metadata": {"name": "x"}});
+    refused(&unknown("networking.k8s.io/v1", "NetworkPolcy"), "kind", "did you mean NetworkPolicy?");
+    refused(&unknown("v1", "services"), "kind", "did you mean Service?");
+    refused(&unknown("apps/v1", "Deployment"), "kind", "Supported: isthmus.io/v1 Workload, v1 Service");
+    let old = unknown("gateway.networking.k8s.io/v1beta1", "HTTPRoute");
+    refused(&old, "apiVersion", "write gateway.networking.k8s.io/v1");
+    refused(&json!({"kind": "Service"}), "apiVersion", "required");
+    refused(&json!([1]), "", "must be an object");
+}
+
+#[test]
+fn unknown_fields_are_refused_wherever_they_stand() {
+    refused(&workload(json!({"serviceAcount": "x"})), "spec.serviceAcount", "unknown field");
+    refused(
+        &policy(json!({"podSelector": {}, "ingress": [{"from": [{"podSelector": {"matchLabel": {}}}]}]})),
+        "spec.ingress[0].from[0].podSelector.matchLabel",
+        "unknown field",
+    );
+    refused(
+        &policy(json!({"podSelector": {}, "ingress": [{"to": []}]})),
+        "spec.ingress[0].to",
+        "unknown field",
+    );
+    let mut stray = workload(json!({}));
+    stray["metadata"]["label"] = json!({});
+    refused(&stray, "metadata.label", "unknown field");
+    let mut stray = workload(json!({}));
+    stray["data"] = json!({});
+    refused(&stray, "data", "unknown field");
+}
+
+#[test]
+fn names_and_labels_follow_kubernetes() {
+    let named = |namespace: &str, name: &str| {
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"namespace": namespace, "name": name},
+               "spec": {"ports": [{"port": 1}]}})
+    };
+    refused(&named("shop", "Pay"), "metadata.name", "must be");
+    refused(&named("shop", "a.b"), "metadata.name", "must be");
+    refused(&named("sh/op", "pay"), "metadata.namespace", "must be");
+    refused(&named("shop", ""), "metadata.name", "must be");
+    let mut labelled = workload(json!({}));
+    labelled["metadata"]["labels"] = json!({"a b": "x"});
+    refused(&labelled, "metadata.labels[a b]", "must be");
+    labelled["metadata"]["labels"] = json!({"app": "-x"});
+    refused(&labelled, "metadata.labels[app]", "must be");
+    labelled["metadata"]["labels"] = json!({"app": 7});
+    refused(&labelled, "metadata.labels.app", "expected a string");
+    let mut versioned = workload(json!({}));
+    versioned["metadata"]["resourceVersion"] = json!("abc");
+    refused(&versioned, "metadata.resourceVersion", "decimal");
+}
+
+#[test]
+fn workloads_with_bad_values_are_refused() {
+    refused(&workload(json!({"proxy": "envoy"})), "spec.proxy", "none, sidecar or gateway");
+    refused(&workload(json!({"proxy": "gateway"})), "spec.address", "required");
+    refused(&workload(json!({"address": "127.0.0.1"})), "spec.address", "unicast");
+    refused(&workload(json!({"address": "pay.example"})), "spec.address", "IP address");
+    refused(&workload(json!({"ports": [{"port": 0}]})), "spec.ports[0].port", "1 to 65535");
+    refused(&workload(json!({"ports": [{"port": "http"}]})), "spec.ports[0].port", "expected a whole number");
+    refused(
+        &workload(json!({"ports": [{"port": 1, "name": "Too-Long-For-A-Port"}]})),
+        "spec.ports[0].name",
+        "1 to 15",
+    );
+    refused(
+        &workload(json!({"ports": [{"port": 1, "protocol": "tcp"}]})),
+        "spec.ports[0].protocol",
+        "TCP, UDP",
+    );
+    refused(&workload(json!({"ports": [{"port": 1}, {"port": 1}]})), "spec.ports[1].port", "twice");
+    let twice = json!({"ports": [{"port": 1, "name": "a"}, {"port": 2, "name": "a"}]});
+    refused(&workload(twice), "spec.ports[1].name", "two ports");
+}
+
+#[test]
+fn services_refuse_what_the_mesh_does_not_do() {
+    let with = |field: &str, value: Value| {
+        let mut spec = json!({"ports": [{"port": 80}]});
+        spec[field] = value;
+        service(spec)
+    };
+    refused(&with("type", json!("NodePort")), "spec.type", "only ClusterIP is");
+    refused(&with("type", json!("LoadBalancer")), "spec.type", "only ClusterIP is");
+    refused(&with("externalName", json!("x.example")), "spec.externalName", "not supported");
+    refused(&with("externalIPs", json!(["192.0.2.1"])), "spec.externalIPs", "not supported");
+    refused(&with("sessionAffinity", json!("ClientIP")), "spec.sessionAffinity", "only None is");
+    refused(&with("clusterIPs", json!(["10.0.0.1", "fd00::1"])), "spec.clusterIPs[1]", "second address");
+    refused(&with("clusterIP", json!("x")), "spec.clusterIP", "IP address");
+    refused(&with("ports", json!([])), "spec.ports", "required");
+    refused(&with("ports", json!([{"port": 80}, {"port": 81}])), "spec.ports[0].name", "several ports");
+    refused(&with("ports", json!([{"port": 80, "targetPort": "80"}])), "spec.ports[0].targetPort", "letter");
+    refused(
+        &with("ports", json!([{"port": 80, "nodePort": 30000}])),
+        "spec.ports[0].nodePort",
+        "not supported",
+    );
+    refused(
+        &with("ports", json!([{"port": 80, "appProtocol": "smtp"}])),
+        "spec.ports[0].appProtocol",
+        "must be",
+    );
+    refused(&object("v1", "Service", Value::Null), "spec", "required");
+}
+
+#[test]
+fn endpoint_slices_must_name_their_service_and_keep_to_their_address_type() {
+    let slice = |address_type: &str, labels: Value, address: &str| {
+        json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+            "metadata": {"namespace": "shop", "name": "x", "labels": labels}, "addressType": address_type,
+            "endpoints": [{"addresses": [address]}], "ports": [{"port": 80}],
+        })
+    };
+    let owner = || json!({"kubernetes.io/service-name": "pay"});
+    refused(&slice("IPv4", json!({}), "10.0.0.1"), "metadata.labels[kubernetes.io/service-name]", "required");
+    refused(&slice("FQDN", owner(), "a.example"), "addressType", "IPv4 or IPv6");
+    refused(&slice("IPv4", owner(), "fd00::1"), "endpoints[0].addresses[0]", "addressType");
+    refused(&slice("IPv4", owner(), "169.254.1.1"), "endpoints[0].addresses[0]", "unicast");
+}
+
+#[test]
+fn network_policies_with_bad_values_are_refused() {
+    let ingress = |rule: Value| policy(json!({"podSelector": {}, "ingress": [rule]}));
+    let block =
+        |cidr: &str, except: Value| ingress(json!({"from": [{"ipBlock": {"cidr": cidr, "except": except}}]}));
+    refused(&ingress(json!({"from": [{}]})), "spec.ingress[0].from[0]", "must have");
+    refused(
+        &ingress(json!({"from": [{"podSelector": {}, "ipBlock": {"cidr": "10.0.0.0/8"}}]})),
+        "spec.ingress[0].from[0].ipBlock",
+        "beside",
+    );
+    refused(&block("10.0.0.1/8", json!([])), "spec.ingress[0].from[0].ipBlock.cidr", "write 10.0.0.0/8");
+    refused(&block("10.0.0.0/33", json!([])), "spec.ingress[0].from[0].ipBlock.cidr", "CIDR");
+    refused(
+        &block("10.0.0.0/8", json!(["11.0.0.0/16"])),
+        "spec.ingress[0].from[0].ipBlock.except[0]",
+        "inside",
+    );
+    refused(
+        &block("10.0.0.0/8", json!(["10.0.0.0/8"])),
+        "spec.ingress[0].from[0].ipBlock.except[0]",
+        "inside",
+    );
+    let port = |port: Value| ingress(json!({"ports": [port]}));
+    refused(
+        &port(json!({"port": 80, "endPort": 79})),
+        "spec.ingress[0].ports[0].endPort",
+        "80 (port) or more",
+    );
+    refused(&port(json!({"port": "http", "endPort": 81})), "spec.ingress[0].ports[0].endPort", "named");
+    refused(&port(json!({"endPort": 81})), "spec.ingress[0].ports[0].endPort", "needs a port");
+    refused(&port(json!({"port": true})), "spec.ingress[0].ports[0].port", "port number or the name");
+    refused(&policy(json!({"policyTypes": ["ingress"]})), "spec.policyTypes[0]", "Ingress or Egress");
+    let expression = |e: Value| policy(json!({"podSelector": {"matchExpressions": [e]}}));
+    refused(
+        &expression(json!({"key": "a", "operator": "In"})),
+        "spec.podSelector.matchExpressions[0].values",
+        "required",
+    );
+    refused(
+        &expression(json!({"key": "a", "operator": "Exists", "values": ["x"]})),
+        "spec.podSelector.matchExpressions[0].values",
+        "empty",
+    );
+    refused(
+        &expression(json!({"key": "a", "operator": "Equals"})),
+        "spec.podSelector.matchExpressions[0].operator",
+        "In, NotIn",
+    );
+    refused(
+        &policy(json!({"podSelector": {"matchLabels": {"pod-template-hash": "1"}}})),
+        "spec.podSelector",
+        "no part of its identity",
+    );
+}
+
+#[test]
+fn http_routes_with_bad_values_are_refused() {
+    let path =
+        |kind: &str, value: &str| route(json!({"matches": [{"path": {"type": kind, "value": value}}]}));
+    let at = "spec.rules[0].matches[0].path.value";
+    refused(&path("PathPrefix", "v1"), at, "begin with '/'");
+    refused(&path("Exact", "/a/../b"), at, "must not contain");
+    refused(&path("Exact", "/a%2Fb"), at, "must not contain");
+    refused(&path("Exact", "/a b"), at, "percent-encode");
+    refused(&path("Exact", "/a%zz"), at, "percent-encode");
+    refused(&path("RegularExpression", "("), at, "unclosed group");
+    refused(&path("RegularExpression", "a{1000}{1000}"), at, "size limit");
+    refused(&path("Glob", "/a"), "spec.rules[0].matches[0].path.type", "Exact, PathPrefix");
+    let header =
+        |name: &str, value: &str| route(json!({"matches": [{"headers": [{"name": name, "value": value}]}]}));
+    refused(&header("a b", "x"), "spec.rules[0].matches[0].headers[0].name", "header name");
+    refused(&header("a", "x\r\nb: c"), "spec.rules[0].matches[0].headers[0].value", "printable");
+    let twice = json!({"matches": [{"headers": [{"name": "a", "value": "1"}, {"name": "A", "value": "2"}]}]});
+    refused(&route(twice), "spec.rules[0].matches[0].headers[1].name", "twice");
+    refused(&route(json!({"matches": [{"method": "get"}]})), "spec.rules[0].matches[0].method", "one of GET");
+    refused(&route(json!({"timeouts": {"request": "1.5s"}})), "spec.rules[0].timeouts.request", "duration");
+    refused(&route(json!({"timeouts": {"request": "0s"}})), "spec.rules[0].timeouts.request", "zero");
+    let longer = json!({"timeouts": {"request": "1s", "backendRequest": "2s"}});
+    refused(&route(longer), "spec.rules[0].timeouts.backendRequest", "exceed");
+    let backend = |b: Value| route(json!({"backendRefs": [b]}));
+    let at = |field: &str| format!("spec.rules[0].backendRefs[0].{field}");
+    refused(&backend(json!({"name": "a"})), &at("port"), "required");
+    refused(&backend(json!({"name": "a", "port": 1, "weight": 1_000_001})), &at("weight"), "1000000");
+    refused(&backend(json!({"name": "a", "port": 1, "weight": -1})), &at("weight"), "1000000");
+    refused(&backend(json!({"name": "a", "port": 1, "kind": "Pod"})), &at("kind"), "only Service");
+    refused(&backend(json!({"name": "a", "port": 1, "namespace": "b"})), &at("namespace"), "ReferenceGrant");
+    refused(&route(json!({"retry": {}})), "spec.rules[0].retry", "not supported");
+}
+
+#[test]
+fn http_filters_that_no_data_plane_here_has_are_refused_by_name() {
+    let filter = |f: Value| route(json!({"filters": [f]}));
+    let at = |rest: &str| format!("spec.rules[0].filters[0].{rest}");
+    for kind in ["RequestRedirect", "URLRewrite", "RequestMirror", "CORS", "ExtensionRef", "ExternalAuth"] {
+        refused(&filter(json!({"type": kind})), &at("type"), "not supported");
+    }
+    let set = |name: &str, value: &str| {
+        filter(json!({"type": "RequestHeaderModifier",
+            "requestHeaderModifier": {"set": [{"name": name, "value": value}]}}))
+    };
+    refused(&set("Host", "x"), &at("requestHeaderModifier.set[0].name"), "can't be changed");
+    refused(&set(":path", "x"), &at("requestHeaderModifier.set[0].name"), "header name");
+    refused(
+        &set("x-forwarded-client-cert", "x"),
+        &at("requestHeaderModifier.set[0].name"),
+        "can't be changed",
+    );
+    refused(&set("a", "\u{7}"), &at("requestHeaderModifier.set[0].value"), "printable");
+    refused(&filter(json!({"type": "RequestHeaderModifier"})), &at("requestHeaderModifier"), "required");
+    let mixed =
+        json!({"type": "RequestHeaderModifier", "requestHeaderModifier": {}, "responseHeaderModifier": {}});
+    refused(&filter(mixed), &at("responseHeaderModifier"), "does not belong");
+    let twice = json!({"type": "RequestHeaderModifier", "requestHeaderModifier": {"remove": ["a"]}});
+    refused(&route(json!({"filters": [twice, twice]})), "spec.rules[0].filters[1].type", "once");
+}
+
+#[test]
+fn routes_attach_to_services_of_their_own_namespace() {
+    let parent = |p: Value| {
+        object("gateway.networking.k8s.io/v1", "HTTPRoute", json!({"parentRefs": [p], "rules": []}))
+    };
+    refused(&parent(json!({"name": "gw"})), "spec.parentRefs[0].kind", "only Service");
+    let other_group = json!({"group": "x.example", "kind": "Service", "name": "a"});
+    refused(&parent(other_group), "spec.parentRefs[0].group", "must be");
+    let elsewhere = json!({"kind": "Service", "name": "a", "namespace": "other"});
+    refused(&parent(elsewhere), "spec.parentRefs[0].namespace", "in its Service's namespace");
+    let section = json!({"kind": "Service", "name": "a", "sectionName": "http"});
+    refused(&parent(section), "spec.parentRefs[0].sectionName", "not supported");
+    let hosts = |h: &str| {
+        object(
+            "gateway.networking.k8s.io/v1",
+            "HTTPRoute",
+            json!({"parentRefs": [{"kind": "Service", "name": "a"}], "hostnames": [h]}),
+        )
+    };
+    for bad in ["A.example", "10.0.0.1", "a.example:80", "*", "a.*.example"] {
+        refused(&hosts(bad), "spec.hostnames[0]", "DNS name");
+    }
+}
+
+#[test]
+fn objects_that_are_too_large_or_too_deep_are_refused() {
+    let mut large = workload(json!({}));
+    large["metadata"]["annotations"] = json!({"note": "x".repeat(MAX_OBJECT_BYTES)});
+    refused(&large, "", "at most 262144");
+    let mut deep = json!(1);
+    for _ in 0..200 {
+        deep = json!([deep]);
+    }
+    refused(&workload(json!({"ports": deep})), "", "nested deeper");
+    let ports: Vec<Value> = (1..=65).map(|p| json!({"port": p})).collect();
+    refused(&workload(json!({"ports": ports})), "spec.ports", "at most 64");
+}
+
+#[test]
+fn control_characters_and_long_values_do_not_reach_the_terminal() {
+    let error =
+        Object::parse(&workload(json!({"proxy": format!("\u{1b}[31m{}", "x".repeat(500))}))).unwrap_err();
+    assert!(!error.to_string().contains('\u{1b}'));
+    assert!(error.value.chars().count() <= 65);
+}
