@@ -72,7 +72,7 @@ pub(super) fn hook_sockets(programs: &mut Ebpf, pins: &Pins, cgroup: &Cgroup) ->
     }
     for link in pins.link_names()? {
         if link.starts_with("cgroup-") && !link.starts_with(&wanted) {
-            pins::remove(&pins.link(&link))?;
+            pins::remove_link(&pins.link(&link))?;
         }
     }
     Ok(())
@@ -97,7 +97,7 @@ pub(super) fn attach_pod(programs: &mut Ebpf, pins: &Pins, ifname: &str) -> Resu
 
 pub(super) fn detach_pod(pins: &Pins, ifindex: u32) -> Result<(), KernelError> {
     for name in [FROM_POD, TO_POD] {
-        pins::remove(&pins.link(&format!("tc-{ifindex}-{name}")))?;
+        pins::remove_link(&pins.link(&format!("tc-{ifindex}-{name}")))?;
     }
     Ok(())
 }
@@ -146,7 +146,7 @@ fn replace(programs: &Ebpf, pins: &Pins, link: &str, program: &'static str) -> R
         .map_err(|source| KernelError::program(program, source))?;
     match sys::update_link(pinned.as_fd(), fd.as_fd()) {
         Ok(()) => Ok(true),
-        Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => pins::remove(&path).map(|()| false),
+        Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => pins::remove_link(&path).map(|()| false),
         Err(source) => Err(KernelError::path("replacing the program behind", path, source)),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -10,7 +11,7 @@ use ebpf_shared::limits;
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, statfs};
 
-use super::KernelError;
+use super::{KernelError, sys};
 
 /// Paths below the agent's bpffs directory.
 #[derive(Clone, Debug)]
@@ -66,7 +67,7 @@ impl Pins {
         match found {
             limits::FORMAT => Ok(()),
             // Written last: whoever began here did not get to the end, and no program uses these maps.
-            0 => clear(&self.maps()),
+            0 => remove_maps(&self.maps()),
             found => Err(KernelError::Format { dir: self.dir.clone(), found, expected: limits::FORMAT }),
         }
     }
@@ -76,12 +77,15 @@ impl Pins {
 /// tests. What is not there is no error; the mount itself stays.
 pub fn unload(bpffs_dir: &Path) -> Result<(), KernelError> {
     let pins = Pins { dir: bpffs_dir.to_owned() };
-    for dir in [pins.links(), pins.maps()] {
-        if !dir.exists() {
-            continue;
+    if pins.links().exists() {
+        for name in pins.link_names()? {
+            remove_link(&pins.link(&name))?;
         }
-        clear(&dir)?;
-        fs::remove_dir(&dir).map_err(|source| KernelError::path("directory", dir, source))?;
+        remove_dir(&pins.links())?;
+    }
+    if pins.maps().exists() {
+        remove_maps(&pins.maps())?;
+        remove_dir(&pins.maps())?;
     }
     Ok(())
 }
@@ -127,15 +131,34 @@ fn list(dir: &Path) -> Result<Vec<String>, KernelError> {
     Ok(names)
 }
 
-fn clear(dir: &Path) -> Result<(), KernelError> {
+fn remove_maps(dir: &Path) -> Result<(), KernelError> {
     for name in list(dir)? {
         remove(&dir.join(name))?;
     }
     Ok(())
 }
 
-/// Removes a pin; it is no error if it is not there.
-pub(super) fn remove(path: &Path) -> Result<(), KernelError> {
+fn remove_dir(dir: &Path) -> Result<(), KernelError> {
+    fs::remove_dir(dir).map_err(|source| KernelError::path("directory", dir, source))
+}
+
+/// Removes a link from its place, and its pin; it is no error if it is not there.
+pub(super) fn remove_link(path: &Path) -> Result<(), KernelError> {
+    let error = |source| KernelError::path("pinned link", path, source);
+    match sys::open_pinned(path) {
+        Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(error(source)),
+        Ok(link) => match sys::detach_link(link.as_fd()) {
+            // Its place is gone already.
+            Err(source) if source.raw_os_error() == Some(libc::ENOLINK) => {}
+            other => other.map_err(error)?,
+        },
+    }
+    remove(path)
+}
+
+/// Removes the pin of something that is not attached; it is no error if it is not there.
+fn remove(path: &Path) -> Result<(), KernelError> {
     match fs::remove_file(path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
             Err(KernelError::path("pin", path, source))

@@ -1,4 +1,4 @@
-//! The two BPF system calls that aya keeps to itself.
+//! The BPF system calls that aya keeps to itself.
 
 use std::ffi::CString;
 use std::io;
@@ -9,6 +9,7 @@ use std::path::Path;
 /// linux/bpf.h, `enum bpf_cmd`.
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_LINK_UPDATE: libc::c_int = 29;
+const BPF_LINK_DETACH: libc::c_int = 34;
 
 /// linux/bpf.h, `union bpf_attr`, "anonymous struct used by BPF_OBJ_*".
 #[repr(C)]
@@ -49,6 +50,12 @@ pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
         ..LinkUpdate::default()
     };
     bpf(BPF_LINK_UPDATE, &attr).map(drop)
+}
+
+/// Detaches a link from its place at once; removing its pin alone does so at some later time.
+pub(super) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
+    // The attribute is the link's descriptor alone.
+    bpf(BPF_LINK_DETACH, &(link.as_raw_fd() as u32)).map(drop)
 }
 
 fn bpf<T>(command: libc::c_int, attr: &T) -> io::Result<libc::c_int> {

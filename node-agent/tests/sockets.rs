@@ -1,0 +1,243 @@
+//! The socket hooks, with real sockets of a process in a hooked cgroup, on the loopback interface of a network namespace
+//! made for the test. Needs root.
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use ebpf_shared::packet::protocol::{TCP, UDP};
+use ebpf_shared::service::SocketAddr4;
+use ebpf_shared::{Ip4, ServiceKey};
+use node_agent::kernel::{Kernel, Service};
+use support::{Sandbox, in_sandbox};
+
+const VIP: Ipv4Addr = Ipv4Addr::new(10, 101, 0, 1);
+const PORT: u16 = 80;
+
+fn key(protocol: u8) -> ServiceKey {
+    ServiceKey::new(VIP.into(), PORT, protocol)
+}
+
+fn slots(ports: &[u16]) -> Vec<SocketAddr4> {
+    ports.iter().map(|port| SocketAddr4::new(Ip4::LOOPBACK, *port)).collect()
+}
+
+fn load(sandbox: &Sandbox) -> Kernel {
+    Kernel::load(&sandbox.bpffs(), &sandbox.cgroup).expect("the programs load")
+}
+
+/// Does one thing in a process of the hooked cgroup (see [`child_process`]) and returns what it said of it.
+fn in_cgroup(sandbox: &Sandbox, what: &str) -> String {
+    let procs = sandbox.cgroup.join("cgroup.procs");
+    let mut command = Command::new(std::env::current_exe().expect("this test"));
+    command
+        .args(["child_process", "--exact", "--nocapture"])
+        .env("ISTHMUS_TEST_DO", what)
+        .stderr(Stdio::inherit());
+    // SAFETY: between fork and exec only one small file is written; the path was allocated before.
+    unsafe { command.pre_exec(move || std::fs::write(&procs, "0")) };
+    let output = command.output().expect("the child starts");
+    let output = String::from_utf8(output.stdout).expect("text");
+    let said = output.lines().find_map(|line| line.split_once("SAID ").map(|(_, said)| said.to_owned()));
+    said.unwrap_or_else(|| panic!("{what}: the child said nothing: {output}"))
+}
+
+/// Not a test of its own: what [`in_cgroup`] runs.
+#[test]
+fn child_process() {
+    let Ok(what) = std::env::var("ISTHMUS_TEST_DO") else { return };
+    let (verb, addr) = what.split_once(' ').expect("verb and address");
+    let addr: SocketAddr = addr.parse().expect("an address");
+    let said = match verb {
+        "connect" => connect(addr),
+        "bind" => {
+            TcpListener::bind(addr).and_then(|listener| listener.local_addr()).map(|addr| addr.to_string())
+        }
+        "datagram" => datagram(addr, false),
+        "connected-datagram" => datagram(addr, true),
+        other => panic!("{other}"),
+    };
+    println!("SAID {}", said.unwrap_or_else(|error| format!("{:?}", error.kind())));
+}
+
+/// The greeting of whoever answers, and whom the socket believes to be connected to.
+fn connect(addr: SocketAddr) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(addr)?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let mut greeting = String::new();
+    stream.read_to_string(&mut greeting)?;
+    Ok(format!("{greeting} as {}", stream.peer_addr()?))
+}
+
+fn datagram(addr: SocketAddr, connected: bool) -> std::io::Result<String> {
+    let any = if addr.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = UdpSocket::bind(any)?;
+    socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+    if connected {
+        socket.connect(addr)?;
+        socket.send(b"?")?;
+    } else {
+        socket.send_to(b"?", addr)?;
+    }
+    let mut buffer = [0; 64];
+    let (length, from) = socket.recv_from(&mut buffer)?;
+    let mut said = format!("{} from {from}", String::from_utf8_lossy(&buffer[..length]));
+    if connected {
+        said += &format!(" as {}", socket.peer_addr()?);
+    }
+    Ok(said)
+}
+
+/// Greets every TCP connection with `name`, for as long as the test's process lives. Returns its port.
+fn serve(name: &'static str) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = listener.local_addr().expect("bound").port();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.write_all(name.as_bytes());
+        }
+    });
+    port
+}
+
+/// Answers every datagram with `name`.
+fn serve_datagrams(name: &'static str) -> u16 {
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+    let port = socket.local_addr().expect("bound").port();
+    std::thread::spawn(move || {
+        while let Ok((_, from)) = socket.recv_from(&mut [0; 64]) {
+            let _ = socket.send_to(name.as_bytes(), from);
+        }
+    });
+    port
+}
+
+fn netns_cookie() -> u64 {
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+    let mut cookie = 0_u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the option writes 8 bytes to `cookie` and their number to `length`.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    assert_eq!(result, 0);
+    cookie
+}
+
+#[test]
+fn a_service_is_reached_by_its_address_and_seen_at_its_address() {
+    in_sandbox(|sandbox| {
+        let mut kernel = load(sandbox);
+        let service = Service { proxy_port: 0, slots: slots(&[serve("one"), serve("two")]) };
+        kernel.put_service(key(TCP), &service).expect("writable");
+        assert_eq!(kernel.services().expect("readable").get(&key(TCP)), Some(&service));
+        let mut answers = BTreeSet::new();
+        for _ in 0..24 {
+            answers.insert(in_cgroup(sandbox, "connect 10.101.0.1:80"));
+        }
+        let both = ["one as 10.101.0.1:80", "two as 10.101.0.1:80"];
+        assert_eq!(answers.into_iter().collect::<Vec<_>>(), both);
+        let mapped = in_cgroup(sandbox, "connect [::ffff:10.101.0.1]:80");
+        assert!(mapped.ends_with(" as [::ffff:10.101.0.1]:80"), "{mapped}");
+    });
+}
+
+#[test]
+fn a_service_without_backends_refuses_and_one_that_is_removed_is_an_address_like_any_other() {
+    in_sandbox(|sandbox| {
+        let mut kernel = load(sandbox);
+        let port = serve("one");
+        kernel
+            .put_service(key(TCP), &Service { proxy_port: 0, slots: slots(&[port, port]) })
+            .expect("writable");
+        assert_eq!(in_cgroup(sandbox, "connect 10.101.0.1:80"), "one as 10.101.0.1:80");
+        kernel.put_service(key(TCP), &Service::default()).expect("writable");
+        assert_eq!(in_cgroup(sandbox, "connect 10.101.0.1:80"), "ConnectionRefused");
+        assert_eq!(in_cgroup(sandbox, "connect [::ffff:10.101.0.1]:80"), "ConnectionRefused");
+        assert!(kernel.remove_service(&key(TCP)).expect("removable"));
+        assert!(!kernel.remove_service(&key(TCP)).expect("twice is fine"));
+        assert_eq!(in_cgroup(sandbox, "connect 10.101.0.1:80"), "NetworkUnreachable");
+        // Nobody outside the cgroup is concerned.
+        kernel.put_service(key(TCP), &Service { proxy_port: 0, slots: slots(&[port]) }).expect("writable");
+        let outside = TcpStream::connect((VIP, PORT)).expect_err("not translated");
+        assert_eq!(outside.kind(), std::io::ErrorKind::NetworkUnreachable);
+    });
+}
+
+#[test]
+fn datagrams_go_to_a_backend_and_answers_come_from_the_service() {
+    in_sandbox(|sandbox| {
+        let mut kernel = load(sandbox);
+        let service = Service { proxy_port: 0, slots: slots(&[serve_datagrams("one")]) };
+        kernel.put_service(key(UDP), &service).expect("writable");
+        assert_eq!(in_cgroup(sandbox, "datagram 10.101.0.1:80"), "one from 10.101.0.1:80");
+        assert_eq!(
+            in_cgroup(sandbox, "connected-datagram 10.101.0.1:80"),
+            "one from 10.101.0.1:80 as 10.101.0.1:80"
+        );
+        assert_eq!(in_cgroup(sandbox, "datagram [::ffff:10.101.0.1]:80"), "one from [::ffff:10.101.0.1]:80");
+        assert_eq!(
+            in_cgroup(sandbox, "connected-datagram [::ffff:10.101.0.1]:80"),
+            "one from [::ffff:10.101.0.1]:80 as [::ffff:10.101.0.1]:80"
+        );
+        kernel.put_service(key(UDP), &Service::default()).expect("writable");
+        assert_eq!(in_cgroup(sandbox, "datagram 10.101.0.1:80"), "ConnectionRefused");
+    });
+}
+
+#[test]
+fn with_a_sidecar_a_service_is_reached_through_the_proxy() {
+    in_sandbox(|sandbox| {
+        let mut kernel = load(sandbox);
+        let service = Service { proxy_port: serve("proxy"), slots: slots(&[serve("backend")]) };
+        kernel.put_service(key(TCP), &service).expect("writable");
+        assert_eq!(in_cgroup(sandbox, "connect 10.101.0.1:80"), "backend as 10.101.0.1:80");
+        kernel.put_sidecar(netns_cookie(), &BTreeSet::new()).expect("writable");
+        assert_eq!(in_cgroup(sandbox, "connect 10.101.0.1:80"), "proxy as 10.101.0.1:80");
+        // The proxy answers for backends, not the kernel.
+        let service = Service { slots: Vec::new(), ..service };
+        kernel.put_service(key(TCP), &service).expect("writable");
+        assert_eq!(in_cgroup(sandbox, "connect 10.101.0.1:80"), "proxy as 10.101.0.1:80");
+        kernel.remove_sidecar(netns_cookie()).expect("removable");
+        assert_eq!(in_cgroup(sandbox, "connect 10.101.0.1:80"), "ConnectionRefused");
+    });
+}
+
+#[test]
+fn an_application_with_a_sidecar_listens_on_loopback_only() {
+    in_sandbox(|sandbox| {
+        let mut kernel = load(sandbox);
+        let captured = BTreeSet::from([(8080, TCP), (8081, UDP)]);
+        kernel.put_sidecar(netns_cookie(), &captured).expect("writable");
+        for (wanted, got) in [
+            ("0.0.0.0:8080", "127.0.0.1:8080"),
+            ("[::]:8080", "[::ffff:127.0.0.1]:8080"),
+            ("[::ffff:0.0.0.0]:8080", "[::ffff:127.0.0.1]:8080"),
+            // Neither captured, nor the wildcard, nor TCP.
+            ("0.0.0.0:8081", "0.0.0.0:8081"),
+            ("[::]:8081", "[::]:8081"),
+            ("127.0.0.2:8080", "127.0.0.2:8080"),
+        ] {
+            assert_eq!(in_cgroup(sandbox, &format!("bind {wanted}")), got, "{wanted}");
+        }
+        assert_eq!(kernel.sidecars().expect("readable").get(&netns_cookie()), Some(&captured));
+        kernel.put_sidecar(netns_cookie(), &BTreeSet::from([(9090, TCP)])).expect("writable");
+        assert_eq!(in_cgroup(sandbox, "bind 0.0.0.0:8080"), "0.0.0.0:8080", "given back");
+        kernel.remove_sidecar(netns_cookie()).expect("removable");
+        assert_eq!(in_cgroup(sandbox, "bind 0.0.0.0:9090"), "0.0.0.0:9090");
+        let outside = TcpListener::bind(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 9090)).expect("free");
+        assert_eq!(outside.local_addr().expect("bound").ip(), Ipv4Addr::UNSPECIFIED);
+    });
+}
