@@ -11,6 +11,7 @@ pub mod resource;
 pub mod server;
 pub mod session;
 pub mod subscribers;
+pub mod translate;
 pub mod views;
 
 pub use resource::{Encoded, ResourceSet, TypeResources};

@@ -1,0 +1,181 @@
+//! `Apply`, `Delete` and `List`: from wire to commands and from state to wire.
+
+use mesh_model::{
+    compile::MeshModel,
+    resource::{Kind, NamespacedName, Object, ObjectKey},
+};
+use mesh_store::{State, limits::MAX_OBJECTS_PER_COMMAND};
+use tonic::Status;
+use xds_proto::isthmus::admin::v1::{ListRequest, ObjectOutcome, ObjectRef};
+
+use super::{render, selector::Selector};
+
+/// Parses every document of an apply: all of them are fine, or the first that is not is named.
+///
+/// # Errors
+/// `objects[3]: networkpolicy/shop/x: spec.foo: unknown field ...`
+pub fn parse(documents: &[Vec<u8>]) -> Result<Vec<Object>, Status> {
+    let refuse = |text: String| Err(Status::invalid_argument(text));
+    if documents.is_empty() {
+        return refuse("objects: none is given".to_owned());
+    }
+    if documents.len() > MAX_OBJECTS_PER_COMMAND {
+        let count = documents.len();
+        return refuse(format!(
+            "objects: {count} are given, {MAX_OBJECTS_PER_COMMAND} are allowed in one apply"
+        ));
+    }
+    let mut objects = Vec::with_capacity(documents.len());
+    for (index, bytes) in documents.iter().enumerate() {
+        let value = match serde_json::from_slice(bytes) {
+            Ok(value) => value,
+            Err(error) => return refuse(format!("objects[{index}]: no JSON document: {error}")),
+        };
+        match Object::parse(&value) {
+            Ok(object) => objects.push(object),
+            Err(error) => return refuse(format!("objects[{index}]: {error}")),
+        }
+    }
+    Ok(objects)
+}
+
+/// Names of objects to be deleted.
+///
+/// # Errors
+/// The first reference that names nothing.
+pub fn keys(references: &[ObjectRef]) -> Result<Vec<ObjectKey>, Status> {
+    let refuse = |text: String| Err(Status::invalid_argument(text));
+    if references.is_empty() {
+        return refuse("objects: none is given".to_owned());
+    }
+    if references.len() > MAX_OBJECTS_PER_COMMAND {
+        return refuse(format!("objects: {} are given, {MAX_OBJECTS_PER_COMMAND} allowed", references.len()));
+    }
+    references
+        .iter()
+        .enumerate()
+        .map(|(index, reference)| {
+            let kind = kind(&reference.kind)
+                .map_err(|e| Status::invalid_argument(format!("objects[{index}].{}", e.message())))?;
+            let name = NamespacedName::parse(&format!("{}/{}", reference.namespace, reference.name));
+            let bad = || {
+                Status::invalid_argument(format!(
+                    "objects[{index}]: {:?} in namespace {:?} names no object",
+                    reference.name, reference.namespace
+                ))
+            };
+            Ok(ObjectKey { kind, name: name.ok_or_else(bad)? })
+        })
+        .collect()
+}
+
+/// A kind by what a person types.
+///
+/// # Errors
+/// Names it and lists the known ones.
+pub fn kind(text: &str) -> Result<Kind, Status> {
+    let known = || Kind::ALL.map(Kind::as_str).join(", ");
+    Kind::from_user(text)
+        .ok_or_else(|| Status::invalid_argument(format!("kind: {text:?} is none of {}", known())))
+}
+
+/// What happened to each object.
+pub fn outcomes(outcomes: &[mesh_store::ObjectOutcome]) -> Vec<ObjectOutcome> {
+    outcomes
+        .iter()
+        .map(|outcome| ObjectOutcome {
+            kind: outcome.key.kind.as_str().to_owned(),
+            namespace: outcome.key.name.namespace.clone(),
+            name: outcome.key.name.name.clone(),
+            outcome: outcome.change.as_str().to_owned(),
+        })
+        .collect()
+}
+
+/// Which objects a `List` or `Watch` is about.
+#[derive(Debug, Clone)]
+pub struct Filter {
+    kinds: Vec<Kind>,
+    namespace: String,
+    name: String,
+    selector: Selector,
+}
+
+impl Filter {
+    /// From the request. The kind `all` means every kind.
+    ///
+    /// # Errors
+    /// An unknown kind or a malformed selector.
+    pub fn new(request: &ListRequest) -> Result<Self, Status> {
+        let kinds = match request.kind.as_str() {
+            "all" => Kind::ALL.to_vec(),
+            one => vec![kind(one)?],
+        };
+        Ok(Self {
+            kinds,
+            namespace: request.namespace.clone(),
+            name: request.name.clone(),
+            selector: Selector::parse(&request.label_selector).map_err(Status::invalid_argument)?,
+        })
+    }
+
+    /// Whether an object is one of them.
+    pub fn matches(&self, object: &Object) -> bool {
+        let meta = object.meta();
+        self.kinds.contains(&object.kind())
+            && (self.namespace.is_empty() || self.namespace == meta.name.namespace)
+            && (self.name.is_empty() || self.name == meta.name.name)
+            && self.selector.matches(&meta.labels)
+    }
+
+    /// The objects of a state, in the order of kind, namespace and name, each with its revision.
+    pub fn select<'a>(
+        &'a self,
+        state: &'a State,
+    ) -> impl Iterator<Item = (&'a ObjectKey, &'a Object, &'a mesh_store::StoredMeta)> {
+        state
+            .objects
+            .iter()
+            .filter(|(_, object)| self.matches(object))
+            .filter_map(|(key, object)| Some((key, object, state.object_meta.get(key)?)))
+    }
+}
+
+/// One object as it goes over the wire.
+pub fn encode(
+    object: &Object,
+    stored: &mesh_store::StoredMeta,
+    state: &State,
+    model: Option<&MeshModel>,
+) -> Vec<u8> {
+    let status = model.and_then(|model| render::status(object, state, model));
+    render::object(object, stored, status).to_string().into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_bad_document_is_named_with_its_place_and_field() {
+        let good =
+            br#"{"apiVersion":"v1","kind":"Service","metadata":{"name":"a"},"spec":{"ports":[{"port":80}]}}"#;
+        let bad = br#"{"apiVersion":"v1","kind":"Service","metadata":{"name":"a"},"spec":{"prots":[]}}"#;
+        let status = parse(&[good.to_vec(), bad.to_vec()]).unwrap_err();
+        assert_eq!(status.code(), tonic::Code::InvalidArgument);
+        assert!(
+            status.message().starts_with("objects[1]: ") && status.message().contains("prots"),
+            "{status}"
+        );
+        assert!(parse(&[b"{".to_vec()]).unwrap_err().message().contains("no JSON"));
+        assert!(parse(&[]).is_err());
+    }
+
+    #[test]
+    fn unknown_kinds_are_refused_with_those_that_are_known() {
+        let status = kind("pods").unwrap_err();
+        assert!(status.message().contains("\"pods\"") && status.message().contains("HTTPRoute"), "{status}");
+        let reference = ObjectRef { kind: "svc".into(), namespace: String::new(), name: "a".into() };
+        assert!(keys(&[reference]).unwrap_err().message().contains("objects[0]"));
+    }
+}

@@ -1,0 +1,181 @@
+//! Objects as people read them: what they wrote, what the store knows of it, and the status.
+
+use std::collections::BTreeSet;
+
+use mesh_model::{
+    compile::MeshModel,
+    resource::{HttpRoute, NetworkPolicy, Object, Service, ServiceExport, Workload},
+};
+use mesh_store::{State, StoredMeta};
+use serde_json::{Map, Value, json};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+/// One object as JSON, with `resourceVersion`, `uid`, `creationTimestamp` and, where there is one, `status`.
+pub fn object(object: &Object, stored: &StoredMeta, status: Option<Value>) -> Value {
+    let mut json = object.to_json();
+    if let Value::Object(root) = &mut json {
+        if let Some(Value::Object(metadata)) = root.get_mut("metadata") {
+            metadata.insert("uid".to_owned(), json!(stored.uid));
+            metadata.insert("resourceVersion".to_owned(), json!(stored.revision.to_string()));
+            metadata.insert("creationTimestamp".to_owned(), json!(timestamp(stored.created_unix)));
+        }
+        if let Some(status) = status {
+            root.insert("status".to_owned(), status);
+        }
+    }
+    json
+}
+
+/// What has become of an object, at the revision of `model`.
+pub fn status(object: &Object, state: &State, model: &MeshModel) -> Option<Value> {
+    match object {
+        Object::Workload(o) => workload(o, model),
+        Object::Service(o) => service(o, model),
+        Object::NetworkPolicy(o) => Some(network_policy(o, state)),
+        Object::HttpRoute(o) => Some(http_route(o, model)),
+        Object::ServiceExport(o) => Some(service_export(o, model)),
+        Object::EndpointSlice(_) => None,
+    }
+}
+
+fn workload(o: &Workload, model: &MeshModel) -> Option<Value> {
+    let compiled = model.workloads.get(&o.meta.name)?;
+    let mut status = Map::new();
+    status.insert("identity".to_owned(), json!(compiled.identity));
+    status.insert("spiffeId".to_owned(), json!(compiled.spiffe_id.to_string()));
+    status.insert("policyClass".to_owned(), json!(compiled.policy_class));
+    status.insert("ready".to_owned(), json!(compiled.binding.as_ref().is_some_and(|b| b.ready)));
+    if let Some(binding) = &compiled.binding {
+        let addresses: Vec<String> = binding.addresses.iter().map(ToString::to_string).collect();
+        status.insert("node".to_owned(), json!(binding.node));
+        status.insert("addresses".to_owned(), json!(addresses));
+    }
+    Some(Value::Object(status))
+}
+
+fn service(o: &Service, model: &MeshModel) -> Option<Value> {
+    let compiled = model.services.get(&o.meta.name)?;
+    let endpoints: Vec<Value> = compiled
+        .ports
+        .iter()
+        .flat_map(|port| port.endpoints.iter().map(move |e| (port, e)))
+        .map(|(port, e)| {
+            json!({
+                "port": port.port,
+                "address": e.address.to_string(),
+                "cluster": e.cluster,
+                "priority": e.priority,
+                "ready": e.ready,
+                "mtls": e.mtls,
+            })
+        })
+        .collect();
+    let imported: BTreeSet<&String> = model
+        .peers
+        .values()
+        .filter(|peer| peer.imports.contains_key(&o.meta.name))
+        .map(|peer| &peer.cluster)
+        .collect();
+    Some(json!({
+        "virtualIP": compiled.virtual_ip.map(|ip| ip.to_string()),
+        "exported": compiled.exported,
+        "importedFrom": imported,
+        "endpoints": endpoints,
+    }))
+}
+
+fn network_policy(o: &NetworkPolicy, state: &State) -> Value {
+    let selected = state
+        .objects
+        .values()
+        .filter_map(|object| match object {
+            Object::Workload(workload) => Some(workload),
+            _ => None,
+        })
+        .filter(|w| w.meta.name.namespace == o.meta.name.namespace && o.pod_selector.matches(&w.meta.labels))
+        .count();
+    json!({ "selectedWorkloads": selected })
+}
+
+/// Gateway API: per parent, whether the route was taken and whether what it refers to exists.
+fn http_route(o: &HttpRoute, model: &MeshModel) -> Value {
+    let missing: BTreeSet<String> = o
+        .rules
+        .iter()
+        .flat_map(|rule| &rule.backends)
+        .filter(|backend| {
+            !model
+                .services
+                .get(&backend.service)
+                .is_some_and(|service| service.ports.iter().any(|p| p.port == backend.port))
+        })
+        .map(|backend| format!("service/{} port {}", backend.service, backend.port))
+        .collect();
+    let parents: Vec<Value> = o
+        .parents
+        .iter()
+        .map(|parent| {
+            let known = model.services.get(&parent.service).is_some_and(|service| {
+                parent.port.is_none_or(|port| service.ports.iter().any(|p| p.port == port))
+            });
+            let accepted = if known {
+                condition("Accepted", true, "Accepted", String::new())
+            } else {
+                condition(
+                    "Accepted",
+                    false,
+                    "NoMatchingParent",
+                    format!("there is no service/{}", parent.service),
+                )
+            };
+            let resolved = if missing.is_empty() {
+                condition("ResolvedRefs", true, "ResolvedRefs", String::new())
+            } else {
+                let names: Vec<&str> = missing.iter().map(String::as_str).collect();
+                condition(
+                    "ResolvedRefs",
+                    false,
+                    "BackendNotFound",
+                    format!("not found: {}", names.join(", ")),
+                )
+            };
+            json!({
+                "parentRef": {
+                    "kind": "Service",
+                    "namespace": parent.service.namespace,
+                    "name": parent.service.name,
+                    "port": parent.port,
+                },
+                "controllerName": "isthmus.io/control-plane",
+                "conditions": [accepted, resolved],
+            })
+        })
+        .collect();
+    json!({ "parents": parents })
+}
+
+/// KEP-1645: whether the export takes effect.
+fn service_export(o: &ServiceExport, model: &MeshModel) -> Value {
+    let exported = model.services.get(&o.meta.name).is_some_and(|service| service.exported);
+    let message =
+        if exported { String::new() } else { format!("there is no service/{} to export", o.meta.name) };
+    let reason = if exported { "Exported" } else { "NoService" };
+    json!({ "conditions": [condition("Valid", exported, reason, message)] })
+}
+
+fn condition(kind: &str, holds: bool, reason: &str, message: String) -> Value {
+    json!({
+        "type": kind,
+        "status": if holds { "True" } else { "False" },
+        "reason": reason,
+        "message": message,
+    })
+}
+
+fn timestamp(unix: u64) -> String {
+    i64::try_from(unix)
+        .ok()
+        .and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok())
+        .and_then(|time| time.format(&Rfc3339).ok())
+        .unwrap_or_default()
+}

@@ -1,0 +1,248 @@
+//! `Status`: this replica's knowledge, and that of all replicas put together.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use futures::future::join_all;
+use tonic::{Request, Status};
+use xds_proto::isthmus::admin::v1::{
+    CertificateStatus, DataPlaneStatus, PeerStatus, ReplicaStatus, StatusRequest, StatusResponse,
+    admin_client::AdminClient,
+};
+
+use crate::{app::App, ca::unix};
+
+/// Metadata by which a replica asks another for its own part only, so that asking does not go in circles.
+pub const LOCAL_ONLY: &str = "x-isthmus-local-only";
+/// How long another replica may take to tell its part.
+const ASK: Duration = Duration::from_secs(2);
+/// How often the others are asked while an apply waits for their data planes.
+const POLL: Duration = Duration::from_millis(250);
+
+/// What this replica knows by itself.
+pub fn local(app: &App) -> StatusResponse {
+    let state = app.replica.applied();
+    let own = app.ca.replica();
+    let view = app.replica.metrics();
+    let now_ms = unix(SystemTime::now()) * 1000;
+    let mut objects: BTreeMap<String, u32> = BTreeMap::new();
+    for key in state.objects.keys() {
+        *objects.entry(key.kind.as_str().to_owned()).or_default() += 1;
+    }
+    let peers = state
+        .peers
+        .values()
+        .map(|peer| {
+            let heard = app.liveness.of(&peer.cluster, now_ms);
+            PeerStatus {
+                cluster: peer.cluster.clone(),
+                trust_domain: peer.trust_domain.to_string(),
+                state: heard.as_ref().map_or("disconnected", |h| h.state(now_ms)).to_owned(),
+                origin_revision: peer.origin_revision,
+                last_heard_unix_ms: heard.as_ref().map_or(0, |h| h.last_unix_ms),
+                imported_services: u32::try_from(peer.imports.len()).unwrap_or(u32::MAX),
+                error: heard.map(|h| h.error).unwrap_or_default(),
+            }
+        })
+        .collect();
+    StatusResponse {
+        cluster: own.cluster.clone(),
+        trust_domain: own.trust_domain.to_string(),
+        mesh_domain: state.cluster.as_ref().map(|c| c.mesh_domain.clone()).unwrap_or_default(),
+        revision: state.revision,
+        leader: view.leader.unwrap_or(0),
+        answered_by: own.id,
+        replicas: replicas(app),
+        peers,
+        data_planes: data_planes(app),
+        certificates: certificates(app),
+        objects: objects.into_iter().collect(),
+    }
+}
+
+fn replicas(app: &App) -> Vec<ReplicaStatus> {
+    let view = app.replica.metrics();
+    view.members
+        .iter()
+        .map(|member| ReplicaStatus {
+            id: member.id,
+            address: member.address.clone(),
+            role: member.role.to_owned(),
+            matched: member.matched,
+            lag: member.lag,
+        })
+        .collect()
+}
+
+fn data_planes(app: &App) -> Vec<DataPlaneStatus> {
+    let own = app.ca.replica().id;
+    app.subscribers
+        .list()
+        .into_iter()
+        .map(|subscriber| DataPlaneStatus {
+            id: subscriber.id,
+            kind: subscriber.kind.to_owned(),
+            replica: own,
+            sent_revision: subscriber.sent_revision,
+            acked_revision: subscriber.acked_revision,
+            nacked: subscriber.nacks,
+            last_error: subscriber.last_error.unwrap_or_default(),
+            connected_unix_ms: unix(subscriber.connected_at) * 1000,
+        })
+        .collect()
+}
+
+fn certificates(app: &App) -> Vec<CertificateStatus> {
+    app.ca
+        .certificates()
+        .iter()
+        .filter_map(|certificate| mesh_tls::certificate_info(certificate).ok())
+        .map(|info| CertificateStatus {
+            subject: info.subject,
+            issuer: info.issuer,
+            not_after_unix: info.not_after_unix,
+        })
+        .collect()
+}
+
+/// All replicas' knowledge. Linearizable if there is a quorum; otherwise `leader` is 0 and what follows is what
+/// this replica had last.
+pub async fn everywhere(app: &App) -> StatusResponse {
+    let confirmed =
+        tokio::time::timeout(ASK, app.replica.linearizable()).await.is_ok_and(|read| read.is_ok());
+    let mut answer = local(app);
+    if !confirmed {
+        answer.leader = 0;
+    }
+    let mut unreachable = BTreeSet::new();
+    for (id, other) in ask_others(app).await {
+        match other {
+            Ok(other) => merge(&mut answer, other),
+            Err(error) => {
+                tracing::debug!(replica = id, %error, "does not tell its status");
+                unreachable.insert(id);
+            }
+        }
+    }
+    for replica in answer.replicas.iter_mut().filter(|replica| unreachable.contains(&replica.id)) {
+        "unreachable".clone_into(&mut replica.role);
+    }
+    answer.data_planes.sort_by(|a, b| (&a.id, a.replica).cmp(&(&b.id, b.replica)));
+    answer.certificates.sort_by(|a, b| a.subject.cmp(&b.subject));
+    answer.certificates.dedup();
+    answer
+}
+
+/// Waits until every data plane of every replica has ACKed a revision, and names those that have not in time.
+pub async fn wait_everywhere(app: &App, revision: u64, timeout: Duration) -> Vec<String> {
+    let started = tokio::time::Instant::now();
+    super::compiled(app, revision).await;
+    let left = || timeout.saturating_sub(started.elapsed());
+    let ours = async {
+        app.subscribers.wait_acked(revision, left()).await.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let theirs = async {
+        loop {
+            let lagging = lagging_elsewhere(app, revision).await;
+            if lagging.is_empty() || left().is_zero() {
+                return lagging;
+            }
+            tokio::time::sleep(POLL.min(left())).await;
+        }
+    };
+    let (mut waiting, theirs) = tokio::join!(ours, theirs);
+    waiting.extend(theirs);
+    waiting
+}
+
+async fn lagging_elsewhere(app: &App, revision: u64) -> Vec<String> {
+    let mut lagging = Vec::new();
+    for (id, other) in ask_others(app).await {
+        // The data planes of a replica that is down go to another one, where they are counted.
+        let Ok(other) = other else { continue };
+        if other.revision < revision {
+            lagging.push(format!("replica {id} (at revision {})", other.revision));
+            continue;
+        }
+        let behind = other.data_planes.into_iter().filter(|plane| plane.acked_revision < revision);
+        lagging.extend(behind.map(|plane| match plane.last_error.as_str() {
+            "" => format!("{} (at revision {})", plane.id, plane.acked_revision),
+            error => format!("{} (refused: {error})", plane.id),
+        }));
+    }
+    lagging
+}
+
+async fn ask_others(app: &App) -> Vec<(u64, Result<StatusResponse, Status>)> {
+    let own = app.ca.replica().id;
+    let state: Arc<_> = app.replica.applied();
+    let others = state.replicas.values().filter(|replica| replica.id != own);
+    join_all(others.map(|replica| async move { (replica.id, ask(app, &replica.address).await) })).await
+}
+
+async fn ask(app: &App, address: &str) -> Result<StatusResponse, Status> {
+    let channel = app.replicas.channel(address).map_err(|e| Status::unavailable(e.to_string()))?;
+    let mut request = Request::new(StatusRequest {});
+    request.metadata_mut().insert(LOCAL_ONLY, tonic::metadata::MetadataValue::from_static("1"));
+    let mut client = AdminClient::new(channel);
+    match tokio::time::timeout(ASK, client.status(request)).await {
+        Ok(answer) => Ok(answer?.into_inner()),
+        Err(_) => Err(Status::deadline_exceeded(format!("{address} did not answer within {ASK:?}"))),
+    }
+}
+
+/// Adds what only the other replica knows: its data planes, its certificates, when it heard a peer, and, if it
+/// leads, how far the others are.
+fn merge(answer: &mut StatusResponse, other: StatusResponse) {
+    answer.data_planes.extend(other.data_planes);
+    answer.certificates.extend(other.certificates);
+    if other.leader == other.answered_by {
+        answer.replicas = other.replicas;
+    }
+    for theirs in other.peers {
+        let ours = answer.peers.iter_mut().find(|peer| peer.cluster == theirs.cluster);
+        if let Some(ours) = ours.filter(|ours| ours.last_heard_unix_ms < theirs.last_heard_unix_ms) {
+            *ours = theirs;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(state: &str, heard: u64) -> PeerStatus {
+        PeerStatus {
+            cluster: "east".to_owned(),
+            state: state.to_owned(),
+            last_heard_unix_ms: heard,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn a_peer_is_as_alive_as_the_replica_that_heard_it_last_says() {
+        let mut answer = StatusResponse { peers: vec![peer("disconnected", 0)], ..Default::default() };
+        merge(&mut answer, StatusResponse { peers: vec![peer("connected", 9)], ..Default::default() });
+        assert_eq!(answer.peers[0].state, "connected");
+        merge(&mut answer, StatusResponse { peers: vec![peer("stale", 5)], ..Default::default() });
+        assert_eq!(answer.peers[0].state, "connected");
+    }
+
+    #[test]
+    fn only_the_leader_tells_how_far_the_others_are() {
+        let replica = |lag| ReplicaStatus { id: 1, lag, ..Default::default() };
+        let mut answer = StatusResponse { replicas: vec![replica(0)], ..Default::default() };
+        let follower =
+            StatusResponse { leader: 3, answered_by: 2, replicas: vec![replica(7)], ..Default::default() };
+        merge(&mut answer, follower);
+        assert_eq!(answer.replicas[0].lag, 0);
+        let leader =
+            StatusResponse { leader: 3, answered_by: 3, replicas: vec![replica(4)], ..Default::default() };
+        merge(&mut answer, leader);
+        assert_eq!(answer.replicas[0].lag, 4);
+    }
+}

@@ -1,0 +1,117 @@
+//! What the services of one replica share.
+
+use std::{sync::Arc, time::SystemTime};
+
+use mesh_model::identity::TrustDomain;
+use mesh_store::State;
+use mesh_tls::{SharedBundles, TrustBundles};
+use tonic::{Extensions, Status};
+
+use crate::{
+    authz::{self, Action, Caller},
+    ca::{Ca, unix},
+    config::Config,
+    doors,
+    federation::liveness::Liveness,
+    raft::{ReadError, Replica, WriteError},
+    replicas::Replicas,
+    telemetry::flows::FlowRing,
+    views::ModelViews,
+    xds::Subscribers,
+};
+
+/// One replica, as its services see it.
+#[derive(Debug)]
+pub struct App {
+    #[allow(missing_docs)]
+    pub config: Config,
+    #[allow(missing_docs)]
+    pub ca: Ca,
+    /// Own roots and those of every peer, rebuilt when the state changes.
+    pub bundles: SharedBundles,
+    #[allow(missing_docs)]
+    pub replica: Arc<Replica>,
+    /// Who subscribes to this replica.
+    pub subscribers: Arc<Subscribers>,
+    #[allow(missing_docs)]
+    pub views: Arc<ModelViews>,
+    #[allow(missing_docs)]
+    pub flows: FlowRing,
+    /// The other replicas of this cluster.
+    pub replicas: Replicas,
+    /// When each peer was last heard, by this replica.
+    pub liveness: Liveness,
+}
+
+impl App {
+    /// Whose certificates are this cluster's own.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.ca.replica().trust_domain
+    }
+
+    /// Who sent a request, and whether the table lets them.
+    ///
+    /// # Errors
+    /// The refusal that the caller gets to read.
+    pub fn admit(&self, extensions: &Extensions, action: Action) -> Result<Caller, Status> {
+        let caller = self.caller(extensions);
+        authz::check(&caller, action)?;
+        Ok(caller)
+    }
+
+    /// Who sent a request.
+    pub fn caller(&self, extensions: &Extensions) -> Caller {
+        let state = self.replica.applied();
+        let is_peer = |domain: &TrustDomain| state.peers.values().any(|p| &p.trust_domain == domain);
+        doors::caller(extensions, self.trust_domain(), is_peer)
+    }
+
+    /// The caller's node.
+    ///
+    /// # Errors
+    /// The caller is no node, or the table says no.
+    pub fn admit_node(&self, extensions: &Extensions, action: Action) -> Result<String, Status> {
+        match self.admit(extensions, action)? {
+            Caller::Node(name) => Ok(name),
+            other => Err(Status::permission_denied(format!("{other} is no node"))),
+        }
+    }
+
+    /// Now, in seconds since 1970.
+    pub fn now_unix(&self) -> u64 {
+        unix(SystemTime::now())
+    }
+}
+
+/// Own roots and those of every peer.
+///
+/// A peer whose roots can't be used is left out: nobody of its domain is trusted, and everyone else still is.
+pub fn trust_bundles(ca: &Ca, state: &State) -> TrustBundles {
+    let mut bundles = TrustBundles::new();
+    let own = (ca.replica().trust_domain.clone(), ca.roots().to_vec());
+    let peers = state
+        .peers
+        .values()
+        .map(|peer| (peer.trust_domain.clone(), peer.roots.iter().map(|der| der.clone().into()).collect()));
+    // The own roots last: no peer can put others in their place.
+    for (domain, roots) in peers.chain([own]) {
+        if let Err(error) = bundles.insert(domain.clone(), roots) {
+            tracing::error!(trust_domain = %domain, %error, "unusable roots: nobody of this domain is trusted");
+        }
+    }
+    bundles
+}
+
+/// A refused or failed write, as its caller gets to read it.
+pub fn write_status(error: WriteError) -> Status {
+    match error {
+        WriteError::Refused(refusal) if refusal.is_conflict() => Status::aborted(refusal.to_string()),
+        WriteError::Refused(refusal) => Status::failed_precondition(refusal.to_string()),
+        other => Status::unavailable(other.to_string()),
+    }
+}
+
+/// A failed linearizable read.
+pub fn read_status(error: ReadError) -> Status {
+    Status::unavailable(error.to_string())
+}

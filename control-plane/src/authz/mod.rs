@@ -1,0 +1,226 @@
+//! Who may do what. Every service asks here, and nothing else decides.
+//!
+//! Two questions, both pure: [`role`] says who a caller is, [`allowed`] whether that role may take an action.
+//! What is *within* an action (which node's workloads, which peer's services) is checked beside the action,
+//! because only it knows the object.
+
+mod table;
+
+use std::fmt;
+
+use mesh_model::identity::{self, SpiffeId, TrustDomain};
+
+pub use table::allowed;
+
+/// Who is asking.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Caller {
+    /// Root or the process's own user, by the local socket.
+    LocalRoot,
+    /// A replica of this cluster, by its ID.
+    Replica(u64),
+    /// A node agent of this cluster, by the node's name.
+    Node(String),
+    /// A person or tool with an administrator's certificate of this cluster.
+    Admin(String),
+    /// A workload of this cluster.
+    Workload(SpiffeId),
+    /// A replica of a cluster that has joined.
+    Peer(TrustDomain),
+    /// A certificate that is genuine, of somebody who has no business here.
+    Stranger(SpiffeId),
+    /// No certificate.
+    Anonymous,
+}
+
+/// The rows of the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Role {
+    LocalRoot,
+    Replica,
+    Node,
+    Admin,
+    Workload,
+    Peer,
+    Stranger,
+    Anonymous,
+}
+
+impl Role {
+    /// Every role.
+    pub const ALL: [Role; 8] = [
+        Role::LocalRoot,
+        Role::Replica,
+        Role::Node,
+        Role::Admin,
+        Role::Workload,
+        Role::Peer,
+        Role::Stranger,
+        Role::Anonymous,
+    ];
+}
+
+/// The columns of the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// `Admin.Apply`, `Admin.Delete`
+    Write,
+    /// `Admin.List`, `Admin.Watch`
+    Read,
+    /// `Admin.Status`
+    Status,
+    /// `Admin.Observe`
+    Observe,
+    /// `Admin.CreateToken`
+    CreateToken,
+    /// `Admin.Join`: makes this cluster join another.
+    JoinMesh,
+    /// `Raft.*`
+    Raft,
+    /// `Bootstrap.*`: a token in the request is the proof.
+    Bootstrap,
+    /// `Federation.Join`: a token in the request is the proof.
+    AcceptPeer,
+    /// `Certificates.SignWorkload`, for workloads of the caller's own node.
+    SignWorkload,
+    /// `Certificates.RenewNode`, for the caller's own node.
+    RenewNode,
+    /// `Endpoints.*`, for the caller's own node.
+    ReportEndpoints,
+    /// ADS: the views of agents, and of the workloads on their node.
+    SubscribeAsNode,
+    /// ADS: what this cluster exports.
+    SubscribeAsPeer,
+}
+
+impl Action {
+    /// Every action.
+    pub const ALL: [Action; 14] = [
+        Action::Write,
+        Action::Read,
+        Action::Status,
+        Action::Observe,
+        Action::CreateToken,
+        Action::JoinMesh,
+        Action::Raft,
+        Action::Bootstrap,
+        Action::AcceptPeer,
+        Action::SignWorkload,
+        Action::RenewNode,
+        Action::ReportEndpoints,
+        Action::SubscribeAsNode,
+        Action::SubscribeAsPeer,
+    ];
+}
+
+impl Caller {
+    /// The row of the table.
+    pub fn role(&self) -> Role {
+        match self {
+            Caller::LocalRoot => Role::LocalRoot,
+            Caller::Replica(_) => Role::Replica,
+            Caller::Node(_) => Role::Node,
+            Caller::Admin(_) => Role::Admin,
+            Caller::Workload(_) => Role::Workload,
+            Caller::Peer(_) => Role::Peer,
+            Caller::Stranger(_) => Role::Stranger,
+            Caller::Anonymous => Role::Anonymous,
+        }
+    }
+}
+
+impl fmt::Display for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Caller::LocalRoot => f.write_str("the local administrator"),
+            Caller::Replica(id) => write!(f, "replica {id}"),
+            Caller::Node(name) => write!(f, "node {name}"),
+            Caller::Admin(name) => write!(f, "administrator {name}"),
+            Caller::Workload(id) => write!(f, "workload {id}"),
+            Caller::Peer(domain) => write!(f, "peer {domain}"),
+            Caller::Stranger(id) => write!(f, "{id}"),
+            Caller::Anonymous => f.write_str("a caller without a certificate"),
+        }
+    }
+}
+
+/// Who the holder of a *verified* certificate is to a cluster of trust domain `own`.
+///
+/// `is_peer` says whether a trust domain is one of a cluster that has joined.
+pub fn caller(
+    certificate: Option<&SpiffeId>,
+    own: &TrustDomain,
+    is_peer: impl FnOnce(&TrustDomain) -> bool,
+) -> Caller {
+    let Some(id) = certificate else { return Caller::Anonymous };
+    let domain = id.trust_domain();
+    if domain == own {
+        return match id.role() {
+            identity::Role::Replica(number) => Caller::Replica(number),
+            identity::Role::Node(name) => Caller::Node(name.to_owned()),
+            identity::Role::Admin(name) => Caller::Admin(name.to_owned()),
+            identity::Role::Workload { .. } => Caller::Workload(id.clone()),
+            identity::Role::Other => Caller::Stranger(id.clone()),
+        };
+    }
+    match id.role() {
+        // A peer's nodes, administrators and workloads have no say here.
+        identity::Role::Replica(_) if is_peer(domain) => Caller::Peer(domain.clone()),
+        _ => Caller::Stranger(id.clone()),
+    }
+}
+
+/// The refusal that a caller gets to read.
+///
+/// # Errors
+/// One sentence, if the table says no.
+pub fn check(caller: &Caller, action: Action) -> Result<(), tonic::Status> {
+    if allowed(caller.role(), action) {
+        return Ok(());
+    }
+    let sentence = format!("{caller} may not do this: {action:?} is not open to {:?}", caller.role());
+    Err(match caller {
+        Caller::Anonymous => tonic::Status::unauthenticated(sentence),
+        _ => tonic::Status::permission_denied(sentence),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_replicas_of_joined_clusters_are_peers() {
+        let own = TrustDomain::parse("west.example").unwrap();
+        let east = TrustDomain::parse("east.example").unwrap();
+        let who = |id: &SpiffeId, joined: bool| caller(Some(id), &own, |_| joined).role();
+        assert_eq!(who(&SpiffeId::replica(&east, 1), true), Role::Peer);
+        assert_eq!(who(&SpiffeId::replica(&east, 1), false), Role::Stranger);
+        for id in
+            [SpiffeId::node(&east, "n"), SpiffeId::admin(&east, "a"), SpiffeId::workload(&east, "n", "s")]
+        {
+            assert_eq!(who(&id, true), Role::Stranger, "{id}");
+        }
+    }
+
+    #[test]
+    fn own_certificates_are_told_apart_by_their_path() {
+        let own = TrustDomain::parse("west.example").unwrap();
+        let who = |id: SpiffeId| caller(Some(&id), &own, |_| true);
+        assert_eq!(who(SpiffeId::replica(&own, 3)), Caller::Replica(3));
+        assert_eq!(who(SpiffeId::node(&own, "n1")), Caller::Node("n1".to_owned()));
+        assert_eq!(who(SpiffeId::admin(&own, "kim")), Caller::Admin("kim".to_owned()));
+        assert_eq!(who(SpiffeId::workload(&own, "isthmus", "replica")).role(), Role::Workload);
+        assert_eq!(who(SpiffeId::parse("spiffe://west.example/x").unwrap()).role(), Role::Stranger);
+        assert_eq!(caller(None, &own, |_| true), Caller::Anonymous);
+    }
+
+    #[test]
+    fn a_refusal_names_caller_and_action() {
+        let status = check(&Caller::Node("n1".to_owned()), Action::Write).unwrap_err();
+        assert_eq!(status.code(), tonic::Code::PermissionDenied);
+        assert!(status.message().contains("node n1") && status.message().contains("Write"), "{status}");
+        assert_eq!(check(&Caller::Anonymous, Action::Read).unwrap_err().code(), tonic::Code::Unauthenticated);
+    }
+}

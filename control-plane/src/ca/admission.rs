@@ -1,0 +1,118 @@
+//! Join tokens: made by an administrator, shown by a newcomer, used once.
+
+use clustermesh::token::{JoinToken, Purpose, secret_sha256};
+use mesh_store::{Command, State, TokenPurpose, TokenRecord};
+use mesh_tls::{CertificateDer, fingerprint};
+use rand::Rng;
+use tonic::Status;
+use xds_proto::isthmus::admin::v1::{CreateTokenRequest, CreateTokenResponse};
+
+use crate::app::{App, write_status};
+
+/// Validity of a token unless told otherwise, and at most.
+const DEFAULT_TTL_SECONDS: u32 = 3_600;
+const MAX_TTL_SECONDS: u32 = 7 * 24 * 3_600;
+/// Doors that a token names at most.
+const MAX_DOORS: usize = 8;
+
+/// Makes a token and remembers the hash of its secret.
+///
+/// # Errors
+/// An unknown purpose, a time to live out of bounds, or no quorum.
+pub async fn create(app: &App, request: &CreateTokenRequest) -> Result<CreateTokenResponse, Status> {
+    let purpose = Purpose::parse(&request.purpose).map_err(|e| Status::invalid_argument(e.to_string()))?;
+    let node = Some(request.node.clone()).filter(|node| !node.is_empty());
+    if node.is_some() && purpose != Purpose::Node {
+        return Err(Status::invalid_argument(format!("node: a token for a {purpose} is bound to no node")));
+    }
+    let ttl = match request.ttl_seconds {
+        0 => DEFAULT_TTL_SECONDS,
+        seconds if seconds <= MAX_TTL_SECONDS => seconds,
+        seconds => {
+            return Err(Status::invalid_argument(format!(
+                "ttl_seconds: {seconds} is more than {MAX_TTL_SECONDS} (a week)"
+            )));
+        }
+    };
+    let root: &CertificateDer<'_> =
+        app.ca.roots().first().ok_or_else(|| Status::internal("this cluster has no root"))?;
+    let expires_unix = app.now_unix() + u64::from(ttl);
+    let (id, secret) = draw();
+    let token = JoinToken {
+        purpose,
+        node: node.clone(),
+        cluster: app.ca.replica().cluster.clone(),
+        id,
+        secret,
+        doors: doors(app, &app.replica.applied()),
+        root_sha256: fingerprint(root),
+        expires_unix,
+    };
+    let text = token.encode().map_err(|e| Status::invalid_argument(e.to_string()))?;
+    let record = TokenRecord {
+        purpose: match purpose {
+            Purpose::Peer => TokenPurpose::Peer,
+            Purpose::Node => TokenPurpose::Node(node),
+            Purpose::Replica => TokenPurpose::Replica,
+        },
+        secret_sha256: secret_sha256(&token.secret),
+        expires_unix,
+        used_by: None,
+    };
+    app.replica.write(Command::CreateToken { id: token.id, token: record }).await.map_err(write_status)?;
+    Ok(CreateTokenResponse { token: text, expires_unix })
+}
+
+/// A public id and a secret, from the operating system's randomness by way of a cryptographic generator.
+fn draw() -> (String, [u8; 32]) {
+    let mut random = rand::rng();
+    let id = (0..16).map(|_| char::from(random.sample(rand::distr::Alphanumeric))).collect();
+    (id, random.random())
+}
+
+/// The doors that others are told of: this replica's first, it is known to work.
+pub fn doors(app: &App, state: &State) -> Vec<String> {
+    let own = app.config.advertised();
+    let others = state.replicas.values().map(|replica| replica.address.clone()).filter(|a| *a != own);
+    std::iter::once(own.clone()).chain(others).take(MAX_DOORS).collect()
+}
+
+/// Reads a token that a newcomer shows. Nothing is used up yet.
+///
+/// # Errors
+/// What is wrong with it, without its secret.
+pub fn read(app: &App, text: &str, wanted: Purpose) -> Result<JoinToken, Status> {
+    let refuse = |e: clustermesh::token::TokenError| Status::invalid_argument(format!("token: {e}"));
+    let token = JoinToken::decode(text).map_err(refuse)?;
+    token.check(wanted, app.now_unix()).map_err(refuse)?;
+    let own = &app.ca.replica().cluster;
+    if &token.cluster != own {
+        return Err(Status::invalid_argument(format!(
+            "token: it is one of the cluster {:?}, this is {own:?}",
+            token.cluster
+        )));
+    }
+    Ok(token)
+}
+
+/// Uses a token: it admits `bearer` now and nobody again.
+///
+/// # Errors
+/// Unknown, used, expired, for another purpose, or no quorum.
+pub async fn redeem(
+    app: &App,
+    token: &JoinToken,
+    purpose: TokenPurpose,
+    bearer: String,
+) -> Result<(), Status> {
+    let command =
+        Command::UseToken { id: token.id.clone(), secret_sha256: token.secret_sha256(), purpose, bearer };
+    app.replica.write(command).await.map_err(|error| {
+        let status = write_status(error);
+        match status.code() {
+            tonic::Code::FailedPrecondition => Status::permission_denied(status.message()),
+            _ => status,
+        }
+    })?;
+    Ok(())
+}

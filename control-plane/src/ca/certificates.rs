@@ -1,0 +1,87 @@
+//! Certificates for nodes and for the workloads that run on them.
+
+use std::{sync::Arc, time::SystemTime};
+
+use mesh_model::{
+    identity::SpiffeId,
+    resource::{Kind, NamespacedName, Object, ObjectKey},
+};
+use mesh_store::State;
+use tonic::{Request, Response, Status};
+use xds_proto::isthmus::bootstrap::v1::{
+    RenewNodeRequest, RenewNodeResponse, SignWorkloadRequest, SignWorkloadResponse,
+    certificates_server::Certificates,
+};
+
+use super::{CaError, NODE_TTL, WORKLOAD_TTL};
+use crate::{
+    app::{App, read_status},
+    authz::Action,
+};
+
+/// The service.
+#[derive(Debug, Clone)]
+pub struct CertificatesService(pub Arc<App>);
+
+#[tonic::async_trait]
+impl Certificates for CertificatesService {
+    async fn sign_workload(
+        &self,
+        request: Request<SignWorkloadRequest>,
+    ) -> Result<Response<SignWorkloadResponse>, Status> {
+        let node = self.0.admit_node(request.extensions(), Action::SignWorkload)?;
+        let request = request.into_inner();
+        let workload = NamespacedName::new(request.namespace, request.workload);
+        // Linearizable: the binding may have been written by another replica a moment ago.
+        let state = self.0.replica.linearizable().await.map_err(read_status)?;
+        let id = identity_on(&state, &workload, &node)?;
+        let chain = self.0.ca.sign(&request.csr, &id, WORKLOAD_TTL, SystemTime::now()).map_err(ca_status)?;
+        tracing::info!(%workload, %node, %id, "signed a workload certificate");
+        Ok(Response::new(SignWorkloadResponse { chain }))
+    }
+
+    async fn renew_node(
+        &self,
+        request: Request<RenewNodeRequest>,
+    ) -> Result<Response<RenewNodeResponse>, Status> {
+        let node = self.0.admit_node(request.extensions(), Action::RenewNode)?;
+        let state = self.0.replica.linearizable().await.map_err(read_status)?;
+        if !state.nodes.contains_key(&node) {
+            return Err(Status::permission_denied(format!(
+                "node {node} was removed: it must register again"
+            )));
+        }
+        let id = SpiffeId::node(self.0.trust_domain(), &node);
+        let csr = &request.get_ref().csr;
+        let chain = self.0.ca.sign(csr, &id, NODE_TTL, SystemTime::now()).map_err(ca_status)?;
+        Ok(Response::new(RenewNodeResponse { chain }))
+    }
+}
+
+/// The identity of a workload that runs on a node, from the objects and never from the request.
+///
+/// # Errors
+/// The workload is not declared, or does not run there. Which of the two is not told to a node that has no
+/// business with it.
+pub fn identity_on(state: &State, workload: &NamespacedName, node: &str) -> Result<SpiffeId, Status> {
+    let elsewhere = || Status::permission_denied(format!("workload {workload} is not bound to node {node}"));
+    state.bindings.get(workload).filter(|binding| binding.node == node).ok_or_else(elsewhere)?;
+    let key = ObjectKey { kind: Kind::Workload, name: workload.clone() };
+    let cluster =
+        state.cluster.as_ref().ok_or_else(|| Status::unavailable("the cluster is not initialised"))?;
+    match state.objects.get(&key) {
+        Some(Object::Workload(declared)) => {
+            Ok(SpiffeId::workload(&cluster.trust_domain, &workload.namespace, &declared.service_account))
+        }
+        _ => Err(Status::failed_precondition(format!("workload {workload} is not declared any more"))),
+    }
+}
+
+/// A refusal of the authority, as its caller gets to read it.
+pub(super) fn ca_status(error: CaError) -> Status {
+    match error {
+        CaError::Tls(mesh_tls::Error::Csr(_)) => Status::invalid_argument(format!("csr: {error}")),
+        CaError::NoRoot => Status::failed_precondition(error.to_string()),
+        other => Status::internal(other.to_string()),
+    }
+}

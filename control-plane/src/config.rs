@@ -1,0 +1,208 @@
+//! The command line, parsed into what the rest is built from. Nothing else reads flags or the environment.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
+use ipnet::IpNet;
+use mesh_model::identity::TrustDomain;
+
+/// `EX_USAGE` of sysexits.h: what the process exits with when a flag is wrong.
+pub const EXIT_USAGE: u8 = 64;
+
+/// The control plane of one cluster: keeps its objects, serves its data planes.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "control-plane", version)]
+pub struct Cli {
+    #[allow(missing_docs)]
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[allow(missing_docs)]
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// Run one replica.
+    Run(Box<Config>),
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// One replica.
+#[derive(Debug, Clone, Args)]
+pub struct Config {
+    /// Where the log, the state and the keys are kept; private to this replica.
+    #[arg(long)]
+    pub data_dir: PathBuf,
+    /// Name of the cluster, for a first start: a DNS label.
+    #[arg(long, value_parser = dns_label)]
+    pub name: Option<String>,
+    /// Trust domain of the cluster's identities, for a first start: for instance west.example.
+    #[arg(long)]
+    pub trust_domain: Option<TrustDomain>,
+    /// Suffix of service names, shared by all clusters of a mesh.
+    #[arg(long, default_value = "mesh.local", value_parser = domain)]
+    pub mesh_domain: String,
+    /// Address of the mesh door (mTLS).
+    #[arg(long, default_value = "0.0.0.0:9443")]
+    pub listen: SocketAddr,
+    /// host:port under which others reach the mesh door; the listen address unless given.
+    #[arg(long, value_parser = host_port)]
+    pub advertise: Option<String>,
+    /// The administrators' unix socket, for root and this process's user.
+    #[arg(long, default_value = "/run/isthmus/admin.sock")]
+    pub admin_socket: PathBuf,
+    /// Addresses of pods, for a first start.
+    #[arg(long, default_value = "10.1.0.0/16")]
+    pub pod_cidr: IpNet,
+    /// Virtual addresses of services, for a first start.
+    #[arg(long, default_value = "10.101.0.0/16")]
+    pub service_cidr: IpNet,
+    /// Token of `clustermesh token create --for replica`: join that cluster instead of making one.
+    #[arg(long)]
+    pub join: Option<String>,
+    /// host:port of an east-west gateway of this cluster, told to peers; repeatable.
+    #[arg(long = "gateway", value_parser = host_port)]
+    pub gateways: Vec<String>,
+    /// Also take objects from the Kubernetes API (in-cluster service account or kubeconfig).
+    #[arg(long)]
+    pub kubernetes: bool,
+    /// Created when the replica serves.
+    #[arg(long)]
+    pub ready_file: Option<PathBuf>,
+    #[allow(missing_docs)]
+    #[arg(long, value_enum, default_value = "text")]
+    pub log_format: LogFormat,
+    /// Time that open streams get to end on SIGTERM.
+    #[arg(long, default_value = "5", value_parser = seconds)]
+    pub drain_seconds: Duration,
+}
+
+impl Config {
+    /// host:port under which others reach this replica.
+    pub fn advertised(&self) -> String {
+        self.advertise.clone().unwrap_or_else(|| self.listen.to_string())
+    }
+}
+
+/// Why the process can't start from its command line.
+#[derive(Debug)]
+pub enum Usage {
+    /// `--help` or `--version`: not an error.
+    Help(clap::Error),
+    /// One sentence.
+    Wrong(String),
+}
+
+/// Parses a command line.
+///
+/// # Errors
+/// One sentence that names the flag and the value.
+pub fn parse(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<Config, Usage> {
+    let cli = Cli::try_parse_from(arguments).map_err(|error| match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Usage::Help(error),
+        _ => {
+            let text = error.to_string();
+            let sentence: Vec<&str> =
+                text.lines().take_while(|line| !line.trim().is_empty()).map(str::trim).collect();
+            Usage::Wrong(sentence.join(" ").trim_start_matches("error: ").to_owned())
+        }
+    })?;
+    let Command::Run(config) = cli.command;
+    let width = |net: &IpNet| net.max_prefix_len() - net.prefix_len();
+    if width(&config.service_cidr) < 8 {
+        return Err(Usage::Wrong(format!(
+            "--service-cidr {} has room for fewer than 254 services; give a /24 or wider",
+            config.service_cidr
+        )));
+    }
+    if config.advertise.is_none() && config.listen.ip().is_unspecified() {
+        return Err(Usage::Wrong(format!(
+            "--listen {} is no address that others can reach; add --advertise <host:port>",
+            config.listen
+        )));
+    }
+    if config.pod_cidr.contains(&config.service_cidr) || config.service_cidr.contains(&config.pod_cidr) {
+        return Err(Usage::Wrong(format!(
+            "--pod-cidr {} and --service-cidr {} overlap",
+            config.pod_cidr, config.service_cidr
+        )));
+    }
+    Ok(*config)
+}
+
+fn dns_label(text: &str) -> Result<String, String> {
+    let fine = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    let ends = |b: Option<&u8>| b.is_some_and(|b| *b != b'-');
+    let bytes = text.as_bytes();
+    if bytes.len() <= 63 && bytes.iter().all(|b| fine(*b)) && ends(bytes.first()) && ends(bytes.last()) {
+        return Ok(text.to_owned());
+    }
+    Err("must be 1 to 63 characters of a-z, 0-9 and '-', not beginning or ending with '-'".to_owned())
+}
+
+fn domain(text: &str) -> Result<String, String> {
+    for label in text.split('.') {
+        dns_label(label).map_err(|e| format!("label {label:?} {e}"))?;
+    }
+    Ok(text.to_owned())
+}
+
+fn host_port(text: &str) -> Result<String, String> {
+    let fits = text
+        .rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p != 0));
+    if fits && text.len() <= 261 { Ok(text.to_owned()) } else { Err("is not host:port".to_owned()) }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    match text.parse::<u64>() {
+        Ok(seconds) if seconds <= 3600 => Ok(Duration::from_secs(seconds)),
+        _ => Err("must be 0 to 3600 seconds".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(extra: &[&str]) -> Result<Config, String> {
+        let all = ["control-plane", "run", "--data-dir", "/d"].iter().chain(extra).map(Into::into);
+        parse(all).map_err(|usage| match usage {
+            Usage::Wrong(sentence) => sentence,
+            Usage::Help(help) => help.to_string(),
+        })
+    }
+
+    #[test]
+    fn a_first_start_needs_few_words() {
+        let config =
+            run(&["--name", "west", "--trust-domain", "west.example", "--listen", "10.0.0.1:9443"]).unwrap();
+        assert_eq!(config.advertised(), "10.0.0.1:9443");
+        assert_eq!(config.mesh_domain, "mesh.local");
+    }
+
+    #[test]
+    fn a_bad_value_is_named_in_one_sentence() {
+        for (flags, words) in [
+            (&["--listen", "x"][..], "--listen"),
+            (&["--name", "West"], "West"),
+            (&["--trust-domain", "a/b"], "a/b"),
+            (&["--pod-cidr", "10.0.0.0/40"], "10.0.0.0/40"),
+            (&["--listen", "1.2.3.4:1", "--gateway", "nowhere"], "nowhere"),
+            (&["--listen", "1.2.3.4:1", "--service-cidr", "10.1.2.0/25"], "--service-cidr"),
+            (&["--listen", "1.2.3.4:1", "--service-cidr", "10.1.2.0/24"], "overlap"),
+            (&[], "--advertise"),
+            (&["--lisen", "x"], "--lisen"),
+        ] {
+            let sentence = run(flags).unwrap_err();
+            assert!(sentence.contains(words), "{flags:?}: {sentence}");
+            assert!(!sentence.contains('\n'), "{sentence}");
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! The administrators' unix socket. Who calls is known by the kernel's word: root and the user of this process
+//! are the local administrator, anybody else is nobody.
+
+use std::{future::Future, path::Path, sync::Arc};
+
+use mesh_tls::grpc;
+use tokio::net::UnixListener;
+use tonic::transport::Server;
+use xds_proto::isthmus::admin::v1::admin_server::AdminServer;
+
+use super::MAX_ADMIN_MESSAGE;
+use crate::{admin::AdminService, app::App};
+
+/// Listens on the socket, and makes its folder if need be.
+///
+/// # Errors
+/// The path is taken or can't be written.
+pub fn bind(path: &Path) -> anyhow::Result<UnixListener> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)
+            .map_err(|e| anyhow::anyhow!("--admin-socket: {}: {e}", folder.display()))?;
+    }
+    Ok(grpc::bind_unix(path, 0o600)?)
+}
+
+/// Serves until `stop` resolves and every stream has ended.
+///
+/// # Errors
+/// The transport broke.
+pub async fn serve(
+    app: Arc<App>,
+    listener: UnixListener,
+    stop: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
+    let admin = AdminServer::new(AdminService(app))
+        .max_decoding_message_size(MAX_ADMIN_MESSAGE)
+        .max_encoding_message_size(usize::MAX);
+    Server::builder()
+        .add_service(admin)
+        .serve_with_incoming_shutdown(grpc::incoming_unix(listener), stop)
+        .await?;
+    Ok(())
+}

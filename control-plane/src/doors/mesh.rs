@@ -1,0 +1,75 @@
+//! The mesh door: one TCP port, TLS 1.3, certificates of clients verified where offered. Every service behind it
+//! asks `authz` who may.
+
+use std::{future::Future, sync::Arc};
+
+use mesh_tls::{ALPN_H2, ClientAuth, grpc, server_config};
+use tokio::net::TcpListener;
+use tonic::transport::Server;
+use xds_proto::isthmus::{
+    admin::v1::admin_server::AdminServer,
+    bootstrap::v1::{
+        bootstrap_server::BootstrapServer, certificates_server::CertificatesServer,
+        endpoints_server::EndpointsServer,
+    },
+    federation::v1::federation_server::FederationServer,
+    raft::v1::raft_server::RaftServer,
+};
+
+use super::{MAX_ADMIN_MESSAGE, MAX_RAFT_MESSAGE, MAX_SMALL_MESSAGE, MAX_STREAMS_PER_CONNECTION};
+use crate::{
+    admin::AdminService,
+    app::App,
+    ca::{bootstrap::BootstrapService, certificates::CertificatesService},
+    federation::service::FederationService,
+    raft::RaftService,
+    sources::nodes::EndpointsService,
+    views::ModelViews,
+    xds::XdsServer,
+};
+
+/// Serves until `stop` resolves and every stream has ended.
+///
+/// # Errors
+/// The transport broke.
+pub async fn serve(
+    app: Arc<App>,
+    listener: TcpListener,
+    raft: RaftService,
+    xds: &XdsServer<ModelViews>,
+    stop: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
+    let tls = server_config(app.ca.own().clone(), app.bundles.clone(), ClientAuth::Optional, &[ALPN_H2])?;
+    let routes = xds
+        .routes()
+        .add_service(
+            RaftServer::new(raft)
+                .max_decoding_message_size(MAX_RAFT_MESSAGE)
+                .max_encoding_message_size(MAX_RAFT_MESSAGE),
+        )
+        .add_service(
+            BootstrapServer::new(BootstrapService(app.clone())).max_decoding_message_size(MAX_SMALL_MESSAGE),
+        )
+        .add_service(
+            CertificatesServer::new(CertificatesService(app.clone()))
+                .max_decoding_message_size(MAX_SMALL_MESSAGE),
+        )
+        .add_service(
+            EndpointsServer::new(EndpointsService(app.clone())).max_decoding_message_size(MAX_SMALL_MESSAGE),
+        )
+        .add_service(
+            FederationServer::new(FederationService(app.clone()))
+                .max_decoding_message_size(MAX_SMALL_MESSAGE),
+        )
+        .add_service(
+            AdminServer::new(AdminService(app.clone()))
+                .max_decoding_message_size(MAX_ADMIN_MESSAGE)
+                .max_encoding_message_size(usize::MAX),
+        );
+    crate::xds::server::keepalive(Server::builder())
+        .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(grpc::incoming(listener, tls), stop)
+        .await?;
+    Ok(())
+}

@@ -1,0 +1,41 @@
+//! The side that issued the token.
+
+use std::sync::Arc;
+
+use clustermesh::{token::Purpose, trust};
+use mesh_store::{Command, TokenPurpose};
+use tonic::{Request, Response, Status};
+use xds_proto::isthmus::federation::v1::{JoinRequest, JoinResponse, federation_server::Federation};
+
+use super::{describe, own};
+use crate::{
+    app::{App, read_status, write_status},
+    authz::Action,
+    ca::admission,
+};
+
+/// The service.
+#[derive(Debug, Clone)]
+pub struct FederationService(pub Arc<App>);
+
+#[tonic::async_trait]
+impl Federation for FederationService {
+    async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
+        let app = &self.0;
+        app.admit(request.extensions(), Action::AcceptPeer)?;
+        let request = request.into_inner();
+        let token = admission::read(app, &request.token, Purpose::Peer)?;
+        let state = app.replica.linearizable().await.map_err(read_status)?;
+        let cluster =
+            state.cluster.as_ref().ok_or_else(|| Status::unavailable("the cluster is not initialised"))?;
+        // Everything that can be wrong with the newcomer is found before the token is used.
+        let peer =
+            trust::validate(request.joining.as_ref(), own(cluster), state.peers.values(), app.now_unix())
+                .map_err(|e| Status::invalid_argument(format!("joining: {e}")))?;
+        let bearer = format!("cluster {}", peer.cluster);
+        admission::redeem(app, &token, TokenPurpose::Peer, bearer).await?;
+        tracing::info!(peer = %peer.cluster, trust_domain = %peer.trust_domain, "a cluster joins");
+        app.replica.write(Command::PutPeer(peer)).await.map_err(write_status)?;
+        Ok(Response::new(JoinResponse { joined: Some(describe(app, &state)?) }))
+    }
+}

@@ -1,0 +1,3 @@
+//! Where changes come from, besides administrators and peers: nodes, and Kubernetes.
+
+pub mod nodes;

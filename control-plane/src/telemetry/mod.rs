@@ -1,0 +1,3 @@
+//! What the replica tells about itself and about the mesh: logs, flows.
+
+pub mod flows;

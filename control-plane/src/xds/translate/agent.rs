@@ -1,0 +1,124 @@
+//! What node agents subscribe to.
+
+use mesh_model::{
+    compile::{Action, Direction, MeshService, MeshWorkload, PolicyClass, PolicyRule, RulePeer},
+    identity::TrustDomain,
+    records::NodeRecord,
+    resource::{Protocol, ProxyMode},
+};
+use xds_proto::isthmus::agent::v1 as wire;
+
+/// Where a workload is and which identity its packets have. None until its node has reported it.
+pub fn workload_address(workload: &MeshWorkload) -> Option<wire::WorkloadAddress> {
+    let binding = workload.binding.as_ref()?;
+    Some(wire::WorkloadAddress {
+        name: workload.name.to_string(),
+        addresses: binding.addresses.iter().map(ToString::to_string).collect(),
+        identity: workload.identity,
+        spiffe_id: workload.spiffe_id.to_string(),
+        node: binding.node.clone(),
+    })
+}
+
+/// What a workload's own node needs to know of it.
+pub fn local_endpoint(workload: &MeshWorkload) -> wire::LocalEndpoint {
+    wire::LocalEndpoint {
+        name: workload.name.to_string(),
+        identity: workload.identity,
+        spiffe_id: workload.spiffe_id.to_string(),
+        policy_class: workload.policy_class,
+        captured_ports: workload
+            .captured_ports
+            .iter()
+            .map(|port| wire::CapturedPort { port: u32::from(*port), protocol: wire::Protocol::Tcp as i32 })
+            .collect(),
+        sidecar: workload.proxy == ProxyMode::Sidecar,
+    }
+}
+
+/// The policy that endpoints share.
+pub fn policy_class(class: &PolicyClass) -> wire::PolicyClass {
+    wire::PolicyClass {
+        id: class.id,
+        default_deny_ingress: class.ingress_default_deny.is_some(),
+        default_deny_egress: class.egress_default_deny.is_some(),
+        rules: class.rules.iter().map(policy_rule).collect(),
+        ingress_provenance: class.ingress_default_deny.clone().unwrap_or_default(),
+        egress_provenance: class.egress_default_deny.clone().unwrap_or_default(),
+    }
+}
+
+fn policy_rule(rule: &PolicyRule) -> wire::PolicyRule {
+    let (identity, cidr) = match &rule.peer {
+        RulePeer::Any => (0, String::new()),
+        RulePeer::Identity(number) => (*number, String::new()),
+        RulePeer::Cidr(net) => (0, net.to_string()),
+    };
+    let (port, end_port) = rule.ports.unwrap_or((0, 0));
+    wire::PolicyRule {
+        direction: match rule.direction {
+            Direction::Ingress => wire::Direction::Ingress,
+            Direction::Egress => wire::Direction::Egress,
+        } as i32,
+        action: match rule.action {
+            Action::Deny => wire::Action::Deny,
+            Action::Allow => wire::Action::Allow,
+        } as i32,
+        identity,
+        cidr,
+        protocol: rule.protocol.map_or(wire::Protocol::Any, protocol) as i32,
+        port: u32::from(port),
+        end_port: u32::from(end_port),
+        provenance: rule.provenance.clone(),
+    }
+}
+
+/// A service as the kernel balances it: by packets, so only to endpoints of this cluster, which is what the
+/// priority 0 holds.
+pub fn service(service: &MeshService) -> wire::Service {
+    wire::Service {
+        name: service.name.to_string(),
+        addresses: service.virtual_ip.iter().map(ToString::to_string).collect(),
+        ports: service
+            .ports
+            .iter()
+            .map(|port| wire::ServicePort {
+                port: u32::from(port.port),
+                protocol: protocol(port.protocol) as i32,
+                proxy_port: u32::from(port.proxy_port),
+                backends: port
+                    .endpoints
+                    .iter()
+                    .filter(|e| e.ready && e.priority == 0 && e.weight > 0)
+                    .map(|e| wire::Backend {
+                        address: e.address.ip().to_string(),
+                        port: u32::from(e.address.port()),
+                        weight: e.weight,
+                    })
+                    .collect(),
+            })
+            .collect(),
+    }
+}
+
+/// The roots of one trust domain.
+pub fn trust_bundle(trust_domain: &TrustDomain, roots: &[Vec<u8>]) -> wire::TrustBundle {
+    wire::TrustBundle { trust_domain: trust_domain.to_string(), roots: roots.to_vec() }
+}
+
+/// A node, for routes to its pods.
+pub fn node(node: &NodeRecord) -> wire::Node {
+    wire::Node {
+        name: node.name.clone(),
+        address: node.address.to_string(),
+        pod_cidrs: vec![node.pod_cidr.to_string()],
+    }
+}
+
+fn protocol(protocol: Protocol) -> wire::Protocol {
+    match protocol {
+        Protocol::Tcp => wire::Protocol::Tcp,
+        Protocol::Udp => wire::Protocol::Udp,
+        Protocol::Sctp => wire::Protocol::Sctp,
+    }
+}

@@ -1,0 +1,14 @@
+//! The way out: from the model's plain data to Envoy's types and our own. Pure; nothing here decides what a
+//! client may have.
+
+pub mod agent;
+pub mod cluster;
+pub mod endpoint;
+pub mod listener;
+pub mod route;
+pub mod secret;
+pub mod sets;
+pub mod tls;
+mod wire;
+
+pub use wire::AGENT_CLUSTER;
