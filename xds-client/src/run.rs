@@ -16,6 +16,9 @@ use crate::{Backoff, DeltaState, Names, Status, Subscription, Transport, Update}
 /// Requests that wait for the peer to read. With more, no response is read until some are gone.
 const MAX_QUEUED_REQUESTS: usize = 64;
 
+/// Tells a replica which revision the client has accepted, so that a lagging one serves nothing older.
+const REVISION_METADATA: &str = "x-isthmus-revision";
+
 /// Everything about a client that is not its handler.
 #[derive(Debug)]
 pub struct Config {
@@ -35,6 +38,9 @@ pub struct Config {
     pub backoff: Backoff,
     /// Source of the jitter.
     pub rng: StdRng,
+    /// Resources that are held from an earlier life of the process: type URL, name, version. The server then
+    /// sends only what changed since, and names what is gone.
+    pub held: Vec<(String, String, String)>,
     /// Told of every change of the connection.
     pub status: Option<watch::Sender<Status>>,
 }
@@ -51,6 +57,7 @@ impl Config {
             connect_timeout: Duration::from_secs(10),
             backoff: Backoff::default(),
             rng: StdRng::from_os_rng(),
+            held: Vec::new(),
             status: None,
         }
     }
@@ -104,6 +111,7 @@ pub async fn run<C, F, E, H>(
         connect_timeout,
         mut backoff,
         mut rng,
+        held,
         status,
     } = config;
     let tell = |now: Status| {
@@ -112,6 +120,9 @@ pub async fn run<C, F, E, H>(
         }
     };
     let mut state = DeltaState::new(node, subscriptions);
+    for (type_url, name, version) in held {
+        state.hold(&type_url, name, version);
+    }
     loop {
         // A stream without any subscription has nothing to say, and neither has its server.
         while !state.subscribed() {
@@ -132,6 +143,10 @@ pub async fn run<C, F, E, H>(
             Err(_) => format!("connect: no answer within {connect_timeout:?}"),
             Ok(Err(reason)) => reason,
             Ok(Ok(Stream { channel, requests })) => {
+                let mut metadata = metadata.clone();
+                if let Some(revision) = state.revision() {
+                    metadata.insert(REVISION_METADATA, revision.into());
+                }
                 let mut session = Session {
                     state: &mut state,
                     handler: &mut handler,
@@ -140,7 +155,7 @@ pub async fn run<C, F, E, H>(
                     queue: VecDeque::new(),
                     sender,
                 };
-                let opening = transport.open(channel, metadata.clone(), requests, max_message_bytes);
+                let opening = transport.open(channel, metadata, requests, max_message_bytes);
                 session.serve(opening, connect_timeout, || tell(Status::Connected)).await
             }
         };

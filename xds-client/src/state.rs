@@ -94,18 +94,35 @@ pub struct DeltaState {
     /// Types are opened in the order in which they were first subscribed to.
     order: Vec<String>,
     types: BTreeMap<String, TypeState>,
+    revision: Option<u64>,
 }
 
 impl DeltaState {
     /// A client that has nothing yet. `node` goes with the first message of every stream.
     pub fn new(node: Node, subscriptions: impl IntoIterator<Item = Subscription>) -> Self {
-        let mut state =
-            Self { node, node_sent: false, connected: false, order: Vec::new(), types: BTreeMap::new() };
+        let mut state = Self {
+            node,
+            node_sent: false,
+            connected: false,
+            order: Vec::new(),
+            types: BTreeMap::new(),
+            revision: None,
+        };
         for subscription in subscriptions {
             // Not connected: the state changes, and `connect` will say it all.
             let _ = state.subscribe(&subscription.type_url, subscription.names);
         }
         state
+    }
+
+    /// Counts a resource as accepted that an earlier life of the process has kept. One that is not subscribed to
+    /// is ignored.
+    pub fn hold(&mut self, type_url: &str, name: String, version: String) {
+        if let Some(state) = self.types.get_mut(type_url)
+            && state.wants(&name)
+        {
+            state.versions.insert(name, version);
+        }
     }
 
     /// A new stream is open: the requests to begin it with, one for each type that has a subscription.
@@ -183,6 +200,7 @@ impl DeltaState {
 
     /// The update is in force: its versions count as held from now on.
     pub fn ack(&mut self, receipt: Receipt) -> DeltaDiscoveryRequest {
+        self.revision = receipt.revision.or(self.revision);
         if let Some(state) = self.types.get_mut(&receipt.type_url) {
             for (name, version) in receipt.versions {
                 if state.wants(&name) {
@@ -257,6 +275,12 @@ impl DeltaState {
         let mut request = self.request(type_url.to_owned());
         request.resource_names_unsubscribe = gone;
         Some(request)
+    }
+
+    /// The revision of the last accepted update, where the server's system version is one. A replica that is
+    /// told of it on the next stream does not serve anything older.
+    pub fn revision(&self) -> Option<u64> {
+        self.revision
     }
 
     /// Whether anything at all is wanted.

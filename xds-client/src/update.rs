@@ -79,6 +79,7 @@ impl Update {
             nonce: self.nonce.clone(),
             versions: self.added.iter().map(|r| (r.name.clone(), r.version.clone())).collect(),
             removed: self.removed.clone(),
+            revision: self.system_version.parse().ok(),
         }
     }
 }
@@ -90,4 +91,5 @@ pub struct Receipt {
     pub(crate) nonce: String,
     pub(crate) versions: Vec<(String, String)>,
     pub(crate) removed: Vec<String>,
+    pub(crate) revision: Option<u64>,
 }

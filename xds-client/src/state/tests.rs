@@ -82,6 +82,21 @@ fn an_ack_carries_the_nonce_and_no_error_and_its_versions_are_sent_after_a_recon
 }
 
 #[test]
+fn the_revision_of_what_was_accepted_is_remembered_and_of_what_was_refused_is_not() {
+    let mut state = client(vec![Subscription::wildcard(CDS)]);
+    state.connect();
+    let of = |nonce: &str, revision: &str| DeltaDiscoveryResponse {
+        system_version_info: revision.into(),
+        ..response(CDS, nonce, &[], &[])
+    };
+    accept(&mut state, of("n1", "7"));
+    let refused = state.on_response(of("n2", "8")).unwrap();
+    state.nack(&refused.receipt(), "no");
+    accept(&mut state, of("n3", "no-number"));
+    assert_eq!(state.revision(), Some(7));
+}
+
+#[test]
 fn a_nack_carries_the_reason_and_leaves_the_accepted_version_in_place() {
     let mut state = client(vec![Subscription::wildcard(CDS)]);
     state.connect();
@@ -210,4 +225,15 @@ fn a_heartbeat_changes_nothing_and_is_acked() {
     let (update, ack) = accept(&mut state, heartbeat);
     assert_eq!((names(&update), ack.response_nonce.as_str()), (vec![], "n2"));
     assert_eq!(state.versions(CDS).unwrap()["a"], "1");
+}
+
+#[test]
+fn what_an_earlier_process_kept_is_named_as_held_and_what_is_not_wanted_is_not() {
+    let mut state = client(vec![Subscription::wildcard(CDS)]);
+    state.hold(CDS, "a".into(), "7".into());
+    state.hold(EDS, "b".into(), "1".into());
+    let requests = state.connect();
+    assert_eq!(requests.len(), 1);
+    let held: Vec<_> = requests[0].initial_resource_versions.iter().collect();
+    assert_eq!(held, [(&"a".to_owned(), &"7".to_owned())]);
 }

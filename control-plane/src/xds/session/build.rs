@@ -82,7 +82,8 @@ impl Session {
                 continue;
             }
             for name in &resource.references {
-                if other.wants(name) && available.contains_key(name) {
+                // What has changed itself follows anyway, in its turn.
+                if other.wants(name) && !other.adds.contains(name) && available.contains_key(name) {
                     other.owed.insert(name.clone());
                 }
             }

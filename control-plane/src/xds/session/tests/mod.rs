@@ -1,0 +1,10 @@
+//! The protocol's rules, one test each, as scripts: what the client says, what the model becomes, what is answered.
+
+mod ack;
+mod delta;
+mod limits;
+mod order;
+mod revisions;
+mod script;
+mod sotw;
+mod subscriptions;
