@@ -16,12 +16,7 @@ const SLACK: usize = 4_096;
 
 /// What a workload is to policy.
 pub(super) fn key_of(cluster: &ClusterInfo, workload: &Workload) -> IdentityKey {
-    IdentityKey {
-        trust_domain: cluster.trust_domain.clone(),
-        namespace: workload.meta.name.namespace.clone(),
-        service_account: workload.service_account.clone(),
-        labels: workload.meta.labels.clone(),
-    }
+    IdentityKey::of(&cluster.trust_domain, workload)
 }
 
 /// Asks for a number for a workload's identity, to be given when the command is committed.
