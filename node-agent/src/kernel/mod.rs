@@ -37,6 +37,7 @@ mod sidecars;
 mod sys;
 mod table;
 pub mod verdict;
+mod weights;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -53,6 +54,7 @@ pub use self::pins::{Pins, unload};
 pub use self::rules::RulePrefix;
 pub use self::services::Service;
 pub use self::table::{HashTable, TrieTable};
+pub use self::weights::{WeightedBackend, expand};
 pub use ebpf_shared;
 
 use self::generation::Generation;
