@@ -53,6 +53,8 @@ pub struct MeshWorkload {
     pub policy_class: u32,
     /// Ports that the sidecar serves in the workload's stead: its TCP ports, if it has a sidecar.
     pub captured_ports: Vec<u16>,
+    /// What the workload itself says that its ports speak, where it says so.
+    pub port_protocols: BTreeMap<u16, AppProtocol>,
     /// Where it listens if it is a gateway: its first TCP port, or 15443. 0 for everything else.
     pub gateway_port: u16,
     /// None until its node reports it.

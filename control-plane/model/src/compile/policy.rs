@@ -108,7 +108,9 @@ fn free_number(content: &[u8], taken: &BTreeMap<u32, PolicyClass>) -> u32 {
 
 /// Turns selectors and port names into numbers.
 struct Resolver<'a> {
-    identities: BTreeMap<IdentityNumber, &'a IdentityKey>,
+    /// Of declared workloads: the table also has those of workloads that are gone, which would only fill the
+    /// kernel's maps.
+    identities: BTreeMap<IdentityNumber, IdentityKey>,
     ports: BTreeMap<IdentityNumber, NamedPorts<'a>>,
     /// The same selectors come again in every class that a policy is part of.
     found: BTreeMap<Vec<u8>, Vec<IdentityNumber>>,
@@ -117,13 +119,12 @@ struct Resolver<'a> {
 impl<'a> Resolver<'a> {
     fn new(input: &Input<'a>) -> Self {
         let trust_domain = &input.cluster.trust_domain;
-        let identities =
-            input.identities.iter().filter(|(_, key)| key.trust_domain == *trust_domain).collect();
+        let mut identities = BTreeMap::new();
         let mut ports: BTreeMap<IdentityNumber, NamedPorts<'a>> = BTreeMap::new();
         for workload in declared(input) {
-            let Some(number) = input.identities.lookup(&IdentityKey::of(trust_domain, workload)) else {
-                continue;
-            };
+            let key = IdentityKey::of(trust_domain, workload);
+            let Some(number) = input.identities.lookup(&key) else { continue };
+            identities.insert(number, key);
             for port in &workload.ports {
                 if let Some(name) = &port.name {
                     let named = ports.entry(number).or_default();

@@ -99,6 +99,14 @@ fn equal_policy_shares_a_class_whose_number_survives_changes_elsewhere() {
     assert_eq!(after.workloads[&named("shop/pay")].policy_class, class);
     assert_eq!(after.policy_classes[&class].rules.len(), rules + 1, "the new identity may call");
 
+    let new = cluster.objects.keys().find(|key| key.name == named("shop/new")).unwrap().clone();
+    cluster.objects.remove(&new);
+    assert_eq!(
+        cluster.compile().policy_classes[&class].rules.len(),
+        rules,
+        "nobody has the identity any more"
+    );
+
     cluster.apply(policy("shop", "callers", json!({"podSelector": {}, "ingress": []})));
     let edited = cluster.compile();
     assert_ne!(edited.workloads[&named("shop/pay")].policy_class, class, "another policy is another class");

@@ -7,7 +7,7 @@ use super::{
     world::{TestCluster, named},
 };
 use crate::{
-    resource::{PathMatch, Protocol},
+    resource::{AppProtocol, PathMatch, Protocol},
     view,
 };
 
@@ -206,6 +206,24 @@ fn a_sidecar_serves_its_own_ports_and_calls_every_service() {
     assert_eq!(web.outbound[0].name, "outbound|80|pay.shop");
     assert_eq!(web.clusters[0].spiffe_ids[0].to_string(), "spiffe://west.example/ns/shop/sa/pay");
     assert!(view::for_sidecar(&model, &named("mesh/gateway")).is_none());
+}
+
+#[test]
+fn what_a_program_speaks_is_said_by_itself_first_then_by_its_services() {
+    let mut cluster = shop();
+    let protocol = |cluster: &TestCluster| {
+        let model = cluster.compile();
+        view::for_sidecar(&model, &named("shop/pay-1")).unwrap().inbound[0].protocol
+    };
+    assert_eq!(protocol(&cluster), AppProtocol::Http);
+    cluster.apply(json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "shop", "name": "raw"},
+        "spec": {"selector": {"app": "pay"}, "ports": [{"port": 81, "targetPort": 8080, "appProtocol": "tcp"}]},
+    }));
+    assert_eq!(protocol(&cluster), AppProtocol::Tcp, "the services disagree");
+    let ports = json!([{"name": "http", "port": 8080, "appProtocol": "grpc"}]);
+    cluster.workload("shop/pay-1", "pay", "sidecar", ports);
+    assert_eq!(protocol(&cluster), AppProtocol::Grpc);
 }
 
 #[test]

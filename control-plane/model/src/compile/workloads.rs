@@ -38,6 +38,12 @@ fn one(input: &Input<'_>, workload: &Workload) -> MeshWorkload {
         proxy: workload.proxy,
         policy_class: 0,
         captured_ports: captured_ports(workload),
+        port_protocols: workload
+            .ports
+            .iter()
+            .filter(|p| p.protocol == Protocol::Tcp)
+            .filter_map(|p| Some((p.port, p.app_protocol?)))
+            .collect(),
         gateway_port: gateway_port(workload),
         binding,
     }

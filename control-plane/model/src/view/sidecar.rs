@@ -57,7 +57,7 @@ pub struct InboundListener {
     pub port: u16,
     /// The SNIs of the services that have this port as an endpoint; never empty.
     pub server_names: Vec<String>,
-    /// What the services say; opaque where they disagree about HTTP.
+    /// What the workload says, else what the services say, else opaque (they disagree).
     pub protocol: AppProtocol,
 }
 
@@ -113,6 +113,7 @@ fn inbound(model: &MeshModel, workload: &MeshWorkload) -> Vec<InboundListener> {
             tcp_ports(model).map(|(_, p)| p).filter(|p| serves(p)).collect();
         let first = services.first()?;
         let agreed = services.iter().all(|p| p.app_protocol == first.app_protocol);
+        let implied = if agreed { first.app_protocol } else { AppProtocol::Tcp };
         Some(InboundListener {
             name: names::inbound(port),
             addresses: binding.addresses.iter().map(|ip| SocketAddr::new(*ip, port)).collect(),
@@ -123,7 +124,7 @@ fn inbound(model: &MeshModel, workload: &MeshWorkload) -> Vec<InboundListener> {
                 .collect::<BTreeSet<_>>()
                 .into_iter()
                 .collect(),
-            protocol: if agreed { first.app_protocol } else { AppProtocol::Tcp },
+            protocol: workload.port_protocols.get(&port).copied().unwrap_or(implied),
         })
     };
     workload.captured_ports.iter().filter_map(|port| listener(*port)).collect()
