@@ -151,7 +151,9 @@ impl Subscribers {
                 inner.subscribers.get(stream).is_some_and(|subscriber| subscriber.settled_revision < revision)
             };
             let pending: BTreeSet<u64> = streams.iter().filter(unanswered).copied().collect();
-            if !pending.is_empty() {
+            if pending.is_empty() {
+                drop(sender);
+            } else {
                 inner.waiters.push(Waiter { revision, pending, done: Some(sender) });
             }
             streams
