@@ -1,1 +1,18 @@
-//! The replicated control plane of one cluster.
+//! The replicated control plane of one cluster: the shell around `mesh-model` and `mesh-store`.
+
+#![forbid(unsafe_code)]
+
+pub mod admin;
+pub mod app;
+pub mod authz;
+pub mod ca;
+pub mod config;
+pub mod doors;
+pub mod federation;
+pub mod raft;
+pub mod replicas;
+pub mod sources;
+pub mod start;
+pub mod telemetry;
+pub mod views;
+pub mod xds;

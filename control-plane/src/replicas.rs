@@ -3,14 +3,18 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
-use mesh_model::identity::TrustDomain;
+use futures::FutureExt;
+use mesh_model::identity::{SpiffeId, TrustDomain};
 use mesh_tls::{ALPN_H2, PeerPolicy, SharedBundles, SharedIdentity, client_config, grpc};
 use tonic::transport::Channel;
 
-use crate::federation::DOOR_NAME;
+use crate::{
+    federation::DOOR_NAME,
+    raft::{DialError, Dialer},
+};
 
 /// Channels by address; each reconnects by itself.
 #[derive(Debug)]
@@ -41,5 +45,21 @@ impl Replicas {
         let channel = grpc::connect_lazy(address, tls, DOOR_NAME)?;
         channels.insert(address.to_owned(), channel.clone());
         Ok(channel)
+    }
+
+    /// How raft reaches the others: each by its own identity, so that a replica can't take another's place.
+    pub fn dialer(&self) -> Dialer {
+        let (identity, bundles, own) = (self.identity.clone(), self.bundles.clone(), self.own.clone());
+        Arc::new(move |id, address: String| {
+            let (identity, bundles, own) = (identity.clone(), bundles.clone(), own.clone());
+            async move {
+                let policy = PeerPolicy::OneOf(vec![SpiffeId::replica(&own, id)]);
+                let failed =
+                    |e: mesh_tls::Error| DialError { id, address: address.clone(), reason: e.to_string() };
+                let tls = client_config(Some(identity), bundles, policy, &[ALPN_H2]).map_err(failed)?;
+                grpc::connect_lazy(&address, tls, DOOR_NAME).map_err(failed)
+            }
+            .boxed()
+        })
     }
 }

@@ -27,12 +27,16 @@ use crate::{
     },
 };
 
-/// One revision, compiled.
+/// One revision, compiled. The state itself is not kept: while somebody holds it, each change copies it.
 #[derive(Debug)]
 struct Compiled {
-    state: Arc<State>,
+    revision: u64,
     /// None until the cluster is initialised.
     model: Option<Arc<MeshModel>>,
+    /// Mesh doors of the replicas, in the order of their numbers.
+    doors: Vec<String>,
+    /// Of the services that have a ServiceExport.
+    exports: BTreeMap<NamespacedName, ExportFacts>,
     translation: Translation,
 }
 
@@ -50,9 +54,9 @@ pub struct ModelViews {
 
 impl ModelViews {
     /// Views of a state.
-    pub fn new(own: TrustDomain, gateways: Vec<String>, state: Arc<State>) -> Self {
-        let compiled = compiled(state);
-        let (changed, _) = watch::channel(compiled.state.revision);
+    pub fn new(own: TrustDomain, gateways: Vec<String>, state: &State) -> Self {
+        let compiled = compile(state);
+        let (changed, _) = watch::channel(compiled.revision);
         Self {
             own,
             gateways,
@@ -64,39 +68,38 @@ impl ModelViews {
 
     /// Takes over a newer state. Costs what compiling costs: not for a thread that serves.
     pub fn update(&self, state: Arc<State>) {
-        let before = self.compiled.load().state.revision;
+        let before = self.compiled.load().revision;
         let revision = state.revision;
         if revision <= before {
             return;
         }
-        self.compiled.store(Arc::new(compiled(state)));
+        let compiled = compile(&state);
+        drop(state);
+        self.compiled.store(Arc::new(compiled));
         // Clients that did not ask since the revision before have gone; a slow one costs one translation more.
         self.sets.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, (at, _)| *at >= before);
         self.changed.send_replace(revision);
     }
 
-    /// The newest compiled mesh with the state that it was made from.
-    pub fn model(&self) -> (Arc<State>, Option<Arc<MeshModel>>) {
-        let compiled = self.compiled.load();
-        (compiled.state.clone(), compiled.model.clone())
+    /// The newest compiled mesh; None until the cluster is initialised.
+    pub fn model(&self) -> Option<Arc<MeshModel>> {
+        self.compiled.load().model.clone()
     }
 
-    /// This cluster, as its peers may know it. Equal on every replica, so that a peer that moves between
-    /// replicas sees no change.
-    pub fn description(&self, state: &State) -> Option<ClusterDescription> {
-        let cluster = state.cluster.as_ref()?;
-        let doors = state.replicas.values().map(|replica| replica.address.clone()).collect();
+    /// This cluster, as its peers may know it; None until it is initialised. Equal on every replica, so that a
+    /// peer that moves between replicas sees no change.
+    pub fn description(&self) -> Option<ClusterDescription> {
         let compiled = self.compiled.load();
-        let declared =
-            compiled.model.iter().flat_map(|model| gateway_addresses(model)).map(|a| a.to_string());
+        let model = compiled.model.as_ref()?;
+        let declared = gateway_addresses(model).into_iter().map(|address| address.to_string());
         let mut gateways: Vec<String> = self.gateways.iter().cloned().chain(declared).collect();
         gateways.sort_unstable();
         gateways.dedup();
-        Some(describe_cluster(cluster, doors, gateways))
+        Some(describe_cluster(&model.cluster, compiled.doors.clone(), gateways))
     }
 
     fn make(&self, compiled: &Compiled, client: &Client) -> ResourceSet {
-        let empty = || ResourceSet::new(compiled.state.revision);
+        let empty = || ResourceSet::new(compiled.revision);
         let Some(model) = &compiled.model else { return empty() };
         let named = |text: &str| NamespacedName::parse(text);
         match client {
@@ -107,20 +110,26 @@ impl ModelViews {
             Client::Gateway { workload } => {
                 named(workload).map_or_else(empty, |name| sets::gateway(model, &name))
             }
-            Client::Peer { cluster } => match self.description(&compiled.state) {
-                Some(description) => {
-                    sets::peer(model, cluster, description, |name| export_facts(&compiled.state, name))
-                }
+            Client::Peer { cluster } => match self.description() {
+                Some(description) => sets::peer(model, cluster, description, |name| {
+                    compiled.exports.get(name).copied().unwrap_or_default()
+                }),
                 None => empty(),
             },
         }
     }
 }
 
-fn compiled(state: Arc<State>) -> Compiled {
+fn compile(state: &State) -> Compiled {
     let created = |key: &ObjectKey| state.object_meta.get(key).map(|meta| meta.created_unix);
-    let model = state.input().map(|input| Arc::new(compile_with(input, &created)));
-    Compiled { state, model, translation: Translation::default() }
+    let exports = state.objects.keys().filter(|key| key.kind == Kind::ServiceExport);
+    Compiled {
+        revision: state.revision,
+        model: state.input().map(|input| Arc::new(compile_with(input, &created))),
+        doors: state.replicas.values().map(|replica| replica.address.clone()).collect(),
+        exports: exports.map(|key| (key.name.clone(), export_facts(state, &key.name))).collect(),
+        translation: Translation::default(),
+    }
 }
 
 fn export_facts(state: &State, name: &NamespacedName) -> ExportFacts {
@@ -135,7 +144,7 @@ fn export_facts(state: &State, name: &NamespacedName) -> ExportFacts {
 impl Views for ModelViews {
     fn resources(&self, client: &Client) -> Arc<ResourceSet> {
         let compiled = self.compiled.load_full();
-        let revision = compiled.state.revision;
+        let revision = compiled.revision;
         let before = {
             let sets = self.sets.lock().unwrap_or_else(PoisonError::into_inner);
             sets.get(client).cloned()
@@ -178,12 +187,12 @@ impl Views for ModelViews {
         node_id: &str,
         workload: Option<&str>,
     ) -> Result<Client, Status> {
-        let (state, model) = self.model();
-        let is_peer = |domain: &TrustDomain| state.peers.values().any(|p| &p.trust_domain == domain);
+        let model = self.model().ok_or_else(|| Status::unavailable("this replica has no state yet"))?;
+        let is_peer = |domain: &TrustDomain| model.peers.values().any(|p| &p.trust_domain == domain);
         let caller = authz::caller(peer.spiffe_id.as_ref(), &self.own, is_peer);
         if let Caller::Peer(domain) = &caller {
             authz::check(&caller, Action::SubscribeAsPeer)?;
-            let record = state.peers.values().find(|p| &p.trust_domain == domain);
+            let record = model.peers.values().find(|p| &p.trust_domain == domain);
             let record = record.ok_or_else(|| Status::permission_denied(format!("{domain} is no peer")))?;
             return Ok(Client::Peer { cluster: record.cluster.clone() });
         }
@@ -192,25 +201,20 @@ impl Views for ModelViews {
             return Err(Status::permission_denied("only nodes and peers subscribe"));
         };
         match workload {
-            None if state.nodes.contains_key(&node) => Ok(Client::Agent { node }),
+            None if model.nodes.contains_key(&node) => Ok(Client::Agent { node }),
             None => Err(Status::unavailable(format!("node {node} is not registered here, or not yet"))),
-            Some(workload) => workload_client(model.as_deref(), &node, node_id, workload),
+            Some(workload) => workload_client(&model, &node, node_id, workload),
         }
     }
 }
 
 /// The proxy of a workload, if the workload runs on the node that relays the stream.
-fn workload_client(
-    model: Option<&MeshModel>,
-    node: &str,
-    node_id: &str,
-    workload: &str,
-) -> Result<Client, Status> {
+fn workload_client(model: &MeshModel, node: &str, node_id: &str, workload: &str) -> Result<Client, Status> {
     let bad =
         || Status::invalid_argument(format!("x-isthmus-workload: {workload:?} is not <namespace>/<name>"));
     let name = NamespacedName::parse(workload).ok_or_else(bad)?;
-    let compiled = model.and_then(|model| model.workloads.get(&name));
-    let here = compiled.filter(|w| w.binding.as_ref().is_some_and(|binding| binding.node == node));
+    let here =
+        model.workloads.get(&name).filter(|w| w.binding.as_ref().is_some_and(|binding| binding.node == node));
     let Some(found) = here else {
         return Err(Status::permission_denied(format!("workload {name} is not bound to node {node}")));
     };

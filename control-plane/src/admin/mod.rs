@@ -79,7 +79,7 @@ impl Admin for AdminService {
         let state = app.replica.linearizable().await.map_err(read_status)?;
         // The status is compiled from the state; wait for that of this revision.
         compiled(app, state.revision).await;
-        let (_, model) = app.views.model();
+        let model = app.views.model();
         let objects = filter
             .select(&state)
             .map(|(_, object, stored)| objects::encode(object, stored, &state, model.as_deref()))
@@ -108,8 +108,8 @@ impl Admin for AdminService {
             loop {
                 // Marked as seen before it is read, so that no change falls between the two.
                 changes.borrow_and_update();
-                let (state, model) = app.views.model();
-                for event in watcher.advance(&state, model.as_ref()) {
+                let told = watcher.advance(&app.replica.applied(), app.views.model().as_ref());
+                for event in told {
                     if events.send(Ok(event)).await.is_err() {
                         return;
                     }

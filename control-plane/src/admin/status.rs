@@ -70,9 +70,9 @@ fn replicas(app: &App) -> Vec<ReplicaStatus> {
         .map(|member| ReplicaStatus {
             id: member.id,
             address: member.address.clone(),
-            role: member.role.to_owned(),
-            matched: member.matched,
-            lag: member.lag,
+            role: member.role.as_str().to_owned(),
+            matched: member.matched.unwrap_or(0),
+            lag: member.lag.unwrap_or(0),
         })
         .collect()
 }

@@ -16,7 +16,7 @@ use xds_proto::isthmus::{
     raft::v1::raft_server::RaftServer,
 };
 
-use super::{MAX_ADMIN_MESSAGE, MAX_RAFT_MESSAGE, MAX_SMALL_MESSAGE, MAX_STREAMS_PER_CONNECTION};
+use super::{MAX_ADMIN_MESSAGE, MAX_SMALL_MESSAGE, MAX_STREAMS_PER_CONNECTION};
 use crate::{
     admin::AdminService,
     app::App,
@@ -35,18 +35,14 @@ use crate::{
 pub async fn serve(
     app: Arc<App>,
     listener: TcpListener,
-    raft: RaftService,
+    raft: RaftServer<RaftService>,
     xds: &XdsServer<ModelViews>,
     stop: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
     let tls = server_config(app.ca.own().clone(), app.bundles.clone(), ClientAuth::Optional, &[ALPN_H2])?;
     let routes = xds
         .routes()
-        .add_service(
-            RaftServer::new(raft)
-                .max_decoding_message_size(MAX_RAFT_MESSAGE)
-                .max_encoding_message_size(MAX_RAFT_MESSAGE),
-        )
+        .add_service(raft)
         .add_service(
             BootstrapServer::new(BootstrapService(app.clone())).max_decoding_message_size(MAX_SMALL_MESSAGE),
         )

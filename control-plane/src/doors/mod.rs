@@ -14,8 +14,6 @@ use crate::authz::{self, Caller};
 pub const MAX_ADMIN_MESSAGE: usize = 16 << 20;
 /// Largest request of a node, peer or newcomer.
 pub const MAX_SMALL_MESSAGE: usize = 1 << 20;
-/// Largest message between replicas: a chunk of a snapshot, or one command with its envelope.
-pub const MAX_RAFT_MESSAGE: usize = 64 << 20;
 /// Streams that one connection may have open.
 pub const MAX_STREAMS_PER_CONNECTION: u32 = 1_024;
 

@@ -41,7 +41,7 @@ pub async fn join(app: &App, text: &str) -> Result<JoinResponse, Status> {
             format!("token: it is one of this cluster, {:?}, which cannot join itself", cluster.name);
         return Err(Status::invalid_argument(sentence));
     }
-    let joined = ask(&token, text, describe(app, &state)?).await?;
+    let joined = ask(&token, text, describe(app)?).await?;
     let peer = trust::validate(Some(&joined), own(cluster), state.peers.values(), app.now_unix())
         .map_err(|e| Status::failed_precondition(format!("the cluster {:?} answers: {e}", token.cluster)))?;
     promised(&token, &peer)?;

@@ -9,7 +9,6 @@ pub mod subscribe;
 
 use clustermesh::trust::Own;
 use mesh_model::records::ClusterInfo;
-use mesh_store::State;
 use tonic::Status;
 use xds_proto::isthmus::federation::v1::ClusterDescription;
 
@@ -20,8 +19,8 @@ use crate::app::App;
 pub(crate) const DOOR_NAME: &str = "replica.isthmus";
 
 /// This cluster, as peers may know it.
-fn describe(app: &App, state: &State) -> Result<ClusterDescription, Status> {
-    app.views.description(state).ok_or_else(|| Status::unavailable("the cluster is not initialised"))
+fn describe(app: &App) -> Result<ClusterDescription, Status> {
+    app.views.description().ok_or_else(|| Status::unavailable("the cluster is not initialised"))
 }
 
 fn own(cluster: &ClusterInfo) -> Own<'_> {

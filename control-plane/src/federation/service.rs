@@ -36,6 +36,6 @@ impl Federation for FederationService {
         admission::redeem(app, &token, TokenPurpose::Peer, bearer).await?;
         tracing::info!(peer = %peer.cluster, trust_domain = %peer.trust_domain, "a cluster joins");
         app.replica.write(Command::PutPeer(peer)).await.map_err(write_status)?;
-        Ok(Response::new(JoinResponse { joined: Some(describe(app, &state)?) }))
+        Ok(Response::new(JoinResponse { joined: Some(describe(app)?) }))
     }
 }

@@ -1,0 +1,250 @@
+//! Builds one replica from its configuration, runs it, and takes it down.
+
+use std::{
+    net::SocketAddr,
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context, bail};
+use mesh_model::records::{ClusterInfo, ReplicaRecord};
+use mesh_store::Command;
+use mesh_tls::shared_bundles;
+use tokio::{net::TcpListener, task::JoinSet, time::sleep};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    app::{App, trust_bundles},
+    authz::Action,
+    ca::{Ca, files, newcomer},
+    config::Config,
+    doors, federation,
+    federation::liveness::Liveness,
+    raft::{RaftConfig, Replica},
+    replicas::Replicas,
+    sources,
+    telemetry::flows::FlowRing,
+    views::ModelViews,
+    xds::{Subscribers, XdsServer, server},
+};
+
+/// Between attempts at what needs a majority.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// A replica that runs.
+#[derive(Debug)]
+pub struct Running {
+    /// What its services share.
+    pub app: Arc<App>,
+    /// Where the mesh door is.
+    pub door: SocketAddr,
+    xds: XdsServer<ModelViews>,
+    stop: CancellationToken,
+    /// The doors: they end when their streams have.
+    doors: JoinSet<anyhow::Result<()>>,
+    /// Everything that runs until it is stopped.
+    tasks: JoinSet<()>,
+}
+
+/// Builds and starts a replica. It serves when this returns; it is [`Running::ready`] a little later.
+///
+/// # Errors
+/// One sentence about what is missing or taken.
+pub async fn start(config: Config) -> anyhow::Result<Running> {
+    mesh_tls::install_provider();
+    // Keys, the log and its snapshots are this replica's own business.
+    files::private_folder(&config.data_dir).with_context(|| format!("--data-dir {}", config.data_dir.display()))?;
+    let keys = config.data_dir.join("keys");
+    let listener =
+        TcpListener::bind(config.listen).await.with_context(|| format!("--listen {}", config.listen))?;
+    let door = listener.local_addr()?;
+    let socket = doors::local::bind(&config.admin_socket)?;
+    let ca = authority(&config, &keys).await?;
+    let id = ca.replica().id;
+    let trust_domain = ca.replica().trust_domain.clone();
+    let bundles = shared_bundles(trust_bundles(&ca, &mesh_store::State::default()));
+    let replicas = Replicas::new(ca.own().clone(), bundles.clone(), trust_domain.clone());
+    let raft_config = RaftConfig::new(id, config.advertised(), config.data_dir.join("raft"));
+    let dialer = replicas.dialer();
+    let replica = Arc::new(Replica::open(raft_config, dialer).await?);
+    let views = Arc::new(ModelViews::new(trust_domain, config.gateways.clone(), &replica.applied()));
+    let subscribers = Arc::new(Subscribers::new());
+    bundles.store(Arc::new(trust_bundles(&ca, &replica.applied())));
+    let app = Arc::new(App {
+        config,
+        ca,
+        bundles,
+        replica: replica.clone(),
+        subscribers: subscribers.clone(),
+        views: views.clone(),
+        flows: FlowRing::default(),
+        replicas,
+        liveness: Liveness::default(),
+    });
+    let stop = CancellationToken::new();
+    let xds = XdsServer::new(views, subscribers, server::Options::new(format!("replica-{id}")));
+    let admitting = app.clone();
+    let raft =
+        replica.service(Arc::new(move |extensions| admitting.admit(extensions, Action::Raft).map(drop)));
+    let mut doors = JoinSet::new();
+    let (mesh_app, mesh_xds, stopping) = (app.clone(), xds.clone(), stop.clone());
+    doors.spawn(async move {
+        doors::mesh::serve(mesh_app, listener, raft, &mesh_xds, stopping.cancelled_owned()).await
+    });
+    doors.spawn(doors::local::serve(app.clone(), socket, stop.clone().cancelled_owned()));
+    let mut tasks = JoinSet::new();
+    tasks.spawn(follow_state(app.clone()));
+    tasks.spawn(renew_own(app.clone()));
+    tasks.spawn(federation::subscribe::run(app.clone()));
+    if app.config.kubernetes {
+        tasks.spawn(sources::kubernetes::run(app.clone()));
+    }
+    let running = Running { app, door, xds, stop, doors, tasks };
+    running.found().await?;
+    Ok(running)
+}
+
+/// This replica's authority: as it was left, newly made, or given by the cluster that it joins.
+async fn authority(config: &Config, keys: &Path) -> anyhow::Result<Ca> {
+    let now = SystemTime::now();
+    if let Some(ca) = Ca::open(keys, now)? {
+        if config.name.as_ref().is_some_and(|name| name != &ca.replica().cluster) {
+            bail!(
+                "--name {} is not the cluster {} that {} belongs to",
+                config.name.clone().unwrap_or_default(),
+                ca.replica().cluster,
+                config.data_dir.display()
+            );
+        }
+        return Ok(ca);
+    }
+    match (&config.join, &config.name, &config.trust_domain) {
+        (Some(token), _, _) => newcomer::join(keys, token, &config.advertised(), now).await?,
+        (None, Some(name), Some(trust_domain)) => Ca::create(keys, name, trust_domain, now)?,
+        (None, _, _) => bail!(
+            "{} is empty: give --name and --trust-domain to make a cluster, or --join to enter one",
+            config.data_dir.display()
+        ),
+    }
+    Ca::open(keys, now)?.context("the keys that were just made can't be found")
+}
+
+impl Running {
+    /// On the replica that makes a cluster: the group of one, and the first two commands. Repeating it is
+    /// harmless, so that a crash in between is.
+    async fn found(&self) -> anyhow::Result<()> {
+        let app = &self.app;
+        if !app.ca.holds_root() || app.replica.applied().cluster.is_some() {
+            return Ok(());
+        }
+        app.replica.initialize().await?;
+        let config = &app.config;
+        let info = ClusterInfo {
+            name: app.ca.replica().cluster.clone(),
+            trust_domain: app.trust_domain().clone(),
+            mesh_domain: config.mesh_domain.clone(),
+            pod_cidr: config.pod_cidr.trunc(),
+            service_cidr: config.service_cidr.trunc(),
+            roots: app.ca.roots().iter().map(|root| root.to_vec()).collect(),
+        };
+        app.replica.write(Command::Init(info)).await?;
+        Ok(())
+    }
+
+    /// Resolves when this replica has a state to serve and is listed under its address.
+    pub async fn ready(&self) {
+        let app = &self.app;
+        let record = ReplicaRecord { id: app.ca.replica().id, address: app.config.advertised() };
+        loop {
+            let state = app.replica.applied();
+            if state.cluster.is_some() {
+                if state.replicas.get(&record.id) == Some(&record) {
+                    return;
+                }
+                // A replica that moved, or the first one.
+                if let Err(error) = app.replica.write(Command::PutReplica(record.clone())).await {
+                    tracing::warn!(%error, "this replica's address is not recorded yet");
+                }
+            }
+            sleep(RETRY).await;
+        }
+    }
+
+    /// Ends all streams, waits for them within `deadline`, and stops the replica.
+    pub async fn drain(mut self, deadline: Duration) {
+        self.xds.drain();
+        self.stop.cancel();
+        let ended = async { while self.doors.join_next().await.is_some() {} };
+        if tokio::time::timeout(deadline, ended).await.is_err() {
+            tracing::warn!(?deadline, "some streams did not end in time");
+            self.doors.abort_all();
+        }
+        self.tasks.shutdown().await;
+        self.app.replica.shutdown().await;
+        // The next start replaces a stale socket; a tidy end leaves none.
+        let _ = std::fs::remove_file(&self.app.config.admin_socket);
+    }
+
+    /// Resolves when the replica or a door has failed, with the reason: the process should end then.
+    pub async fn failed(&mut self) -> anyhow::Error {
+        let replica = self.app.replica.clone();
+        tokio::select! {
+            reason = replica.stopped() => anyhow::anyhow!("this replica has stopped: {reason}"),
+            door = self.doors.join_next() => match door {
+                Some(Ok(Err(error))) => error,
+                Some(Err(error)) => error.into(),
+                Some(Ok(Ok(()))) | None => anyhow::anyhow!("a door was closed"),
+            },
+        }
+    }
+}
+
+/// Brings the views and the trust bundles up to every new state.
+async fn follow_state(app: Arc<App>) {
+    let mut changes = app.replica.changes();
+    let mut trusted = app.replica.applied().peers.clone();
+    loop {
+        changes.borrow_and_update();
+        let state = app.replica.applied();
+        // Before the views: whoever is told to talk to a peer must be able to.
+        let roots_changed = state.peers.len() != trusted.len()
+            || state.peers.iter().any(|(name, peer)| {
+                trusted
+                    .get(name)
+                    .is_none_or(|old| old.roots != peer.roots || old.trust_domain != peer.trust_domain)
+            });
+        if roots_changed {
+            app.bundles.store(Arc::new(trust_bundles(&app.ca, &state)));
+            trusted = state.peers.clone();
+        }
+        let views = app.views.clone();
+        // An error is a panic in the compiler: a bug, after which the views stay as they were.
+        if let Err(error) = tokio::task::spawn_blocking(move || views.update(state)).await {
+            tracing::error!(%error, "the mesh could not be compiled");
+        }
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Replaces the replica's own certificate in time.
+async fn renew_own(app: Arc<App>) {
+    loop {
+        let due = app.ca.own_renewal_due(SystemTime::now());
+        // Bounded, because clocks jump.
+        sleep(due.clamp(Duration::from_secs(1), Duration::from_secs(600))).await;
+        let now = SystemTime::now();
+        if !app.ca.own_renewal_due(now).is_zero() {
+            continue;
+        }
+        match app.ca.renew_own(now) {
+            Ok(()) => tracing::info!("renewed the replica's certificate"),
+            Err(error) => {
+                tracing::error!(%error, "cannot renew the replica's certificate");
+                sleep(Duration::from_secs(60)).await;
+            }
+        }
+    }
+}
