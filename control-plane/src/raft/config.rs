@@ -1,0 +1,114 @@
+//! What a replica is started with.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use super::OpenError;
+
+/// Commands in one log entry, at most.
+pub(crate) const MAX_BATCH_COMMANDS: usize = 512;
+/// Bytes of JSON in one log entry, unless a single command is larger.
+pub(crate) const MAX_BATCH_BYTES: usize = 1024 * 1024;
+/// Commands that wait for their entry; further ones wait before they enter.
+pub(crate) const MAX_QUEUED_COMMANDS: usize = 4096;
+/// Entries that are on their way at once: while one waits for the others' disks, the next is written here.
+pub(crate) const MAX_ENTRIES_IN_FLIGHT: usize = 2;
+/// Bytes of entries in one message to another replica, unless a single entry is larger.
+pub(crate) const MAX_APPEND_BYTES: usize = 4 * 1024 * 1024;
+/// Bytes of one message between replicas: what a command may have, in JSON within JSON, with room.
+pub(crate) const MAX_MESSAGE_BYTES: usize = 32 * 1024 * 1024;
+/// Bytes of a snapshot in one message.
+pub(crate) const SNAPSHOT_CHUNK_BYTES: usize = 1024 * 1024;
+/// Bytes of a snapshot that is taken from another replica.
+pub(crate) const MAX_SNAPSHOT_BYTES: u64 = 2 * 1024 * 1024 * 1024;
+/// A write that has found no leader or no majority for so long is answered with an error.
+pub(crate) const WRITE_DEADLINE: Duration = Duration::from_secs(10);
+/// The same for a linearizable read.
+pub(crate) const READ_DEADLINE: Duration = Duration::from_secs(5);
+/// A learner that is at most so many entries behind becomes a voter.
+pub(crate) const PROMOTION_LAG: u64 = 64;
+
+/// How fast a lost leader is noticed. A follower that hears nothing for `election_max` plus its own draw from
+/// `election_min..election_max` stands for election.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timings {
+    /// Between two heartbeats of the leader; also the limit of one append to a follower.
+    pub heartbeat: Duration,
+    /// Least draw.
+    pub election_min: Duration,
+    /// Greatest draw.
+    pub election_max: Duration,
+}
+
+/// For replicas on one LAN: a killed leader is replaced in 1.1 to 1.7 s, and a pause of a second deposes nobody.
+impl Default for Timings {
+    fn default() -> Self {
+        Self {
+            heartbeat: Duration::from_millis(150),
+            election_min: Duration::from_millis(400),
+            election_max: Duration::from_millis(700),
+        }
+    }
+}
+
+/// What a replica is started with.
+#[derive(Debug, Clone)]
+pub struct RaftConfig {
+    /// Unique in the cluster, never used again.
+    pub id: u64,
+    /// `host:port` under which the other replicas reach this one.
+    pub address: String,
+    /// A folder of this replica's own; it is created.
+    pub dir: PathBuf,
+    /// How fast a lost leader is noticed.
+    pub timings: Timings,
+    /// A snapshot is taken after so many log entries.
+    pub snapshot_after: u64,
+    /// So many entries before the snapshot are kept, for replicas that are a little behind.
+    pub keep_entries: u64,
+}
+
+impl RaftConfig {
+    /// The defaults for a replica.
+    pub fn new(id: u64, address: impl Into<String>, dir: impl Into<PathBuf>) -> Self {
+        Self {
+            id,
+            address: address.into(),
+            dir: dir.into(),
+            timings: Timings::default(),
+            snapshot_after: 5_000,
+            keep_entries: 1_000,
+        }
+    }
+
+    pub(crate) fn openraft(&self) -> Result<Arc<openraft::Config>, OpenError> {
+        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let config = openraft::Config {
+            cluster_name: "isthmus".to_owned(),
+            heartbeat_interval: millis(self.timings.heartbeat),
+            election_timeout_min: millis(self.timings.election_min),
+            election_timeout_max: millis(self.timings.election_max),
+            install_snapshot_timeout: 15_000,
+            max_payload_entries: 256,
+            replication_lag_threshold: self.snapshot_after.saturating_mul(2),
+            snapshot_policy: openraft::SnapshotPolicy::LogsSinceLast(self.snapshot_after),
+            snapshot_max_chunk_size: SNAPSHOT_CHUNK_BYTES as u64,
+            max_in_snapshot_log_to_keep: self.keep_entries,
+            purge_batch_size: (self.keep_entries / 4).clamp(1, 256),
+            ..openraft::Config::default()
+        };
+        config.validate().map(Arc::new).map_err(|error| OpenError::Config(error.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_valid_and_timings_that_can_not_work_are_refused() {
+        let mut config = RaftConfig::new(1, "127.0.0.1:1", "/nowhere");
+        assert!(config.openraft().is_ok());
+        config.timings.heartbeat = config.timings.election_min;
+        assert!(matches!(config.openraft(), Err(OpenError::Config(_))));
+    }
+}

@@ -1,0 +1,176 @@
+//! What is found at start, and whether it can be believed.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+};
+
+use serde::{Deserialize, de::DeserializeOwned};
+
+use super::{
+    layout::{self, COMMITTED_KEY, FORMAT, FORMAT_KEY, PURGED_KEY, SEGMENT_BYTES, VOTE_KEY},
+    watermark::Mark,
+    writer::panic_text,
+};
+use crate::raft::{
+    DiskError,
+    types::{LogId, Vote},
+};
+
+/// Bytes of pages that sled keeps in memory.
+const CACHE_BYTES: u64 = 64 * 1024 * 1024;
+
+/// What the log holds.
+#[derive(Debug, Default)]
+pub(super) struct Recovered {
+    pub(super) vote: Option<Vote>,
+    pub(super) committed: Option<LogId>,
+    pub(super) purged: Option<LogId>,
+    /// Of every entry that is there, in order and without a gap.
+    pub(super) entries: Vec<LogId>,
+}
+
+impl Recovered {
+    /// The last entry, be it there or in a snapshot.
+    pub(super) fn last(&self) -> Option<LogId> {
+        self.entries.last().copied().max(self.purged)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.vote.is_none() && self.last().is_none()
+    }
+
+    /// Whether all that was acknowledged is there.
+    pub(super) fn check(&self, log: &Path, watermark: &Path, mark: &Mark) -> Result<(), DiskError> {
+        let (file, watermark) = (log.to_owned(), watermark.to_owned());
+        if let Some(acknowledged) = mark.last {
+            let recovered = self.last().map_or(0, |last| last.index);
+            if self.last().is_none() || recovered < acknowledged.index {
+                return Err(DiskError::RolledBack {
+                    file,
+                    watermark,
+                    recovered,
+                    acknowledged: acknowledged.index,
+                });
+            }
+            let same_index =
+                self.entries.iter().chain(&self.purged).find(|id| id.index == acknowledged.index);
+            if let Some(found) = same_index.filter(|found| **found != acknowledged) {
+                return Err(DiskError::OtherTerm {
+                    file,
+                    watermark,
+                    index: found.index,
+                    found: found.leader_id.term,
+                    acknowledged: acknowledged.leader_id.term,
+                });
+            }
+        }
+        // Votes are ordered in part only; one that is not at least the acknowledged one is not its successor.
+        match mark.vote {
+            Some(acknowledged) if !self.vote.is_some_and(|vote| vote >= acknowledged) => {
+                let recovered = self.vote.map_or("none".to_owned(), |vote| vote.to_string());
+                Err(DiskError::VoteRolledBack {
+                    file,
+                    watermark,
+                    recovered,
+                    acknowledged: acknowledged.to_string(),
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Opens the database and reads all of it once. sled panics on some damage; that is an error here.
+pub(super) fn open(dir: &Path) -> Result<(sled::Db, Recovered), DiskError> {
+    let opened = catch_unwind(AssertUnwindSafe(|| {
+        let db = sled::Config::new()
+            .path(dir)
+            .mode(sled::Mode::HighThroughput)
+            .cache_capacity(CACHE_BYTES)
+            .segment_size(SEGMENT_BYTES)
+            .flush_every_ms(None)
+            .open()
+            .map_err(|error| DiskError::Log { file: dir.to_owned(), reason: error.to_string() })?;
+        let recovered = read(dir, &db)?;
+        Ok((db, recovered))
+    }));
+    opened.unwrap_or_else(|panic| {
+        Err(DiskError::Log { file: dir.to_owned(), reason: panic_text(panic.as_ref()) })
+    })
+}
+
+fn read(dir: &Path, db: &sled::Db) -> Result<Recovered, DiskError> {
+    let failed = |error: sled::Error| DiskError::Log { file: dir.to_owned(), reason: error.to_string() };
+    let format: Option<u32> = value(dir, db, FORMAT_KEY)?;
+    if let Some(found) = format.filter(|found| *found > FORMAT) {
+        return Err(DiskError::Newer { file: dir.to_owned(), found, supported: FORMAT });
+    }
+    let mut recovered = Recovered {
+        vote: value(dir, db, VOTE_KEY)?,
+        committed: value::<Option<LogId>>(dir, db, COMMITTED_KEY)?.flatten(),
+        purged: value(dir, db, PURGED_KEY)?,
+        entries: Vec::new(),
+    };
+    let mut current: Option<(u64, Vec<u8>)> = None;
+    for item in db.range(layout::keys(0..=u64::MAX)) {
+        let (key, chunk) = item.map_err(failed)?;
+        let Some(index) = layout::index_of(&key) else { continue };
+        match &mut current {
+            Some((same, record)) if *same == index => record.extend_from_slice(&chunk),
+            _ => {
+                if let Some((index, record)) = current.take() {
+                    recovered.entries.push(log_id(dir, index, &record)?);
+                }
+                current = Some((index, chunk.to_vec()));
+            }
+        }
+    }
+    if let Some((index, record)) = current {
+        recovered.entries.push(log_id(dir, index, &record)?);
+    }
+    check_order(dir, &recovered)?;
+    if format.is_none() {
+        db.insert(FORMAT_KEY, FORMAT.to_string().as_bytes()).map_err(failed)?;
+    }
+    Ok(recovered)
+}
+
+fn check_order(dir: &Path, recovered: &Recovered) -> Result<(), DiskError> {
+    let mut expected = recovered.purged.map(|purged| purged.index + 1);
+    for id in &recovered.entries {
+        match expected {
+            Some(expected) if expected != id.index => {
+                return Err(DiskError::Hole { file: dir.to_owned(), expected, found: id.index });
+            }
+            // The first entry of all has index 0.
+            None if id.index != 0 => {
+                return Err(DiskError::Hole { file: dir.to_owned(), expected: 0, found: id.index });
+            }
+            _ => expected = Some(id.index + 1),
+        }
+    }
+    Ok(())
+}
+
+fn value<T: DeserializeOwned>(dir: &Path, db: &sled::Db, key: &[u8]) -> Result<Option<T>, DiskError> {
+    let damaged = |reason: String| DiskError::Damaged { file: dir.to_owned(), reason };
+    let name = String::from_utf8_lossy(key);
+    let bytes = db.get(key).map_err(|error| damaged(format!("{name}: {error}")))?;
+    bytes.map(|bytes| serde_json::from_slice(&bytes)).transpose().map_err(|e| damaged(format!("{name}: {e}")))
+}
+
+#[derive(Deserialize)]
+struct Head {
+    log_id: LogId,
+}
+
+fn log_id(dir: &Path, index: u64, record: &[u8]) -> Result<LogId, DiskError> {
+    let damaged = |reason: String| DiskError::Entry { file: dir.to_owned(), index, reason };
+    let Head { log_id } =
+        serde_json::from_slice(layout::join(record).map_err(damaged)?).map_err(|e| damaged(e.to_string()))?;
+    if log_id.index != index {
+        return Err(damaged(format!("it says that it is entry {}", log_id.index)));
+    }
+    Ok(log_id)
+}

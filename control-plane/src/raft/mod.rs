@@ -1,0 +1,24 @@
+//! The replicated log, and what is made of it: one [`Replica`] of the cluster's state.
+//!
+//! openraft stays behind this module, and sled behind `disk`: nothing outside names either. A write goes
+//! through `queue` (all waiting commands share one log entry) into openraft, from there through `disk` (durable
+//! before it counts) and `network` (to the other replicas), and once committed into `machine`, which applies it
+//! to the [`mesh_store::State`] that readers see.
+
+mod config;
+mod disk;
+mod error;
+mod machine;
+mod membership;
+mod network;
+mod queue;
+mod reads;
+mod replica;
+mod types;
+mod view;
+
+pub use config::{RaftConfig, Timings};
+pub use error::{DiskError, OpenError, ReadError, WriteError};
+pub use network::{Authorize, DialError, Dialer, RaftService};
+pub use replica::Replica;
+pub use view::{MemberView, ReplicaView, Role};

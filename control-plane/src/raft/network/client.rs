@@ -1,0 +1,155 @@
+//! Calls to other replicas: openraft's, and ours to the leader.
+
+use std::{fmt::Display, sync::Arc, time::Duration};
+
+use openraft::{
+    BasicNode, RaftNetwork, RaftNetworkFactory,
+    error::{InstallSnapshotError, NetworkError, RPCError, RaftError, RemoteError, Unreachable},
+    network::{Backoff, RPCOption},
+    raft::{
+        AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse,
+        VoteRequest, VoteResponse,
+    },
+};
+use tonic::{Code, Status, transport::Channel};
+use xds_proto::isthmus::raft::v1::raft_client::RaftClient;
+
+use super::{
+    Peers,
+    wire::{self, Chunk, Forward, Forwarded, NotLeader, RaftResult, ReadIndex},
+};
+use crate::raft::types::{TypeConfig, any_error};
+
+/// Between attempts to reach a replica that can't be reached.
+const BACKOFF: Duration = Duration::from_millis(200);
+
+type CallError<E = openraft::error::Infallible> = RPCError<u64, BasicNode, RaftError<u64, E>>;
+
+/// Makes openraft's clients.
+pub(crate) struct Factory(pub(crate) Arc<Peers>);
+
+/// A client for one replica.
+pub(crate) struct Client {
+    peers: Arc<Peers>,
+    id: u64,
+    node: BasicNode,
+}
+
+impl RaftNetworkFactory<TypeConfig> for Factory {
+    type Network = Client;
+
+    async fn new_client(&mut self, target: u64, node: &BasicNode) -> Client {
+        Client { peers: self.0.clone(), id: target, node: node.clone() }
+    }
+}
+
+impl Client {
+    async fn connect<E: std::error::Error>(&self) -> Result<RaftClient<Channel>, CallError<E>> {
+        self.peers.client(self.id, &self.node.addr).await.map_err(|error| Unreachable::new(&error).into())
+    }
+
+    fn answer<T, E>(
+        &self,
+        what: &'static str,
+        response: Result<tonic::Response<xds_proto::isthmus::raft::v1::Payload>, Status>,
+    ) -> Result<T, CallError<E>>
+    where
+        T: serde::de::DeserializeOwned,
+        E: std::error::Error + serde::de::DeserializeOwned,
+    {
+        let payload = response.map_err(call_error)?.into_inner();
+        self.peers.answered(self.id);
+        let result: RaftResult<T, E> = wire::unpack(what, &payload).map_err(network_error)?;
+        result.map_err(|error| RemoteError::new_with_node(self.id, self.node.clone(), error).into())
+    }
+}
+
+impl RaftNetwork<TypeConfig> for Client {
+    async fn append_entries(
+        &mut self,
+        request: AppendEntriesRequest<TypeConfig>,
+        _option: RPCOption,
+    ) -> Result<AppendEntriesResponse<u64>, CallError> {
+        let payload = wire::pack("append request", &request).map_err(network_error)?;
+        let response = self.connect().await?.append_entries(payload).await;
+        self.answer("append response", response)
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        request: InstallSnapshotRequest<TypeConfig>,
+        _option: RPCOption,
+    ) -> Result<InstallSnapshotResponse<u64>, CallError<InstallSnapshotError>> {
+        let payload = wire::pack("piece of a snapshot", &Chunk::from(request)).map_err(network_error)?;
+        let response = self.connect().await?.install_snapshot(payload).await;
+        self.answer("snapshot response", response)
+    }
+
+    async fn vote(
+        &mut self,
+        request: VoteRequest<u64>,
+        _option: RPCOption,
+    ) -> Result<VoteResponse<u64>, CallError> {
+        let payload = wire::pack("vote request", &request).map_err(network_error)?;
+        let response = self.connect().await?.vote(payload).await;
+        self.answer("vote response", response)
+    }
+
+    fn backoff(&self) -> Backoff {
+        Backoff::new(std::iter::repeat(BACKOFF))
+    }
+}
+
+/// Why the leader has not answered a call of ours.
+pub(crate) enum LeaderError {
+    /// It is not the leader; another one is, or will be.
+    NotLeader,
+    /// Perhaps it did what it was asked.
+    Unknown(String),
+}
+
+/// Hands commands to the leader.
+pub(crate) async fn forward(
+    peers: &Peers,
+    leader: (u64, &str),
+    request: &Forward,
+) -> Result<Vec<mesh_store::Outcome>, LeaderError> {
+    let payload = wire::pack("forwarded write", request).map_err(unknown)?;
+    let mut client = peers.client(leader.0, leader.1).await.map_err(unknown)?;
+    let response = client.forward(payload).await.map_err(|status| unknown(status.message()))?;
+    peers.answered(leader.0);
+    let answer: Forwarded =
+        wire::unpack("answer to a forwarded write", response.get_ref()).map_err(unknown)?;
+    let outcomes = answer.map_err(|NotLeader| LeaderError::NotLeader)?;
+    if outcomes.len() != request.envelopes.len() {
+        return Err(unknown(format!("{} answers to {} commands", outcomes.len(), request.envelopes.len())));
+    }
+    Ok(outcomes)
+}
+
+/// Asks the leader how many entries must have been applied for a read to be linearizable.
+pub(crate) async fn read_index(peers: &Peers, leader: (u64, &str)) -> Result<u64, LeaderError> {
+    let mut client = peers.client(leader.0, leader.1).await.map_err(unknown)?;
+    let response = client.read_index(xds_proto::isthmus::raft::v1::Payload::default()).await;
+    let response = response.map_err(|status| unknown(status.message()))?;
+    peers.answered(leader.0);
+    let answer: ReadIndex = wire::unpack("read index", response.get_ref()).map_err(unknown)?;
+    answer.map_err(|NotLeader| LeaderError::NotLeader)
+}
+
+fn unknown(error: impl Display) -> LeaderError {
+    LeaderError::Unknown(error.to_string())
+}
+
+/// openraft retries at once after a network error, and waits after "unreachable".
+fn call_error<E: std::error::Error>(status: Status) -> CallError<E> {
+    let error = any_error(format!("{}: {}", status.code(), status.message()));
+    match status.code() {
+        Code::Cancelled | Code::DeadlineExceeded => NetworkError::from(error).into(),
+        _ => Unreachable::from(error).into(),
+    }
+}
+
+fn network_error<E: std::error::Error>(error: wire::Malformed) -> CallError<E> {
+    NetworkError::new(&error).into()
+}

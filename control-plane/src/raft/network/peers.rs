@@ -1,0 +1,101 @@
+//! Connections to the other replicas.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use futures::{
+    FutureExt,
+    future::{BoxFuture, Shared},
+};
+use thiserror::Error;
+use tonic::transport::Channel;
+use xds_proto::isthmus::raft::v1::raft_client::RaftClient;
+
+use crate::raft::config::MAX_MESSAGE_BYTES;
+
+/// No connection to a replica.
+#[derive(Debug, Clone, Error)]
+#[error("replica {id} at {address}: {reason}")]
+pub struct DialError {
+    /// The replica's id.
+    pub id: u64,
+    /// `host:port`.
+    pub address: String,
+    /// One clause.
+    pub reason: String,
+}
+
+/// Connects to the replica of that id at that `host:port`, and to no other. The channel reconnects by itself.
+pub type Dialer = Arc<dyn Fn(u64, String) -> BoxFuture<'static, Result<Channel, DialError>> + Send + Sync>;
+
+type Dialing = Shared<BoxFuture<'static, Result<Channel, DialError>>>;
+
+/// Whoever has answered within this time is reachable. Followers answer a heartbeat every 150 ms.
+const REACHABLE_WITHIN: Duration = Duration::from_secs(2);
+
+/// Connections to the other replicas, made when they are first needed.
+pub(crate) struct Peers {
+    dialer: Dialer,
+    peers: Mutex<HashMap<u64, Peer>>,
+}
+
+struct Peer {
+    address: String,
+    dialing: Dialing,
+    answered: Option<Instant>,
+}
+
+impl Peers {
+    pub(crate) fn new(dialer: Dialer) -> Self {
+        Self { dialer, peers: Mutex::default() }
+    }
+
+    /// A client for one replica.
+    ///
+    /// The caller may give up at any time: raft's calls time out sooner than a handshake on a busy machine
+    /// takes, so a connection is made by a task of its own and serves the next call.
+    pub(crate) async fn client(&self, id: u64, address: &str) -> Result<RaftClient<Channel>, DialError> {
+        let dialing = self.dialing(id, address);
+        let channel = dialing.clone().await;
+        if channel.is_err() {
+            let mut peers = self.lock();
+            if peers.get(&id).is_some_and(|peer| peer.dialing.ptr_eq(&dialing)) {
+                peers.remove(&id);
+            }
+        }
+        Ok(RaftClient::new(channel?)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES))
+    }
+
+    fn dialing(&self, id: u64, address: &str) -> Dialing {
+        let mut peers = self.lock();
+        if let Some(peer) = peers.get(&id).filter(|peer| peer.address == address) {
+            return peer.dialing.clone();
+        }
+        let dialing = (self.dialer)(id, address.to_owned()).shared();
+        tokio::spawn(dialing.clone());
+        peers.insert(id, Peer { address: address.to_owned(), dialing: dialing.clone(), answered: None });
+        dialing
+    }
+
+    /// Remembers that a replica has answered just now.
+    pub(crate) fn answered(&self, id: u64) {
+        if let Some(peer) = self.lock().get_mut(&id) {
+            peer.answered = Some(Instant::now());
+        }
+    }
+
+    /// Whether a replica has answered lately.
+    pub(crate) fn reachable(&self, id: u64) -> bool {
+        self.lock().get(&id).and_then(|peer| peer.answered).is_some_and(|at| at.elapsed() < REACHABLE_WITHIN)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Peer>> {
+        // The map is whole between any two statements.
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,79 @@
+//! What the messages of `isthmus.raft.v1` carry: JSON of openraft's types, and of these.
+
+use mesh_store::{Envelope, Outcome};
+use openraft::{error::RaftError, raft::InstallSnapshotRequest};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use thiserror::Error;
+use xds_proto::isthmus::raft::v1::Payload;
+
+use crate::raft::types::{SnapshotMeta, TypeConfig, Vote};
+
+/// A message can't be read.
+#[derive(Debug, Error)]
+#[error("the message is no {what}: {reason}")]
+pub(crate) struct Malformed {
+    what: &'static str,
+    reason: String,
+}
+
+/// Packs a message.
+pub(crate) fn pack<T: Serialize>(what: &'static str, value: &T) -> Result<Payload, Malformed> {
+    let json = serde_json::to_vec(value).map_err(|error| Malformed { what, reason: error.to_string() })?;
+    Ok(Payload { json })
+}
+
+/// Unpacks a message.
+pub(crate) fn unpack<T: DeserializeOwned>(what: &'static str, payload: &Payload) -> Result<T, Malformed> {
+    serde_json::from_slice(&payload.json).map_err(|error| Malformed { what, reason: error.to_string() })
+}
+
+/// What a raft call is answered.
+pub(crate) type RaftResult<T, E = openraft::error::Infallible> = Result<T, RaftError<u64, E>>;
+
+/// Commands that another replica accepted.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Forward {
+    pub(crate) envelopes: Vec<Envelope>,
+    /// How long the other replica waits yet.
+    pub(crate) patience_ms: u64,
+}
+
+/// The replica that was asked is not the leader, or stopped being it on the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NotLeader;
+
+/// The answer to [`Forward`], in the order of its envelopes.
+pub(crate) type Forwarded = Result<Vec<Outcome>, NotLeader>;
+
+/// The answer to a request for the leader's read index: how many entries must have been applied.
+pub(crate) type ReadIndex = Result<u64, NotLeader>;
+
+/// A piece of a snapshot. JSON would spell openraft's own type as a list of numbers.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Chunk {
+    vote: Vote,
+    meta: SnapshotMeta,
+    offset: u64,
+    data: String,
+    done: bool,
+}
+
+impl From<InstallSnapshotRequest<TypeConfig>> for Chunk {
+    fn from(request: InstallSnapshotRequest<TypeConfig>) -> Self {
+        use base64::{Engine, prelude::BASE64_STANDARD};
+        let InstallSnapshotRequest { vote, meta, offset, data, done } = request;
+        Chunk { vote, meta, offset, data: BASE64_STANDARD.encode(data), done }
+    }
+}
+
+impl TryFrom<Chunk> for InstallSnapshotRequest<TypeConfig> {
+    type Error = Malformed;
+    fn try_from(chunk: Chunk) -> Result<Self, Malformed> {
+        use base64::{Engine, prelude::BASE64_STANDARD};
+        let Chunk { vote, meta, offset, data, done } = chunk;
+        let data = BASE64_STANDARD
+            .decode(data)
+            .map_err(|error| Malformed { what: "piece of a snapshot", reason: error.to_string() })?;
+        Ok(Self { vote, meta, offset, data, done })
+    }
+}

@@ -1,0 +1,220 @@
+//! One replica of the cluster's state.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use mesh_model::records::ReplicaRecord;
+use mesh_store::{Applied, Bytes16, Command, Compacted, Envelope, Event, Granted, State};
+use openraft::{
+    BasicNode,
+    error::{InitializeError, RaftError},
+};
+use tokio::sync::watch;
+use xds_proto::isthmus::raft::v1::raft_server::RaftServer;
+
+use super::{
+    Authorize, Dialer, OpenError, RaftConfig, RaftService, ReadError, ReplicaView, WriteError,
+    disk::{self, DiskStats},
+    machine::{Machine, Published},
+    membership,
+    network::{Factory, Peers},
+    queue::Queue,
+    reads::Reads,
+    types::Raft,
+    view,
+};
+
+/// Longest wait for the disk to be let go at shutdown.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// One replica of the cluster's state.
+pub struct Replica {
+    config: RaftConfig,
+    raft: Raft,
+    published: Arc<Published>,
+    peers: Arc<Peers>,
+    queue: Queue,
+    reads: Reads,
+    disk: Arc<DiskStats>,
+    in_use: Box<dyn Fn() -> bool + Send + Sync>,
+}
+
+impl std::fmt::Debug for Replica {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Replica").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl Replica {
+    /// Opens a replica's folder, or makes one, and takes part in the group that it knows.
+    ///
+    /// A new one knows no group: either it becomes the first member ([`Replica::initialize`]), or it waits until
+    /// a leader adds it ([`Replica::add_replica`] on any member). It is reached by others once
+    /// [`Replica::service`] is served.
+    ///
+    /// # Errors
+    /// [`OpenError::Disk`] if what is on the disk contradicts what was acknowledged: the replica must not vote.
+    pub async fn open(config: RaftConfig, dialer: Dialer) -> Result<Self, OpenError> {
+        let settings = config.openraft()?;
+        let dir = config.dir.clone();
+        let (log, machine, published) = tokio::task::spawn_blocking(move || {
+            let (log, snapshots) = disk::open(&dir)?;
+            let (machine, published) = Machine::open(snapshots)?;
+            Ok::<_, OpenError>((log, machine, published))
+        })
+        .await
+        .map_err(|error| OpenError::Raft(error.to_string()))??;
+        let (disk, in_use) = (log.stats(), Box::new(log.in_use()));
+        let peers = Arc::new(Peers::new(dialer));
+        let raft = Raft::new(config.id, settings, Factory(peers.clone()), log, machine)
+            .await
+            .map_err(|error| OpenError::Raft(error.to_string()))?;
+        let queue = Queue::start(config.id, raft.clone(), peers.clone());
+        tokio::spawn(membership::follow_records(raft.clone(), published.clone()));
+        let reads =
+            Reads { id: config.id, raft: raft.clone(), peers: peers.clone(), published: published.clone() };
+        Ok(Self { config, raft, published, peers, queue, reads, disk, in_use })
+    }
+
+    /// Makes this replica the first and only member of a new group. No change if it is a member already.
+    ///
+    /// The group's first commands are [`Command::Init`] and [`Command::PutReplica`] with this replica's id.
+    ///
+    /// # Errors
+    /// [`OpenError::Raft`] if the group could not be made.
+    pub async fn initialize(&self) -> Result<(), OpenError> {
+        let members = [(self.config.id, BasicNode::new(&self.config.address))];
+        match self.raft.initialize(std::collections::BTreeMap::from(members)).await {
+            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
+            Err(error) => Err(OpenError::Raft(error.to_string())),
+        }
+    }
+
+    /// Whether it knows of a group: it was initialised, or a leader has added it.
+    pub async fn is_member(&self) -> bool {
+        self.raft.is_initialized().await.unwrap_or(false)
+    }
+
+    /// This replica's id.
+    pub fn id(&self) -> u64 {
+        self.config.id
+    }
+
+    /// The raft door, to be served to other replicas. `authorize` sees the extensions of every request.
+    pub fn service(&self, authorize: Authorize) -> RaftServer<RaftService> {
+        let (raft, queue, reads) = (self.raft.clone(), self.queue.clone(), self.reads.clone());
+        RaftService { raft, queue, reads, authorize }.into_server()
+    }
+
+    /// Changes the cluster. Durable on a majority of replicas when it returns, whichever replica it is called on.
+    ///
+    /// # Errors
+    /// [`WriteError::Refused`] if the command was refused; any other error leaves open whether it takes effect,
+    /// but for [`WriteError::TooLarge`].
+    pub async fn write(&self, command: Command) -> Result<Applied, WriteError> {
+        self.write_once(Bytes16(rand::random()), command).await
+    }
+
+    /// Like [`Replica::write`], with the caller's own idempotency key: 128 random bits. Repeating a command with
+    /// the same key, on any replica, within a minute, applies it once.
+    ///
+    /// # Errors
+    /// As [`Replica::write`].
+    pub async fn write_once(&self, key: Bytes16, command: Command) -> Result<Applied, WriteError> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        let now_unix_ms = u64::try_from(now).unwrap_or(u64::MAX);
+        self.queue.write(Envelope { key, now_unix_ms, random: Bytes16(rand::random()), command }).await
+    }
+
+    /// A state that holds every write that was acknowledged, anywhere, before this was called.
+    ///
+    /// # Errors
+    /// No leader or no majority in time.
+    pub async fn linearizable(&self) -> Result<Arc<State>, ReadError> {
+        self.reads.linearizable().await
+    }
+
+    /// What this replica has applied: perhaps older than what others have, never older than it was.
+    ///
+    /// Do not keep it longer than needed: while somebody does, each change costs a copy of the state.
+    pub fn applied(&self) -> Arc<State> {
+        self.published.state()
+    }
+
+    /// The revision of [`Replica::applied`], as it changes.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.published.revisions()
+    }
+
+    /// Every event after a revision, oldest first.
+    ///
+    /// # Errors
+    /// [`Compacted`] if some are forgotten: read the whole state and go on from its revision.
+    pub fn events_after(&self, revision: u64) -> Result<Vec<Arc<Event>>, Compacted> {
+        self.published.history().after(revision)
+    }
+
+    /// How this replica sees the group.
+    pub fn metrics(&self) -> ReplicaView {
+        view::view(&self.raft.metrics().borrow(), &self.peers, &self.disk)
+    }
+
+    /// Adds a replica to the group, or changes its address; the id 0 asks for a new one. It becomes a learner at
+    /// once and a voter when it has caught up. Answers its id.
+    ///
+    /// # Errors
+    /// As [`Replica::write`].
+    pub async fn add_replica(&self, id: u64, address: impl Into<String>) -> Result<u64, WriteError> {
+        let record = ReplicaRecord { id, address: address.into() };
+        match self.write(Command::PutReplica(record)).await?.granted {
+            Granted::Replica(id) => Ok(id),
+            _ => Ok(id),
+        }
+    }
+
+    /// Takes a replica out of the group.
+    ///
+    /// # Errors
+    /// As [`Replica::write`].
+    pub async fn remove_replica(&self, id: u64) -> Result<Applied, WriteError> {
+        self.write(Command::RemoveReplica { id }).await
+    }
+
+    /// Takes a snapshot now. Returns before it is done.
+    pub async fn snapshot(&self) {
+        // If raft has stopped, there is nothing to take one of.
+        let _ = self.raft.trigger().snapshot().await;
+    }
+
+    /// Returns once this replica does not take part any more, with the reason: a failed disk, mostly. The process
+    /// should end then: it serves nothing that can be relied upon.
+    pub async fn stopped(&self) -> String {
+        let mut metrics = self.raft.metrics();
+        let failed = metrics.wait_for(|metrics| metrics.running_state.is_err()).await;
+        let reason =
+            failed.ok().and_then(|metrics| metrics.running_state.as_ref().err().map(ToString::to_string));
+        reason.unwrap_or_else(|| "it was shut down".to_owned())
+    }
+
+    /// Leaves the group for now and closes the disk. Calls after this fail.
+    pub async fn shutdown(&self) {
+        if let Err(error) = self.raft.shutdown().await {
+            tracing::warn!(%error, "raft did not end well");
+        }
+        let closed = async {
+            while (self.in_use)() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        if tokio::time::timeout(CLOSE_PATIENCE, closed).await.is_err() {
+            tracing::warn!("the log is still in use");
+        }
+    }
+
+    /// Whether this replica leads, as far as it knows.
+    pub fn is_leader(&self) -> bool {
+        self.raft.metrics().borrow().state == openraft::ServerState::Leader
+    }
+}

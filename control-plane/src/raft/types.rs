@@ -1,0 +1,43 @@
+//! openraft's type parameters, filled in.
+
+use std::{io::Cursor, sync::Arc};
+
+use mesh_store::{Envelope, Outcome};
+use serde::{Deserialize, Serialize};
+
+/// The commands of one log entry. Shared, because an entry is cached, sent, written and applied.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Batch(pub(crate) Arc<Vec<Envelope>>);
+
+/// One per command of the entry; none for entries of openraft's own.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Answers(pub(crate) Vec<Outcome>);
+
+openraft::declare_raft_types!(
+    /// See the types that it names.
+    pub(crate) TypeConfig:
+        D = Batch,
+        R = Answers,
+        NodeId = u64,
+        Node = openraft::BasicNode,
+        Entry = openraft::Entry<TypeConfig>,
+        SnapshotData = Cursor<Vec<u8>>,
+        Responder = openraft::impls::OneshotResponder<TypeConfig>,
+        AsyncRuntime = openraft::TokioRuntime,
+);
+
+pub(crate) type Raft = openraft::Raft<TypeConfig>;
+pub(crate) type Entry = openraft::Entry<TypeConfig>;
+pub(crate) type LogId = openraft::LogId<u64>;
+pub(crate) type Vote = openraft::Vote<u64>;
+pub(crate) type StorageError = openraft::StorageError<u64>;
+pub(crate) type StorageIOError = openraft::StorageIOError<u64>;
+pub(crate) type StoredMembership = openraft::StoredMembership<u64, openraft::BasicNode>;
+pub(crate) type SnapshotMeta = openraft::SnapshotMeta<u64, openraft::BasicNode>;
+pub(crate) type Snapshot = openraft::Snapshot<TypeConfig>;
+pub(crate) type Metrics = openraft::RaftMetrics<u64, openraft::BasicNode>;
+
+/// An error with its text, in the form that openraft takes.
+pub(crate) fn any_error(error: impl std::fmt::Display) -> openraft::AnyError {
+    openraft::AnyError::error(error)
+}
