@@ -343,10 +343,20 @@ fn what_is_not_ipv4_is_dropped_except_what_keeps_the_link_alive() {
             node.expect(direction, &neighbour_solicitation(135, 64), Reason::Ipv6);
             node.expect(direction, &neighbour_solicitation(134, 255), Reason::Ipv6);
         }
+        assert_eq!(node.told(Egress, &listener_report()), None);
         let mut other = frame(&syn((FRIEND, 1), (POD, 2)));
         other[14 + 9] = 47;
         node.expect(Ingress, &other, Reason::UnsupportedProtocol);
     });
+}
+
+/// RFC 3810, section 5.2: from fe80::1 to ff02::16, with a router alert.
+fn listener_report() -> Vec<u8> {
+    let mut packet = vec![0x60, 0, 0, 0, 0, 16, 0, 1];
+    packet.extend([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+    packet.extend([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x16]);
+    packet.extend([58, 0, 5, 2, 0, 0, 1, 0, 143, 0, 0, 0, 0, 0, 0, 0]);
+    ethernet(0x86dd, &packet)
 }
 
 /// From fe80::1 to ff02::1.
@@ -425,6 +435,26 @@ fn packets_are_counted_by_reason() {
         assert_eq!((metrics.len(), direction, reason), (1, Ingress, Reason::DefaultDeny));
         assert_eq!((metric.packets, metric.bytes), (3, 3 * opening.len() as u64));
         assert_eq!(node.kernel.lost().expect("readable"), 0);
+    });
+}
+
+#[test]
+fn what_a_packet_costs_is_printed() {
+    in_sandbox(|sandbox| {
+        let rules = [allow(Ingress, FRIEND_IDENTITY, TCP, Some((80, 80)), 1)];
+        let node = Node::with_policy(sandbox, Class::DENY_INGRESS, &rules);
+        let opening = syn((FRIEND, 4000), (POD, 80));
+        let reply = answer(&opening, tcp::SYN | tcp::ACK);
+        for (what, direction, packet) in [
+            ("an opening, judged", Ingress, opening),
+            ("a reply", Egress, reply),
+            ("a segment", Ingress, more(&opening, tcp::ACK)),
+        ] {
+            let (passes, time) =
+                node.kernel.time_frame(direction, &frame(&packet), 100_000).expect("a test run");
+            assert!(passes);
+            println!("{what:<20} {:>6} ns", time.as_nanos());
+        }
     });
 }
 

@@ -18,6 +18,7 @@ pub mod conntrack;
 pub mod decide;
 pub mod endpoint;
 pub mod flow;
+pub mod fragment;
 pub mod identity;
 pub mod limits;
 pub mod metrics;

@@ -3,32 +3,10 @@
 //! A piece whose first piece was not seen here is dropped: it can't be judged. So is a second piece of a TCP
 //! segment that begins within the TCP header (RFC 1858, section 4): it could replace what was judged.
 
-use ebpf_shared::{Ip4, Kind};
+use ebpf_shared::Kind;
+use ebpf_shared::fragment::{FragmentKey, Head};
 
 use crate::maps::FRAGMENTS;
-
-/// Key of `FRAGMENTS`: RFC 791 identifies a datagram by addresses, protocol and identification.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct FragmentKey {
-    pub ifindex: u32,
-    pub src: Ip4,
-    pub dst: Ip4,
-    pub identification: u16,
-    pub protocol: u8,
-    pub direction: u8,
-}
-
-/// Value of `FRAGMENTS`: what only the first piece says.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct Head {
-    pub src_port: u16,
-    pub dst_port: u16,
-    /// 1: an ICMP echo reply.
-    pub is_echo_reply: u8,
-    pub padding: [u8; 3],
-}
 
 #[inline(always)]
 pub fn remember(key: &FragmentKey, src_port: u16, dst_port: u16, kind: Kind) {

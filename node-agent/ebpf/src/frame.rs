@@ -2,13 +2,13 @@
 //! that nothing can change between check and use.
 
 use aya_ebpf::programs::TcContext;
+use ebpf_shared::fragment::FragmentKey;
 use ebpf_shared::packet::{Kind, Packet, protocol, tcp};
 use ebpf_shared::{Direction, Ip4, Reason};
 
-use crate::fragment::{self, FragmentKey};
+use crate::fragment;
 
 const ETHERNET: usize = 14;
-const ETHERTYPE: usize = 12;
 const ARP: u16 = 0x0806;
 const IPV4: u16 = 0x0800;
 const IPV6: u16 = 0x86dd;
@@ -57,12 +57,14 @@ pub enum Frame {
 /// Looks at the link layer.
 #[inline(always)]
 pub fn classify(ctx: &TcContext) -> Result<Frame, Reason> {
+    let skb = ctx.skb.skb;
     // SAFETY: the context is valid as long as the program runs.
-    if unsafe { (*ctx.skb.skb).vlan_present } != 0 {
+    let (has_vlan, ethertype) = unsafe { ((*skb).vlan_present != 0, (*skb).protocol) };
+    if has_vlan {
         return Err(Reason::UnsupportedEthertype);
     }
-    let Ok(ethertype) = ctx.load::<u16>(ETHERTYPE) else { return Err(Reason::Malformed) };
-    match u16::from_be(ethertype) {
+    // The kernel has read it from the frame, or is about to write it there.
+    match u16::from_be(ethertype as u16) {
         ARP => Ok(Frame::Link),
         IPV4 => match ctx.load::<Ip4Header>(ETHERNET) {
             Ok(header) => Ok(Frame::Ip4(header)),
@@ -84,18 +86,24 @@ struct Ip6Header {
     dst: [u32; 4],
 }
 
-/// Lets pass what IPv6 needs to stay quiet on a link without IPv6: router solicitation, neighbour solicitation
-/// and advertisement (RFC 4861), never off the link. Router advertisements and redirects would change the
-/// host's or the pod's routes, so they don't pass.
+/// Lets pass what every IPv6 stack says on a link, even one without IPv6 beyond it: router solicitation, neighbour
+/// solicitation and advertisement (RFC 4861), multicast listener reports (RFC 3810), never off the link. Router
+/// advertisements and redirects would change the host's or the pod's routes, so they don't pass.
 #[inline(always)]
 fn neighbour_discovery(ctx: &TcContext) -> Result<Frame, Reason> {
+    const HOP_BY_HOP: u8 = 0;
     const ICMPV6: u8 = 58;
+    /// ff02::16, where multicast listener reports go; they begin with a router alert option.
+    const REPORTS: [u32; 4] = [0xff02_0000_u32.to_be(), 0, 0, 0x16_u32.to_be()];
     let Ok(header) = ctx.load::<Ip6Header>(ETHERNET) else { return Err(Reason::Malformed) };
     let Ok(kind) = ctx.load::<u8>(ETHERNET + size_of::<Ip6Header>()) else { return Err(Reason::Ipv6) };
     let from = u32::from_be(header.src[0]);
     let to = u32::from_be(header.dst[0]);
     let on_link = from >> 22 == 0xfe80 >> 6 || header.src == [0; 4];
     let to_link = to >> 22 == 0xfe80 >> 6 || to >> 16 == 0xff02;
+    if header.next_header == HOP_BY_HOP && header.hop_limit == 1 && on_link && header.dst == REPORTS {
+        return Ok(Frame::Link);
+    }
     let solicits = kind == 133 || kind == 135 || kind == 136;
     if header.next_header == ICMPV6 && header.hop_limit == 255 && on_link && to_link && solicits {
         return Ok(Frame::Link);
@@ -152,7 +160,7 @@ pub fn parse(ctx: &TcContext, ip: &Ip4Header, ifindex: u32, direction: Direction
     }
 
     match ip.protocol {
-        protocol::TCP => ports(ctx, at, payload, 20, &mut packet)?,
+        protocol::TCP => tcp_header(ctx, at, payload, &mut packet)?,
         protocol::UDP => ports(ctx, at, payload, 8, &mut packet)?,
         protocol::SCTP => ports(ctx, at, payload, 12, &mut packet)?,
         protocol::ICMP => icmp(ctx, at, payload, direction, &mut packet)?,
@@ -171,7 +179,35 @@ pub fn parse(ctx: &TcContext, ip: &Ip4Header, ifindex: u32, direction: Direction
     Ok(packet)
 }
 
-/// Reads the ports, and for TCP the flags, of a transport header of at least `least` bytes.
+/// The first 16 bytes of a TCP header (RFC 9293, section 3.1).
+#[repr(C)]
+struct TcpHeader {
+    ports: [u16; 2],
+    sequence: u32,
+    acknowledgment: u32,
+    offset: u8,
+    flags: u8,
+    window: u16,
+}
+
+#[inline(always)]
+fn tcp_header(ctx: &TcContext, at: usize, payload: usize, packet: &mut Packet) -> Result<(), Reason> {
+    const LEAST: usize = 20;
+    if payload < LEAST {
+        return Err(Reason::Malformed);
+    }
+    let Ok(header) = ctx.load::<TcpHeader>(at) else { return Err(Reason::Malformed) };
+    let length = usize::from(header.offset >> 4) * 4;
+    if length < LEAST || length > payload {
+        return Err(Reason::Malformed);
+    }
+    packet.src_port = u16::from_be(header.ports[0]);
+    packet.dst_port = u16::from_be(header.ports[1]);
+    packet.tcp_flags = header.flags;
+    Ok(())
+}
+
+/// Reads the ports of a transport header of at least `least` bytes.
 #[inline(always)]
 fn ports(
     ctx: &TcContext,
@@ -186,14 +222,6 @@ fn ports(
     let Ok([src, dst]) = ctx.load::<[u16; 2]>(at) else { return Err(Reason::Malformed) };
     packet.src_port = u16::from_be(src);
     packet.dst_port = u16::from_be(dst);
-    if packet.protocol == protocol::TCP {
-        let Ok([offset, flags]) = ctx.load::<[u8; 2]>(at + 12) else { return Err(Reason::Malformed) };
-        let length = usize::from(offset >> 4) * 4;
-        if length < least || length > payload {
-            return Err(Reason::Malformed);
-        }
-        packet.tcp_flags = flags;
-    }
     Ok(())
 }
 

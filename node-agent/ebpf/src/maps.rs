@@ -3,13 +3,12 @@
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
+use ebpf_shared::fragment::{FragmentKey, Head};
 use ebpf_shared::service::SocketAddr4;
 use ebpf_shared::{
     Backend, BackendKey, CapturedKey, Class, ConnEntry, ConnKey, Endpoint, Ip4, Metric, Netns, PolicyKey,
     PolicyValue, ReverseKey, ServiceKey, ServiceValue, limits, metrics,
 };
-
-use crate::fragment::{FragmentKey, Head};
 
 /// The layout of all other pinned maps; written by the agent that created them.
 #[map]

@@ -42,6 +42,7 @@ mod weights;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use aya::maps::{Array, MapData, PerCpuArray};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
@@ -177,7 +178,7 @@ impl Kernel {
 
     /// Forgets all connections of a pod's interface.
     pub fn forget_connections(&mut self, ifindex: u32) -> Result<(), KernelError> {
-        for (key, _) in self.conntrack.dump()? {
+        for key in self.conntrack.keys()? {
             if key.ifindex == ifindex {
                 self.conntrack.delete(&key)?;
             }
@@ -240,14 +241,24 @@ impl Kernel {
     /// Whether a frame would pass the door of the endpoint with ifindex 1: runs the loaded program on it, with all its
     /// effects on conntrack, counters and events (`BPF_PROG_TEST_RUN`).
     pub fn try_frame(&self, direction: Direction, frame: &[u8]) -> Result<bool, KernelError> {
+        self.time_frame(direction, frame, 1).map(|(passes, _)| passes)
+    }
+
+    /// As [`Self::try_frame`], so many times; the time is the mean of one run.
+    pub fn time_frame(
+        &self,
+        direction: Direction,
+        frame: &[u8],
+        times: u32,
+    ) -> Result<(bool, Duration), KernelError> {
         let name = links::door(direction);
         let program = self.programs.program(name).ok_or(KernelError::Missing { what: "program", name })?;
         let program: &SchedClassifier =
             program.try_into().map_err(|source| KernelError::program(name, source))?;
         let result = program
-            .test_run(TestRunOptions { data_in: Some(frame), ..TestRunOptions::default() })
+            .test_run(TestRunOptions { data_in: Some(frame), repeat: times, ..TestRunOptions::default() })
             .map_err(|source| KernelError::program(name, source))?;
-        Ok(result.return_value != TC_ACT_SHOT)
+        Ok((result.return_value != TC_ACT_SHOT, result.duration))
     }
 }
 

@@ -1,14 +1,20 @@
 //! Typed handles on hash maps and longest-prefix tries.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, MapData, MapError};
 
+use ebpf_shared::limits;
+
 use super::KernelError;
 use super::generation::Generation;
+
+/// Twice what the greatest map holds. The kernel begins again at the first key where the last one has been removed
+/// meanwhile, so that a busy map could be walked for ever.
+const MOST_STEPS: usize = 2 * limits::BACKENDS as usize;
 
 /// A hash map. Each write raises the generation, where the verdict reads the map.
 pub struct HashTable<K, V> {
@@ -49,13 +55,17 @@ impl<K: Pod + Ord, V: Pod> HashTable<K, V> {
     /// Everything in the map. Entries that the programs write meanwhile may or may not be there.
     pub fn dump(&self) -> Result<BTreeMap<K, V>, KernelError> {
         let mut entries = BTreeMap::new();
-        for entry in self.map.iter() {
-            match entry {
-                Ok((key, value)) => entries.insert(key, value),
-                Err(source) => return Err(KernelError::Map { name: self.name, source }),
-            };
+        for entry in self.map.iter().take(MOST_STEPS) {
+            let (key, value) = entry.map_err(|source| KernelError::Map { name: self.name, source })?;
+            entries.insert(key, value);
         }
         Ok(entries)
+    }
+
+    /// Every key, see [`Self::dump`].
+    pub fn keys(&self) -> Result<BTreeSet<K>, KernelError> {
+        let keys = self.map.keys().take(MOST_STEPS);
+        keys.map(|key| key.map_err(|source| KernelError::Map { name: self.name, source })).collect()
     }
 }
 
