@@ -1,0 +1,29 @@
+//! `clustermesh describe`
+
+use std::path::Path;
+
+use super::{
+    args::DescribeArgs,
+    client::connect,
+    failure::Failure,
+    get, kinds, now_unix,
+    out::{self, Paint},
+    render,
+    selector::Selector,
+};
+
+pub(crate) async fn run(socket: &Path, args: &DescribeArgs) -> Result<(), Failure> {
+    let targets = kinds::parse(&args.what)?;
+    Selector::parse(&args.selector)?;
+    let namespace = args.scope.wire();
+    let mut admin = connect(socket).await?;
+    let found = get::list(&mut admin, &targets, &namespace, &args.selector).await?;
+    let (now, paint) = (now_unix(), Paint::for_stdout());
+    let pages: Vec<String> =
+        found.objects.iter().map(|o| render::describe::render(o, now, paint)).collect::<Result<_, _>>()?;
+    if pages.is_empty() && found.missing.is_empty() {
+        out::remark("nothing found");
+    }
+    out::print(&pages.join("\n\n"))?;
+    get::absent(&found.missing, &namespace).map_or(Ok(()), Err)
+}

@@ -1,0 +1,260 @@
+//! The state of a cluster.
+
+use serde_json::{Value, json};
+use xds_proto::isthmus::admin::v1::{DataPlaneStatus, PeerStatus, ReplicaStatus, StatusResponse};
+
+use super::{
+    age::{age, timestamp, until},
+    table::{Cell, Table},
+};
+use crate::cli::out::{Paint, Tone};
+
+/// Certificates with less time than this are marked, in seconds.
+const SOON: u64 = 6 * 3600;
+
+/// `-o table`
+pub(crate) fn render(s: &StatusResponse, now: u64, paint: Paint) -> String {
+    let mut out = String::new();
+    let mut cluster =
+        Table::new(["CLUSTER", "TRUST-DOMAIN", "MESH-DOMAIN", "REVISION", "LEADER", "ANSWERED-BY"]);
+    let leader = if s.leader == 0 { Cell::toned("<none>", Tone::Bad) } else { s.leader.to_string().into() };
+    cluster.row(vec![
+        s.cluster.as_str().into(),
+        s.trust_domain.as_str().into(),
+        s.mesh_domain.as_str().into(),
+        s.revision.to_string().into(),
+        leader,
+        s.answered_by.to_string().into(),
+    ]);
+    out.push_str(&cluster.render(true, paint));
+    let mut section = |title: &str, table: Option<Table>| {
+        let title = paint.paint(Tone::Heading, title);
+        match table {
+            Some(table) => out.push_str(&format!("\n{title}\n{}", table.render(true, paint))),
+            None => out.push_str(&format!("\n{title}: none\n")),
+        }
+    };
+    section("Replicas", replicas(&s.replicas));
+    section("Peers", peers(&s.peers, now));
+    section("Data planes", data_planes(&s.data_planes, now));
+    section("Certificates", certificates(s, now));
+    let mut objects: Vec<_> = s.objects.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+    objects.sort_by(|a, b| a.split(' ').nth(1).cmp(&b.split(' ').nth(1)));
+    let objects = if objects.is_empty() { "none".to_owned() } else { objects.join(", ") };
+    out.push_str(&format!("\n{}: {objects}\n", paint.paint(Tone::Heading, "Objects")));
+    out
+}
+
+fn replicas(replicas: &[ReplicaStatus]) -> Option<Table> {
+    let mut table = Table::new(["ID", "ADDRESS", "ROLE", "MATCHED", "LAG"]);
+    for r in replicas {
+        let tone = match r.role.as_str() {
+            "leader" => Tone::Good,
+            "unreachable" => Tone::Bad,
+            _ => Tone::Plain,
+        };
+        table.row(vec![
+            r.id.to_string().into(),
+            r.address.as_str().into(),
+            Cell::toned(&*r.role, tone),
+            r.matched.to_string().into(),
+            Cell::toned(r.lag.to_string(), if r.lag == 0 { Tone::Plain } else { Tone::Warning }),
+        ]);
+    }
+    (!replicas.is_empty()).then_some(table)
+}
+
+fn peers(peers: &[PeerStatus], now: u64) -> Option<Table> {
+    let mut table =
+        Table::new(["CLUSTER", "TRUST-DOMAIN", "STATE", "REVISION", "LAST-HEARD", "SERVICES", "ERROR"]);
+    for p in peers {
+        let tone = match p.state.as_str() {
+            "connected" => Tone::Good,
+            "stale" => Tone::Warning,
+            _ => Tone::Bad,
+        };
+        let heard = (p.last_heard_unix_ms > 0).then_some(p.last_heard_unix_ms / 1000);
+        table.row(vec![
+            p.cluster.as_str().into(),
+            p.trust_domain.as_str().into(),
+            Cell::toned(&*p.state, tone),
+            p.origin_revision.to_string().into(),
+            heard.map_or_else(|| "never".to_owned(), |at| format!("{} ago", age(Some(at), now))).into(),
+            p.imported_services.to_string().into(),
+            error(&p.error),
+        ]);
+    }
+    (!peers.is_empty()).then_some(table)
+}
+
+fn data_planes(planes: &[DataPlaneStatus], now: u64) -> Option<Table> {
+    let mut table =
+        Table::new(["ID", "KIND", "REPLICA", "SENT", "ACKED", "SYNC", "CONNECTED", "NACKED", "LAST-ERROR"]);
+    for d in planes {
+        let behind = d.sent_revision.saturating_sub(d.acked_revision);
+        let sync = match behind {
+            0 => Cell::toned("synced", Tone::Good),
+            behind => Cell::toned(format!("{behind} behind"), Tone::Warning),
+        };
+        let connected = (d.connected_unix_ms > 0).then_some(d.connected_unix_ms / 1000);
+        table.row(vec![
+            d.id.as_str().into(),
+            d.kind.as_str().into(),
+            d.replica.to_string().into(),
+            d.sent_revision.to_string().into(),
+            d.acked_revision.to_string().into(),
+            sync,
+            age(connected, now).into(),
+            Cell::toned(d.nacked.to_string(), if d.nacked == 0 { Tone::Plain } else { Tone::Bad }),
+            error(&d.last_error),
+        ]);
+    }
+    (!planes.is_empty()).then_some(table)
+}
+
+fn certificates(s: &StatusResponse, now: u64) -> Option<Table> {
+    let mut table = Table::new(["SUBJECT", "ISSUER", "NOT-AFTER", "REMAINING"]);
+    for c in &s.certificates {
+        let remaining = c.not_after_unix.saturating_sub(now);
+        let tone = match remaining {
+            0 => Tone::Bad,
+            1..SOON => Tone::Warning,
+            _ => Tone::Plain,
+        };
+        table.row(vec![
+            c.subject.as_str().into(),
+            c.issuer.as_str().into(),
+            timestamp(c.not_after_unix).into(),
+            Cell::toned(until(c.not_after_unix, now), tone),
+        ]);
+    }
+    (!s.certificates.is_empty()).then_some(table)
+}
+
+fn error(text: &str) -> Cell {
+    Cell::toned(text, if text.is_empty() { Tone::Plain } else { Tone::Bad })
+}
+
+/// `-o json` and `-o yaml`
+pub(crate) fn value(s: &StatusResponse) -> Value {
+    let replicas = s.replicas.iter().map(
+        |r| json!({"id": r.id, "address": r.address, "role": r.role, "matched": r.matched, "lag": r.lag}),
+    );
+    let peers = s.peers.iter().map(|p| {
+        json!({
+            "cluster": p.cluster, "trustDomain": p.trust_domain, "state": p.state,
+            "originRevision": p.origin_revision, "lastHeardUnixMs": p.last_heard_unix_ms,
+            "importedServices": p.imported_services, "error": p.error,
+        })
+    });
+    let data_planes = s.data_planes.iter().map(|d| {
+        json!({
+            "id": d.id, "kind": d.kind, "replica": d.replica, "sentRevision": d.sent_revision,
+            "ackedRevision": d.acked_revision, "nacked": d.nacked, "lastError": d.last_error,
+            "connectedUnixMs": d.connected_unix_ms,
+        })
+    });
+    let certificates = s.certificates.iter().map(|c| {
+        json!({
+            "subject": c.subject, "issuer": c.issuer,
+            "notAfter": timestamp(c.not_after_unix), "notAfterUnix": c.not_after_unix,
+        })
+    });
+    json!({
+        "cluster": s.cluster, "trustDomain": s.trust_domain, "meshDomain": s.mesh_domain,
+        "revision": s.revision, "leader": s.leader, "answeredBy": s.answered_by,
+        "replicas": replicas.collect::<Vec<_>>(),
+        "peers": peers.collect::<Vec<_>>(),
+        "dataPlanes": data_planes.collect::<Vec<_>>(),
+        "certificates": certificates.collect::<Vec<_>>(),
+        "objects": s.objects,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use xds_proto::isthmus::admin::v1::CertificateStatus;
+
+    const NOW: u64 = 1_790_000_000;
+
+    fn sample() -> StatusResponse {
+        StatusResponse {
+            cluster: "west".into(),
+            trust_domain: "west.example".into(),
+            mesh_domain: "mesh.local".into(),
+            revision: 42,
+            leader: 1,
+            answered_by: 2,
+            replicas: vec![ReplicaStatus {
+                id: 1,
+                address: "192.0.2.1:9443".into(),
+                role: "leader".into(),
+                matched: 42,
+                lag: 0,
+            }],
+            peers: vec![PeerStatus {
+                cluster: "east".into(),
+                trust_domain: "east.example".into(),
+                state: "connected".into(),
+                origin_revision: 17,
+                last_heard_unix_ms: (NOW - 3) * 1000,
+                imported_services: 2,
+                error: String::new(),
+            }],
+            data_planes: vec![DataPlaneStatus {
+                id: "agent~west-n1".into(),
+                kind: "agent".into(),
+                replica: 1,
+                sent_revision: 42,
+                acked_revision: 40,
+                nacked: 0,
+                last_error: String::new(),
+                connected_unix_ms: (NOW - 90) * 1000,
+            }],
+            certificates: vec![CertificateStatus {
+                subject: "spiffe://west.example/isthmus/replica/1".into(),
+                issuer: "CN=west.example issuer".into(),
+                not_after_unix: NOW + 86400,
+            }],
+            objects: [("Service".to_owned(), 3), ("HTTPRoute".to_owned(), 1)].into(),
+        }
+    }
+
+    #[test]
+    fn the_status_is_a_page_of_tables() {
+        let text = render(&sample(), NOW, Paint::PLAIN);
+        assert_eq!(
+            text,
+            "CLUSTER   TRUST-DOMAIN   MESH-DOMAIN   REVISION   LEADER   ANSWERED-BY\n\
+             west      west.example   mesh.local    42         1        2\n\
+             \n\
+             Replicas\n\
+             ID   ADDRESS          ROLE     MATCHED   LAG\n\
+             1    192.0.2.1:9443   leader   42        0\n\
+             \n\
+             Peers\n\
+             CLUSTER   TRUST-DOMAIN   STATE       REVISION   LAST-HEARD   SERVICES   ERROR\n\
+             east      east.example   connected   17         3s ago       2          <none>\n\
+             \n\
+             Data planes\n\
+             ID              KIND    REPLICA   SENT   ACKED   SYNC       CONNECTED   NACKED   LAST-ERROR\n\
+             agent~west-n1   agent   1         42     40      2 behind   90s         0        <none>\n\
+             \n\
+             Certificates\n\
+             SUBJECT                                   ISSUER                   NOT-AFTER              REMAINING\n\
+             spiffe://west.example/isthmus/replica/1   CN=west.example issuer   2026-09-22T14:13:20Z   24h\n\
+             \n\
+             Objects: 1 HTTPRoute, 3 Service\n"
+        );
+    }
+
+    #[test]
+    fn an_empty_cluster_has_a_page_too() {
+        let text = render(&StatusResponse::default(), NOW, Paint::PLAIN);
+        assert!(text.contains("Peers: none\n") && text.contains("Objects: none\n"), "{text}");
+        let value = value(&sample());
+        assert_eq!(value["peers"][0]["state"], "connected");
+        assert_eq!(value["dataPlanes"][0]["ackedRevision"], 40);
+    }
+}
