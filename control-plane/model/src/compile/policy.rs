@@ -39,12 +39,18 @@ pub(super) fn compile(
             policies.entry(&policy.meta.name.namespace).or_default().push(policy.into());
         }
     }
-    let mut members: BTreeMap<Vec<u8>, (Spec<'_>, Vec<&NamespacedName>)> = BTreeMap::new();
+    // By what selects them first: writing down the content once per group is cheaper than once per workload.
+    let mut groups: BTreeMap<Group<'_>, Vec<&NamespacedName>> = BTreeMap::new();
     for workload in declared(input) {
-        let own = policies.get(workload.meta.name.namespace.as_str()).map_or(&[][..], Vec::as_slice);
-        let spec = spec_of(workload, own);
+        let namespace = workload.meta.name.namespace.as_str();
+        let own = policies.get(namespace).map_or(&[][..], Vec::as_slice);
+        groups.entry(group_of(workload, own)).or_default().push(&workload.meta.name);
+    }
+    let mut members: BTreeMap<Vec<u8>, (Spec<'_>, Vec<&NamespacedName>)> = BTreeMap::new();
+    for (group, names) in groups {
+        let spec = spec_of(group, &policies);
         let key = serde_json::to_vec(&spec).expect("plain structs and string keys always serialize");
-        members.entry(key).or_insert_with(|| (spec, Vec::new())).1.push(&workload.meta.name);
+        members.entry(key).or_insert_with(|| (spec, Vec::new())).1.extend(names);
     }
     let mut resolver = Resolver::new(input);
     let mut classes = BTreeMap::new();
@@ -61,7 +67,11 @@ pub(super) fn compile(
     classes
 }
 
-fn spec_of<'a>(workload: &'a Workload, policies: &'a [NormalPolicy]) -> Spec<'a> {
+/// What a class depends on: the policies of the namespace that select a workload, by their place, and the
+/// workload's own meaning of the port names that they use.
+type Group<'a> = (&'a str, Vec<usize>, Vec<(Protocol, &'a str, u16)>);
+
+fn group_of<'a>(workload: &'a Workload, policies: &[NormalPolicy]) -> Group<'a> {
     let labels: Labels = workload
         .meta
         .labels
@@ -69,27 +79,35 @@ fn spec_of<'a>(workload: &'a Workload, policies: &'a [NormalPolicy]) -> Spec<'a>
         .filter(|(key, _)| is_policy_label(key))
         .map(|(key, value)| (key.clone(), value.clone()))
         .collect();
-    let selecting: Vec<&NormalPolicy> = policies.iter().filter(|p| p.subject.matches(&labels)).collect();
-    let ingress: Vec<&NormalSide> = selecting.iter().filter_map(|p| p.ingress.as_ref()).collect();
-    let egress = selecting.iter().filter_map(|p| p.egress.as_ref()).collect();
-    let wanted: BTreeSet<(Protocol, &str)> = ingress
-        .iter()
-        .flat_map(|side| &side.rules)
-        .flat_map(|rule| &rule.ports)
-        .filter_map(|port| match port {
-            PortMatch::Named { protocol, name } => Some((*protocol, name.as_str())),
-            PortMatch::Any | PortMatch::Range { .. } => None,
+    let selecting: Vec<usize> =
+        (0..policies.len()).filter(|i| policies[*i].subject.matches(&labels)).collect();
+    let used = |protocol: Protocol, wanted: &str| {
+        let sides = selecting.iter().filter_map(|i| policies[*i].ingress.as_ref());
+        sides.flat_map(|side| &side.rules).flat_map(|rule| &rule.ports).any(|port| match port {
+            PortMatch::Named { protocol: p, name } => *p == protocol && name == wanted,
+            PortMatch::Any | PortMatch::Range { .. } => false,
         })
-        .collect();
-    let own_ports = workload
+    };
+    let own_ports: BTreeSet<(Protocol, &str, u16)> = workload
         .ports
         .iter()
         .filter_map(|port| Some((port.protocol, port.name.as_deref()?, port.port)))
-        .filter(|(protocol, name, _)| wanted.contains(&(*protocol, *name)))
-        .collect::<BTreeSet<_>>()
-        .into_iter()
+        .filter(|(protocol, name, _)| used(*protocol, name))
         .collect();
-    Spec { ingress, egress, own_ports }
+    (workload.meta.name.namespace.as_str(), selecting, own_ports.into_iter().collect())
+}
+
+fn spec_of<'a>(
+    (namespace, selecting, own_ports): Group<'a>,
+    policies: &'a BTreeMap<&str, Vec<NormalPolicy>>,
+) -> Spec<'a> {
+    let of_namespace = policies.get(namespace).map_or(&[][..], Vec::as_slice);
+    let selecting = || selecting.iter().filter_map(|i| of_namespace.get(*i));
+    Spec {
+        ingress: selecting().filter_map(|p| p.ingress.as_ref()).collect(),
+        egress: selecting().filter_map(|p| p.egress.as_ref()).collect(),
+        own_ports,
+    }
 }
 
 /// A number that depends on the content alone, unless two contents collide: then the one that sorts later takes
