@@ -1,0 +1,288 @@
+//! Builds the parts, runs them, and stops them.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::Path,
+    time::Duration,
+};
+
+use anyhow::Context;
+use mesh_model::resource::NamespacedName;
+use mesh_tls::{SharedBundles, TrustBundles, certified, shared_bundles, shared_identity};
+use tokio::{
+    net::UnixListener,
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+    task::JoinSet,
+};
+use tonic::transport::Server;
+use xds_proto::{
+    envoy::service::{
+        discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer,
+        secret::v3::secret_discovery_service_server::SecretDiscoveryServiceServer,
+    },
+    isthmus::local::v1::{agent_server::AgentServer, cni_server::CniServer},
+};
+
+use crate::{
+    bootstrap::{NodeState, RegisterError, Upstream, register, renew_for_ever},
+    cni::{self, CniService, Creator, HostNet, Registry, SharedRegistry, pod_of},
+    config::RunArgs,
+    engine::Engine,
+    flows::{self, Queue},
+    identity::{Callers, SdsService, Secrets, attest},
+    kernel::Kernel,
+    local::StatusService,
+    maps::KernelMaps,
+    persist,
+    relay::{MAX_MESSAGE, Relay},
+    routes,
+    subscribe::{Cache, subscribe_for_ever},
+};
+
+/// A first start waits this long for a control plane that is still starting itself.
+const REGISTER_PATIENCE: Duration = Duration::from_secs(60);
+/// Between attempts.
+const RETRY: Duration = Duration::from_secs(1);
+/// Calls in progress are given this long when the agent stops.
+const DRAIN: Duration = Duration::from_secs(3);
+
+/// Runs the agent until SIGTERM or SIGINT. Programs, maps, links and routes stay: traffic goes on.
+///
+/// # Errors
+/// The agent can't start.
+pub async fn run(args: RunArgs) -> anyhow::Result<()> {
+    mesh_tls::install_provider();
+    persist::private_dir(&args.state_dir)
+        .with_context(|| format!("--state-dir {}", args.state_dir.display()))?;
+    let state = node_state(&args).await?;
+    cni::prepare_host()?;
+
+    let identity = shared_identity(Some(certified(state.identity()?)?));
+    let bundles = shared_bundles(own_bundle(&state)?);
+    let replicas = if args.replicas.is_empty() { state.replicas.clone() } else { args.replicas.clone() };
+    let upstream = Upstream::new(&state, replicas, identity.clone(), bundles.clone())?;
+
+    let mut kernel = Kernel::load(&args.bpffs, &args.cgroup)?;
+    let events = kernel.events()?.into_stream().context("flow events")?;
+    let engine = Engine::new(args.address, Box::new(KernelMaps::new(kernel)))?;
+    let cache = Cache::new(&args.state_dir).context("resource cache")?;
+    for update in cache.load() {
+        match engine.load(&update) {
+            Ok(()) => cache.remember(&update),
+            Err(reason) => tracing::warn!(reason, type_url = update.type_url, "cached resources are not used"),
+        }
+    }
+    refresh_bundles(&engine, &state, &bundles);
+
+    let registry = SharedRegistry::new(Registry::open(&args.state_dir, state.pod_cidr)?);
+    let host = HostNet::new().context("netlink")?;
+    let creator = Creator {
+        host: host.clone(),
+        engine: engine.clone(),
+        registry: registry.clone(),
+        address: args.address,
+    };
+    let lost = adopt(&creator).await?;
+    // Now the kernel is what cache and pods say, and what an earlier agent left beside it is gone.
+    engine.synchronise()?;
+
+    let gateways: BTreeSet<NamespacedName> = args.gateway_workloads.iter().cloned().collect();
+    let callers = Callers::new(registry.clone(), gateways.clone()).context("own network namespace")?;
+    let secrets = Secrets::new(&args.state_dir, engine.clone(), upstream.clone()).context("workload keys")?;
+    let queue = Queue::default();
+    let (stream, stream_status) = watch::channel(xds_client::Status::default());
+    let (revision, revision_status) = watch::channel(0);
+    let cni = CniService::new(creator, upstream.clone(), callers.clone(), secrets.clone());
+    cni.untold().extend(lost);
+
+    let mut tasks = JoinSet::new();
+    {
+        let (engine, cache, upstream, node) =
+            (engine.clone(), cache.clone(), upstream.clone(), state.node.clone());
+        let (for_bundles, state, bundles) = (engine.clone(), state.clone(), bundles.clone());
+        let cluster = state.cluster.clone();
+        tasks.spawn(async move {
+            let refresh = move || refresh_bundles(&for_bundles, &state, &bundles);
+            subscribe_for_ever(&node, &cluster, upstream, engine, cache, stream, revision, refresh).await;
+        });
+    }
+    tasks.spawn(renew_for_ever(state.clone(), args.state_dir.clone(), upstream.clone(), identity));
+    tasks.spawn(routes::keep_for_ever(host, engine.clone(), state.node.clone(), args.address));
+    tasks.spawn(flows::collect_for_ever(events, engine.clone(), state.node.clone(), queue.clone()));
+    tasks.spawn(flows::report_for_ever(queue.clone(), upstream.clone()));
+    tasks.spawn(cni::watch_for_ever(cni.clone()));
+    for gateway in gateways {
+        tasks.spawn(bind_gateway(upstream.clone(), gateway, args.address));
+    }
+    let retrying = engine.clone();
+    tasks.spawn(async move { retrying.retry_for_ever().await });
+    let writing = cache.clone();
+    tasks.spawn(async move { writing.write_for_ever().await });
+
+    let listener = listen(&args.socket)?;
+    let limit = MAX_MESSAGE;
+    let relay = Relay::new(callers.clone(), upstream.clone(), engine.clone());
+    let sds = SdsService::new(callers.clone(), secrets.clone(), engine.clone());
+    let status = StatusService {
+        node: state.node.clone(),
+        upstream,
+        engine,
+        registry,
+        secrets,
+        callers,
+        flows: queue,
+        stream: stream_status,
+        revision: revision_status,
+    };
+    let (stop, stopped) = watch::channel(false);
+    let mut stopping = stopped.clone();
+    let server = Server::builder()
+        .concurrency_limit_per_connection(256)
+        .add_service(CniServer::new(cni))
+        .add_service(AgentServer::new(status))
+        .add_service(AggregatedDiscoveryServiceServer::new(relay).max_decoding_message_size(limit))
+        .add_service(SecretDiscoveryServiceServer::new(sds).max_decoding_message_size(limit))
+        .serve_with_incoming_shutdown(attest(listener), async move {
+            let _ = stopping.wait_for(|stop| *stop).await;
+        });
+    let mut server = tokio::spawn(server);
+    if let Some(path) = &args.ready_file {
+        fs::write(path, std::process::id().to_string()).with_context(|| format!("{}", path.display()))?;
+    }
+    tracing::info!(node = state.node, pod_cidr = %state.pod_cidr, socket = %args.socket.display(), "ready");
+
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let result = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        ended = &mut server => match ended {
+            Ok(Ok(())) => Err(anyhow::anyhow!("the agent's socket is not served any more")),
+            Ok(Err(error)) => Err(error.into()),
+            Err(error) => Err(error.into()),
+        },
+        Some(ended) = tasks.join_next() => Err(match ended {
+            Ok(()) => anyhow::anyhow!("a part of the agent ended"),
+            Err(error) => anyhow::anyhow!("a part of the agent failed: {error}"),
+        }),
+    };
+    tracing::info!("stopping; traffic goes on");
+    stop.send_replace(true);
+    tasks.abort_all();
+    if result.is_ok() && tokio::time::timeout(DRAIN, &mut server).await.is_err() {
+        server.abort();
+    }
+    cache.flush();
+    if let Some(path) = &args.ready_file {
+        let _ = fs::remove_file(path);
+    }
+    let _ = fs::remove_file(&args.socket);
+    result
+}
+
+/// The state of an earlier start, or a registration.
+async fn node_state(args: &RunArgs) -> anyhow::Result<NodeState> {
+    if let Some(state) = NodeState::load(&args.state_dir)? {
+        if state.node != args.node {
+            anyhow::bail!(
+                "--state-dir {} belongs to node {}, not to {}; use another directory",
+                args.state_dir.display(),
+                state.node,
+                args.node
+            );
+        }
+        return Ok(state);
+    }
+    let Some(token) = &args.join else {
+        anyhow::bail!(
+            "this node is not registered yet: give --join the output of `clustermesh token create --for node`"
+        );
+    };
+    let deadline = tokio::time::Instant::now() + REGISTER_PATIENCE;
+    loop {
+        match register(token, &args.node, args.address).await {
+            Ok(state) => {
+                state.save(&args.state_dir)?;
+                tracing::info!(node = state.node, cluster = state.cluster, "registered");
+                return Ok(state);
+            }
+            Err(error @ RegisterError::Unreachable(_)) if tokio::time::Instant::now() < deadline => {
+                tracing::warn!(%error, "registration is tried again");
+                tokio::time::sleep(RETRY).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Takes over the pods of an earlier agent. Those that are gone, or were never finished, are removed; it says which
+/// workloads they ran.
+async fn adopt(creator: &Creator) -> anyhow::Result<Vec<NamespacedName>> {
+    let known: Vec<_> = creator.registry.lock().iter().cloned().collect();
+    let mut gone = Vec::new();
+    let mut kept = Vec::new();
+    for endpoint in known {
+        let index = creator.host.index(&endpoint.host_interface).await?;
+        if endpoint.ready && index == Some(endpoint.ifindex) {
+            creator.engine.attach(&endpoint.host_interface, endpoint.ifindex)?;
+            creator.engine.load_pod(endpoint.workload.clone(), pod_of(&endpoint));
+            kept.push(endpoint.ifindex);
+        } else {
+            gone.push(endpoint);
+        }
+    }
+    let mut lost = Vec::new();
+    for endpoint in gone {
+        tracing::warn!(workload = %endpoint.workload, "the pod went away while no agent ran");
+        creator.host.remove(&endpoint.host_interface).await?;
+        creator.registry.lock().remove(&endpoint.key())?;
+        lost.push(endpoint.workload);
+    }
+    creator.engine.detach_all_but(&kept)?;
+    Ok(lost)
+}
+
+fn own_bundle(state: &NodeState) -> anyhow::Result<TrustBundles> {
+    let mut bundles = TrustBundles::new();
+    bundles.insert(state.trust_domain.clone(), state.root_certificates())?;
+    Ok(bundles)
+}
+
+/// The replicas are verified with the roots that the control plane last told; at first, with those of registration.
+fn refresh_bundles(engine: &Engine, state: &NodeState, bundles: &SharedBundles) {
+    let told = engine.resources(|resources| resources.bundles.get(&state.trust_domain).cloned());
+    let Some(roots) = told else { return };
+    let mut fresh = TrustBundles::new();
+    let roots = roots.into_iter().map(mesh_tls::CertificateDer::from).collect();
+    match fresh.insert(state.trust_domain.clone(), roots) {
+        Ok(()) => bundles.store(std::sync::Arc::new(fresh)),
+        Err(error) => tracing::error!(%error, "the trust bundle of this cluster is not used"),
+    }
+}
+
+/// Tells the control plane that a gateway runs on this node's own address, until it has heard it.
+async fn bind_gateway(upstream: Upstream, gateway: NamespacedName, address: std::net::Ipv4Addr) {
+    loop {
+        match cni::report(&upstream, &gateway, address).await {
+            Ok(()) => {
+                tracing::info!(%gateway, "gateway bound to this node");
+                // A part of the agent that ends, ends the agent.
+                return std::future::pending().await;
+            }
+            Err(status) => {
+                tracing::warn!(%gateway, reason = status.message(), "gateway not bound yet");
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+/// Anyone may connect: who it is, is looked at by [`Callers`].
+fn listen(path: &Path) -> anyhow::Result<UnixListener> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).with_context(|| format!("{}", parent.display()))?;
+    }
+    mesh_tls::grpc::bind_unix(path, 0o666).map_err(Into::into)
+}

@@ -1,0 +1,13 @@
+//! How the node gets its certificate, keeps it and renews it, and how it reaches the control plane.
+
+mod register;
+mod renew;
+mod state;
+mod upstream;
+
+pub use register::{RegisterError, register};
+pub use renew::renew_for_ever;
+pub(crate) use renew::{unix_now, until_renewal};
+pub(crate) use state::{hex, hex_list};
+pub use state::{NodeState, StateError};
+pub use upstream::{Upstream, UpstreamError};

@@ -1,0 +1,246 @@
+//! Links, addresses, neighbours and routes, by rtnetlink.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use futures::TryStreamExt;
+use rtnetlink::{
+    Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
+    packet_route::{
+        link::{InfoData, InfoKind, InfoVeth, LinkFlags},
+        route::{RouteProtocol, RouteScope},
+    },
+};
+use thiserror::Error;
+
+use super::{GATEWAY, MTU};
+use crate::routes::PROTOCOL;
+
+/// What the kernel refused.
+#[derive(Debug, Error)]
+#[error("{what} {name}: {error}")]
+pub struct LinkError {
+    what: &'static str,
+    name: String,
+    error: rtnetlink::Error,
+}
+
+fn at<'a>(what: &'static str, name: &'a str) -> impl Fn(rtnetlink::Error) -> LinkError + 'a {
+    move |error| LinkError { what, name: name.to_owned(), error }
+}
+
+/// Whether the kernel says that what was to be removed is not there.
+pub(crate) fn is_missing(error: &rtnetlink::Error) -> bool {
+    has_errno(error, &[libc::ENODEV, libc::ENOENT, libc::ESRCH])
+}
+
+fn has_errno(error: &rtnetlink::Error, numbers: &[i32]) -> bool {
+    match error {
+        rtnetlink::Error::NetlinkError(message) => {
+            message.code.is_some_and(|code| numbers.contains(&-code.get()))
+        }
+        _ => false,
+    }
+}
+
+/// A link that is to be made: both ends get the addresses that we chose, so that none need be asked for.
+#[derive(Debug, Clone)]
+#[allow(missing_docs)]
+pub struct PodLink {
+    pub host_name: String,
+    pub pod_name: String,
+    pub host_mac: [u8; 6],
+    pub pod_mac: [u8; 6],
+    pub address: Ipv4Addr,
+}
+
+/// The node's own network namespace.
+#[derive(Debug, Clone)]
+pub struct HostNet {
+    handle: Handle,
+}
+
+impl HostNet {
+    /// Opens a netlink socket in the namespace of the calling thread.
+    ///
+    /// # Errors
+    /// The kernel gives none.
+    pub fn new() -> std::io::Result<Self> {
+        Ok(Self { handle: connect()? })
+    }
+
+    pub(crate) fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// Makes the link, both ends down: the pod's end inside its namespace, under its final name.
+    ///
+    /// # Errors
+    /// For instance that one of the names is taken.
+    pub async fn create(&self, link: &PodLink, netns_fd: i32) -> Result<u32, LinkError> {
+        let peer = LinkMessageBuilder::<LinkUnspec>::new()
+            .name(link.pod_name.clone())
+            .setns_by_fd(netns_fd)
+            .address(link.pod_mac.to_vec())
+            .mtu(MTU)
+            .build();
+        let message = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
+            .name(link.host_name.clone())
+            .address(link.host_mac.to_vec())
+            .mtu(MTU)
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+            .build();
+        self.handle.link().add(message).execute().await.map_err(at("create link", &link.host_name))?;
+        match self.index(&link.host_name).await? {
+            Some(index) => Ok(index),
+            None => Err(at("find link", &link.host_name)(rtnetlink::Error::RequestFailed)),
+        }
+    }
+
+    /// The host's end goes up, and the pod's address leads to it. `source` is what the node itself calls pods
+    /// from.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub async fn open(&self, link: &PodLink, index: u32, source: Ipv4Addr) -> Result<(), LinkError> {
+        let up = LinkUnspec::new_with_index(index).up().build();
+        self.handle.link().set(up).execute().await.map_err(at("set up link", &link.host_name))?;
+        self.handle
+            .neighbours()
+            .add(index, IpAddr::V4(link.address))
+            .link_layer_address(&link.pod_mac)
+            .replace()
+            .execute()
+            .await
+            .map_err(at("add neighbour on", &link.host_name))?;
+        let route = RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(link.address, 32)
+            .output_interface(index)
+            .scope(RouteScope::Link)
+            .protocol(RouteProtocol::Other(PROTOCOL))
+            .pref_source(source)
+            .build();
+        self.handle.route().add(route).replace().execute().await.map_err(at("add route to", &link.host_name))
+    }
+
+    /// The index of a link; `None` if there is none of that name.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub async fn index(&self, name: &str) -> Result<Option<u32>, LinkError> {
+        Ok(index_and_state(&self.handle, name).await?.map(|(index, _)| index))
+    }
+
+    /// Whether a link of that name and index is there and up.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub async fn is_up(&self, name: &str, index: u32) -> Result<bool, LinkError> {
+        Ok(index_and_state(&self.handle, name).await?.is_some_and(|(found, up)| found == index && up))
+    }
+
+    /// Removes a link, and with it the other end and its routes. That there is none is fine.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub async fn remove(&self, name: &str) -> Result<(), LinkError> {
+        let Some(index) = self.index(name).await? else { return Ok(()) };
+        match self.handle.link().del(index).execute().await {
+            Err(error) if !is_missing(&error) => Err(at("remove link", name)(error)),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+}
+
+async fn index_and_state(handle: &Handle, name: &str) -> Result<Option<(u32, bool)>, LinkError> {
+    let mut found = handle.link().get().match_name(name).execute();
+    match found.try_next().await {
+        Ok(link) => Ok(link.map(|link| (link.header.index, link.header.flags.contains(LinkFlags::Up)))),
+        Err(error) if is_missing(&error) => Ok(None),
+        Err(error) => Err(at("find link", name)(error)),
+    }
+}
+
+/// Inside the pod's namespace: address, routes and the gateway's neighbour entry; loopback goes up as well.
+/// Blocks; it is meant for [`super::Netns::run`].
+pub(crate) fn set_up_pod(link: &PodLink) -> Result<(), LinkError> {
+    block_on(&link.pod_name, |handle| async move {
+        let name = link.pod_name.as_str();
+        let Some((index, _)) = index_and_state(&handle, name).await? else {
+            return Err(at("find link", name)(rtnetlink::Error::RequestFailed));
+        };
+        if let Some((loopback, _)) = index_and_state(&handle, "lo").await? {
+            let up = LinkUnspec::new_with_index(loopback).up().build();
+            handle.link().set(up).execute().await.map_err(at("set up link", "lo"))?;
+        }
+        let address = handle.address().add(index, IpAddr::V4(link.address), 32).replace().execute().await;
+        address.map_err(at("add address to", name))?;
+        let up = LinkUnspec::new_with_index(index).up().build();
+        handle.link().set(up).execute().await.map_err(at("set up link", name))?;
+        handle
+            .neighbours()
+            .add(index, IpAddr::V4(GATEWAY))
+            .link_layer_address(&link.host_mac)
+            .replace()
+            .execute()
+            .await
+            .map_err(at("add neighbour on", name))?;
+        let to_gateway = RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(GATEWAY, 32)
+            .output_interface(index)
+            .scope(RouteScope::Link)
+            .build();
+        handle.route().add(to_gateway).replace().execute().await.map_err(at("add gateway route on", name))?;
+        let default =
+            RouteMessageBuilder::<Ipv4Addr>::new().gateway(GATEWAY).output_interface(index).build();
+        handle.route().add(default).replace().execute().await.map_err(at("add default route on", name))
+    })
+}
+
+/// Inside the pod's namespace: removes the pod's end, if it is there.
+pub(crate) fn remove_in_pod(name: &str) -> Result<(), LinkError> {
+    block_on(name, |handle| async move { HostNet { handle }.remove(name).await })
+}
+
+/// Inside the pod's namespace: what CHECK wants to know. The sentence says what is wrong.
+pub(crate) fn check_pod(name: &str, address: Ipv4Addr) -> Result<Option<String>, LinkError> {
+    block_on(name, |handle| async move {
+        let Some((index, up)) = index_and_state(&handle, name).await? else {
+            return Ok(Some(format!("the pod has no interface {name}")));
+        };
+        if !up {
+            return Ok(Some(format!("the pod's interface {name} is down")));
+        }
+        let addresses = handle.address().get().set_link_index_filter(index).execute();
+        let addresses: Vec<_> = addresses.try_collect().await.map_err(at("list addresses of", name))?;
+        let wanted = rtnetlink::packet_route::address::AddressAttribute::Local(IpAddr::V4(address));
+        if !addresses.iter().any(|found| found.attributes.contains(&wanted)) {
+            return Ok(Some(format!("the pod's interface {name} does not have the address {address}")));
+        }
+        let mut routes = handle.route().get(RouteMessageBuilder::<Ipv4Addr>::new().build()).execute();
+        while let Some(route) = routes.try_next().await.map_err(at("list routes of", name))? {
+            let via = rtnetlink::packet_route::route::RouteAttribute::Gateway(
+                rtnetlink::packet_route::route::RouteAddress::Inet(GATEWAY),
+            );
+            if route.header.destination_prefix_length == 0 && route.attributes.contains(&via) {
+                return Ok(None);
+            }
+        }
+        Ok(Some(format!("the pod has no default route via {GATEWAY}")))
+    })
+}
+
+fn connect() -> std::io::Result<Handle> {
+    let (connection, handle, _) = rtnetlink::new_connection()?;
+    tokio::spawn(connection);
+    Ok(handle)
+}
+
+/// A runtime of its own for the calling thread, whose netlink socket must be in the thread's namespace.
+fn block_on<T, F: Future<Output = Result<T, LinkError>>>(
+    name: &str,
+    work: impl FnOnce(Handle) -> F,
+) -> Result<T, LinkError> {
+    let failed = |_| at("open netlink for", name)(rtnetlink::Error::RequestFailed);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    runtime.block_on(async { work(connect().map_err(failed)?).await })
+}

@@ -1,0 +1,31 @@
+//! Pods: their links, addresses and namespaces, and the agent's half of the CNI plugin.
+
+mod check;
+mod create;
+mod ipam;
+mod link;
+mod netns;
+mod registry;
+mod service;
+mod sysctl;
+mod watch;
+
+pub use ipam::{IpamError, allocate};
+pub(crate) use link::is_missing;
+pub use link::{HostNet, LinkError, PodLink};
+pub(crate) use create::{Creator, pod_of};
+pub use netns::{Netns, NetnsError, NetnsId, netns_of_process};
+pub use registry::{Endpoint, EndpointKey, Registry, RegistryError, SharedRegistry, host_interface};
+pub use service::CniService;
+pub(crate) use service::report;
+pub use sysctl::prepare_host;
+pub use watch::watch_for_ever;
+
+/// Where pods send everything: a link-local address that is the same in every pod, and that nobody has. Its
+/// neighbour entry is permanent and names the host's end of the link.
+pub const GATEWAY: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 1, 1);
+/// Direct routing adds no header, so pods have the whole frame of the usual Ethernet.
+pub const MTU: u32 = 1500;
+
+#[cfg(test)]
+pub(crate) use registry::tests::endpoint as registry_fixture;

@@ -1,0 +1,346 @@
+//! The agent's half of the CNI plugin, on its socket.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use mesh_model::resource::NamespacedName;
+use tokio::{sync::Semaphore, time::timeout};
+use tonic::{Code, Request, Response, Status};
+use xds_proto::isthmus::{
+    bootstrap::v1::{RemoveEndpointRequest, ReportEndpointRequest, endpoints_client::EndpointsClient},
+    local::v1::{CniAddResponse, CniEmpty, CniRequest, cni_server::Cni},
+};
+
+use super::{
+    Endpoint, EndpointKey, GATEWAY, MTU, NetnsError, RegistryError,
+    check::check,
+    create::{CreateError, Creator},
+};
+use crate::{
+    bootstrap::Upstream,
+    cni_plugin::code,
+    config::dns_label,
+    identity::{Callers, Secrets},
+};
+
+/// ADD fails when the pod's policy is not in the kernel by then.
+const ADD_DEADLINE: Duration = Duration::from_secs(30);
+/// DEL does not wait longer for the control plane; it is told later.
+const WITHDRAW_DEADLINE: Duration = Duration::from_secs(5);
+/// Pods that are made or unmade at the same time; the others wait.
+const MAX_CONCURRENT: usize = 16;
+
+/// Serves the CNI plugin.
+#[derive(Clone)]
+pub struct CniService {
+    pub(crate) creator: Creator,
+    pub(crate) upstream: Upstream,
+    pub(crate) callers: Callers,
+    pub(crate) secrets: Secrets,
+    slots: Arc<Semaphore>,
+    /// Endpoints that a call is working on: no two calls may work on one.
+    busy: Arc<StdMutex<BTreeSet<EndpointKey>>>,
+    untold: Arc<StdMutex<BTreeSet<NamespacedName>>>,
+}
+
+/// Marks an endpoint as being worked on, until dropped.
+struct Busy {
+    key: EndpointKey,
+    all: Arc<StdMutex<BTreeSet<EndpointKey>>>,
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+    }
+}
+
+impl CniService {
+    pub(crate) fn new(creator: Creator, upstream: Upstream, callers: Callers, secrets: Secrets) -> Self {
+        let slots = Arc::new(Semaphore::new(MAX_CONCURRENT));
+        Self { creator, upstream, callers, secrets, slots, busy: Arc::default(), untold: Arc::default() }
+    }
+
+    fn occupy(&self, key: &EndpointKey) -> Result<Busy, Status> {
+        let all = self.busy.clone();
+        if !all.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone()) {
+            let what = format!("another call is working on container {}", key.container_id);
+            return Err(refuse(code::TRY_AGAIN, Code::Unavailable, what));
+        }
+        Ok(Busy { key: key.clone(), all })
+    }
+
+    async fn slot(&self) -> Result<tokio::sync::OwnedSemaphorePermit, Status> {
+        self.slots.clone().acquire_owned().await.map_err(|_| Status::unavailable("the agent is stopping"))
+    }
+
+    async fn add_endpoint(&self, request: CniRequest) -> Result<CniAddResponse, Status> {
+        let key = key(&request)?;
+        let workload = workload(&request)?;
+        let _busy = self.occupy(&key)?;
+        let _slot = self.slot().await?;
+        let known = self.creator.registry.lock().get(&key).cloned();
+        if let Some(known) = known {
+            if known.ready && known.workload == workload && known.netns == request.netns {
+                return Ok(answer(&known));
+            }
+            // An ADD that never came to its end.
+            self.release(&known).await;
+        }
+        let created = self.creator.create(key, workload, &request.netns).await;
+        let endpoint = created.map_err(|error| refuse_create(&error))?;
+        match timeout(ADD_DEADLINE, self.bring_up(&endpoint)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(status)) => {
+                self.release(&endpoint).await;
+                return Err(status);
+            }
+            Err(_) => {
+                self.release(&endpoint).await;
+                let what = format!("no policy for {} within {ADD_DEADLINE:?}", endpoint.workload);
+                return Err(refuse(code::TRY_AGAIN, Code::DeadlineExceeded, what));
+            }
+        }
+        let ready = Endpoint { ready: true, ..endpoint };
+        let stored = self.creator.registry.lock().update(ready.clone());
+        if let Err(error) = stored {
+            self.release(&ready).await;
+            return Err(refuse(code::IO, Code::Internal, error.to_string()));
+        }
+        tracing::info!(workload = %ready.workload, address = %ready.address, "pod created");
+        Ok(answer(&ready))
+    }
+
+    /// Tells the control plane, and waits until what it answers is enforced.
+    async fn bring_up(&self, endpoint: &Endpoint) -> Result<(), Status> {
+        let mut changes = self.creator.engine.changes();
+        report(&self.upstream, &endpoint.workload, endpoint.address).await?;
+        loop {
+            changes.borrow_and_update();
+            if self.creator.engine.is_current(&endpoint.workload) {
+                return Ok(());
+            }
+            changes.changed().await.map_err(|_| Status::unavailable("the agent is stopping"))?;
+        }
+    }
+
+    /// Unmakes a pod and tells the control plane. That it can't be told is only logged here: the
+    /// [watcher](super::watch_for_ever) tells it later.
+    async fn release(&self, endpoint: &Endpoint) {
+        self.creator.remove(endpoint).await;
+        self.secrets.forget(&endpoint.workload);
+        let told = timeout(WITHDRAW_DEADLINE, withdraw(&self.upstream, &endpoint.workload)).await;
+        if told != Ok(true) {
+            self.untold().insert(endpoint.workload.clone());
+        }
+    }
+
+    /// Workloads whose end the control plane has not heard of yet.
+    pub(crate) fn untold(&self) -> MutexGuard<'_, BTreeSet<NamespacedName>> {
+        self.untold.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn del_endpoint(&self, request: CniRequest) -> Result<(), Status> {
+        let key = key(&request)?;
+        let _busy = self.occupy(&key)?;
+        let _slot = self.slot().await?;
+        let known = self.creator.registry.lock().get(&key).cloned();
+        let Some(known) = known else {
+            // "A plugin should return success if a resource is missing". A link of its name may be there.
+            let name = super::host_interface(&key);
+            let removed = self.creator.host.remove(&name).await;
+            return removed.map_err(|error| refuse(code::IO, Code::Internal, error.to_string()));
+        };
+        self.release(&known).await;
+        tracing::info!(workload = %known.workload, address = %known.address, "pod removed");
+        Ok(())
+    }
+
+    async fn check_endpoint(&self, request: CniRequest) -> Result<(), Status> {
+        let key = key(&request)?;
+        let known = self.creator.registry.lock().get(&key).cloned();
+        let Some(known) = known.filter(|known| known.ready) else {
+            let what = format!("container {} has no pod here", key.container_id);
+            return Err(refuse(code::UNKNOWN_CONTAINER, Code::NotFound, what));
+        };
+        check(&known, &request.netns, &self.creator.host, &self.creator.engine)
+            .await
+            .map_err(|wrong| refuse(code::CHECK_FAILED, Code::FailedPrecondition, wrong))
+    }
+}
+
+/// Tells the control plane where a workload runs. When it answers, that is durable.
+pub(crate) async fn report(
+    upstream: &Upstream,
+    workload: &NamespacedName,
+    address: std::net::Ipv4Addr,
+) -> Result<(), Status> {
+    let request = ReportEndpointRequest {
+        namespace: workload.namespace.clone(),
+        workload: workload.name.clone(),
+        addresses: vec![address.to_string()],
+        ready: true,
+    };
+    let reported = upstream
+        .call(|channel| {
+            let request = request.clone();
+            async move { EndpointsClient::new(channel).report(request).await }
+        })
+        .await;
+    reported.map(drop).map_err(|status| match status.code() {
+        Code::NotFound => {
+            let what = format!(
+                "Workload {workload} is not declared; apply it first: clustermesh apply -f <its file>"
+            );
+            refuse(code::REFUSED, Code::FailedPrecondition, what)
+        }
+        Code::Unavailable | Code::DeadlineExceeded => {
+            let what = format!("the control plane cannot be reached: {}", status.message());
+            refuse(code::TRY_AGAIN, Code::Unavailable, what)
+        }
+        other => refuse(code::REFUSED, other, status.message().to_owned()),
+    })
+}
+
+/// Tells the control plane that a workload does not run here any more; false if it could not be told.
+pub(crate) async fn withdraw(upstream: &Upstream, workload: &NamespacedName) -> bool {
+    let request =
+        RemoveEndpointRequest { namespace: workload.namespace.clone(), workload: workload.name.clone() };
+    let removed = upstream
+        .call(|channel| {
+            let request = request.clone();
+            async move { EndpointsClient::new(channel).remove(request).await }
+        })
+        .await;
+    match removed {
+        Ok(_) => true,
+        Err(status) if matches!(status.code(), Code::NotFound | Code::FailedPrecondition) => true,
+        Err(status) => {
+            tracing::warn!(%workload, reason = status.message(), "the control plane still counts on a pod that is gone");
+            false
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Cni for CniService {
+    async fn add(&self, request: Request<CniRequest>) -> Result<Response<CniAddResponse>, Status> {
+        self.callers.operator(&request)?;
+        // In a task of its own: a plugin that is killed must not leave half a pod.
+        let (service, request) = (self.clone(), request.into_inner());
+        joined(tokio::spawn(async move { service.add_endpoint(request).await })).await
+    }
+
+    async fn del(&self, request: Request<CniRequest>) -> Result<Response<CniEmpty>, Status> {
+        self.callers.operator(&request)?;
+        let (service, request) = (self.clone(), request.into_inner());
+        joined(tokio::spawn(async move { service.del_endpoint(request).await.map(|()| CniEmpty {}) })).await
+    }
+
+    async fn check(&self, request: Request<CniRequest>) -> Result<Response<CniEmpty>, Status> {
+        self.callers.operator(&request)?;
+        self.check_endpoint(request.into_inner()).await.map(|()| Response::new(CniEmpty {}))
+    }
+
+    async fn status(&self, request: Request<CniEmpty>) -> Result<Response<CniEmpty>, Status> {
+        self.callers.operator(&request)?;
+        Ok(Response::new(CniEmpty {}))
+    }
+}
+
+async fn joined<T>(task: tokio::task::JoinHandle<Result<T, Status>>) -> Result<Response<T>, Status> {
+    match task.await {
+        Ok(result) => result.map(Response::new),
+        Err(error) => Err(refuse(code::IO, Code::Internal, format!("the call failed: {error}"))),
+    }
+}
+
+/// A status whose metadata carries the CNI error code.
+fn refuse(cni_code: u32, code: Code, what: impl Into<String>) -> Status {
+    let mut status = Status::new(code, what);
+    status.metadata_mut().insert("isthmus-cni-code", tonic::metadata::MetadataValue::from(cni_code));
+    status
+}
+
+fn refuse_create(error: &CreateError) -> Status {
+    let text = error.to_string();
+    match error {
+        CreateError::Netns(NetnsError::Open { .. } | NetnsError::Own { .. }) => {
+            refuse(code::BAD_ENVIRONMENT, Code::InvalidArgument, format!("CNI_NETNS: {text}"))
+        }
+        CreateError::Registry(RegistryError::Ipam(_)) => refuse(code::TRY_AGAIN, Code::ResourceExhausted, text),
+        CreateError::Registry(RegistryError::Taken { .. } | RegistryError::Mismatch { .. }) => {
+            refuse(code::REFUSED, Code::AlreadyExists, text)
+        }
+        CreateError::Netns(_)
+        | CreateError::Link(_)
+        | CreateError::Registry(_)
+        | CreateError::Sysctl(_)
+        | CreateError::Map(_) => refuse(code::IO, Code::Internal, text),
+    }
+}
+
+fn key(request: &CniRequest) -> Result<EndpointKey, Status> {
+    // The plugin has checked them; whoever else speaks to the socket is checked here.
+    let fine = |text: &str, most: usize| {
+        (1..=most).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic() && b != b'/')
+    };
+    if !fine(&request.container_id, 255) {
+        let what = format!("container_id is {:?}", request.container_id);
+        return Err(refuse(code::BAD_ENVIRONMENT, Code::InvalidArgument, what));
+    }
+    if !fine(&request.ifname, 15) || matches!(request.ifname.as_str(), "." | ".." | "lo") {
+        let what = format!("ifname is {:?}", request.ifname);
+        return Err(refuse(code::BAD_ENVIRONMENT, Code::InvalidArgument, what));
+    }
+    Ok(EndpointKey { container_id: request.container_id.clone(), ifname: request.ifname.clone() })
+}
+
+fn workload(request: &CniRequest) -> Result<NamespacedName, Status> {
+    for (field, text) in [("namespace", &request.namespace), ("pod", &request.pod)] {
+        dns_label(text).map_err(|reason| {
+            refuse(code::BAD_ENVIRONMENT, Code::InvalidArgument, format!("{field}: {reason}"))
+        })?;
+    }
+    Ok(NamespacedName::new(&request.namespace, &request.pod))
+}
+
+fn answer(endpoint: &Endpoint) -> CniAddResponse {
+    CniAddResponse {
+        address: format!("{}/32", endpoint.address),
+        gateway: GATEWAY.to_string(),
+        host_interface: endpoint.host_interface.clone(),
+        mac: mac_text(endpoint.host_mac),
+        mtu: MTU,
+        sandbox_mac: mac_text(endpoint.pod_mac),
+    }
+}
+
+fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cni_plugin::CniError;
+
+    #[test]
+    fn the_plugin_prints_the_code_that_the_agent_chose() {
+        let status = refuse(code::CHECK_FAILED, Code::FailedPrecondition, "no default route");
+        assert_eq!(CniError::from_status(&status).code, code::CHECK_FAILED);
+        assert_eq!(CniError::from_status(&Status::unavailable("x")).code, code::TRY_AGAIN);
+    }
+
+    #[test]
+    fn names_are_checked_again_by_the_agent() {
+        let good = CniRequest { container_id: "c".into(), ifname: "eth0".into(), ..Default::default() };
+        assert!(key(&good).is_ok());
+        assert!(key(&CniRequest { ifname: "../x".into(), ..good.clone() }).is_err());
+        assert!(key(&CniRequest { container_id: String::new(), ..good.clone() }).is_err());
+        assert!(workload(&CniRequest { namespace: "a/b".into(), pod: "p".into(), ..good }).is_err());
+    }
+}

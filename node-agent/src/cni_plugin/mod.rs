@@ -1,0 +1,14 @@
+//! The CNI plugin: environment and standard input in, one JSON object on standard output and an exit code
+//! out. It holds no state and touches no network: the agent does, asked over its socket.
+//!
+//! Source: <https://github.com/containernetworking/cni/blob/v1.3.0/SPEC.md> (specification 1.1.0).
+
+mod call;
+mod error;
+mod output;
+mod request;
+
+pub use call::run;
+pub use error::{CniError, code};
+pub use output::{SUPPORTED_VERSIONS, add_result, version_result};
+pub use request::{Environment, Invocation, NetworkConfig, Verb, parse};

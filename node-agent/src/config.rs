@@ -1,0 +1,142 @@
+//! The command line, parsed into what the parts need.
+
+use std::{net::Ipv4Addr, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand};
+use mesh_model::resource::NamespacedName;
+
+/// Programs the kernel of one node, creates pods and serves their identity.
+#[derive(Debug, Parser)]
+#[command(name = "node-agent", version)]
+#[allow(missing_docs)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the agent of this node.
+    Run(RunArgs),
+    /// Ask the running agent what it does.
+    Status(StatusArgs),
+    /// Remove everything that agents with these directories made in this network namespace.
+    Cleanup(CleanupArgs),
+}
+
+/// Where things are, and who this node is.
+#[derive(Debug, Clone, Args)]
+pub struct RunArgs {
+    /// Name of this node: unique in its cluster, a DNS name.
+    #[arg(long, value_parser = dns_name)]
+    pub node: String,
+    /// Underlay address of this node, by which the other nodes reach its pods.
+    #[arg(long)]
+    pub address: Ipv4Addr,
+    /// Token of `clustermesh token create --for node`. Needed at the first start only.
+    #[arg(long, env = "ISTHMUS_JOIN_TOKEN", hide_env_values = true)]
+    pub join: Option<String>,
+    /// Keeps the node's key and certificate, its pods and the last configuration.
+    #[arg(long)]
+    pub state_dir: PathBuf,
+    /// Unix socket for the CNI plugin, proxies and operators.
+    #[arg(long, default_value = "/run/isthmus/agent.sock")]
+    pub socket: PathBuf,
+    /// Directory of cgroup 2 below which the processes of all pods of this node live.
+    #[arg(long)]
+    pub cgroup: PathBuf,
+    /// Directory for pinned programs and maps; a BPF file system is mounted there if it is none.
+    #[arg(long)]
+    pub bpffs: PathBuf,
+    /// Replicas to use instead of those learnt at registration; repeat it in order of preference.
+    #[arg(long = "replica", value_name = "HOST:PORT")]
+    pub replicas: Vec<String>,
+    /// Created once the agent serves, with its process id in it.
+    #[arg(long)]
+    pub ready_file: Option<PathBuf>,
+    /// A Workload with `proxy: gateway` that runs in this node's own network namespace; repeatable.
+    #[arg(long = "gateway-workload", value_name = "NAMESPACE/NAME", value_parser = namespaced)]
+    pub gateway_workloads: Vec<NamespacedName>,
+}
+
+/// Which agent to ask.
+#[derive(Debug, Clone, Args)]
+pub struct StatusArgs {
+    /// The agent's socket.
+    #[arg(long, default_value = "/run/isthmus/agent.sock")]
+    pub socket: PathBuf,
+}
+
+/// What to remove.
+#[derive(Debug, Clone, Args)]
+pub struct CleanupArgs {
+    /// The agent's state directory: names its pods. The key and the certificate in it stay.
+    #[arg(long)]
+    pub state_dir: PathBuf,
+    /// The agent's directory of pins.
+    #[arg(long)]
+    pub bpffs: PathBuf,
+    /// The agent's socket.
+    #[arg(long, default_value = "/run/isthmus/agent.sock")]
+    pub socket: PathBuf,
+}
+
+fn namespaced(text: &str) -> Result<NamespacedName, String> {
+    let name =
+        NamespacedName::parse(text).ok_or_else(|| format!("{text:?} is not <namespace>/<name>"))?;
+    dns_label(&name.namespace)?;
+    dns_label(&name.name)?;
+    Ok(name)
+}
+
+/// RFC 1123 label: what Kubernetes allows as the name of a namespace or pod's first part.
+pub(crate) fn dns_label(text: &str) -> Result<String, String> {
+    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    let fine = (1..=63).contains(&text.len())
+        && text.bytes().all(inner)
+        && !text.starts_with('-')
+        && !text.ends_with('-');
+    if fine {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("{text:?} must be 1 to 63 characters of a-z, 0-9 and '-', not beginning or ending in '-'"))
+    }
+}
+
+/// Labels with dots between them: what Kubernetes allows as the name of a node.
+pub(crate) fn dns_name(text: &str) -> Result<String, String> {
+    if text.len() > 253 {
+        return Err(format!("{text:?} is longer than 253 characters"));
+    }
+    text.split('.').try_for_each(|label| dns_label(label).map(drop))?;
+    Ok(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(more: &[&str]) -> Result<Cli, clap::Error> {
+        let base = ["node-agent", "run", "--node", "n1", "--address", "192.0.2.1", "--state-dir", "/s"];
+        let rest = ["--cgroup", "/c", "--bpffs", "/b"];
+        Cli::try_parse_from(base.iter().chain(&rest).chain(more))
+    }
+
+    #[test]
+    fn replicas_and_gateways_may_be_repeated() {
+        let cli = parse(&["--replica", "a:1", "--replica", "b:2", "--gateway-workload", "mesh/gw"]).unwrap();
+        let Command::Run(run) = cli.command else { panic!("not run") };
+        assert_eq!(run.replicas, ["a:1", "b:2"]);
+        assert_eq!(run.gateway_workloads, [NamespacedName::new("mesh", "gw")]);
+    }
+
+    #[test]
+    fn names_that_could_leave_the_state_directory_are_refused() {
+        assert!(parse(&["--gateway-workload", "../etc"]).is_err());
+        assert!(parse(&["--gateway-workload", "mesh/Gw"]).is_err());
+        assert!(parse(&["--gateway-workload", "mesh"]).is_err());
+        assert!(dns_label("a/b").is_err());
+        assert!(dns_label("").is_err());
+    }
+}

@@ -1,0 +1,238 @@
+//! Where everything that changes the kernel meets: updates of the control plane and pods that come and go, one
+//! at a time.
+
+use std::{
+    collections::BTreeMap,
+    net::Ipv4Addr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use mesh_model::resource::NamespacedName;
+use tokio::sync::watch;
+use xds_client::Update;
+
+use crate::{
+    desired::{Desired, Dictionary, EndpointEntry, Pod, compute, plan},
+    maps::{MapError, Maps},
+    subscribe::Resources,
+};
+
+/// Between attempts to write what the kernel refused.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The state of the node and its kernel. Cheap to clone.
+#[derive(Clone)]
+pub struct Engine {
+    inner: Arc<Mutex<Inner>>,
+    /// Counts changes; whoever waits for one looks again.
+    changes: Arc<watch::Sender<u64>>,
+}
+
+struct Inner {
+    address: Ipv4Addr,
+    resources: Resources,
+    pods: BTreeMap<NamespacedName, Pod>,
+    /// What the kernel holds.
+    current: Desired,
+    dictionary: Dictionary,
+    maps: Box<dyn Maps>,
+    /// The last write failed: the kernel is not as it should be.
+    behind: Option<MapError>,
+}
+
+impl Engine {
+    /// Takes over from the agent before this one: reads what the kernel holds, and changes nothing yet.
+    ///
+    /// # Errors
+    /// The maps can't be read.
+    pub fn new(address: Ipv4Addr, mut maps: Box<dyn Maps>) -> Result<Self, MapError> {
+        let current = maps.snapshot()?;
+        let dictionary = Dictionary::recover(&current);
+        let inner = Inner {
+            address,
+            resources: Resources::default(),
+            pods: BTreeMap::new(),
+            current,
+            dictionary,
+            maps,
+            behind: None,
+        };
+        Ok(Self { inner: Arc::new(Mutex::new(inner)), changes: Arc::new(watch::Sender::new(0)) })
+    }
+
+    /// Takes resources in without writing to the kernel: for the cache, which is read whole before anything is
+    /// enforced by [`Engine::synchronise`].
+    ///
+    /// # Errors
+    /// The text of a NACK.
+    pub fn load(&self, update: &Update) -> Result<(), String> {
+        self.lock().resources.apply(update).map_err(|error| error.to_string())
+    }
+
+    /// Takes an update and writes it to the kernel. What is acknowledged is enforced.
+    ///
+    /// # Errors
+    /// The text of the NACK: the update is invalid (then nothing is changed), or the kernel refused a write
+    /// (which is tried again until it works, or the next update makes it unnecessary).
+    pub fn apply(&self, update: &Update) -> Result<(), String> {
+        let result = {
+            let mut inner = self.lock();
+            inner.resources.apply(update).map_err(|error| error.to_string())?;
+            inner.write().map_err(|error| error.to_string())
+        };
+        self.tell();
+        result
+    }
+
+    /// Brings the kernel to what it should be.
+    ///
+    /// # Errors
+    /// The kernel refused a write.
+    pub fn synchronise(&self) -> Result<(), MapError> {
+        let result = self.lock().write();
+        self.tell();
+        result
+    }
+
+    /// Attaches the programs to a link that is still down.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn attach(&self, interface: &str, ifindex: u32) -> Result<(), MapError> {
+        self.lock().maps.attach(interface, ifindex)
+    }
+
+    /// Detaches them again.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn detach(&self, interface: &str, ifindex: u32) -> Result<(), MapError> {
+        self.lock().maps.detach(interface, ifindex)
+    }
+
+    /// Detaches what belongs to none of these interfaces: left behind by an agent that died half-way.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn detach_all_but(&self, keep: &[u32]) -> Result<(), MapError> {
+        let mut inner = self.lock();
+        for ifindex in inner.maps.attached()? {
+            if !keep.contains(&ifindex) {
+                inner.maps.detach("", ifindex)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Flow events that found no room, ever.
+    pub fn lost_events(&self) -> u64 {
+        self.lock().maps.lost_events()
+    }
+
+    /// Notes a pod without writing: for those that were there when the agent started.
+    pub fn load_pod(&self, workload: NamespacedName, pod: Pod) {
+        self.lock().pods.insert(workload, pod);
+    }
+
+    /// A pod is there. It has no traffic until its policy is in the kernel.
+    ///
+    /// # Errors
+    /// The kernel refused a write.
+    pub fn add_pod(&self, workload: NamespacedName, pod: Pod) -> Result<(), MapError> {
+        let result = {
+            let mut inner = self.lock();
+            inner.pods.insert(workload, pod);
+            inner.write()
+        };
+        self.tell();
+        result
+    }
+
+    /// A pod is gone.
+    ///
+    /// # Errors
+    /// The kernel refused a write.
+    pub fn remove_pod(&self, workload: &NamespacedName) -> Result<(), MapError> {
+        let result = {
+            let mut inner = self.lock();
+            inner.pods.remove(workload);
+            inner.write()
+        };
+        self.tell();
+        result
+    }
+
+    /// What the kernel enforces for a pod; `None` while it has no traffic.
+    pub fn enforced(&self, workload: &NamespacedName) -> Option<EndpointEntry> {
+        let inner = self.lock();
+        let pod = inner.pods.get(workload)?;
+        inner.current.endpoints.get(&pod.ifindex).filter(|entry| entry.address == pod.address).copied()
+    }
+
+    /// Whether the policy that the control plane last told is in the kernel for a pod.
+    pub fn is_current(&self, workload: &NamespacedName) -> bool {
+        let inner = self.lock();
+        let local = inner.resources.locals.get(workload);
+        let known = local.is_some_and(|local| inner.resources.class(local.class).is_some());
+        drop(inner);
+        known && self.enforced(workload).is_some()
+    }
+
+    /// Looks at the resources.
+    pub fn resources<T>(&self, look: impl FnOnce(&Resources) -> T) -> T {
+        look(&self.lock().resources)
+    }
+
+    /// Looks at what the kernel holds, and the names of its policies.
+    pub fn kernel<T>(&self, look: impl FnOnce(&Desired, &Dictionary) -> T) -> T {
+        let inner = self.lock();
+        look(&inner.current, &inner.dictionary)
+    }
+
+    /// Changes whenever resources, pods or the kernel did.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Tries again what the kernel refused, for ever. Stop it by dropping the future.
+    pub async fn retry_for_ever(&self) {
+        loop {
+            tokio::time::sleep(RETRY).await;
+            let behind = self.lock().behind.is_some();
+            if behind && let Err(error) = self.synchronise() {
+                tracing::error!(%error, "the kernel still refuses a write");
+            }
+        }
+    }
+
+    fn tell(&self) {
+        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn write(&mut self) -> Result<(), MapError> {
+        let desired = compute(
+            &self.resources,
+            self.address,
+            &self.pods,
+            &self.current,
+            &mut self.dictionary,
+        );
+        self.behind = None;
+        for op in plan(&self.current, &desired, &mut self.dictionary) {
+            if let Err(error) = self.maps.execute(&op) {
+                // What comes later in the order relies on this write, so it must wait.
+                self.behind = Some(error.clone());
+                return Err(error);
+            }
+            op.apply(&mut self.current);
+        }
+        Ok(())
+    }
+}

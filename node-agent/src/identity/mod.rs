@@ -1,0 +1,11 @@
+//! Who calls, and which certificate it gets. Keys of workloads are made here and never leave the node.
+
+mod callers;
+mod pem;
+mod sds;
+mod secrets;
+mod session;
+
+pub use callers::{Attested, CallerInfo, Callers, attest};
+pub use sds::SdsService;
+pub use secrets::{OWN_CERTIFICATE, Secrets, TRUST_BUNDLE};

@@ -1,0 +1,90 @@
+//! What the agent says of itself on its socket.
+
+use tokio::sync::watch;
+use tonic::{Request, Response, Status};
+use xds_proto::isthmus::local::v1::{
+    AgentEndpoint, AgentStatusRequest, AgentStatusResponse, agent_server::Agent,
+};
+
+use crate::{
+    bootstrap::Upstream,
+    cni::SharedRegistry,
+    engine::Engine,
+    flows::Queue,
+    identity::{Callers, Secrets},
+};
+
+/// Serves the status.
+#[derive(Clone)]
+#[allow(missing_docs)]
+pub struct StatusService {
+    pub node: String,
+    pub upstream: Upstream,
+    pub engine: Engine,
+    pub registry: SharedRegistry,
+    pub secrets: Secrets,
+    pub callers: Callers,
+    pub flows: Queue,
+    pub stream: watch::Receiver<xds_client::Status>,
+    pub revision: watch::Receiver<u64>,
+}
+
+impl StatusService {
+    fn endpoints(&self) -> Vec<AgentEndpoint> {
+        let known: Vec<_> = self.registry.lock().iter().cloned().collect();
+        known
+            .into_iter()
+            .map(|endpoint| {
+                let enforced = self.engine.enforced(&endpoint.workload);
+                let state = match (enforced, endpoint.ready) {
+                    (Some(_), true) => "ready",
+                    (Some(_), false) => "starting",
+                    (None, _) => "waiting-for-policy",
+                };
+                AgentEndpoint {
+                    name: endpoint.workload.to_string(),
+                    address: endpoint.address.to_string(),
+                    identity: enforced.map_or(0, |entry| entry.identity),
+                    policy_class: enforced.map_or(0, |entry| entry.class),
+                    state: state.to_owned(),
+                    certificate_not_after: self
+                        .secrets
+                        .not_after(&endpoint.workload)
+                        .map(rfc3339)
+                        .unwrap_or_default(),
+                }
+            })
+            .collect()
+    }
+}
+
+#[tonic::async_trait]
+impl Agent for StatusService {
+    async fn status(
+        &self,
+        request: Request<AgentStatusRequest>,
+    ) -> Result<Response<AgentStatusResponse>, Status> {
+        self.callers.operator(&request)?;
+        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let (classes, services, identities) = self.engine.kernel(|kernel, _| {
+            (count(kernel.classes.len()), count(kernel.services.len()), count(kernel.identities.len()))
+        });
+        Ok(Response::new(AgentStatusResponse {
+            node: self.node.clone(),
+            replica: self.upstream.replica().to_owned(),
+            connected: *self.stream.borrow() == xds_client::Status::Connected,
+            revision: *self.revision.borrow(),
+            endpoints: self.endpoints(),
+            policy_classes: classes,
+            services,
+            ipcache: identities,
+            flows_lost: self.flows.lost_ever(),
+        }))
+    }
+}
+
+fn rfc3339(unix: u64) -> String {
+    let time = i64::try_from(unix).ok().and_then(|unix| time::OffsetDateTime::from_unix_timestamp(unix).ok());
+    let format = &time::format_description::well_known::Rfc3339;
+    time.and_then(|time| time.format(format).ok()).unwrap_or_default()
+}

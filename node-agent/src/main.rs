@@ -1,0 +1,37 @@
+//! The node agent's binary: parses, runs, says why it could not.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use node_agent::{
+    agent, cleanup,
+    config::{Cli, Command},
+    status,
+};
+use tracing_subscriber::EnvFilter;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            // EX_USAGE of sysexits.h; help and version are no errors.
+            return if error.use_stderr() { ExitCode::from(64) } else { ExitCode::SUCCESS };
+        }
+    };
+    let filter = EnvFilter::try_from_env("ISTHMUS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let result = match cli.command {
+        Command::Run(args) => agent::run(args).await,
+        Command::Status(args) => status::print(&args.socket, std::io::stdout().lock()).await,
+        Command::Cleanup(args) => cleanup::cleanup(&args).await,
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("node-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

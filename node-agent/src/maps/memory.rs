@@ -1,0 +1,50 @@
+//! Maps that are only remembered, for tests of what is above them.
+
+use std::collections::BTreeSet;
+
+use super::{MapError, Maps};
+use crate::desired::{Desired, MapOp};
+
+/// Remembers what it was told. It enforces nothing, so the agent itself never uses it.
+#[derive(Debug, Clone, Default)]
+pub struct MemoryMaps {
+    /// What the maps hold.
+    pub held: Desired,
+    /// Interfaces that have the programs.
+    pub attached: BTreeSet<u32>,
+    /// The next so many writes fail.
+    pub failures: u32,
+}
+
+impl Maps for MemoryMaps {
+    fn snapshot(&mut self) -> Result<Desired, MapError> {
+        Ok(self.held.clone())
+    }
+
+    fn execute(&mut self, op: &MapOp) -> Result<(), MapError> {
+        if self.failures > 0 {
+            self.failures -= 1;
+            return Err(MapError { what: format!("{op:?}"), reason: "told to fail".into() });
+        }
+        op.apply(&mut self.held);
+        Ok(())
+    }
+
+    fn attach(&mut self, _interface: &str, ifindex: u32) -> Result<(), MapError> {
+        self.attached.insert(ifindex);
+        Ok(())
+    }
+
+    fn detach(&mut self, _interface: &str, ifindex: u32) -> Result<(), MapError> {
+        self.attached.remove(&ifindex);
+        Ok(())
+    }
+
+    fn attached(&mut self) -> Result<Vec<u32>, MapError> {
+        Ok(self.attached.iter().copied().collect())
+    }
+
+    fn lost_events(&mut self) -> u64 {
+        0
+    }
+}

@@ -1,0 +1,228 @@
+//! ADS on the agent's socket: the agent attests who calls, and carries the stream to a replica. It reads the first
+//! request for the node's name, and otherwise changes nothing.
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use futures::Stream;
+use mesh_model::resource::NamespacedName;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming, metadata::MetadataValue, transport::Channel};
+use xds_proto::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+    aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
+    aggregated_discovery_service_server::AggregatedDiscoveryService,
+};
+
+use crate::{
+    bootstrap::Upstream,
+    engine::Engine,
+    identity::{CallerInfo, Callers},
+};
+
+/// gRPC metadata by which the control plane learns for whom the agent asks.
+pub const WORKLOAD_METADATA: &str = "x-isthmus-workload";
+/// Streams of all workloads together.
+const MAX_STREAMS: usize = 4096;
+/// Messages in flight, each way. A side that does not read holds up the other, and nobody else.
+const BUFFER: usize = 8;
+/// Largest message, either way.
+pub const MAX_MESSAGE: usize = 16 << 20;
+/// A stream that says nothing at all is ended.
+const FIRST_REQUEST: Duration = Duration::from_secs(30);
+
+/// Carries streams.
+#[derive(Clone)]
+pub struct Relay {
+    callers: Callers,
+    upstream: Upstream,
+    engine: Engine,
+    streams: Arc<Semaphore>,
+}
+
+type Responses<R> = Pin<Box<dyn Stream<Item = Result<R, Status>> + Send>>;
+
+impl Relay {
+    /// Carries the streams of whom `callers` knows.
+    pub fn new(callers: Callers, upstream: Upstream, engine: Engine) -> Self {
+        Self { callers, upstream, engine, streams: Arc::new(Semaphore::new(MAX_STREAMS)) }
+    }
+
+    fn open<K: Kind>(
+        &self,
+        request: Request<Streaming<K::Request>>,
+    ) -> Result<Response<Responses<K::Response>>, Status> {
+        let caller = CallerInfo::from_request(&request)?;
+        let full = |_| Status::resource_exhausted(format!("{MAX_STREAMS} streams are open already"));
+        let slot = self.streams.clone().try_acquire_owned().map_err(full)?;
+        let (sender, receiver) = mpsc::channel(BUFFER);
+        let relay = self.clone();
+        tokio::spawn(async move {
+            let _slot = slot;
+            if let Err(status) = relay.carry::<K>(caller, request.into_inner(), &sender).await {
+                tracing::debug!(%status, "relayed stream ended");
+                // An error means that the client has gone.
+                let _ = sender.send(Err(status)).await;
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn carry<K: Kind>(
+        &self,
+        caller: CallerInfo,
+        mut from_client: Streaming<K::Request>,
+        to_client: &mpsc::Sender<Result<K::Response, Status>>,
+    ) -> Result<(), Status> {
+        let first = tokio::time::timeout(FIRST_REQUEST, from_client.message())
+            .await
+            .map_err(|_| Status::deadline_exceeded(format!("no request within {FIRST_REQUEST:?}")))??;
+        let Some(first) = first else { return Ok(()) };
+        let workload = self.callers.workload(caller, K::node_id(&first))?;
+
+        let channel =
+            self.upstream.connect().await.map_err(|error| Status::unavailable(error.to_string()))?;
+        let (to_server, requests) = mpsc::channel(BUFFER);
+        to_server.try_send(first).map_err(|_| Status::internal("a new buffer is full"))?;
+        let mut request = Request::new(ReceiverStream::new(requests));
+        let name = MetadataValue::try_from(workload.to_string())
+            .map_err(|_| Status::internal("the workload's name is no metadata value"))?;
+        request.metadata_mut().insert(WORKLOAD_METADATA, name);
+        let mut from_server = match K::call(channel, request).await {
+            Ok(stream) => stream,
+            Err(status) => return Err(self.upstream_ended(status)),
+        };
+        let mut changes = self.engine.changes();
+        // Both ways at once: one that is held up must not hold up the other.
+        let up = async {
+            while let Some(message) = from_client.message().await? {
+                if to_server.send(message).await.is_err() {
+                    return Err(Status::unavailable("the control plane ended the stream"));
+                }
+            }
+            Ok(())
+        };
+        let down = async {
+            loop {
+                match from_server.message().await {
+                    Ok(Some(message)) => {
+                        if to_client.send(Ok(message)).await.is_err() {
+                            return Ok(());
+                        }
+                    }
+                    Ok(None) => {
+                        return Err(self.upstream_ended(Status::unavailable("the control plane ended the stream")));
+                    }
+                    Err(status) => return Err(self.upstream_ended(status)),
+                }
+            }
+        };
+        let gone = async {
+            while self.callers.is_here(&workload) {
+                if changes.changed().await.is_err() {
+                    return Status::unavailable("the agent is stopping");
+                }
+            }
+            gone_status(&workload)
+        };
+        tokio::select! {
+            ended = up => ended,
+            ended = down => ended,
+            status = gone => Err(status),
+            () = to_client.closed() => Ok(()),
+        }
+    }
+
+    /// Whatever ended the stream above, the client below is to come back; the next stream goes to another replica. What
+    /// the control plane refuses for good is passed on as it is.
+    fn upstream_ended(&self, status: Status) -> Status {
+        use tonic::Code;
+        match status.code() {
+            Code::PermissionDenied | Code::Unauthenticated | Code::InvalidArgument | Code::NotFound => status,
+            _ => {
+                self.upstream.move_on();
+                Status::unavailable(format!("control plane: {}", status.message()))
+            }
+        }
+    }
+}
+
+fn gone_status(workload: &NamespacedName) -> Status {
+    Status::permission_denied(format!("{workload} does not run here any more"))
+}
+
+/// One of the two variants of ADS.
+trait Kind: 'static {
+    type Request: Send + 'static;
+    type Response: Send + 'static;
+
+    fn node_id(request: &Self::Request) -> &str;
+
+    fn call(
+        channel: Channel,
+        request: Request<ReceiverStream<Self::Request>>,
+    ) -> impl Future<Output = Result<Streaming<Self::Response>, Status>> + Send;
+}
+
+/// `StreamAggregatedResources`.
+struct StateOfTheWorld;
+/// `DeltaAggregatedResources`.
+struct Delta;
+
+fn client(channel: Channel) -> AggregatedDiscoveryServiceClient<Channel> {
+    AggregatedDiscoveryServiceClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE)
+}
+
+impl Kind for StateOfTheWorld {
+    type Request = DiscoveryRequest;
+    type Response = DiscoveryResponse;
+
+    fn node_id(request: &DiscoveryRequest) -> &str {
+        request.node.as_ref().map_or("", |node| &node.id)
+    }
+
+    async fn call(
+        channel: Channel,
+        request: Request<ReceiverStream<DiscoveryRequest>>,
+    ) -> Result<Streaming<DiscoveryResponse>, Status> {
+        client(channel).stream_aggregated_resources(request).await.map(Response::into_inner)
+    }
+}
+
+impl Kind for Delta {
+    type Request = DeltaDiscoveryRequest;
+    type Response = DeltaDiscoveryResponse;
+
+    fn node_id(request: &DeltaDiscoveryRequest) -> &str {
+        request.node.as_ref().map_or("", |node| &node.id)
+    }
+
+    async fn call(
+        channel: Channel,
+        request: Request<ReceiverStream<DeltaDiscoveryRequest>>,
+    ) -> Result<Streaming<DeltaDiscoveryResponse>, Status> {
+        client(channel).delta_aggregated_resources(request).await.map(Response::into_inner)
+    }
+}
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for Relay {
+    type StreamAggregatedResourcesStream = Responses<DiscoveryResponse>;
+    type DeltaAggregatedResourcesStream = Responses<DeltaDiscoveryResponse>;
+
+    async fn stream_aggregated_resources(
+        &self,
+        request: Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
+        self.open::<StateOfTheWorld>(request)
+    }
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        self.open::<Delta>(request)
+    }
+}

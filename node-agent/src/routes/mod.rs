@@ -1,0 +1,161 @@
+//! Routes to the pods of other nodes, by their underlay addresses (direct routing).
+
+use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
+
+use futures::TryStreamExt;
+use ipnet::Ipv4Net;
+use rtnetlink::{
+    Handle, RouteMessageBuilder,
+    packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol},
+};
+
+use crate::{cni::HostNet, engine::Engine, subscribe::Resources};
+
+/// `rtm_protocol` of every route that the agent makes: only those are ever changed or removed. Free in
+/// `/etc/iproute2/rt_protos`.
+pub const PROTOCOL: u8 = 77;
+/// After a route that the kernel refused, for instance because its gateway is not on a link yet.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Prefix to gateway.
+pub type Routes = BTreeMap<Ipv4Net, Ipv4Addr>;
+
+/// The routes that a node is to have. PURE.
+pub fn desired(resources: &Resources, node: &str) -> Routes {
+    let others = resources.nodes.iter().filter(|(name, _)| *name != node);
+    others
+        .flat_map(|(_, other)| other.pod_cidrs.iter().map(|cidr| (*cidr, other.address)))
+        .collect()
+}
+
+/// What to remove and what to add, in this order of the pair; a changed gateway is an addition that replaces. PURE.
+pub fn diff(current: &Routes, desired: &Routes) -> (Vec<Ipv4Net>, Routes) {
+    let gone = current.keys().filter(|net| !desired.contains_key(net)).copied().collect();
+    let new = desired.iter().filter(|(net, gateway)| current.get(net) != Some(gateway));
+    (gone, new.map(|(net, gateway)| (*net, *gateway)).collect())
+}
+
+/// Keeps the routes as they are to be, for ever. Stop it by dropping the future.
+pub async fn keep_for_ever(host: HostNet, engine: Engine, node: String, source: Ipv4Addr) {
+    let mut changes = engine.changes();
+    let mut held: Option<Routes> = None;
+    loop {
+        changes.borrow_and_update();
+        let wanted = engine.resources(|resources| desired(resources, &node));
+        if held.as_ref() != Some(&wanted) {
+            match synchronise(host.handle(), &wanted, source).await {
+                Ok(()) => held = Some(wanted),
+                Err(error) => {
+                    tracing::warn!(%error, "routes to other nodes are incomplete; trying again in {RETRY:?}");
+                    held = None;
+                }
+            }
+        }
+        let changed = changes.changed();
+        if held.is_some() {
+            if changed.await.is_err() {
+                return;
+            }
+        } else if let Ok(Err(_)) = tokio::time::timeout(RETRY, changed).await {
+            return;
+        }
+    }
+}
+
+/// Removes every route of ours, also those to pods of this node.
+///
+/// # Errors
+/// What the kernel refused.
+pub async fn remove_all(host: &HostNet) -> Result<(), rtnetlink::Error> {
+    for route in ours(host.handle()).await? {
+        host.handle().route().del(route).execute().await?;
+    }
+    Ok(())
+}
+
+async fn synchronise(handle: &Handle, wanted: &Routes, source: Ipv4Addr) -> Result<(), rtnetlink::Error> {
+    let mut current = Routes::new();
+    let mut messages = BTreeMap::new();
+    for route in ours(handle).await? {
+        if let Some((net, gateway)) = via(&route) {
+            current.insert(net, gateway);
+            messages.insert(net, route);
+        }
+    }
+    let (gone, new) = diff(&current, wanted);
+    // One that is refused must not keep the others from being made.
+    let mut result = Ok(());
+    for (net, gateway) in new {
+        let route = RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(net.network(), net.prefix_len())
+            .gateway(gateway)
+            .pref_source(source)
+            .protocol(RouteProtocol::Other(PROTOCOL))
+            .build();
+        if let Err(error) = handle.route().add(route).replace().execute().await {
+            tracing::warn!(%net, %gateway, %error, "route refused");
+            result = Err(error);
+        }
+    }
+    for net in gone {
+        if let Some(route) = messages.remove(&net)
+            && let Err(error) = handle.route().del(route).execute().await
+            && !crate::cni::is_missing(&error)
+        {
+            result = Err(error);
+        }
+    }
+    result
+}
+
+async fn ours(handle: &Handle) -> Result<Vec<RouteMessage>, rtnetlink::Error> {
+    let all: Vec<RouteMessage> =
+        handle.route().get(RouteMessageBuilder::<Ipv4Addr>::new().build()).execute().try_collect().await?;
+    Ok(all.into_iter().filter(|route| route.header.protocol == RouteProtocol::Other(PROTOCOL)).collect())
+}
+
+/// Prefix and gateway; `None` for the routes to this node's own pods, which have no gateway.
+fn via(route: &RouteMessage) -> Option<(Ipv4Net, Ipv4Addr)> {
+    let mut destination = None;
+    let mut gateway = None;
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(address)) => destination = Some(*address),
+            RouteAttribute::Gateway(RouteAddress::Inet(address)) => gateway = Some(*address),
+            _ => {}
+        }
+    }
+    let net = Ipv4Net::new(destination?, route.header.destination_prefix_length).ok()?;
+    Some((net, gateway?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::subscribe::NodeRoute;
+
+    fn routes(list: &[(&str, &str)]) -> Routes {
+        list.iter().map(|(net, gateway)| (net.parse().unwrap(), gateway.parse().unwrap())).collect()
+    }
+
+    #[test]
+    fn a_node_routes_to_all_others_and_not_to_itself() {
+        let mut resources = Resources::default();
+        for (name, last) in [("n1", 1u8), ("n2", 2)] {
+            let pods = Ipv4Net::new([10, 1, last, 0].into(), 24).unwrap();
+            let node = NodeRoute { address: [192, 0, 2, last].into(), pod_cidrs: vec![pods] };
+            resources.nodes.insert(name.into(), node);
+        }
+        assert_eq!(desired(&resources, "n1"), routes(&[("10.1.2.0/24", "192.0.2.2")]));
+    }
+
+    #[test]
+    fn a_changed_gateway_replaces_and_only_what_is_gone_is_removed() {
+        let current = routes(&[("10.1.2.0/24", "192.0.2.2"), ("10.1.3.0/24", "192.0.2.3")]);
+        let wanted = routes(&[("10.1.2.0/24", "192.0.2.9")]);
+        let (gone, new) = diff(&current, &wanted);
+        assert_eq!(gone, ["10.1.3.0/24".parse().unwrap()]);
+        assert_eq!(new, wanted);
+        assert_eq!(diff(&wanted, &wanted), (vec![], Routes::new()));
+    }
+}

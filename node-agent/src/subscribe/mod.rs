@@ -1,0 +1,13 @@
+//! What the control plane tells this node: parsed, kept, and remembered on disk.
+
+mod cache;
+mod client;
+mod parse;
+mod resources;
+
+pub use cache::Cache;
+pub use client::subscribe_for_ever;
+pub use parse::ParseError;
+pub use resources::{
+    Address, Class, Local, NodeRoute, Peer, Resources, Rule, Service, ServiceBackend, ServicePort, TYPES,
+};

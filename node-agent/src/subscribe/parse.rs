@@ -1,0 +1,242 @@
+//! Wire to value, for each of the agent's types. PURE. What can't be read is refused, never widened.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use ebpf_shared::Direction;
+use ipnet::{IpNet, Ipv4Net};
+use mesh_model::{
+    identity::{MAX_IDENTITY, SpiffeId, TrustDomain},
+    resource::NamespacedName,
+};
+use thiserror::Error;
+use xds_proto::isthmus::agent::v1 as wire;
+
+use super::resources::{Address, Class, Local, NodeRoute, Peer, Rule, Service, ServiceBackend, ServicePort};
+use crate::config::{dns_label, dns_name};
+
+/// Most rules of one class: each becomes at most 30 entries of the kernel's trie.
+const MAX_RULES: usize = 16_384;
+/// Most ports of a service, captured ports of a workload, addresses of anything.
+const MAX_LIST: usize = 1_024;
+/// Most backends of one service port.
+const MAX_BACKENDS: usize = 4_096;
+
+/// Why a resource is refused.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[allow(missing_docs)]
+pub enum ParseError {
+    #[error("type {0:?} is not one that agents subscribe to")]
+    UnknownType(String),
+    #[error(transparent)]
+    Decode(#[from] xds_client::DecodeError),
+    #[error("resource {resource:?}: {field} is {value:?}, {wanted}")]
+    Field { resource: String, field: &'static str, value: String, wanted: &'static str },
+    #[error("resource {resource:?}: {field} has {count} entries, at most {max} are allowed")]
+    TooMany { resource: String, field: &'static str, count: usize, max: usize },
+}
+
+fn bad(resource: &str, field: &'static str, value: impl ToString, wanted: &'static str) -> ParseError {
+    let value = value.to_string().chars().take(256).collect();
+    ParseError::Field { resource: resource.to_owned(), field, value, wanted }
+}
+
+fn at_most<T>(resource: &str, field: &'static str, list: &[T], max: usize) -> Result<(), ParseError> {
+    if list.len() <= max {
+        return Ok(());
+    }
+    Err(ParseError::TooMany { resource: resource.to_owned(), field, count: list.len(), max })
+}
+
+pub(super) fn name(name: &str) -> Result<NamespacedName, ParseError> {
+    let wanted = "expected <namespace>/<name>, both DNS labels";
+    let parsed = NamespacedName::parse(name).ok_or_else(|| bad(name, "name", name, wanted))?;
+    if dns_label(&parsed.namespace).is_err() || dns_label(&parsed.name).is_err() {
+        return Err(bad(name, "name", name, wanted));
+    }
+    Ok(parsed)
+}
+
+pub(super) fn class_number(name: &str) -> Result<u32, ParseError> {
+    name.parse().map_err(|_| bad(name, "name", name, "expected a class number"))
+}
+
+pub(super) fn trust_domain(name: &str) -> Result<TrustDomain, ParseError> {
+    TrustDomain::parse(name).map_err(|_| bad(name, "name", name, "expected a trust domain"))
+}
+
+pub(super) fn node_name(name: &str) -> Result<String, ParseError> {
+    dns_name(name).map_err(|_| bad(name, "name", name, "expected a DNS name"))
+}
+
+fn identity(resource: &str, number: u32) -> Result<u32, ParseError> {
+    if (1..=MAX_IDENTITY).contains(&number) {
+        return Ok(number);
+    }
+    Err(bad(resource, "identity", number, "expected 1 to 16777215"))
+}
+
+/// IPv4 addresses; those of IPv6 are left out, since pods of this slice have none.
+fn addresses(resource: &str, texts: &[String]) -> Result<Vec<Ipv4Addr>, ParseError> {
+    at_most(resource, "addresses", texts, MAX_LIST)?;
+    let mut list = Vec::with_capacity(texts.len());
+    for text in texts {
+        match text.parse() {
+            Ok(IpAddr::V4(address)) => list.push(address),
+            Ok(IpAddr::V6(_)) => {}
+            Err(_) => return Err(bad(resource, "addresses", text, "expected an IP address")),
+        }
+    }
+    Ok(list)
+}
+
+fn port(resource: &str, field: &'static str, number: u32) -> Result<u16, ParseError> {
+    match u16::try_from(number) {
+        Ok(port) if port != 0 => Ok(port),
+        _ => Err(bad(resource, field, number, "expected a port from 1 to 65535")),
+    }
+}
+
+/// 0 for any.
+fn protocol(resource: &str, field: &'static str, number: i32) -> Result<u8, ParseError> {
+    let wanted = "expected one of the protocols of isthmus.agent.v1";
+    let known = wire::Protocol::try_from(number).map_err(|_| bad(resource, field, number, wanted))?;
+    u8::try_from(known as i32).map_err(|_| bad(resource, field, number, wanted))
+}
+
+pub(super) fn address(resource: &str, message: wire::WorkloadAddress) -> Result<Address, ParseError> {
+    Ok(Address {
+        addresses: addresses(resource, &message.addresses)?,
+        identity: identity(resource, message.identity)?,
+    })
+}
+
+pub(super) fn local(resource: &str, message: wire::LocalEndpoint) -> Result<Local, ParseError> {
+    at_most(resource, "captured_ports", &message.captured_ports, MAX_LIST)?;
+    let captured = message.captured_ports.iter().map(|captured| {
+        let number = port(resource, "captured_ports.port", captured.port)?;
+        Ok::<_, ParseError>((number, protocol(resource, "captured_ports.protocol", captured.protocol)?))
+    });
+    Ok(Local {
+        identity: identity(resource, message.identity)?,
+        spiffe_id: SpiffeId::parse(&message.spiffe_id)
+            .map_err(|_| bad(resource, "spiffe_id", &message.spiffe_id, "expected a SPIFFE ID"))?,
+        class: message.policy_class,
+        captured: captured.collect::<Result<_, _>>()?,
+        sidecar: message.sidecar,
+    })
+}
+
+pub(super) fn class(resource: &str, message: wire::PolicyClass) -> Result<Class, ParseError> {
+    at_most(resource, "rules", &message.rules, MAX_RULES)?;
+    let denied = |denies: bool, provenance: String| denies.then_some(provenance);
+    Ok(Class {
+        deny_ingress: denied(message.default_deny_ingress, message.ingress_provenance),
+        deny_egress: denied(message.default_deny_egress, message.egress_provenance),
+        rules: message.rules.into_iter().map(|rule| self::rule(resource, rule)).collect::<Result<_, _>>()?,
+    })
+}
+
+fn rule(resource: &str, message: wire::PolicyRule) -> Result<Rule, ParseError> {
+    let direction = match wire::Direction::try_from(message.direction) {
+        Ok(wire::Direction::Ingress) => Direction::Ingress,
+        Ok(wire::Direction::Egress) => Direction::Egress,
+        Err(_) => return Err(bad(resource, "rules.direction", message.direction, "expected INGRESS or EGRESS")),
+    };
+    let allow = match wire::Action::try_from(message.action) {
+        Ok(wire::Action::Allow) => true,
+        Ok(wire::Action::Deny) => false,
+        Err(_) => return Err(bad(resource, "rules.action", message.action, "expected DENY or ALLOW")),
+    };
+    let peer = match (message.identity, message.cidr.as_str()) {
+        (0, "") => Peer::Any,
+        (number, "") => Peer::Identity(identity(resource, number)?),
+        (0, cidr) => match cidr.parse::<IpNet>() {
+            Ok(IpNet::V4(net)) => Peer::Cidr(net.trunc()),
+            Ok(IpNet::V6(_)) => Peer::Nobody,
+            Err(_) => return Err(bad(resource, "rules.cidr", cidr, "expected a CIDR")),
+        },
+        (_, cidr) => return Err(bad(resource, "rules.cidr", cidr, "but identity is set as well")),
+    };
+    let ports = match (message.port, message.end_port) {
+        (0, 0) => None,
+        (first, 0) => {
+            let first = port(resource, "rules.port", first)?;
+            Some((first, first))
+        }
+        (first, last) => {
+            let first = port(resource, "rules.port", first)?;
+            let last_port = port(resource, "rules.end_port", last)?;
+            if last_port < first {
+                return Err(bad(resource, "rules.end_port", last, "expected no less than rules.port"));
+            }
+            Some((first, last_port))
+        }
+    };
+    Ok(Rule {
+        direction,
+        allow,
+        peer,
+        protocol: protocol(resource, "rules.protocol", message.protocol)?,
+        ports,
+        provenance: message.provenance,
+    })
+}
+
+pub(super) fn service(resource: &str, message: wire::Service) -> Result<Service, ParseError> {
+    at_most(resource, "ports", &message.ports, MAX_LIST)?;
+    let ports = message.ports.iter().map(|each| {
+        at_most(resource, "ports.backends", &each.backends, MAX_BACKENDS)?;
+        let mut backends = Vec::with_capacity(each.backends.len());
+        for backend in &each.backends {
+            let address = backend.address.parse::<IpAddr>().map_err(|_| {
+                bad(resource, "ports.backends.address", &backend.address, "expected an IP address")
+            })?;
+            let port = port(resource, "ports.backends.port", backend.port)?;
+            if let IpAddr::V4(address) = address {
+                backends.push(ServiceBackend { address, port, weight: backend.weight });
+            }
+        }
+        let wanted = "expected a port up to 65535, or 0";
+        Ok(ServicePort {
+            port: port(resource, "ports.port", each.port)?,
+            protocol: match protocol(resource, "ports.protocol", each.protocol)? {
+                0 => return Err(bad(resource, "ports.protocol", "ANY", "expected a protocol with ports")),
+                protocol => protocol,
+            },
+            proxy_port: u16::try_from(each.proxy_port)
+                .map_err(|_| bad(resource, "ports.proxy_port", each.proxy_port, wanted))?,
+            backends,
+        })
+    });
+    Ok(Service {
+        addresses: addresses(resource, &message.addresses)?,
+        ports: ports.collect::<Result<_, ParseError>>()?,
+    })
+}
+
+pub(super) fn bundle(resource: &str, message: wire::TrustBundle) -> Result<Vec<Vec<u8>>, ParseError> {
+    let domain = trust_domain(resource)?;
+    let roots: Vec<_> = message.roots.iter().cloned().map(mesh_tls::CertificateDer::from).collect();
+    mesh_tls::TrustBundles::new()
+        .insert(domain, roots)
+        .map_err(|error| bad(resource, "roots", error, "expected root certificates of the trust domain"))?;
+    Ok(message.roots)
+}
+
+pub(super) fn node(resource: &str, message: wire::Node) -> Result<NodeRoute, ParseError> {
+    at_most(resource, "pod_cidrs", &message.pod_cidrs, MAX_LIST)?;
+    let address = message
+        .address
+        .parse::<Ipv4Addr>()
+        .map_err(|_| bad(resource, "address", &message.address, "expected an IPv4 address"))?;
+    let mut pod_cidrs = Vec::new();
+    for text in &message.pod_cidrs {
+        match text.parse::<IpNet>() {
+            // A shorter prefix would take over routes that are not the mesh's.
+            Ok(IpNet::V4(net)) if net.prefix_len() >= 8 => pod_cidrs.push(Ipv4Net::trunc(&net)),
+            Ok(IpNet::V6(_)) => {}
+            _ => return Err(bad(resource, "pod_cidrs", text, "expected a CIDR of /8 or longer")),
+        }
+    }
+    Ok(NodeRoute { address, pod_cidrs })
+}

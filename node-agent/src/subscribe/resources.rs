@@ -1,0 +1,301 @@
+//! The agent's resources as plain, checked values. PURE.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    sync::LazyLock,
+};
+
+use ebpf_shared::Direction;
+use ipnet::Ipv4Net;
+use mesh_model::{
+    identity::{SpiffeId, TrustDomain},
+    resource::NamespacedName,
+};
+use xds_client::Update;
+use xds_proto::{isthmus::agent::v1 as wire, type_url};
+
+use super::parse::{self, ParseError};
+
+/// Every type that the agent subscribes to, in the order in which the streams are to be opened: what
+/// endpoints refer to comes before them.
+pub static TYPES: LazyLock<[String; 6]> = LazyLock::new(|| {
+    [
+        type_url::<wire::TrustBundle>(),
+        type_url::<wire::Node>(),
+        type_url::<wire::WorkloadAddress>(),
+        type_url::<wire::PolicyClass>(),
+        type_url::<wire::Service>(),
+        type_url::<wire::LocalEndpoint>(),
+    ]
+});
+
+/// A workload somewhere in the cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Address {
+    pub addresses: Vec<Ipv4Addr>,
+    pub identity: u32,
+}
+
+/// A workload that runs here, or is about to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Local {
+    pub identity: u32,
+    pub spiffe_id: SpiffeId,
+    /// Number of the [`Class`] in the control plane's count.
+    pub class: u32,
+    /// Port and IP protocol number.
+    pub captured: BTreeSet<(u16, u8)>,
+    pub sidecar: bool,
+}
+
+/// A policy that endpoints share.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[allow(missing_docs)]
+pub struct Class {
+    /// Provenance of the default deny, if there is one.
+    pub deny_ingress: Option<String>,
+    pub deny_egress: Option<String>,
+    pub rules: Vec<Rule>,
+}
+
+/// One rule of a [`Class`].
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub struct Rule {
+    pub direction: Direction,
+    pub allow: bool,
+    pub peer: Peer,
+    /// IP protocol number; 0: any.
+    pub protocol: u8,
+    /// Inclusive; `None`: any.
+    pub ports: Option<(u16, u16)>,
+    pub provenance: String,
+}
+
+/// Who is at the other end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub enum Peer {
+    Any,
+    Identity(u32),
+    /// An address outside the mesh.
+    Cidr(Ipv4Net),
+    /// Addresses of a family that pods of this slice do not have: never matches.
+    Nobody,
+}
+
+/// A service of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Service {
+    pub addresses: Vec<Ipv4Addr>,
+    pub ports: Vec<ServicePort>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct ServicePort {
+    pub port: u16,
+    pub protocol: u8,
+    /// 0: none.
+    pub proxy_port: u16,
+    pub backends: Vec<ServiceBackend>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct ServiceBackend {
+    pub address: Ipv4Addr,
+    pub port: u16,
+    pub weight: u32,
+}
+
+/// Another node, or this one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct NodeRoute {
+    pub address: Ipv4Addr,
+    pub pod_cidrs: Vec<Ipv4Net>,
+}
+
+/// Everything that the control plane told, at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[allow(missing_docs)]
+pub struct Resources {
+    pub addresses: BTreeMap<NamespacedName, Address>,
+    pub locals: BTreeMap<NamespacedName, Local>,
+    pub classes: BTreeMap<u32, Class>,
+    pub services: BTreeMap<NamespacedName, Service>,
+    /// Trust domain to roots, DER.
+    pub bundles: BTreeMap<TrustDomain, Vec<Vec<u8>>>,
+    pub nodes: BTreeMap<String, NodeRoute>,
+    /// Classes that the control plane took back while an endpoint here still named them. They stay until no
+    /// one does: types arrive one after the other, and an endpoint must not be without policy in between.
+    retired: BTreeMap<u32, Class>,
+    /// Type URLs of which anything was told since the agent started, by its cache or by the control plane.
+    heard: BTreeSet<String>,
+}
+
+impl Resources {
+    /// Takes an update as a whole, or, when anything in it is wrong, not at all.
+    ///
+    /// # Errors
+    /// Names the resource, the field and the value: the text of the NACK.
+    pub fn apply(&mut self, update: &Update) -> Result<(), ParseError> {
+        let url = update.type_url.as_str();
+        let is = |known: &str| url == known;
+        if is(&type_url::<wire::WorkloadAddress>()) {
+            merge(&mut self.addresses, update, parse::name, parse::address)?;
+        } else if is(&type_url::<wire::LocalEndpoint>()) {
+            merge(&mut self.locals, update, parse::name, parse::local)?;
+        } else if is(&type_url::<wire::PolicyClass>()) {
+            let before = self.classes.clone();
+            merge(&mut self.classes, update, parse::class_number, parse::class)?;
+            for (number, class) in before {
+                if !self.classes.contains_key(&number) {
+                    self.retired.insert(number, class);
+                }
+            }
+        } else if is(&type_url::<wire::Service>()) {
+            merge(&mut self.services, update, parse::name, parse::service)?;
+        } else if is(&type_url::<wire::TrustBundle>()) {
+            merge(&mut self.bundles, update, parse::trust_domain, parse::bundle)?;
+        } else if is(&type_url::<wire::Node>()) {
+            merge(&mut self.nodes, update, parse::node_name, parse::node)?;
+        } else {
+            return Err(ParseError::UnknownType(update.type_url.clone()));
+        }
+        self.forget_retired();
+        self.heard.insert(update.type_url.clone());
+        Ok(())
+    }
+
+    /// A class that is in force, or was until the control plane took it back.
+    pub fn class(&self, number: u32) -> Option<&Class> {
+        self.classes.get(&number).or_else(|| self.retired.get(&number))
+    }
+
+    /// Whether anything was told of a type yet. Until then, what an agent before this one left in the kernel about it
+    /// is not to be touched.
+    pub fn heard<M: xds_proto::Name>(&self) -> bool {
+        self.heard.contains(&M::type_url())
+    }
+
+    fn forget_retired(&mut self) {
+        let named: BTreeSet<u32> = self.locals.values().map(|local| local.class).collect();
+        let classes = &self.classes;
+        self.retired.retain(|number, _| named.contains(number) && !classes.contains_key(number));
+    }
+}
+
+/// Parses everything before it changes anything.
+fn merge<K: Ord, V, M: xds_proto::Message + xds_proto::Name + Default>(
+    table: &mut BTreeMap<K, V>,
+    update: &Update,
+    key: impl Fn(&str) -> Result<K, ParseError>,
+    value: impl Fn(&str, M) -> Result<V, ParseError>,
+) -> Result<(), ParseError> {
+    let mut added = Vec::with_capacity(update.added.len());
+    for resource in &update.added {
+        added.push((key(&resource.name)?, value(&resource.name, resource.decode::<M>()?)?));
+    }
+    table.extend(added);
+    for name in &update.removed {
+        // A name that can't be parsed was never taken in.
+        if let Ok(key) = key(name) {
+            table.remove(&key);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use xds_client::Resource;
+
+    pub(crate) fn update<M: xds_proto::Name>(added: &[(&str, M)], removed: &[&str]) -> Update {
+        Update {
+            type_url: M::type_url(),
+            added: added
+                .iter()
+                .map(|(name, message)| Resource {
+                    name: (*name).into(),
+                    version: "1".into(),
+                    resource: xds_proto::to_any(message),
+                })
+                .collect(),
+            removed: removed.iter().map(|name| (*name).into()).collect(),
+            nonce: "n".into(),
+            system_version: "1".into(),
+        }
+    }
+
+    pub(crate) fn local(class: u32) -> wire::LocalEndpoint {
+        wire::LocalEndpoint {
+            name: "shop/pay".into(),
+            identity: 300,
+            spiffe_id: "spiffe://west.example/ns/shop/sa/pay".into(),
+            policy_class: class,
+            captured_ports: vec![wire::CapturedPort { port: 8080, protocol: wire::Protocol::Tcp as i32 }],
+            sidecar: true,
+        }
+    }
+
+    #[test]
+    fn a_class_that_is_taken_back_stays_while_an_endpoint_names_it() {
+        let mut resources = Resources::default();
+        resources.apply(&update(&[("7", wire::PolicyClass { id: 7, ..Default::default() })], &[])).unwrap();
+        resources.apply(&update(&[("shop/pay", local(7))], &[])).unwrap();
+        resources.apply(&update::<wire::PolicyClass>(&[], &["7"])).unwrap();
+        assert!(resources.classes.is_empty());
+        assert!(resources.class(7).is_some());
+        resources.apply(&update(&[("shop/pay", local(8))], &[])).unwrap();
+        assert!(resources.class(7).is_none());
+    }
+
+    #[test]
+    fn an_update_with_one_bad_resource_changes_nothing() {
+        let mut resources = Resources::default();
+        let good = wire::WorkloadAddress {
+            name: "a/b".into(),
+            addresses: vec!["10.1.0.2".into()],
+            identity: 256,
+            ..Default::default()
+        };
+        let bad = wire::WorkloadAddress { identity: 1 << 24, ..good.clone() };
+        let error = resources.apply(&update(&[("a/b", good), ("a/c", bad)], &[])).unwrap_err();
+        assert_eq!(resources, Resources::default());
+        let text = error.to_string();
+        assert!(text.contains("a/c") && text.contains("identity") && text.contains("16777216"), "{text}");
+    }
+
+    #[test]
+    fn a_rule_whose_peer_cannot_be_read_is_refused_not_widened() {
+        let class = |rule: wire::PolicyRule| wire::PolicyClass { id: 1, rules: vec![rule], ..Default::default() };
+        for rule in [
+            wire::PolicyRule { cidr: "10.0.0.0/40".into(), ..Default::default() },
+            wire::PolicyRule { cidr: "10.0.0.0/8".into(), identity: 300, ..Default::default() },
+            wire::PolicyRule { protocol: 255, ..Default::default() },
+            wire::PolicyRule { port: 70_000, ..Default::default() },
+            wire::PolicyRule { port: 80, end_port: 79, ..Default::default() },
+            wire::PolicyRule { direction: 9, ..Default::default() },
+            wire::PolicyRule { action: 9, ..Default::default() },
+        ] {
+            let mut resources = Resources::default();
+            assert!(resources.apply(&update(&[("1", class(rule.clone()))], &[])).is_err(), "{rule:?}");
+        }
+    }
+
+    #[test]
+    fn an_ipv6_cidr_matches_nobody_rather_than_everybody() {
+        let rule = wire::PolicyRule { cidr: "2001:db8::/32".into(), action: 1, ..Default::default() };
+        let class = wire::PolicyClass { id: 1, rules: vec![rule], ..Default::default() };
+        let mut resources = Resources::default();
+        resources.apply(&update(&[("1", class)], &[])).unwrap();
+        assert_eq!(resources.classes[&1].rules[0].peer, Peer::Nobody);
+    }
+}
