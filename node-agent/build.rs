@@ -14,9 +14,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const TARGET: &str = "bpfel-unknown-none";
-const HINT: &str = "run `make tools`, or by hand: `apt-get install rustc-web libstd-rust-web-dev-bpf` (or `rustup toolchain \
-     install nightly --component rust-src`) and `cargo install bpf-linker --version 0.13.0`; \
-     or set ISTHMUS_EBPF_OBJECT to an object that was built elsewhere, or SKIP_EBPF=1 to do without";
+const HINT: &str = "run `make setup`, or by hand: \
+     `apt-get install rustc-web libstd-rust-web-dev-bpf` (or `rustup toolchain install nightly --component \
+     rust-src`) and `cargo install bpf-linker --version 0.13.0`; or set ISTHMUS_EBPF_OBJECT to an object that \
+     was built elsewhere, or SKIP_EBPF=1 to do without";
 
 fn main() {
     for name in ["ISTHMUS_EBPF_OBJECT", "ISTHMUS_BPF_RUSTC", "SKIP_EBPF"] {

@@ -1,5 +1,5 @@
-//! The loaded programs against the same lines without a kernel, and those against an oracle that knows nothing of tries,
-//! prefixes or lookup order: generated policies and packets. The kernel's part needs root.
+//! The loaded programs against the same lines without a kernel, and those against an oracle that knows
+//! nothing of tries, prefixes or lookup order: generated policies and packets. The kernel's part needs root.
 
 mod support;
 
@@ -61,7 +61,8 @@ fn direction(rng: &mut StdRng) -> Direction {
     if rng.random_bool(0.5) { Direction::Ingress } else { Direction::Egress }
 }
 
-/// A packet at the pod's door: an opening, the middle of a connection, an answer; now and then with a false address.
+/// A packet at the pod's door: an opening, the middle of a connection, an answer; now and then with a false
+/// address.
 fn traffic(rng: &mut StdRng, direction: Direction) -> Packet {
     let peer = PEERS.choose(rng).expect("not empty").0;
     let pod = if rng.random_bool(0.02) { Ipv4Addr::new(10, 1, 0, 6) } else { POD };
@@ -155,8 +156,9 @@ fn the_maps_say_of_new_flows_what_the_policy_says() {
 
 #[test]
 fn a_connection_outlives_neither_its_permission_nor_its_end() {
-    // The slow, obvious statement of what conntrack is for: at any moment, a packet that passes is one that policy
-    // allows as a new flow in its own direction, or answers a flow of the other side that policy allows *now*.
+    // The slow, obvious statement of what conntrack is for: at any moment, a packet that passes is one that
+    // policy allows as a new flow in its own direction, or answers a flow of the other side that policy
+    // allows *now*.
     let mut rng = StdRng::seed_from_u64(2);
     for _ in 0..300 {
         let mut current = policy(&mut rng);

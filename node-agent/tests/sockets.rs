@@ -1,5 +1,5 @@
-//! The socket hooks, with real sockets of a process in a hooked cgroup, on the loopback interface of a network namespace
-//! made for the test. Needs root.
+//! The socket hooks, with real sockets of a process in a hooked cgroup, on the loopback interface of a
+//! network namespace made for the test. Needs root.
 
 mod support;
 

@@ -1,5 +1,5 @@
-//! Real packets between pods on one node: network namespaces, veth links as the CNI plugin makes them, and the programs on
-//! the host side of each. Needs root.
+//! Real packets between pods on one node: network namespaces, veth links as the CNI plugin makes them, and
+//! the programs on the host side of each. Needs root.
 
 mod support;
 

@@ -52,7 +52,8 @@ impl Node {
         self.kernel.try_frame(direction, frame).expect("a test run")
     }
 
-    /// The reason of the one event that the frame causes; `None` if it causes none. Checks that it agrees with the verdict.
+    /// The reason of the one event that the frame causes; `None` if it causes none. Checks that it agrees
+    /// with the verdict.
     fn told(&mut self, direction: Direction, frame: &[u8]) -> Option<FlowEvent> {
         assert_eq!(self.events.try_next(), None, "events of earlier frames have been looked at");
         let passed = self.run(direction, frame);

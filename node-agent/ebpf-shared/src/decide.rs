@@ -30,8 +30,8 @@ pub struct Scene<'a> {
     pub endpoint: &'a Endpoint,
     /// Which way this packet goes.
     pub direction: Direction,
-    /// Read *before* the policy maps are: a change during the verdict then leaves an old generation behind,
-    /// and the next packet has the flow judged again.
+    /// Read *before* the endpoint and the policy maps are: a change during the verdict then leaves an old
+    /// generation behind, and the next packet has the flow judged again.
     pub generation: u64,
     /// `CLOCK_MONOTONIC`, nanoseconds.
     pub now: u64,

@@ -25,7 +25,8 @@ pub mod tcp {
 /// For an ICMP echo, the identifier stands where a client's port would: in `src_port` of a request, in
 /// `dst_port` of a reply, with 0 on the other side. So a reply is the reversed tuple, as everywhere else.
 ///
-/// For an ICMP error, addresses and ports are those of the packet that it quotes, which travelled the other way.
+/// For an ICMP error, addresses and ports are those of the packet that it quotes, which travelled the other
+/// way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet {
     pub src: Ip4,

@@ -86,9 +86,9 @@ struct Ip6Header {
     dst: [u32; 4],
 }
 
-/// Lets pass what every IPv6 stack says on a link, even one without IPv6 beyond it: router solicitation, neighbour
-/// solicitation and advertisement (RFC 4861), multicast listener reports (RFC 3810), never off the link. Router
-/// advertisements and redirects would change the host's or the pod's routes, so they don't pass.
+/// Lets pass what every IPv6 stack says on a link, even one without IPv6 beyond it: router solicitation,
+/// neighbour solicitation and advertisement (RFC 4861), multicast listener reports (RFC 3810), never off the
+/// link. Router advertisements and redirects would change the host's or the pod's routes, so they don't pass.
 #[inline(always)]
 fn neighbour_discovery(ctx: &TcContext) -> Result<Frame, Reason> {
     const HOP_BY_HOP: u8 = 0;

@@ -27,6 +27,8 @@ pub fn at_door(
     let ifindex = unsafe { (*ctx.skb.skb).ifindex };
     // SAFETY: no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
+    // First of all reads, also before the endpoint's: see `Scene::generation`.
+    let generation = policy::generation();
 
     let ip = match frame::classify(ctx) {
         Ok(Frame::Ip4(ip)) => ip,
@@ -48,7 +50,7 @@ pub fn at_door(
         Err(reason) => return refuse(ctx, ifindex, direction, Some(&ip), now, reason),
     };
 
-    let scene = Scene { ifindex, endpoint: &endpoint, direction, generation: policy::generation(), now };
+    let scene = Scene { ifindex, endpoint: &endpoint, direction, generation, now };
     let decision = decide(&KernelPolicy, &mut KernelConntrack, &scene, &packet);
     flow::count(ctx, direction, decision.ruling.reason);
     if decision.is_news {

@@ -1,4 +1,5 @@
-//! Classes of policy in the kernel. A class is written once and never changed: see the order of writes in [`super`].
+//! Classes of policy in the kernel. A class is written once and never changed: see the order of writes in
+//! [`super`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,8 +9,9 @@ use super::rules::{CompiledClass, RulePrefix};
 use super::{Kernel, KernelError, TrieTable};
 
 impl Kernel {
-    /// Writes a class, rules first, under a number that no endpoint has yet: [`ebpf_shared::Endpoint::class`]. What an
-    /// agent that died while writing has left under the number is replaced.
+    /// Writes a class, rules first, under a number that no endpoint has yet:
+    /// [`ebpf_shared::Endpoint::class`]. What an agent that died while writing has left under the number is
+    /// replaced.
     pub fn put_class(&mut self, number: u32, compiled: &CompiledClass) -> Result<(), KernelError> {
         self.remove_class(number)?;
         let installed = self.installed.entry(number).or_default();

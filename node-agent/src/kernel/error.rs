@@ -15,13 +15,13 @@ pub enum KernelError {
     )]
     NoPrograms,
     #[error(
-        "the maps pinned in {} have format {found}, this agent needs {expected}: drain the node, remove that directory, start again",
+        "the maps pinned in {} have format {found}, this agent needs {expected}: drain the node, unload, start again",
         dir.display()
     )]
     Format { dir: PathBuf, found: u32, expected: u32 },
     #[error("{}: not a directory of a cgroup v2 hierarchy", dir.display())]
     NotACgroup { dir: PathBuf },
-    #[error("{}: is the root cgroup; give the agent a cgroup of its own, or every process is hooked", dir.display())]
+    #[error("{}: is the root cgroup, so every process would be hooked: name another", dir.display())]
     RootCgroup { dir: PathBuf },
     #[error("{what} {}: {source}", path.display())]
     Path { what: &'static str, path: PathBuf, source: io::Error },

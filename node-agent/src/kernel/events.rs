@@ -6,8 +6,8 @@ use aya::maps::{MapData, RingBuf};
 use ebpf_shared::FlowEvent;
 use tokio::io::unix::AsyncFd;
 
-/// The ring that the programs write to. It is pinned: events that were written while no agent ran are still there, up to
-/// its size; those that did not fit are counted by [`super::Kernel::lost`].
+/// The ring that the programs write to. It is pinned: events that were written while no agent ran are still
+/// there, up to its size; those that did not fit are counted by [`super::Kernel::lost`].
 pub struct EventRing {
     ring: RingBuf<MapData>,
 }
@@ -33,7 +33,8 @@ impl EventRing {
     ///
     /// The runtime can't watch the ring's file descriptor.
     pub fn into_stream(self) -> io::Result<EventStream> {
-        // SAFETY: the ring owns its file descriptor, never changes it, and closes it when it is dropped itself.
+        // SAFETY: the ring owns its file descriptor, never changes it, and closes it when it is dropped
+        // itself.
         let ring = unsafe { AsyncFd::register_with_interest(Readable(self), tokio::io::Interest::READABLE) }?;
         Ok(EventStream { ring })
     }
@@ -56,7 +57,8 @@ impl EventStream {
                 return Ok(event);
             }
             let mut guard = self.ring.readable_mut().await?;
-            // Between the look above and this one an event may have come: only an empty ring may be waited for.
+            // Between the look above and this one an event may have come: only an empty ring may be waited
+            // for.
             if let Some(event) = guard.get_inner_mut().0.try_next() {
                 return Ok(event);
             }
@@ -78,8 +80,8 @@ fn decode(record: &[u8]) -> Option<FlowEvent> {
     if record.len() != size_of::<FlowEvent>() {
         return None;
     }
-    // SAFETY: `FlowEvent` is plain data for which every bit pattern is valid, and the record has its size; its
-    // alignment is not relied on.
+    // SAFETY: `FlowEvent` is plain data for which every bit pattern is valid, and the record has its size;
+    // its alignment is not relied on.
     Some(unsafe { std::ptr::read_unaligned(record.as_ptr().cast::<FlowEvent>()) })
 }
 

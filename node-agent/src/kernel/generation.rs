@@ -15,7 +15,8 @@ impl Generation {
         Self { map: Mutex::new(map) }
     }
 
-    /// Has every established flow judged again on its next packet. Called *after* a write: see `ebpf_shared::decide`.
+    /// Has every established flow judged again on its next packet. Called *after* a write: see
+    /// `ebpf_shared::decide`.
     pub(super) fn raise(&self) -> Result<(), KernelError> {
         let error = |source| KernelError::Map { name: "GENERATION", source };
         // A panic elsewhere can't have left the number half-written.

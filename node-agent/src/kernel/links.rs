@@ -130,8 +130,8 @@ fn pin(link: FdLink, pins: &Pins, name: &str) -> Result<(), KernelError> {
     link.pin(&path).map(drop).map_err(|source| KernelError::path("pin", path, io::Error::other(source)))
 }
 
-/// Replaces the program behind a pinned link. False if there is no such link, or what it was attached to is gone: then
-/// the pin is removed.
+/// Replaces the program behind a pinned link. False if there is no such link, or what it was attached to is
+/// gone: then the pin is removed.
 fn replace(programs: &Ebpf, pins: &Pins, link: &str, program: &'static str) -> Result<bool, KernelError> {
     let path = pins.link(link);
     let pinned = match sys::open_pinned(&path) {

@@ -1,5 +1,5 @@
-//! The kernel's half of the node: loads the programs of `node-agent/ebpf`, pins them so that traffic flows while the
-//! agent restarts, and gives every map a typed handle.
+//! The kernel's half of the node: loads the programs of `node-agent/ebpf`, pins them so that traffic flows
+//! while the agent restarts, and gives every map a typed handle.
 //!
 //! ## What lies below the bpffs directory
 //!
@@ -9,20 +9,22 @@
 //! | `links/tc-<ifindex>-from_pod`, `-to_pod` | a pod's doors | [`Kernel::detach_pod`], or the interface is gone |
 //! | `links/cgroup-<inode>-<program>` | the socket hooks of one cgroup | [`unload`] |
 //!
-//! A link holds its program, so programs need no pins of their own, and a new agent replaces the program behind each
-//! link in one step: every packet meets either the old or the new one. The maps are reused as they are: connections
-//! survive. `maps/FORMAT` says which layout they have, and is written last, so a first start that died half-way is
-//! recognised and begun again. Maps of another format are refused ([`KernelError::Format`]): replacing them under
-//! running pods would forget connections and policy, so that is for an operator to do on a drained node ([`unload`]).
+//! A link holds its program, so programs need no pins of their own, and a new agent replaces the program
+//! behind each link in one step: every packet meets either the old or the new one. The maps are reused as
+//! they are: connections survive. `maps/FORMAT` says which layout they have, and is written last, so a first
+//! start that died half-way is recognised and begun again. Maps of another format are refused
+//! ([`KernelError::Format`]): replacing them under running pods would forget connections and policy, so that
+//! is for an operator to do on a drained node ([`unload`]).
 //!
-//! The directory has to be on a bpffs that outlives the agent's process; where it is not on one, [`Kernel::load`]
-//! mounts one there, which is only as lasting as the mount namespace it is in.
+//! The directory has to be on a bpffs that outlives the agent's process; where it is not on one,
+//! [`Kernel::load`] mounts one there, which is only as lasting as the mount namespace it is in.
 //!
 //! ## Order of writes
 //!
-//! Old or new, never neither: a class of policy is never edited in place. [`Kernel::put_class`] writes a changed one
-//! beside the old under another number, rules first; then each endpoint is moved by one write; then
-//! [`Kernel::remove_class`] removes the old. A service is replaced in one write, its new backends being there already.
+//! Old or new, never neither: a class of policy is never edited in place. [`Kernel::put_class`] writes a
+//! changed one beside the old under another number, rules first; then each endpoint is moved by one write;
+//! then [`Kernel::remove_class`] removes the old. A service is replaced in one write, its new backends being
+//! there already.
 
 mod classes;
 mod error;
@@ -67,7 +69,8 @@ use ipnet::Ipv4Net;
 
 /// The loaded programs and their maps.
 ///
-/// Writes to `ipcache`, `endpoints` and policy raise the generation, by which established connections are judged anew.
+/// Writes to `ipcache`, `endpoints` and policy raise the generation, by which established connections are
+/// judged anew.
 pub struct Kernel {
     /// Identities of addresses and CIDRs. What it does not hold is [`ebpf_shared::identity::WORLD`].
     pub ipcache: TrieTable<Ipv4Net, u32>,
@@ -103,13 +106,13 @@ pub struct ProgramSize {
 }
 
 impl Kernel {
-    /// Loads the programs, takes over what an earlier agent has pinned below `bpffs_dir`, and hooks the sockets of the
-    /// processes in `cgroup_dir` and below.
+    /// Loads the programs, takes over what an earlier agent has pinned below `bpffs_dir`, and hooks the
+    /// sockets of the processes in `cgroup_dir` and below.
     ///
     /// # Errors
     ///
-    /// Built without programs, maps of another format, `cgroup_dir` is not a cgroup of its own (the root would hook
-    /// every process of the machine), or the kernel refused: see [`KernelError`].
+    /// Built without programs, maps of another format, `cgroup_dir` is not a cgroup of its own (the root
+    /// would hook every process of the machine), or the kernel refused: see [`KernelError`].
     pub fn load(bpffs_dir: &Path, cgroup_dir: &Path) -> Result<Self, KernelError> {
         let object = object::embedded()?;
         let cgroup = pins::open_cgroup(cgroup_dir)?;
@@ -162,16 +165,16 @@ impl Kernel {
         })
     }
 
-    /// Puts the doors on a pod's host-side interface, which is looked up in the caller's network namespace. Until
-    /// `endpoints` has an entry for it, nothing passes. Doors that are there already are kept.
+    /// Puts the doors on a pod's host-side interface, which is looked up in the caller's network namespace.
+    /// Until `endpoints` has an entry for it, nothing passes. Doors that are there already are kept.
     ///
     /// Returns the index of the interface.
     pub fn attach_pod(&mut self, ifname: &str) -> Result<u32, KernelError> {
         links::attach_pod(&mut self.programs, &self.pins, ifname)
     }
 
-    /// Takes the doors off an interface; what is not there is no error. From then on its traffic is not judged: remove
-    /// the interface first.
+    /// Takes the doors off an interface; what is not there is no error. From then on its traffic is not
+    /// judged: remove the interface first.
     pub fn detach_pod(&mut self, ifindex: u32) -> Result<(), KernelError> {
         links::detach_pod(&self.pins, ifindex)
     }
@@ -238,8 +241,8 @@ impl Kernel {
         Ok(sizes)
     }
 
-    /// Whether a frame would pass the door of the endpoint with ifindex 1: runs the loaded program on it, with all its
-    /// effects on conntrack, counters and events (`BPF_PROG_TEST_RUN`).
+    /// Whether a frame would pass the door of the endpoint with ifindex 1: runs the loaded program on it,
+    /// with all its effects on conntrack, counters and events (`BPF_PROG_TEST_RUN`).
     pub fn try_frame(&self, direction: Direction, frame: &[u8]) -> Result<bool, KernelError> {
         self.time_frame(direction, frame, 1).map(|(passes, _)| passes)
     }

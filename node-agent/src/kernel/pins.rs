@@ -20,7 +20,8 @@ pub struct Pins {
 }
 
 impl Pins {
-    /// Makes the directories, mounting a bpffs if there is none, and checks the format of maps that are there.
+    /// Makes the directories, mounting a bpffs if there is none, and checks the format of maps that are
+    /// there.
     pub(super) fn prepare(dir: &Path) -> Result<Self, KernelError> {
         fs::create_dir_all(dir).map_err(|source| KernelError::path("directory", dir, source))?;
         let kind = statfs(dir).map_err(|errno| KernelError::path("directory", dir, errno.into()))?;
@@ -73,8 +74,8 @@ impl Pins {
     }
 }
 
-/// Takes the programs out of the kernel and forgets all maps: pods are then *unguarded*. For drained nodes, and for
-/// tests. What is not there is no error; the mount itself stays.
+/// Takes the programs out of the kernel and forgets all maps: pods are then *unguarded*. For drained nodes,
+/// and for tests. What is not there is no error; the mount itself stays.
 pub fn unload(bpffs_dir: &Path) -> Result<(), KernelError> {
     let pins = Pins { dir: bpffs_dir.to_owned() };
     if pins.links().exists() {

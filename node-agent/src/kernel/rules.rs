@@ -1,8 +1,8 @@
 //! From rules to trie entries. Pure.
 //!
-//! The kernel finds the *narrowest* port prefix for an identity and protocol (see [`ebpf_shared::policy`]). That deny
-//! beats allow, whichever is narrower, is arranged here: an allow inside a deny is left out, so that the lookup falls back
-//! on the deny around it.
+//! The kernel finds the *narrowest* port prefix for an identity and protocol (see [`ebpf_shared::policy`]).
+//! That deny beats allow, whichever is narrower, is arranged here: an allow inside a deny is left out, so
+//! that the lookup falls back on the deny around it.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;

@@ -16,8 +16,8 @@ pub struct Service {
 }
 
 impl Kernel {
-    /// Makes a service what it is to be, in one write: the backends are written beside the old ones first. Connections
-    /// that exist keep their backend.
+    /// Makes a service what it is to be, in one write: the backends are written beside the old ones first.
+    /// Connections that exist keep their backend.
     pub fn put_service(&mut self, key: ServiceKey, service: &Service) -> Result<(), KernelError> {
         let most = limits::BACKENDS_PER_SERVICE;
         let backend_count = match u32::try_from(service.slots.len()) {

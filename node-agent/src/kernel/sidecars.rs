@@ -10,8 +10,8 @@ use super::{Kernel, KernelError};
 pub type Port = (u16, u8);
 
 impl Kernel {
-    /// Marks a network namespace (`SO_NETNS_COOKIE`) as one with a sidecar that listens on `captured` in place of the
-    /// application. To be called before the application binds.
+    /// Marks a network namespace (`SO_NETNS_COOKIE`) as one with a sidecar that listens on `captured` in
+    /// place of the application. To be called before the application binds.
     pub fn put_sidecar(&mut self, netns: u64, captured: &BTreeSet<Port>) -> Result<(), KernelError> {
         for (port, protocol) in captured {
             self.captured.upsert(CapturedKey::new(netns, *port, *protocol), 1)?;

@@ -12,8 +12,8 @@ use ebpf_shared::limits;
 use super::KernelError;
 use super::generation::Generation;
 
-/// Twice what the greatest map holds. The kernel begins again at the first key where the last one has been removed
-/// meanwhile, so that a busy map could be walked for ever.
+/// Twice what the greatest map holds. The kernel begins again at the first key where the last one has been
+/// removed meanwhile, so that a busy map could be walked for ever.
 const MOST_STEPS: usize = 2 * limits::BACKENDS as usize;
 
 /// A hash map. Each write raises the generation, where the verdict reads the map.

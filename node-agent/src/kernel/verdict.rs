@@ -92,3 +92,108 @@ impl Emulation {
         decide(&self.policy, &mut self.connections, &scene, packet)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::rules::{Rule, compile};
+    use ebpf_shared::packet::{Kind, protocol, tcp};
+
+    const SECOND: u64 = 1_000_000_000;
+    const POD: Ip4 = Ip4::from_be(1);
+    const PEER: Ip4 = Ip4::from_be(2);
+
+    /// A pod that may be asked at port 53 and nothing else.
+    fn node() -> Emulation {
+        let mut node = Emulation::default();
+        node.endpoints.insert(9, Endpoint { identity: 300, class: 1, addr: POD, flags: 0 });
+        isolate(&mut node, true);
+        node
+    }
+
+    fn isolate(node: &mut Emulation, may_be_asked: bool) {
+        let rule = Rule {
+            direction: Direction::Ingress,
+            allow: true,
+            identity: ebpf_shared::identity::ANY,
+            protocol: protocol::ANY,
+            ports: Some(53..=53),
+            policy_id: 1,
+        };
+        let rules = if may_be_asked { vec![rule] } else { Vec::new() };
+        let class = Class { flags: Class::DENY_INGRESS | Class::DENY_EGRESS, ..Class::default() };
+        node.policy.put_class(1, &compile(class, &rules));
+        node.generation += 1;
+    }
+
+    fn question(protocol: u8, tcp_flags: u8) -> Packet {
+        Packet { src: PEER, dst: POD, src_port: 5000, dst_port: 53, protocol, tcp_flags, kind: Kind::Plain }
+    }
+
+    fn answer(protocol: u8, tcp_flags: u8) -> Packet {
+        Packet { src: POD, dst: PEER, src_port: 53, dst_port: 5000, ..question(protocol, tcp_flags) }
+    }
+
+    fn asks(node: &mut Emulation, protocol: u8, tcp_flags: u8, now: u64) -> bool {
+        node.decide(9, Direction::Ingress, &question(protocol, tcp_flags), now).ruling.passes()
+    }
+
+    fn answers(node: &mut Emulation, protocol: u8, tcp_flags: u8, now: u64) -> bool {
+        node.decide(9, Direction::Egress, &answer(protocol, tcp_flags), now).ruling.passes()
+    }
+
+    #[test]
+    fn an_answer_that_comes_too_late_is_nobodys() {
+        let mut node = node();
+        assert!(asks(&mut node, protocol::UDP, 0, 0));
+        assert!(answers(&mut node, protocol::UDP, 0, 59 * SECOND));
+        assert!(answers(&mut node, protocol::UDP, 0, (59 + 299) * SECOND));
+        assert!(!answers(&mut node, protocol::UDP, 0, (59 + 299 + 301) * SECOND));
+    }
+
+    #[test]
+    fn an_idle_connection_is_remembered_longer_than_it_takes_to_probe_it() {
+        let mut node = node();
+        assert!(asks(&mut node, protocol::TCP, tcp::SYN, 0));
+        assert!(answers(&mut node, protocol::TCP, tcp::SYN | tcp::ACK, 1));
+        assert!(asks(&mut node, protocol::TCP, tcp::ACK, 7_200 * SECOND));
+        assert!(answers(&mut node, protocol::TCP, tcp::ACK, 14_400 * SECOND));
+        assert!(!answers(&mut node, protocol::TCP, tcp::ACK, 30_000 * SECOND));
+        assert!(asks(&mut node, protocol::TCP, tcp::SYN, 30_001 * SECOND), "and may be opened anew");
+    }
+
+    #[test]
+    fn stragglers_of_a_cut_flow_keep_it_cut() {
+        let mut node = node();
+        assert!(asks(&mut node, protocol::UDP, 0, 0));
+        isolate(&mut node, false);
+        for minute in 0..10 {
+            assert!(!answers(&mut node, protocol::UDP, 0, minute * 59 * SECOND));
+            assert!(!asks(&mut node, protocol::UDP, 0, minute * 59 * SECOND + 1));
+        }
+        isolate(&mut node, true);
+        assert!(answers(&mut node, protocol::UDP, 0, 600 * SECOND), "the flow was still known");
+    }
+
+    #[test]
+    fn a_closed_connection_is_gone_after_a_moment() {
+        let mut node = node();
+        assert!(asks(&mut node, protocol::TCP, tcp::SYN, 0));
+        assert!(answers(&mut node, protocol::TCP, tcp::FIN | tcp::ACK, 1));
+        assert!(asks(&mut node, protocol::TCP, tcp::FIN | tcp::ACK, 2));
+        assert!(answers(&mut node, protocol::TCP, tcp::ACK, 3));
+        assert!(!answers(&mut node, protocol::TCP, tcp::ACK, 11 * SECOND));
+    }
+
+    #[test]
+    fn the_narrowest_cidr_says_who_an_address_is() {
+        let mut policy = Policy::default();
+        let addr = |text: &str| Ip4::from(text.parse::<std::net::Ipv4Addr>().expect("an address"));
+        for (net, identity) in [("0.0.0.0/0", 10), ("10.0.0.0/8", 11), ("10.1.2.3/32", 12)] {
+            policy.ipcache.insert(net.parse().expect("a CIDR"), identity);
+        }
+        assert_eq!(policy.identity(addr("192.0.2.1")), 10);
+        assert_eq!(policy.identity(addr("10.1.2.4")), 11);
+        assert_eq!(policy.identity(addr("10.1.2.3")), 12);
+    }
+}

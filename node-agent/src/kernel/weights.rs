@@ -9,8 +9,8 @@ pub struct WeightedBackend {
     pub weight: u32,
 }
 
-/// Turns weights into slots: as few as give the exact shares, at most [`limits::BACKENDS_PER_SERVICE`]. Beyond that the
-/// shares are rounded, and each backend with a weight keeps at least one slot.
+/// Turns weights into slots: as few as give the exact shares, at most [`limits::BACKENDS_PER_SERVICE`].
+/// Beyond that the shares are rounded, and each backend with a weight keeps at least one slot.
 pub fn expand(backends: &[WeightedBackend]) -> Vec<SocketAddr4> {
     let most = limits::BACKENDS_PER_SERVICE as usize;
     let weighted: Vec<_> = backends.iter().filter(|backend| backend.weight > 0).take(most).collect();

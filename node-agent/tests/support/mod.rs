@@ -1,5 +1,6 @@
-//! A place where kernel programs can be tried without touching the machine: a thread with a network namespace and a mount
-//! namespace of its own (so nothing that is pinned outlives it, even after a crash), and a cgroup that is removed after.
+//! A place where kernel programs can be tried without touching the machine: a thread with a network namespace
+//! and a mount namespace of its own (so nothing that is pinned outlives it, even after a crash), and a cgroup
+//! that is removed after.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 pub mod frames;

@@ -1,7 +1,7 @@
 //! `bind` of an IPv4 socket: an application with a sidecar is reachable through it only.
 //!
-//! The proxy itself binds the pod's address, not the wildcard, so the port on the wire stays the same and network
-//! policy keeps its meaning.
+//! The proxy itself binds the pod's address, not the wildcard, so the port on the wire stays the same and
+//! network policy keeps its meaning.
 
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;

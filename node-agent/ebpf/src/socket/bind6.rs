@@ -1,8 +1,8 @@
-//! `bind` of an IPv6 socket, see `bind4`: the wildcard of a dual-stack socket, `[::]` or `::ffff:0.0.0.0`, becomes
-//! `::ffff:127.0.0.1`, where the proxy looks for the application.
+//! `bind` of an IPv6 socket, see `bind4`: the wildcard of a dual-stack socket, `[::]` or `::ffff:0.0.0.0`,
+//! becomes `::ffff:127.0.0.1`, where the proxy looks for the application.
 //!
-//! A socket that was told to be IPv6-only (`IPV6_V6ONLY`) can't bind that and fails with EINVAL: the hook is not told
-//! of the option.
+//! A socket that was told to be IPv6-only (`IPV6_V6ONLY`) can't bind that and fails with EINVAL: the hook is
+//! not told of the option.
 
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;

@@ -1,8 +1,9 @@
-//! Socket hooks of the processes in the node's cgroup: services are translated where a socket connects or sends,
-//! once per connection instead of once per packet, and sidecars take the place of their applications.
+//! Socket hooks of the processes in the node's cgroup: services are translated where a socket connects or
+//! sends, once per connection instead of once per packet, and sidecars take the place of their applications.
 //!
-//! Programs of dual-stack runtimes use IPv6 sockets with IPv4-mapped addresses; the hooks for IPv6 serve those and
-//! leave real IPv6 alone. (Datagrams to mapped addresses come by the IPv4 hook: the kernel converts them first.)
+//! Programs of dual-stack runtimes use IPv6 sockets with IPv4-mapped addresses; the hooks for IPv6 serve
+//! those and leave real IPv6 alone. (Datagrams to mapped addresses come by the IPv4 hook: the kernel converts
+//! them first.)
 
 mod bind4;
 mod bind6;

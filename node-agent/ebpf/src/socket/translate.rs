@@ -36,8 +36,11 @@ pub fn forward(ctx: &SockAddrContext, wanted: SocketAddr4) -> Translation {
     let Some(service) = service else { return Translation::None };
     let Some(real) = choose(ctx, &service, protocol) else { return Translation::Refused };
     let key = ReverseKey { socket: socket_cookie(ctx), real };
-    // Without room the connection works all the same, but its program sees the backend's address.
-    let _ = REVERSE.insert(key, wanted, 0);
+    // SAFETY: only compared; a datagram socket mostly finds here what it is about to write.
+    if unsafe { REVERSE.get(key) } != Some(&wanted) {
+        // Without room the connection works all the same, but its program sees the backend's address.
+        let _ = REVERSE.insert(key, wanted, 0);
+    }
     Translation::To(real)
 }
 
@@ -45,7 +48,8 @@ pub fn forward(ctx: &SockAddrContext, wanted: SocketAddr4) -> Translation {
 #[inline(always)]
 pub fn backward(ctx: &SockAddrContext, real: SocketAddr4) -> Option<SocketAddr4> {
     let key = ReverseKey { socket: socket_cookie(ctx), real };
-    // SAFETY: copied at once; if the entry is reused meanwhile the address is another of this node's services.
+    // SAFETY: copied at once; if the entry is reused meanwhile the address is another of this node's
+    // services.
     unsafe { REVERSE.get(key) }.copied()
 }
 
