@@ -17,6 +17,11 @@ mod replica;
 mod types;
 mod view;
 
+#[cfg(test)]
+mod cluster_tests;
+#[cfg(test)]
+pub(crate) mod testing;
+
 pub use config::{RaftConfig, Timings};
 pub use error::{DiskError, OpenError, ReadError, WriteError};
 pub use network::{Authorize, DialError, Dialer, RaftService};

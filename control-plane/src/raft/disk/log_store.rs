@@ -150,6 +150,8 @@ impl LogStore {
                 Some(cached) => cached,
                 None => match self.read(index)? {
                     Some(read) => read,
+                    // The first of all need not have the index 0.
+                    None if found.is_empty() => continue,
                     None => break,
                 },
             };

@@ -17,6 +17,11 @@ mod snapshots;
 mod watermark;
 mod writer;
 
+#[cfg(test)]
+mod damage_tests;
+#[cfg(test)]
+mod suite_tests;
+
 use std::path::Path;
 
 pub(crate) use log_store::LogStore;

@@ -1,0 +1,25 @@
+//! openraft's own tests of a storage.
+
+use openraft::testing::{StoreBuilder, Suite};
+
+use super::{LogStore, open};
+use crate::raft::{
+    machine::Machine,
+    types::{StorageError, TypeConfig},
+};
+
+struct Folder;
+
+impl StoreBuilder<TypeConfig, LogStore, Machine, tempfile::TempDir> for Folder {
+    async fn build(&self) -> Result<(tempfile::TempDir, LogStore, Machine), StorageError> {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (log, snapshots) = open(dir.path()).expect("a new folder");
+        let (machine, _) = Machine::open(snapshots).expect("a new folder");
+        Ok((dir, log, machine))
+    }
+}
+
+#[test]
+fn the_disk_passes_openrafts_storage_suite() {
+    Suite::test_all(Folder).expect("the suite passes");
+}
