@@ -5,6 +5,7 @@
 //! public type, and the way back to JSON.
 
 mod check;
+mod coverage;
 mod duration;
 mod endpoint_slice;
 mod error;
@@ -26,6 +27,7 @@ mod service_export;
 mod types;
 mod workload;
 
+pub use coverage::{COVERAGE, Coverage, Support};
 pub use error::ObjectError;
 pub use key::{Kind, NamespacedName, ObjectKey};
 pub use parse::{MAX_OBJECT_BYTES, MAX_OBJECT_DEPTH};

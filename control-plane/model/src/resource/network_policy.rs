@@ -10,12 +10,15 @@ use super::{
     port::{self, WirePort},
     selector::WireSelector,
 };
-use crate::identity::is_policy_label;
+use crate::{identity::is_policy_label, policy::cover};
 
 const MAX_RULES: usize = 100;
 const MAX_PEERS: usize = 100;
 const MAX_PORTS: usize = 100;
 const MAX_EXCEPTS: usize = 64;
+/// Peers times ports, over all rules of a direction, an ipBlock counted by the blocks that are left of it: what a
+/// small text can make of a kernel's maps has a bound.
+const MAX_COMBINATIONS: usize = 16_384;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -112,7 +115,7 @@ fn rules(
     at: &At,
 ) -> Result<Vec<NetworkPolicyRule>, Fault> {
     at.at_most(&wire, MAX_RULES)?;
-    let mut out = Vec::new();
+    let mut out: Vec<NetworkPolicyRule> = Vec::new();
     for (i, (wire_peers, wire_ports)) in wire.into_iter().enumerate() {
         let at = at.index(i);
         let (at_peers, at_ports) = (at.field(peers_field), at.field("ports"));
@@ -130,7 +133,22 @@ fn rules(
             .collect::<Result<_, _>>()?;
         out.push(NetworkPolicyRule { peers, ports });
     }
+    let combinations: usize = out.iter().map(combinations).sum();
+    if combinations > MAX_COMBINATIONS {
+        return at.refuse(
+            "",
+            format!("has {combinations} combinations of peers and ports, but at most {MAX_COMBINATIONS} are allowed"),
+        );
+    }
     Ok(out)
+}
+
+fn combinations(rule: &NetworkPolicyRule) -> usize {
+    let blocks = |peer: &NetworkPolicyPeer| match peer {
+        NetworkPolicyPeer::Pods { .. } => 1,
+        NetworkPolicyPeer::IpBlock { cidr, except } => cover(*cidr, except).len(),
+    };
+    rule.peers.iter().map(blocks).sum::<usize>().max(1) * rule.ports.len().max(1)
 }
 
 /// A selector over workloads. A label that identities leave out can't be selected by: better refused here than

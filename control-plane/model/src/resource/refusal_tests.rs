@@ -204,6 +204,10 @@ fn network_policies_with_bad_values_are_refused() {
     refused(&port(json!({"endPort": 81})), "spec.ingress[0].ports[0].endPort", "needs a port");
     refused(&port(json!({"port": true})), "spec.ingress[0].ports[0].port", "port number or the name");
     refused(&policy(json!({"policyTypes": ["ingress"]})), "spec.policyTypes[0]", "Ingress or Egress");
+    let holes: Vec<String> = (0..64).map(|i| format!("10.{i}.0.1/32")).collect();
+    let ports: Vec<Value> = (1..=100).map(|p| json!({"port": p})).collect();
+    let large = json!({"from": [{"ipBlock": {"cidr": "10.0.0.0/8", "except": holes}}], "ports": ports});
+    refused(&ingress(large), "spec.ingress", "combinations of peers and ports");
     let expression = |e: Value| policy(json!({"podSelector": {"matchExpressions": [e]}}));
     refused(
         &expression(json!({"key": "a", "operator": "In"})),
