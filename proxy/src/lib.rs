@@ -1,1 +1,20 @@
 //! The data-plane proxy: mTLS and L7 routing from Envoy's own types.
+//!
+//! Bytes come in through [`inbound`], are understood and sent on by [`forward`], and leave through [`outbound`]; a
+//! connection that only passes goes through [`gateway`]. What to do is decided by pure modules: [`config`] (wire to plain
+//! data), [`store`] (which update changes what), [`route`], [`balance`], [`retry`].
+
+#![forbid(unsafe_code)]
+
+pub mod balance;
+pub mod config;
+pub mod forward;
+pub mod io;
+pub mod limits;
+pub mod outbound;
+pub mod retry;
+pub mod route;
+pub mod shared;
+pub mod store;
+pub mod telemetry;
+pub mod tls;

@@ -1,0 +1,219 @@
+//! `Listener`.
+
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
+
+use serde::Serialize;
+use xds_proto::envoy::{
+    config::listener::v3::{Listener as WireListener, ListenerFilter, listener_filter},
+    extensions::filters::listener::tls_inspector::v3::TlsInspector,
+};
+
+use super::{
+    chain::{self, FilterChain, NetworkFilter, Transport},
+    error::Path,
+    hcm::RouteSource,
+    tls::SecretRef,
+    wire::{Result, address, bool_or, duration_or, refuse, u32_or, unpack},
+};
+use crate::{limits, route::RouteTable};
+
+/// `Listener`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Listener {
+    /// Unique name.
+    pub name: String,
+    /// Where to listen.
+    pub address: SocketAddr,
+    /// In the order of the resource.
+    pub chains: Vec<FilterChain>,
+    /// When none of them matches.
+    pub default_chain: Option<FilterChain>,
+    /// For the first bytes, where they decide on the chain.
+    pub inspect_timeout: Duration,
+    /// Whether a client that stays silent is served as if it did not speak TLS.
+    pub continue_on_timeout: bool,
+    /// Waiting connections.
+    pub backlog: u32,
+}
+
+impl Listener {
+    /// All chains.
+    pub fn all_chains(&self) -> impl Iterator<Item = &FilterChain> {
+        self.chains.iter().chain(&self.default_chain)
+    }
+
+    /// Names of the route configurations that it needs.
+    pub fn rds_names(&self) -> impl Iterator<Item = &str> {
+        self.all_chains().filter_map(|chain| match &chain.filter {
+            NetworkFilter::Http(manager) => match &manager.routes {
+                RouteSource::Rds(name) => Some(name.as_str()),
+                RouteSource::Inline(_) => None,
+            },
+            NetworkFilter::Tcp(_) => None,
+        })
+    }
+
+    /// Secrets that it needs.
+    pub fn secrets(&self) -> impl Iterator<Item = &SecretRef> {
+        self.all_chains().filter_map(|chain| chain.tls.as_ref()).flat_map(|tls| tls.common.secrets())
+    }
+
+    /// Clusters that it sends to, as far as they are not named by RDS.
+    pub fn inline_clusters(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.all_chains().flat_map(|chain| {
+            let (tcp, table): (Option<&Arc<str>>, Option<&Arc<RouteTable>>) = match &chain.filter {
+                NetworkFilter::Tcp(tcp) => (Some(&tcp.cluster), None),
+                NetworkFilter::Http(manager) => match &manager.routes {
+                    RouteSource::Inline(table) => (None, Some(table)),
+                    RouteSource::Rds(_) => (None, None),
+                },
+            };
+            tcp.into_iter().chain(table.into_iter().flat_map(|t| t.clusters()))
+        })
+    }
+
+    /// Whether the first bytes of a connection must be seen before a chain can be chosen.
+    pub fn inspects(&self) -> bool {
+        self.chains.iter().any(|c| !c.matches.server_names.is_empty() || c.matches.transport != Transport::Any)
+    }
+}
+
+#[allow(deprecated)]
+pub(super) fn convert(path: &Path<'_>, wire: WireListener) -> Result<Listener> {
+    let WireListener {
+        name,
+        address: wire_address,
+        additional_addresses,
+        stat_prefix: _,
+        stats_matcher,
+        filter_chains,
+        fcds_config,
+        filter_chain_matcher,
+        use_original_dst,
+        default_filter_chain,
+        per_connection_buffer_limit_bytes,
+        per_connection_buffer_high_watermark_timeout,
+        metadata: _,
+        deprecated_v1,
+        drain_type,
+        listener_filters,
+        listener_filters_timeout,
+        continue_on_listener_filters_timeout,
+        transparent,
+        freebind,
+        socket_options,
+        tcp_fast_open_queue_length,
+        traffic_direction: _,
+        udp_listener_config,
+        api_listener,
+        connection_balance_config,
+        reuse_port,
+        // There is one socket for all threads.
+        enable_reuse_port: _,
+        access_log,
+        tcp_backlog_size,
+        max_connections_to_accept_per_socket_event,
+        bind_to_port,
+        enable_mptcp,
+        ignore_global_conn_limit,
+        bypass_overload_manager,
+        tcp_keepalive,
+        listener_specifier,
+    } = wire;
+    refuse!(path; additional_addresses, stats_matcher, fcds_config, filter_chain_matcher, per_connection_buffer_limit_bytes,
+        per_connection_buffer_high_watermark_timeout, deprecated_v1, drain_type, socket_options,
+        tcp_fast_open_queue_length, udp_listener_config, api_listener, connection_balance_config, reuse_port,
+        access_log, max_connections_to_accept_per_socket_event, enable_mptcp, ignore_global_conn_limit,
+        bypass_overload_manager, tcp_keepalive, listener_specifier);
+    for (field, on) in [
+        ("use_original_dst", bool_or(&use_original_dst, false)),
+        ("transparent", bool_or(&transparent, false)),
+        ("freebind", bool_or(&freebind, false)),
+        ("bind_to_port", !bool_or(&bind_to_port, true)),
+    ] {
+        if on {
+            return Err(path.field(field).unsupported());
+        }
+    }
+    if name.is_empty() {
+        return Err(path.field("name").missing());
+    }
+    let filters = path.field("listener_filters");
+    for (at, wire) in listener_filters.into_iter().enumerate() {
+        listener_filter(&filters.index(at), wire)?;
+    }
+    let list = path.field("filter_chains");
+    let chains = filter_chains.into_iter().enumerate().map(|(at, wire)| chain::convert(&list.index(at), wire));
+    let chains: Vec<FilterChain> = chains.collect::<Result<_>>()?;
+    let default_path = path.field("default_filter_chain");
+    let default_chain = default_filter_chain.map(|wire| chain::convert(&default_path, wire)).transpose()?;
+    if chains.is_empty() && default_chain.is_none() {
+        return Err(list.missing());
+    }
+    distinct(&list, &chains)?;
+    let timeout_path = path.field("listener_filters_timeout");
+    let inspect_timeout = duration_or(&timeout_path, &listener_filters_timeout, limits::INSPECT_TIMEOUT)?;
+    if inspect_timeout.is_zero() {
+        return Err(timeout_path.invalid("0s", "would let silent clients hold connections for ever; give a limit"));
+    }
+    Ok(Listener {
+        name,
+        address: address(&path.field("address"), wire_address)?,
+        chains,
+        default_chain,
+        inspect_timeout,
+        continue_on_timeout: continue_on_listener_filters_timeout,
+        backlog: u32_or(&tcp_backlog_size, limits::BACKLOG).clamp(1, 65_535),
+    })
+}
+
+/// Whether a connection is inspected follows from the chains; naming the filter is only allowed, not needed.
+fn listener_filter(path: &Path<'_>, wire: ListenerFilter) -> Result<()> {
+    let ListenerFilter { name: _, filter_disabled, config_type } = wire;
+    refuse!(path; filter_disabled);
+    let any = match config_type {
+        Some(listener_filter::ConfigType::TypedConfig(any)) => any,
+        Some(listener_filter::ConfigType::ConfigDiscovery(_)) => {
+            return Err(path.field("config_discovery").unsupported());
+        }
+        None => return Err(path.field("typed_config").missing()),
+    };
+    let path = path.field("typed_config");
+    let TlsInspector {
+        enable_ja3_fingerprinting,
+        enable_ja4_fingerprinting,
+        // How it reads is its own business, and it never reads more than the limit below.
+        initial_read_buffer_size: _,
+        close_connection_on_client_hello_parsing_errors: _,
+        max_client_hello_size,
+    } = unpack(&path, &any)?;
+    for (field, on) in [
+        ("enable_ja3_fingerprinting", bool_or(&enable_ja3_fingerprinting, false)),
+        ("enable_ja4_fingerprinting", bool_or(&enable_ja4_fingerprinting, false)),
+    ] {
+        if on {
+            return Err(path.field(field).unsupported());
+        }
+    }
+    let size = u32_or(&max_client_hello_size, limits::CLIENT_HELLO_BYTES as u32);
+    if size as usize != limits::CLIENT_HELLO_BYTES {
+        return Err(path.field("max_client_hello_size").invalid(size, "is not 16384, the limit here"));
+    }
+    Ok(())
+}
+
+/// Two chains that match the same would make the choice arbitrary.
+fn distinct(path: &Path<'_>, chains: &[FilterChain]) -> Result<()> {
+    let mut seen = BTreeSet::new();
+    for (at, chain) in chains.iter().enumerate() {
+        let names = chain.matches.server_names.iter().map(Some);
+        let any = chain.matches.server_names.is_empty().then_some(None);
+        for name in names.chain(any) {
+            if !seen.insert((name, chain.matches.transport)) {
+                let chain = path.index(at);
+                return Err(chain.field("filter_chain_match").duplicate(format!("the match {name:?}")));
+            }
+        }
+    }
+    Ok(())
+}

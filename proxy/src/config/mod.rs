@@ -1,0 +1,101 @@
+//! Wire to plain data: Envoy's messages in, types that can only hold what this proxy does out.
+//!
+//! # What is supported
+//! Everything that is not listed here is refused with its field path when set; nothing is ignored in silence.
+//!
+//! | message | fields |
+//! | --- | --- |
+//! | `Listener` | `name`, `address` (`socket_address`), `filter_chains`, `default_filter_chain`, `listener_filters` (`tls_inspector`), `listener_filters_timeout`, `continue_on_listener_filters_timeout`, `tcp_backlog_size`, `drain_type` DEFAULT, `bind_to_port` true |
+//! | `FilterChain` | `filter_chain_match` (`server_names`, `transport_protocol`), one filter, `transport_socket`, `transport_socket_connect_timeout`, `name` |
+//! | network filters | `http_connection_manager`, `tcp_proxy` |
+//! | HTTP filters | `router`, as the only one |
+//! | transport sockets | `tls` (downstream, upstream), `raw_buffer` |
+//! | TLS | certificates and validation by SDS, SPIFFE validator or `trusted_ca`, URI SAN matchers, ALPN, TLS 1.3 |
+//! | `RouteConfiguration` | see [`route`] and [`route_action`] |
+//! | `Cluster` | EDS and STATIC; ROUND_ROBIN, LEAST_REQUEST, RANDOM; `circuit_breakers`, `outlier_detection` (consecutive kinds), `HttpProtocolOptions`; see [`cluster`] |
+//! | `ClusterLoadAssignment` | priorities, weights, health, localities, `policy.overprovisioning_factor` |
+//! | `Secret` | `tls_certificate`, `validation_context`, inline only |
+//!
+//! Accepted without effect, because they change nothing that a peer can see: `stat_prefix`, `alt_stat_name`, `metadata`,
+//! `traffic_direction`, `enable_reuse_port`, `cleanup_interval`, `dns_lookup_family`, `validate_clusters`, `decorator`,
+//! `initial_fetch_timeout`, `suppress_envoy_headers`, `wait_for_warm_on_init`, `track_cluster_stats`.
+
+mod chain;
+mod cluster;
+mod endpoint;
+mod error;
+mod hcm;
+mod header_ops;
+mod listener;
+mod matcher;
+mod outlier;
+mod route;
+mod route_action;
+mod secret;
+mod tcp_proxy;
+mod tls;
+mod upstream;
+mod wire;
+
+#[cfg(test)]
+mod tests {}
+
+pub use chain::{ChainMatch, FilterChain, NetworkFilter, ServerName, Transport};
+pub use cluster::{Breakers, Cluster, Discovery};
+pub use error::{ConfigError, Path, Problem};
+pub use hcm::{Codec, H2Settings, HttpManager, RouteSource, ServerHeader};
+pub use listener::Listener;
+pub use matcher::{FullRegex, Text, TextMatch};
+pub use secret::{CertificateSecret, Secret, ValidationSecret};
+pub use tcp_proxy::TcpProxy;
+pub use tls::{DownstreamTls, PeerMatch, SecretRef, TlsCommon, UpstreamTls};
+pub use upstream::UpstreamProtocol;
+pub use wire::Source;
+
+use xds_proto::envoy::config::{
+    cluster::v3::Cluster as WireCluster, endpoint::v3::ClusterLoadAssignment, listener::v3::Listener as WireListener,
+    route::v3::RouteConfiguration,
+};
+use xds_proto::envoy::extensions::transport_sockets::tls::v3::Secret as WireSecret;
+
+use crate::{balance::Assignment, route::RouteTable};
+
+/// Reads a listener.
+///
+/// # Errors
+/// The first field that is wrong or not supported.
+pub fn listener(wire: WireListener) -> Result<Listener, ConfigError> {
+    listener::convert(&Path::ROOT, wire)
+}
+
+/// Reads a cluster.
+///
+/// # Errors
+/// The first field that is wrong or not supported.
+pub fn cluster(wire: WireCluster) -> Result<Cluster, ConfigError> {
+    cluster::convert(&Path::ROOT, wire)
+}
+
+/// Reads the endpoints of a cluster.
+///
+/// # Errors
+/// The first field that is wrong or not supported.
+pub fn assignment(wire: ClusterLoadAssignment) -> Result<Assignment, ConfigError> {
+    endpoint::convert(&Path::ROOT, wire)
+}
+
+/// Reads a route configuration.
+///
+/// # Errors
+/// The first field that is wrong or not supported.
+pub fn routes(wire: RouteConfiguration) -> Result<RouteTable, ConfigError> {
+    route::convert(&Path::ROOT, wire)
+}
+
+/// Reads a secret.
+///
+/// # Errors
+/// The first field that is wrong or not supported. No key or certificate is part of the message.
+pub fn secret(wire: WireSecret) -> Result<Secret, ConfigError> {
+    secret::convert(&Path::ROOT, wire)
+}

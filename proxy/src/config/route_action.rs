@@ -1,0 +1,350 @@
+//! What a route does: `route` (`cluster`, `weighted_clusters`, `timeout`, `idle_timeout`, `retry_policy`, `prefix_rewrite`,
+//! `host_rewrite_literal`, `append_x_forwarded_host`, `cluster_not_found_response_code`), `redirect`, `direct_response`.
+
+use std::{sync::Arc, time::Duration};
+
+use xds_proto::envoy::config::route::v3::{
+    DirectResponseAction, RedirectAction, RetryPolicy as WireRetry, RouteAction, WeightedCluster,
+    redirect_action::{PathRewriteSpecifier, SchemeRewriteSpecifier},
+    retry_policy::RetryBackOff,
+    route,
+    route_action::{ClusterSpecifier, HostRewriteSpecifier},
+    weighted_cluster::{ClusterWeight, cluster_weight},
+};
+
+use super::{
+    error::Path,
+    header_ops::{self, REQUEST, RESPONSE},
+    route::Ops,
+    wire::{Result, duration_or, inline, refuse, timeout_or, u32_or},
+};
+use crate::{
+    retry::{RetryOn, RetryPolicy},
+    route::{Action, Destination, Direct, Forward, PathRedirect, Redirect},
+};
+
+/// Envoy's default of a route's timeout.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
+/// Largest body of a direct answer, as in Envoy, in bytes.
+const MAX_DIRECT_BODY: usize = 4096;
+
+/// What the levels above a route add to it.
+pub(super) struct Levels<'a> {
+    pub(super) table: &'a Ops,
+    pub(super) vhost: &'a Ops,
+    pub(super) specific_wins: bool,
+    pub(super) retry: Option<&'a Arc<RetryPolicy>>,
+    pub(super) attempt_count_in_request: bool,
+    pub(super) attempt_count_in_response: bool,
+}
+
+impl Levels<'_> {
+    /// The order of evaluation: by default the most specific level is first, so that the table has the last word.
+    fn all(&self, specific: &Ops) -> Ops {
+        if self.specific_wins {
+            self.table.then(self.vhost).then(specific)
+        } else {
+            specific.then(self.vhost).then(self.table)
+        }
+    }
+}
+
+pub(super) fn convert(path: &Path<'_>, wire: route::Action, ops: &Ops, levels: &Levels<'_>) -> Result<Action> {
+    match wire {
+        route::Action::Route(wire) => {
+            forward(&path.field("route"), wire, ops, levels).map(|f| Action::Forward(Box::new(f)))
+        }
+        route::Action::Redirect(wire) => Ok(Action::Redirect {
+            to: redirect(&path.field("redirect"), wire)?,
+            response: levels.all(ops).response,
+        }),
+        route::Action::DirectResponse(wire) => Ok(Action::Direct {
+            answer: direct(&path.field("direct_response"), wire)?,
+            response: levels.all(ops).response,
+        }),
+        route::Action::FilterAction(_) => Err(path.field("filter_action").unsupported()),
+        route::Action::NonForwardingAction(_) => Err(path.field("non_forwarding_action").unsupported()),
+    }
+}
+
+#[allow(deprecated)]
+fn forward(path: &Path<'_>, wire: RouteAction, ops: &Ops, levels: &Levels<'_>) -> Result<Forward> {
+    let RouteAction {
+        cluster_not_found_response_code,
+        metadata_match,
+        prefix_rewrite,
+        regex_rewrite,
+        path_rewrite_policy,
+        path_rewrite,
+        append_x_forwarded_host,
+        timeout,
+        idle_timeout,
+        flush_timeout,
+        early_data_policy,
+        retry_policy,
+        retry_policy_typed_config,
+        request_mirror_policies,
+        priority,
+        rate_limits,
+        include_vh_rate_limits,
+        hash_policy,
+        cors,
+        max_grpc_timeout,
+        grpc_timeout_offset,
+        upgrade_configs,
+        internal_redirect_policy,
+        internal_redirect_action,
+        max_internal_redirects,
+        hedge_policy,
+        max_stream_duration,
+        cluster_specifier,
+        host_rewrite_specifier,
+    } = wire;
+    refuse!(path; metadata_match, regex_rewrite, path_rewrite_policy, path_rewrite, flush_timeout, early_data_policy,
+        retry_policy_typed_config, request_mirror_policies, priority, rate_limits, include_vh_rate_limits, hash_policy,
+        cors, max_grpc_timeout, grpc_timeout_offset, upgrade_configs, internal_redirect_policy,
+        internal_redirect_action, max_internal_redirects, hedge_policy, max_stream_duration);
+    let destinations = destinations(path, cluster_specifier, ops, levels)?;
+    let host_rewrite = match host_rewrite_specifier {
+        None => None,
+        Some(HostRewriteSpecifier::HostRewriteLiteral(host)) => {
+            header_ops::host(&path.field("host_rewrite_literal"), &host)?
+        }
+        Some(HostRewriteSpecifier::AutoHostRewrite(on)) if !on.value => None,
+        Some(HostRewriteSpecifier::AutoHostRewrite(_)) => return Err(path.field("auto_host_rewrite").unsupported()),
+        Some(HostRewriteSpecifier::HostRewriteHeader(_)) => {
+            return Err(path.field("host_rewrite_header").unsupported());
+        }
+        Some(HostRewriteSpecifier::HostRewritePathRegex(_)) => {
+            return Err(path.field("host_rewrite_path_regex").unsupported());
+        }
+        Some(HostRewriteSpecifier::HostRewrite(_)) => return Err(path.field("host_rewrite").unsupported()),
+    };
+    let cluster_not_found_status = match cluster_not_found_response_code {
+        0 => 503,
+        1 => 404,
+        2 => 500,
+        other => return Err(path.field("cluster_not_found_response_code").invalid(other, "is unknown")),
+    };
+    let rewrite_path = path.field("prefix_rewrite");
+    if !prefix_rewrite.is_empty() && (!prefix_rewrite.starts_with('/') || !prefix_rewrite.bytes().all(|b| b.is_ascii_graphic())) {
+        return Err(rewrite_path.invalid(&prefix_rewrite, "must begin with '/' and be visible ASCII"));
+    }
+    let retry = match retry_policy {
+        // A route's own policy replaces that of its virtual host as a whole.
+        Some(wire) => retry(&path.field("retry_policy"), wire)?,
+        None => levels.retry.cloned(),
+    };
+    let total_weight = destinations.iter().map(|d| u64::from(d.weight)).sum();
+    Ok(Forward {
+        destinations,
+        total_weight,
+        timeout: timeout_or(&path.field("timeout"), &timeout, Some(DEFAULT_TIMEOUT))?,
+        idle_timeout: timeout_or(&path.field("idle_timeout"), &idle_timeout, None)?,
+        retry,
+        prefix_rewrite: Some(prefix_rewrite).filter(|p| !p.is_empty()),
+        host_rewrite,
+        append_x_forwarded_host,
+        cluster_not_found_status,
+        attempt_count_in_request: levels.attempt_count_in_request,
+        attempt_count_in_response: levels.attempt_count_in_response,
+    })
+}
+
+fn destinations(
+    path: &Path<'_>,
+    wire: Option<ClusterSpecifier>,
+    ops: &Ops,
+    levels: &Levels<'_>,
+) -> Result<Vec<Destination>> {
+    match wire.ok_or_else(|| path.field("cluster").missing())? {
+        ClusterSpecifier::Cluster(name) if name.is_empty() => Err(path.field("cluster").missing()),
+        ClusterSpecifier::Cluster(name) => {
+            let Ops { request, response } = levels.all(ops);
+            Ok(vec![Destination { cluster: name.into(), weight: 1, request, response, host_rewrite: None }])
+        }
+        ClusterSpecifier::WeightedClusters(wire) => weighted(&path.field("weighted_clusters"), wire, ops, levels),
+        ClusterSpecifier::ClusterHeader(_) => Err(path.field("cluster_header").unsupported()),
+        ClusterSpecifier::ClusterSpecifierPlugin(_) => Err(path.field("cluster_specifier_plugin").unsupported()),
+        ClusterSpecifier::InlineClusterSpecifierPlugin(_) => {
+            Err(path.field("inline_cluster_specifier_plugin").unsupported())
+        }
+    }
+}
+
+#[allow(deprecated)]
+fn weighted(path: &Path<'_>, wire: WeightedCluster, ops: &Ops, levels: &Levels<'_>) -> Result<Vec<Destination>> {
+    // The total is the sum of the weights; Envoy ignores the deprecated field as well when it is the sum.
+    let WeightedCluster { clusters, total_weight, runtime_key_prefix, random_value_specifier } = wire;
+    refuse!(path; runtime_key_prefix, random_value_specifier);
+    let list = path.field("clusters");
+    let mut sum = 0_u64;
+    let mut destinations = Vec::with_capacity(clusters.len());
+    for (at, wire) in clusters.into_iter().enumerate() {
+        let path = list.index(at);
+        let ClusterWeight {
+            name,
+            cluster_header,
+            weight,
+            metadata_match,
+            request_headers_to_add,
+            request_headers_to_remove,
+            response_headers_to_add,
+            response_headers_to_remove,
+            typed_per_filter_config,
+            host_rewrite_specifier,
+        } = wire;
+        refuse!(path; cluster_header, metadata_match, typed_per_filter_config);
+        if name.is_empty() {
+            return Err(path.field("name").missing());
+        }
+        let weight = weight.ok_or_else(|| path.field("weight").missing())?.value;
+        sum += u64::from(weight);
+        let own = Ops {
+            request: header_ops::convert(&path, &REQUEST, request_headers_to_add, request_headers_to_remove)?,
+            response: header_ops::convert(&path, &RESPONSE, response_headers_to_add, response_headers_to_remove)?,
+        };
+        let specific = if levels.specific_wins { ops.then(&own) } else { own.then(ops) };
+        let Ops { request, response } = levels.all(&specific);
+        let host_rewrite = match host_rewrite_specifier {
+            None => None,
+            Some(cluster_weight::HostRewriteSpecifier::HostRewriteLiteral(host)) => {
+                header_ops::host(&path.field("host_rewrite_literal"), &host)?
+            }
+        };
+        destinations.push(Destination { cluster: name.into(), weight, request, response, host_rewrite });
+    }
+    if sum == 0 || sum > u64::from(u32::MAX) {
+        return Err(list.invalid(sum, "is the sum of the weights; it must be 1 to 4294967295"));
+    }
+    match total_weight {
+        Some(total) if u64::from(total.value) != sum => {
+            Err(path.field("total_weight").invalid(total.value, format!("is not the sum of the weights, {sum}")))
+        }
+        _ => Ok(destinations),
+    }
+}
+
+pub(super) fn retry(path: &Path<'_>, wire: WireRetry) -> Result<Option<Arc<RetryPolicy>>> {
+    let WireRetry {
+        retry_on,
+        num_retries,
+        per_try_timeout,
+        per_try_idle_timeout,
+        retry_priority,
+        retry_host_predicate,
+        retry_options_predicates,
+        // Hosts that were tried are always left out, and found without drawing again.
+        host_selection_retry_max_attempts: _,
+        retriable_status_codes,
+        retry_back_off,
+        rate_limited_retry_back_off,
+        retriable_headers,
+        retriable_request_headers,
+        refresh_cluster_on_retry,
+    } = wire;
+    refuse!(path; per_try_idle_timeout, retry_options_predicates, rate_limited_retry_back_off, retriable_headers,
+        retriable_request_headers, refresh_cluster_on_retry);
+    // What these two ask for is how this proxy always retries: hosts that failed are not tried again while others are
+    // left, and a priority whose hosts all failed is left for the next.
+    let predicates = path.field("retry_host_predicate");
+    for (at, predicate) in retry_host_predicate.iter().enumerate() {
+        if predicate.name != "envoy.retry_host_predicates.previous_hosts" {
+            return Err(predicates.index(at).field("name").unsupported_type(&predicate.name));
+        }
+    }
+    if let Some(priority) = retry_priority
+        && priority.name != "envoy.retry_priorities.previous_priorities"
+    {
+        return Err(path.field("retry_priority").field("name").unsupported_type(&priority.name));
+    }
+    let on = RetryOn::parse(&retry_on).map_err(|name| path.field("retry_on").invalid(name, "is not supported"))?;
+    let codes = path.field("retriable_status_codes");
+    let status_codes = retriable_status_codes.iter().enumerate().map(|(at, code)| {
+        let valid = u16::try_from(*code).ok().filter(|c| (100..600).contains(c));
+        valid.ok_or_else(|| codes.index(at).invalid(code, "is no HTTP status"))
+    });
+    let (back_off_base, back_off_max) = back_off(&path.field("retry_back_off"), retry_back_off)?;
+    let policy = RetryPolicy {
+        on,
+        num_retries: u32_or(&num_retries, 1),
+        per_try_timeout: timeout_or(&path.field("per_try_timeout"), &per_try_timeout, None)?,
+        status_codes: status_codes.collect::<Result<_>>()?,
+        back_off_base,
+        back_off_max,
+    };
+    Ok((!policy.on.is_empty() && policy.num_retries > 0).then(|| Arc::new(policy)))
+}
+
+fn back_off(path: &Path<'_>, wire: Option<RetryBackOff>) -> Result<(Duration, Duration)> {
+    let RetryBackOff { base_interval, max_interval } = wire.unwrap_or_default();
+    let base_path = path.field("base_interval");
+    let base = duration_or(&base_path, &base_interval, Duration::from_millis(25))?;
+    let max_path = path.field("max_interval");
+    let max = duration_or(&max_path, &max_interval, base.saturating_mul(10))?;
+    if base.is_zero() || max < base {
+        return Err(max_path.invalid(format!("{max:?}"), format!("and base {base:?}: 0 < base <= max must hold")));
+    }
+    Ok((base, max))
+}
+
+fn redirect(path: &Path<'_>, wire: RedirectAction) -> Result<Redirect> {
+    let RedirectAction {
+        host_redirect,
+        port_redirect,
+        response_code,
+        strip_query,
+        scheme_rewrite_specifier,
+        path_rewrite_specifier,
+    } = wire;
+    let visible = |field: &str, text: String| {
+        let good = text.bytes().all(|b| b.is_ascii_graphic());
+        if good { Ok(text) } else { Err(path.field(field).invalid(&text, "must be visible ASCII")) }
+    };
+    let scheme = match scheme_rewrite_specifier {
+        None | Some(SchemeRewriteSpecifier::HttpsRedirect(false)) => None,
+        Some(SchemeRewriteSpecifier::HttpsRedirect(true)) => Some("https".to_owned()),
+        Some(SchemeRewriteSpecifier::SchemeRedirect(scheme)) => Some(visible("scheme_redirect", scheme)?),
+    };
+    let new_path = match path_rewrite_specifier {
+        None => None,
+        Some(PathRewriteSpecifier::PathRedirect(full)) => Some(PathRedirect::Full(visible("path_redirect", full)?)),
+        Some(PathRewriteSpecifier::PrefixRewrite(prefix)) => {
+            Some(PathRedirect::Prefix(visible("prefix_rewrite", prefix)?))
+        }
+        Some(PathRewriteSpecifier::RegexRewrite(_)) => return Err(path.field("regex_rewrite").unsupported()),
+        Some(PathRewriteSpecifier::PathRewrite(_)) => return Err(path.field("path_rewrite").unsupported()),
+    };
+    let status = match response_code {
+        0 => 301,
+        1 => 302,
+        2 => 303,
+        3 => 307,
+        4 => 308,
+        other => return Err(path.field("response_code").invalid(other, "is unknown")),
+    };
+    let port = u16::try_from(port_redirect)
+        .map_err(|_| path.field("port_redirect").invalid(port_redirect, "is no port"))?;
+    Ok(Redirect {
+        status,
+        scheme,
+        host: Some(visible("host_redirect", host_redirect)?).filter(|h| !h.is_empty()),
+        port: Some(port).filter(|p| *p != 0),
+        path: new_path,
+        strip_query,
+    })
+}
+
+fn direct(path: &Path<'_>, wire: DirectResponseAction) -> Result<Direct> {
+    let DirectResponseAction { status, body, body_format } = wire;
+    refuse!(path; body_format);
+    let code = u16::try_from(status).ok().filter(|s| (200..600).contains(s));
+    let code = code.ok_or_else(|| path.field("status").invalid(status, "must be 200 to 599"))?;
+    let body_path = path.field("body");
+    let body = body.map_or(Ok(vec![]), |source| inline(&body_path, source))?;
+    if body.len() > MAX_DIRECT_BODY {
+        return Err(body_path.invalid(body.len(), format!("bytes are more than {MAX_DIRECT_BODY}")));
+    }
+    let body = String::from_utf8(body).map_err(|_| body_path.invalid("body", "is no UTF-8"))?;
+    Ok(Direct { status: code, body })
+}

@@ -1,0 +1,308 @@
+//! One request, tried until it is answered or given up.
+
+use std::{
+    future::{Future, pending},
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use http::{HeaderValue, Request, Response, Uri, Version, header};
+use hyper::body::Incoming;
+use tokio::sync::oneshot;
+
+use super::{
+    answer::{self, Passing},
+    body::ResponseBody,
+    reply::Reply,
+    request::Head,
+};
+use crate::{
+    balance::Failure,
+    config::UpstreamProtocol,
+    outbound::{
+        ConnectError, ConnectFailure, Deadline, Host, IdleTimer, Lease, ReplayHandle, SendError,
+        UpstreamBody, UpstreamCluster, Want, acquire,
+    },
+    retry::{Outcome, RetryPolicy},
+    route::{Destination, Forward},
+    telemetry::Flag,
+};
+
+/// Attempts on further connections to the same endpoint when one turns out to be closed before anything was sent on it.
+const STALE_CONNECTIONS: u32 = 3;
+
+/// The client's body, before and between attempts.
+pub(super) enum Body {
+    Empty,
+    Once(Option<UpstreamBody>),
+    Replay(ReplayHandle),
+}
+
+impl Body {
+    fn take(&mut self) -> Option<UpstreamBody> {
+        match self {
+            Self::Empty => Some(UpstreamBody::Empty),
+            Self::Once(body) => body.take(),
+            Self::Replay(handle) => Some(handle.attempt()),
+        }
+    }
+
+    fn replayable(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Once(body) => body.is_some(),
+            Self::Replay(handle) => handle.replayable(),
+        }
+    }
+}
+
+/// What is sent, and by which rules.
+pub(super) struct Job<'a> {
+    pub(super) cluster: Arc<UpstreamCluster>,
+    pub(super) forward: &'a Forward,
+    pub(super) destination: &'a Destination,
+    pub(super) head: Head,
+    pub(super) body: Body,
+    /// When the client's body is through, where there is one.
+    pub(super) body_ended: Option<oneshot::Receiver<()>>,
+    pub(super) http2_client: bool,
+    pub(super) stream_idle: Option<Duration>,
+}
+
+/// What came of it.
+pub(super) struct Done {
+    pub(super) result: Result<Response<ResponseBody>, Reply>,
+    pub(super) attempts: u32,
+    pub(super) upstream: Option<std::net::SocketAddr>,
+}
+
+/// How one attempt ended.
+enum Attempt {
+    Answer(Response<Incoming>, Lease),
+    NoConnection(ConnectError),
+    Send(SendError),
+    /// The body is used up: nothing more can be sent.
+    NoBody,
+}
+
+pub(super) async fn run(mut job: Job<'_>) -> Done {
+    let cluster = job.cluster.clone();
+    let mut done = Done { result: Err(Reply::reset("overflow", Flag::Overflow)), attempts: 0, upstream: None };
+    let Some(request_permit) = cluster.requests.try_take() else {
+        cluster.stats.overflow.fetch_add(1, Ordering::Relaxed);
+        return done;
+    };
+    let active = ActiveCount::new(&cluster);
+    let mut deadline = match (job.forward.timeout, job.body_ended.take()) {
+        (Some(limit), Some(ended)) => Deadline::AfterRequest(ended, limit),
+        (limit, _) => Deadline::from_now(limit),
+    };
+    let mut tried: Vec<Arc<Host>> = vec![];
+    let mut retry_permit = None;
+    loop {
+        done.attempts += 1;
+        let Some(host) = cluster.choose(&tried) else {
+            cluster.stats.no_endpoint.fetch_add(1, Ordering::Relaxed);
+            done.result = Err(Reply::no_healthy_upstream());
+            return done;
+        };
+        done.upstream = Some(host.address);
+        let serving = cluster.begin(&host);
+        let policy = job.forward.retry.as_deref();
+        let attempt = tokio::select! {
+            attempt = try_once(&mut job, &host, done.attempts) => attempt,
+            () = per_try(policy) => None,
+            () = &mut deadline => {
+                cluster.on_failure(&host, Failure::Local);
+                cluster.stats.codes.count(504);
+                done.result = Err(Reply::timeout());
+                return done;
+            }
+        };
+        let (outcome, result) = judge(attempt);
+        note(&cluster, &host, outcome, &result);
+        if let Some(policy) = policy
+            && outcome.is_some_and(|outcome| policy.retries(outcome, done.attempts, job.body.replayable()))
+        {
+            retry_permit = retry_permit.or_else(|| cluster.retries.try_take());
+            if retry_permit.is_some() {
+                cluster.stats.retries.fetch_add(1, Ordering::Relaxed);
+                drop((result, serving));
+                tried.push(host);
+                let pause = policy.back_off(done.attempts, &mut rand::rng());
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => continue,
+                    () = &mut deadline => {
+                        done.result = Err(Reply::timeout());
+                        return done;
+                    }
+                }
+            }
+            cluster.stats.retry_overflow.fetch_add(1, Ordering::Relaxed);
+        }
+        done.result = result.map(|(response, lease)| {
+            let passing = Passing {
+                lease,
+                deadline,
+                idle: IdleTimer::new(job.stream_idle),
+                guards: Box::new((request_permit, retry_permit, serving, active)),
+            };
+            let mut response = answer::pass(response, passing, &job.destination.response);
+            if job.forward.attempt_count_in_response {
+                answer::set_attempts(response.headers_mut(), done.attempts);
+            }
+            response
+        });
+        return done;
+    }
+}
+
+type Answered = Result<(Response<Incoming>, Lease), Reply>;
+
+/// What the end of an attempt means for retries, and the answer if there are none.
+fn judge(attempt: Option<Attempt>) -> (Option<Outcome>, Answered) {
+    match attempt {
+        None => (Some(Outcome::PerTryTimeout), Err(Reply::timeout())),
+        Some(Attempt::Answer(response, lease)) => {
+            let status = response.status().as_u16();
+            let grpc_status = answer::grpc_status(response.headers());
+            (Some(Outcome::Answer { status, grpc_status }), Ok((response, lease)))
+        }
+        Some(Attempt::NoConnection(error)) if error.failure == ConnectFailure::Overflow => {
+            (None, Err(Reply::reset("overflow", Flag::Overflow)))
+        }
+        Some(Attempt::NoConnection(error)) => {
+            let reason = format!("{}, transport failure reason: {error}", error.reset_reason());
+            (Some(Outcome::ConnectFailure), Err(Reply::reset(&reason, Flag::ConnectFailure)))
+        }
+        Some(Attempt::Send(error)) => {
+            let (outcome, reason) = match error {
+                SendError::NotSent(_) => (Outcome::NotSent, "connection termination".to_owned()),
+                SendError::RefusedStream(_) => (Outcome::RefusedStream, "remote refused stream reset".to_owned()),
+                SendError::Reset(text) => {
+                    tracing::debug!(reason = %text, "upstream reset");
+                    (Outcome::Reset, "connection termination".to_owned())
+                }
+            };
+            (Some(outcome), Err(Reply::reset(&reason, Flag::Reset)))
+        }
+        Some(Attempt::NoBody) => (None, Err(Reply::reset("connection termination", Flag::Reset))),
+    }
+}
+
+/// Counts the outcome, and tells passive health.
+fn note(cluster: &UpstreamCluster, host: &Host, outcome: Option<Outcome>, result: &Answered) {
+    let status = match (outcome, result) {
+        (Some(Outcome::Answer { status, .. }), _) => status,
+        (_, Err(reply)) => reply.status.as_u16(),
+        (_, Ok((response, _))) => response.status().as_u16(),
+    };
+    cluster.stats.codes.count(status);
+    match outcome {
+        Some(Outcome::Answer { status, .. }) if status >= 500 => cluster.on_failure(host, Failure::Answer(status)),
+        Some(Outcome::Answer { .. }) => cluster.on_success(host),
+        Some(_) => cluster.on_failure(host, Failure::Local),
+        // A circuit breaker says nothing about the endpoint.
+        None => {}
+    }
+}
+
+async fn per_try(policy: Option<&RetryPolicy>) {
+    match policy.and_then(|p| p.per_try_timeout) {
+        Some(limit) => tokio::time::sleep(limit).await,
+        None => pending().await,
+    }
+}
+
+fn try_once<'a>(
+    job: &'a mut Job<'_>,
+    host: &'a Arc<Host>,
+    attempts: u32,
+) -> impl Future<Output = Option<Attempt>> + 'a {
+    async move {
+        let want = match job.cluster.config.protocol {
+            UpstreamProtocol::Http1 => Want::Http1,
+            UpstreamProtocol::Http2 => Want::Http2,
+            UpstreamProtocol::Auto => Want::Any,
+            UpstreamProtocol::Downstream if job.http2_client => Want::Http2,
+            UpstreamProtocol::Downstream => Want::Http1,
+        };
+        let mut lease = match acquire(&job.cluster, host, want).await {
+            Ok(lease) => lease,
+            Err(error) => return Some(Attempt::NoConnection(error)),
+        };
+        let Some(body) = job.body.take() else { return Some(Attempt::NoBody) };
+        if job.forward.attempt_count_in_request {
+            answer::set_attempts(&mut job.head.headers, attempts);
+        }
+        let keep = job.forward.retry.as_ref().is_some_and(|p| p.on.after_sending() && attempts <= p.num_retries);
+        let mut request = build(job, lease.is_http2(), body, keep);
+        for _ in 0..STALE_CONNECTIONS {
+            match lease.send(request).await {
+                Ok(response) => return Some(Attempt::Answer(response, lease)),
+                // The peer closed the connection while it was idle: another one will do, and nobody need know.
+                Err(SendError::NotSent(back)) => {
+                    let http2 = lease.is_http2();
+                    drop(lease);
+                    lease = match acquire(&job.cluster, host, want).await {
+                        Ok(lease) => lease,
+                        Err(error) => return Some(Attempt::NoConnection(error)),
+                    };
+                    request = *back;
+                    if lease.is_http2() != http2 {
+                        form(&mut request, &job.head, lease.is_http2());
+                    }
+                }
+                Err(error) => return Some(Attempt::Send(error)),
+            }
+        }
+        Some(Attempt::Send(SendError::NotSent(Box::new(request))))
+    }
+}
+
+/// The request, with the headers themselves or, if it may be sent again, a copy.
+fn build(job: &mut Job<'_>, http2: bool, body: UpstreamBody, keep: bool) -> Request<UpstreamBody> {
+    let mut request = Request::new(body);
+    *request.method_mut() = job.head.method.clone();
+    *request.headers_mut() =
+        if keep { job.head.headers.clone() } else { std::mem::take(&mut job.head.headers) };
+    form(&mut request, &job.head, http2);
+    request
+}
+
+/// Writes target and host in the form of the version.
+fn form(request: &mut Request<UpstreamBody>, head: &Head, http2: bool) {
+    let mut parts = http::uri::Parts::default();
+    parts.path_and_query = Some(head.path.clone());
+    if http2 {
+        parts.scheme = head.scheme.parse().ok();
+        parts.authority = Some(head.authority.clone());
+        *request.version_mut() = Version::HTTP_2;
+        request.headers_mut().remove(header::HOST);
+    } else {
+        *request.version_mut() = Version::HTTP_11;
+        // An authority is visible ASCII.
+        if let Ok(host) = HeaderValue::from_str(head.authority.as_str()) {
+            request.headers_mut().insert(header::HOST, host);
+        }
+    }
+    // With an authority goes a scheme, and without neither: the parts always fit.
+    *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
+}
+
+/// Counts a request while it lasts.
+#[derive(Debug)]
+struct ActiveCount(Arc<UpstreamCluster>);
+
+impl ActiveCount {
+    fn new(cluster: &Arc<UpstreamCluster>) -> Self {
+        cluster.stats.active_requests.fetch_add(1, Ordering::Relaxed);
+        Self(cluster.clone())
+    }
+}
+
+impl Drop for ActiveCount {
+    fn drop(&mut self) {
+        self.0.stats.active_requests.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,14 @@
+//! The way of a request from a client's connection to an endpoint and back.
+
+mod answer;
+mod attempts;
+mod body;
+mod hops;
+mod reply;
+mod request;
+mod service;
+
+pub use body::ResponseBody;
+pub use reply::{Reply, finish};
+pub use request::{Head, Refusal, prepare};
+pub use service::{Client, HttpChain, RouteSlot, handle};

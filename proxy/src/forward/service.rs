@@ -1,0 +1,250 @@
+//! The service of an HTTP filter chain.
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version, header};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use tokio::sync::oneshot;
+
+use super::{
+    attempts::{self, Body, Done, Job},
+    body::ResponseBody,
+    reply::{Reply, finish},
+    request::{Head, prepare},
+};
+use crate::{
+    config::HttpManager,
+    outbound::{IdleTimer, ReplayHandle, UpstreamBody},
+    route::{Action, Destination, Forward, RequestView, Route, RouteTable, redirect_location, rewrite_path},
+    shared::Shared,
+    telemetry::{AccessRecord, Flag, ListenerStats},
+};
+
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+
+/// A route table that is replaced while requests are served.
+pub type RouteSlot = Arc<ArcSwap<RouteTable>>;
+
+/// An HTTP filter chain at work.
+#[derive(Debug)]
+pub struct HttpChain {
+    /// Name of the listener.
+    pub listener: Arc<str>,
+    /// What the control plane said.
+    pub manager: HttpManager,
+    /// The routes of this moment.
+    pub routes: RouteSlot,
+    /// Counters.
+    pub stats: Arc<ListenerStats>,
+    /// Everything that all chains have in common.
+    pub shared: Arc<Shared>,
+}
+
+/// A client's connection.
+#[derive(Debug)]
+pub struct Client {
+    /// Where it comes from.
+    pub address: SocketAddr,
+    /// `http` or `https`.
+    pub scheme: &'static str,
+    /// Value of `x-forwarded-client-cert`, for a verified client.
+    pub certificate: Option<HeaderValue>,
+}
+
+/// Serves a request. There is always an answer.
+pub async fn handle(chain: &HttpChain, client: &Client, request: Request<Incoming>) -> Response<ResponseBody> {
+    let start = Instant::now();
+    let (parts, incoming) = request.into_parts();
+    let http2_client = parts.version == Version::HTTP_2;
+    let grpc = is_grpc(&parts.headers);
+    let mut record = AccessRecord::enabled(chain.shared.access_log).then(|| Box::new(record(chain, client, &parts, start)));
+    let prepared = prepare(
+        parts,
+        &chain.manager,
+        client.scheme,
+        client.address,
+        client.certificate.as_ref(),
+        &mut rand::rng(),
+    );
+    let mut request_id = None;
+    let mut response = match prepared {
+        Err(refusal) => Reply::new(refusal.status, refusal.text, Flag::BadRequest).response(false),
+        Ok(head) => {
+            if chain.manager.request_id_in_response {
+                request_id = head.headers.get(super::request::X_REQUEST_ID).cloned();
+            }
+            let table = chain.routes.load_full();
+            route(chain, &table, head, incoming, http2_client, grpc, record.as_deref_mut()).await
+        }
+    };
+    finish(&mut response, &chain.manager, request_id);
+    chain.stats.codes.count(response.status().as_u16());
+    match record {
+        None => response,
+        Some(mut record) => {
+            record.status = response.status().as_u16();
+            response.map(|body| ResponseBody::Logged(Box::new(body), record))
+        }
+    }
+}
+
+async fn route(
+    chain: &HttpChain,
+    table: &RouteTable,
+    head: Head,
+    incoming: Incoming,
+    http2_client: bool,
+    grpc: bool,
+    record: Option<&mut AccessRecord>,
+) -> Response<ResponseBody> {
+    let view = RequestView {
+        method: head.method.as_str(),
+        scheme: head.scheme,
+        authority: head.authority.as_str(),
+        path_and_query: head.path.as_str(),
+        headers: &head.headers,
+    };
+    let Some(route) = table.find(&view) else {
+        note(record, Flag::NoRoute);
+        return Reply::no_route().response(grpc);
+    };
+    match &route.action {
+        Action::Forward(forward) => {
+            // The table may be replaced meanwhile; the route is this request's.
+            let route = route.clone();
+            send(chain, &route, forward, head, incoming, http2_client, grpc, record).await
+        }
+        Action::Redirect { to, response: ops } => {
+            let location = redirect_location(to, &route.matches.path, &view);
+            let mut response = Response::new(ResponseBody::Empty);
+            *response.status_mut() = StatusCode::from_u16(to.status).unwrap_or(StatusCode::FOUND);
+            if let Ok(location) = HeaderValue::from_str(&location) {
+                response.headers_mut().insert(header::LOCATION, location);
+            }
+            ops.apply(response.headers_mut());
+            response
+        }
+        Action::Direct { answer, response: ops } => {
+            let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::OK);
+            let mut response = Reply::new(status, answer.body.clone(), Flag::None).response(false);
+            ops.apply(response.headers_mut());
+            response
+        }
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
+async fn send(
+    chain: &HttpChain,
+    route: &Route,
+    forward: &Forward,
+    mut head: Head,
+    incoming: Incoming,
+    http2_client: bool,
+    grpc: bool,
+    record: Option<&mut AccessRecord>,
+) -> Response<ResponseBody> {
+    let destination = forward.destination(&mut rand::rng());
+    let found = destination.and_then(|d| Some((d, chain.shared.cluster(&d.cluster)?)));
+    let Some((destination, cluster)) = found else {
+        note(record, Flag::NoCluster);
+        return Reply::no_cluster(forward.cluster_not_found_status).response(grpc);
+    };
+    rewrite(&mut head, route, forward, destination);
+    let stream_idle = forward.idle_timeout.or(chain.manager.stream_idle_timeout);
+    let (body, body_ended) = body(incoming, forward, stream_idle);
+    let job = Job { cluster, forward, destination, head, body, body_ended, http2_client, stream_idle };
+    let Done { result, attempts, upstream } = attempts::run(job).await;
+    let flag = result.as_ref().err().map_or(Flag::None, |reply| reply.flag);
+    if let Some(record) = record {
+        record.cluster = Some(destination.cluster.clone());
+        record.attempts = attempts;
+        record.upstream = upstream;
+        record.flag = flag;
+    }
+    match result {
+        Ok(response) => response,
+        Err(reply) => {
+            let mut response = reply.response(grpc);
+            destination.response.apply(response.headers_mut());
+            response
+        }
+    }
+}
+
+fn rewrite(head: &mut Head, route: &Route, forward: &Forward, destination: &Destination) {
+    destination.request.apply(&mut head.headers);
+    if let Some(host) = destination.host_rewrite.as_ref().or(forward.host_rewrite.as_ref())
+        && let Ok(authority) = http::uri::Authority::try_from(host.as_bytes())
+    {
+        if forward.append_x_forwarded_host
+            && let Ok(former) = HeaderValue::from_str(head.authority.as_str())
+        {
+            head.headers.append(X_FORWARDED_HOST, former);
+        }
+        head.authority = authority;
+    }
+    if let Some(prefix) = &forward.prefix_rewrite
+        && let Some(path) = rewrite_path(&route.matches.path, prefix, head.path.as_str())
+        && let Ok(path) = path.parse()
+    {
+        head.path = path;
+    }
+}
+
+fn body(
+    incoming: Incoming,
+    forward: &Forward,
+    stream_idle: Option<Duration>,
+) -> (Body, Option<oneshot::Receiver<()>>) {
+    if incoming.is_end_stream() {
+        return (Body::Empty, None);
+    }
+    let (ended, receiver) = oneshot::channel();
+    let stream = UpstreamBody::stream(incoming, IdleTimer::new(stream_idle), ended);
+    let keep = forward.retry.as_ref().is_some_and(|policy| policy.on.after_sending());
+    let body = if keep {
+        Body::Replay(ReplayHandle::new(stream))
+    } else {
+        Body::Once(Some(UpstreamBody::Stream(stream)))
+    };
+    (body, Some(receiver))
+}
+
+fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).is_some_and(|value| {
+        let rest = value.as_bytes().strip_prefix(b"application/grpc");
+        rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+    })
+}
+
+fn note(record: Option<&mut AccessRecord>, flag: Flag) {
+    if let Some(record) = record {
+        record.flag = flag;
+    }
+}
+
+fn record(chain: &HttpChain, client: &Client, parts: &http::request::Parts, start: Instant) -> AccessRecord {
+    let host = parts.headers.get(header::HOST).and_then(|h| h.to_str().ok());
+    AccessRecord {
+        start,
+        listener: chain.listener.clone(),
+        client: client.address,
+        method: parts.method.to_string(),
+        authority: parts.uri.authority().map(|a| a.as_str()).or(host).unwrap_or("-").to_owned(),
+        path: parts.uri.path_and_query().map_or("/", |p| p.as_str()).to_owned(),
+        status: 0,
+        flag: Flag::None,
+        cluster: None,
+        upstream: None,
+        attempts: 0,
+        bytes: 0,
+        wanted: chain.shared.access_log,
+    }
+}

@@ -1,0 +1,57 @@
+//! Every limit and default that a resource does not set, in one place.
+
+use std::time::Duration;
+
+/// Connections that one listener serves at a time. Further ones are closed at once.
+pub const LISTENER_CONNECTIONS: usize = 20_000;
+/// Largest request head, in bytes (Envoy's default: 60 KiB). `max_request_headers_kb` changes it.
+pub const REQUEST_HEADERS_BYTES: u32 = 60 * 1024;
+/// Most headers of a message (Envoy's default).
+pub const HEADERS_COUNT: u32 = 100;
+/// Largest response head from an upstream, in bytes.
+pub const RESPONSE_HEADERS_BYTES: u32 = 60 * 1024;
+/// Requests that one HTTP/2 client may have open on a connection (Envoy's default since 1.30: 1024; RFC 9113 wants at
+/// least 100).
+pub const H2_STREAMS: u32 = 1024;
+/// HTTP/2 flow control: bytes in flight of a stream.
+pub const H2_STREAM_WINDOW: u32 = 1 << 20;
+/// HTTP/2 flow control: bytes in flight of a connection.
+pub const H2_CONNECTION_WINDOW: u32 = 4 << 20;
+/// HTTP/2 pings find peers that are gone without a word.
+pub const H2_PING_INTERVAL: Duration = Duration::from_secs(30);
+/// Time to answer one.
+pub const H2_PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// A client's connection without requests is closed after this.
+pub const DOWNSTREAM_IDLE: Duration = Duration::from_secs(300);
+/// A pooled upstream connection without requests is closed after this: earlier than the other side would.
+pub const UPSTREAM_IDLE: Duration = Duration::from_secs(60);
+/// A request on which nothing moves is ended after this (Envoy's default).
+pub const STREAM_IDLE: Duration = Duration::from_secs(300);
+/// A tunnelled connection on which nothing moves is closed after this (Envoy's default).
+pub const TCP_IDLE: Duration = Duration::from_secs(3600);
+/// Time for a client to send its TLS `ClientHello` (Envoy's default of listener filters).
+pub const INSPECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// Largest `ClientHello`, in bytes (Envoy's default): post-quantum key shares need some 2 KiB.
+pub const CLIENT_HELLO_BYTES: usize = 16 * 1024;
+/// Time for a TLS handshake.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time to connect to an upstream (Envoy's default).
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Bytes of a request's body that are kept so that it can be sent again.
+pub const REPLAY_BYTES: usize = 64 * 1024;
+/// Connections, waiting requests and requests of a cluster (Envoy's default of each).
+pub const BREAKER: u32 = 1024;
+/// Retries at a time of a cluster (Envoy's default).
+pub const BREAKER_RETRIES: u32 = 3;
+/// Idle HTTP/1.1 connections that are kept to one endpoint.
+pub const IDLE_PER_HOST: usize = 1024;
+/// Requests on one upstream HTTP/2 connection before another is opened.
+pub const H2_UPSTREAM_STREAMS: usize = 100;
+/// Endpoints of a cluster.
+pub const ENDPOINTS: usize = 100_000;
+/// Waiting connections of a listening socket.
+pub const BACKLOG: u32 = 1024;
+/// How long connections of a changed or removed listener may go on (Envoy's default of `--drain-time-s`).
+pub const LISTENER_DRAIN: Duration = Duration::from_secs(600);
+/// Buffer of each direction of a tunnelled connection, in bytes.
+pub const TCP_BUFFER: usize = 32 * 1024;

@@ -1,0 +1,24 @@
+//! The way out: clusters, their endpoints, and connections to them.
+
+mod body;
+mod cluster;
+mod dial;
+mod host;
+mod lease;
+mod limit;
+mod pool;
+mod replay;
+mod timer;
+
+pub use body::UpstreamBody;
+pub use cluster::UpstreamCluster;
+pub use dial::{ConnectError, ConnectFailure, dial};
+pub use host::Host;
+pub use lease::{Lease, SendError};
+pub use limit::{Limit, Permit};
+pub use pool::{Want, acquire};
+pub use replay::ReplayHandle;
+pub use timer::{Deadline, IdleTimer};
+
+/// The error of bodies: whatever a connection says.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -1,0 +1,337 @@
+//! Connections to one endpoint: HTTP/1.1 ones that are idle, HTTP/2 ones that are shared.
+//!
+//! Locks are held for a push or a pop, never across an await.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::sync::{Notify, watch};
+
+use super::{
+    Host, Lease, Permit, UpstreamBody, UpstreamCluster,
+    dial::{ConnectError, ConnectFailure, chose_http2, dial},
+    lease::{H1Lease, H2Lease},
+};
+use crate::{io::Io, limits, tls::Offer};
+
+/// Which HTTP version a request is to go out with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Want {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+    /// What ALPN chooses.
+    Any,
+}
+
+#[derive(Debug)]
+pub(super) struct IdleH1 {
+    pub(super) sender: http1::SendRequest<UpstreamBody>,
+    pub(super) generation: u64,
+    pub(super) since: Instant,
+}
+
+#[derive(Debug)]
+struct SharedH2 {
+    sender: http2::SendRequest<UpstreamBody>,
+    active: Arc<AtomicUsize>,
+    generation: u64,
+    last_used: Instant,
+}
+
+/// The outcome of a dial that several requests wait for; `None` while it goes on.
+type Outcome = watch::Receiver<Option<Result<(), ConnectError>>>;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Pool {
+    idle: Mutex<Vec<IdleH1>>,
+    shared: Mutex<Vec<SharedH2>>,
+    dialing: Mutex<Option<Outcome>>,
+    /// Whether ALPN last chose HTTP/1.1: then requests that could share do not wait for one dial.
+    speaks_http1: std::sync::atomic::AtomicBool,
+    open: AtomicUsize,
+    /// A connection has become idle or has been closed.
+    freed: Notify,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Pool {
+    pub(super) fn connections(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    /// Gives back a connection that is (about to be) idle.
+    pub(super) fn put(&self, connection: IdleH1) {
+        if connection.sender.is_closed() {
+            return;
+        }
+        let mut idle = lock(&self.idle);
+        if idle.len() < limits::IDLE_PER_HOST {
+            idle.push(connection);
+            drop(idle);
+            self.freed.notify_one();
+        }
+    }
+
+    /// The most recently used one: the others may then grow old and be closed.
+    fn pop(&self, generation: u64, idle_timeout: Option<Duration>) -> Option<IdleH1> {
+        let mut idle = lock(&self.idle);
+        while let Some(connection) = idle.pop() {
+            let old = idle_timeout.is_some_and(|limit| connection.since.elapsed() > limit);
+            if connection.generation == generation && !old && !connection.sender.is_closed() {
+                return Some(connection);
+            }
+        }
+        None
+    }
+
+    /// The least busy one. `full` says from how many requests on a connection is only taken if `anyway`.
+    fn share(&self, generation: u64, full: usize, anyway: bool) -> Option<(http2::SendRequest<UpstreamBody>, Arc<AtomicUsize>)> {
+        let mut shared = lock(&self.shared);
+        shared.retain(|c| !c.sender.is_closed() && c.generation == generation);
+        let connection = shared.iter_mut().min_by_key(|c| c.active.load(Ordering::Acquire))?;
+        if connection.active.load(Ordering::Acquire) >= full && !anyway {
+            return None;
+        }
+        connection.active.fetch_add(1, Ordering::AcqRel);
+        connection.last_used = Instant::now();
+        Some((connection.sender.clone(), connection.active.clone()))
+    }
+
+    pub(super) fn sweep(&self, now: Instant, idle_timeout: Option<Duration>, generation: u64) {
+        let old = |since: Instant| idle_timeout.is_some_and(|limit| now.saturating_duration_since(since) > limit);
+        lock(&self.idle).retain(|c| c.generation == generation && !c.sender.is_closed() && !old(c.since));
+        lock(&self.shared).retain(|c| {
+            let idle = c.active.load(Ordering::Acquire) == 0 && old(c.last_used);
+            c.generation == generation && !c.sender.is_closed() && !idle
+        });
+    }
+}
+
+/// A connection for one request: an idle or shared one, or a new one.
+///
+/// # Errors
+/// See [`ConnectFailure`].
+pub async fn acquire(cluster: &Arc<UpstreamCluster>, host: &Arc<Host>, want: Want) -> Result<Lease, ConnectError> {
+    if let Some(lease) = existing(cluster, host, want, false).await {
+        return Ok(lease);
+    }
+    let _pending = cluster.pending.try_take().ok_or_else(|| overflow("max_pending_requests"))?;
+    loop {
+        // Listening before looking: what is freed in between is not missed.
+        let freed = host.pool.freed.notified();
+        tokio::pin!(freed);
+        freed.as_mut().enable();
+        if let Some(lease) = existing(cluster, host, want, false).await {
+            return Ok(lease);
+        }
+        let permit = match cluster.connections.try_take() {
+            Some(permit) => permit,
+            // As in Envoy, each endpoint may have one connection in any case.
+            None if host.pool.connections() == 0 => cluster.connections.take(),
+            None => {
+                if let Some(lease) = existing(cluster, host, want, true).await {
+                    return Ok(lease);
+                }
+                freed.await;
+                continue;
+            }
+        };
+        let alone = want == Want::Http1 || (want == Want::Any && host.pool.speaks_http1.load(Ordering::Acquire));
+        if alone {
+            return open(cluster, host, want, permit).await;
+        }
+        together(cluster, host, want, permit).await?;
+    }
+}
+
+fn overflow(limit: &str) -> ConnectError {
+    ConnectError::new(ConnectFailure::Overflow, format!("circuit breaker {limit}"))
+}
+
+async fn existing(cluster: &UpstreamCluster, host: &Arc<Host>, want: Want, anyway: bool) -> Option<Lease> {
+    let generation = cluster.generation();
+    if want != Want::Http1
+        && let Some((sender, active)) = host.pool.share(generation, cluster.config.max_streams, anyway)
+    {
+        return Some(Lease::H2(H2Lease::new(sender, active)));
+    }
+    if want == Want::Http2 {
+        return None;
+    }
+    while let Some(mut connection) = host.pool.pop(generation, cluster.config.idle_timeout) {
+        // The end of the last answer was seen here before its connection's own task got around to say that it is ready.
+        let ready = connection.sender.is_ready()
+            || matches!(
+                tokio::time::timeout(Duration::from_millis(20), connection.sender.ready()).await,
+                Ok(Ok(()))
+            );
+        if ready {
+            return Some(Lease::H1(H1Lease::new(connection, host.clone(), true)));
+        }
+    }
+    None
+}
+
+/// One dial for everybody who waits for this endpoint: HTTP/2 connections are shared.
+async fn together(
+    cluster: &Arc<UpstreamCluster>,
+    host: &Arc<Host>,
+    want: Want,
+    permit: Permit,
+) -> Result<(), ConnectError> {
+    let mut outcome = {
+        let mut dialing = lock(&host.pool.dialing);
+        match &*dialing {
+            Some(outcome) => outcome.clone(),
+            None => {
+                let (sender, receiver) = watch::channel(None);
+                *dialing = Some(receiver.clone());
+                let (cluster, host) = (cluster.clone(), host.clone());
+                // On a task of its own: the request that began it may be given up while others wait.
+                tokio::spawn(async move {
+                    let result = match open(&cluster, &host, want, permit).await {
+                        Ok(Lease::H1(lease)) => {
+                            host.pool.speaks_http1.store(true, Ordering::Release);
+                            lease.finish();
+                            Ok(())
+                        }
+                        Ok(Lease::H2(_)) => Ok(()),
+                        Err(error) => Err(error),
+                    };
+                    *lock(&host.pool.dialing) = None;
+                    sender.send_replace(Some(result));
+                });
+                receiver
+            }
+        }
+    };
+    match outcome.wait_for(Option::is_some).await {
+        Ok(result) => result.clone().unwrap_or(Ok(())),
+        Err(_) => Err(ConnectError::new(ConnectFailure::Refused, "the connection attempt was given up")),
+    }
+}
+
+async fn open(
+    cluster: &Arc<UpstreamCluster>,
+    host: &Arc<Host>,
+    want: Want,
+    permit: Permit,
+) -> Result<Lease, ConnectError> {
+    let generation = cluster.generation();
+    let offer = match want {
+        Want::Http1 => Offer::Http1,
+        Want::Http2 => Offer::Http2,
+        Want::Any => Offer::Any,
+    };
+    let result = async {
+        let io = dial(cluster, host.address, offer).await?;
+        if want == Want::Http2 || (want == Want::Any && chose_http2(&io)) {
+            open_http2(cluster, host, io, permit, generation).await
+        } else {
+            open_http1(cluster, host, io, permit, generation).await
+        }
+    }
+    .await;
+    let counter = if result.is_ok() { &cluster.stats.connections } else { &cluster.stats.connect_failures };
+    counter.fetch_add(1, Ordering::Relaxed);
+    result
+}
+
+/// Lives as long as the connection's task.
+struct Open {
+    cluster: Arc<UpstreamCluster>,
+    /// Weak: an endpoint that is gone closes its idle connections by being dropped.
+    host: std::sync::Weak<Host>,
+    _permit: Permit,
+}
+
+impl Open {
+    fn new(cluster: &Arc<UpstreamCluster>, host: &Arc<Host>, permit: Permit) -> Self {
+        host.pool.open.fetch_add(1, Ordering::Relaxed);
+        cluster.stats.active_connections.fetch_add(1, Ordering::Relaxed);
+        Self { cluster: cluster.clone(), host: Arc::downgrade(host), _permit: permit }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.cluster.stats.active_connections.fetch_sub(1, Ordering::Relaxed);
+        if let Some(host) = self.host.upgrade() {
+            host.pool.open.fetch_sub(1, Ordering::Relaxed);
+            host.pool.freed.notify_one();
+        }
+    }
+}
+
+fn broken(host: &Host, error: &hyper::Error) -> ConnectError {
+    ConnectError::new(ConnectFailure::Handshake, format!("HTTP with {}: {error}", host.address))
+}
+
+async fn open_http1(
+    cluster: &Arc<UpstreamCluster>,
+    host: &Arc<Host>,
+    io: Io,
+    permit: Permit,
+    generation: u64,
+) -> Result<Lease, ConnectError> {
+    let (sender, connection) = http1::Builder::new()
+        .max_buf_size(limits::RESPONSE_HEADERS_BYTES as usize)
+        .max_headers(limits::HEADERS_COUNT as usize)
+        .handshake(TokioIo::new(io))
+        .await
+        .map_err(|e| broken(host, &e))?;
+    let open = Open::new(cluster, host, permit);
+    let address = host.address;
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%address, %error, "upstream connection ended");
+        }
+        drop(open);
+    });
+    let idle = IdleH1 { sender, generation, since: Instant::now() };
+    Ok(Lease::H1(H1Lease::new(idle, host.clone(), false)))
+}
+
+async fn open_http2(
+    cluster: &Arc<UpstreamCluster>,
+    host: &Arc<Host>,
+    io: Io,
+    permit: Permit,
+    generation: u64,
+) -> Result<Lease, ConnectError> {
+    let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(limits::H2_STREAM_WINDOW)
+        .initial_connection_window_size(limits::H2_CONNECTION_WINDOW)
+        .max_header_list_size(limits::RESPONSE_HEADERS_BYTES)
+        .keep_alive_interval(limits::H2_PING_INTERVAL)
+        .keep_alive_timeout(limits::H2_PING_TIMEOUT)
+        .handshake(TokioIo::new(io))
+        .await
+        .map_err(|e| broken(host, &e))?;
+    let open = Open::new(cluster, host, permit);
+    let address = host.address;
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%address, %error, "upstream connection ended");
+        }
+        drop(open);
+    });
+    let active = Arc::new(AtomicUsize::new(1));
+    let shared = SharedH2 { sender: sender.clone(), active: active.clone(), generation, last_used: Instant::now() };
+    lock(&host.pool.shared).push(shared);
+    Ok(Lease::H2(H2Lease::new(sender, active)))
+}

@@ -1,0 +1,126 @@
+//! Headers that a route adds and removes.
+
+use http::{HeaderMap, HeaderName, HeaderValue, header::Entry};
+use serde::{Serialize, Serializer};
+
+/// What to do when the header is there already (`HeaderValueOption.append_action`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnExisting {
+    /// Add a further value, or the first.
+    Append,
+    /// Keep what is there.
+    Keep,
+    /// Replace every value, or add the first.
+    Overwrite,
+    /// Replace, and do nothing when there is none.
+    OverwriteOnly,
+}
+
+/// One header to set.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct HeaderChange {
+    /// Lower case, as everywhere.
+    #[serde(serialize_with = "name")]
+    pub name: HeaderName,
+    /// The literal value.
+    #[serde(serialize_with = "value")]
+    pub value: HeaderValue,
+    /// See [`OnExisting`].
+    pub on_existing: OnExisting,
+}
+
+/// Everything that is done to the headers of one message: removals first, then additions in order.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct HeaderOps {
+    /// Names to remove.
+    #[serde(serialize_with = "names")]
+    pub remove: Vec<HeaderName>,
+    /// Headers to set.
+    pub set: Vec<HeaderChange>,
+}
+
+impl HeaderOps {
+    /// Does it.
+    pub fn apply(&self, headers: &mut HeaderMap) {
+        for name in &self.remove {
+            headers.remove(name);
+        }
+        for change in &self.set {
+            match (headers.entry(&change.name), change.on_existing) {
+                (Entry::Vacant(_), OnExisting::OverwriteOnly) | (Entry::Occupied(_), OnExisting::Keep) => {}
+                (Entry::Vacant(entry), _) => {
+                    entry.insert(change.value.clone());
+                }
+                (Entry::Occupied(mut entry), OnExisting::Append) => entry.append(change.value.clone()),
+                (Entry::Occupied(mut entry), _) => {
+                    entry.insert(change.value.clone());
+                }
+            }
+        }
+    }
+
+    /// These, then those of the next, less specific level.
+    pub fn then(&self, next: &Self) -> Self {
+        Self {
+            remove: self.remove.iter().chain(&next.remove).cloned().collect(),
+            set: self.set.iter().chain(&next.set).cloned().collect(),
+        }
+    }
+}
+
+fn name<S: Serializer>(name: &HeaderName, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(name.as_str())
+}
+
+fn names<S: Serializer>(names: &[HeaderName], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(names.iter().map(HeaderName::as_str))
+}
+
+fn value<S: Serializer>(value: &HeaderValue, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&String::from_utf8_lossy(value.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn change(on_existing: OnExisting) -> HeaderOps {
+        let set = vec![HeaderChange {
+            name: HeaderName::from_static("x-a"),
+            value: HeaderValue::from_static("new"),
+            on_existing,
+        }];
+        HeaderOps { remove: vec![], set }
+    }
+
+    #[test]
+    fn each_append_action_does_what_envoy_says() {
+        for (action, with, without) in [
+            (OnExisting::Append, vec!["old", "new"], vec!["new"]),
+            (OnExisting::Keep, vec!["old"], vec!["new"]),
+            (OnExisting::Overwrite, vec!["new"], vec!["new"]),
+            (OnExisting::OverwriteOnly, vec!["new"], vec![]),
+        ] {
+            for (existing, expected) in [(Some("old"), with), (None, without)] {
+                let mut headers = HeaderMap::new();
+                if let Some(value) = existing {
+                    headers.insert("x-a", HeaderValue::from_static(value));
+                }
+                change(action).apply(&mut headers);
+                let found: Vec<_> = headers.get_all("x-a").iter().map(|v| v.to_str().unwrap()).collect();
+                assert_eq!(found, expected, "{action:?} {existing:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn removal_comes_before_addition() {
+        let mut ops = change(OnExisting::Keep);
+        ops.remove.push(HeaderName::from_static("x-a"));
+        let mut headers = HeaderMap::new();
+        headers.insert("x-a", HeaderValue::from_static("old"));
+        ops.apply(&mut headers);
+        assert_eq!(headers["x-a"], "new");
+    }
+}

@@ -1,0 +1,15 @@
+//! Which route a request takes, and what happens to it on the way. Pure: no I/O, and randomness is passed in.
+
+mod headers;
+mod hosts;
+mod matching;
+mod rewrite;
+mod table;
+
+pub use headers::{HeaderChange, HeaderOps, OnExisting};
+pub use hosts::{HostError, HostIndex};
+pub use matching::{HeaderMatch, HeaderTest, PathMatch, QueryMatch, RequestView, RouteMatch};
+pub use rewrite::{redirect_location, rewrite_path};
+pub use table::{
+    Action, Destination, Direct, Forward, PathRedirect, Redirect, Route, RouteTable, VirtualHost,
+};

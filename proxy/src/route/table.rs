@@ -1,0 +1,221 @@
+//! A whole route configuration, ready to be asked.
+
+use std::{sync::Arc, time::Duration};
+
+use http::HeaderValue;
+use rand::Rng;
+use serde::Serialize;
+
+use super::{HeaderOps, HostIndex, RequestView, RouteMatch, rewrite::split_port};
+use crate::retry::RetryPolicy;
+
+/// `RouteConfiguration`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RouteTable {
+    /// Name of the resource.
+    pub name: String,
+    /// In the order of the resource.
+    pub vhosts: Vec<VirtualHost>,
+    /// Whether `a:80` is looked up as `a`.
+    pub ignore_port: bool,
+    /// Domains to positions in `vhosts`.
+    #[serde(skip)]
+    pub index: HostIndex,
+}
+
+/// Routes of some domains.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct VirtualHost {
+    /// For people.
+    pub name: String,
+    /// As in the resource.
+    pub domains: Vec<String>,
+    /// The first that matches is taken.
+    pub routes: Vec<Arc<Route>>,
+}
+
+/// One route.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Route {
+    /// For people; may be empty.
+    pub name: String,
+    /// Its conditions.
+    pub matches: RouteMatch,
+    /// What it does.
+    pub action: Action,
+}
+
+/// What a route does.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    /// Sends the request on.
+    Forward(Box<Forward>),
+    /// Answers with a `location`.
+    Redirect {
+        /// Where to.
+        to: Redirect,
+        /// Changes to the answer's headers.
+        response: HeaderOps,
+    },
+    /// Answers itself.
+    Direct {
+        /// The answer.
+        answer: Direct,
+        /// Changes to the answer's headers.
+        response: HeaderOps,
+    },
+}
+
+/// `DirectResponseAction`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Direct {
+    /// HTTP status.
+    pub status: u16,
+    /// The body, as text.
+    pub body: String,
+}
+
+/// `RedirectAction`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Redirect {
+    /// 301, 302, 303, 307 or 308.
+    pub status: u16,
+    /// Another scheme.
+    pub scheme: Option<String>,
+    /// Another host.
+    pub host: Option<String>,
+    /// Another port.
+    pub port: Option<u16>,
+    /// Another path.
+    pub path: Option<PathRedirect>,
+    /// Whether the query is left out.
+    pub strip_query: bool,
+}
+
+/// The path of a redirect.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PathRedirect {
+    /// All of it.
+    Full(String),
+    /// Only what the route matched.
+    Prefix(String),
+}
+
+/// A cluster that requests of a route go to, with the header changes of all levels: destination, route, virtual
+/// host, table.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Destination {
+    /// Name of the cluster.
+    pub cluster: Arc<str>,
+    /// Share in the sum of the weights.
+    pub weight: u32,
+    /// Changes to the request's headers.
+    pub request: HeaderOps,
+    /// Changes to the answer's headers.
+    pub response: HeaderOps,
+    /// Another host for this destination only.
+    #[serde(skip)]
+    pub host_rewrite: Option<HeaderValue>,
+}
+
+/// `RouteAction`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Forward {
+    /// At least one, with a sum of weights above zero.
+    pub destinations: Vec<Destination>,
+    /// Sum of the weights.
+    pub total_weight: u64,
+    /// From the end of the request to the end of the answer. `None`: for ever.
+    pub timeout: Option<Duration>,
+    /// Without any byte in either direction. `None`: the listener's.
+    pub idle_timeout: Option<Duration>,
+    /// Further attempts.
+    pub retry: Option<Arc<RetryPolicy>>,
+    /// Replaces what the route matched.
+    pub prefix_rewrite: Option<String>,
+    /// Another host.
+    #[serde(skip)]
+    pub host_rewrite: Option<HeaderValue>,
+    /// Whether the former host goes into `x-forwarded-host`.
+    pub append_x_forwarded_host: bool,
+    /// Status when the cluster is unknown: 404 or 503.
+    pub cluster_not_found_status: u16,
+    /// `x-envoy-attempt-count` in the request.
+    pub attempt_count_in_request: bool,
+    /// `x-envoy-attempt-count` in the answer.
+    pub attempt_count_in_response: bool,
+}
+
+impl Forward {
+    /// Chooses a destination by weight. `None` only if there is none, which conversion refuses.
+    pub fn destination(&self, rng: &mut impl Rng) -> Option<&Destination> {
+        if let [only] = self.destinations.as_slice() {
+            return Some(only);
+        }
+        let mut ticket = rng.random_range(0..self.total_weight.max(1));
+        for destination in &self.destinations {
+            match ticket.checked_sub(destination.weight.into()) {
+                Some(left) => ticket = left,
+                None => return Some(destination),
+            }
+        }
+        self.destinations.first()
+    }
+}
+
+impl RouteTable {
+    /// The route that a request takes.
+    pub fn find(&self, request: &RequestView<'_>) -> Option<&Arc<Route>> {
+        let host = if self.ignore_port { split_port(request.authority).0 } else { request.authority };
+        let vhost = self.vhosts.get(self.index.find(host)?)?;
+        vhost.routes.iter().find(|route| route.matches.matches(request))
+    }
+
+    /// Every cluster that a request could go to.
+    pub fn clusters(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.vhosts.iter().flat_map(|v| &v.routes).flat_map(|route| {
+            let destinations = match &route.action {
+                Action::Forward(forward) => forward.destinations.as_slice(),
+                Action::Redirect { .. } | Action::Direct { .. } => &[],
+            };
+            destinations.iter().map(|d| &d.cluster)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{SeedableRng, rngs::StdRng};
+
+    use super::*;
+
+    #[test]
+    fn weights_are_shares_of_their_sum_and_zero_is_never_taken() {
+        let destination = |name: &str, weight| Destination {
+            cluster: name.into(),
+            weight,
+            request: HeaderOps::default(),
+            response: HeaderOps::default(),
+            host_rewrite: None,
+        };
+        let forward = Forward {
+            destinations: vec![destination("none", 0), destination("a", 9), destination("b", 1)],
+            total_weight: 10,
+            timeout: None,
+            idle_timeout: None,
+            retry: None,
+            prefix_rewrite: None,
+            host_rewrite: None,
+            append_x_forwarded_host: false,
+            cluster_not_found_status: 503,
+            attempt_count_in_request: false,
+            attempt_count_in_response: false,
+        };
+        let mut rng = StdRng::seed_from_u64(7);
+        let taken = (0..10_000).filter(|_| &*forward.destination(&mut rng).unwrap().cluster == "b").count();
+        assert!((900..1100).contains(&taken), "{taken}");
+        assert!((0..1000).all(|_| &*forward.destination(&mut rng).unwrap().cluster != "none"));
+    }
+}

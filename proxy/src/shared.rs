@@ -1,0 +1,93 @@
+//! What every connection can reach: the clusters of this moment, counters, secrets.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
+
+use arc_swap::ArcSwap;
+
+use crate::{
+    balance::Assignment, config::Cluster, outbound::UpstreamCluster, telemetry::Stats, tls::Secrets,
+};
+
+type Clusters = HashMap<Arc<str>, Arc<UpstreamCluster>>;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Shared {
+    clusters: ArcSwap<Clusters>,
+    /// Held while `clusters` is replaced.
+    replacing: Mutex<()>,
+    /// Counters.
+    pub stats: Arc<Stats>,
+    /// Certificates and roots.
+    pub secrets: Secrets,
+    /// Whether each request is logged at level info.
+    pub access_log: bool,
+}
+
+impl Shared {
+    /// Nothing is known yet.
+    pub fn new(access_log: bool) -> Arc<Self> {
+        Arc::new(Self { access_log, ..Self::default() })
+    }
+
+    /// A cluster by name.
+    pub fn cluster(&self, name: &str) -> Option<Arc<UpstreamCluster>> {
+        self.clusters.load().get(name).cloned()
+    }
+
+    /// All of them, by name.
+    pub fn clusters(&self) -> Vec<Arc<UpstreamCluster>> {
+        let mut all: Vec<_> = self.clusters.load().values().cloned().collect();
+        all.sort_by(|a, b| a.config.name.cmp(&b.config.name));
+        all
+    }
+
+    /// Adds or replaces a cluster. Requests that are under way keep the one they began with.
+    ///
+    /// # Errors
+    /// Its TLS cannot be configured. Nothing is changed then.
+    pub fn set_cluster(&self, config: Arc<Cluster>) -> Result<(), mesh_tls::Error> {
+        let name = config.name.clone();
+        let former = self.cluster(&name);
+        let stats = self.stats.cluster(&name);
+        let cluster = Arc::new(UpstreamCluster::new(config, &self.secrets, stats, former.as_deref())?);
+        self.change(|clusters| {
+            clusters.insert(name, cluster);
+        });
+        Ok(())
+    }
+
+    /// Gives a cluster its endpoints.
+    pub fn set_endpoints(&self, cluster: &str, assignment: Arc<Assignment>) {
+        if let Some(cluster) = self.cluster(cluster) {
+            cluster.set_endpoints(assignment);
+        }
+    }
+
+    /// Takes a cluster away.
+    pub fn remove_cluster(&self, name: &str) {
+        self.change(|clusters| {
+            clusters.remove(name);
+        });
+        self.stats.forget_cluster(name);
+    }
+
+    /// Closes connections that nobody has used for a while.
+    pub fn sweep(&self) {
+        let now = Instant::now();
+        for cluster in self.clusters.load().values() {
+            cluster.sweep(now);
+        }
+    }
+
+    fn change(&self, edit: impl FnOnce(&mut Clusters)) {
+        let _replacing = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut clusters = Clusters::clone(&self.clusters.load());
+        edit(&mut clusters);
+        self.clusters.store(Arc::new(clusters));
+    }
+}

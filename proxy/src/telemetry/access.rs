@@ -1,0 +1,107 @@
+//! One line per request.
+
+use std::{net::SocketAddr, sync::Arc, time::Instant};
+
+/// Why an answer is not an endpoint's, in Envoy's response flags.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Flag {
+    /// It is an endpoint's, or wanted so.
+    #[default]
+    None,
+    /// `NR`: no route.
+    NoRoute,
+    /// `NC`: the cluster does not exist.
+    NoCluster,
+    /// `UH`: no healthy upstream.
+    NoHealthyUpstream,
+    /// `UF`: no connection to the upstream.
+    ConnectFailure,
+    /// `UR`: the upstream reset the stream.
+    Reset,
+    /// `UO`: a circuit breaker.
+    Overflow,
+    /// `UT`: the upstream was too slow.
+    Timeout,
+    /// `DPE`: the client broke the protocol.
+    BadRequest,
+}
+
+impl Flag {
+    /// Envoy's abbreviation, `-` for none.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "-",
+            Self::NoRoute => "NR",
+            Self::NoCluster => "NC",
+            Self::NoHealthyUpstream => "UH",
+            Self::ConnectFailure => "UF",
+            Self::Reset => "UR",
+            Self::Overflow => "UO",
+            Self::Timeout => "UT",
+            Self::BadRequest => "DPE",
+        }
+    }
+}
+
+/// What the line says. It is written when the answer's body is through, or given up.
+#[derive(Debug)]
+pub struct AccessRecord {
+    /// When the request's head was there.
+    pub start: Instant,
+    /// Name of the listener.
+    pub listener: Arc<str>,
+    /// The client.
+    pub client: SocketAddr,
+    /// `GET` and so on.
+    pub method: String,
+    /// As routed.
+    pub authority: String,
+    /// As it came.
+    pub path: String,
+    /// HTTP status.
+    pub status: u16,
+    /// See [`Flag`].
+    pub flag: Flag,
+    /// Where it went.
+    pub cluster: Option<Arc<str>>,
+    /// Which endpoint answered.
+    pub upstream: Option<SocketAddr>,
+    /// Attempts that were made.
+    pub attempts: u32,
+    /// Bytes of the answer's body.
+    pub bytes: u64,
+    /// Whether it goes out at level info (asked for) or debug.
+    pub wanted: bool,
+}
+
+impl AccessRecord {
+    /// Whether a line would be written at all.
+    pub fn enabled(wanted: bool) -> bool {
+        wanted || tracing::enabled!(target: "access", tracing::Level::DEBUG)
+    }
+}
+
+impl Drop for AccessRecord {
+    fn drop(&mut self) {
+        macro_rules! line {
+            ($level:ident) => {
+                tracing::$level!(
+                    target: "access",
+                    listener = %self.listener,
+                    client = %self.client,
+                    method = %self.method,
+                    authority = %self.authority,
+                    path = %self.path,
+                    status = self.status,
+                    flag = self.flag.as_str(),
+                    cluster = self.cluster.as_deref().unwrap_or("-"),
+                    upstream = %self.upstream.map_or_else(|| "-".to_owned(), |u| u.to_string()),
+                    attempts = self.attempts,
+                    bytes = self.bytes,
+                    ms = self.start.elapsed().as_secs_f64() * 1e3,
+                )
+            };
+        }
+        if self.wanted { line!(info) } else { line!(debug) }
+    }
+}

@@ -1,0 +1,8 @@
+//! Counters and logs.
+
+mod access;
+mod collector;
+mod stats;
+
+pub use access::{AccessRecord, Flag};
+pub use stats::{Codes, ClusterStats, ListenerStats, Stats};
