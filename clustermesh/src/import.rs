@@ -228,7 +228,8 @@ mod tests {
 
     #[test]
     fn every_field_is_checked_and_named() {
-        let cases: [(&str, fn(&mut ExportedService)); 11] = [
+        type Spoil = fn(&mut ExportedService);
+        let cases: [(&str, Spoil); 11] = [
             ("namespace", |s| s.namespace = "a/b".into()),
             ("name", |s| s.name.clear()),
             ("ports", |s| s.ports.clear()),

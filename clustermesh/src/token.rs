@@ -282,6 +282,7 @@ fn bytes32(field: &'static str, text: &str) -> Result<[u8; 32], TokenError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn token() -> JoinToken {
         JoinToken {
@@ -379,5 +380,26 @@ mod tests {
         assert!(!debug.contains("7, 7") && !debug.contains("secret"), "{debug}");
         assert_eq!(token().secret_sha256().len(), 64);
         assert_ne!(token().secret_sha256(), secret_sha256(&[8; 32]));
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_the_decoder_panic(body in "\\PC{0,200}", junk in "[A-Za-z0-9_-]{0,200}") {
+            for text in [body.clone(), format!("{PREFIX}{body}"), format!("{PREFIX}{junk}")] {
+                prop_assert!(JoinToken::decode(&text).is_err());
+            }
+        }
+
+        #[test]
+        fn every_token_that_can_be_made_can_be_read(
+            secret: [u8; 32],
+            expires_unix: u64,
+            id in "[a-zA-Z0-9]{1,64}",
+            cluster in "[a-z]([a-z0-9-]{0,61}[a-z0-9])?",
+            doors in prop::collection::vec("[a-z]{1,20}:[1-9][0-9]{0,3}", 1..=16),
+        ) {
+            let made = JoinToken { secret, expires_unix, id, cluster, doors, ..token() };
+            prop_assert_eq!(JoinToken::decode(&made.encode().unwrap()).unwrap(), made);
+        }
     }
 }

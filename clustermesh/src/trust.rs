@@ -145,7 +145,7 @@ pub fn validate<'a>(
         });
     }
     count("doors", d.doors.len(), 1, MAX_DOORS)?;
-    each("doors", &d.doors, |door| is_host_port(door), "is not host:port")?;
+    each("doors", &d.doors, is_host_port, "is not host:port")?;
     // Endpoints carry addresses: a name would have to be resolved by every data plane.
     count("gateways", d.gateways.len(), 0, MAX_GATEWAYS)?;
     let is_address = |g: &str| {
@@ -297,7 +297,8 @@ mod tests {
 
     #[test]
     fn every_field_is_checked_and_named() {
-        let cases: [(&str, fn(&mut ClusterDescription)); 15] = [
+        type Spoil = fn(&mut ClusterDescription);
+        let cases: [(&str, Spoil); 15] = [
             ("cluster", |d| d.cluster = "East!".into()),
             ("trust_domain", |d| d.trust_domain = "EAST".into()),
             ("mesh_domain", |d| d.mesh_domain = "..".into()),

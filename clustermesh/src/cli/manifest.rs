@@ -291,6 +291,7 @@ fn place_in_namespace(document: &mut Document, wanted: Option<&str>) -> Result<(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use serde_json::json;
 
     const TWO: &str = "# a shop\n---\napiVersion: v1\nkind: Service\nmetadata: {name: pay}\n---\n# nothing\n---\napiVersion: v1\nkind: Service\nmetadata:\n  name: web\n";
@@ -399,5 +400,15 @@ mod tests {
         let empty = folder.path().join("c.yaml").display().to_string();
         assert!(read(&[empty], None).unwrap_err().sentence.contains("has no *.yaml"));
         assert!(read(&["/no/such/file".to_owned()], None).unwrap_err().sentence.contains("/no/such/file"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_the_reader_panic(
+            lines in prop::collection::vec("(---|\\.\\.\\.|%YAML|- |kind: |[&*]a |[{}\\[\\],:]|\\PC{0,20})", 0..12),
+        ) {
+            let _ = parse("x.yaml", &lines.join("\n"));
+            let _ = parse("x.json", &lines.concat());
+        }
     }
 }

@@ -1,7 +1,14 @@
 //! The client's side of a gRPC connection.
 
-use std::{io, path::Path, sync::Arc, time::Duration};
+use std::{
+    io,
+    path::Path,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
+use futures::future::BoxFuture;
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
@@ -9,7 +16,7 @@ use rustls_pki_types::ServerName;
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::transport::{Channel, Endpoint};
-use tower::service_fn;
+use tower::{Service, service_fn};
 
 use crate::{
     Error,
@@ -62,21 +69,7 @@ pub async fn connect_unix(path: impl AsRef<Path>) -> Result<Channel, Error> {
         .map_err(|e| Error::Connect { address, reason: causes(&e) })
 }
 
-type Connecting = futures::future::BoxFuture<'static, io::Result<TokioIo<TlsStream<TcpStream>>>>;
-
-fn prepare(
-    addr: &str,
-    tls: Arc<ClientConfig>,
-    server_name: &str,
-) -> Result<
-    (
-        Endpoint,
-        impl tower::Service<Uri, Response = TokioIo<TlsStream<TcpStream>>, Error = io::Error, Future = Connecting>
-        + Send
-        + 'static,
-    ),
-    Error,
-> {
+fn prepare(addr: &str, tls: Arc<ClientConfig>, server_name: &str) -> Result<(Endpoint, Connector), Error> {
     let bad = |reason: String| Error::Connect { address: addr.to_owned(), reason };
     let name = ServerName::try_from(server_name.to_owned())
         .map_err(|_| bad(format!("{server_name:?} is no server name")))?;
@@ -93,16 +86,33 @@ fn prepare(
         .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
         .keep_alive_while_idle(true);
-    let connector = TlsConnector::from(tls);
-    let target: Arc<str> = addr.into();
-    let service = service_fn(move |_: Uri| -> Connecting {
-        let (connector, name, target) = (connector.clone(), name.clone(), target.clone());
+    Ok((endpoint, Connector { target: addr.into(), name, tls: TlsConnector::from(tls) }))
+}
+
+/// TCP, then TLS, to one place: the URI that tonic passes only names the authority of requests.
+#[derive(Clone)]
+struct Connector {
+    target: Arc<str>,
+    name: ServerName<'static>,
+    tls: TlsConnector,
+}
+
+impl Service<Uri> for Connector {
+    type Response = TokioIo<TlsStream<TcpStream>>;
+    type Error = io::Error;
+    type Future = BoxFuture<'static, io::Result<Self::Response>>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        let Self { target, name, tls } = self.clone();
         Box::pin(async move {
             let tcp = TcpStream::connect(&*target).await?;
             tcp.set_nodelay(true)?;
-            let tls = connector.connect(name, tcp).await;
-            Ok(TokioIo::new(tls.map_err(|e| io::Error::other(handshake_error(&e)))?))
+            let stream = tls.connect(name, tcp).await;
+            Ok(TokioIo::new(stream.map_err(|e| io::Error::other(handshake_error(&e)))?))
         })
-    });
-    Ok((endpoint, service))
+    }
 }

@@ -265,7 +265,7 @@ mod tests {
             json!({"ready": true, "node": "west-n1", "addresses": ["10.1.0.5"], "identity": 4711, "spiffeId": "spiffe://w/ns/shop/sa/pay"}),
         );
         assert_eq!(
-            render(Kind::Workload, &[o.clone()], style()),
+            render(Kind::Workload, std::slice::from_ref(&o), style()),
             "NAME   READY   PROXY     ADDRESS    NODE      AGE\n\
              pay    True    sidecar   10.1.0.5   west-n1   20s\n"
         );
