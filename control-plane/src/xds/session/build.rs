@@ -36,7 +36,7 @@ impl Session {
         let bytes = self.limits.response_bytes;
         let parts = match self.protocol {
             Protocol::Delta => state.delta_parts(of_type, gates, bytes)?,
-            Protocol::Sotw if state.kind.full_state || state.wildcard => state.full_parts(of_type, gates)?,
+            Protocol::Sotw if state.is_full() => state.full_parts(of_type, gates)?,
             Protocol::Sotw => state.partial_parts(of_type, gates, bytes)?,
         };
         self.nonces += 1;
@@ -109,6 +109,10 @@ impl TypeState {
     /// SotW where a response says only what is new: there are no words for what is gone, the client learns that from
     /// the listeners and clusters.
     fn partial_parts(&mut self, set: Set<'_>, gates: Gates, max_bytes: usize) -> Option<Parts> {
+        let resources = self.next_isolated(set);
+        if !resources.is_empty() {
+            return Some(Parts { resources, ..Parts::default() });
+        }
         let (mut parts, _) = self.due(set, gates, max_bytes);
         parts.removed.extend(std::mem::take(&mut self.removes));
         for name in parts.removed.drain(..) {

@@ -201,7 +201,7 @@ impl Session {
         let delta = self.protocol == Protocol::Delta;
         let state = &mut self.types[index];
         if let Some(in_flight) = state.in_flight.take_if(|sent| sent.nonce == request.nonce) {
-            events.push(answer(state, in_flight, request.error, delta, set.as_ref()));
+            events.push(answer(state, in_flight, request.error, set.as_ref()));
         } else if !request.nonce.is_empty() && request.nonce != state.last_nonce {
             events.push(Event::StaleNonce { type_url: state.type_url.clone() });
             if !delta && !first {
@@ -269,7 +269,15 @@ impl Session {
 
     /// The next thing to be sent, if there is any and its time has come. Call it until it has nothing more to say.
     pub fn next_response(&mut self) -> Option<Response> {
-        (0..self.types.len()).find_map(|index| self.respond(index))
+        loop {
+            let unsent = |session: &Self| session.types.iter().filter(|state| state.unsent(true)).count();
+            let before = unsent(self);
+            let response = (0..self.types.len()).find_map(|index| self.respond(index));
+            // What needs no words is done without; that may be what an earlier type has waited for.
+            if response.is_some() || unsent(self) == before {
+                return response;
+            }
+        }
     }
 
     /// Where each type stands.
@@ -327,7 +335,7 @@ impl Session {
         if self.types.len() >= limit {
             return Err(SessionError::TooManyTypes { limit });
         }
-        let state = TypeState::new(type_url.into(), kind(type_url));
+        let state = TypeState::new(type_url.into(), kind(type_url), self.protocol);
         if !is_known(type_url) {
             events.push(Event::UnknownType { type_url: state.type_url.clone() });
         }
@@ -341,7 +349,6 @@ fn answer(
     state: &mut TypeState,
     in_flight: InFlight,
     error: Option<Refusal>,
-    delta: bool,
     set: Option<&Arc<super::TypeResources>>,
 ) -> Event {
     let (type_url, revision) = (state.type_url.clone(), in_flight.revision);
@@ -352,7 +359,7 @@ fn answer(
         }
         Some(refusal) => {
             let error = refusal.message;
-            let resources = state.on_nack(in_flight, error.clone(), delta, set);
+            let resources = state.on_nack(in_flight, error.clone(), set);
             Event::Nacked { type_url, revision, error, resources }
         }
     }

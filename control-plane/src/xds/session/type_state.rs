@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use super::known::Known;
+use super::{Protocol, known::Known};
 use crate::xds::{Encoded, TypeResources, kinds::Kind};
 
 /// With a response answered, everything up to these revisions is. None: it was not all that there was to send.
@@ -42,6 +42,7 @@ pub struct Nacked {
 pub(super) struct TypeState {
     pub(super) type_url: Arc<str>,
     pub(super) kind: Kind,
+    pub(super) protocol: Protocol,
     pub(super) wildcard: bool,
     /// The client has named names on this stream, so that an empty list is no legacy wildcard any more.
     pub(super) named: bool,
@@ -75,10 +76,11 @@ pub(super) struct TypeState {
 }
 
 impl TypeState {
-    pub(super) fn new(type_url: Arc<str>, kind: Kind) -> Self {
+    pub(super) fn new(type_url: Arc<str>, kind: Kind, protocol: Protocol) -> Self {
         Self {
             type_url,
             kind,
+            protocol,
             wildcard: false,
             named: false,
             names: BTreeSet::new(),
@@ -102,6 +104,11 @@ impl TypeState {
 
     pub(super) fn wants(&self, name: &str) -> bool {
         self.wildcard || self.names.contains(name)
+    }
+
+    /// A response of this type is all there is: nothing may be left out of it.
+    pub(super) fn is_full(&self) -> bool {
+        self.protocol == Protocol::Sotw && (self.kind.full_state || self.wildcard)
     }
 
     /// Something is unsent; removals count only if `removes` says so.
@@ -144,7 +151,10 @@ impl TypeState {
         self.adds.remove(name);
         self.owed.remove(name);
         self.removes.remove(name);
-        self.rejected.remove(name);
+        if self.rejected.remove(name).is_some() && self.is_full() {
+            // The others were refused in its company, and may well be good without it.
+            self.owed.extend(std::mem::take(&mut self.rejected).into_keys());
+        }
         self.clear_nack();
     }
 
@@ -193,24 +203,25 @@ impl TypeState {
 
     /// The client refused what is in flight. Returns the names that it concerned.
     ///
-    /// What it had accepted before is above suspicion. Of the others, none is sent again unchanged in the same company:
-    /// `split` tells whether to try them in halves, so that one bad resource does not keep the good ones
-    /// from a client that refuses responses as a whole.
+    /// What it had accepted before is above suspicion. Of the others, none is sent again unchanged in the same company.
+    /// Where a response need not be all there is they are tried in halves, so that one bad resource does not keep the
+    /// good ones from a client that refuses responses as a whole.
     pub(super) fn on_nack(
         &mut self,
         in_flight: InFlight,
         error: String,
-        split: bool,
         set: Option<&Arc<TypeResources>>,
     ) -> Vec<Arc<str>> {
-        let alone = in_flight.sent.is_empty();
+        let (alone, split) = (in_flight.sent.is_empty(), !self.is_full());
         let mut suspects = Vec::new();
+        let mut left = false;
         for (resource, before) in in_flight.sent {
             if before.as_ref().and_then(Known::version) == Some(&resource.version) {
                 continue;
             }
             let name = resource.name.clone();
             if !self.wants(&name) {
+                left = true;
                 continue;
             }
             let accepted = before.as_ref().and_then(Known::contents).cloned();
@@ -220,24 +231,35 @@ impl TypeState {
         }
         let mut concerned = suspects.clone();
         for (name, before) in in_flight.removed {
+            let Some(before) = before.filter(|before| before.may_hold() && self.wants(&name)) else {
+                continue;
+            };
             concerned.push(name.clone());
             // A removal refused on its own counts as done: there is nothing else to be said.
-            if split && !alone && self.wants(&name) && before.as_ref().is_some_and(Known::may_hold) {
-                let accepted = before.as_ref().and_then(Known::contents).cloned();
-                self.known.insert(name.clone(), Known::Uncertain(accepted));
+            if split && !alone {
+                self.known.insert(name.clone(), Known::Uncertain(before.contents().cloned()));
                 self.evaluate(&name, set.and_then(|map| map.get(&name)));
             }
         }
         for name in &suspects {
             self.evaluate(name, set.and_then(|map| map.get(name)));
         }
-        if split && suspects.len() > 1 {
+        if suspects.len() > 1 && split {
             let second = suspects.split_off(suspects.len() / 2);
             self.isolate.push_front(second);
             self.isolate.push_front(suspects);
+        } else if left && split && !suspects.is_empty() {
+            // The one that it no longer wants may have been the bad one.
+            self.isolate.push_front(suspects);
+        } else if left && !split {
+            suspects.iter().for_each(|name| drop(self.rejected.remove(name)));
+            self.owed.extend(suspects);
         }
         let since = self.nacked.as_ref().map_or(in_flight.revision, |nacked| nacked.since);
-        self.nacked = Some(Nacked { since, revision: in_flight.revision, error });
+        // Refusing what it has accepted before, or what it no longer wants, leaves nothing to be mended.
+        if !concerned.is_empty() {
+            self.nacked = Some(Nacked { since, revision: in_flight.revision, error });
+        }
         if self.isolate.is_empty() {
             self.settle(in_flight.covers);
         }
@@ -247,13 +269,19 @@ impl TypeState {
     /// The next group of refused resources to be tried on their own.
     pub(super) fn next_isolated(&mut self, set: Option<&Arc<TypeResources>>) -> Vec<Arc<Encoded>> {
         while let Some(group) = self.isolate.pop_front() {
-            let again: Vec<_> = group
-                .iter()
-                .filter(|name| self.wants(name))
-                .filter_map(|name| set?.get(name))
-                .filter(|resource| self.rejected.get(&resource.name) == Some(&resource.version))
-                .cloned()
-                .collect();
+            let mut again = Vec::new();
+            for name in &group {
+                match set.and_then(|map| map.get(name)) {
+                    Some(resource) if self.rejected.get(name) == Some(&resource.version) => {
+                        again.push(resource.clone());
+                    }
+                    // It has changed since, or is gone: the old version was never to blame by itself.
+                    current => {
+                        self.rejected.remove(name);
+                        self.evaluate(name, current);
+                    }
+                }
+            }
             if !again.is_empty() {
                 return again;
             }
@@ -276,6 +304,7 @@ impl TypeState {
         self.owed.remove(name);
         self.removes.remove(name);
         self.rejected.remove(name);
+        self.clear_nack();
         if self.names.contains(name) {
             self.known.insert(name.clone(), Known::Absent)
         } else {

@@ -97,8 +97,14 @@ fn a_nack_of_one_type_stops_no_other() {
 }
 
 #[test]
-fn delta_resources_refused_together_are_tried_apart_until_the_bad_one_is_alone() {
-    let mut script = Script::new(Protocol::Delta, &[(EDS, "a b c d")]);
+fn resources_refused_together_are_tried_apart_until_the_bad_one_is_alone() {
+    for protocol in BOTH {
+        tried_apart(protocol);
+    }
+}
+
+fn tried_apart(protocol: Protocol) {
+    let mut script = Script::new(protocol, &[(EDS, "a b c d")]);
     script.open(EDS, "a b c d");
     script.settle();
     script.model(&[(EDS, "a=2 b=2 c=bad d=2")]);
@@ -117,15 +123,17 @@ fn delta_resources_refused_together_are_tried_apart_until_the_bad_one_is_alone()
 
 #[test]
 fn a_client_that_refuses_everything_is_left_alone_in_the_end() {
-    let mut script = Script::new(Protocol::Delta, &[(EDS, "a b c d e")]);
-    script.open(EDS, "a b c d e");
-    let mut refused = 0;
-    while script.session.types[0].in_flight.is_some() {
-        script.nack(EDS);
-        refused += 1;
-        assert!(refused < 10, "reply loop");
+    for protocol in BOTH {
+        let mut script = Script::new(protocol, &[(EDS, "a b c d e")]);
+        script.open(EDS, "a b c d e");
+        let mut refused = 0;
+        while script.session.types[0].in_flight.is_some() {
+            script.nack(EDS);
+            refused += 1;
+            assert!(refused < 10, "reply loop");
+        }
+        assert_eq!(refused, 9);
     }
-    assert_eq!(refused, 9);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The protocol's rules, one test each, as scripts: what the client says, what the model becomes, what is answered.
 
 mod ack;
+mod convergence;
 mod delta;
 mod limits;
 mod order;
