@@ -328,8 +328,13 @@ fn pieces_of_a_datagram_share_the_verdict_of_the_first() {
             Reason::DefaultDeny,
         );
         node.expect(Ingress, &piece(&bad, 3, 2, false, &[0; 16]), Reason::DefaultDeny);
-        // A piece that could replace the TCP flags that were judged.
-        node.expect(Ingress, &piece(&syn((FRIEND, 4000), (POD, 80)), 4, 1, true, &[0; 16]), Reason::Fragment);
+        // A second piece that could replace the TCP flags that were judged with the first.
+        let mut node = Node::with_policy(sandbox, 0, &[]);
+        let segment = syn((FRIEND, 4000), (POD, 80));
+        let head = [transport(&segment), vec![0; 4]].concat();
+        node.expect(Ingress, &piece(&segment, 4, 0, true, &head), Reason::Forwarded);
+        assert_eq!(node.told(Ingress, &piece(&segment, 4, 3, true, &[0; 16])), None);
+        node.expect(Ingress, &piece(&segment, 4, 1, true, &[0; 16]), Reason::Fragment);
     });
 }
 
