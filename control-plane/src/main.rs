@@ -1,6 +1,6 @@
 //! The control plane of one cluster: parse, build, run, drain.
 
-use std::{path::Path, process::ExitCode};
+use std::{io::IsTerminal, path::Path, process::ExitCode};
 
 use control_plane::{
     config::{self, Config, EXIT_USAGE, LogFormat, Usage},
@@ -73,8 +73,10 @@ async fn serve(running: &mut Running, ready_file: Option<&Path>) -> anyhow::Erro
 
 fn log_to_stderr(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new("info,openraft=warn,h2=warn,hyper=warn,sled=warn,tower=warn"));
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        .unwrap_or_else(|_| EnvFilter::new("info,openraft=error,h2=warn,hyper=warn,sled=warn,tower=warn"));
+    let colour = std::io::stderr().is_terminal();
+    let subscriber =
+        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour).with_writer(std::io::stderr);
     match format {
         LogFormat::Text => subscriber.init(),
         LogFormat::Json => subscriber.json().init(),

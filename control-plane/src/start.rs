@@ -51,14 +51,17 @@ pub struct Running {
 ///
 /// # Errors
 /// One sentence about what is missing or taken.
-pub async fn start(config: Config) -> anyhow::Result<Running> {
+pub async fn start(mut config: Config) -> anyhow::Result<Running> {
     mesh_tls::install_provider();
     // Keys, the log and its snapshots are this replica's own business.
-    files::private_folder(&config.data_dir).with_context(|| format!("--data-dir {}", config.data_dir.display()))?;
+    files::private_folder(&config.data_dir)
+        .with_context(|| format!("--data-dir {}", config.data_dir.display()))?;
     let keys = config.data_dir.join("keys");
     let listener =
         TcpListener::bind(config.listen).await.with_context(|| format!("--listen {}", config.listen))?;
     let door = listener.local_addr()?;
+    // The port may have been left to the kernel.
+    config.advertise.get_or_insert_with(|| door.to_string());
     let socket = doors::local::bind(&config.admin_socket)?;
     let ca = authority(&config, &keys).await?;
     let id = ca.replica().id;

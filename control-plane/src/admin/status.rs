@@ -40,7 +40,7 @@ pub fn local(app: &App) -> StatusResponse {
             PeerStatus {
                 cluster: peer.cluster.clone(),
                 trust_domain: peer.trust_domain.to_string(),
-                state: heard.as_ref().map_or("disconnected", |h| h.state(now_ms)).to_owned(),
+                state: heard.as_ref().map_or("stale", |h| h.state(now_ms)).to_owned(),
                 origin_revision: peer.origin_revision,
                 last_heard_unix_ms: heard.as_ref().map_or(0, |h| h.last_unix_ms),
                 imported_services: u32::try_from(peer.imports.len()).unwrap_or(u32::MAX),
@@ -131,7 +131,10 @@ pub async fn everywhere(app: &App) -> StatusResponse {
         "unreachable".clone_into(&mut replica.role);
     }
     answer.data_planes.sort_by(|a, b| (&a.id, a.replica).cmp(&(&b.id, b.replica)));
-    answer.certificates.sort_by(|a, b| a.subject.cmp(&b.subject));
+    // Every replica has the root.
+    answer.certificates.sort_by(|a, b| {
+        (&a.subject, &a.issuer, a.not_after_unix).cmp(&(&b.subject, &b.issuer, b.not_after_unix))
+    });
     answer.certificates.dedup();
     answer
 }

@@ -20,6 +20,8 @@ use crate::app::{App, read_status, write_status};
 
 /// How long an answer waits for the peer's services to arrive.
 const FIRST_IMPORT: Duration = Duration::from_secs(10);
+/// How often it is looked at, besides when the state changes.
+const LOOK: Duration = Duration::from_millis(100);
 /// How long the other cluster may take for its part.
 const ANSWER: Duration = Duration::from_secs(20);
 
@@ -115,10 +117,11 @@ async fn first_import(app: &App, peer: &str) -> Vec<String> {
     let mut changes = app.replica.changes();
     let arrived = async {
         loop {
-            let heard = app.replica.applied().peers.get(peer).is_some_and(|p| p.origin_revision > 0);
-            if heard || changes.changed().await.is_err() {
+            if app.replica.applied().peers.get(peer).is_some_and(|p| p.origin_revision > 0) {
                 return;
             }
+            // A peer that offers nothing changes nothing when it is heard first.
+            let _ = tokio::time::timeout(LOOK, changes.changed()).await;
         }
     };
     // Late is fine: the services are imported when they come.
