@@ -77,20 +77,19 @@ impl Running {
         let service = replica.service(anybody());
         let server = tokio::spawn(async move {
             let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
-            let serving = Server::builder().add_service(service);
-            // Connections that are open when it is told to stop are cut: that is what a crash does.
-            tokio::select! {
-                served = serving.serve_with_incoming(incoming) => served.expect("it serves"),
-                _ = stopped => {}
-            }
+            let stopped = stopped.map(drop);
+            let serving =
+                Server::builder().add_service(service).serve_with_incoming_shutdown(incoming, stopped);
+            serving.await.expect("it serves");
         });
         Self { replica, address, stop, server }
     }
 
     pub(crate) async fn stop(self) {
+        // Open connections are told to go away, so that none leads to the stopped replica later.
         let _ = self.stop.send(());
-        self.server.await.expect("it ended");
         self.replica.shutdown().await;
+        self.server.await.expect("it ended");
     }
 
     /// Waits until the applied state is as wanted.
