@@ -83,6 +83,7 @@ impl Admin for AdminService {
         let objects = filter
             .select(&state)
             .map(|(_, object, stored)| objects::encode(object, stored, &state, model.as_deref()))
+            .chain(model.iter().flat_map(|model| filter.imported(&state, model)))
             .collect();
         Ok(Response::new(ListResponse { revision: state.revision, objects }))
     }

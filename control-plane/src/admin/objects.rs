@@ -2,7 +2,7 @@
 
 use mesh_model::{
     compile::MeshModel,
-    resource::{Kind, NamespacedName, Object, ObjectKey},
+    resource::{Kind, Labels, NamespacedName, Object, ObjectKey},
 };
 use mesh_store::{State, limits::MAX_OBJECTS_PER_COMMAND};
 use tonic::Status;
@@ -138,6 +138,26 @@ impl Filter {
             .iter()
             .filter(|(_, object)| self.matches(object))
             .filter_map(|(key, object)| Some((key, object, state.object_meta.get(key)?)))
+    }
+}
+
+impl Filter {
+    /// Services that only peers have: no object of this cluster, yet callable here. None has labels.
+    pub fn imported(&self, state: &State, model: &MeshModel) -> Vec<Vec<u8>> {
+        if !self.kinds.contains(&Kind::Service) || !self.selector.matches(&Labels::new()) {
+            return Vec::new();
+        }
+        let local = |name: &NamespacedName| {
+            state.objects.contains_key(&ObjectKey { kind: Kind::Service, name: name.clone() })
+        };
+        model
+            .services
+            .iter()
+            .filter(|(name, _)| self.namespace.is_empty() || self.namespace == name.namespace)
+            .filter(|(name, _)| self.name.is_empty() || self.name == name.name)
+            .filter(|(name, _)| !local(name))
+            .map(|(name, service)| render::imported(name, service, model).to_string().into_bytes())
+            .collect()
     }
 }
 

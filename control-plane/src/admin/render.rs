@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use mesh_model::{
-    compile::MeshModel,
-    resource::{HttpRoute, NetworkPolicy, Object, Service, ServiceExport, Workload},
+    compile::{MeshModel, MeshService},
+    resource::{HttpRoute, NamespacedName, NetworkPolicy, Object, ServiceExport, Workload},
 };
 use mesh_store::{State, StoredMeta};
 use serde_json::{Map, Value, json};
@@ -30,7 +30,7 @@ pub fn object(object: &Object, stored: &StoredMeta, status: Option<Value>) -> Va
 pub fn status(object: &Object, state: &State, model: &MeshModel) -> Option<Value> {
     match object {
         Object::Workload(o) => workload(o, model),
-        Object::Service(o) => service(o, model),
+        Object::Service(o) => service(&o.meta.name, model),
         Object::NetworkPolicy(o) => Some(network_policy(o, state)),
         Object::HttpRoute(o) => Some(http_route(o, model)),
         Object::ServiceExport(o) => Some(service_export(o, model)),
@@ -53,8 +53,30 @@ fn workload(o: &Workload, model: &MeshModel) -> Option<Value> {
     Some(Value::Object(status))
 }
 
-fn service(o: &Service, model: &MeshModel) -> Option<Value> {
-    let compiled = model.services.get(&o.meta.name)?;
+/// A service that only peers have, in the form of the others, so that people see what they can call.
+///
+/// It is no object: it has no uid, no revision, and applying it would make a local service of that name.
+pub fn imported(name: &NamespacedName, compiled: &MeshService, model: &MeshModel) -> Value {
+    let ports: Vec<Value> = compiled
+        .ports
+        .iter()
+        .map(|p| json!({ "name": p.name, "port": p.port, "protocol": p.protocol, "appProtocol": p.app_protocol }))
+        .collect();
+    json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {
+            "name": name.name,
+            "namespace": name.namespace,
+            "annotations": { "isthmus.io/imported": "true" },
+        },
+        "spec": { "ports": ports },
+        "status": service(name, model),
+    })
+}
+
+fn service(name: &NamespacedName, model: &MeshModel) -> Option<Value> {
+    let compiled = model.services.get(name)?;
     let endpoints: Vec<Value> = compiled
         .ports
         .iter()
@@ -73,7 +95,7 @@ fn service(o: &Service, model: &MeshModel) -> Option<Value> {
     let imported: BTreeSet<&String> = model
         .peers
         .values()
-        .filter(|peer| peer.imports.contains_key(&o.meta.name))
+        .filter(|peer| peer.imports.contains_key(name))
         .map(|peer| &peer.cluster)
         .collect();
     Some(json!({

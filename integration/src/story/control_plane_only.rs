@@ -122,6 +122,6 @@ fn join(world: &mut Loopback, _: &dyn Narrator) -> Result<Vec<String>> {
         );
         Ok(Some(status))
     })?;
-    let imported = status.pointer("/peers/0/imported_services").cloned().unwrap_or_default();
+    let imported = status.pointer("/peers/0/importedServices").cloned().unwrap_or_default();
     Ok(vec![format!("west imports {imported} services of east, over mTLS")])
 }

@@ -51,7 +51,7 @@ fn start(world: &mut World, narrator: &dyn Narrator) -> Result<Vec<String>> {
             cluster.plan.name,
             status["leader"],
             status["revision"],
-            text(&status, "trust_domain"),
+            text(&status, "trustDomain"),
         ));
     }
     Ok(proof)
@@ -139,14 +139,14 @@ fn join(world: &mut World, _: &dyn Narrator) -> Result<Vec<String>> {
             || {
                 let status = here.json(&["status"])?;
                 let peer = array(&status, "peers").iter().find(|p| p["cluster"] == there).cloned();
-                Ok(peer.filter(|p| p["state"] == "connected" && count(p, "/imported_services") > 0))
+                Ok(peer.filter(|p| p["state"] == "connected" && count(p, "/importedServices") > 0))
             },
         )?;
         proof.push(format!(
             "{} knows {there}: trust domain {}, {} services imported, {}",
             here.plan.name,
-            text(&peer, "trust_domain"),
-            peer["imported_services"],
+            text(&peer, "trustDomain"),
+            peer["importedServices"],
             text(&peer, "state"),
         ));
     }
@@ -289,5 +289,5 @@ fn text<'a>(value: &'a Value, name: &str) -> &'a str {
 }
 
 fn data_planes(status: &Value, kind: &str) -> usize {
-    array(status, "data_planes").iter().filter(|d| d["kind"] == kind).count()
+    array(status, "dataPlanes").iter().filter(|d| d["kind"] == kind).count()
 }
