@@ -1,11 +1,6 @@
 //! Builds the parts, runs them, and stops them.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    path::Path,
-    time::Duration,
-};
+use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
 use anyhow::Context;
 use mesh_model::resource::NamespacedName;
@@ -71,7 +66,9 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     for update in cache.load() {
         match engine.load(&update) {
             Ok(()) => cache.remember(&update),
-            Err(reason) => tracing::warn!(reason, type_url = update.type_url, "cached resources are not used"),
+            Err(reason) => {
+                tracing::warn!(reason, type_url = update.type_url, "cached resources are not used")
+            }
         }
     }
     refresh_bundles(&engine, &state, &bundles);

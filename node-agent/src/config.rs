@@ -83,8 +83,7 @@ pub struct CleanupArgs {
 }
 
 fn namespaced(text: &str) -> Result<NamespacedName, String> {
-    let name =
-        NamespacedName::parse(text).ok_or_else(|| format!("{text:?} is not <namespace>/<name>"))?;
+    let name = NamespacedName::parse(text).ok_or_else(|| format!("{text:?} is not <namespace>/<name>"))?;
     dns_label(&name.namespace)?;
     dns_label(&name.name)?;
     Ok(name)
@@ -100,7 +99,9 @@ pub(crate) fn dns_label(text: &str) -> Result<String, String> {
     if fine {
         Ok(text.to_owned())
     } else {
-        Err(format!("{text:?} must be 1 to 63 characters of a-z, 0-9 and '-', not beginning or ending in '-'"))
+        Err(format!(
+            "{text:?} must be 1 to 63 characters of a-z, 0-9 and '-', not beginning or ending in '-'"
+        ))
     }
 }
 

@@ -1,6 +1,6 @@
 //! The node agent's binary: parses, runs, says why it could not.
 
-use std::process::ExitCode;
+use std::{io::IsTerminal, process::ExitCode};
 
 use clap::Parser;
 use node_agent::{
@@ -21,7 +21,8 @@ async fn main() -> ExitCode {
         }
     };
     let filter = EnvFilter::try_from_env("ISTHMUS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let ansi = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr).init();
     let result = match cli.command {
         Command::Run(args) => agent::run(args).await,
         Command::Status(args) => status::print(&args.socket, std::io::stdout().lock()).await,

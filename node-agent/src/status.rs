@@ -26,7 +26,11 @@ fn render(status: &AgentStatusResponse, mut out: impl Write) -> std::io::Result<
     )?;
     writeln!(out, "flows lost      {}", status.flows_lost)?;
     writeln!(out)?;
-    writeln!(out, "{:<32} {:<16} {:>9} {:>6}  {:<20} CERTIFICATE UNTIL", "POD", "ADDRESS", "IDENTITY", "CLASS", "STATE")?;
+    writeln!(
+        out,
+        "{:<32} {:<16} {:>9} {:>6}  {:<20} CERTIFICATE UNTIL",
+        "POD", "ADDRESS", "IDENTITY", "CLASS", "STATE"
+    )?;
     for pod in &status.endpoints {
         let until = if pod.certificate_not_after.is_empty() { "-" } else { &pod.certificate_not_after };
         writeln!(
@@ -50,7 +54,11 @@ mod tests {
             replica: "192.0.2.1:9443".into(),
             connected: true,
             revision: 7,
-            endpoints: vec![AgentEndpoint { name: "shop/web".into(), state: "ready".into(), ..Default::default() }],
+            endpoints: vec![AgentEndpoint {
+                name: "shop/web".into(),
+                state: "ready".into(),
+                ..Default::default()
+            }],
             ..Default::default()
         };
         let mut out = Vec::new();

@@ -5,7 +5,9 @@ use std::net::Ipv4Addr;
 use clustermesh::token::{JoinToken, Purpose, TokenError};
 use ipnet::Ipv4Net;
 use mesh_model::identity::{SpiffeId, TrustDomain};
-use mesh_tls::{ALPN_H2, CertificateDer, PeerPolicy, TrustBundles, Usage, client_config_pinned, csr, peer_spiffe_id};
+use mesh_tls::{
+    ALPN_H2, CertificateDer, PeerPolicy, TrustBundles, Usage, client_config_pinned, csr, peer_spiffe_id,
+};
 use thiserror::Error;
 use xds_proto::isthmus::bootstrap::v1::{
     RegisterNodeRequest, RegisterNodeResponse, bootstrap_client::BootstrapClient,
@@ -72,8 +74,8 @@ fn accept(
     key: Vec<u8>,
 ) -> Result<NodeState, RegisterError> {
     let bad = |field, value: &dyn ToString| RegisterError::Answer { field, value: value.to_string() };
-    let trust_domain = TrustDomain::parse(&answer.trust_domain)
-        .map_err(|_| bad("trust_domain", &answer.trust_domain))?;
+    let trust_domain =
+        TrustDomain::parse(&answer.trust_domain).map_err(|_| bad("trust_domain", &answer.trust_domain))?;
     let roots: Vec<_> = answer.roots.iter().cloned().map(CertificateDer::from).collect();
     if !roots.iter().any(|root| mesh_tls::fingerprint(root) == token.root_sha256) {
         return Err(bad("roots", &"without the root of the token"));

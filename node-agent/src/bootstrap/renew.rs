@@ -36,7 +36,8 @@ pub async fn renew_for_ever(
     identity: SharedIdentity,
 ) {
     loop {
-        let wait = match state.chain.first().map(|leaf| certificate_info(&CertificateDer::from(leaf.clone()))) {
+        let wait = match state.chain.first().map(|leaf| certificate_info(&CertificateDer::from(leaf.clone())))
+        {
             Some(Ok(info)) => until_renewal(
                 info.not_before_unix,
                 info.not_after_unix,

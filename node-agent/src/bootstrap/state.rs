@@ -57,8 +57,8 @@ impl NodeState {
     pub fn load(dir: &Path) -> Result<Option<Self>, StateError> {
         let path = dir.join(FILE);
         let shown = path.display().to_string();
-        let bytes = persist::read_optional(&path)
-            .map_err(|error| StateError::Io { path: shown.clone(), error })?;
+        let bytes =
+            persist::read_optional(&path).map_err(|error| StateError::Io { path: shown.clone(), error })?;
         let Some(bytes) = bytes else { return Ok(None) };
         serde_json::from_slice(&bytes).map(Some).map_err(|error| StateError::Damaged { path: shown, error })
     }
@@ -130,9 +130,7 @@ pub(crate) mod hex_list {
         serializer.collect_seq(list.iter().map(|bytes| hex::encode(bytes)))
     }
 
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Vec<Vec<u8>>, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Vec<u8>>, D::Error> {
         let texts = Vec::<String>::deserialize(deserializer)?;
         texts
             .iter()

@@ -6,7 +6,12 @@ use super::{Endpoint, HostNet, Netns, link::check_pod};
 use crate::engine::Engine;
 
 /// What is wrong with a pod, or nothing.
-pub(crate) async fn check(endpoint: &Endpoint, netns: &str, host: &HostNet, engine: &Engine) -> Result<(), String> {
+pub(crate) async fn check(
+    endpoint: &Endpoint,
+    netns: &str,
+    host: &HostNet,
+    engine: &Engine,
+) -> Result<(), String> {
     let opened = Netns::open(netns).map_err(|error| error.to_string())?;
     if opened.id() != endpoint.netns_id {
         return Err(format!("{netns} is another network namespace than the one that ADD was given"));

@@ -9,11 +9,7 @@ use super::{
     link::{remove_in_pod, set_up_pod},
     sysctl::{SysctlError, prepare_link, prepare_pod},
 };
-use crate::{
-    desired::Pod,
-    engine::Engine,
-    maps::MapError,
-};
+use crate::{desired::Pod, engine::Engine, maps::MapError};
 use mesh_model::resource::NamespacedName;
 use thiserror::Error;
 

@@ -19,7 +19,11 @@ pub enum IpamError {
 ///
 /// # Errors
 /// None is free.
-pub fn allocate(cidr: Ipv4Net, used: &BTreeSet<Ipv4Addr>, last: Option<Ipv4Addr>) -> Result<Ipv4Addr, IpamError> {
+pub fn allocate(
+    cidr: Ipv4Net,
+    used: &BTreeSet<Ipv4Addr>,
+    last: Option<Ipv4Addr>,
+) -> Result<Ipv4Addr, IpamError> {
     let first = u32::from(cidr.network()).saturating_add(2);
     let end = u32::from(cidr.broadcast());
     let count = end.saturating_sub(first);

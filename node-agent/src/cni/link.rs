@@ -190,8 +190,7 @@ pub(crate) fn set_up_pod(link: &PodLink) -> Result<(), LinkError> {
             .scope(RouteScope::Link)
             .build();
         handle.route().add(to_gateway).replace().execute().await.map_err(at("add gateway route on", name))?;
-        let default =
-            RouteMessageBuilder::<Ipv4Addr>::new().gateway(GATEWAY).output_interface(index).build();
+        let default = RouteMessageBuilder::<Ipv4Addr>::new().gateway(GATEWAY).output_interface(index).build();
         handle.route().add(default).replace().execute().await.map_err(at("add default route on", name))
     })
 }

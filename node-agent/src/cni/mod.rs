@@ -10,10 +10,10 @@ mod service;
 mod sysctl;
 mod watch;
 
+pub(crate) use create::{Creator, pod_of};
 pub use ipam::{IpamError, allocate};
 pub(crate) use link::is_missing;
 pub use link::{HostNet, LinkError, PodLink};
-pub(crate) use create::{Creator, pod_of};
 pub use netns::{Netns, NetnsError, NetnsId, netns_of_process};
 pub use registry::{Endpoint, EndpointKey, Registry, RegistryError, SharedRegistry, host_interface};
 pub use service::CniService;

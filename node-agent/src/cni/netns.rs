@@ -4,7 +4,7 @@ use std::{
     fs::File,
     io,
     os::{
-        fd::{AsRawFd, BorrowedFd, AsFd},
+        fd::{AsFd, AsRawFd, BorrowedFd},
         unix::fs::MetadataExt,
     },
     path::Path,
@@ -31,8 +31,7 @@ pub enum NetnsError {
 }
 
 /// Names a namespace for as long as it lives: inode numbers of nsfs are not reused before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[derive(serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub struct NetnsId {
     device: u64,
     inode: u64,
@@ -116,7 +115,9 @@ impl Netns {
             Ok(inside())
         });
         let thread = thread.map_err(NetnsError::Enter)?;
-        thread.join().unwrap_or_else(|_| Err(NetnsError::Enter(io::Error::other("the thread in it panicked"))))
+        thread
+            .join()
+            .unwrap_or_else(|_| Err(NetnsError::Enter(io::Error::other("the thread in it panicked"))))
     }
 
     /// Its `SO_NETNS_COOKIE`: how the socket programs in the kernel know it.
@@ -130,7 +131,8 @@ impl Netns {
 
 /// The cookie of the calling thread's namespace.
 fn own_cookie() -> io::Result<u64> {
-    let socket = std::net::UdpSocket::bind("127.0.0.1:0").or_else(|_| std::net::UdpSocket::bind("0.0.0.0:0"))?;
+    let socket =
+        std::net::UdpSocket::bind("127.0.0.1:0").or_else(|_| std::net::UdpSocket::bind("0.0.0.0:0"))?;
     let mut cookie = 0u64;
     let mut length = libc::socklen_t::try_from(size_of::<u64>()).map_err(io::Error::other)?;
     // SAFETY: the socket is open, and `cookie` and `length` describe eight writable bytes, which is what the

@@ -25,7 +25,9 @@ const FILE: &str = "endpoints.json";
 pub enum RegistryError {
     #[error("{path}: {error}")]
     Io { path: String, error: io::Error },
-    #[error("{path} is damaged ({error}); run `node-agent cleanup`, remove the file and create the pods again")]
+    #[error(
+        "{path} is damaged ({error}); run `node-agent cleanup`, remove the file and create the pods again"
+    )]
     Damaged { path: String, error: serde_json::Error },
     #[error(transparent)]
     Ipam(#[from] IpamError),

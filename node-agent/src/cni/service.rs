@@ -134,6 +134,7 @@ impl CniService {
         self.secrets.forget(&endpoint.workload);
         let told = timeout(WITHDRAW_DEADLINE, withdraw(&self.upstream, &endpoint.workload)).await;
         if told != Ok(true) {
+            tracing::warn!(workload = %endpoint.workload, "the control plane will be told later that the pod is gone");
             self.untold().insert(endpoint.workload.clone());
         }
     }
@@ -191,11 +192,10 @@ pub(crate) async fn report(
         })
         .await;
     reported.map(drop).map_err(|status| match status.code() {
-        Code::NotFound => {
-            let what = format!(
-                "Workload {workload} is not declared; apply it first: clustermesh apply -f <its file>"
-            );
-            refuse(code::REFUSED, Code::FailedPrecondition, what)
+        Code::NotFound => undeclared(workload),
+        // The store's refusals share one code, so this one is told by its words.
+        Code::FailedPrecondition if status.message().starts_with("there is no workload") => {
+            undeclared(workload)
         }
         Code::Unavailable | Code::DeadlineExceeded => {
             let what = format!("the control plane cannot be reached: {}", status.message());
@@ -203,6 +203,12 @@ pub(crate) async fn report(
         }
         other => refuse(code::REFUSED, other, status.message().to_owned()),
     })
+}
+
+fn undeclared(workload: &NamespacedName) -> Status {
+    let what =
+        format!("Workload {workload} is not declared; apply it first: clustermesh apply -f <its file>");
+    refuse(code::REFUSED, Code::FailedPrecondition, what)
 }
 
 /// Tells the control plane that a workload does not run here any more; false if it could not be told.
@@ -219,7 +225,8 @@ pub(crate) async fn withdraw(upstream: &Upstream, workload: &NamespacedName) -> 
         Ok(_) => true,
         Err(status) if matches!(status.code(), Code::NotFound | Code::FailedPrecondition) => true,
         Err(status) => {
-            tracing::warn!(%workload, reason = status.message(), "the control plane still counts on a pod that is gone");
+            let reason = status.message();
+            tracing::debug!(%workload, reason, "the control plane still counts on a pod that is gone");
             false
         }
     }
@@ -271,7 +278,9 @@ fn refuse_create(error: &CreateError) -> Status {
         CreateError::Netns(NetnsError::Open { .. } | NetnsError::Own { .. }) => {
             refuse(code::BAD_ENVIRONMENT, Code::InvalidArgument, format!("CNI_NETNS: {text}"))
         }
-        CreateError::Registry(RegistryError::Ipam(_)) => refuse(code::TRY_AGAIN, Code::ResourceExhausted, text),
+        CreateError::Registry(RegistryError::Ipam(_)) => {
+            refuse(code::TRY_AGAIN, Code::ResourceExhausted, text)
+        }
         CreateError::Registry(RegistryError::Taken { .. } | RegistryError::Mismatch { .. }) => {
             refuse(code::REFUSED, Code::AlreadyExists, text)
         }

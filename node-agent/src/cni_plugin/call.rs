@@ -18,11 +18,7 @@ use super::{
 const DEADLINE: Duration = Duration::from_secs(45);
 
 /// Runs the plugin and gives the exit code of the process.
-pub fn run(
-    vars: impl IntoIterator<Item = (String, String)>,
-    stdin: impl Read,
-    mut stdout: impl Write,
-) -> u8 {
+pub fn run(vars: impl IntoIterator<Item = (String, String)>, stdin: impl Read, mut stdout: impl Write) -> u8 {
     let environment = Environment::new(vars);
     let mut input = Vec::new();
     let newest = SUPPORTED_VERSIONS[SUPPORTED_VERSIONS.len() - 1].to_owned();
@@ -30,10 +26,9 @@ pub fn run(
         Ok(_) => parse(&environment, &input).and_then(|invocation| {
             execute(&invocation).map_err(|error| (invocation.config.cni_version.clone(), error))
         }),
-        Err(error) => Err((
-            newest,
-            CniError::new(code::IO, "standard input cannot be read").details(error.to_string()),
-        )),
+        Err(error) => {
+            Err((newest, CniError::new(code::IO, "standard input cannot be read").details(error.to_string())))
+        }
     };
     let (printed, exit) = match answer {
         Ok(None) => return 0,
@@ -50,9 +45,10 @@ fn execute(invocation: &Invocation) -> Result<Option<Value>, CniError> {
     if invocation.verb == Verb::Version {
         return Ok(Some(version_result()));
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| {
-        CniError::new(code::IO, "the plugin cannot start").details(error.to_string())
-    })?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| CniError::new(code::IO, "the plugin cannot start").details(error.to_string()))?;
     let stuck = || {
         CniError::new(code::TRY_AGAIN, format!("the agent did not answer within {DEADLINE:?}"))
             .details(invocation.socket.display().to_string())
@@ -134,7 +130,10 @@ mod tests {
         ];
         let config = r#"{"cniVersion":"1.1.0","agentSocket":"/nonexistent/agent.sock"}"#;
         let (exit, answer) = run_with(&vars, config);
-        assert_eq!((exit, &answer["code"], &answer["cniVersion"]), (1, &code::TRY_AGAIN.into(), &"1.1.0".into()));
+        assert_eq!(
+            (exit, &answer["code"], &answer["cniVersion"]),
+            (1, &code::TRY_AGAIN.into(), &"1.1.0".into())
+        );
         let status = [("CNI_COMMAND", "STATUS")];
         assert_eq!(run_with(&status, config).1["code"], code::NOT_AVAILABLE);
     }

@@ -52,7 +52,8 @@ impl CniError {
 
     /// From the agent's answer. The agent sends the code in the metadata, see `crate::cni::service`.
     pub fn from_status(status: &tonic::Status) -> Self {
-        let sent = status.metadata().get("isthmus-cni-code").and_then(|value| value.to_str().ok()?.parse().ok());
+        let sent =
+            status.metadata().get("isthmus-cni-code").and_then(|value| value.to_str().ok()?.parse().ok());
         let code = sent.unwrap_or(match status.code() {
             tonic::Code::Unavailable | tonic::Code::DeadlineExceeded | tonic::Code::ResourceExhausted => {
                 code::TRY_AGAIN

@@ -142,8 +142,9 @@ fn read(environment: &Environment, verb: Verb, config: NetworkConfig) -> Result<
     }
     if invocation.socket.as_os_str().is_empty() {
         let msg = "agentSocket is not set in the network configuration";
-        return Err(CniError::new(code::BAD_CONFIG, msg)
-            .details("set it to the --socket of this node's node-agent"));
+        return Err(
+            CniError::new(code::BAD_CONFIG, msg).details("set it to the --socket of this node's node-agent")
+        );
     }
     if matches!(verb, Verb::Gc | Verb::Status) {
         return Ok(invocation);

@@ -17,9 +17,7 @@ use super::{
     ClassRules, Desired, Dictionary, EndpointEntry, NetnsEntry, Pod, RuleEntry, ServiceEntry,
     ServiceFrontend, expand,
 };
-use crate::{
-    subscribe::{Class, Peer, Resources},
-};
+use crate::subscribe::{Class, Peer, Resources};
 
 /// Named by flows that pass because they come from, or go to, the pod's own node.
 const HOST_PROVENANCE: &str = "builtin/own-node";
@@ -136,7 +134,12 @@ fn identities(
     table
 }
 
-fn class_rules(class: &Class, own: u32, cidrs: &BTreeSet<Ipv4Net>, dictionary: &mut Dictionary) -> ClassRules {
+fn class_rules(
+    class: &Class,
+    own: u32,
+    cidrs: &BTreeSet<Ipv4Net>,
+    dictionary: &mut Dictionary,
+) -> ClassRules {
     let mut rules = BTreeSet::new();
     for rule in &class.rules {
         let identities: Vec<u32> = match rule.peer {
@@ -178,7 +181,8 @@ fn services(resources: &Resources) -> BTreeMap<ServiceFrontend, ServiceEntry> {
     for service in resources.services.values() {
         for address in &service.addresses {
             for port in &service.ports {
-                let frontend = ServiceFrontend { address: *address, port: port.port, protocol: port.protocol };
+                let frontend =
+                    ServiceFrontend { address: *address, port: port.port, protocol: port.protocol };
                 table.insert(
                     frontend,
                     ServiceEntry { proxy_port: port.proxy_port, slots: expand(&port.backends) },

@@ -15,8 +15,8 @@
 //! Each xDS response carries one type, and is applied by itself, so these steps are the only ones there are.
 
 mod compute;
-mod diff;
 mod dictionary;
+mod diff;
 mod plan;
 mod state;
 mod weights;
@@ -25,7 +25,9 @@ pub use compute::compute;
 pub use dictionary::Dictionary;
 pub use diff::{MapOp, diff};
 pub use plan::plan;
-pub use state::{ClassRules, Desired, EndpointEntry, NetnsEntry, Pod, RuleEntry, ServiceEntry, ServiceFrontend};
+pub use state::{
+    ClassRules, Desired, EndpointEntry, NetnsEntry, Pod, RuleEntry, ServiceEntry, ServiceFrontend,
+};
 pub use weights::expand;
 
 #[cfg(test)]

@@ -51,7 +51,10 @@ pub fn plan(current: &Desired, desired: &Desired, dictionary: &mut Dictionary) -
 /// CIDRs with a number of their own that `all` has and `known` has not.
 fn missing(all: &Desired, known: &Desired) -> Vec<(Ipv4Net, u32)> {
     let cidrs = all.identities.iter().filter(|(_, identity)| **identity & LOCAL != 0);
-    cidrs.filter(|(net, _)| !known.identities.contains_key(net)).map(|(net, identity)| (*net, *identity)).collect()
+    cidrs
+        .filter(|(net, _)| !known.identities.contains_key(net))
+        .map(|(net, identity)| (*net, *identity))
+        .collect()
 }
 
 /// The state with its endpoints in classes that treat each CIDR of `cidrs` as what `table` has around it. `before` are

@@ -101,7 +101,12 @@ fn walk(old: &Resources, new: &Resources) -> Result<(), TestCaseError> {
         op.apply(&mut maps);
         for (key, verdict) in verdicts(&maps) {
             let fine = verdict == before[&key] || verdict == after[&key];
-            prop_assert!(fine, "after {op:?}: {key:?} was {:?}, is to be {:?}, is {verdict:?}", before[&key], after[&key]);
+            prop_assert!(
+                fine,
+                "after {op:?}: {key:?} was {:?}, is to be {:?}, is {verdict:?}",
+                before[&key],
+                after[&key]
+            );
         }
     }
     prop_assert_eq!(maps, desired);
@@ -113,18 +118,23 @@ fn peers() -> impl Strategy<Value = Peer> {
         Just(Peer::Any),
         Just(Peer::Nobody),
         (300u32..304).prop_map(Peer::Identity),
-        prop_oneof![Just("0.0.0.0/0"), Just("198.51.100.0/24"), Just("198.51.100.128/25"), Just("192.0.2.0/24")]
-            .prop_map(|cidr| Peer::Cidr(cidr.parse().unwrap())),
+        prop_oneof![
+            Just("0.0.0.0/0"),
+            Just("198.51.100.0/24"),
+            Just("198.51.100.128/25"),
+            Just("192.0.2.0/24")
+        ]
+        .prop_map(|cidr| Peer::Cidr(cidr.parse().unwrap())),
     ]
 }
 
 fn classes() -> impl Strategy<Value = Class> {
-    let rule = (peers(), any::<bool>(), prop_oneof![Just(0u8), Just(TCP)], prop_oneof![
-        Just(None),
-        Just(Some((80, 80))),
-        Just(Some((80, 443))),
-        Just(Some((1, 1023)))
-    ]);
+    let rule = (
+        peers(),
+        any::<bool>(),
+        prop_oneof![Just(0u8), Just(TCP)],
+        prop_oneof![Just(None), Just(Some((80, 80))), Just(Some((80, 443))), Just(Some((1, 1023)))],
+    );
     (any::<bool>(), proptest::collection::vec(rule, 0..6)).prop_map(|(deny, rules)| Class {
         deny_ingress: deny.then(|| "default".to_owned()),
         deny_egress: None,
@@ -291,7 +301,11 @@ fn a_rule_about_a_wide_cidr_holds_for_the_narrow_ones_inside_it() {
     let class = Class {
         deny_ingress: Some("d".into()),
         deny_egress: None,
-        rules: vec![rule(cidr("198.51.100.0/24"), 80), rule(cidr("198.51.100.128/25"), 443), rule(cidr("0.0.0.0/0"), 79)],
+        rules: vec![
+            rule(cidr("198.51.100.0/24"), 80),
+            rule(cidr("198.51.100.128/25"), 443),
+            rule(cidr("0.0.0.0/0"), 79),
+        ],
     };
     resources.classes.insert(1, class);
     resources.locals.extend([local(1, 300, 1)]);

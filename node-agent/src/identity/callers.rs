@@ -216,7 +216,10 @@ mod tests {
             let workload = callers.workload(caller(uid, Some(pod)), claim).unwrap();
             assert_eq!(workload, NamespacedName::new("shop", "web"));
         }
-        assert!(callers.check_operator(caller(0, Some(pod))).is_err(), "root of a pod is not root of the node");
+        assert!(
+            callers.check_operator(caller(0, Some(pod))).is_err(),
+            "root of a pod is not root of the node"
+        );
     }
 
     #[test]

@@ -12,7 +12,10 @@ use xds_proto::envoy::service::{
     secret::v3::secret_discovery_service_server::SecretDiscoveryService,
 };
 
-use super::{CallerInfo, Callers, Secrets, session::{Session, SessionError}};
+use super::{
+    CallerInfo, Callers, Secrets,
+    session::{Session, SessionError},
+};
 use crate::engine::Engine;
 
 /// Streams of all workloads together: Envoy opens one for each secret that it names.
@@ -149,7 +152,9 @@ impl SecretDiscoveryService for SdsService {
         &self,
         request: Request<Streaming<DiscoveryRequest>>,
     ) -> Result<Response<Self::StreamSecretsStream>, Status> {
-        self.open(request, |session, secrets, workload| session.respond(|name| secrets.secret(workload, name)))
+        self.open(request, |session, secrets, workload| {
+            session.respond(|name| secrets.secret(workload, name))
+        })
     }
 
     async fn fetch_secrets(

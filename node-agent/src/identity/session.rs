@@ -199,10 +199,8 @@ mod tests {
     #[test]
     fn a_delta_client_that_reconnects_with_its_version_is_sent_nothing() {
         let mut before = Session::default();
-        let mut subscribe = DeltaDiscoveryRequest {
-            resource_names_subscribe: vec!["ROOTCA".into()],
-            ..Default::default()
-        };
+        let mut subscribe =
+            DeltaDiscoveryRequest { resource_names_subscribe: vec!["ROOTCA".into()], ..Default::default() };
         before.on_delta_request(&subscribe).unwrap();
         let held = before.respond_delta(store(1)).unwrap().resources.remove(0);
         subscribe.initial_resource_versions.insert(held.name, held.version);

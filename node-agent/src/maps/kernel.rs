@@ -100,10 +100,10 @@ impl Maps for KernelMaps {
     }
 
     fn attached(&mut self) -> Result<Vec<u32>, MapError> {
-        self.kernel.attached_pods().map(|pods| pods.into_iter().collect()).map_err(|error| MapError {
-            what: "listing attached programs".into(),
-            reason: causes(&error),
-        })
+        self.kernel
+            .attached_pods()
+            .map(|pods| pods.into_iter().collect())
+            .map_err(|error| MapError { what: "listing attached programs".into(), reason: causes(&error) })
     }
 
     fn lost_events(&mut self) -> u64 {

@@ -111,7 +111,9 @@ impl Relay {
                         }
                     }
                     Ok(None) => {
-                        return Err(self.upstream_ended(Status::unavailable("the control plane ended the stream")));
+                        return Err(
+                            self.upstream_ended(Status::unavailable("the control plane ended the stream"))
+                        );
                     }
                     Err(status) => return Err(self.upstream_ended(status)),
                 }

@@ -23,9 +23,7 @@ pub type Routes = BTreeMap<Ipv4Net, Ipv4Addr>;
 /// The routes that a node is to have. PURE.
 pub fn desired(resources: &Resources, node: &str) -> Routes {
     let others = resources.nodes.iter().filter(|(name, _)| *name != node);
-    others
-        .flat_map(|(_, other)| other.pod_cidrs.iter().map(|cidr| (*cidr, other.address)))
-        .collect()
+    others.flat_map(|(_, other)| other.pod_cidrs.iter().map(|cidr| (*cidr, other.address))).collect()
 }
 
 /// What to remove and what to add, in this order of the pair; a changed gateway is an addition that replaces. PURE.

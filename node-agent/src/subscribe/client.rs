@@ -20,10 +20,8 @@ pub async fn subscribe_for_ever(
     mut bundles: impl FnMut(),
 ) {
     let id = xds_client::node(format!("agent~{node}"), cluster);
-    let subscriptions = TYPES.iter().map(|type_url| Subscription {
-        type_url: type_url.clone(),
-        names: Names::Wildcard,
-    });
+    let subscriptions =
+        TYPES.iter().map(|type_url| Subscription { type_url: type_url.clone(), names: Names::Wildcard });
     let mut config = Config::new(id, subscriptions.collect());
     config.held = cache.held();
     config.status = Some(status);
@@ -40,7 +38,12 @@ pub async fn subscribe_for_ever(
         if let Ok(number) = update.system_version.parse() {
             revision.send_replace(number);
         }
-        tracing::debug!(type_url = update.type_url, added = update.added.len(), removed = update.removed.len(), "update");
+        tracing::debug!(
+            type_url = update.type_url,
+            added = update.added.len(),
+            removed = update.removed.len(),
+            "update"
+        );
         Ok(())
     };
     let mut first = true;

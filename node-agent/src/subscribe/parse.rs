@@ -140,7 +140,9 @@ fn rule(resource: &str, message: wire::PolicyRule) -> Result<Rule, ParseError> {
     let direction = match wire::Direction::try_from(message.direction) {
         Ok(wire::Direction::Ingress) => Direction::Ingress,
         Ok(wire::Direction::Egress) => Direction::Egress,
-        Err(_) => return Err(bad(resource, "rules.direction", message.direction, "expected INGRESS or EGRESS")),
+        Err(_) => {
+            return Err(bad(resource, "rules.direction", message.direction, "expected INGRESS or EGRESS"));
+        }
     };
     let allow = match wire::Action::try_from(message.action) {
         Ok(wire::Action::Allow) => true,

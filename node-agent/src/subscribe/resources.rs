@@ -275,7 +275,8 @@ pub(crate) mod tests {
 
     #[test]
     fn a_rule_whose_peer_cannot_be_read_is_refused_not_widened() {
-        let class = |rule: wire::PolicyRule| wire::PolicyClass { id: 1, rules: vec![rule], ..Default::default() };
+        let class =
+            |rule: wire::PolicyRule| wire::PolicyClass { id: 1, rules: vec![rule], ..Default::default() };
         for rule in [
             wire::PolicyRule { cidr: "10.0.0.0/40".into(), ..Default::default() },
             wire::PolicyRule { cidr: "10.0.0.0/8".into(), identity: 300, ..Default::default() },

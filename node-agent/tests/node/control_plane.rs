@@ -1,0 +1,307 @@
+//! The least that an agent needs of a control plane, on real mTLS: registration, certificates, reports, and a
+//! stream that always sends everything of a type.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex},
+    time::{Duration, SystemTime},
+};
+
+use clustermesh::token::{JoinToken, Purpose};
+use futures::{Stream, StreamExt};
+use mesh_model::identity::{SpiffeId, TrustDomain};
+use mesh_tls::{
+    ALPN_H2, ClientAuth, Identity, TrustBundles, certified, csr, fingerprint,
+    issue::{Issuer, LEAF_TTL, Root},
+    server_config, shared_bundles, shared_identity,
+};
+use tokio::sync::watch;
+use tokio_stream::wrappers::WatchStream;
+use tonic::{Request, Response, Status, Streaming, transport::Server};
+use xds_proto::{
+    Name,
+    envoy::service::discovery::v3::{
+        DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource,
+        aggregated_discovery_service_server::{AggregatedDiscoveryService, AggregatedDiscoveryServiceServer},
+    },
+    google::protobuf::Any,
+    isthmus::{agent::v1 as agent, bootstrap::v1::*},
+    to_any,
+};
+
+pub const DOOR: &str = "127.0.0.1:19443";
+
+/// Type URL to name to message.
+pub type Resources = BTreeMap<String, BTreeMap<String, Any>>;
+
+/// Shared by the services and the test.
+pub struct State {
+    pub domain: TrustDomain,
+    root: Root,
+    issuer: Issuer,
+    pub resources: watch::Sender<Resources>,
+    /// Workloads that may be reported.
+    pub declared: Mutex<BTreeSet<String>>,
+    pub reported: Mutex<BTreeMap<String, String>>,
+    pub flows: Mutex<Vec<Flow>>,
+    /// What agents refused, in their words.
+    pub refused: Mutex<Vec<String>>,
+    /// Workloads for which streams were relayed.
+    pub relayed: Mutex<Vec<String>>,
+}
+
+impl State {
+    pub fn new() -> Arc<Self> {
+        let domain = TrustDomain::parse("west.example").unwrap();
+        let now = SystemTime::now();
+        let root = Root::generate(domain.clone(), now).unwrap();
+        let key = Issuer::generate().unwrap();
+        let certificate = root.sign_issuer(&key.csr(&domain).unwrap(), now).unwrap();
+        let state = Self {
+            root,
+            issuer: key.certified(certificate).unwrap(),
+            resources: watch::Sender::new(Resources::new()),
+            declared: Mutex::default(),
+            reported: Mutex::default(),
+            flows: Mutex::default(),
+            refused: Mutex::default(),
+            relayed: Mutex::default(),
+            domain: domain.clone(),
+        };
+        let roots = vec![state.root.certificate().to_vec()];
+        state.put(domain.as_str(), &agent::TrustBundle { trust_domain: domain.to_string(), roots });
+        Arc::new(state)
+    }
+
+    pub fn token(&self) -> String {
+        JoinToken {
+            purpose: Purpose::Node,
+            node: None,
+            cluster: "west".into(),
+            id: "t1".into(),
+            secret: [7; 32],
+            doors: vec![DOOR.into()],
+            root_sha256: fingerprint(self.root.certificate()),
+            expires_unix: u64::MAX / 2,
+        }
+        .encode()
+        .unwrap()
+    }
+
+    pub fn put<M: Name>(&self, name: &str, message: &M) {
+        self.resources.send_modify(|all| {
+            all.entry(M::type_url()).or_default().insert(name.to_owned(), to_any(message));
+        });
+    }
+
+    fn sign(&self, csr: &[u8], id: &SpiffeId) -> Vec<Vec<u8>> {
+        let chain = self.issuer.sign(csr, id, LEAF_TTL, SystemTime::now()).unwrap();
+        chain.into_iter().map(|certificate| certificate.to_vec()).collect()
+    }
+
+    /// Serves until the test ends.
+    pub async fn serve(self: Arc<Self>) {
+        let id = SpiffeId::replica(&self.domain, 1);
+        let (csr, key) = csr::generate(&id).unwrap();
+        let mut chain = self.issuer.sign(&csr, &id, LEAF_TTL, SystemTime::now()).unwrap();
+        chain.push(self.root.certificate().clone());
+        let mut bundles = TrustBundles::new();
+        bundles.insert(self.domain.clone(), vec![self.root.certificate().clone()]).unwrap();
+        let tls = server_config(
+            shared_identity(Some(certified(Identity { chain, key }).unwrap())),
+            shared_bundles(bundles),
+            ClientAuth::Optional,
+            &[ALPN_H2],
+        )
+        .unwrap();
+        let listener = tokio::net::TcpListener::bind(DOOR).await.unwrap();
+        Server::builder()
+            .add_service(bootstrap_server::BootstrapServer::from_arc(Arc::new(Fake(self.clone()))))
+            .add_service(certificates_server::CertificatesServer::new(Fake(self.clone())))
+            .add_service(endpoints_server::EndpointsServer::new(Fake(self.clone())))
+            .add_service(AggregatedDiscoveryServiceServer::new(Fake(self)))
+            .serve_with_incoming(mesh_tls::grpc::incoming(listener, tls))
+            .await
+            .unwrap();
+    }
+}
+
+struct Fake(Arc<State>);
+
+#[tonic::async_trait]
+impl bootstrap_server::Bootstrap for Fake {
+    async fn register_node(
+        &self,
+        request: Request<RegisterNodeRequest>,
+    ) -> Result<Response<RegisterNodeResponse>, Status> {
+        let request = request.into_inner();
+        let id = SpiffeId::node(&self.0.domain, &request.node);
+        Ok(Response::new(RegisterNodeResponse {
+            chain: self.0.sign(&request.csr, &id),
+            roots: vec![self.0.root.certificate().to_vec()],
+            cluster: "west".into(),
+            trust_domain: self.0.domain.to_string(),
+            pod_cidr: "10.1.1.0/24".into(),
+            service_cidr: "10.101.0.0/16".into(),
+            replicas: vec!["127.0.0.1:1".into(), DOOR.into()],
+            mesh_domain: "mesh.local".into(),
+        }))
+    }
+
+    async fn register_replica(
+        &self,
+        _: Request<RegisterReplicaRequest>,
+    ) -> Result<Response<RegisterReplicaResponse>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
+}
+
+#[tonic::async_trait]
+impl certificates_server::Certificates for Fake {
+    async fn sign_workload(
+        &self,
+        request: Request<SignWorkloadRequest>,
+    ) -> Result<Response<SignWorkloadResponse>, Status> {
+        let request = request.into_inner();
+        let id = SpiffeId::workload(&self.0.domain, &request.namespace, &request.workload);
+        Ok(Response::new(SignWorkloadResponse { chain: self.0.sign(&request.csr, &id) }))
+    }
+
+    async fn renew_node(&self, _: Request<RenewNodeRequest>) -> Result<Response<RenewNodeResponse>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
+}
+
+#[tonic::async_trait]
+impl endpoints_server::Endpoints for Fake {
+    async fn report(
+        &self,
+        request: Request<ReportEndpointRequest>,
+    ) -> Result<Response<ReportEndpointResponse>, Status> {
+        let request = request.into_inner();
+        let name = format!("{}/{}", request.namespace, request.workload);
+        if !self.0.declared.lock().unwrap().contains(&name) {
+            return Err(Status::failed_precondition(format!("there is no workload {name:?}")));
+        }
+        self.0.reported.lock().unwrap().insert(name.clone(), request.addresses[0].clone());
+        let local = local(&request.namespace, &request.workload);
+        let address = agent::WorkloadAddress {
+            name: name.clone(),
+            addresses: request.addresses,
+            identity: local.identity,
+            ..Default::default()
+        };
+        self.0.put(&name, &address);
+        self.0.put(&name, &local);
+        Ok(Response::new(ReportEndpointResponse::default()))
+    }
+
+    async fn remove(
+        &self,
+        request: Request<RemoveEndpointRequest>,
+    ) -> Result<Response<RemoveEndpointResponse>, Status> {
+        let request = request.into_inner();
+        self.0.reported.lock().unwrap().remove(&format!("{}/{}", request.namespace, request.workload));
+        Ok(Response::new(RemoveEndpointResponse::default()))
+    }
+
+    async fn report_flows(
+        &self,
+        request: Request<Streaming<FlowBatch>>,
+    ) -> Result<Response<ReportFlowsResponse>, Status> {
+        let mut batches = request.into_inner();
+        while let Some(batch) = batches.message().await? {
+            self.0.flows.lock().unwrap().extend(batch.flows);
+        }
+        Ok(Response::new(ReportFlowsResponse {}))
+    }
+}
+
+fn local(namespace: &str, workload: &str) -> agent::LocalEndpoint {
+    let identity = 256 + workload.bytes().map(u32::from).sum::<u32>();
+    agent::LocalEndpoint {
+        name: format!("{namespace}/{workload}"),
+        identity,
+        spiffe_id: format!("spiffe://west.example/ns/{namespace}/sa/{workload}"),
+        policy_class: if workload == "pay" { 2 } else { 1 },
+        ..Default::default()
+    }
+}
+
+/// The identity number that a workload gets here.
+pub fn identity(workload: &str) -> u32 {
+    local("shop", workload).identity
+}
+
+type Responses<T> = std::pin::Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for Fake {
+    type StreamAggregatedResourcesStream = Responses<DiscoveryResponse>;
+    type DeltaAggregatedResourcesStream = Responses<DeltaDiscoveryResponse>;
+
+    async fn stream_aggregated_resources(
+        &self,
+        request: Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
+        let workload = request.metadata().get("x-isthmus-workload").cloned();
+        let workload = workload.ok_or_else(|| Status::permission_denied("no workload"))?;
+        self.0.relayed.lock().unwrap().push(workload.to_str().unwrap().to_owned());
+        // Says back what was asked for.
+        let echo = request.into_inner().map(|request| {
+            let request = request?;
+            Ok(DiscoveryResponse {
+                type_url: request.type_url,
+                version_info: "echo".into(),
+                ..Default::default()
+            })
+        });
+        Ok(Response::new(Box::pin(echo)))
+    }
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        let state = self.0.clone();
+        let mut requests = request.into_inner();
+        tokio::spawn(async move {
+            while let Ok(Some(request)) = requests.message().await {
+                if let Some(error) = request.error_detail {
+                    state.refused.lock().unwrap().push(error.message);
+                }
+            }
+        });
+        let mut nonce = 0u64;
+        let all = WatchStream::new(self.0.resources.subscribe());
+        // One response for each type, whenever anything changed.
+        let responses = all.flat_map(move |all| {
+            nonce += 1;
+            let round = nonce;
+            futures::stream::iter(all.into_iter().map(move |(type_url, resources)| {
+                let nonce = format!("{round}-{type_url}");
+                let resources = resources.into_iter().map(|(name, resource)| Resource {
+                    name,
+                    version: round.to_string(),
+                    resource: Some(resource),
+                    ..Default::default()
+                });
+                let resources = resources.collect();
+                Ok(DeltaDiscoveryResponse { type_url, nonce, resources, ..Default::default() })
+            }))
+        });
+        Ok(Response::new(Box::pin(responses)))
+    }
+}
+
+/// Waits for something without a fixed delay: looks again at short intervals, up to ten seconds.
+pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(std::time::Instant::now() < deadline, "not within 10 s: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}

@@ -1,0 +1,402 @@
+//! The real agent and the real plugin on a node of their own: pods, policy, identity, restart. Needs root.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod control_plane;
+
+use std::{
+    io::{Read, Write},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+
+use control_plane::{State, eventually, identity};
+use node_agent::cni::Netns;
+use serde_json::{Value, json};
+use support::{Sandbox, in_sandbox, run};
+use tonic::transport::Channel;
+use xds_proto::{
+    envoy::{
+        config::core::v3::Node,
+        extensions::transport_sockets::tls::v3::{Secret, secret},
+        service::{
+            discovery::v3::{
+                DiscoveryRequest, aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
+            },
+            secret::v3::secret_discovery_service_client::SecretDiscoveryServiceClient,
+        },
+    },
+    isthmus::agent::v1 as wire,
+};
+
+/// Set for the process that plays a proxy.
+const SOCKET: &str = "ISTHMUS_TEST_SOCKET";
+const NODE_ID: &str = "ISTHMUS_TEST_NODE_ID";
+
+struct Host<'a> {
+    sandbox: &'a Sandbox,
+    dir: PathBuf,
+    token: String,
+    agent: Option<Child>,
+}
+
+impl Host<'_> {
+    fn socket(&self) -> PathBuf {
+        self.dir.join("agent.sock")
+    }
+
+    fn start(&mut self) {
+        let ready = self.dir.join("ready");
+        let _ = std::fs::remove_file(&ready);
+        let child = Command::new(env!("CARGO_BIN_EXE_node-agent"))
+            .args(["run", "--node", "n1", "--address", "192.0.2.1", "--gateway-workload", "mesh/gw"])
+            .args(["--join", &self.token])
+            .arg("--state-dir")
+            .arg(self.dir.join("state"))
+            .arg("--socket")
+            .arg(self.socket())
+            .arg("--cgroup")
+            .arg(&self.sandbox.cgroup)
+            .arg("--bpffs")
+            .arg(self.sandbox.bpffs())
+            .arg("--ready-file")
+            .arg(&ready)
+            .spawn()
+            .unwrap();
+        self.agent = Some(child);
+        eventually("the agent is ready", || ready.exists().then_some(()));
+    }
+
+    fn kill(&mut self, signal: &str) {
+        let mut child = self.agent.take().unwrap();
+        run(&["kill", signal, &child.id().to_string()]);
+        child.wait().unwrap();
+    }
+
+    /// Runs the plugin as a runtime does.
+    fn cni(&self, verb: &str, pod: &str) -> (bool, Value) {
+        let mut plugin = Command::new(env!("CARGO_BIN_EXE_isthmus-cni"))
+            .env("CNI_COMMAND", verb)
+            .env("CNI_CONTAINERID", format!("container-{pod}"))
+            .env("CNI_NETNS", netns(pod))
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_ARGS", format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME={pod}"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let config = json!({ "cniVersion": "1.1.0", "name": "mesh", "agentSocket": self.socket() });
+        plugin.stdin.take().unwrap().write_all(config.to_string().as_bytes()).unwrap();
+        let output = plugin.wait_with_output().unwrap();
+        let answer = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
+        (output.status.success(), answer)
+    }
+
+    fn add(&self, pod: &str) -> Ipv4Addr {
+        run(&["ip", "netns", "add", &name(pod)]);
+        let (fine, answer) = self.cni("ADD", pod);
+        assert!(fine, "{answer}");
+        let address = answer["ips"][0]["address"].as_str().unwrap();
+        address.strip_suffix("/32").unwrap().parse().unwrap()
+    }
+
+    /// Plays a proxy in a process of its own, because attestation looks at processes. Gives what it printed.
+    fn proxy(&self, pod: Option<&str>, node_id: &str) -> String {
+        let myself = std::env::current_exe().unwrap();
+        let mut command = match pod {
+            Some(pod) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", &name(pod)]).arg(myself);
+                command
+            }
+            None => Command::new(myself),
+        };
+        let output = command
+            .args(["--exact", "plays_a_proxy", "--ignored", "--nocapture"])
+            .env(SOCKET, self.socket())
+            .env(NODE_ID, node_id)
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.lines().filter_map(|line| line.strip_prefix("proxy: ")).collect::<Vec<_>>().join("; ")
+    }
+}
+
+impl Drop for Host<'_> {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.agent.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn name(pod: &str) -> String {
+    format!("isthmus-test-{}-{pod}", std::process::id())
+}
+
+fn netns(pod: &str) -> String {
+    format!("/run/netns/{}", name(pod))
+}
+
+/// Listens inside a pod and greets everyone.
+fn serve_in(pod: &str, port: u16) {
+    let netns = Netns::open(&netns(pod)).unwrap();
+    let listener = netns.run(move || TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap()).unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.write_all(b"hello");
+        }
+    });
+}
+
+fn connects(pod: &str, to: Ipv4Addr, port: u16) -> bool {
+    let target = SocketAddr::from((to, port));
+    let inside = Netns::open(&netns(pod)).unwrap().run(move || {
+        let mut stream = TcpStream::connect_timeout(&target, Duration::from_millis(700)).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
+        let mut text = [0; 5];
+        stream.read_exact(&mut text).ok()
+    });
+    inside.unwrap().is_some()
+}
+
+/// Of class 2: only `web` may call, on port 8080.
+fn only_web() -> wire::PolicyClass {
+    wire::PolicyClass {
+        id: 2,
+        default_deny_ingress: true,
+        ingress_provenance: "networkpolicy/shop/pay-callers#default-deny-ingress".into(),
+        rules: vec![wire::PolicyRule {
+            direction: wire::Direction::Ingress as i32,
+            action: wire::Action::Allow as i32,
+            identity: identity("web"),
+            protocol: wire::Protocol::Tcp as i32,
+            port: 8080,
+            provenance: "networkpolicy/shop/pay-callers#ingress[0]".into(),
+            ..Default::default()
+        }],
+        ..Default::default()
+    }
+}
+
+#[test]
+fn a_node_creates_pods_enforces_policy_serves_identity_and_restarts_without_losing_either() {
+    in_sandbox(|sandbox| {
+        run(&["ip", "address", "add", "192.0.2.1/32", "dev", "lo"]);
+        std::fs::create_dir_all("/run/netns").unwrap();
+        // Named namespaces of this test stay within its mount namespace.
+        run(&["mount", "-t", "tmpfs", "tmpfs", "/run/netns"]);
+        mesh_tls::install_provider();
+        // Its threads are born in this thread's namespaces.
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let state = State::new();
+        runtime.spawn(state.clone().serve());
+        let dir = tempfile::tempdir().unwrap();
+        let mut host = Host { sandbox, dir: dir.path().to_owned(), token: state.token(), agent: None };
+        story(&mut host, &state);
+    });
+}
+
+fn story(host: &mut Host<'_>, state: &Arc<State>) {
+    state.declared.lock().unwrap().insert("mesh/gw".into());
+    state.put("1", &wire::PolicyClass { id: 1, ..Default::default() });
+    state.put("2", &wire::PolicyClass { id: 2, ..Default::default() });
+    host.start();
+    eventually("the gateway is bound", || state.reported.lock().unwrap().get("mesh/gw").cloned());
+
+    // A pod without a declared workload is refused, and nothing of it stays.
+    run(&["ip", "netns", "add", &name("stranger")]);
+    let (fine, answer) = host.cni("ADD", "stranger");
+    assert!(!fine);
+    assert!(answer["msg"].as_str().unwrap().contains("apply it first"), "{answer}");
+    assert_eq!(answer["cniVersion"], "1.1.0");
+    assert!(links().is_empty(), "{:?}", links());
+
+    for pod in ["web", "evil", "pay"] {
+        state.declared.lock().unwrap().insert(format!("shop/{pod}"));
+    }
+    let pay = host.add("pay");
+    host.add("web");
+    host.add("evil");
+    assert_eq!(state.reported.lock().unwrap().get("shop/pay"), Some(&pay.to_string()));
+    // ADD again is the same pod.
+    let (fine, again) = host.cni("ADD", "pay");
+    assert!(fine && again["ips"][0]["address"] == format!("{pay}/32"), "{again}");
+    assert!(host.cni("CHECK", "pay").0);
+
+    // Without policy everyone may call; with it only one, and the other's drop is told by name.
+    serve_in("pay", 8080);
+    assert!(connects("web", pay, 8080) && connects("evil", pay, 8080));
+    state.put("2", &only_web());
+    eventually("the policy is enforced", || (!connects("evil", pay, 8080)).then_some(()));
+    assert!(connects("web", pay, 8080));
+    eventually("the drop is told", || {
+        let flows = state.flows.lock().unwrap();
+        let drop = flows.iter().find(|flow| flow.verdict == "DROPPED")?;
+        assert_eq!(drop.policy, "networkpolicy/shop/pay-callers#default-deny-ingress");
+        assert_eq!(drop.source.as_ref()?.workload, "shop/evil");
+        assert_eq!(drop.destination.as_ref()?.workload, "shop/pay");
+        Some(())
+    });
+
+    identity_is_by_attestation(host, state);
+
+    // Killed or stopped: the kernel goes on, and the next agent takes over, whatever it was told before.
+    host.kill("-KILL");
+    assert!(connects("web", pay, 8080) && !connects("evil", pay, 8080));
+    host.start();
+    assert!(connects("web", pay, 8080) && !connects("evil", pay, 8080));
+    host.kill("-TERM");
+    host.start();
+    assert!(host.cni("CHECK", "pay").0);
+    assert!(connects("web", pay, 8080) && !connects("evil", pay, 8080));
+
+    // DEL is idempotent, and a namespace that vanishes takes its pod with it.
+    assert!(host.cni("DEL", "evil").0 && host.cni("DEL", "evil").0);
+    assert!(!state.reported.lock().unwrap().contains_key("shop/evil"));
+    let (fine, answer) = host.cni("CHECK", "evil");
+    assert!(!fine && answer["code"] == 3, "{answer}");
+    run(&["ip", "netns", "delete", &name("web")]);
+    eventually("the lost pod is told", || {
+        (!state.reported.lock().unwrap().contains_key("shop/web")).then_some(())
+    });
+    assert!(host.cni("DEL", "web").0);
+    assert_eq!(links().len(), 1);
+
+    host.kill("-TERM");
+    let cleaned = Command::new(env!("CARGO_BIN_EXE_node-agent"))
+        .args(["cleanup", "--state-dir"])
+        .arg(host.dir.join("state"))
+        .arg("--bpffs")
+        .arg(host.sandbox.bpffs())
+        .arg("--socket")
+        .arg(host.socket())
+        .status();
+    assert!(cleaned.unwrap().success());
+    assert!(links().is_empty(), "{:?}", links());
+    assert!(state.refused.lock().unwrap().is_empty(), "{:?}", state.refused.lock().unwrap());
+    for pod in ["stranger", "evil", "pay"] {
+        run(&["ip", "netns", "delete", &name(pod)]);
+    }
+}
+
+fn identity_is_by_attestation(host: &Host<'_>, state: &Arc<State>) {
+    // Whatever a pod claims to be, it is what its namespace says.
+    let seen = host.proxy(Some("pay"), "proxy~shop/web");
+    assert_eq!(seen, "ads echo; sds spiffe://west.example/ns/shop/sa/pay; roots west.example");
+    assert_eq!(state.relayed.lock().unwrap().as_slice(), ["shop/pay"]);
+    // The node's own namespace is no pod: only its gateways may ask.
+    let seen = host.proxy(None, "proxy~shop/web");
+    assert!(seen.contains("PermissionDenied") || seen.contains("permission"), "{seen}");
+    assert!(!seen.contains("spiffe://"), "{seen}");
+    state.put(
+        "mesh/gw",
+        &wire::LocalEndpoint {
+            name: "mesh/gw".into(),
+            identity: 999,
+            spiffe_id: "spiffe://west.example/ns/mesh/sa/gw".into(),
+            policy_class: 1,
+            ..Default::default()
+        },
+    );
+    let seen = host.proxy(None, "proxy~mesh/gw");
+    assert!(seen.contains("sds spiffe://west.example/ns/mesh/sa/gw"), "{seen}");
+    // A namespace that is no pod of this node is nobody.
+    let seen = host.proxy(Some("stranger"), "proxy~shop/pay");
+    assert!(!seen.contains("spiffe://") && !seen.contains("ads echo"), "{seen}");
+    let agent = Command::new("ip")
+        .args(["netns", "exec", &name("pay"), env!("CARGO_BIN_EXE_node-agent"), "status", "--socket"])
+        .arg(host.socket())
+        .output()
+        .unwrap();
+    assert!(!agent.status.success(), "a pod may not ask for the status of its node");
+}
+
+/// The host's ends of pods' links.
+fn links() -> Vec<String> {
+    let output = Command::new("ip").args(["-o", "link"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().filter(|line| line.contains(": ism")).map(str::to_owned).collect()
+}
+
+#[test]
+#[ignore = "run by the other test, in a pod's network namespace"]
+fn plays_a_proxy() {
+    let Some(socket) = std::env::var_os(SOCKET) else { return };
+    let node_id = std::env::var(NODE_ID).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let channel = mesh_tls::grpc::connect_unix(Path::new(&socket)).await.unwrap();
+        match ads(channel.clone(), &node_id).await {
+            Ok(version) => println!("\nproxy: ads {version}"),
+            Err(status) => println!("\nproxy: ads {:?}", status.code()),
+        }
+        match secret(channel.clone(), &node_id, "default").await {
+            Ok(own) => println!("proxy: sds {}", spiffe_id(&own)),
+            Err(status) => println!("proxy: sds {:?}", status.code()),
+        }
+        if let Ok(roots) = secret(channel, &node_id, "ROOTCA").await {
+            println!("proxy: roots {}", trust_domains(&roots));
+        }
+    });
+}
+
+fn request(node_id: &str, names: &[&str]) -> DiscoveryRequest {
+    DiscoveryRequest {
+        node: Some(Node { id: node_id.into(), ..Default::default() }),
+        resource_names: names.iter().map(|name| (*name).into()).collect(),
+        type_url: "type.googleapis.com/envoy.config.cluster.v3.Cluster".into(),
+        ..Default::default()
+    }
+}
+
+async fn ads(channel: Channel, node_id: &str) -> Result<String, tonic::Status> {
+    let requests =
+        futures::StreamExt::chain(futures::stream::iter([request(node_id, &[])]), futures::stream::pending());
+    let mut client = AggregatedDiscoveryServiceClient::new(channel);
+    let mut responses = client.stream_aggregated_resources(requests).await?.into_inner();
+    Ok(responses.message().await?.map(|response| response.version_info).unwrap_or_default())
+}
+
+async fn secret(channel: Channel, node_id: &str, name: &str) -> Result<Secret, tonic::Status> {
+    let mut first = request(node_id, &[name]);
+    first.type_url = xds_proto::type_url::<Secret>();
+    let requests = futures::StreamExt::chain(futures::stream::iter([first]), futures::stream::pending());
+    let mut responses =
+        SecretDiscoveryServiceClient::new(channel).stream_secrets(requests).await?.into_inner();
+    let response = responses.message().await?.expect("the stream is open");
+    Ok(xds_proto::Message::decode(response.resources[0].value.as_slice()).expect("a secret"))
+}
+
+fn spiffe_id(own: &Secret) -> String {
+    let Some(secret::Type::TlsCertificate(certificate)) = &own.r#type else { panic!("{own:?}") };
+    let pem = inline(certificate.certificate_chain.as_ref());
+    assert!(inline(certificate.private_key.as_ref()).starts_with("-----BEGIN PRIVATE KEY-----"));
+    use rustls::pki_types::{CertificateDer, pem::PemObject};
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(pem.as_bytes()).map(Result::unwrap).collect();
+    mesh_tls::peer_spiffe_id(&chain).unwrap().to_string()
+}
+
+fn trust_domains(roots: &Secret) -> String {
+    use xds_proto::envoy::extensions::transport_sockets::tls::v3::SpiffeCertValidatorConfig;
+    let Some(secret::Type::ValidationContext(context)) = &roots.r#type else { panic!("{roots:?}") };
+    let validator = context.custom_validator_config.as_ref().unwrap();
+    assert_eq!(validator.name, "envoy.tls.cert_validator.spiffe");
+    let config: SpiffeCertValidatorConfig =
+        xds_proto::Message::decode(validator.typed_config.as_ref().unwrap().value.as_slice()).unwrap();
+    config.trust_domains.iter().map(|domain| domain.name.clone()).collect::<Vec<_>>().join(",")
+}
+
+fn inline(source: Option<&xds_proto::envoy::config::core::v3::DataSource>) -> String {
+    use xds_proto::envoy::config::core::v3::data_source::Specifier;
+    match source.and_then(|source| source.specifier.clone()) {
+        Some(Specifier::InlineString(text)) => text,
+        other => panic!("{other:?}"),
+    }
+}
