@@ -58,7 +58,7 @@ pub struct Envoy {
 }
 
 impl Envoy {
-    pub fn start(binary: &Path, api: Api, control_plane: SocketAddr) -> Self {
+    pub fn start(binary: &Path, api: Api, control_plane: &[SocketAddr]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let config = directory.path().join("bootstrap.json");
         std::fs::write(&config, bootstrap(api, control_plane).to_string()).unwrap();
@@ -102,13 +102,14 @@ impl Envoy {
     }
 }
 
-fn bootstrap(api: Api, control_plane: SocketAddr) -> serde_json::Value {
+fn bootstrap(api: Api, control_plane: &[SocketAddr]) -> serde_json::Value {
     let api_type = match api {
         Api::Sotw => "GRPC",
         Api::Delta => "DELTA_GRPC",
     };
     let ads = json!({"ads": {}, "resource_api_version": "V3"});
     let address = |address: SocketAddr| json!({"socket_address": {"address": address.ip().to_string(), "port_value": address.port()}});
+    let replicas = control_plane.iter().map(|replica| json!({"endpoint": {"address": address(*replica)}}));
     json!({
         "node": {"id": "envoy~shop/web", "cluster": "west"},
         "admin": {"address": address(SocketAddr::from(([127, 0, 0, 1], 0)))},
@@ -134,7 +135,7 @@ fn bootstrap(api: Api, control_plane: SocketAddr) -> serde_json::Value {
             },
             "load_assignment": {
                 "cluster_name": "isthmus_agent",
-                "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address(control_plane)}}]}]
+                "endpoints": [{"lb_endpoints": replicas.collect::<Vec<_>>()}]
             }
         }]}
     })

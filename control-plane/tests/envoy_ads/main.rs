@@ -64,23 +64,39 @@ impl Views for OneView {
 struct Story {
     views: Arc<OneView>,
     subscribers: Arc<Subscribers>,
+    servers: Vec<XdsServer<OneView>>,
     envoy: Envoy,
     port: u16,
 }
 
 impl Story {
-    async fn start(api: Api, mesh: &Mesh) -> Option<Self> {
+    /// Serves from so many replicas and starts an Envoy that knows them all.
+    async fn start(api: Api, mesh: &Mesh, replicas: usize) -> Option<Self> {
         let binary = envoy::binary()?;
         let views = Arc::new(OneView { set: Mutex::default(), revision: watch::Sender::new(0) });
         views.publish(1, mesh);
-        let subscribers = Arc::new(Subscribers::new());
-        let server = XdsServer::new(views.clone(), subscribers.clone(), Options::new("test"));
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let serving = keepalive(tonic::transport::Server::builder()).add_routes(server.routes());
-        tokio::spawn(serving.serve_with_incoming(TcpListenerStream::new(listener)));
-        let envoy = Envoy::start(&binary, api, address);
-        Some(Self { views, subscribers, envoy, port: mesh.port })
+        let (mut servers, mut addresses) = (Vec::new(), Vec::new());
+        for _ in 0..replicas {
+            let server = XdsServer::new(views.clone(), Arc::default(), Options::new("test"));
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            addresses.push(listener.local_addr().unwrap());
+            let serving = keepalive(tonic::transport::Server::builder()).add_routes(server.routes());
+            tokio::spawn(serving.serve_with_incoming(TcpListenerStream::new(listener)));
+            servers.push(server);
+        }
+        let envoy = Envoy::start(&binary, api, &addresses);
+        let subscribers = servers[0].subscribers().clone();
+        Some(Self { views, subscribers, servers, envoy, port: mesh.port })
+    }
+
+    /// Looks at the registry of the replica that Envoy has connected to, once it has; the replica's number.
+    async fn connected(&mut self) -> usize {
+        let connected = |server: &XdsServer<OneView>| !server.subscribers().list().is_empty();
+        let servers = &self.servers;
+        let found = eventually(|| async { servers.iter().position(connected) }).await;
+        let found = found.unwrap_or_else(|| panic!("Envoy does not connect\n{}", self.envoy.log()));
+        self.subscribers = self.servers[found].subscribers().clone();
+        found
     }
 
     async fn acked(&self, revision: u64, what: &str) {
@@ -126,7 +142,7 @@ async fn eventually<T, F: Future<Output = Option<T>>>(mut ask: impl FnMut() -> F
 async fn story(api: Api) {
     let (a, b) = (Backend::start("a").await, Backend::start("b").await);
     let mut mesh = Mesh::new(envoy::free_port(), a.port);
-    let Some(story) = Story::start(api, &mesh).await else { return };
+    let Some(story) = Story::start(api, &mesh, 1).await else { return };
 
     story.until("Envoy fetches everything", |envoy| envoy.acked.get(ROUTE) == Some(&1)).await;
     story.answers("a").await;
@@ -185,6 +201,34 @@ async fn story(api: Api) {
     assert_eq!((last.nacks, last.nacked_revision), (1, None));
 }
 
+/// The replica that Envoy is connected to goes away. Envoy finds the other; what it has is in force all the while,
+/// and in delta nothing is sent again.
+async fn move_between_replicas(api: Api) {
+    let (a, b) = (Backend::start("a").await, Backend::start("b").await);
+    let mut mesh = Mesh::new(envoy::free_port(), a.port);
+    let Some(mut story) = Story::start(api, &mesh, 2).await else { return };
+    let first = story.connected().await;
+    let up_to_date = |envoy: &Subscriber| envoy.acked.get(ROUTE) == Some(&1) && envoy.acked_revision == 1;
+    story.until("Envoy fetches everything", up_to_date).await;
+    story.answers("a").await;
+
+    let traffic = Traffic::start(mesh.port);
+    traffic.flowing(5).await;
+    story.servers.remove(first).drain();
+    story.connected().await;
+    let listed = story.until("Envoy subscribes to everything again", up_to_date).await;
+    if matches!(api, Api::Delta) {
+        assert_eq!(listed.sent_revision, 0, "something was sent again");
+    }
+    mesh.endpoint = b.port;
+    story.views.publish(2, &mesh);
+    story.acked(2, "a change after the move").await;
+    story.answers("b").await;
+    traffic.flowing(5).await;
+    let failures = traffic.stop().await;
+    assert!(failures.is_empty(), "{failures:?}\n{}", story.envoy.log());
+}
+
 /// Requests one after the other, each on a connection of its own.
 struct Traffic {
     stop: Arc<AtomicBool>,
@@ -230,4 +274,14 @@ async fn envoy_is_served_by_state_of_the_world() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn envoy_is_served_by_delta() {
     story(Api::Delta).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn envoy_moves_to_another_replica_by_state_of_the_world() {
+    move_between_replicas(Api::Sotw).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn envoy_moves_to_another_replica_by_delta_and_is_sent_nothing_again() {
+    move_between_replicas(Api::Delta).await;
 }

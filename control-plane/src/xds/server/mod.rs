@@ -33,6 +33,9 @@ pub const WORKLOAD_METADATA: &str = "x-isthmus-workload";
 /// of their first request.)
 pub const REVISION_METADATA: &str = "x-isthmus-revision";
 
+/// What a streaming method returns.
+type Responses<T> = ReceiverStream<Result<T, Status>>;
+
 /// How the server treats its streams.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -132,7 +135,7 @@ impl<V: Views> XdsServer<V> {
         &self,
         request: tonic::Request<Streaming<W::Request>>,
         only: Option<&'static str>,
-    ) -> Result<Response<ReceiverStream<Result<W::Response, Status>>>, Status> {
+    ) -> Result<Response<Responses<W::Response>>, Status> {
         let text = |key| request.metadata().get(key).and_then(|value| value.to_str().ok());
         let origin = Origin {
             peer: peer(&request),

@@ -1,6 +1,5 @@
 //! tonic's services, all of them the same stream.
 
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use xds_proto::envoy::service::{
     cluster::v3::cluster_discovery_service_server::ClusterDiscoveryService,
@@ -15,15 +14,15 @@ use xds_proto::envoy::service::{
 };
 
 use super::{
-    XdsServer,
+    Responses, XdsServer,
     wire::{Delta, Sotw},
 };
 use crate::xds::{Views, kinds};
 
 #[tonic::async_trait]
 impl<V: Views> AggregatedDiscoveryService for XdsServer<V> {
-    type StreamAggregatedResourcesStream = ReceiverStream<Result<DiscoveryResponse, Status>>;
-    type DeltaAggregatedResourcesStream = ReceiverStream<Result<DeltaDiscoveryResponse, Status>>;
+    type StreamAggregatedResourcesStream = Responses<DiscoveryResponse>;
+    type DeltaAggregatedResourcesStream = Responses<DeltaDiscoveryResponse>;
 
     async fn stream_aggregated_resources(
         &self,
@@ -45,8 +44,8 @@ macro_rules! service {
     ($service:ident, $type_url:expr, $stream:ident, $delta:ident, $fetch:ident, $Stream:ident, $Delta:ident) => {
         #[tonic::async_trait]
         impl<V: Views> $service for XdsServer<V> {
-            type $Stream = ReceiverStream<Result<DiscoveryResponse, Status>>;
-            type $Delta = ReceiverStream<Result<DeltaDiscoveryResponse, Status>>;
+            type $Stream = Responses<DiscoveryResponse>;
+            type $Delta = Responses<DeltaDiscoveryResponse>;
 
             async fn $stream(
                 &self,

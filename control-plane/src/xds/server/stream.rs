@@ -78,15 +78,16 @@ async fn run<W: Wire, V: Views>(
         .map_err(|_| Status::deadline_exceeded("no request on the stream"))??;
     let Some(first) = first else { return Ok(()) };
     let opened = Instant::now();
-    let node_id = W::node(&first).map_or("", |node| node.id.as_str());
-    let client = shared.views.authorize(&origin.peer, node_id, origin.workload.as_deref())?;
+    let node_id = W::node(&first).map(|node| node.id.clone()).unwrap_or_default();
+    let authorize = || shared.views.authorize(&origin.peer, &node_id, origin.workload.as_deref());
+    let client = authorize()?;
     let mut revisions = shared.views.changed();
     // What the client reported of its past, in metadata or in its first request, which belong to the same stream.
     let seen = origin.revision.max(W::revision(&first));
     catch_up(shared, &mut revisions, &client, seen).await?;
 
     let stream = shared.subscribers.next_stream();
-    let connected = shared.subscribers.connect(subscriber::<W>(stream, &client, node_id));
+    let connected = shared.subscribers.connect(subscriber::<W>(stream, &client, &node_id));
     tracing::info!(%client, stream, protocol = ?W::PROTOCOL, "xDS stream opened");
     let revision = *revisions.borrow_and_update();
     let set = shared.views.resources(&client);
@@ -110,6 +111,10 @@ async fn run<W: Wire, V: Views>(
             }
             changed = revisions.changed() => {
                 changed.map_err(|_| Status::unavailable("this replica is shutting down"))?;
+                // A right lasts as long as its reason: the workload may have moved, the peer been removed.
+                if authorize()? != client {
+                    return Err(Status::unavailable(format!("this is no longer {client}: connect again")));
+                }
                 let revision = *revisions.borrow_and_update();
                 let set = shared.views.resources(&client);
                 let revision = revision.max(set.revision);

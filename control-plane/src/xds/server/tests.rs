@@ -70,7 +70,7 @@ impl Views for TestViews {
     }
 
     fn authorize(&self, _: &PeerIdentity, node_id: &str, workload: Option<&str>) -> Result<Client, Status> {
-        if node_id.starts_with("intruder") {
+        if node_id.starts_with("intruder") || (node_id == "leaver" && *self.revision.borrow() > 1) {
             return Err(Status::permission_denied("intruders may have nothing"));
         }
         Ok(match workload {
@@ -345,6 +345,16 @@ async fn who_may_not_have_anything_is_told_so_and_not_listed() {
             .await;
     assert_eq!((status.code(), status.message()), (Code::PermissionDenied, "intruders may have nothing"));
     assert_eq!(running.server.subscribers().list(), []);
+}
+
+#[tokio::test]
+async fn a_client_that_loses_its_right_loses_its_stream_at_that_revision() {
+    let running = Running::start(TestViews::new(1, &[(EDS, "e", "1")])).await;
+    let mut follower = running.subscribe("leaver", vec![Subscription::only(EDS, ["e"])], always);
+    assert_eq!(follower.next().await, "+e=1");
+    running.views.publish(2, &[(EDS, "e", "secret")]);
+    running.until(|list| list.is_empty()).await;
+    assert!(follower.updates.try_recv().is_err());
 }
 
 #[tokio::test]
