@@ -292,7 +292,7 @@ async fn files_folders_and_stdin_are_applied() {
 async fn bad_manifests_are_refused_before_anything_is_sent() {
     let cluster = Cluster::start();
     for (name, text, said) in [
-        ("a.yaml", "kind: [", "a.yaml, document 1: line 1"),
+        ("a.yaml", "kind: [", "a.yaml: line 1"),
         ("b.yaml", "apiVersion: v1\nkind: Service\nmetadata: {}\n", "b.yaml: metadata.name is missing"),
         ("c.yaml", "", "there is no object in"),
         ("d.json", "{\"kind\":", "no JSON"),

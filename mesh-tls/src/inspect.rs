@@ -10,7 +10,7 @@ use crate::Error;
 /// What `status` and renewal want to know of a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertificateInfo {
-    /// The SPIFFE ID where there is one, else the distinguished name.
+    /// The SPIFFE ID of an identity; of anything else (CAs name their trust domain only) the distinguished name.
     pub subject: String,
     /// The issuer's distinguished name.
     pub issuer: String,
@@ -51,9 +51,13 @@ pub fn peer_spiffe_id(certs: &[CertificateDer<'_>]) -> Result<SpiffeId, Error> {
 pub fn certificate_info(certificate: &CertificateDer<'_>) -> Result<CertificateInfo, Error> {
     let parsed = parse(certificate)?;
     let uris = uri_names(&parsed)?;
+    let identity = uris
+        .iter()
+        .find(|uri| SpiffeId::parse(uri).is_ok_and(|id| !id.path().is_empty()))
+        .map(|uri| (*uri).to_owned());
     let seconds = |t: i64| u64::try_from(t).unwrap_or(0);
     Ok(CertificateInfo {
-        subject: uris.first().map_or_else(|| parsed.subject().to_string(), |u| (*u).to_owned()),
+        subject: identity.unwrap_or_else(|| parsed.subject().to_string()),
         issuer: parsed.issuer().to_string(),
         serial: parsed.serial.to_str_radix(16),
         not_before_unix: seconds(parsed.validity().not_before.timestamp()),
@@ -132,6 +136,8 @@ mod tests {
         assert_eq!(info.not_after_unix, NOW + 24 * 3600);
         assert!(info.issuer.contains("west.example"), "{}", info.issuer);
         assert_eq!(peer_spiffe_id(&leaf.chain).unwrap().to_string(), info.subject);
+        let root = certificate_info(&west.root_der()).unwrap();
+        assert!(root.subject.contains("CN=west.example root"), "{}", root.subject);
     }
 
     #[test]

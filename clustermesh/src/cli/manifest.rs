@@ -143,16 +143,18 @@ fn json_chunks(source: &str, text: &str) -> Result<Vec<(usize, Value)>, Failure>
 
 fn yaml_chunks(source: &str, text: &str) -> Result<Vec<(usize, Value)>, Failure> {
     let mut chunks = Vec::new();
-    for (number, first_line, chunk) in split_documents(text) {
+    let parts = split_documents(text);
+    let single = parts.len() == 1;
+    for (number, first_line, chunk) in parts {
+        let place = if single { source.to_owned() } else { format!("{source}, document {number}") };
         if chunk.len() > MAX_DOCUMENT {
             return Err(Failure::failed(format!(
-                "{source}, document {number}: it has {} bytes, {MAX_DOCUMENT} are allowed",
+                "{place}: it has {} bytes, {MAX_DOCUMENT} are allowed",
                 chunk.len()
             )));
         }
-        let value: Value = serde_saphyr::from_str_with_options(chunk, options()).map_err(|error| {
-            Failure::failed(format!("{source}, document {number}: {}", yaml_error(&error, first_line)))
-        })?;
+        let value: Value = serde_saphyr::from_str_with_options(chunk, options())
+            .map_err(|error| Failure::failed(format!("{place}: {}", yaml_error(&error, first_line))))?;
         if !value.is_null() {
             chunks.push((number, value));
         }
@@ -180,7 +182,8 @@ fn options() -> serde_saphyr::Options {
 
 /// One line, with the line of the file instead of that of the document.
 fn yaml_error(error: &serde_saphyr::Error, first_line: usize) -> String {
-    let text = error.without_snippet().to_string();
+    // The default texts are for whoever writes a deserializer.
+    let text = error.without_snippet().render_with_formatter(&serde_saphyr::UserMessageFormatter);
     let message = text.lines().next().unwrap_or("");
     match error.location() {
         Some(at) => {
@@ -339,6 +342,7 @@ mod tests {
         assert!(sentence.starts_with("x.yaml, document 3: line 15, column"), "{sentence}");
         let sentence = failure("a: 1\na: 2\n");
         assert!(sentence.contains("line 2") && sentence.contains("duplicate"), "{sentence}");
+        assert!(!sentence.contains("Policy"), "no advice for programmers: {sentence}");
     }
 
     #[test]
