@@ -14,6 +14,8 @@ const REJOIN: &str = "this replica neither votes nor serves; if the others are w
 pub enum DiskError {
     #[error("{}: {source}", file.display())]
     Io { file: PathBuf, source: io::Error },
+    #[error("{}: another process uses it: is this replica running already?", file.display())]
+    InUse { file: PathBuf },
     #[error("{}: the log store can't be opened: {reason}; {REJOIN}", file.display())]
     Log { file: PathBuf, reason: String },
     #[error(

@@ -5,6 +5,9 @@
 //! before it counts) and `network` (to the other replicas), and once committed into `machine`, which applies it
 //! to the [`mesh_store::State`] that readers see.
 
+// openraft's error types are what its traits ask for, and large.
+#![allow(clippy::result_large_err)]
+
 mod config;
 mod disk;
 mod error;

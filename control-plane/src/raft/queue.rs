@@ -164,14 +164,9 @@ impl Submitter {
                 Ok(Attempt::Again(why)) => reason = why,
                 Err(_) => "the leader reached no majority".clone_into(&mut reason),
             }
-            // A change of leader shows in the metrics; so does much else, which makes this a bounded wait.
-            let _ = tokio::time::timeout(RETRY, self.new_leader(&mut metrics)).await;
+            let leader = metrics.borrow_and_update().current_leader;
+            let _ = tokio::time::timeout(RETRY, leader_changed(&mut metrics, leader)).await;
         }
-    }
-
-    async fn new_leader(&self, metrics: &mut watch::Receiver<Metrics>) {
-        let before = metrics.borrow().current_leader;
-        let _ = metrics.wait_for(|now| now.current_leader.is_some() && now.current_leader != before).await;
     }
 
     async fn attempt(&self, envelopes: &Arc<Vec<Envelope>>, deadline: Instant, forwarded: bool) -> Attempt {
@@ -211,6 +206,14 @@ impl Submitter {
             Err(RaftError::APIError(error)) => Attempt::Again(error.to_string()),
             Err(RaftError::Fatal(fatal)) => Attempt::Fatal(fatal.to_string()),
         }
+    }
+}
+
+/// Returns once another replica leads than `leader`, or none does any more.
+async fn leader_changed(metrics: &mut watch::Receiver<Metrics>, leader: Option<u64>) {
+    if metrics.wait_for(|now| now.current_leader != leader || now.running_state.is_err()).await.is_err() {
+        // raft is gone, and the attempt finds out.
+        std::future::pending().await
     }
 }
 

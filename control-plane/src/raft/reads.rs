@@ -16,6 +16,8 @@ use super::{
 
 /// Between attempts.
 const RETRY: Duration = Duration::from_millis(50);
+/// For one attempt: a leader that has vanished without a word is not waited for.
+const ATTEMPT: Duration = Duration::from_secs(1);
 
 /// Reads of one replica.
 #[derive(Clone)]
@@ -33,7 +35,9 @@ impl Reads {
         let mut reason = "there is no leader".to_owned();
         let read = async {
             loop {
-                match self.read_index().await {
+                let attempt = tokio::time::timeout(ATTEMPT, self.read_index()).await;
+                match attempt.unwrap_or_else(|_| Err(Failure::Again("the leader does not answer".to_owned())))
+                {
                     Ok(index) => {
                         // Fails only when the state machine is gone, and then the replica has stopped.
                         let _ = self.published.applied().wait_for(|applied| *applied >= index).await;

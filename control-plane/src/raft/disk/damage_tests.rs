@@ -158,6 +158,15 @@ async fn a_missing_file_is_refused() {
 }
 
 #[tokio::test]
+async fn a_folder_that_is_in_use_is_not_called_damaged() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (log, _) = open(dir.path()).expect("a new folder");
+    assert!(matches!(open(dir.path()).map(drop), Err(DiskError::InUse { .. })));
+    close(log).await;
+    open(dir.path()).map(drop).expect("free again");
+}
+
+#[tokio::test]
 async fn an_older_copy_of_the_log_is_refused() {
     let template = Template::filled().await;
     let dir = template.damaged("older", |_| {});

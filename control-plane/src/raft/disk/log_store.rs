@@ -79,6 +79,8 @@ impl LogStore {
             None => return Err(DiskError::WatermarkMissing { file: path, log: dir }),
         };
         super::sync_dir(&dir)?;
+        let file = dir.join("db");
+        let file = std::fs::File::open(&file).map_err(DiskError::io(file))?;
         let last = recovered.last();
         let durable = Arc::new(AtomicU64::new(last.map_or(0, |last| last.index)));
         let stats = Arc::new(DiskStats::default());
@@ -86,6 +88,7 @@ impl LogStore {
         let writer = Writer {
             db: db.clone(),
             dir: dir.clone(),
+            file,
             watermark,
             mark,
             stats: stats.clone(),

@@ -91,13 +91,25 @@ pub(super) fn open(dir: &Path) -> Result<(sled::Db, Recovered), DiskError> {
             .segment_size(SEGMENT_BYTES)
             .flush_every_ms(None)
             .open()
-            .map_err(|error| DiskError::Log { file: dir.to_owned(), reason: error.to_string() })?;
+            .map_err(|error| open_error(dir, error))?;
         let recovered = read(dir, &db)?;
         Ok((db, recovered))
     }));
     opened.unwrap_or_else(|panic| {
         Err(DiskError::Log { file: dir.to_owned(), reason: panic_text(panic.as_ref()) })
     })
+}
+
+/// Who is told to empty a folder must have been told the truth: not all that fails here is damage.
+fn open_error(dir: &Path, error: sled::Error) -> DiskError {
+    let file = dir.to_owned();
+    match error {
+        sled::Error::Io(error) if error.to_string().contains("could not acquire lock") => {
+            DiskError::InUse { file }
+        }
+        sled::Error::Io(source) if source.raw_os_error().is_some() => DiskError::Io { file, source },
+        other => DiskError::Log { file, reason: other.to_string() },
+    }
 }
 
 fn read(dir: &Path, db: &sled::Db) -> Result<Recovered, DiskError> {

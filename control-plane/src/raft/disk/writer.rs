@@ -36,6 +36,8 @@ pub(crate) struct DiskStats {
 pub(super) struct Writer {
     pub(super) db: sled::Db,
     pub(super) dir: PathBuf,
+    /// The database's file. Held open, because a new handle would not learn of an earlier failure.
+    pub(super) file: File,
     pub(super) watermark: Watermark,
     pub(super) mark: Mark,
     pub(super) stats: Arc<DiskStats>,
@@ -67,9 +69,11 @@ impl Writer {
                 Some(reason) => (Err(reason.clone()), group.into_iter().filter_map(waiter).collect()),
                 None => self.write(group),
             };
-            self.stats.groups.fetch_add(1, Ordering::Relaxed);
-            let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
-            self.stats.last_group_micros.store(micros, Ordering::Relaxed);
+            if !waiters.is_empty() {
+                self.stats.groups.fetch_add(1, Ordering::Relaxed);
+                let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+                self.stats.last_group_micros.store(micros, Ordering::Relaxed);
+            }
             if let Err(reason) = &result
                 && failed.is_none()
             {
@@ -137,8 +141,12 @@ impl Writer {
                 }
             }
             self.db.apply_batch(batch).map_err(failed)?;
+            if waiters.is_empty() {
+                return Ok(());
+            }
             self.db.flush().map_err(failed)?;
-            sync_files(&self.dir)?;
+            self.file.sync_data().map_err(DiskError::io(self.dir.join("db")))?;
+            sync_blobs(&self.dir)?;
             if mark != self.mark {
                 self.watermark.write(&mark)?;
             }
@@ -188,11 +196,8 @@ fn waiter(write: Write) -> Option<Waiter> {
     }
 }
 
-/// What sled's own flush leaves out: see the table in the module above.
-fn sync_files(dir: &Path) -> Result<(), DiskError> {
-    let file = dir.join("db");
-    File::open(&file).and_then(|db| db.sync_data()).map_err(DiskError::io(file))?;
-    // Empty unless a page outgrew a segment, which the chunks are there to prevent.
+/// sled's second kind of file: empty unless a page outgrew a segment, which the chunks are there to prevent.
+fn sync_blobs(dir: &Path) -> Result<(), DiskError> {
     let blobs = dir.join("blobs");
     let entries = std::fs::read_dir(&blobs).map_err(DiskError::io(&blobs))?;
     for entry in entries {
