@@ -6,15 +6,22 @@
 
 #![forbid(unsafe_code)]
 
+pub mod admin;
 pub mod balance;
 pub mod config;
 pub mod forward;
+pub mod gateway;
+pub mod inbound;
 pub mod io;
 pub mod limits;
 pub mod outbound;
+mod proxy;
 pub mod retry;
 pub mod route;
 pub mod shared;
 pub mod store;
+pub mod subscribe;
 pub mod telemetry;
 pub mod tls;
+
+pub use proxy::{Options, Proxy, StartError};

@@ -46,19 +46,24 @@ impl Shared {
         all
     }
 
-    /// Adds or replaces a cluster. Requests that are under way keep the one they began with.
-    ///
-    /// # Errors
-    /// Its TLS cannot be configured. Nothing is changed then.
-    pub fn set_cluster(&self, config: Arc<Cluster>) -> Result<(), mesh_tls::Error> {
-        let name = config.name.clone();
-        let former = self.cluster(&name);
-        let stats = self.stats.cluster(&name);
-        let cluster = Arc::new(UpstreamCluster::new(config, &self.secrets, stats, former.as_deref())?);
+    /// Adds or replaces clusters. Requests that are under way keep the one they began with. One whose TLS cannot be
+    /// configured stays as it was.
+    pub fn set_clusters(&self, configs: Vec<Arc<Cluster>>) {
+        if configs.is_empty() {
+            return;
+        }
         self.change(|clusters| {
-            clusters.insert(name, cluster);
+            for config in configs {
+                let name = config.name.clone();
+                let stats = self.stats.cluster(&name);
+                match UpstreamCluster::new(config, &self.secrets, stats, clusters.get(&name).map(|c| &**c)) {
+                    Ok(cluster) => {
+                        clusters.insert(name, Arc::new(cluster));
+                    }
+                    Err(error) => tracing::error!(cluster = %name, %error, "cluster cannot be set up"),
+                }
+            }
         });
-        Ok(())
     }
 
     /// Gives a cluster its endpoints.
@@ -68,12 +73,13 @@ impl Shared {
         }
     }
 
-    /// Takes a cluster away.
-    pub fn remove_cluster(&self, name: &str) {
-        self.change(|clusters| {
-            clusters.remove(name);
-        });
-        self.stats.forget_cluster(name);
+    /// Takes clusters away.
+    pub fn remove_clusters(&self, names: &[Arc<str>]) {
+        if names.is_empty() {
+            return;
+        }
+        self.change(|clusters| names.iter().for_each(|name| drop(clusters.remove(name))));
+        names.iter().for_each(|name| self.stats.forget_cluster(name));
     }
 
     /// Closes connections that nobody has used for a while.

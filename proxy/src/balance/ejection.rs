@@ -159,7 +159,9 @@ mod tests {
         state.on_failure(Failure::Answer(500), &config, 0, 2, now);
         let verdict = state.on_failure(Failure::Answer(500), &config, 0, 2, now);
         assert_eq!(verdict, Verdict::Eject(now + Duration::from_secs(30)));
-        assert!(state.ejected(now + Duration::from_secs(29)) && !state.ejected(now + Duration::from_secs(30)));
+        assert!(
+            state.ejected(now + Duration::from_secs(29)) && !state.ejected(now + Duration::from_secs(30))
+        );
     }
 
     #[test]

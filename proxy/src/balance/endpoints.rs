@@ -67,7 +67,8 @@ impl Assignment {
             .map(|e| {
                 // A locality without weight gets nothing, as in Envoy.
                 let locality = u64::from(e.locality_weight.unwrap_or(0));
-                let share = locality.saturating_mul(SCALE).saturating_mul(e.weight.max(1).into()) / sum_of(e.locality);
+                let share = locality.saturating_mul(SCALE).saturating_mul(e.weight.max(1).into())
+                    / sum_of(e.locality);
                 if locality == 0 { 0 } else { share.max(1) }
             })
             .collect()
@@ -90,7 +91,12 @@ mod tests {
             locality_name: String::new(),
         };
         let assignment = Assignment {
-            endpoints: vec![endpoint(0, Some(1)), endpoint(1, Some(1)), endpoint(1, Some(1)), endpoint(2, None)],
+            endpoints: vec![
+                endpoint(0, Some(1)),
+                endpoint(1, Some(1)),
+                endpoint(1, Some(1)),
+                endpoint(2, None),
+            ],
             overprovisioning: 140,
         };
         let weights = assignment.weights(true);

@@ -110,7 +110,11 @@ pub(super) fn convert(path: &Path<'_>, wire: WireChain) -> Result<FilterChain> {
         name,
         matches: chain_match(&path.field("filter_chain_match"), filter_chain_match.unwrap_or_default())?,
         tls,
-        handshake_timeout: duration_or(&timeout_path, &transport_socket_connect_timeout, limits::HANDSHAKE_TIMEOUT)?,
+        handshake_timeout: duration_or(
+            &timeout_path,
+            &transport_socket_connect_timeout,
+            limits::HANDSHAKE_TIMEOUT,
+        )?,
         filter: network_filter(&list.index(0), filter)?,
     })
 }
@@ -169,7 +173,9 @@ fn downstream(path: &Path<'_>, wire: TransportSocket) -> Result<Option<Downstrea
 fn network_filter(path: &Path<'_>, wire: Filter) -> Result<NetworkFilter> {
     let any = match wire.config_type {
         Some(filter::ConfigType::TypedConfig(any)) => any,
-        Some(filter::ConfigType::ConfigDiscovery(_)) => return Err(path.field("config_discovery").unsupported()),
+        Some(filter::ConfigType::ConfigDiscovery(_)) => {
+            return Err(path.field("config_discovery").unsupported());
+        }
         None => return Err(path.field("typed_config").missing()),
     };
     let path = path.field("typed_config");

@@ -11,10 +11,11 @@ use xds_proto::{
     envoy::{
         config::{
             cluster::v3::{
-                CircuitBreakers, Cluster as WireCluster, circuit_breakers::Thresholds,
+                CircuitBreakers, Cluster as WireCluster,
+                circuit_breakers::Thresholds,
                 cluster::{
-                    ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig, LbConfig, LbPolicy,
-                    LeastRequestLbConfig, common_lb_config::LocalityConfigSpecifier,
+                    ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig, LbConfig,
+                    LbPolicy, LeastRequestLbConfig, common_lb_config::LocalityConfigSpecifier,
                 },
             },
             core::v3::{TransportSocket, transport_socket},

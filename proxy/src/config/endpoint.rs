@@ -39,7 +39,9 @@ pub(super) fn convert(path: &Path<'_>, wire: ClusterLoadAssignment) -> Result<As
     for (at, wire) in localities.into_iter().enumerate() {
         locality(&list.index(at), at, wire, &mut endpoints)?;
         if endpoints.len() > limits::ENDPOINTS {
-            return Err(list.invalid(endpoints.len(), format!("endpoints are more than {}", limits::ENDPOINTS)));
+            return Err(
+                list.invalid(endpoints.len(), format!("endpoints are more than {}", limits::ENDPOINTS))
+            );
         }
     }
     Ok(Assignment { endpoints, overprovisioning })
@@ -61,7 +63,9 @@ fn locality(path: &Path<'_>, at: usize, wire: LocalityLbEndpoints, into: &mut Ve
     }
     let locality_weight = load_balancing_weight.map(|w| w.value);
     if locality_weight.is_some_and(|w| w > MAX_WEIGHT) {
-        return Err(path.field("load_balancing_weight").invalid(locality_weight.unwrap_or(0), "is too large"));
+        return Err(path
+            .field("load_balancing_weight")
+            .invalid(locality_weight.unwrap_or(0), "is too large"));
     }
     let locality = locality.unwrap_or_default();
     let parts = [locality.region, locality.zone, locality.sub_zone];
@@ -77,12 +81,19 @@ fn locality(path: &Path<'_>, at: usize, wire: LocalityLbEndpoints, into: &mut Ve
             None => return Err(endpoint_path.missing()),
         };
         // The names are for health checks and people.
-        let WireEndpoint { address: wire, health_check_config, hostname: _, additional_addresses, observability_name: _ } =
-            endpoint;
+        let WireEndpoint {
+            address: wire,
+            health_check_config,
+            hostname: _,
+            additional_addresses,
+            observability_name: _,
+        } = endpoint;
         refuse!(endpoint_path; health_check_config, additional_addresses);
         let weight = u32_or(&load_balancing_weight, 1);
         if weight == 0 || weight > MAX_WEIGHT {
-            return Err(path.field("load_balancing_weight").invalid(weight, format!("must be 1 to {MAX_WEIGHT}")));
+            return Err(path
+                .field("load_balancing_weight")
+                .invalid(weight, format!("must be 1 to {MAX_WEIGHT}")));
         }
         let health = match HealthStatus::try_from(health_status) {
             Ok(HealthStatus::Unknown | HealthStatus::Healthy) => Health::Healthy,
@@ -93,7 +104,10 @@ fn locality(path: &Path<'_>, at: usize, wire: LocalityLbEndpoints, into: &mut Ve
         let address_path = endpoint_path.field("address");
         let address = address(&address_path, wire)?;
         if address.port() == 0 {
-            return Err(address_path.field("socket_address").field("port_value").invalid(0, "is no port to connect to"));
+            return Err(address_path
+                .field("socket_address")
+                .field("port_value")
+                .invalid(0, "is no port to connect to"));
         }
         into.push(Endpoint {
             address,

@@ -145,10 +145,7 @@ mod tests {
         let filter = filters.index(1);
         let domain = filter.field("r#type");
         assert_eq!(domain.to_string(), "filter_chains[0].filters[1].type");
-        assert_eq!(
-            domain.missing().to_string(),
-            "filter_chains[0].filters[1].type: must be set"
-        );
+        assert_eq!(domain.missing().to_string(), "filter_chains[0].filters[1].type: must be set");
         assert_eq!(root.field("options").key("a.b").to_string(), "options[\"a.b\"]");
     }
 }

@@ -6,7 +6,8 @@ use http::HeaderValue;
 use serde::Serialize;
 use xds_proto::envoy::{
     config::core::v3::{
-        Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions, KeepaliveSettings, http_protocol_options,
+        Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions, KeepaliveSettings,
+        http_protocol_options,
     },
     extensions::filters::{
         http::router::v3::Router,
@@ -295,7 +296,8 @@ fn routes(path: &Path<'_>, wire: Option<hcm::RouteSpecifier>) -> Result<RouteSou
 /// `SANITIZE` (the default) and `SANITIZE_SET`; what a client says about certificates is never passed on.
 fn client_cert(path: &Path<'_>, mode: i32, set: Option<hcm::SetCurrentClientCertDetails>) -> Result<bool> {
     let set_path = path.field("set_current_client_cert_details");
-    let hcm::SetCurrentClientCertDetails { subject, cert, chain, dns, uri, issuer, format } = set.unwrap_or_default();
+    let hcm::SetCurrentClientCertDetails { subject, cert, chain, dns, uri, issuer, format } =
+        set.unwrap_or_default();
     if bool_or(&subject, false) {
         return Err(set_path.field("subject").unsupported());
     }
@@ -303,8 +305,12 @@ fn client_cert(path: &Path<'_>, mode: i32, set: Option<hcm::SetCurrentClientCert
     match mode {
         0 => Ok(false),
         3 if uri => Ok(true),
-        3 => Err(set_path.field("uri").invalid(uri, "must be true with SANITIZE_SET: it is what this proxy sets")),
-        other => Err(path.field("forward_client_cert_details").invalid(other, "is not SANITIZE or SANITIZE_SET")),
+        3 => Err(set_path
+            .field("uri")
+            .invalid(uri, "must be true with SANITIZE_SET: it is what this proxy sets")),
+        other => {
+            Err(path.field("forward_client_cert_details").invalid(other, "is not SANITIZE or SANITIZE_SET"))
+        }
     }
 }
 
@@ -361,7 +367,9 @@ fn http1(path: &Path<'_>, wire: Option<Http1ProtocolOptions>) -> Result<bool> {
     refuse!(path; default_host_for_http_10, header_key_format, allow_chunked_length,
         override_stream_error_on_invalid_http_message, send_fully_qualified_url, ignore_http_11_upgrade);
     if !bool_or(&allow_absolute_url, true) {
-        return Err(path.field("allow_absolute_url").invalid(false, "is not supported: RFC 9112 3.2.2 wants them accepted"));
+        return Err(path
+            .field("allow_absolute_url")
+            .invalid(false, "is not supported: RFC 9112 3.2.2 wants them accepted"));
     }
     Ok(accept_http_10)
 }
@@ -413,7 +421,11 @@ pub(super) fn http2(path: &Path<'_>, wire: Option<Http2ProtocolOptions>) -> Resu
     refuse!(keepalive; interval_jitter, connection_idle_interval);
     Ok(H2Settings {
         max_concurrent_streams: streams,
-        stream_window: window("initial_stream_window_size", &initial_stream_window_size, limits::H2_STREAM_WINDOW)?,
+        stream_window: window(
+            "initial_stream_window_size",
+            &initial_stream_window_size,
+            limits::H2_STREAM_WINDOW,
+        )?,
         connection_window: window(
             "initial_connection_window_size",
             &initial_connection_window_size,

@@ -63,7 +63,8 @@ fn change(path: &Path<'_>, wire: HeaderValueOption) -> Result<HeaderChange> {
     };
     Ok(HeaderChange {
         name: name(&header_path.field("key"), &key)?,
-        value: HeaderValue::from_bytes(bytes).map_err(|_| value_path.invalid(&value, "is no header value"))?,
+        value: HeaderValue::from_bytes(bytes)
+            .map_err(|_| value_path.invalid(&value, "is no header value"))?,
         on_existing,
     })
 }
@@ -71,8 +72,13 @@ fn change(path: &Path<'_>, wire: HeaderValueOption) -> Result<HeaderChange> {
 /// A header that may be changed: not one that frames or directs the message.
 fn name(path: &Path<'_>, text: &str) -> Result<HeaderName> {
     let name: HeaderName = text.parse().map_err(|_| path.invalid(text, "is no header name"))?;
-    let framing =
-        [header::HOST, header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::CONNECTION, header::UPGRADE];
+    let framing = [
+        header::HOST,
+        header::CONTENT_LENGTH,
+        header::TRANSFER_ENCODING,
+        header::CONNECTION,
+        header::UPGRADE,
+    ];
     if framing.contains(&name) {
         return Err(path.invalid(text, "frames or directs the message and may not be changed here"));
     }

@@ -74,7 +74,9 @@ impl Listener {
 
     /// Whether the first bytes of a connection must be seen before a chain can be chosen.
     pub fn inspects(&self) -> bool {
-        self.chains.iter().any(|c| !c.matches.server_names.is_empty() || c.matches.transport != Transport::Any)
+        self.chains
+            .iter()
+            .any(|c| !c.matches.server_names.is_empty() || c.matches.transport != Transport::Any)
     }
 }
 
@@ -143,7 +145,8 @@ pub(super) fn convert(path: &Path<'_>, wire: WireListener) -> Result<Listener> {
         listener_filter(&filters.index(at), wire)?;
     }
     let list = path.field("filter_chains");
-    let chains = filter_chains.into_iter().enumerate().map(|(at, wire)| chain::convert(&list.index(at), wire));
+    let chains =
+        filter_chains.into_iter().enumerate().map(|(at, wire)| chain::convert(&list.index(at), wire));
     let chains: Vec<FilterChain> = chains.collect::<Result<_>>()?;
     let default_path = path.field("default_filter_chain");
     let default_chain = default_filter_chain.map(|wire| chain::convert(&default_path, wire)).transpose()?;
@@ -154,7 +157,9 @@ pub(super) fn convert(path: &Path<'_>, wire: WireListener) -> Result<Listener> {
     let timeout_path = path.field("listener_filters_timeout");
     let inspect_timeout = duration_or(&timeout_path, &listener_filters_timeout, limits::INSPECT_TIMEOUT)?;
     if inspect_timeout.is_zero() {
-        return Err(timeout_path.invalid("0s", "would let silent clients hold connections for ever; give a limit"));
+        return Err(
+            timeout_path.invalid("0s", "would let silent clients hold connections for ever; give a limit")
+        );
     }
     Ok(Listener {
         name,

@@ -25,10 +25,10 @@ impl FullRegex {
     /// # Errors
     /// What is wrong with it, or that it is too large.
     pub fn new(source: &str) -> std::result::Result<Self, String> {
-        let regex = RegexBuilder::new(&format!("^(?:{source})$"))
-            .size_limit(MAX_REGEX_BYTES)
-            .build()
-            .map_err(|e| format!("is no expression: {}", e.to_string().lines().last().unwrap_or_default().trim()))?;
+        let regex =
+            RegexBuilder::new(&format!("^(?:{source})$")).size_limit(MAX_REGEX_BYTES).build().map_err(
+                |e| format!("is no expression: {}", e.to_string().lines().last().unwrap_or_default().trim()),
+            )?;
         Ok(Self { source: source.to_owned(), regex })
     }
 
@@ -116,7 +116,8 @@ pub(crate) fn regex(path: &Path<'_>, wire: RegexMatcher) -> Result<FullRegex> {
 pub(crate) fn text(path: &Path<'_>, wire: StringMatcher) -> Result<Text> {
     let StringMatcher { ignore_case, match_pattern } = wire;
     let fold = |s: String| if ignore_case { s.to_ascii_lowercase() } else { s };
-    let nonempty = |field: &str, s: String| if s.is_empty() { Err(path.field(field).missing()) } else { Ok(fold(s)) };
+    let nonempty =
+        |field: &str, s: String| if s.is_empty() { Err(path.field(field).missing()) } else { Ok(fold(s)) };
     let pattern = match match_pattern.ok_or_else(|| path.missing())? {
         MatchPattern::Exact(s) => TextMatch::Exact(fold(s)),
         MatchPattern::Prefix(s) => TextMatch::Prefix(nonempty("prefix", s)?),

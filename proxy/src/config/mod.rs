@@ -53,8 +53,8 @@ pub use upstream::UpstreamProtocol;
 pub use wire::Source;
 
 use xds_proto::envoy::config::{
-    cluster::v3::Cluster as WireCluster, endpoint::v3::ClusterLoadAssignment, listener::v3::Listener as WireListener,
-    route::v3::RouteConfiguration,
+    cluster::v3::Cluster as WireCluster, endpoint::v3::ClusterLoadAssignment,
+    listener::v3::Listener as WireListener, route::v3::RouteConfiguration,
 };
 use xds_proto::envoy::extensions::transport_sockets::tls::v3::Secret as WireSecret;
 

@@ -68,9 +68,13 @@ pub(super) fn convert(path: &Path<'_>, wire: OutlierDetection) -> Result<Ejectio
     if percent > 100 {
         return Err(path.field("max_ejection_percent").invalid(percent, "must be 0 to 100"));
     }
-    let base_time = duration_or(&path.field("base_ejection_time"), &base_ejection_time, Duration::from_secs(30))?;
+    let base_time =
+        duration_or(&path.field("base_ejection_time"), &base_ejection_time, Duration::from_secs(30))?;
     Ok(EjectionConfig {
-        consecutive_5xx: limit(enforced("enforcing_consecutive_5xx", &enforcing_consecutive_5xx, 100)?, &consecutive_5xx),
+        consecutive_5xx: limit(
+            enforced("enforcing_consecutive_5xx", &enforcing_consecutive_5xx, 100)?,
+            &consecutive_5xx,
+        ),
         consecutive_gateway: limit(
             enforced("enforcing_consecutive_gateway_failure", &enforcing_consecutive_gateway_failure, 0)?,
             &consecutive_gateway_failure,
@@ -85,7 +89,11 @@ pub(super) fn convert(path: &Path<'_>, wire: OutlierDetection) -> Result<Ejectio
         ),
         split_local_origin: split_external_local_origin_errors,
         base_time,
-        max_time: duration_or(&path.field("max_ejection_time"), &max_ejection_time, Duration::from_secs(300))?,
+        max_time: duration_or(
+            &path.field("max_ejection_time"),
+            &max_ejection_time,
+            Duration::from_secs(300),
+        )?,
         max_percent: percent,
         always_one: bool_or(&always_eject_one_host, false),
     })

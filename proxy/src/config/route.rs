@@ -138,7 +138,8 @@ fn vhost(path: &Path<'_>, wire: WireVhost, table: &Ops, specific_wins: bool) -> 
         attempt_count_in_response: include_attempt_count_in_response,
     };
     let list = path.field("routes");
-    let routes = routes.into_iter().enumerate().map(|(at, wire)| route(&list.index(at), wire, &levels).map(Arc::new));
+    let routes =
+        routes.into_iter().enumerate().map(|(at, wire)| route(&list.index(at), wire, &levels).map(Arc::new));
     Ok(VirtualHost { name, domains, routes: routes.collect::<Result<_>>()? })
 }
 
@@ -194,7 +195,9 @@ fn route_match(path: &Path<'_>, wire: WireMatch) -> Result<RouteMatch> {
         PathSpecifier::PathSeparatedPrefix(prefix) => {
             let path = path.field("path_separated_prefix");
             if !prefix.starts_with('/') || prefix.ends_with('/') || prefix.contains(['?', '#']) {
-                return Err(path.invalid(&prefix, "must begin with '/', not end with it, and have no '?' or '#'"));
+                return Err(
+                    path.invalid(&prefix, "must begin with '/', not end with it, and have no '?' or '#'")
+                );
             }
             PathMatch::SeparatedPrefix(prefix)
         }
@@ -247,7 +250,13 @@ fn header(path: &Path<'_>, wire: HeaderMatcher) -> Result<HeaderTest> {
         }
         Some(HeaderMatchSpecifier::RangeMatch(_)) => return Err(path.field("range_match").unsupported()),
     };
-    Ok(HeaderTest { header, text, present, invert: invert_match, missing_as_empty: treat_missing_header_as_empty })
+    Ok(HeaderTest {
+        header,
+        text,
+        present,
+        invert: invert_match,
+        missing_as_empty: treat_missing_header_as_empty,
+    })
 }
 
 fn query(path: &Path<'_>, wire: QueryParameterMatcher) -> Result<QueryMatch> {

@@ -49,7 +49,12 @@ impl Levels<'_> {
     }
 }
 
-pub(super) fn convert(path: &Path<'_>, wire: route::Action, ops: &Ops, levels: &Levels<'_>) -> Result<Action> {
+pub(super) fn convert(
+    path: &Path<'_>,
+    wire: route::Action,
+    ops: &Ops,
+    levels: &Levels<'_>,
+) -> Result<Action> {
     match wire {
         route::Action::Route(wire) => {
             forward(&path.field("route"), wire, ops, levels).map(|f| Action::Forward(Box::new(f)))
@@ -111,7 +116,9 @@ fn forward(path: &Path<'_>, wire: RouteAction, ops: &Ops, levels: &Levels<'_>) -
             header_ops::host(&path.field("host_rewrite_literal"), &host)?
         }
         Some(HostRewriteSpecifier::AutoHostRewrite(on)) if !on.value => None,
-        Some(HostRewriteSpecifier::AutoHostRewrite(_)) => return Err(path.field("auto_host_rewrite").unsupported()),
+        Some(HostRewriteSpecifier::AutoHostRewrite(_)) => {
+            return Err(path.field("auto_host_rewrite").unsupported());
+        }
         Some(HostRewriteSpecifier::HostRewriteHeader(_)) => {
             return Err(path.field("host_rewrite_header").unsupported());
         }
@@ -127,7 +134,9 @@ fn forward(path: &Path<'_>, wire: RouteAction, ops: &Ops, levels: &Levels<'_>) -
         other => return Err(path.field("cluster_not_found_response_code").invalid(other, "is unknown")),
     };
     let rewrite_path = path.field("prefix_rewrite");
-    if !prefix_rewrite.is_empty() && (!prefix_rewrite.starts_with('/') || !prefix_rewrite.bytes().all(|b| b.is_ascii_graphic())) {
+    if !prefix_rewrite.is_empty()
+        && (!prefix_rewrite.starts_with('/') || !prefix_rewrite.bytes().all(|b| b.is_ascii_graphic()))
+    {
         return Err(rewrite_path.invalid(&prefix_rewrite, "must begin with '/' and be visible ASCII"));
     }
     let retry = match retry_policy {
@@ -163,9 +172,13 @@ fn destinations(
             let Ops { request, response } = levels.all(ops);
             Ok(vec![Destination { cluster: name.into(), weight: 1, request, response, host_rewrite: None }])
         }
-        ClusterSpecifier::WeightedClusters(wire) => weighted(&path.field("weighted_clusters"), wire, ops, levels),
+        ClusterSpecifier::WeightedClusters(wire) => {
+            weighted(&path.field("weighted_clusters"), wire, ops, levels)
+        }
         ClusterSpecifier::ClusterHeader(_) => Err(path.field("cluster_header").unsupported()),
-        ClusterSpecifier::ClusterSpecifierPlugin(_) => Err(path.field("cluster_specifier_plugin").unsupported()),
+        ClusterSpecifier::ClusterSpecifierPlugin(_) => {
+            Err(path.field("cluster_specifier_plugin").unsupported())
+        }
         ClusterSpecifier::InlineClusterSpecifierPlugin(_) => {
             Err(path.field("inline_cluster_specifier_plugin").unsupported())
         }
@@ -173,7 +186,12 @@ fn destinations(
 }
 
 #[allow(deprecated)]
-fn weighted(path: &Path<'_>, wire: WeightedCluster, ops: &Ops, levels: &Levels<'_>) -> Result<Vec<Destination>> {
+fn weighted(
+    path: &Path<'_>,
+    wire: WeightedCluster,
+    ops: &Ops,
+    levels: &Levels<'_>,
+) -> Result<Vec<Destination>> {
     // The total is the sum of the weights; Envoy ignores the deprecated field as well when it is the sum.
     let WeightedCluster { clusters, total_weight, runtime_key_prefix, random_value_specifier } = wire;
     refuse!(path; runtime_key_prefix, random_value_specifier);
@@ -202,7 +220,12 @@ fn weighted(path: &Path<'_>, wire: WeightedCluster, ops: &Ops, levels: &Levels<'
         sum += u64::from(weight);
         let own = Ops {
             request: header_ops::convert(&path, &REQUEST, request_headers_to_add, request_headers_to_remove)?,
-            response: header_ops::convert(&path, &RESPONSE, response_headers_to_add, response_headers_to_remove)?,
+            response: header_ops::convert(
+                &path,
+                &RESPONSE,
+                response_headers_to_add,
+                response_headers_to_remove,
+            )?,
         };
         let specific = if levels.specific_wins { ops.then(&own) } else { own.then(ops) };
         let Ops { request, response } = levels.all(&specific);
@@ -218,9 +241,9 @@ fn weighted(path: &Path<'_>, wire: WeightedCluster, ops: &Ops, levels: &Levels<'
         return Err(list.invalid(sum, "is the sum of the weights; it must be 1 to 4294967295"));
     }
     match total_weight {
-        Some(total) if u64::from(total.value) != sum => {
-            Err(path.field("total_weight").invalid(total.value, format!("is not the sum of the weights, {sum}")))
-        }
+        Some(total) if u64::from(total.value) != sum => Err(path
+            .field("total_weight")
+            .invalid(total.value, format!("is not the sum of the weights, {sum}"))),
         _ => Ok(destinations),
     }
 }
@@ -258,7 +281,8 @@ pub(super) fn retry(path: &Path<'_>, wire: WireRetry) -> Result<Option<Arc<Retry
     {
         return Err(path.field("retry_priority").field("name").unsupported_type(&priority.name));
     }
-    let on = RetryOn::parse(&retry_on).map_err(|name| path.field("retry_on").invalid(name, "is not supported"))?;
+    let on =
+        RetryOn::parse(&retry_on).map_err(|name| path.field("retry_on").invalid(name, "is not supported"))?;
     let codes = path.field("retriable_status_codes");
     let status_codes = retriable_status_codes.iter().enumerate().map(|(at, code)| {
         let valid = u16::try_from(*code).ok().filter(|c| (100..600).contains(c));
@@ -283,7 +307,9 @@ fn back_off(path: &Path<'_>, wire: Option<RetryBackOff>) -> Result<(Duration, Du
     let max_path = path.field("max_interval");
     let max = duration_or(&max_path, &max_interval, base.saturating_mul(10))?;
     if base.is_zero() || max < base {
-        return Err(max_path.invalid(format!("{max:?}"), format!("and base {base:?}: 0 < base <= max must hold")));
+        return Err(
+            max_path.invalid(format!("{max:?}"), format!("and base {base:?}: 0 < base <= max must hold"))
+        );
     }
     Ok((base, max))
 }
@@ -308,7 +334,9 @@ fn redirect(path: &Path<'_>, wire: RedirectAction) -> Result<Redirect> {
     };
     let new_path = match path_rewrite_specifier {
         None => None,
-        Some(PathRewriteSpecifier::PathRedirect(full)) => Some(PathRedirect::Full(visible("path_redirect", full)?)),
+        Some(PathRewriteSpecifier::PathRedirect(full)) => {
+            Some(PathRedirect::Full(visible("path_redirect", full)?))
+        }
         Some(PathRewriteSpecifier::PrefixRewrite(prefix)) => {
             Some(PathRedirect::Prefix(visible("prefix_rewrite", prefix)?))
         }

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, fmt};
 use mesh_model::identity::{SpiffeId, TrustDomain};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use xds_proto::envoy::extensions::transport_sockets::tls::v3::{
-    CertificateValidationContext, Secret as WireSecret, SpiffeCertValidatorConfig, TlsCertificate, secret::Type,
-    spiffe_cert_validator_config,
+    CertificateValidationContext, Secret as WireSecret, SpiffeCertValidatorConfig, TlsCertificate,
+    secret::Type, spiffe_cert_validator_config,
 };
 
 use super::{
@@ -51,8 +51,12 @@ pub struct ValidationSecret {
 pub(super) fn convert(path: &Path<'_>, wire: WireSecret) -> Result<Secret> {
     let WireSecret { name: _, r#type } = wire;
     match r#type.ok_or_else(|| path.field("type").missing())? {
-        Type::TlsCertificate(wire) => certificate(&path.field("tls_certificate"), wire).map(Secret::Certificate),
-        Type::ValidationContext(wire) => validation(&path.field("validation_context"), wire).map(Secret::Validation),
+        Type::TlsCertificate(wire) => {
+            certificate(&path.field("tls_certificate"), wire).map(Secret::Certificate)
+        }
+        Type::ValidationContext(wire) => {
+            validation(&path.field("validation_context"), wire).map(Secret::Validation)
+        }
         Type::SessionTicketKeys(_) => Err(path.field("session_ticket_keys").unsupported()),
         Type::GenericSecret(_) => Err(path.field("generic_secret").unsupported()),
     }
@@ -89,7 +93,9 @@ fn certificates(path: &Path<'_>, pem: &[u8]) -> Result<Vec<CertificateDer<'stati
     let list = list.map_err(|_| path.malformed("no certificates in PEM"))?;
     match list.len() {
         0 => Err(path.malformed("no certificates in PEM")),
-        n if n > MAX_CERTIFICATES => Err(path.invalid(n, format!("certificates are more than {MAX_CERTIFICATES}"))),
+        n if n > MAX_CERTIFICATES => {
+            Err(path.invalid(n, format!("certificates are more than {MAX_CERTIFICATES}")))
+        }
         _ => Ok(list),
     }
 }
@@ -173,7 +179,10 @@ fn by_their_own_names(
     for certificate in certificates {
         let info = mesh_tls::certificate_info(&certificate).map_err(|e| path.malformed(e))?;
         let id = SpiffeId::parse(&info.subject).map_err(|_| {
-            path.invalid(&info.subject, "names no trust domain: give the roots by the SPIFFE validator instead")
+            path.invalid(
+                &info.subject,
+                "names no trust domain: give the roots by the SPIFFE validator instead",
+            )
         })?;
         roots.entry(id.trust_domain().clone()).or_default().push(certificate);
     }

@@ -57,7 +57,9 @@ pub(super) fn convert(path: &Path<'_>, wire: WireTcpProxy) -> Result<TcpProxy> {
         max_early_data_bytes, check_drain_close);
     let cluster = match cluster_specifier {
         Some(ClusterSpecifier::Cluster(name)) if !name.is_empty() => name.into(),
-        Some(ClusterSpecifier::WeightedClusters(_)) => return Err(path.field("weighted_clusters").unsupported()),
+        Some(ClusterSpecifier::WeightedClusters(_)) => {
+            return Err(path.field("weighted_clusters").unsupported());
+        }
         _ => return Err(path.field("cluster").missing()),
     };
     let attempts = u32_or(&max_connect_attempts, 1);

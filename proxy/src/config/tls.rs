@@ -4,8 +4,8 @@
 use mesh_model::identity::{SpiffeId, TrustDomain};
 use serde::Serialize;
 use xds_proto::envoy::extensions::transport_sockets::tls::v3::{
-    CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SdsSecretConfig, SubjectAltNameMatcher,
-    TlsParameters, UpstreamTlsContext,
+    CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SdsSecretConfig,
+    SubjectAltNameMatcher, TlsParameters, UpstreamTlsContext,
     common_tls_context::{CombinedCertificateValidationContext, ValidationContextType},
     downstream_tls_context::SessionTicketKeysType,
     subject_alt_name_matcher::SanType,
@@ -210,12 +210,18 @@ fn params(path: &Path<'_>, wire: TlsParameters) -> Result<()> {
     } = wire;
     // What rustls offers in TLS 1.3 is all there is: a list would only be a wish.
     refuse!(path; cipher_suites, ecdh_curves, signature_algorithms, compliance_policies);
-    let allowed = |version: i32| matches!(TlsProtocol::try_from(version), Ok(TlsProtocol::TlsAuto | TlsProtocol::TlSv13));
+    let allowed = |version: i32| {
+        matches!(TlsProtocol::try_from(version), Ok(TlsProtocol::TlsAuto | TlsProtocol::TlSv13))
+    };
     if !allowed(minimum) {
-        return Err(path.field("tls_minimum_protocol_version").invalid(minimum, "is below TLS 1.3, the only version here"));
+        return Err(path
+            .field("tls_minimum_protocol_version")
+            .invalid(minimum, "is below TLS 1.3, the only version here"));
     }
     if !allowed(maximum) {
-        return Err(path.field("tls_maximum_protocol_version").invalid(maximum, "is below TLS 1.3, the only version here"));
+        return Err(path
+            .field("tls_maximum_protocol_version")
+            .invalid(maximum, "is below TLS 1.3, the only version here"));
     }
     Ok(())
 }
@@ -278,7 +284,9 @@ pub(super) fn peer(path: &Path<'_>, matchers: Vec<SubjectAltNameMatcher>) -> Res
         let SubjectAltNameMatcher { san_type, matcher, oid } = wire;
         refuse!(path; oid);
         if SanType::try_from(san_type) != Ok(SanType::Uri) {
-            return Err(path.field("san_type").invalid(san_type, "is not URI, the only kind of SPIFFE names"));
+            return Err(path
+                .field("san_type")
+                .invalid(san_type, "is not URI, the only kind of SPIFFE names"));
         }
         let path = path.field("matcher");
         let StringMatcher { ignore_case, match_pattern } = matcher.ok_or_else(|| path.missing())?;
@@ -290,7 +298,8 @@ pub(super) fn peer(path: &Path<'_>, matchers: Vec<SubjectAltNameMatcher>) -> Res
             Some(MatchPattern::Prefix(prefix)) if alone => {
                 let path = path.field("prefix");
                 let domain = prefix.strip_prefix("spiffe://").and_then(|rest| rest.strip_suffix('/'));
-                let domain = domain.ok_or_else(|| path.invalid(&prefix, "is not spiffe://<trust domain>/"))?;
+                let domain =
+                    domain.ok_or_else(|| path.invalid(&prefix, "is not spiffe://<trust domain>/"))?;
                 let domain = TrustDomain::parse(domain).map_err(|e| path.invalid(&prefix, e))?;
                 return Ok(PeerMatch::TrustDomain(domain));
             }

@@ -39,7 +39,8 @@ pub(crate) fn duration(path: &Path<'_>, wire: &WireDuration) -> Result<Duration>
         .ok()
         .filter(|n| *n < 1_000_000_000)
         .ok_or_else(|| path.invalid(wire.nanos, "nanoseconds are out of range"))?;
-    let duration = Duration::from_secs(seconds.min(MAX_DURATION.as_secs() + 1)) + Duration::from_nanos(nanos.into());
+    let duration =
+        Duration::from_secs(seconds.min(MAX_DURATION.as_secs() + 1)) + Duration::from_nanos(nanos.into());
     if duration > MAX_DURATION {
         return Err(path.invalid(format!("{seconds}s"), "is longer than a year"));
     }
@@ -47,7 +48,11 @@ pub(crate) fn duration(path: &Path<'_>, wire: &WireDuration) -> Result<Duration>
 }
 
 /// Not set: the default. Zero stays zero: what it means is the field's business.
-pub(crate) fn duration_or(path: &Path<'_>, wire: &Option<WireDuration>, default: Duration) -> Result<Duration> {
+pub(crate) fn duration_or(
+    path: &Path<'_>,
+    wire: &Option<WireDuration>,
+    default: Duration,
+) -> Result<Duration> {
     wire.as_ref().map_or(Ok(default), |d| duration(path, d))
 }
 
@@ -86,15 +91,22 @@ pub(crate) fn address(path: &Path<'_>, wire: Option<Address>) -> Result<SocketAd
         return Err(path.invalid("pipe or internal address", "is not supported, use socket_address"));
     };
     let path = path.field("socket_address");
-    let SocketAddress { protocol, address, resolver_name, ipv4_compat, network_namespace_filepath, port_specifier } =
-        socket;
+    let SocketAddress {
+        protocol,
+        address,
+        resolver_name,
+        ipv4_compat,
+        network_namespace_filepath,
+        port_specifier,
+    } = socket;
     refuse!(path; protocol, resolver_name, ipv4_compat, network_namespace_filepath);
     let ip = address
         .parse()
         .map_err(|_| path.field("address").invalid(&address, "is no IP address (names are not resolved)"))?;
     let port = match port_specifier {
-        Some(socket_address::PortSpecifier::PortValue(port)) => u16::try_from(port)
-            .map_err(|_| path.field("port_value").invalid(port, "is no port"))?,
+        Some(socket_address::PortSpecifier::PortValue(port)) => {
+            u16::try_from(port).map_err(|_| path.field("port_value").invalid(port, "is no port"))?
+        }
         Some(socket_address::PortSpecifier::NamedPort(_)) => {
             return Err(path.field("named_port").unsupported());
         }
@@ -136,7 +148,8 @@ pub(crate) fn source(path: &Path<'_>, wire: Option<ConfigSource>, secrets: bool)
     use config_source::ConfigSourceSpecifier as Specifier;
     let wire = wire.ok_or_else(|| path.missing())?;
     // How long to wait before starting without the resource: a listener here waits for as long as it takes.
-    let ConfigSource { authorities, initial_fetch_timeout: _, resource_api_version, config_source_specifier } = wire;
+    let ConfigSource { authorities, initial_fetch_timeout: _, resource_api_version, config_source_specifier } =
+        wire;
     refuse!(path; authorities);
     // AUTO (0) means V3 to everybody who is left.
     if !matches!(resource_api_version, 0 | 2) {

@@ -31,7 +31,11 @@ pub(super) struct Passing {
     pub(super) guards: Guards,
 }
 
-pub(super) fn pass(response: Response<Incoming>, passing: Passing, ops: &HeaderOps) -> Response<ResponseBody> {
+pub(super) fn pass(
+    response: Response<Incoming>,
+    passing: Passing,
+    ops: &HeaderOps,
+) -> Response<ResponseBody> {
     let (parts, incoming) = response.into_parts();
     let Passing { lease, deadline, idle, guards } = passing;
     let mut response = Response::new(ResponseBody::upstream(incoming, lease, deadline, idle, guards));

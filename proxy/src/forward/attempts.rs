@@ -87,7 +87,8 @@ enum Attempt {
 
 pub(super) async fn run(mut job: Job<'_>) -> Done {
     let cluster = job.cluster.clone();
-    let mut done = Done { result: Err(Reply::reset("overflow", Flag::Overflow)), attempts: 0, upstream: None };
+    let mut done =
+        Done { result: Err(Reply::reset("overflow", Flag::Overflow)), attempts: 0, upstream: None };
     let Some(request_permit) = cluster.requests.try_take() else {
         cluster.stats.overflow.fetch_add(1, Ordering::Relaxed);
         return done;
@@ -178,7 +179,9 @@ fn judge(attempt: Option<Attempt>) -> (Option<Outcome>, Answered) {
         Some(Attempt::Send(error)) => {
             let (outcome, reason) = match error {
                 SendError::NotSent(_) => (Outcome::NotSent, "connection termination".to_owned()),
-                SendError::RefusedStream(_) => (Outcome::RefusedStream, "remote refused stream reset".to_owned()),
+                SendError::RefusedStream(_) => {
+                    (Outcome::RefusedStream, "remote refused stream reset".to_owned())
+                }
                 SendError::Reset(text) => {
                     tracing::debug!(reason = %text, "upstream reset");
                     (Outcome::Reset, "connection termination".to_owned())
@@ -199,7 +202,9 @@ fn note(cluster: &UpstreamCluster, host: &Host, outcome: Option<Outcome>, result
     };
     cluster.stats.codes.count(status);
     match outcome {
-        Some(Outcome::Answer { status, .. }) if status >= 500 => cluster.on_failure(host, Failure::Answer(status)),
+        Some(Outcome::Answer { status, .. }) if status >= 500 => {
+            cluster.on_failure(host, Failure::Answer(status))
+        }
         Some(Outcome::Answer { .. }) => cluster.on_success(host),
         Some(_) => cluster.on_failure(host, Failure::Local),
         // A circuit breaker says nothing about the endpoint.
@@ -235,7 +240,8 @@ fn try_once<'a>(
         if job.forward.attempt_count_in_request {
             answer::set_attempts(&mut job.head.headers, attempts);
         }
-        let keep = job.forward.retry.as_ref().is_some_and(|p| p.on.after_sending() && attempts <= p.num_retries);
+        let keep =
+            job.forward.retry.as_ref().is_some_and(|p| p.on.after_sending() && attempts <= p.num_retries);
         let mut request = build(job, lease.is_http2(), body, keep);
         for _ in 0..STALE_CONNECTIONS {
             match lease.send(request).await {

@@ -67,7 +67,13 @@ impl ResponseBody {
             lease.finish();
             return Self::Empty;
         }
-        Self::Upstream(Box::new(UpstreamAnswer { incoming, lease: Some(lease), deadline, idle, _guards: guards }))
+        Self::Upstream(Box::new(UpstreamAnswer {
+            incoming,
+            lease: Some(lease),
+            deadline,
+            idle,
+            _guards: guards,
+        }))
     }
 }
 

@@ -7,13 +7,8 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 
 /// Headers that a client cannot have removed by naming them in `connection`: they frame the message, or say who it is from.
-const PROTECTED: [HeaderName; 5] = [
-    header::HOST,
-    header::CONTENT_LENGTH,
-    header::TRAILER,
-    header::AUTHORIZATION,
-    header::COOKIE,
-];
+const PROTECTED: [HeaderName; 5] =
+    [header::HOST, header::CONTENT_LENGTH, header::TRAILER, header::AUTHORIZATION, header::COOKIE];
 
 /// Removes them from a request. `te: trailers` stays: gRPC asks for it end to end.
 pub(super) fn strip_request(headers: &mut HeaderMap) {
@@ -47,7 +42,9 @@ fn strip(headers: &mut HeaderMap) {
             headers.remove(name);
         }
     }
-    for name in [&KEEP_ALIVE, &PROXY_CONNECTION, &HTTP2_SETTINGS, &header::TRANSFER_ENCODING, &header::UPGRADE] {
+    for name in
+        [&KEEP_ALIVE, &PROXY_CONNECTION, &HTTP2_SETTINGS, &header::TRANSFER_ENCODING, &header::UPGRADE]
+    {
         headers.remove(name);
     }
 }
@@ -67,10 +64,7 @@ mod tests {
     use super::*;
 
     fn map(headers: &[(&'static str, &'static str)]) -> HeaderMap {
-        headers
-            .iter()
-            .map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v)))
-            .collect()
+        headers.iter().map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v))).collect()
     }
 
     #[test]

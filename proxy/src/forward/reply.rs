@@ -47,7 +47,8 @@ impl Reply {
 
     /// The last attempt failed without an answer.
     pub fn reset(reason: &str, flag: Flag) -> Self {
-        let text = format!("upstream connect error or disconnect/reset before headers. reset reason: {reason}");
+        let text =
+            format!("upstream connect error or disconnect/reset before headers. reset reason: {reason}");
         Self::new(StatusCode::SERVICE_UNAVAILABLE, text, flag)
     }
 

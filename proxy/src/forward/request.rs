@@ -104,7 +104,9 @@ fn authority(uri: &Uri, headers: &HeaderMap, version: Version) -> Result<Authori
         (Some(authority), _) => authority.clone(),
         (None, Some(host)) => Authority::try_from(host.as_bytes())
             .map_err(|_| refuse(StatusCode::BAD_REQUEST, "the host header is no host"))?,
-        (None, None) if version == Version::HTTP_10 => return Err(refuse(StatusCode::BAD_REQUEST, "no host")),
+        (None, None) if version == Version::HTTP_10 => {
+            return Err(refuse(StatusCode::BAD_REQUEST, "no host"));
+        }
         (None, None) => return Err(refuse(StatusCode::BAD_REQUEST, "no host header")),
     };
     if authority.as_str().contains('@') {
@@ -162,7 +164,12 @@ mod tests {
     use crate::route::{HostIndex, RouteTable};
 
     pub(crate) fn manager() -> HttpManager {
-        let table = RouteTable { name: String::new(), vhosts: vec![], ignore_port: false, index: HostIndex::default() };
+        let table = RouteTable {
+            name: String::new(),
+            vhosts: vec![],
+            ignore_port: false,
+            index: HostIndex::default(),
+        };
         HttpManager {
             stat_prefix: String::new(),
             codec: Codec::Auto,
@@ -198,14 +205,19 @@ mod tests {
     #[test]
     fn what_a_client_says_about_certificates_is_never_passed_on() {
         let request = || {
-            Request::get("/a?b").header("host", "pay").header("x-forwarded-client-cert", "URI=spiffe://evil/x")
+            Request::get("/a?b")
+                .header("host", "pay")
+                .header("x-forwarded-client-cert", "URI=spiffe://evil/x")
         };
         let head = check(request().body(()).unwrap(), None).unwrap();
         assert!(!head.headers.contains_key("x-forwarded-client-cert"));
         let head = check(request().body(()).unwrap(), Some("URI=spiffe://a/b")).unwrap();
         assert_eq!(head.headers["x-forwarded-client-cert"], "URI=spiffe://a/b");
         let request = request().header("connection", "x-forwarded-client-cert").body(()).unwrap();
-        assert_eq!(check(request, Some("URI=spiffe://a/b")).unwrap().headers["x-forwarded-client-cert"], "URI=spiffe://a/b");
+        assert_eq!(
+            check(request, Some("URI=spiffe://a/b")).unwrap().headers["x-forwarded-client-cert"],
+            "URI=spiffe://a/b"
+        );
     }
 
     #[test]
@@ -216,7 +228,8 @@ mod tests {
         assert_eq!(head.headers["x-forwarded-proto"], "http");
         let id = head.headers["x-request-id"].to_str().unwrap();
         assert!(id.len() == 36 && id.as_bytes()[14] == b'4', "{id}");
-        let request = Request::get("/").header("host", "pay").header("x-request-id", "mine").body(()).unwrap();
+        let request =
+            Request::get("/").header("host", "pay").header("x-request-id", "mine").body(()).unwrap();
         assert_eq!(check(request, None).unwrap().headers["x-request-id"], "mine");
     }
 
@@ -229,7 +242,14 @@ mod tests {
             (get().header("host", "u@a").body(()), 400),
             (get().header("host", "a b").body(()), 400),
             (get().header("host", "a").version(Version::HTTP_10).body(()), 426),
-            (get().header("host", "a").header("connection", "upgrade").header("upgrade", "websocket").body(()), 403),
+            (
+                get()
+                    .header("host", "a")
+                    .header("connection", "upgrade")
+                    .header("upgrade", "websocket")
+                    .body(()),
+                403,
+            ),
             (Request::connect("a:80").body(()), 405),
         ] {
             assert_eq!(check(request.unwrap(), None).unwrap_err().status.as_u16(), status);
@@ -246,12 +266,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_header_makes_it_panic(name in "[a-z-]{1,20}", value in prop::collection::vec(any::<u8>(), 0..50)) {
-            let value = HeaderValue::from_bytes(&value);
-            prop_assume!(value.is_ok());
-            let request = Request::get("/").header(name, value.unwrap()).body(());
-            prop_assume!(request.is_ok());
-            let _ = check(request.unwrap(), None);
+        fn no_header_makes_it_panic(name in "[a-z-]{1,20}", value in prop::collection::vec(32_u8..=254, 0..50)) {
+            let Ok(value) = HeaderValue::from_bytes(&value) else { return Ok(()) };
+            let Ok(request) = Request::get("/").header(name, value).body(()) else { return Ok(()) };
+            let _ = check(request, None);
         }
     }
 }

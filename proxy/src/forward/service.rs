@@ -58,12 +58,17 @@ pub struct Client {
 }
 
 /// Serves a request. There is always an answer.
-pub async fn handle(chain: &HttpChain, client: &Client, request: Request<Incoming>) -> Response<ResponseBody> {
+pub async fn handle(
+    chain: &HttpChain,
+    client: &Client,
+    request: Request<Incoming>,
+) -> Response<ResponseBody> {
     let start = Instant::now();
     let (parts, incoming) = request.into_parts();
     let http2_client = parts.version == Version::HTTP_2;
     let grpc = is_grpc(&parts.headers);
-    let mut record = AccessRecord::enabled(chain.shared.access_log).then(|| Box::new(record(chain, client, &parts, start)));
+    let mut record = AccessRecord::enabled(chain.shared.access_log)
+        .then(|| Box::new(record(chain, client, &parts, start)));
     let prepared = prepare(
         parts,
         &chain.manager,

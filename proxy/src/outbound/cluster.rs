@@ -87,7 +87,8 @@ impl UpstreamCluster {
         };
         if let Some(former) = former {
             let set = former.hosts.load();
-            let same_way = former.config.tls == cluster.config.tls && former.config.protocol == cluster.config.protocol;
+            let same_way =
+                former.config.tls == cluster.config.tls && former.config.protocol == cluster.config.protocol;
             let known = if same_way { set.hosts.clone() } else { vec![] };
             cluster.replace(set.assignment.clone(), &known, Instant::now());
         }
@@ -210,7 +211,8 @@ impl UpstreamCluster {
         let now = Instant::now();
         let set = self.hosts.load();
         let endpoints = set.assignment.endpoints.iter().zip(&set.hosts).map(|(endpoint, host)| {
-            let ejected = host.ejected_until(now).map(|until| until.saturating_duration_since(now).as_secs_f64());
+            let ejected =
+                host.ejected_until(now).map(|until| until.saturating_duration_since(now).as_secs_f64());
             serde_json::json!({
                 "address": endpoint.address,
                 "priority": endpoint.priority,

@@ -41,7 +41,9 @@ impl ConnectError {
     /// Envoy's name of the reset reason.
     pub fn reset_reason(&self) -> &'static str {
         match self.failure {
-            ConnectFailure::Refused | ConnectFailure::Handshake | ConnectFailure::NotReady => "remote connection failure",
+            ConnectFailure::Refused | ConnectFailure::Handshake | ConnectFailure::NotReady => {
+                "remote connection failure"
+            }
             ConnectFailure::Timeout => "connection timeout",
             ConnectFailure::Overflow => "overflow",
         }
@@ -56,7 +58,10 @@ pub async fn dial(cluster: &UpstreamCluster, address: SocketAddr, offer: Offer) 
     let limit = cluster.config.connect_timeout;
     match tokio::time::timeout(limit, connect(cluster, address, offer)).await {
         Ok(result) => result,
-        Err(_) => Err(ConnectError::new(ConnectFailure::Timeout, format!("no connection to {address} within {limit:?}"))),
+        Err(_) => Err(ConnectError::new(
+            ConnectFailure::Timeout,
+            format!("no connection to {address} within {limit:?}"),
+        )),
     }
 }
 

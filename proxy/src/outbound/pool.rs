@@ -98,7 +98,12 @@ impl Pool {
     }
 
     /// The least busy one. `full` says from how many requests on a connection is only taken if `anyway`.
-    fn share(&self, generation: u64, full: usize, anyway: bool) -> Option<(http2::SendRequest<UpstreamBody>, Arc<AtomicUsize>)> {
+    fn share(
+        &self,
+        generation: u64,
+        full: usize,
+        anyway: bool,
+    ) -> Option<(http2::SendRequest<UpstreamBody>, Arc<AtomicUsize>)> {
         let mut shared = lock(&self.shared);
         shared.retain(|c| !c.sender.is_closed() && c.generation == generation);
         let connection = shared.iter_mut().min_by_key(|c| c.active.load(Ordering::Acquire))?;
@@ -111,7 +116,8 @@ impl Pool {
     }
 
     pub(super) fn sweep(&self, now: Instant, idle_timeout: Option<Duration>, generation: u64) {
-        let old = |since: Instant| idle_timeout.is_some_and(|limit| now.saturating_duration_since(since) > limit);
+        let old =
+            |since: Instant| idle_timeout.is_some_and(|limit| now.saturating_duration_since(since) > limit);
         lock(&self.idle).retain(|c| c.generation == generation && !c.sender.is_closed() && !old(c.since));
         lock(&self.shared).retain(|c| {
             let idle = c.active.load(Ordering::Acquire) == 0 && old(c.last_used);
@@ -124,7 +130,11 @@ impl Pool {
 ///
 /// # Errors
 /// See [`ConnectFailure`].
-pub async fn acquire(cluster: &Arc<UpstreamCluster>, host: &Arc<Host>, want: Want) -> Result<Lease, ConnectError> {
+pub async fn acquire(
+    cluster: &Arc<UpstreamCluster>,
+    host: &Arc<Host>,
+    want: Want,
+) -> Result<Lease, ConnectError> {
     if let Some(lease) = existing(cluster, host, want, false).await {
         return Ok(lease);
     }
@@ -149,7 +159,8 @@ pub async fn acquire(cluster: &Arc<UpstreamCluster>, host: &Arc<Host>, want: Wan
                 continue;
             }
         };
-        let alone = want == Want::Http1 || (want == Want::Any && host.pool.speaks_http1.load(Ordering::Acquire));
+        let alone =
+            want == Want::Http1 || (want == Want::Any && host.pool.speaks_http1.load(Ordering::Acquire));
         if alone {
             return open(cluster, host, want, permit).await;
         }
@@ -331,7 +342,8 @@ async fn open_http2(
         drop(open);
     });
     let active = Arc::new(AtomicUsize::new(1));
-    let shared = SharedH2 { sender: sender.clone(), active: active.clone(), generation, last_used: Instant::now() };
+    let shared =
+        SharedH2 { sender: sender.clone(), active: active.clone(), generation, last_used: Instant::now() };
     lock(&host.pool.shared).push(shared);
     Ok(Lease::H2(H2Lease::new(sender, active)))
 }

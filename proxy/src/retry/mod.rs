@@ -128,7 +128,11 @@ impl RetryPolicy {
         match outcome {
             // Nothing was read from the request's body yet: it need not be kept to be sent.
             Outcome::ConnectFailure => {
-                on.connect_failure || on.server_error || on.reset || on.reset_before_request || on.gateway_error
+                on.connect_failure
+                    || on.server_error
+                    || on.reset
+                    || on.reset_before_request
+                    || on.gateway_error
             }
             Outcome::NotSent => {
                 replayable && (on.connect_failure || on.reset || on.reset_before_request || on.server_error)

@@ -90,7 +90,8 @@ mod tests {
             headers: &headers,
         };
         let matched = PathMatch::Prefix("/".into());
-        let none = Redirect { status: 301, scheme: None, host: None, port: None, path: None, strip_query: false };
+        let none =
+            Redirect { status: 301, scheme: None, host: None, port: None, path: None, strip_query: false };
         let to = |r: Redirect| redirect_location(&r, &matched, &request);
         assert_eq!(to(none.clone()), "http://a.b:8080/x?y=1");
         assert_eq!(to(Redirect { scheme: Some("https".into()), ..none.clone() }), "https://a.b/x?y=1");

@@ -81,7 +81,9 @@ impl Store {
                     }
                 }
             }
-            Parsed::Clusters(added) => self.take_clusters(added, &update.removed, &mut effects, &mut removals),
+            Parsed::Clusters(added) => {
+                self.take_clusters(added, &update.removed, &mut effects, &mut removals)
+            }
             Parsed::Routes(added) => {
                 for table in added {
                     effects.push(Effect::SetRoutes(table.clone()));
@@ -154,7 +156,8 @@ impl Store {
         let wanted = self.needed();
         for (key, names) in &wanted {
             let had = self.wanted.get(key);
-            let new: Vec<_> = names.iter().filter(|n| !had.is_some_and(|h| h.contains(*n))).cloned().collect();
+            let new: Vec<_> =
+                names.iter().filter(|n| !had.is_some_and(|h| h.contains(*n))).cloned().collect();
             if !new.is_empty() {
                 effects.push(Effect::Subscribe { source: key.0, kind: key.1, names: new });
             }
@@ -162,7 +165,8 @@ impl Store {
         let former = std::mem::take(&mut self.wanted);
         for ((source, kind), names) in &former {
             let has = wanted.get(&(*source, *kind));
-            let old: Vec<_> = names.iter().filter(|n| !has.is_some_and(|h| h.contains(*n))).cloned().collect();
+            let old: Vec<_> =
+                names.iter().filter(|n| !has.is_some_and(|h| h.contains(*n))).cloned().collect();
             for name in &old {
                 self.forget(*source, *kind, name, effects);
             }

@@ -47,11 +47,24 @@ impl Parsed {
 }
 
 pub(super) fn parse(source: Source, update: &Update) -> Result<Parsed, String> {
-    let kind = Kind::of(&update.type_url).ok_or_else(|| format!("type {:?} is not used here", update.type_url))?;
+    let kind =
+        Kind::of(&update.type_url).ok_or_else(|| format!("type {:?} is not used here", update.type_url))?;
     Ok(match kind {
-        Kind::Listener => Parsed::Listeners(each(update, |w: WireListener| w.name.clone(), |w| config::listener(w).map(Arc::new))?),
-        Kind::Cluster => Parsed::Clusters(each(update, |w: WireCluster| w.name.clone(), |w| config::cluster(w).map(Arc::new))?),
-        Kind::Routes => Parsed::Routes(each(update, |w: RouteConfiguration| w.name.clone(), |w| config::routes(w).map(Arc::new))?),
+        Kind::Listener => Parsed::Listeners(each(
+            update,
+            |w: WireListener| w.name.clone(),
+            |w| config::listener(w).map(Arc::new),
+        )?),
+        Kind::Cluster => Parsed::Clusters(each(
+            update,
+            |w: WireCluster| w.name.clone(),
+            |w| config::cluster(w).map(Arc::new),
+        )?),
+        Kind::Routes => Parsed::Routes(each(
+            update,
+            |w: RouteConfiguration| w.name.clone(),
+            |w| config::routes(w).map(Arc::new),
+        )?),
         Kind::Endpoints => Parsed::Endpoints(each(
             update,
             |w: ClusterLoadAssignment| w.cluster_name.clone(),

@@ -51,7 +51,10 @@ impl Store {
             .secrets()
             .filter(|secret| !self.secrets.contains_key(secret))
             .map(|secret| format!("secret {:?}", secret.name));
-        let by_rds = listener.rds_names().filter_map(|name| self.routes.get(name)).flat_map(|t| RouteTable::clusters(t));
+        let by_rds = listener
+            .rds_names()
+            .filter_map(|name| self.routes.get(name))
+            .flat_map(|t| RouteTable::clusters(t));
         // A cluster that does not exist is not waited for: its requests are answered with 503.
         let clusters = listener
             .inline_clusters()

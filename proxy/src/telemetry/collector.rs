@@ -18,14 +18,20 @@ type Pick<S> = fn(&S) -> u64;
 
 const CLUSTER_COUNTERS: [(&str, &str, Pick<ClusterStats>); 7] = [
     ("upstream_retries", "Attempts after the first", |s| s.retries.load(Ordering::Relaxed)),
-    ("upstream_retry_overflow", "Retries forbidden by a circuit breaker", |s| s.retry_overflow.load(Ordering::Relaxed)),
+    ("upstream_retry_overflow", "Retries forbidden by a circuit breaker", |s| {
+        s.retry_overflow.load(Ordering::Relaxed)
+    }),
     ("upstream_overflow", "Requests forbidden by a circuit breaker", |s| s.overflow.load(Ordering::Relaxed)),
-    ("upstream_no_endpoint", "Requests without an endpoint to go to", |s| s.no_endpoint.load(Ordering::Relaxed)),
+    ("upstream_no_endpoint", "Requests without an endpoint to go to", |s| {
+        s.no_endpoint.load(Ordering::Relaxed)
+    }),
     ("upstream_connections", "Connections opened", |s| s.connections.load(Ordering::Relaxed)),
     ("upstream_connect_failures", "Connections that could not be opened", |s| {
         s.connect_failures.load(Ordering::Relaxed)
     }),
-    ("upstream_ejections", "Endpoints ejected for failures in a row", |s| s.ejections.load(Ordering::Relaxed)),
+    ("upstream_ejections", "Endpoints ejected for failures in a row", |s| {
+        s.ejections.load(Ordering::Relaxed)
+    }),
 ];
 
 const CLUSTER_GAUGES: [(&str, &str, Pick<ClusterStats>); 2] = [
@@ -35,9 +41,15 @@ const CLUSTER_GAUGES: [(&str, &str, Pick<ClusterStats>); 2] = [
 
 const LISTENER_COUNTERS: [(&str, &str, Pick<ListenerStats>); 4] = [
     ("downstream_connections", "Connections accepted", |s| s.connections.load(Ordering::Relaxed)),
-    ("downstream_refused", "Connections closed because there were too many", |s| s.refused.load(Ordering::Relaxed)),
-    ("downstream_handshake_failures", "TLS handshakes that failed", |s| s.handshake_failures.load(Ordering::Relaxed)),
-    ("downstream_no_chain", "Connections that no filter chain matches", |s| s.no_chain.load(Ordering::Relaxed)),
+    ("downstream_refused", "Connections closed because there were too many", |s| {
+        s.refused.load(Ordering::Relaxed)
+    }),
+    ("downstream_handshake_failures", "TLS handshakes that failed", |s| {
+        s.handshake_failures.load(Ordering::Relaxed)
+    }),
+    ("downstream_no_chain", "Connections that no filter chain matches", |s| {
+        s.no_chain.load(Ordering::Relaxed)
+    }),
 ];
 
 impl Stats {
@@ -58,8 +70,20 @@ impl Collector for Stats {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let clusters = self.all_clusters();
         let listeners = self.all_listeners();
-        codes(&mut encoder, "upstream_requests", "Answers of endpoints", "cluster", clusters.iter().map(|(n, s)| (&**n, &s.codes)))?;
-        codes(&mut encoder, "downstream_requests", "Answers to clients", "listener", listeners.iter().map(|(n, s)| (n.as_str(), &s.codes)))?;
+        codes(
+            &mut encoder,
+            "upstream_requests",
+            "Answers of endpoints",
+            "cluster",
+            clusters.iter().map(|(n, s)| (&**n, &s.codes)),
+        )?;
+        codes(
+            &mut encoder,
+            "downstream_requests",
+            "Answers to clients",
+            "listener",
+            listeners.iter().map(|(n, s)| (n.as_str(), &s.codes)),
+        )?;
         let by_cluster = || clusters.iter().map(|(n, s)| (&**n, &**s));
         let by_listener = || listeners.iter().map(|(n, s)| (n.as_str(), &**s));
         for (name, help, pick) in CLUSTER_COUNTERS {
@@ -78,7 +102,12 @@ impl Collector for Stats {
             ("updates_refused", "Updates of the control plane that were refused", &self.refusals),
         ] {
             let counter = ConstCounter::new(value.load(Ordering::Relaxed));
-            counter.encode(encoder.encode_descriptor(name, help, None, prometheus_client::metrics::MetricType::Counter)?)?;
+            counter.encode(encoder.encode_descriptor(
+                name,
+                help,
+                None,
+                prometheus_client::metrics::MetricType::Counter,
+            )?)?;
         }
         Ok(())
     }
@@ -91,7 +120,8 @@ fn codes<'a>(
     label: &str,
     all: impl Iterator<Item = (&'a str, &'a super::Codes)>,
 ) -> Result<(), fmt::Error> {
-    let mut metric = encoder.encode_descriptor(name, help, None, prometheus_client::metrics::MetricType::Counter)?;
+    let mut metric =
+        encoder.encode_descriptor(name, help, None, prometheus_client::metrics::MetricType::Counter)?;
     for (owner, codes) in all {
         for (status, count) in codes.seen() {
             let labels = [(label, owner.to_owned()), ("code", status.to_string())];
@@ -108,7 +138,8 @@ fn counters<'a>(
     label: &str,
     all: impl Iterator<Item = (&'a str, u64)>,
 ) -> Result<(), fmt::Error> {
-    let mut metric = encoder.encode_descriptor(name, help, None, prometheus_client::metrics::MetricType::Counter)?;
+    let mut metric =
+        encoder.encode_descriptor(name, help, None, prometheus_client::metrics::MetricType::Counter)?;
     for (owner, value) in all {
         ConstCounter::new(value).encode(metric.encode_family(&[(label, owner)])?)?;
     }
@@ -122,7 +153,8 @@ fn gauges<'a>(
     label: &str,
     all: impl Iterator<Item = (&'a str, u64)>,
 ) -> Result<(), fmt::Error> {
-    let mut metric = encoder.encode_descriptor(name, help, None, prometheus_client::metrics::MetricType::Gauge)?;
+    let mut metric =
+        encoder.encode_descriptor(name, help, None, prometheus_client::metrics::MetricType::Gauge)?;
     for (owner, value) in all {
         let value = i64::try_from(value).unwrap_or(i64::MAX);
         ConstGauge::new(value).encode(metric.encode_family(&[(label, owner)])?)?;

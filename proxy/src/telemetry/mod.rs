@@ -5,4 +5,4 @@ mod collector;
 mod stats;
 
 pub use access::{AccessRecord, Flag};
-pub use stats::{Codes, ClusterStats, ListenerStats, Stats};
+pub use stats::{ClusterStats, Codes, ListenerStats, Stats};

@@ -48,7 +48,11 @@ impl ServerTls {
     ///
     /// # Errors
     /// The TLS library's words.
-    pub fn new(secrets: &Secrets, tls: &DownstreamTls, codec: Option<Codec>) -> Result<Self, mesh_tls::Error> {
+    pub fn new(
+        secrets: &Secrets,
+        tls: &DownstreamTls,
+        codec: Option<Codec>,
+    ) -> Result<Self, mesh_tls::Error> {
         let (identity, roots) = slots(secrets, &tls.common);
         let client = match (&roots, tls.require_client_certificate) {
             (Some(_), true) => ClientAuth::Required(policy(&tls.common.peer)),
@@ -64,7 +68,8 @@ impl ServerTls {
         let alpn = alpn(&tls.common.alpn, default);
         let alpn: Vec<&[u8]> = alpn.iter().map(Vec::as_slice).collect();
         let identity = identity.map_or_else(|| mesh_tls::shared_identity(None), |slot| slot.shared);
-        let bundles = roots.map_or_else(|| mesh_tls::shared_bundles(mesh_tls::TrustBundles::new()), |s| s.shared);
+        let bundles =
+            roots.map_or_else(|| mesh_tls::shared_bundles(mesh_tls::TrustBundles::new()), |s| s.shared);
         let config = mesh_tls::server_config(identity.clone(), bundles, client, &alpn)?;
         Ok(Self { config, require_sni: tls.require_sni, identity })
     }

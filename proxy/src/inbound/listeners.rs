@@ -1,0 +1,279 @@
+//! All listeners: bound, changed in place, and withdrawn, one without touching another.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    sync::watch,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    chain::{ChainError, Chains, Parts},
+    connection::{self, Accepted},
+};
+use crate::{
+    config::{Listener, RouteSource},
+    forward::RouteSlot,
+    limits,
+    outbound::Limit,
+    route::{HostIndex, RouteTable},
+    shared::Shared,
+    telemetry::ListenerStats,
+};
+
+/// Between attempts to bind an address that is taken, perhaps by a process that is about to leave.
+const BIND_RETRY: Duration = Duration::from_millis(500);
+/// After an error of `accept`, most likely for want of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// See the module.
+#[derive(Debug)]
+pub struct Listeners {
+    shared: Arc<Shared>,
+    state: Mutex<State>,
+    bound: watch::Sender<BTreeMap<String, SocketAddr>>,
+    tracker: TaskTracker,
+    /// What is left is to be closed now.
+    cut: CancellationToken,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    listeners: BTreeMap<String, Active>,
+    routes: BTreeMap<String, RouteSlot>,
+}
+
+#[derive(Debug)]
+struct Active {
+    chains: Arc<ArcSwap<Chains>>,
+    stats: Arc<ListenerStats>,
+    connections: Arc<Limit>,
+    /// Ends accepting.
+    stop: CancellationToken,
+}
+
+impl Listeners {
+    /// None yet.
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            state: Mutex::default(),
+            bound: watch::Sender::default(),
+            tracker: TaskTracker::new(),
+            cut: CancellationToken::new(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// New connections and requests use this table from now on.
+    pub fn set_routes(&self, table: Arc<RouteTable>) {
+        slot(&mut self.state().routes, &table.name).store(table);
+    }
+
+    /// No listener names it any more.
+    pub fn remove_routes(&self, name: &str) {
+        self.state().routes.remove(name);
+    }
+
+    /// Binds a listener, or changes it: connections of chains that stay as they are do not notice.
+    ///
+    /// # Errors
+    /// Its TLS cannot be configured. The former version goes on then.
+    pub fn serve(&self, listener: Arc<Listener>) -> Result<(), ChainError> {
+        let mut state = self.state();
+        let state = &mut *state;
+        let name = listener.name.clone();
+        let stats = self.shared.stats.listener(&name);
+        let routes = Mutex::new(&mut state.routes);
+        let find = |source: &RouteSource| match source {
+            RouteSource::Inline(table) => Arc::new(ArcSwap::new(table.clone())),
+            RouteSource::Rds(name) => slot(&mut routes.lock().unwrap_or_else(PoisonError::into_inner), name),
+        };
+        let parts = Parts { shared: &self.shared, stats: &stats, routes: &find };
+        let former = state.listeners.get(&name);
+        let former_chains = former.map(|active| active.chains.load_full());
+        let chains = Chains::build(listener.clone(), &parts, former_chains.as_deref())?;
+        if let (Some(active), Some(old)) = (former, &former_chains)
+            && old.listener.address == listener.address
+        {
+            old.drain_except(Some(&chains));
+            active.chains.store(Arc::new(chains));
+            tracing::info!(listener = %name, "listener is changed");
+            return Ok(());
+        }
+        let active = Active {
+            chains: Arc::new(ArcSwap::from_pointee(chains)),
+            stats,
+            connections: Limit::new(limits::LISTENER_CONNECTIONS as u32),
+            stop: CancellationToken::new(),
+        };
+        self.tracker.spawn(accept_loop(
+            Accepting {
+                name: name.clone(),
+                chains: active.chains.clone(),
+                stats: active.stats.clone(),
+                connections: active.connections.clone(),
+                shared: self.shared.clone(),
+                tracker: self.tracker.clone(),
+                cut: self.cut.clone(),
+                bound: self.bound.clone(),
+            },
+            listener.address,
+            listener.backlog,
+            active.stop.clone(),
+        ));
+        if let Some(old) = state.listeners.insert(name, active) {
+            // The address has changed: connections that stand finish where they are.
+            old.stop.cancel();
+            old.chains.load().drain_except(None);
+        }
+        Ok(())
+    }
+
+    /// Closes the socket and lets connections finish.
+    pub fn withdraw(&self, name: &str) {
+        if let Some(active) = self.state().listeners.remove(name) {
+            active.stop.cancel();
+            active.chains.load().drain_except(None);
+            self.bound.send_if_modified(|bound| bound.remove(name).is_some());
+            self.shared.stats.forget_listener(name);
+            tracing::info!(listener = %name, "listener is withdrawn");
+        }
+    }
+
+    /// Where listeners are bound, as it changes.
+    pub fn bound(&self) -> watch::Receiver<BTreeMap<String, SocketAddr>> {
+        self.bound.subscribe()
+    }
+
+    /// Whether every listener has its socket.
+    pub fn all_bound(&self) -> bool {
+        let bound = self.bound.borrow();
+        self.state().listeners.keys().all(|name| bound.contains_key(name))
+    }
+
+    /// Stops accepting, lets requests finish for as long as `limit`, then closes what is left.
+    pub async fn drain(&self, limit: Duration) {
+        let all = std::mem::take(&mut self.state().listeners);
+        for active in all.values() {
+            active.stop.cancel();
+            active.chains.load().drain_except(None);
+        }
+        self.tracker.close();
+        if tokio::time::timeout(limit, self.tracker.wait()).await.is_err() {
+            tracing::warn!(connections = self.tracker.len(), "drain deadline is over: closing what is left");
+            self.cut.cancel();
+            self.tracker.wait().await;
+        }
+    }
+}
+
+fn slot(routes: &mut BTreeMap<String, RouteSlot>, name: &str) -> RouteSlot {
+    let empty = || {
+        // Never served from: a listener waits for its routes.
+        let table = RouteTable {
+            name: name.to_owned(),
+            vhosts: vec![],
+            ignore_port: false,
+            index: HostIndex::default(),
+        };
+        Arc::new(ArcSwap::from_pointee(table))
+    };
+    routes.entry(name.to_owned()).or_insert_with(empty).clone()
+}
+
+struct Accepting {
+    name: String,
+    chains: Arc<ArcSwap<Chains>>,
+    stats: Arc<ListenerStats>,
+    connections: Arc<Limit>,
+    shared: Arc<Shared>,
+    tracker: TaskTracker,
+    cut: CancellationToken,
+    bound: watch::Sender<BTreeMap<String, SocketAddr>>,
+}
+
+fn bind(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(backlog)
+}
+
+async fn accept_loop(accepting: Accepting, address: SocketAddr, backlog: u32, stop: CancellationToken) {
+    let mut told = false;
+    let listener = loop {
+        match bind(address, backlog) {
+            Ok(listener) => break listener,
+            Err(error) if !told => {
+                tracing::warn!(listener = %accepting.name, %address, %error, "cannot listen; trying again");
+                told = true;
+            }
+            Err(_) => {}
+        }
+        tokio::select! {
+            () = tokio::time::sleep(BIND_RETRY) => {}
+            () = stop.cancelled() => return,
+        }
+    };
+    let bound = listener.local_addr().unwrap_or(address);
+    tracing::info!(listener = %accepting.name, address = %bound, "listening");
+    if !stop.is_cancelled() {
+        accepting.bound.send_modify(|all| {
+            all.insert(accepting.name.clone(), bound);
+        });
+    }
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => return,
+        };
+        match accepted {
+            Ok((stream, client)) => accepting.spawn(stream, client),
+            Err(error) => {
+                tracing::warn!(listener = %accepting.name, %error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+impl Accepting {
+    fn spawn(&self, stream: tokio::net::TcpStream, client: SocketAddr) {
+        self.stats.connections.fetch_add(1, Ordering::Relaxed);
+        let Some(permit) = self.connections.try_take() else {
+            // Closing is the only answer that costs nothing.
+            self.stats.refused.fetch_add(1, Ordering::Relaxed);
+            return;
+        };
+        let accepted = Accepted {
+            stream,
+            client,
+            chains: self.chains.load_full(),
+            stats: self.stats.clone(),
+            shared: self.shared.clone(),
+        };
+        let cut = self.cut.clone();
+        self.stats.active_connections.fetch_add(1, Ordering::Relaxed);
+        let stats = self.stats.clone();
+        self.tracker.spawn(async move {
+            tokio::select! {
+                () = connection::serve(accepted) => {}
+                () = cut.cancelled() => {}
+            }
+            stats.active_connections.fetch_sub(1, Ordering::Relaxed);
+            drop(permit);
+        });
+    }
+}

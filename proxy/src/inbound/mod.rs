@@ -1,0 +1,12 @@
+//! The way in: listening sockets, filter chains, and HTTP on clients' connections.
+
+mod chain;
+mod connection;
+mod framing;
+mod http;
+mod listeners;
+mod select;
+
+pub use chain::{ChainError, Chains};
+pub use listeners::Listeners;
+pub use select::{FirstBytes, choose};

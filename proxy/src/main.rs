@@ -1,0 +1,119 @@
+//! Parses, builds, runs, drains.
+
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+
+use anyhow::Context;
+use clap::{Parser, Subcommand, ValueEnum};
+use proxy::{Options, Proxy};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// The Isthmus data-plane proxy: mTLS and L7 routing, driven by Envoy's xDS types.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Subscribes at the node agent's socket and serves what it is told to, until SIGTERM or SIGINT.
+    Run(Run),
+}
+
+#[derive(Debug, Parser)]
+struct Run {
+    /// Unix socket of the node agent.
+    #[arg(long, value_name = "PATH", env = "ISTHMUS_AGENT_SOCKET")]
+    agent_socket: PathBuf,
+    /// Node id of xDS, for instance proxy~shop/web-1. A label only: the agent finds out itself who is calling.
+    #[arg(long, value_name = "ID")]
+    node_id: String,
+    /// Node cluster of xDS.
+    #[arg(long, value_name = "NAME", default_value = "")]
+    cluster: String,
+    /// Serve /ready, /stats/prometheus, /config_dump and /clusters here; a loopback address.
+    #[arg(long, value_name = "IP:PORT")]
+    admin: Option<SocketAddr>,
+    /// Create this file when ready.
+    #[arg(long, value_name = "PATH")]
+    ready_file: Option<PathBuf>,
+    /// Log every request.
+    #[arg(long)]
+    access_log: bool,
+    /// How long requests may go on after SIGTERM, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 20)]
+    drain_seconds: u64,
+    /// Form of the log on standard error.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+fn main() -> ExitCode {
+    let Cli { command: Command::Run(run) } = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Printing can only fail if nobody reads it.
+            let _ = error.print();
+            // EX_USAGE of sysexits.h; help and version are no errors.
+            return ExitCode::from(if error.use_stderr() { 64 } else { 0 });
+        }
+    };
+    init_log(run.log_format);
+    match serve(run) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn init_log(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => builder.with_ansi(false).init(),
+        LogFormat::Json => builder.json().init(),
+    }
+}
+
+fn serve(run: Run) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+        let proxy = Proxy::start(Options {
+            agent_socket: run.agent_socket,
+            node_id: run.node_id,
+            cluster: run.cluster,
+            admin: run.admin,
+            ready_file: run.ready_file,
+            access_log: run.access_log,
+        })
+        .await?;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!(seconds = run.drain_seconds, "draining");
+        let drained = proxy.drain(Duration::from_secs(run.drain_seconds));
+        tokio::select! {
+            () = drained => {}
+            // Asked twice: at once.
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        Ok(())
+    })
+}
