@@ -104,8 +104,8 @@ impl ModelViews {
         let named = |text: &str| NamespacedName::parse(text);
         match client {
             Client::Agent { node } => compiled.translation.agent(model, node),
-            Client::Proxy { workload, .. } => {
-                named(workload).map_or_else(empty, |name| compiled.translation.sidecar(model, &name))
+            Client::Proxy { workload, kind } => {
+                named(workload).map_or_else(empty, |name| compiled.translation.sidecar(model, &name, *kind))
             }
             Client::Gateway { workload } => {
                 named(workload).map_or_else(empty, |name| sets::gateway(model, &name))

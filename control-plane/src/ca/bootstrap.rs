@@ -43,6 +43,12 @@ impl Bootstrap for BootstrapService {
         let id = SpiffeId::node(app.trust_domain(), &request.node);
         // Signed before the token is used: a bad request must not cost it.
         let chain = app.ca.sign(&request.csr, &id, NODE_TTL, SystemTime::now()).map_err(ca_status)?;
+        let known = app.replica.linearizable().await.map_err(read_status)?;
+        if let Some(holder) = known.nodes.values().find(|n| n.address == address && n.name != request.node) {
+            let sentence = format!("address: {address} is that of node {} already", holder.name);
+            return Err(Status::failed_precondition(sentence));
+        }
+        drop(known);
         let purpose = TokenPurpose::Node(Some(request.node.clone()));
         admission::redeem(app, &token, purpose, format!("node {}", request.node)).await?;
         let command = Command::RegisterNode { name: request.node.clone(), address };

@@ -144,7 +144,8 @@ pub async fn register(
         .register_node(RegisterNodeRequest {
             token: token.to_owned(),
             node: node.to_owned(),
-            address: "192.0.2.1".to_owned(),
+            // Of the documentation range, one for each name.
+            address: format!("192.0.2.{}", 1 + node.bytes().fold(0u8, u8::wrapping_add) % 250),
             csr: request,
         })
         .await?

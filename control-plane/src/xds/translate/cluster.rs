@@ -60,6 +60,20 @@ impl Encryption {
             _ => Encryption::Mixed,
         }
     }
+
+    /// For proxies that can't mix: the endpoints of one kind only. That of the best ones that are ready, and
+    /// mTLS where these differ too.
+    pub fn decide<'a>(endpoints: &[&'a MeshEndpoint]) -> (Self, Vec<&'a MeshEndpoint>) {
+        let best = endpoints.iter().filter(|e| e.ready).map(|e| e.priority).min();
+        let mtls = endpoints
+            .iter()
+            .filter(|e| e.ready && Some(e.priority) == best)
+            .map(|e| e.mtls)
+            .reduce(|any, one| any || one)
+            .unwrap_or(true);
+        let kept = endpoints.iter().filter(|e| e.mtls == mtls).copied().collect();
+        (if mtls { Encryption::Mesh } else { Encryption::Plain }, kept)
+    }
 }
 
 /// The cluster of one service port, as its callers see it.

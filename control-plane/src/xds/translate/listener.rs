@@ -29,7 +29,7 @@ use xds_proto::{
 
 use super::{
     route, tls,
-    wire::{address, ads, loopback, millis, yes},
+    wire::{address, ads, loopback, millis},
 };
 
 /// Longest that a client may take for its ClientHello.
@@ -144,10 +144,8 @@ fn http_manager(stat_prefix: &str) -> HttpConnectionManager {
             config_type: Some(http_filter::ConfigType::TypedConfig(to_any(&Router::default()))),
             ..Default::default()
         }],
-        normalize_path: yes(),
         // Routes that set no timeout mean none; a stream may be idle for long (gRPC watches).
         stream_idle_timeout: Some(millis(3_600_000)),
-        request_headers_timeout: Some(millis(30_000)),
         ..Default::default()
     }
 }

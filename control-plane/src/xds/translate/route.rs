@@ -245,9 +245,13 @@ fn header_options<'a>(
 ) -> impl Iterator<Item = HeaderValueOption> + 'a {
     let option = |action: HeaderAppendAction| {
         move |(key, value): &(String, String)| HeaderValueOption {
-            header: Some(HeaderValue { key: key.clone(), value: value.clone(), ..Default::default() }),
+            header: Some(HeaderValue {
+                key: key.clone(),
+                // Envoy reads a single '%' as the beginning of a command operator.
+                value: value.replace('%', "%%"),
+                ..Default::default()
+            }),
             append_action: action as i32,
-            keep_empty_value: true,
             ..Default::default()
         }
     };

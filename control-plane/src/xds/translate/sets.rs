@@ -15,15 +15,17 @@ use super::{
     cluster::{self, Encryption},
     endpoint, listener, route, secret, tls,
 };
-use crate::xds::{Encoded, ResourceSet};
+use crate::xds::{Encoded, ProxyKind, ResourceSet};
 
 /// The resources of one revision, made as clients ask for them.
 #[derive(Debug, Default)]
 pub struct Translation {
     /// What every agent has.
     agents: OnceLock<ResourceSet>,
-    /// What every sidecar has: the way out.
-    sidecars: OnceLock<ResourceSet>,
+    /// What every sidecar of ours has: the way out.
+    proxies: OnceLock<ResourceSet>,
+    /// The same for Envoys.
+    envoys: OnceLock<ResourceSet>,
 }
 
 impl Translation {
@@ -42,9 +44,13 @@ impl Translation {
     }
 
     /// What the proxy of a workload is to have: nothing if it has no business having one.
-    pub fn sidecar(&self, model: &MeshModel, workload: &NamespacedName) -> ResourceSet {
+    pub fn sidecar(&self, model: &MeshModel, workload: &NamespacedName, kind: ProxyKind) -> ResourceSet {
         let Some(view) = view::for_sidecar(model, workload) else { return ResourceSet::new(model.revision) };
-        let mut set = self.sidecars.get_or_init(|| all_sidecars(&view, model)).clone();
+        let shared = match kind {
+            ProxyKind::Proxy => &self.proxies,
+            ProxyKind::Envoy => &self.envoys,
+        };
+        let mut set = shared.get_or_init(|| all_sidecars(&view, model, kind)).clone();
         set.revision = model.revision;
         for inbound in &view.inbound {
             let Some((first, also)) = inbound.addresses.split_first() else { continue };
@@ -77,7 +83,7 @@ fn all_agents(view: &AgentView<'_>) -> ResourceSet {
     set
 }
 
-fn all_sidecars(view: &SidecarView<'_>, model: &MeshModel) -> ResourceSet {
+fn all_sidecars(view: &SidecarView<'_>, model: &MeshModel, kind: ProxyKind) -> ResourceSet {
     let mut set = ResourceSet::new(0);
     for outbound in &view.outbound {
         let name = outbound.name.as_str();
@@ -87,10 +93,14 @@ fn all_sidecars(view: &SidecarView<'_>, model: &MeshModel) -> ResourceSet {
         }
     }
     for c in &view.clusters {
-        let encryption = Encryption::of(&c.endpoints);
+        let (encryption, endpoints) = match (kind, Encryption::of(&c.endpoints)) {
+            // Our proxy has one transport per cluster; Envoy chooses by endpoint.
+            (ProxyKind::Proxy, Encryption::Mixed) => Encryption::decide(&c.endpoints),
+            (ProxyKind::Proxy | ProxyKind::Envoy, encryption) => (encryption, c.endpoints.clone()),
+        };
         let message = cluster::outbound(&c.name, c.sni, c.spiffe_ids, c.protocol, encryption);
         set.insert(Encoded::new(c.name.as_str(), &message));
-        set.insert(Encoded::new(c.name.as_str(), &endpoint::assignment(&c.name, &c.endpoints)));
+        set.insert(Encoded::new(c.name.as_str(), &endpoint::assignment(&c.name, &endpoints)));
     }
     let bundles = view::trust_bundles(model);
     let secret = secret::trust_bundles(bundles.iter().map(|(domain, roots)| (domain, roots.as_slice())));
