@@ -21,7 +21,7 @@ use xds_proto::{
 };
 
 use crate::{
-    bootstrap::{NodeState, RegisterError, Upstream, register, renew_for_ever},
+    bootstrap::{NodeState, RegisterError, Upstream, register, renew_for_ever, unix_now},
     cni::{self, CniService, Creator, HostNet, Registry, SharedRegistry, pod_of},
     config::RunArgs,
     engine::Engine,
@@ -30,10 +30,11 @@ use crate::{
     kernel::Kernel,
     local::StatusService,
     maps::KernelMaps,
+    masquerade,
     persist,
     relay::{MAX_MESSAGE, Relay},
-    routes,
-    subscribe::{Cache, subscribe_for_ever},
+    routes::RouteKeeper,
+    subscribe::{Cache, Subscriber, subscribe_for_ever},
 };
 
 /// A first start waits this long for a control plane that is still starting itself.
@@ -91,27 +92,34 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let queue = Queue::default();
     let (stream, stream_status) = watch::channel(xds_client::Status::default());
     let (revision, revision_status) = watch::channel(0);
-    let cni = CniService::new(creator, upstream.clone(), callers.clone(), secrets.clone());
+    let cni =
+        CniService::new(creator, upstream.clone(), callers.clone(), secrets.clone(), stream_status.clone());
     cni.untold().extend(lost);
 
     let mut tasks = JoinSet::new();
-    {
-        let (engine, cache, upstream, node) =
-            (engine.clone(), cache.clone(), upstream.clone(), state.node.clone());
-        let (for_bundles, state, bundles) = (engine.clone(), state.clone(), bundles.clone());
-        let cluster = state.cluster.clone();
-        tasks.spawn(async move {
-            let refresh = move || refresh_bundles(&for_bundles, &state, &bundles);
-            subscribe_for_ever(&node, &cluster, upstream, engine, cache, stream, revision, refresh).await;
-        });
-    }
+    let subscriber = Subscriber {
+        node: state.node.clone(),
+        cluster: state.cluster.clone(),
+        upstream: upstream.clone(),
+        engine: engine.clone(),
+        cache: cache.clone(),
+        status: stream,
+        revision,
+    };
+    let (engine_of_trust, state_of_trust) = (engine.clone(), state.clone());
+    tasks.spawn(subscribe_for_ever(subscriber, move || {
+        refresh_bundles(&engine_of_trust, &state_of_trust, &bundles);
+    }));
     tasks.spawn(renew_for_ever(state.clone(), args.state_dir.clone(), upstream.clone(), identity));
-    tasks.spawn(routes::keep_for_ever(host, engine.clone(), state.node.clone(), args.address));
+    let route_keeper =
+        RouteKeeper { node: state.node.clone(), address: args.address, own_pods: state.pod_cidr };
+    tasks.spawn(route_keeper.keep_for_ever(host, engine.clone()));
+    tasks.spawn(masquerade::keep_for_ever(engine.clone(), state.pod_cidr));
     tasks.spawn(flows::collect_for_ever(events, engine.clone(), state.node.clone(), queue.clone()));
     tasks.spawn(flows::report_for_ever(queue.clone(), upstream.clone()));
     tasks.spawn(cni::watch_for_ever(cni.clone()));
     for gateway in gateways {
-        tasks.spawn(bind_gateway(upstream.clone(), gateway, args.address));
+        tasks.spawn(bind_gateway(engine.clone(), upstream.clone(), gateway, args.address));
     }
     let retrying = engine.clone();
     tasks.spawn(async move { retrying.retry_for_ever().await });
@@ -190,11 +198,16 @@ async fn node_state(args: &RunArgs) -> anyhow::Result<NodeState> {
                 args.node
             );
         }
-        return Ok(state);
+        let leaf = state.chain.first().cloned().map(mesh_tls::CertificateDer::from);
+        let info = leaf.and_then(|leaf| mesh_tls::certificate_info(&leaf).ok());
+        if info.is_some_and(|info| info.not_after_unix > unix_now()) {
+            return Ok(state);
+        }
+        tracing::warn!("the node's certificate has expired; the node must register again");
     }
     let Some(token) = &args.join else {
         anyhow::bail!(
-            "this node is not registered yet: give --join the output of `clustermesh token create --for node`"
+            "this node has no valid certificate: give --join the output of `clustermesh token create --for node`"
         );
     };
     let deadline = tokio::time::Instant::now() + REGISTER_PATIENCE;
@@ -259,20 +272,36 @@ fn refresh_bundles(engine: &Engine, state: &NodeState, bundles: &SharedBundles) 
     }
 }
 
-/// Tells the control plane that a gateway runs on this node's own address, until it has heard it.
-async fn bind_gateway(upstream: Upstream, gateway: NamespacedName, address: std::net::Ipv4Addr) {
+/// Tells the control plane that a gateway runs on this node's own address, whenever it does not know: at the
+/// start, and when the Workload is applied later or anew.
+async fn bind_gateway(
+    engine: Engine,
+    upstream: Upstream,
+    gateway: NamespacedName,
+    address: std::net::Ipv4Addr,
+) {
+    let mut changes = engine.changes();
+    let mut told = String::new();
     loop {
+        changes.borrow_and_update();
+        if engine.resources(|resources| resources.locals.contains_key(&gateway)) {
+            if changes.changed().await.is_err() {
+                return;
+            }
+            continue;
+        }
         match cni::report(&upstream, &gateway, address).await {
             Ok(()) => {
                 tracing::info!(%gateway, "gateway bound to this node");
-                // A part of the agent that ends, ends the agent.
-                return std::future::pending().await;
+                told.clear();
             }
-            Err(status) => {
-                tracing::warn!(%gateway, reason = status.message(), "gateway not bound yet");
-                tokio::time::sleep(RETRY).await;
+            Err(status) if status.message() != told => {
+                told = status.message().to_owned();
+                tracing::warn!(%gateway, reason = told, "gateway not bound yet");
             }
+            Err(_) => {}
         }
+        tokio::time::sleep(RETRY).await;
     }
 }
 

@@ -1,4 +1,4 @@
-//! Removes what agents made, by exact names: links, routes, programs and the socket. For drained nodes.
+//! Removes what agents made, by exact names: links, routes, rules, programs and the socket. For drained nodes.
 
 use std::fs;
 
@@ -8,7 +8,7 @@ use crate::{
     bootstrap::NodeState,
     cni::{HostNet, Registry},
     config::CleanupArgs,
-    kernel, routes,
+    kernel, masquerade, routes,
 };
 
 /// Cleans up after agents with these directories. What is gone already is fine; the key and the certificate stay.
@@ -27,6 +27,7 @@ pub async fn cleanup(args: &CleanupArgs) -> anyhow::Result<()> {
         }
     }
     routes::remove_all(&host).await.context("removing routes")?;
+    masquerade::remove().await.context("removing the masquerading rules")?;
     if args.bpffs.exists() {
         kernel::unload(&args.bpffs)?;
     }

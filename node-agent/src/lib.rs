@@ -18,6 +18,7 @@ pub mod identity;
 pub mod kernel;
 pub mod local;
 pub mod maps;
+pub mod masquerade;
 mod persist;
 pub mod relay;
 pub mod routes;

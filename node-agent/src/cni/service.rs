@@ -7,7 +7,10 @@ use std::{
 };
 
 use mesh_model::resource::NamespacedName;
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::timeout,
+};
 use tonic::{Code, Request, Response, Status};
 use xds_proto::isthmus::{
     bootstrap::v1::{RemoveEndpointRequest, ReportEndpointRequest, endpoints_client::EndpointsClient},
@@ -40,6 +43,8 @@ pub struct CniService {
     pub(crate) upstream: Upstream,
     pub(crate) callers: Callers,
     pub(crate) secrets: Secrets,
+    /// Of the stream from the control plane.
+    stream: watch::Receiver<xds_client::Status>,
     slots: Arc<Semaphore>,
     /// Endpoints that a call is working on: no two calls may work on one.
     busy: Arc<StdMutex<BTreeSet<EndpointKey>>>,
@@ -59,9 +64,21 @@ impl Drop for Busy {
 }
 
 impl CniService {
-    pub(crate) fn new(creator: Creator, upstream: Upstream, callers: Callers, secrets: Secrets) -> Self {
+    pub(crate) fn new(
+        creator: Creator,
+        upstream: Upstream,
+        callers: Callers,
+        secrets: Secrets,
+        stream: watch::Receiver<xds_client::Status>,
+    ) -> Self {
         let slots = Arc::new(Semaphore::new(MAX_CONCURRENT));
-        Self { creator, upstream, callers, secrets, slots, busy: Arc::default(), untold: Arc::default() }
+        let (busy, untold) = (Arc::default(), Arc::default());
+        Self { creator, upstream, callers, secrets, stream, slots, busy, untold }
+    }
+
+    /// Whether the control plane is there to be told something.
+    pub(crate) fn is_connected(&self) -> bool {
+        *self.stream.borrow() == xds_client::Status::Connected
     }
 
     fn occupy(&self, key: &EndpointKey) -> Result<Busy, Status> {
@@ -90,6 +107,7 @@ impl CniService {
             // An ADD that never came to its end.
             self.release(&known).await;
         }
+        self.release_vanished(&workload).await;
         let created = self.creator.create(key, workload, &request.netns).await;
         let endpoint = created.map_err(|error| refuse_create(&error))?;
         match timeout(ADD_DEADLINE, self.bring_up(&endpoint)).await {
@@ -136,6 +154,16 @@ impl CniService {
         if told != Ok(true) {
             tracing::warn!(workload = %endpoint.workload, "the control plane will be told later that the pod is gone");
             self.untold().insert(endpoint.workload.clone());
+        }
+    }
+
+    /// A workload may come back, in another container, before anyone has noticed that its pod is gone.
+    async fn release_vanished(&self, workload: &NamespacedName) {
+        let known = self.creator.registry.lock().by_workload(workload).cloned();
+        let Some(known) = known else { return };
+        let index = self.creator.host.index(&known.host_interface).await;
+        if known.ready && matches!(index, Ok(index) if index != Some(known.ifindex)) {
+            self.release(&known).await;
         }
     }
 
@@ -254,7 +282,13 @@ impl Cni for CniService {
 
     async fn status(&self, request: Request<CniEmpty>) -> Result<Response<CniEmpty>, Status> {
         self.callers.operator(&request)?;
-        Ok(Response::new(CniEmpty {}))
+        match &*self.stream.borrow() {
+            xds_client::Status::Connected => Ok(Response::new(CniEmpty {})),
+            // Pods that exist are not touched by this, but no new one gets its policy.
+            xds_client::Status::Connecting | xds_client::Status::Disconnected { .. } => {
+                Err(Status::unavailable("the control plane is not connected; no pod can be added"))
+            }
+        }
     }
 }
 

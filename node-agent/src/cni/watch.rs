@@ -2,22 +2,35 @@
 
 use std::time::Duration;
 
-use super::{CniService, service::withdraw};
+use xds_proto::isthmus::agent::v1::LocalEndpoint;
+
+use super::{
+    CniService, Endpoint,
+    service::{report, withdraw},
+};
 
 /// Between two looks.
 const INTERVAL: Duration = Duration::from_secs(2);
+/// A pod that the control plane does not know is told of again after so many looks.
+const REPORT_EVERY: u32 = 5;
 
 /// Removes pods whose link is gone, and tells the control plane until it has heard it. For ever: stop it by dropping
 /// the future.
 pub async fn watch_for_ever(service: CniService) {
+    let mut look = 0u32;
     loop {
         tokio::time::sleep(INTERVAL).await;
+        look = look.wrapping_add(1);
         let known: Vec<_> = service.creator.registry.lock().iter().cloned().collect();
         // A workload that has come back here is told of by its own ADD.
         service.untold().retain(|workload| !known.iter().any(|endpoint| endpoint.workload == *workload));
         for endpoint in known.into_iter().filter(|endpoint| endpoint.ready) {
             match service.creator.host.index(&endpoint.host_interface).await {
-                Ok(Some(index)) if index == endpoint.ifindex => {}
+                Ok(Some(index)) if index == endpoint.ifindex => {
+                    if look.is_multiple_of(REPORT_EVERY) {
+                        remind(&service, &endpoint).await;
+                    }
+                }
                 Ok(_) => {
                     tracing::warn!(workload = %endpoint.workload, "the pod is gone without a DEL");
                     service.creator.remove(&endpoint).await;
@@ -32,6 +45,19 @@ pub async fn watch_for_ever(service: CniService) {
             if withdraw(&service.upstream, &workload).await {
                 service.untold().remove(&workload);
             }
+        }
+    }
+}
+
+/// A Workload that was deleted and applied anew has lost where it runs.
+async fn remind(service: &CniService, endpoint: &Endpoint) {
+    let unknown = service.creator.engine.resources(|resources| {
+        resources.heard::<LocalEndpoint>() && !resources.locals.contains_key(&endpoint.workload)
+    });
+    if unknown && service.is_connected() {
+        let told = report(&service.upstream, &endpoint.workload, endpoint.address).await;
+        if let Err(status) = told {
+            tracing::warn!(workload = %endpoint.workload, reason = status.message(), "the pod has no traffic");
         }
     }
 }

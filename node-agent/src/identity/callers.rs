@@ -2,10 +2,10 @@
 //! sends, but not which network namespace it is in.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
 };
 
@@ -18,6 +18,9 @@ use tokio::{
 use tonic::{Request, Status, transport::server::Connected};
 
 use crate::cni::{NetnsId, SharedRegistry, netns_of_process};
+
+/// Connections from one network namespace. A proxy needs a handful.
+const MAX_CONNECTIONS: usize = 128;
 
 /// What the kernel says of a caller, as of its connect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +54,7 @@ impl CallerInfo {
 pub struct Attested {
     stream: UnixStream,
     caller: CallerInfo,
+    _counted: Counted,
 }
 
 impl Connected for Attested {
@@ -63,11 +67,18 @@ impl Connected for Attested {
 
 /// Connections for tonic's `serve_with_incoming`; requests carry [`CallerInfo`].
 pub fn attest(listener: UnixListener) -> impl Stream<Item = io::Result<Attested>> + Send + 'static {
-    futures::stream::unfold(listener, |listener| async move {
+    let connections = Connections::default();
+    futures::stream::unfold((listener, connections), |(listener, connections)| async move {
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => match CallerInfo::of(&stream) {
-                    Ok(caller) => return Some((Ok(Attested { stream, caller }), listener)),
+                    Ok(caller) => {
+                        let Some(_counted) = connections.enter(caller.netns) else {
+                            tracing::warn!(?caller, "connection closed: the caller has too many");
+                            continue;
+                        };
+                        return Some((Ok(Attested { stream, caller, _counted }), (listener, connections)));
+                    }
                     Err(error) => tracing::debug!(%error, "a caller has no credentials"),
                 },
                 // Out of file descriptors, mostly: wait for others to end.
@@ -78,6 +89,41 @@ pub fn attest(listener: UnixListener) -> impl Stream<Item = io::Result<Attested>
             }
         }
     })
+}
+
+/// Connections by network namespace: one pod must not use up the agent's file descriptors.
+#[derive(Debug, Clone, Default)]
+struct Connections(Arc<Mutex<BTreeMap<Option<NetnsId>, usize>>>);
+
+/// Counts one connection until dropped.
+#[derive(Debug)]
+struct Counted {
+    netns: Option<NetnsId>,
+    all: Connections,
+}
+
+impl Connections {
+    fn enter(&self, netns: Option<NetnsId>) -> Option<Counted> {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(netns).or_insert(0);
+        if *count >= MAX_CONNECTIONS {
+            return None;
+        }
+        *count += 1;
+        Some(Counted { netns, all: self.clone() })
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut counts = self.all.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.netns) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.netns);
+            }
+        }
+    }
 }
 
 /// Decides who a caller is.
@@ -220,6 +266,17 @@ mod tests {
             callers.check_operator(caller(0, Some(pod))).is_err(),
             "root of a pod is not root of the node"
         );
+    }
+
+    #[test]
+    fn one_namespace_cannot_take_the_connections_of_all() {
+        let connections = Connections::default();
+        let greedy = Some(NetnsId::for_test(7));
+        let mut held: Vec<_> = (0..MAX_CONNECTIONS).map(|_| connections.enter(greedy).unwrap()).collect();
+        assert!(connections.enter(greedy).is_none());
+        assert!(connections.enter(Some(NetnsId::for_test(8))).is_some());
+        held.pop();
+        assert!(connections.enter(greedy).is_some());
     }
 
     #[test]

@@ -131,7 +131,7 @@ pub(crate) fn compiled(rules: &ClassRules) -> crate::kernel::rules::CompiledClas
             allow: rule.allow,
             identity: rule.identity,
             protocol: rule.protocol,
-            ports: (rule.ports != (0, u16::MAX)).then(|| rule.ports.0..=rule.ports.1),
+            ports: (rule.ports != (0, u16::MAX)).then_some(rule.ports.0..=rule.ports.1),
             policy_id: rule.policy_id,
         })
         .collect();

@@ -6,7 +6,7 @@ use futures::TryStreamExt;
 use ipnet::Ipv4Net;
 use rtnetlink::{
     Handle, RouteMessageBuilder,
-    packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol},
+    packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType},
 };
 
 use crate::{cni::HostNet, engine::Engine, subscribe::Resources};
@@ -33,30 +33,54 @@ pub fn diff(current: &Routes, desired: &Routes) -> (Vec<Ipv4Net>, Routes) {
     (gone, new.map(|(net, gateway)| (*net, *gateway)).collect())
 }
 
-/// Keeps the routes as they are to be, for ever. Stop it by dropping the future.
-pub async fn keep_for_ever(host: HostNet, engine: Engine, node: String, source: Ipv4Addr) {
-    let mut changes = engine.changes();
-    let mut held: Option<Routes> = None;
-    loop {
-        changes.borrow_and_update();
-        let wanted = engine.resources(|resources| desired(resources, &node));
-        if held.as_ref() != Some(&wanted) {
-            match synchronise(host.handle(), &wanted, source).await {
-                Ok(()) => held = Some(wanted),
-                Err(error) => {
-                    tracing::warn!(%error, "routes to other nodes are incomplete; trying again in {RETRY:?}");
-                    held = None;
+/// Keeps the routes of one node.
+#[derive(Debug, Clone)]
+#[allow(missing_docs)]
+pub struct RouteKeeper {
+    pub node: String,
+    /// What the node itself calls pods from.
+    pub address: Ipv4Addr,
+    /// The node's own slice: what no pod has is unreachable, so that callers of a pod that is gone hear it at once, and
+    /// packets to it never leave the node again.
+    pub own_pods: Ipv4Net,
+}
+
+impl RouteKeeper {
+    /// Keeps the routes as they are to be, for ever. Stop it by dropping the future.
+    pub async fn keep_for_ever(self, host: HostNet, engine: Engine) {
+        let mut changes = engine.changes();
+        let mut held: Option<Routes> = None;
+        loop {
+            changes.borrow_and_update();
+            let wanted = engine.resources(|resources| desired(resources, &self.node));
+            if held.as_ref() != Some(&wanted) {
+                match self.synchronise(host.handle(), &wanted).await {
+                    Ok(()) => held = Some(wanted),
+                    Err(error) => {
+                        tracing::warn!(%error, "routes to other nodes are incomplete; trying again in {RETRY:?}");
+                        held = None;
+                    }
                 }
             }
-        }
-        let changed = changes.changed();
-        if held.is_some() {
-            if changed.await.is_err() {
+            let changed = changes.changed();
+            if held.is_some() {
+                if changed.await.is_err() {
+                    return;
+                }
+            } else if let Ok(Err(_)) = tokio::time::timeout(RETRY, changed).await {
                 return;
             }
-        } else if let Ok(Err(_)) = tokio::time::timeout(RETRY, changed).await {
-            return;
         }
+    }
+
+    async fn synchronise(&self, handle: &Handle, wanted: &Routes) -> Result<(), rtnetlink::Error> {
+        let unreachable = RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(self.own_pods.network(), self.own_pods.prefix_len())
+            .kind(RouteType::Unreachable)
+            .protocol(RouteProtocol::Other(PROTOCOL))
+            .build();
+        handle.route().add(unreachable).replace().execute().await?;
+        synchronise(handle, wanted, self.address).await
     }
 }
 

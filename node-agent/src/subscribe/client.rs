@@ -7,18 +7,24 @@ use xds_proto::{isthmus::agent::v1::TrustBundle, type_url};
 use super::{Cache, TYPES};
 use crate::{bootstrap::Upstream, engine::Engine};
 
+/// The agent's stream, and whom it tells what.
+#[allow(missing_docs)]
+pub struct Subscriber {
+    pub node: String,
+    pub cluster: String,
+    pub upstream: Upstream,
+    pub engine: Engine,
+    pub cache: Cache,
+    /// Told of every change of the connection.
+    pub status: watch::Sender<Status>,
+    /// Told what was last enforced.
+    pub revision: watch::Sender<u64>,
+}
+
 /// Subscribes for ever: what the engine takes is remembered, what it refuses is answered with its words.
-/// `bundles` is called after each change of trust; `revision` is told what was last enforced.
-pub async fn subscribe_for_ever(
-    node: &str,
-    cluster: &str,
-    upstream: Upstream,
-    engine: Engine,
-    cache: Cache,
-    status: watch::Sender<Status>,
-    revision: watch::Sender<u64>,
-    mut bundles: impl FnMut(),
-) {
+/// `bundles` is called after each change of trust. Stop it by dropping the future.
+pub async fn subscribe_for_ever(subscriber: Subscriber, mut bundles: impl FnMut()) {
+    let Subscriber { node, cluster, upstream, engine, cache, status, revision } = subscriber;
     let id = xds_client::node(format!("agent~{node}"), cluster);
     let subscriptions =
         TYPES.iter().map(|type_url| Subscription { type_url: type_url.clone(), names: Names::Wildcard });

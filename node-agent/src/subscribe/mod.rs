@@ -6,7 +6,7 @@ mod parse;
 mod resources;
 
 pub use cache::Cache;
-pub use client::subscribe_for_ever;
+pub use client::{Subscriber, subscribe_for_ever};
 pub use parse::ParseError;
 pub use resources::{
     Address, Class, Local, NodeRoute, Peer, Resources, Rule, Service, ServiceBackend, ServicePort, TYPES,

@@ -1,5 +1,7 @@
 //! The real agent and the real plugin on a node of their own: pods, policy, identity, restart. Needs root.
 
+#![allow(clippy::unwrap_used, reason = "a test says by panicking what went wrong")]
+
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -1,0 +1,129 @@
+//! What leaves the mesh's own addresses leaves it with the node's address: hosts outside, gateways of peers among
+//! them, have no route to pods, and a peer's pods may even have the same addresses.
+//!
+//! Traffic between pods is never rewritten: the kernel programs know a source by its address.
+
+use std::{collections::BTreeSet, fmt::Write as _, process::Stdio, time::Duration};
+
+use ipnet::Ipv4Net;
+use tokio::{io::AsyncWriteExt, process::Command};
+
+use crate::{engine::Engine, subscribe::Resources};
+
+/// The nftables table that is ours: nothing outside it is read or changed.
+const TABLE: &str = "isthmus";
+/// After a refusal.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Why the rules could not be put in place.
+#[derive(Debug, thiserror::Error)]
+pub enum MasqueradeError {
+    /// `nft` is not installed, or can't be started.
+    #[error("nft could not be run ({0}): install nftables")]
+    Run(#[from] std::io::Error),
+    /// It refused the rules.
+    #[error("nft refuses the masquerading rules: {0}")]
+    Refused(String),
+}
+
+/// The addresses of all pods, on every node. PURE.
+pub fn mesh_addresses(resources: &Resources) -> BTreeSet<Ipv4Net> {
+    resources.nodes.values().flat_map(|node| node.pod_cidrs.iter().copied()).collect()
+}
+
+/// The whole table as one transaction: there is no moment without it. PURE.
+pub fn ruleset(own: Ipv4Net, mesh: &BTreeSet<Ipv4Net>) -> String {
+    let mut inside = String::new();
+    for net in mesh.iter().chain([&own]).collect::<BTreeSet<_>>() {
+        let separator = if inside.is_empty() { "" } else { ", " };
+        let _ = write!(inside, "{separator}{net}");
+    }
+    format!(
+        "table ip {TABLE} {{}}\n\
+         delete table ip {TABLE}\n\
+         table ip {TABLE} {{\n\
+         \tchain leaving {{\n\
+         \t\ttype nat hook postrouting priority srcnat; policy accept;\n\
+         \t\tip saddr {own} ip daddr != {{ {inside} }} masquerade\n\
+         \t}}\n\
+         }}\n"
+    )
+}
+
+/// Keeps the rules as they are to be, for ever. Stop it by dropping the future.
+pub async fn keep_for_ever(engine: Engine, own: Ipv4Net) {
+    let mut changes = engine.changes();
+    let mut held = None;
+    loop {
+        changes.borrow_and_update();
+        let mesh = engine.resources(mesh_addresses);
+        // Without a word of the other nodes, their pods would be taken for outsiders.
+        if !mesh.is_empty() && held.as_ref() != Some(&mesh) {
+            match load(&ruleset(own, &mesh)).await {
+                Ok(()) => held = Some(mesh),
+                Err(error) => {
+                    tracing::error!(%error, "pods can't reach what is outside the mesh; trying again in {RETRY:?}");
+                    tokio::time::sleep(RETRY).await;
+                    continue;
+                }
+            }
+        }
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Removes the table.
+///
+/// # Errors
+/// What `nft` said. That there is no such table is fine.
+pub async fn remove() -> Result<(), MasqueradeError> {
+    load(&format!("table ip {TABLE} {{}}\ndelete table ip {TABLE}\n")).await
+}
+
+async fn load(rules: &str) -> Result<(), MasqueradeError> {
+    let mut child = Command::new("nft")
+        .args(["-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(rules.as_bytes()).await?;
+    }
+    let output = child.wait_with_output().await?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(MasqueradeError::Refused(said.lines().next().unwrap_or_default().to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn net(text: &str) -> Ipv4Net {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn pods_of_every_node_are_spared_whether_or_not_this_node_is_listed() {
+        let rules = ruleset(net("10.1.0.0/24"), &[net("10.1.1.0/24")].into());
+        assert!(
+            rules.contains("ip saddr 10.1.0.0/24 ip daddr != { 10.1.0.0/24, 10.1.1.0/24 } masquerade"),
+            "{rules}"
+        );
+        let listed = ruleset(net("10.1.0.0/24"), &[net("10.1.0.0/24"), net("10.1.1.0/24")].into());
+        assert_eq!(rules, listed);
+    }
+
+    #[test]
+    fn the_old_table_goes_in_the_transaction_that_brings_the_new_one() {
+        let rules = ruleset(net("10.1.0.0/24"), &BTreeSet::new());
+        let delete = rules.find("delete table ip isthmus").unwrap();
+        assert!(rules.find("chain leaving").unwrap() > delete);
+    }
+}
