@@ -230,3 +230,61 @@ impl Inner {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{maps::MemoryMaps, subscribe::update_fixture as update};
+    use xds_proto::isthmus::agent::v1 as wire;
+
+    fn name() -> NamespacedName {
+        NamespacedName::new("shop", "pay")
+    }
+
+    fn engine(failures: u32) -> Engine {
+        let maps = MemoryMaps { failures, ..MemoryMaps::default() };
+        Engine::new(Ipv4Addr::new(192, 0, 2, 1), Box::new(maps)).unwrap()
+    }
+
+    fn local() -> wire::LocalEndpoint {
+        wire::LocalEndpoint {
+            name: "shop/pay".into(),
+            identity: 300,
+            spiffe_id: "spiffe://west.example/ns/shop/sa/pay".into(),
+            policy_class: 7,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn a_pod_has_traffic_only_once_its_endpoint_and_its_class_have_come() {
+        let engine = engine(0);
+        let pod = Pod { address: Ipv4Addr::new(10, 1, 1, 2), ifindex: 5, netns_cookie: 9 };
+        engine.add_pod(name(), pod).unwrap();
+        assert_eq!(engine.enforced(&name()), None);
+        engine.apply(&update(&[("shop/pay", local())], &[])).unwrap();
+        assert!(engine.enforced(&name()).is_none() && !engine.is_current(&name()));
+        engine.apply(&update(&[("7", wire::PolicyClass { id: 7, ..Default::default() })], &[])).unwrap();
+        assert_eq!(engine.enforced(&name()).unwrap().identity, 300);
+        assert!(engine.is_current(&name()));
+        engine.remove_pod(&name()).unwrap();
+        assert_eq!(engine.enforced(&name()), None);
+    }
+
+    #[test]
+    fn a_write_that_the_kernel_refuses_is_a_nack_and_is_tried_again() {
+        let engine = engine(1);
+        let address = wire::WorkloadAddress {
+            name: "shop/web".into(),
+            addresses: vec!["10.1.2.2".into()],
+            identity: 301,
+            ..Default::default()
+        };
+        let refused = engine.apply(&update(&[("shop/web", address)], &[])).unwrap_err();
+        assert!(refused.contains("told to fail"), "{refused}");
+        let net = "10.1.2.2/32".parse().unwrap();
+        assert_eq!(engine.kernel(|kernel, _| kernel.identities.get(&net).copied()), None);
+        engine.synchronise().unwrap();
+        assert_eq!(engine.kernel(|kernel, _| kernel.identities.get(&net).copied()), Some(301));
+    }
+}

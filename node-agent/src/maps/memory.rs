@@ -5,15 +5,15 @@ use std::collections::BTreeSet;
 use super::{MapError, Maps};
 use crate::desired::{Desired, MapOp};
 
-/// Remembers what it was told. It enforces nothing, so the agent itself never uses it.
+/// Remembers what it was told.
 #[derive(Debug, Clone, Default)]
-pub struct MemoryMaps {
+pub(crate) struct MemoryMaps {
     /// What the maps hold.
-    pub held: Desired,
+    pub(crate) held: Desired,
     /// Interfaces that have the programs.
-    pub attached: BTreeSet<u32>,
+    pub(crate) attached: BTreeSet<u32>,
     /// The next so many writes fail.
-    pub failures: u32,
+    pub(crate) failures: u32,
 }
 
 impl Maps for MemoryMaps {

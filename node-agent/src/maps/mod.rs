@@ -5,12 +5,14 @@ use thiserror::Error;
 use crate::desired::{Desired, MapOp};
 
 mod kernel;
+#[cfg(test)]
 mod memory;
 
 pub use kernel::KernelMaps;
 #[cfg(test)]
 pub(crate) use kernel::compiled;
-pub use memory::MemoryMaps;
+#[cfg(test)]
+pub(crate) use memory::MemoryMaps;
 
 /// A write or a call that the kernel refused.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]

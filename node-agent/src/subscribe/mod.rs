@@ -11,3 +11,6 @@ pub use parse::ParseError;
 pub use resources::{
     Address, Class, Local, NodeRoute, Peer, Resources, Rule, Service, ServiceBackend, ServicePort, TYPES,
 };
+
+#[cfg(test)]
+pub(crate) use resources::tests::update as update_fixture;
