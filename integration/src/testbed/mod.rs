@@ -143,7 +143,7 @@ pub fn lacking() -> Vec<String> {
     if !nix::unistd::geteuid().is_root() {
         lacking.push("it needs root: run it as root or with sudo".to_owned());
     }
-    for program in ["ip", "nsenter"] {
+    for program in ["ip", "nsenter", "nft"] {
         if Command::new(program).arg("--version").output().is_err()
             && Command::new(program).arg("-V").output().is_err()
         {
