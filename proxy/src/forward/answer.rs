@@ -1,6 +1,7 @@
 //! An endpoint's answer, made ready for the client.
 
 use http::{HeaderMap, HeaderName, HeaderValue, Response};
+use http_body::Body as _;
 use hyper::body::Incoming;
 
 use super::{
@@ -31,14 +32,23 @@ pub(super) struct Passing {
     pub(super) guards: Guards,
 }
 
+/// `head`: whether the request was a HEAD.
 pub(super) fn pass(
     response: Response<Incoming>,
     passing: Passing,
     ops: &HeaderOps,
+    head: bool,
 ) -> Response<ResponseBody> {
     let (parts, incoming) = response.into_parts();
     let Passing { lease, deadline, idle, guards } = passing;
-    let mut response = Response::new(ResponseBody::upstream(incoming, lease, deadline, idle, guards));
+    // An endpoint that sends a body where there is none (RFC 9110 6.4.1) has its stream reset, and the answer stands.
+    let bodyless = head || matches!(parts.status.as_u16(), 204 | 304);
+    let body = if bodyless && !incoming.is_end_stream() {
+        ResponseBody::Empty
+    } else {
+        ResponseBody::upstream(incoming, lease, deadline, idle, guards)
+    };
+    let mut response = Response::new(body);
     *response.status_mut() = parts.status;
     *response.headers_mut() = parts.headers;
     hops::strip_response(response.headers_mut());

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderValue, Request, Response, Uri, Version, header};
+use http::{HeaderValue, Method, Request, Response, Uri, Version, header};
 use hyper::body::Incoming;
 use tokio::sync::oneshot;
 
@@ -148,7 +148,8 @@ pub(super) async fn run(mut job: Job<'_>) -> Done {
                 idle: IdleTimer::new(job.stream_idle),
                 guards: Box::new((request_permit, retry_permit, serving, active)),
             };
-            let mut response = answer::pass(response, passing, &job.destination.response);
+            let mut response =
+                answer::pass(response, passing, &job.destination.response, job.head.method == Method::HEAD);
             if job.forward.attempt_count_in_response {
                 answer::set_attempts(response.headers_mut(), done.attempts);
             }
