@@ -24,11 +24,13 @@ test: build ## everything that must hold
 check: setup ## formatting, lints, dependencies; never writes
 	@SETUP_CHECKS=1 $(SETUP)
 	@scripts/step "Formatting" $(CARGO) fmt --all --check
+	@scripts/step "Formatting of the kernel programs" $(CARGO) fmt --manifest-path node-agent/ebpf/Cargo.toml --check
 	@scripts/step "Lints" $(CARGO) clippy --workspace --all-targets -- -D warnings
 	@scripts/step "Dependencies" scripts/deny
 
 fix: ## formats and applies what clippy can mend
 	@$(CARGO) fmt --all
+	@$(CARGO) fmt --manifest-path node-agent/ebpf/Cargo.toml
 	@$(CARGO) clippy --workspace --all-targets --fix --allow-dirty --allow-staged
 
 clean-testbed: build ## removes a testbed that a crash or KEEP=1 left behind
