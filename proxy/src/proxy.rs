@@ -12,7 +12,7 @@ use xds_client::Status;
 use crate::{
     admin::{self, Admin},
     config::Source,
-    inbound::Listeners,
+    inbound::{Bound, Listeners},
     shared::Shared,
     subscribe::{self, Engine, Peer},
 };
@@ -119,15 +119,16 @@ impl Proxy {
         self.admin
     }
 
-    /// Where a listener is bound; waits until it is.
+    /// Where the first address of a listener is bound; waits until it is.
     pub async fn listener(&self, name: &str) -> Option<SocketAddr> {
         let mut bound = self.listeners.bound();
-        let all = bound.wait_for(|all| all.contains_key(name)).await.ok()?;
-        all.get(name).copied()
+        let first = |all: &Bound| all.get(name).and_then(|addresses| addresses.get(&0)).copied();
+        let all = bound.wait_for(|all| first(all).is_some()).await.ok()?;
+        first(&all)
     }
 
     /// Listeners that are bound, as they change.
-    pub fn listeners(&self) -> watch::Receiver<std::collections::BTreeMap<String, SocketAddr>> {
+    pub fn listeners(&self) -> watch::Receiver<Bound> {
         self.listeners.bound()
     }
 

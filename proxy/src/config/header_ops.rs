@@ -46,10 +46,15 @@ fn change(path: &Path<'_>, wire: HeaderValueOption) -> Result<HeaderChange> {
     let header_path = path.field("header");
     let WireHeader { key, value, raw_value } = header.ok_or_else(|| header_path.missing())?;
     let value_path = header_path.field("value");
-    if value.contains('%') {
-        // Envoy's command operators (%DOWNSTREAM_REMOTE_ADDRESS%): taking them literally would be wrong in silence.
-        return Err(value_path.invalid(&value, "contains '%': command operators are not supported"));
-    }
+    // `%%` is a percent sign; anything else that begins with one is a command operator of Envoy
+    // (%DOWNSTREAM_REMOTE_ADDRESS%), and to take it literally would be wrong in silence.
+    let value = value.split("%%").map(|part| {
+        if part.contains('%') {
+            return Err(value_path.invalid(&value, "contains '%': command operators are not supported"));
+        }
+        Ok(part)
+    });
+    let value = value.collect::<Result<Vec<_>>>()?.join("%");
     let bytes = if raw_value.is_empty() { value.as_bytes() } else { raw_value.as_slice() };
     if bytes.is_empty() {
         return Err(value_path.missing());

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
 
 use serde::Serialize;
 use xds_proto::envoy::{
-    config::listener::v3::{Listener as WireListener, ListenerFilter, listener_filter},
+    config::listener::v3::{AdditionalAddress, Listener as WireListener, ListenerFilter, listener_filter},
     extensions::filters::listener::tls_inspector::v3::TlsInspector,
 };
 
@@ -22,8 +22,8 @@ use crate::{limits, route::RouteTable};
 pub struct Listener {
     /// Unique name.
     pub name: String,
-    /// Where to listen.
-    pub address: SocketAddr,
+    /// Where to listen; at least one.
+    pub addresses: Vec<SocketAddr>,
     /// In the order of the resource.
     pub chains: Vec<FilterChain>,
     /// When none of them matches.
@@ -122,7 +122,7 @@ pub(super) fn convert(path: &Path<'_>, wire: WireListener) -> Result<Listener> {
         tcp_keepalive,
         listener_specifier,
     } = wire;
-    refuse!(path; additional_addresses, stats_matcher, fcds_config, filter_chain_matcher, per_connection_buffer_limit_bytes,
+    refuse!(path; stats_matcher, fcds_config, filter_chain_matcher, per_connection_buffer_limit_bytes,
         per_connection_buffer_high_watermark_timeout, deprecated_v1, drain_type, socket_options,
         tcp_fast_open_queue_length, udp_listener_config, api_listener, connection_balance_config, reuse_port,
         access_log, max_connections_to_accept_per_socket_event, enable_mptcp, ignore_global_conn_limit,
@@ -161,9 +161,21 @@ pub(super) fn convert(path: &Path<'_>, wire: WireListener) -> Result<Listener> {
             timeout_path.invalid("0s", "would let silent clients hold connections for ever; give a limit")
         );
     }
+    let more = path.field("additional_addresses");
+    let mut addresses = vec![address(&path.field("address"), wire_address)?];
+    for (at, wire) in additional_addresses.into_iter().enumerate() {
+        let path = more.index(at);
+        let AdditionalAddress { address: wire_address, socket_options, tcp_keepalive } = wire;
+        refuse!(path; socket_options, tcp_keepalive);
+        let address = address(&path.field("address"), wire_address)?;
+        if addresses.contains(&address) {
+            return Err(path.field("address").duplicate(address));
+        }
+        addresses.push(address);
+    }
     Ok(Listener {
         name,
-        address: address(&path.field("address"), wire_address)?,
+        addresses,
         chains,
         default_chain,
         inspect_timeout,

@@ -5,7 +5,7 @@
 //!
 //! | message | fields |
 //! | --- | --- |
-//! | `Listener` | `name`, `address` (`socket_address`), `filter_chains`, `default_filter_chain`, `listener_filters` (`tls_inspector`), `listener_filters_timeout`, `continue_on_listener_filters_timeout`, `tcp_backlog_size`, `drain_type` DEFAULT, `bind_to_port` true |
+//! | `Listener` | `name`, `address` and `additional_addresses` (`socket_address`), `filter_chains`, `default_filter_chain`, `listener_filters` (`tls_inspector`), `listener_filters_timeout`, `continue_on_listener_filters_timeout`, `tcp_backlog_size`, `drain_type` DEFAULT, `bind_to_port` true |
 //! | `FilterChain` | `filter_chain_match` (`server_names`, `transport_protocol`), one filter, `transport_socket`, `transport_socket_connect_timeout`, `name` |
 //! | network filters | `http_connection_manager`, `tcp_proxy` |
 //! | HTTP filters | `router`, as the only one |
@@ -36,9 +36,6 @@ mod tcp_proxy;
 mod tls;
 mod upstream;
 mod wire;
-
-#[cfg(test)]
-mod tests {}
 
 pub use chain::{ChainMatch, FilterChain, NetworkFilter, ServerName, Transport};
 pub use cluster::{Breakers, Cluster, Discovery};

@@ -1,7 +1,7 @@
 //! One request, tried until it is answered or given up.
 
 use std::{
-    future::{Future, pending},
+    future::pending,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -220,51 +220,44 @@ async fn per_try(policy: Option<&RetryPolicy>) {
     }
 }
 
-fn try_once<'a>(
-    job: &'a mut Job<'_>,
-    host: &'a Arc<Host>,
-    attempts: u32,
-) -> impl Future<Output = Option<Attempt>> + 'a {
-    async move {
-        let want = match job.cluster.config.protocol {
-            UpstreamProtocol::Http1 => Want::Http1,
-            UpstreamProtocol::Http2 => Want::Http2,
-            UpstreamProtocol::Auto => Want::Any,
-            UpstreamProtocol::Downstream if job.http2_client => Want::Http2,
-            UpstreamProtocol::Downstream => Want::Http1,
-        };
-        let mut lease = match acquire(&job.cluster, host, want).await {
-            Ok(lease) => lease,
-            Err(error) => return Some(Attempt::NoConnection(error)),
-        };
-        let Some(body) = job.body.take() else { return Some(Attempt::NoBody) };
-        if job.forward.attempt_count_in_request {
-            answer::set_attempts(&mut job.head.headers, attempts);
-        }
-        let keep =
-            job.forward.retry.as_ref().is_some_and(|p| p.on.after_sending() && attempts <= p.num_retries);
-        let mut request = build(job, lease.is_http2(), body, keep);
-        for _ in 0..STALE_CONNECTIONS {
-            match lease.send(request).await {
-                Ok(response) => return Some(Attempt::Answer(response, lease)),
-                // The peer closed the connection while it was idle: another one will do, and nobody need know.
-                Err(SendError::NotSent(back)) => {
-                    let http2 = lease.is_http2();
-                    drop(lease);
-                    lease = match acquire(&job.cluster, host, want).await {
-                        Ok(lease) => lease,
-                        Err(error) => return Some(Attempt::NoConnection(error)),
-                    };
-                    request = *back;
-                    if lease.is_http2() != http2 {
-                        form(&mut request, &job.head, lease.is_http2());
-                    }
-                }
-                Err(error) => return Some(Attempt::Send(error)),
-            }
-        }
-        Some(Attempt::Send(SendError::NotSent(Box::new(request))))
+async fn try_once(job: &mut Job<'_>, host: &Arc<Host>, attempts: u32) -> Option<Attempt> {
+    let want = match job.cluster.config.protocol {
+        UpstreamProtocol::Http1 => Want::Http1,
+        UpstreamProtocol::Http2 => Want::Http2,
+        UpstreamProtocol::Auto => Want::Any,
+        UpstreamProtocol::Downstream if job.http2_client => Want::Http2,
+        UpstreamProtocol::Downstream => Want::Http1,
+    };
+    let mut lease = match acquire(&job.cluster, host, want).await {
+        Ok(lease) => lease,
+        Err(error) => return Some(Attempt::NoConnection(error)),
+    };
+    let Some(body) = job.body.take() else { return Some(Attempt::NoBody) };
+    if job.forward.attempt_count_in_request {
+        answer::set_attempts(&mut job.head.headers, attempts);
     }
+    let keep = job.forward.retry.as_ref().is_some_and(|p| p.on.after_sending() && attempts <= p.num_retries);
+    let mut request = build(job, lease.is_http2(), body, keep);
+    for _ in 0..STALE_CONNECTIONS {
+        match lease.send(request).await {
+            Ok(response) => return Some(Attempt::Answer(response, lease)),
+            // The peer closed the connection while it was idle: another one will do, and nobody need know.
+            Err(SendError::NotSent(back)) => {
+                let http2 = lease.is_http2();
+                drop(lease);
+                lease = match acquire(&job.cluster, host, want).await {
+                    Ok(lease) => lease,
+                    Err(error) => return Some(Attempt::NoConnection(error)),
+                };
+                request = *back;
+                if lease.is_http2() != http2 {
+                    form(&mut request, &job.head, lease.is_http2());
+                }
+            }
+            Err(error) => return Some(Attempt::Send(error)),
+        }
+    }
+    Some(Attempt::Send(SendError::NotSent(Box::new(request))))
 }
 
 /// The request, with the headers themselves or, if it may be sent again, a copy.

@@ -70,7 +70,8 @@ pub fn prepare(
     }
     let authority = authority(&uri, &headers, version)?;
     let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-    if !path.as_str().starts_with('/') && !(path.as_str() == "*" && method == Method::OPTIONS) {
+    let whole_server = path.as_str() == "*" && method == Method::OPTIONS;
+    if !path.as_str().starts_with('/') && !whole_server {
         return Err(refuse(StatusCode::BAD_REQUEST, "the path must begin with '/'"));
     }
     hops::strip_request(&mut headers);

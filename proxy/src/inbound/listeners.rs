@@ -29,8 +29,8 @@ use crate::{
     telemetry::ListenerStats,
 };
 
-/// Between attempts to bind an address that is taken, perhaps by a process that is about to leave.
-const BIND_RETRY: Duration = Duration::from_millis(500);
+/// Between attempts to bind an address that is taken, perhaps by a listener or process that is about to leave.
+const BIND_RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
 /// After an error of `accept`, most likely for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -39,11 +39,14 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub struct Listeners {
     shared: Arc<Shared>,
     state: Mutex<State>,
-    bound: watch::Sender<BTreeMap<String, SocketAddr>>,
+    bound: watch::Sender<Bound>,
     tracker: TaskTracker,
     /// What is left is to be closed now.
     cut: CancellationToken,
 }
+
+/// Sockets by name of the listener and position of the address in its configuration.
+pub type Bound = BTreeMap<String, BTreeMap<usize, SocketAddr>>;
 
 #[derive(Debug, Default)]
 struct State {
@@ -58,6 +61,7 @@ struct Active {
     connections: Arc<Limit>,
     /// Ends accepting.
     stop: CancellationToken,
+    addresses: usize,
 }
 
 impl Listeners {
@@ -105,7 +109,7 @@ impl Listeners {
         let former_chains = former.map(|active| active.chains.load_full());
         let chains = Chains::build(listener.clone(), &parts, former_chains.as_deref())?;
         if let (Some(active), Some(old)) = (former, &former_chains)
-            && old.listener.address == listener.address
+            && old.listener.addresses == listener.addresses
         {
             old.drain_except(Some(&chains));
             active.chains.store(Arc::new(chains));
@@ -117,10 +121,19 @@ impl Listeners {
             stats,
             connections: Limit::new(limits::LISTENER_CONNECTIONS as u32),
             stop: CancellationToken::new(),
+            addresses: listener.addresses.len(),
         };
-        self.tracker.spawn(accept_loop(
-            Accepting {
+        let former = state.listeners.remove(&name);
+        if let Some(former) = former {
+            // The addresses have changed: connections that stand finish where they are.
+            former.stop.cancel();
+            former.chains.load().drain_except(None);
+            self.bound.send_if_modified(|bound| bound.remove(&name).is_some());
+        }
+        for (position, address) in listener.addresses.iter().enumerate() {
+            let accepting = Accepting {
                 name: name.clone(),
+                position,
                 chains: active.chains.clone(),
                 stats: active.stats.clone(),
                 connections: active.connections.clone(),
@@ -128,16 +141,10 @@ impl Listeners {
                 tracker: self.tracker.clone(),
                 cut: self.cut.clone(),
                 bound: self.bound.clone(),
-            },
-            listener.address,
-            listener.backlog,
-            active.stop.clone(),
-        ));
-        if let Some(old) = state.listeners.insert(name, active) {
-            // The address has changed: connections that stand finish where they are.
-            old.stop.cancel();
-            old.chains.load().drain_except(None);
+            };
+            self.tracker.spawn(accept_loop(accepting, *address, listener.backlog, active.stop.clone()));
         }
+        state.listeners.insert(name, active);
         Ok(())
     }
 
@@ -153,14 +160,15 @@ impl Listeners {
     }
 
     /// Where listeners are bound, as it changes.
-    pub fn bound(&self) -> watch::Receiver<BTreeMap<String, SocketAddr>> {
+    pub fn bound(&self) -> watch::Receiver<Bound> {
         self.bound.subscribe()
     }
 
-    /// Whether every listener has its socket.
+    /// Whether every listener has its sockets.
     pub fn all_bound(&self) -> bool {
         let bound = self.bound.borrow();
-        self.state().listeners.keys().all(|name| bound.contains_key(name))
+        let state = self.state();
+        state.listeners.iter().all(|(name, l)| bound.get(name).is_some_and(|b| b.len() == l.addresses))
     }
 
     /// Stops accepting, lets requests finish for as long as `limit`, then closes what is left.
@@ -195,13 +203,14 @@ fn slot(routes: &mut BTreeMap<String, RouteSlot>, name: &str) -> RouteSlot {
 
 struct Accepting {
     name: String,
+    position: usize,
     chains: Arc<ArcSwap<Chains>>,
     stats: Arc<ListenerStats>,
     connections: Arc<Limit>,
     shared: Arc<Shared>,
     tracker: TaskTracker,
     cut: CancellationToken,
-    bound: watch::Sender<BTreeMap<String, SocketAddr>>,
+    bound: watch::Sender<Bound>,
 }
 
 fn bind(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
@@ -213,27 +222,33 @@ fn bind(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
 
 async fn accept_loop(accepting: Accepting, address: SocketAddr, backlog: u32, stop: CancellationToken) {
     let mut told = false;
+    let (mut pause, longest) = BIND_RETRY;
     let listener = loop {
         match bind(address, backlog) {
             Ok(listener) => break listener,
-            Err(error) if !told => {
+            // Not worth a word while a former listener is just leaving.
+            Err(error) if !told && pause > Duration::from_millis(100) => {
                 tracing::warn!(listener = %accepting.name, %address, %error, "cannot listen; trying again");
                 told = true;
             }
             Err(_) => {}
         }
         tokio::select! {
-            () = tokio::time::sleep(BIND_RETRY) => {}
+            () = tokio::time::sleep(pause) => {}
             () = stop.cancelled() => return,
         }
+        pause = (pause * 2).min(longest);
     };
     let bound = listener.local_addr().unwrap_or(address);
     tracing::info!(listener = %accepting.name, address = %bound, "listening");
-    if !stop.is_cancelled() {
-        accepting.bound.send_modify(|all| {
-            all.insert(accepting.name.clone(), bound);
-        });
-    }
+    accepting.bound.send_if_modified(|all| {
+        // Under the lock of the map: a listener that is withdrawn now takes its entry with it, or finds none.
+        let current = !stop.is_cancelled();
+        if current {
+            all.entry(accepting.name.clone()).or_default().insert(accepting.position, bound);
+        }
+        current
+    });
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,

@@ -8,5 +8,5 @@ mod listeners;
 mod select;
 
 pub use chain::{ChainError, Chains};
-pub use listeners::Listeners;
+pub use listeners::{Bound, Listeners};
 pub use select::{FirstBytes, choose};

@@ -128,6 +128,6 @@ impl ReplayBody {
 
     pub(super) fn size_hint(&self) -> SizeHint {
         // Asked for before the first frame, to frame the message.
-        if self.cursor == 0 { lock(&self.shared).hint.clone() } else { SizeHint::default() }
+        if self.cursor == 0 { lock(&self.shared).hint } else { SizeHint::default() }
     }
 }

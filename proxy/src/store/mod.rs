@@ -10,9 +10,6 @@ mod effect;
 mod parse;
 mod warm;
 
-#[cfg(test)]
-mod tests {}
-
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,

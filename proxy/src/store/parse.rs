@@ -84,14 +84,11 @@ pub(super) fn parse(source: Source, update: &Update) -> Result<Parsed, String> {
     })
 }
 
-fn each<M: Message + Name + Default, T>(
+fn each<M: Message + Name + Default + Clone, T>(
     update: &Update,
     name: impl Fn(M) -> String + Copy,
     convert: impl Fn(M) -> Result<T, ConfigError>,
-) -> Result<Vec<T>, String>
-where
-    M: Clone,
-{
+) -> Result<Vec<T>, String> {
     let one = |resource: &Resource| -> Result<T, String> {
         let wire: M = resource.decode().map_err(|e| e.to_string())?;
         let inner = name(wire.clone());

@@ -1,12 +1,17 @@
 //! Whole proxies in this process, driven over real sockets: configuration by delta xDS on a unix socket, traffic on 127.0.0.1.
 
+// Helpers of tests are no test functions, but may panic like them.
+#![allow(clippy::unwrap_used)]
+
 mod backend;
 mod client;
 mod control;
+mod convert;
 mod failover;
 mod gateway;
 mod http;
 mod mtls;
 mod refusal;
 mod resources;
+mod store;
 mod update;
