@@ -5,6 +5,7 @@ use std::{sync::Arc, time::SystemTime};
 use mesh_model::identity::TrustDomain;
 use mesh_store::State;
 use mesh_tls::{SharedBundles, TrustBundles};
+use tokio_util::sync::CancellationToken;
 use tonic::{Extensions, Status};
 
 use crate::{
@@ -41,6 +42,8 @@ pub struct App {
     pub replicas: Replicas,
     /// When each peer was last heard, by this replica.
     pub liveness: Liveness,
+    /// Cancelled when the replica drains: streams that would never end, end.
+    pub stop: CancellationToken,
 }
 
 impl App {

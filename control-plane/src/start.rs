@@ -74,6 +74,7 @@ pub async fn start(mut config: Config) -> anyhow::Result<Running> {
     let views = Arc::new(ModelViews::new(trust_domain, config.gateways.clone(), &replica.applied()));
     let subscribers = Arc::new(Subscribers::new());
     bundles.store(Arc::new(trust_bundles(&ca, &replica.applied())));
+    let stop = CancellationToken::new();
     let app = Arc::new(App {
         config,
         ca,
@@ -84,8 +85,8 @@ pub async fn start(mut config: Config) -> anyhow::Result<Running> {
         flows: FlowRing::default(),
         replicas,
         liveness: Liveness::default(),
+        stop: stop.clone(),
     });
-    let stop = CancellationToken::new();
     let xds = XdsServer::new(views, subscribers, server::Options::new(format!("replica-{id}")));
     let admitting = app.clone();
     let raft =

@@ -55,7 +55,7 @@ pub struct ModelViews {
 impl ModelViews {
     /// Views of a state.
     pub fn new(own: TrustDomain, gateways: Vec<String>, state: &State) -> Self {
-        let compiled = compile(state);
+        let compiled = compile(state, None);
         let (changed, _) = watch::channel(compiled.revision);
         Self {
             own,
@@ -68,12 +68,12 @@ impl ModelViews {
 
     /// Takes over a newer state. Costs what compiling costs: not for a thread that serves.
     pub fn update(&self, state: Arc<State>) {
-        let before = self.compiled.load().revision;
-        let revision = state.revision;
+        let last = self.compiled.load_full();
+        let (before, revision) = (last.revision, state.revision);
         if revision <= before {
             return;
         }
-        let compiled = compile(&state);
+        let compiled = compile(&state, Some(&last));
         drop(state);
         self.compiled.store(Arc::new(compiled));
         // Clients that did not ask since the revision before have gone; a slow one costs one translation more.
@@ -120,7 +120,7 @@ impl ModelViews {
     }
 }
 
-fn compile(state: &State) -> Compiled {
+fn compile(state: &State, before: Option<&Compiled>) -> Compiled {
     let created = |key: &ObjectKey| state.object_meta.get(key).map(|meta| meta.created_unix);
     let exports = state.objects.keys().filter(|key| key.kind == Kind::ServiceExport);
     Compiled {
@@ -128,7 +128,9 @@ fn compile(state: &State) -> Compiled {
         model: state.input().map(|input| Arc::new(compile_with(input, &created))),
         doors: state.replicas.values().map(|replica| replica.address.clone()).collect(),
         exports: exports.map(|key| (key.name.clone(), export_facts(state, &key.name))).collect(),
-        translation: Translation::default(),
+        translation: before
+            .and_then(|b| Some(Translation::after(b.model.clone()?, &b.translation)))
+            .unwrap_or_default(),
     }
 }
 

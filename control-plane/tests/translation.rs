@@ -392,10 +392,16 @@ fn weights_and_matches_arrive_in_the_order_of_precedence() {
     assert_eq!(cards.virtual_hosts.len(), 1);
     let all = &cards.virtual_hosts[0].routes;
     assert_eq!(all.len(), 4);
-    let Some(route::Action::Route(last)) = &all[3].action else { panic!("{:?}", all[3]) };
-    let Some(ClusterSpecifier::WeightedClusters(weighted)) = &last.cluster_specifier else {
-        panic!("{last:?}")
+    let shares = |r: &Route| match &r.action {
+        Some(route::Action::Route(action)) => match &action.cluster_specifier {
+            Some(ClusterSpecifier::WeightedClusters(weighted)) => Some((action.clone(), weighted.clone())),
+            _ => None,
+        },
+        _ => None,
     };
+    let at = all.iter().position(|r| shares(r).is_some()).unwrap();
+    assert_eq!(at, 2, "after the exact path and the longer prefix");
+    let (action, weighted) = shares(&all[at]).unwrap();
     let weights: Vec<u32> = weighted.clusters.iter().map(|c| c.weight.as_ref().unwrap().value).collect();
     assert_eq!(weights, [90, 10]);
     assert_eq!(action.timeout.as_ref().unwrap().seconds, 0, "no timeout of a route is no timeout");
@@ -415,4 +421,32 @@ fn an_agent_gets_its_own_endpoints_and_everybodys_addresses() {
         here.get(kinds::SERVICE, "shop/pay").unwrap().as_ref(),
         elsewhere.get(kinds::SERVICE, "shop/pay").unwrap().as_ref()
     ));
+}
+
+#[test]
+fn what_did_not_change_is_not_translated_again_and_comes_out_the_same() {
+    let (mut state, before) = shop();
+    let first = Translation::default();
+    let name = NamespacedName::new("shop", "cards-1");
+    first.agent(&before, "n1");
+    first.sidecar(&before, &name, ProxyKind::Envoy);
+    let key = Bytes16([200; 16]);
+    let binding =
+        WorkloadBinding { node: "n1".into(), addresses: vec!["10.1.0.7".parse().unwrap()], ready: false };
+    let command = Command::BindWorkload { workload: NamespacedName::new("shop", "db-1"), binding };
+    apply(&mut state, &Envelope { key, now_unix_ms: 2_000_000, random: key, command }).outcome.unwrap();
+    let model = compile(state.input().unwrap());
+    let second = Translation::after(std::sync::Arc::new(before.clone()), &first);
+    for (incremental, whole) in [
+        (second.agent(&model, "n1"), Translation::default().agent(&model, "n1")),
+        (second.sidecar(&model, &name, ProxyKind::Envoy), sidecar(&model, ProxyKind::Envoy)),
+    ] {
+        assert_eq!(incremental, whole);
+    }
+    let (old, new) =
+        (first.sidecar(&before, &name, ProxyKind::Envoy), second.sidecar(&model, &name, ProxyKind::Envoy));
+    assert!(std::sync::Arc::ptr_eq(old.of(kinds::ROUTE).unwrap(), new.of(kinds::ROUTE).unwrap()));
+    let endpoints =
+        |set: &ResourceSet| set.get(kinds::ENDPOINT, "outbound|80|db.shop").unwrap().version.clone();
+    assert_ne!(endpoints(&old), endpoints(&new));
 }

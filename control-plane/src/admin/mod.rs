@@ -118,6 +118,7 @@ impl Admin for AdminService {
                 tokio::select! {
                     changed = changes.changed() => if changed.is_err() { return },
                     () = events.closed() => return,
+                    () = app.stop.cancelled() => return,
                 }
             }
         });

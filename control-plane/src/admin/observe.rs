@@ -51,10 +51,14 @@ async fn ours(app: &App, request: &ObserveRequest, batches: &Batches) {
             return;
         }
     }
-    while request.follow {
+    if !request.follow {
+        return;
+    }
+    loop {
         let next = tokio::select! {
             next = feed.recv() => next,
             () = batches.closed() => return,
+            () = app.stop.cancelled() => return,
         };
         let batch = match next {
             Ok(flow) if concerns(request, &flow) => FlowBatch { flows: vec![flow], lost: 0 },
@@ -75,6 +79,7 @@ async fn theirs(app: &App, address: &str, request: ObserveRequest, batches: &Bat
         let next = tokio::select! {
             next = stream.message() => next?,
             () = batches.closed() => return Ok(()),
+            () = app.stop.cancelled() => return Ok(()),
         };
         let Some(batch) = next else { return Ok(()) };
         if batches.send(Ok(batch)).await.is_err() {

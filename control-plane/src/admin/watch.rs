@@ -58,3 +58,67 @@ impl Watcher {
 fn event(kind: &str, object: Vec<u8>, revision: u64) -> WatchEvent {
     WatchEvent { r#type: kind.to_owned(), object, revision }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mesh_model::resource::Object;
+    use mesh_store::StoredMeta;
+    use serde_json::json;
+    use xds_proto::isthmus::admin::v1::ListRequest;
+
+    fn put(state: &mut State, name: &str, port: u16) {
+        let value = json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "shop"},
+            "spec": {"ports": [{"port": port}]},
+        });
+        let object = Object::parse(&value).unwrap();
+        state.revision += 1;
+        let revision = state.revision;
+        let meta = StoredMeta { revision, created_revision: revision, uid: name.to_owned(), created_unix: 0 };
+        state.object_meta.insert(object.key(), meta);
+        state.objects.insert(object.key(), object);
+    }
+
+    fn told(watcher: &mut Watcher, state: &State) -> Vec<(String, String)> {
+        let name = |event: &WatchEvent| {
+            let object: serde_json::Value = serde_json::from_slice(&event.object).unwrap();
+            object["metadata"]["name"].as_str().unwrap().to_owned()
+        };
+        watcher.advance(state, None).iter().map(|event| (event.r#type.clone(), name(event))).collect()
+    }
+
+    fn watcher(from_revision: u64) -> Watcher {
+        let request = ListRequest { kind: "svc".to_owned(), ..Default::default() };
+        Watcher::new(Filter::new(&request).unwrap(), from_revision)
+    }
+
+    fn pair(kind: &str, name: &str) -> (String, String) {
+        (kind.to_owned(), name.to_owned())
+    }
+
+    #[test]
+    fn what_is_there_comes_first_and_then_each_change_once() {
+        let mut state = State::default();
+        put(&mut state, "a", 80);
+        put(&mut state, "b", 80);
+        let mut watcher = watcher(0);
+        assert_eq!(told(&mut watcher, &state), [pair("ADDED", "a"), pair("ADDED", "b")]);
+        assert_eq!(told(&mut watcher, &state), []);
+        put(&mut state, "b", 81);
+        let gone = state.objects.keys().next().unwrap().clone();
+        state.objects.remove(&gone);
+        assert_eq!(told(&mut watcher, &state), [pair("MODIFIED", "b"), pair("DELETED", "a")]);
+    }
+
+    #[test]
+    fn a_watcher_that_has_listed_is_told_only_of_what_came_after() {
+        let mut state = State::default();
+        put(&mut state, "a", 80);
+        put(&mut state, "b", 80);
+        let mut watcher = watcher(1);
+        assert_eq!(told(&mut watcher, &state), [pair("ADDED", "b")]);
+        put(&mut state, "a", 81);
+        assert_eq!(told(&mut watcher, &state), [pair("MODIFIED", "a")]);
+    }
+}

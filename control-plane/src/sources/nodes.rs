@@ -62,7 +62,12 @@ impl Endpoints for EndpointsService {
     ) -> Result<Response<ReportFlowsResponse>, Status> {
         let node = self.0.admit_node(request.extensions(), Action::ReportEndpoints)?;
         let mut batches = request.into_inner();
-        while let Some(batch) = batches.message().await? {
+        loop {
+            let next = tokio::select! {
+                next = batches.message() => next?,
+                () = self.0.stop.cancelled() => None,
+            };
+            let Some(batch) = next else { break };
             if batch.lost > 0 {
                 tracing::warn!(%node, lost = batch.lost, "flow events were lost on the node");
             }

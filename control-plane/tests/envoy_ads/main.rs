@@ -3,6 +3,8 @@
 //! Needs the Envoy binary: `ENVOY_BIN`, or the one that `make test` installs below the target folder. Fails without it,
 //! unless `SKIP_ENVOY=1`.
 
+#![allow(clippy::unwrap_used)]
+
 mod envoy;
 mod resources;
 

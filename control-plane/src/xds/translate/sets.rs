@@ -1,14 +1,21 @@
-//! From a client's view to its resources. What several clients have in common is translated once.
+//! From a client's view to its resources. What several clients have in common is translated once, and what has
+//! not changed since the revision before is not translated again.
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    collections::HashSet,
+    sync::{Arc, OnceLock},
+};
 
 use clustermesh::export::ExportFacts;
 use mesh_model::{
     compile::MeshModel,
     resource::NamespacedName,
-    view::{self, AgentView, GatewayView, SidecarView},
+    view::{self, AgentView, GatewayView, SidecarView, names},
 };
-use xds_proto::isthmus::federation::v1::{ClusterDescription, PeerCluster};
+use xds_proto::{
+    Name,
+    isthmus::federation::v1::{ClusterDescription, PeerCluster},
+};
 
 use super::{
     agent,
@@ -26,13 +33,34 @@ pub struct Translation {
     proxies: OnceLock<ResourceSet>,
     /// The same for Envoys.
     envoys: OnceLock<ResourceSet>,
+    before: Option<Before>,
+}
+
+/// The revision before, as far as somebody had asked for it.
+#[derive(Debug)]
+struct Before {
+    model: Arc<MeshModel>,
+    agents: Option<ResourceSet>,
+    proxies: Option<ResourceSet>,
+    envoys: Option<ResourceSet>,
 }
 
 impl Translation {
+    /// Of the revision after one whose model and translation these are.
+    pub fn after(model: Arc<MeshModel>, before: &Translation) -> Self {
+        let before = Before {
+            model,
+            agents: before.agents.get().cloned(),
+            proxies: before.proxies.get().cloned(),
+            envoys: before.envoys.get().cloned(),
+        };
+        Self { before: Some(before), ..Self::default() }
+    }
+
     /// What the agent of a node is to have.
     pub fn agent(&self, model: &MeshModel, node: &str) -> ResourceSet {
         let view = view::for_agent(model, node);
-        let mut set = self.agents.get_or_init(|| all_agents(&view)).clone();
+        let mut set = self.agents.get_or_init(|| all_agents(&view, self.before.as_ref())).clone();
         set.revision = model.revision;
         for workload in &view.local {
             set.insert(Encoded::new(workload.name.to_string(), &agent::local_endpoint(workload)));
@@ -50,7 +78,7 @@ impl Translation {
             ProxyKind::Proxy => &self.proxies,
             ProxyKind::Envoy => &self.envoys,
         };
-        let mut set = shared.get_or_init(|| all_sidecars(&view, model, kind)).clone();
+        let mut set = shared.get_or_init(|| all_sidecars(&view, model, kind, self.before.as_ref())).clone();
         set.revision = model.revision;
         for inbound in &view.inbound {
             let Some((first, also)) = inbound.addresses.split_first() else { continue };
@@ -64,15 +92,28 @@ impl Translation {
     }
 }
 
-fn all_agents(view: &AgentView<'_>) -> ResourceSet {
+/// What was made of equal data before, or made now.
+fn kept<M: Name>(
+    before: Option<&ResourceSet>,
+    same: bool,
+    name: &str,
+    make: impl FnOnce() -> M,
+) -> Arc<Encoded> {
+    let old = before.filter(|_| same).and_then(|set| set.get(&M::type_url(), name));
+    old.cloned().unwrap_or_else(|| Arc::new(Encoded::new(name, &make())))
+}
+
+fn all_agents(view: &AgentView<'_>, before: Option<&Before>) -> ResourceSet {
     let mut set = ResourceSet::new(0);
-    for workload in &view.workloads {
-        if let Some(address) = agent::workload_address(workload) {
-            set.insert(Encoded::new(address.name.as_str(), &address));
-        }
+    let old = before.and_then(|b| b.agents.as_ref());
+    for workload in view.workloads.iter().filter(|w| w.binding.is_some()) {
+        let same = before.is_some_and(|b| b.model.workloads.get(&workload.name) == Some(*workload));
+        let make = || agent::workload_address(workload).unwrap_or_default();
+        set.insert(kept(old, same, &workload.name.to_string(), make));
     }
     for service in &view.services {
-        set.insert(Encoded::new(service.name.to_string(), &agent::service(service)));
+        let same = before.is_some_and(|b| b.model.services.get(&service.name) == Some(*service));
+        set.insert(kept(old, same, &service.name.to_string(), || agent::service(service)));
     }
     for node in &view.nodes {
         set.insert(Encoded::new(node.name.as_str(), &agent::node(node)));
@@ -80,32 +121,58 @@ fn all_agents(view: &AgentView<'_>) -> ResourceSet {
     for (domain, roots) in &view.trust_bundles {
         set.insert(Encoded::new(domain.as_str(), &agent::trust_bundle(domain, roots)));
     }
+    // Whole types that are equal are then the same in memory, and cost each client one comparison.
+    if let Some(old) = old {
+        set.share_with(old);
+    }
     set
 }
 
-fn all_sidecars(view: &SidecarView<'_>, model: &MeshModel, kind: ProxyKind) -> ResourceSet {
+fn all_sidecars(
+    view: &SidecarView<'_>,
+    model: &MeshModel,
+    kind: ProxyKind,
+    before: Option<&Before>,
+) -> ResourceSet {
     let mut set = ResourceSet::new(0);
+    let old = before.and_then(|b| match kind {
+        ProxyKind::Proxy => b.proxies.as_ref(),
+        ProxyKind::Envoy => b.envoys.as_ref(),
+    });
+    let unchanged = before.map(|b| unchanged_ports(model, &b.model)).unwrap_or_default();
     for outbound in &view.outbound {
-        let name = outbound.name.as_str();
-        set.insert(Encoded::new(name, &listener::outbound(name, outbound.proxy_port, outbound.protocol)));
+        let (name, same) = (outbound.name.as_str(), unchanged.contains(&outbound.name));
+        let make = || listener::outbound(name, outbound.proxy_port, outbound.protocol);
+        set.insert(kept(old, same, name, make));
         if listener::is_http(outbound.protocol) {
-            set.insert(Encoded::new(name, &route::outbound(name, outbound.routes)));
+            set.insert(kept(old, same, name, || route::outbound(name, outbound.routes)));
         }
     }
     for c in &view.clusters {
+        let (name, same) = (c.name.as_str(), unchanged.contains(&c.name));
         let (encryption, endpoints) = match (kind, Encryption::of(&c.endpoints)) {
             // Our proxy has one transport per cluster; Envoy chooses by endpoint.
             (ProxyKind::Proxy, Encryption::Mixed) => Encryption::decide(&c.endpoints),
             (ProxyKind::Proxy | ProxyKind::Envoy, encryption) => (encryption, c.endpoints.clone()),
         };
-        let message = cluster::outbound(&c.name, c.sni, c.spiffe_ids, c.protocol, encryption);
-        set.insert(Encoded::new(c.name.as_str(), &message));
-        set.insert(Encoded::new(c.name.as_str(), &endpoint::assignment(&c.name, &endpoints)));
+        let make = || cluster::outbound(name, c.sni, c.spiffe_ids, c.protocol, encryption);
+        set.insert(kept(old, same, name, make));
+        set.insert(kept(old, same, name, || endpoint::assignment(name, &endpoints)));
     }
     let bundles = view::trust_bundles(model);
     let secret = secret::trust_bundles(bundles.iter().map(|(domain, roots)| (domain, roots.as_slice())));
     set.insert(Encoded::new(tls::TRUST_BUNDLES, &secret));
+    if let Some(old) = old {
+        set.share_with(old);
+    }
     set
+}
+
+/// Names of the outbound resources whose service is what it was.
+fn unchanged_ports(model: &MeshModel, before: &MeshModel) -> HashSet<String> {
+    let same = model.services.values().filter(|service| before.services.get(&service.name) == Some(*service));
+    same.flat_map(|service| service.ports.iter().map(|port| names::outbound(&service.name, port.port)))
+        .collect()
 }
 
 /// What a gateway is to have.
