@@ -35,9 +35,10 @@ use super::wire::{exact, matches_regex, millis, number, regex};
 const RETRIES: u32 = 3;
 /// How often another endpoint is drawn before one that was tried already is taken again.
 const HOST_SELECTION_ATTEMPTS: i64 = 5;
-/// What is retried: a connect that failed, a stream that the other side refused or reset, and the 503 that a
-/// proxy answers for an application that is gone.
-const RETRY_ON: &str = "connect-failure,refused-stream,reset,retriable-status-codes";
+/// What is retried: a connect that failed, a stream that was refused, or reset before the request went out, and the
+/// 503 that a proxy answers for an application that is gone. Not a plain `reset`: what the application may have
+/// begun to do, a POST among it, is not done twice.
+const RETRY_ON: &str = "connect-failure,refused-stream,reset-before-request,retriable-status-codes";
 
 /// The routes of one service port: its HTTPRoutes in order of precedence, or everything to its own cluster if
 /// it has none.
