@@ -4,6 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use proxy::{Options, Proxy};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -67,6 +68,7 @@ fn main() -> ExitCode {
         }
     };
     init_log(run.log_format);
+    raise_file_limit();
     match serve(run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -82,6 +84,16 @@ fn init_log(format: LogFormat) {
     match format {
         LogFormat::Text => builder.with_ansi(false).init(),
         LogFormat::Json => builder.json().init(),
+    }
+}
+
+/// Every connection is a file, and the soft limit is for programs that use `select`.
+fn raise_file_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map(|()| hard));
+    match raised {
+        Ok(files) => tracing::debug!(files, "limit on open files"),
+        Err(error) => tracing::warn!(%error, "cannot raise the limit on open files"),
     }
 }
 

@@ -21,7 +21,7 @@ pub async fn tunnel(shared: &Arc<Shared>, tcp: &TcpProxy, client: Io, address: S
         tracing::debug!(cluster = %tcp.cluster, client = %address, "no such cluster");
         return;
     };
-    let Some(_permit) = cluster.requests.try_take() else {
+    let Some(_permit) = cluster.try_connection() else {
         cluster.stats.overflow.fetch_add(1, Ordering::Relaxed);
         return;
     };

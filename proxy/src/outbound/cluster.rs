@@ -12,7 +12,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 
-use super::{Host, Limit, host::ActiveRequest};
+use super::{Host, Limit, Permit, host::ActiveRequest};
 use crate::{
     balance::{Assignment, Candidate, Failure, LevelConfig, Levels, Verdict, pick},
     config::Cluster,
@@ -172,6 +172,11 @@ impl UpstreamCluster {
     /// A request goes to this endpoint.
     pub fn begin(&self, host: &Arc<Host>) -> ActiveRequest {
         host.begin()
+    }
+
+    /// A connection of its own, as far as the circuit breaker allows it.
+    pub fn try_connection(&self) -> Option<Permit> {
+        self.connections.try_take()
     }
 
     /// An endpoint answered, and not with a server error.

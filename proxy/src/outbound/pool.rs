@@ -159,12 +159,14 @@ pub async fn acquire(
                 continue;
             }
         };
+        // Counted from now on, so that others who come meanwhile wait for it.
+        let open = Open::new(cluster, host, permit);
         let alone =
             want == Want::Http1 || (want == Want::Any && host.pool.speaks_http1.load(Ordering::Acquire));
         if alone {
-            return open(cluster, host, want, permit).await;
+            return connect(cluster, host, want, open).await;
         }
-        together(cluster, host, want, permit).await?;
+        together(cluster, host, want, open).await?;
     }
 }
 
@@ -201,19 +203,20 @@ async fn together(
     cluster: &Arc<UpstreamCluster>,
     host: &Arc<Host>,
     want: Want,
-    permit: Permit,
+    open: Open,
 ) -> Result<(), ConnectError> {
     let mut outcome = {
         let mut dialing = lock(&host.pool.dialing);
         match &*dialing {
-            Some(outcome) => outcome.clone(),
-            None => {
+            // One whose task is gone without a word is no longer waited for.
+            Some(outcome) if outcome.has_changed().is_ok() => outcome.clone(),
+            _ => {
                 let (sender, receiver) = watch::channel(None);
                 *dialing = Some(receiver.clone());
                 let (cluster, host) = (cluster.clone(), host.clone());
                 // On a task of its own: the request that began it may be given up while others wait.
                 tokio::spawn(async move {
-                    let result = match open(&cluster, &host, want, permit).await {
+                    let result = match connect(&cluster, &host, want, open).await {
                         Ok(Lease::H1(lease)) => {
                             host.pool.speaks_http1.store(true, Ordering::Release);
                             lease.finish();
@@ -235,11 +238,11 @@ async fn together(
     }
 }
 
-async fn open(
+async fn connect(
     cluster: &Arc<UpstreamCluster>,
     host: &Arc<Host>,
     want: Want,
-    permit: Permit,
+    open: Open,
 ) -> Result<Lease, ConnectError> {
     let generation = cluster.generation();
     let offer = match want {
@@ -250,9 +253,10 @@ async fn open(
     let result = async {
         let io = dial(cluster, host.address, offer).await?;
         if want == Want::Http2 || (want == Want::Any && chose_http2(&io)) {
-            open_http2(cluster, host, io, permit, generation).await
+            host.pool.speaks_http1.store(false, Ordering::Release);
+            open_http2(host, io, open, generation).await
         } else {
-            open_http1(cluster, host, io, permit, generation).await
+            open_http1(host, io, open, generation).await
         }
     }
     .await;
@@ -261,7 +265,7 @@ async fn open(
     result
 }
 
-/// Lives as long as the connection's task.
+/// Lives from the dial to the end of the connection's task.
 struct Open {
     cluster: Arc<UpstreamCluster>,
     /// Weak: an endpoint that is gone closes its idle connections by being dropped.
@@ -291,20 +295,13 @@ fn broken(host: &Host, error: &hyper::Error) -> ConnectError {
     ConnectError::new(ConnectFailure::Handshake, format!("HTTP with {}: {error}", host.address))
 }
 
-async fn open_http1(
-    cluster: &Arc<UpstreamCluster>,
-    host: &Arc<Host>,
-    io: Io,
-    permit: Permit,
-    generation: u64,
-) -> Result<Lease, ConnectError> {
+async fn open_http1(host: &Arc<Host>, io: Io, open: Open, generation: u64) -> Result<Lease, ConnectError> {
     let (sender, connection) = http1::Builder::new()
         .max_buf_size(limits::RESPONSE_HEADERS_BYTES as usize)
         .max_headers(limits::HEADERS_COUNT as usize)
         .handshake(TokioIo::new(io))
         .await
         .map_err(|e| broken(host, &e))?;
-    let open = Open::new(cluster, host, permit);
     let address = host.address;
     tokio::spawn(async move {
         if let Err(error) = connection.await {
@@ -316,13 +313,7 @@ async fn open_http1(
     Ok(Lease::H1(H1Lease::new(idle, host.clone(), false)))
 }
 
-async fn open_http2(
-    cluster: &Arc<UpstreamCluster>,
-    host: &Arc<Host>,
-    io: Io,
-    permit: Permit,
-    generation: u64,
-) -> Result<Lease, ConnectError> {
+async fn open_http2(host: &Arc<Host>, io: Io, open: Open, generation: u64) -> Result<Lease, ConnectError> {
     let (sender, connection) = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .initial_stream_window_size(limits::H2_STREAM_WINDOW)
@@ -333,7 +324,6 @@ async fn open_http2(
         .handshake(TokioIo::new(io))
         .await
         .map_err(|e| broken(host, &e))?;
-    let open = Open::new(cluster, host, permit);
     let address = host.address;
     tokio::spawn(async move {
         if let Err(error) = connection.await {

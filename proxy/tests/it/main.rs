@@ -10,6 +10,7 @@ mod convert;
 mod failover;
 mod gateway;
 mod http;
+mod load;
 mod mtls;
 mod refusal;
 mod resources;
