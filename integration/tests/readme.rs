@@ -1,15 +1,20 @@
-//! Every command of the README's tour is run as it stands there, in order, in one shell.
+//! Every command that the documents show is run as it stands there, in order.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Output},
 };
+
+/// A document with commands, and the folder that they use: what is run is what is printed.
+const DOCUMENTS: [(&str, &str); 2] =
+    [("README.md", "/tmp/isthmus-tour"), ("docs/guide.md", "/tmp/isthmus-guide")];
 
 /// A block of commands: what is fenced as `console`.
 #[derive(Debug, PartialEq)]
 struct Block {
-    /// Lines to run.
+    /// What to run: the whole block in one shell, or each refused command in one of its own.
     commands: Vec<String>,
     /// Begun with `$ `: the command is shown for its refusal.
     refused: bool,
@@ -27,7 +32,7 @@ fn blocks(markdown: &str) -> Vec<Block> {
                 let commands = if refused {
                     lines.iter().filter_map(|l| l.strip_prefix("$ ")).map(str::to_owned).collect()
                 } else {
-                    lines
+                    vec![lines.join("\n")]
                 };
                 blocks.push(Block { commands, refused });
             }
@@ -42,66 +47,86 @@ fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
 }
 
-/// Ends the replica that the tour starts, and removes its folder.
+/// Ends the processes that a document's commands start, and removes their folder.
 struct Tour {
     folder: PathBuf,
-    process: Option<String>,
+    processes: BTreeSet<String>,
 }
 
 impl Tour {
-    /// `clustermesh init` says which process it started: `… process 4711, …`.
+    /// The folder must not be anybody's yet.
+    fn begin(folder: &str) -> Self {
+        let folder = PathBuf::from(folder);
+        assert!(
+            !folder.exists(),
+            "{0} is there already: end the tour that uses it, and remove it",
+            folder.display()
+        );
+        Self { folder, processes: BTreeSet::new() }
+    }
+
+    /// Runs commands in a shell that has what the document's first line exports.
+    fn run(&mut self, commands: &str) -> Output {
+        let binaries = Path::new(env!("CARGO_BIN_EXE_demo")).parent().unwrap();
+        let export = format!(
+            "export PATH={}:$PATH CLUSTERMESH_SOCKET={}/admin.sock",
+            binaries.display(),
+            self.folder.display()
+        );
+        let output = Command::new("bash")
+            .args(["-e", "-o", "pipefail", "-c", &format!("{export}\n{commands}")])
+            .current_dir(repository())
+            .output()
+            .unwrap();
+        self.note(&String::from_utf8_lossy(&output.stdout));
+        output
+    }
+
+    /// What starts a process says which: `… process 4711, …`.
     fn note(&mut self, output: &str) {
-        let digits = |text: &str| text.chars().take_while(char::is_ascii_digit).collect::<String>();
-        if let Some((_, rest)) = output.split_once("process ") {
-            self.process = Some(digits(rest)).filter(|p| !p.is_empty());
+        for rest in output.split("process ").skip(1) {
+            let number: String = rest.chars().take_while(char::is_ascii_digit).collect();
+            if !number.is_empty() {
+                self.processes.insert(number);
+            }
         }
     }
 }
 
 impl Drop for Tour {
     fn drop(&mut self) {
-        if let Some(process) = &self.process {
-            let _ = Command::new("kill").args(["-KILL", process]).status();
+        for process in &self.processes {
+            let _ = Command::new("kill").args(["-KILL", process]).output();
         }
         let _ = fs::remove_dir_all(&self.folder);
     }
 }
 
 #[test]
-fn every_command_of_the_readme_does_what_it_says() {
-    let readme = fs::read_to_string(repository().join("README.md")).unwrap();
-    let blocks = blocks(&readme);
-    assert!(blocks.len() >= 2, "the README has {} blocks of commands", blocks.len());
-    let binaries = PathBuf::from(env!("CARGO_BIN_EXE_demo")).parent().unwrap().to_owned();
-    // The README's own folder, so that what is run is what is printed; it must not be anybody's yet.
-    let tour = Path::new("/tmp/isthmus-tour");
-    assert!(!tour.exists(), "{} is there already: end the tour that uses it, and remove it", tour.display());
-    let mut guard = Tour { folder: tour.to_owned(), process: None };
-    let export = format!(
-        "export PATH={}:$PATH CLUSTERMESH_SOCKET={}/admin.sock\n",
-        binaries.display(),
-        tour.display()
-    );
-    for block in blocks {
-        for command in &block.commands {
-            let output = Command::new("bash")
-                .args(["-e", "-c", &format!("{export}{command}")])
-                .current_dir(repository())
-                .output()
-                .unwrap();
-            let said = format!(
-                "{command}\n{}{}",
-                String::from_utf8_lossy(&output.stdout),
-                String::from_utf8_lossy(&output.stderr)
-            );
-            if command.starts_with("clustermesh init") {
-                guard.note(&said);
-                assert!(guard.process.is_some(), "init does not say which process it started: {said}");
-            }
-            assert_eq!(output.status.success(), !block.refused, "{said}");
-            if block.refused {
-                let last = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-                assert!(readme.contains(&last), "the README shows another answer than {last:?}");
+fn every_command_of_the_documents_does_what_they_say() {
+    for (document, folder) in DOCUMENTS {
+        let text = fs::read_to_string(repository().join(document)).unwrap();
+        let blocks = blocks(&text);
+        assert!(blocks.len() >= 2, "{document} has {} blocks of commands", blocks.len());
+        let mut tour = Tour::begin(folder);
+        for block in blocks {
+            for commands in &block.commands {
+                let output = tour.run(commands);
+                let refusal = String::from_utf8_lossy(&output.stderr);
+                let said = format!(
+                    "{document}:\n{commands}\n\n{}{refusal}",
+                    String::from_utf8_lossy(&output.stdout)
+                );
+                assert_eq!(output.status.success(), !block.refused, "{said}");
+                if commands.contains(" init ") {
+                    assert!(!tour.processes.is_empty(), "init does not say which process it started: {said}");
+                }
+                if block.refused {
+                    assert!(
+                        text.contains(refusal.trim()),
+                        "{document} shows another answer than {refusal:?}"
+                    );
+                }
             }
         }
     }
@@ -113,7 +138,7 @@ fn blocks_are_told_apart_by_their_prompt() {
     assert_eq!(
         blocks(text),
         [
-            Block { commands: vec!["a".into(), "b".into()], refused: false },
+            Block { commands: vec!["a\nb".into()], refused: false },
             Block { commands: vec!["c".into()], refused: true },
         ]
     );
