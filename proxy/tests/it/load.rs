@@ -37,7 +37,7 @@ fn limited(mut cluster: Cluster, thresholds: Thresholds) -> Cluster {
 }
 
 #[tokio::test]
-async fn hundreds_of_requests_on_one_connection_are_all_answered() {
+async fn a_hundred_requests_on_one_connection_are_all_answered() {
     let app = Backend::start("app").await;
     let control = Control::start().await;
     control.set([
@@ -55,7 +55,7 @@ async fn hundreds_of_requests_on_one_connection_are_all_answered() {
         let (sender, connection) =
             http2::handshake::<_, _, Full<bytes::Bytes>>(TokioExecutor::new(), stream).await.unwrap();
         tokio::spawn(connection);
-        let requests = (0..150).map(|_| {
+        let requests = (0..100).map(|_| {
             let mut sender = sender.clone();
             let mut request = get("/");
             *request.uri_mut() = "http://pay.shop/".parse().unwrap();
@@ -69,7 +69,7 @@ async fn hundreds_of_requests_on_one_connection_are_all_answered() {
         let statuses = join_all(requests).await;
         assert!(statuses.iter().all(|status| *status == 200), "{listener} {statuses:?}");
     }
-    assert_eq!(app.requests(), 300);
+    assert_eq!(app.requests(), 200);
     // Nothing is left over.
     for cluster in proxy.shared().clusters() {
         assert_eq!(cluster.requests.used(), 0, "{}", cluster.config.name);
