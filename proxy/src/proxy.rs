@@ -44,7 +44,7 @@ pub struct Options {
 #[derive(Debug, Error)]
 pub enum StartError {
     /// The admin endpoint.
-    #[error("cannot serve the admin endpoint on {address}: {source}; choose another with --admin")]
+    #[error("cannot serve the admin endpoint on {address}, choose another with --admin")]
     Admin {
         /// As given.
         address: SocketAddr,

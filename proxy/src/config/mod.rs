@@ -11,8 +11,8 @@
 //! | HTTP filters | `router`, as the only one |
 //! | transport sockets | `tls` (downstream, upstream), `raw_buffer` |
 //! | TLS | certificates and validation by SDS, SPIFFE validator or `trusted_ca`, URI SAN matchers, ALPN, TLS 1.3 |
-//! | `RouteConfiguration` | see [`route`] and [`route_action`] |
-//! | `Cluster` | EDS and STATIC; ROUND_ROBIN, LEAST_REQUEST, RANDOM; `circuit_breakers`, `outlier_detection` (consecutive kinds), `HttpProtocolOptions`; see [`cluster`] |
+//! | `RouteConfiguration` | see the heads of `route.rs` and `route_action.rs` |
+//! | `Cluster` | EDS and STATIC; ROUND_ROBIN, LEAST_REQUEST, RANDOM; `circuit_breakers`, `outlier_detection` (consecutive kinds), `HttpProtocolOptions`; see the head of `cluster.rs` |
 //! | `ClusterLoadAssignment` | priorities, weights, health, localities, `policy.overprovisioning_factor` |
 //! | `Secret` | `tls_certificate`, `validation_context`, inline only |
 //!

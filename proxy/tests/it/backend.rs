@@ -19,7 +19,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto,
 };
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 
 /// An application. It is gone when dropped.
 pub struct Backend {
@@ -69,9 +69,18 @@ impl Drop for Backend {
     }
 }
 
-/// An address on which nobody listens.
-pub async fn nobody() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+/// An address on which nobody listens, and nobody else will while this lives.
+pub struct Nobody {
+    pub address: SocketAddr,
+    _socket: TcpSocket,
+}
+
+impl Nobody {
+    pub fn new() -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        Self { address: socket.local_addr().unwrap(), _socket: socket }
+    }
 }
 
 async fn answer(name: &'static str, request: Request<Incoming>) -> Response<BoxBody<Bytes, Infallible>> {

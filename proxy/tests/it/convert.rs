@@ -268,6 +268,17 @@ fn the_words_about_a_bad_key_do_not_contain_it() {
 }
 
 #[test]
+fn roots_without_the_spiffe_validator_must_name_their_trust_domain() {
+    let west = Ca::new("west.example");
+    assert!(config::secret(roots(&[&west])).is_ok());
+    let error = config::secret(west.plain_roots()).unwrap_err();
+    assert!(error.to_string().contains("give the roots by the SPIFFE validator instead"), "{error}");
+    let nonsense = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    let error = config::secret(trusted_ca(nonsense.to_owned())).unwrap_err();
+    assert_eq!(error.path, "validation_context.trusted_ca", "{error}");
+}
+
+#[test]
 fn a_route_with_an_unsupported_action_is_refused() {
     let wire = changed(all_to("r", "app"), |r| {
         r.virtual_hosts[0].routes[0].action = Some(route::Action::NonForwardingAction(Default::default()));

@@ -14,7 +14,7 @@ use xds_proto::{
 };
 
 use crate::{
-    backend::{Backend, nobody},
+    backend::{Backend, Nobody},
     client::{get1, send},
     control::{Control, named},
     resources::*,
@@ -33,13 +33,13 @@ fn fast(mut action: RouteAction) -> RouteAction {
 #[tokio::test]
 async fn a_refused_connection_is_retried_on_the_next_endpoint_also_with_a_large_body() {
     let alive = Backend::start("alive").await;
-    let (dead, dead2) = (nobody().await, nobody().await);
+    let (dead, dead2) = (Nobody::new(), Nobody::new());
     let control = Control::start().await;
     let action = fast(retrying("app", "connect-failure", 2));
     control.set([
         named(plain_listener("out")),
         named(routes("out", vec![(&["*"], vec![to(prefix("/"), action)])])),
-        named(static_cluster("app", &[dead, dead2, alive.address])),
+        named(static_cluster("app", &[dead.address, dead2.address, alive.address])),
     ]);
     let proxy = control.proxy().await;
     let at = proxy.listener("out").await.unwrap();

@@ -356,6 +356,19 @@ impl Ca {
     }
 }
 
+impl Ca {
+    /// Its root as `trusted_ca`.
+    pub fn plain_roots(&self) -> Secret {
+        trusted_ca(issue::to_pem(self.root.certificate()))
+    }
+}
+
+pub fn trusted_ca(pem: String) -> Secret {
+    let context =
+        CertificateValidationContext { trusted_ca: bytes(pem), ..CertificateValidationContext::default() };
+    Secret { name: "ROOTCA".to_owned(), r#type: Some(secret::Type::ValidationContext(context)) }
+}
+
 /// The secret `ROOTCA`.
 pub fn roots(cas: &[&Ca]) -> Secret {
     let domain = |ca: &&Ca| spiffe_cert_validator_config::TrustDomain {
