@@ -216,7 +216,7 @@ pub fn eds_cluster(name: &str) -> Cluster {
         name: name.to_owned(),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds as i32)),
         eds_cluster_config: Some(EdsClusterConfig { eds_config: ads(), service_name: String::new() }),
-        connect_timeout: Some(Duration { seconds: 1, nanos: 0 }),
+        connect_timeout: Some(Duration { seconds: 5, nanos: 0 }),
         ..Cluster::default()
     }
 }
