@@ -161,7 +161,7 @@ fn kind_of(map: &Map<String, Value>) -> Result<Kind, Fault> {
     let Some(known) = Kind::ALL.into_iter().find(|k| k.as_str() == kind) else {
         let near = Kind::ALL.into_iter().find(|k| near_miss(k.as_str(), kind));
         let hint = near.map(|k| format!("; did you mean {k}?")).unwrap_or_default();
-        return at.refuse(kind, format!("is not a supported kind{hint} Supported: {}", supported()));
+        return at.refuse(kind, format!("is not a supported kind{hint}; supported are {}", supported()));
     };
     if known.api_version() != api_version {
         return At::new("apiVersion")

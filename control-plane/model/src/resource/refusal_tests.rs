@@ -52,7 +52,7 @@ fn unknown_kinds_are_refused_with_a_hint() {
     let unknown = |api: &str, kind: &str| json!({"apiVersion": api, "kind": kind, "metadata": {"name": "x"}});
     refused(&unknown("networking.k8s.io/v1", "NetworkPolcy"), "kind", "did you mean NetworkPolicy?");
     refused(&unknown("v1", "services"), "kind", "did you mean Service?");
-    refused(&unknown("apps/v1", "Deployment"), "kind", "Supported: isthmus.io/v1 Workload, v1 Service");
+    refused(&unknown("apps/v1", "Deployment"), "kind", "supported are isthmus.io/v1 Workload, v1 Service");
     let old = unknown("gateway.networking.k8s.io/v1beta1", "HTTPRoute");
     refused(&old, "apiVersion", "write gateway.networking.k8s.io/v1");
     refused(&json!({"kind": "Service"}), "apiVersion", "required");
