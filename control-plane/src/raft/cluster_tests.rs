@@ -8,8 +8,8 @@ use tonic::{Code, Status, transport::Server};
 use xds_proto::isthmus::raft::v1::{Payload, raft_client::RaftClient};
 
 use super::{
-    Role, WriteError,
-    testing::{Running, eventually, folders, has, init, put, three},
+    Role, Timings, WriteError,
+    testing::{Running, eventually, folders, has, init, put, put_services, three},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -77,6 +77,28 @@ async fn any_replica_takes_writes_and_linearizable_reads() {
     assert_eq!((again.revision, again.outcomes), (first.revision, first.outcomes));
     let refused = all[2].replica.write(init_other()).await;
     assert!(matches!(refused, Err(WriteError::Refused(Refusal::AlreadyInitialised { .. }))), "{refused:?}");
+    for running in all {
+        running.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_largest_apply_reaches_every_replica_and_the_leader_stays() {
+    let dirs = folders();
+    let all = three(&dirs, |config| config.timings = Timings::default()).await;
+    let term = all[0].replica.metrics().term;
+    let started = std::time::Instant::now();
+    all[1].replica.write(put_services(5_000)).await.expect("it is below every limit");
+    tracing::info!(elapsed = ?started.elapsed(), "written");
+    for running in &all {
+        running
+            .until("all services", |state| state.allocations.len() == 5_000 && has(state, "service-4999"))
+            .await;
+    }
+    tracing::info!(elapsed = ?started.elapsed(), "everywhere");
+    all[2].replica.write(put("after")).await.expect("the group goes on");
+    let view = all[0].replica.metrics();
+    assert_eq!((view.role, view.term), (Role::Leader, term), "nobody else had to be elected");
     for running in all {
         running.stop().await;
     }

@@ -7,13 +7,15 @@ use super::OpenError;
 /// Commands in one log entry, at most.
 pub(crate) const MAX_BATCH_COMMANDS: usize = 512;
 /// Bytes of JSON in one log entry, unless a single command is larger.
-pub(crate) const MAX_BATCH_BYTES: usize = 1024 * 1024;
+pub(crate) const MAX_BATCH_BYTES: usize = 256 * 1024;
 /// Commands that wait for their entry; further ones wait before they enter.
 pub(crate) const MAX_QUEUED_COMMANDS: usize = 4096;
 /// Entries that are on their way at once: while one waits for the others' disks, the next is written here.
 pub(crate) const MAX_ENTRIES_IN_FLIGHT: usize = 2;
 /// Bytes of entries in one message to another replica, unless a single entry is larger.
-pub(crate) const MAX_APPEND_BYTES: usize = 4 * 1024 * 1024;
+pub(crate) const MAX_APPEND_BYTES: usize = 1024 * 1024;
+/// An append to another replica that was not answered for so long is sent again.
+pub(crate) const APPEND_PATIENCE: Duration = Duration::from_secs(15);
 /// Bytes of one message between replicas: what a command may have, in JSON within JSON, with room.
 pub(crate) const MAX_MESSAGE_BYTES: usize = 32 * 1024 * 1024;
 /// Bytes of a snapshot in one message.
@@ -31,7 +33,7 @@ pub(crate) const PROMOTION_LAG: u64 = 64;
 /// `election_min..election_max` stands for election.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timings {
-    /// Between two heartbeats of the leader; also the limit of one append to a follower.
+    /// Between two heartbeats of the leader; also the limit of one of them. Appends may take longer.
     pub heartbeat: Duration,
     /// Least draw.
     pub election_min: Duration,
@@ -43,7 +45,7 @@ pub struct Timings {
 impl Default for Timings {
     fn default() -> Self {
         Self {
-            heartbeat: Duration::from_millis(150),
+            heartbeat: Duration::from_millis(200),
             election_min: Duration::from_millis(400),
             election_max: Duration::from_millis(700),
         }

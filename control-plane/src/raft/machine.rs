@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use super::{
     DiskError,
+    blocking::blocking,
     disk::Snapshots,
     types::{
         Answers, Entry, LogId, Snapshot, SnapshotMeta, StorageError, StorageIOError, StoredMembership,
@@ -131,20 +132,8 @@ impl Machine {
     fn publish_index(&self) {
         self.published.applied.send_replace(self.last_applied.map_or(0, |last| last.index + 1));
     }
-}
 
-impl RaftStateMachine<TypeConfig> for Machine {
-    type SnapshotBuilder = Builder;
-
-    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), StorageError> {
-        Ok((self.last_applied, self.membership.clone()))
-    }
-
-    async fn apply<I>(&mut self, entries: I) -> Result<Vec<Answers>, StorageError>
-    where
-        I: IntoIterator<Item = Entry> + OptionalSend,
-        I::IntoIter: OptionalSend,
-    {
+    fn apply_all(&mut self, entries: Vec<Entry>) -> Vec<Answers> {
         let mut answers = Vec::new();
         let mut work: Option<State> = None;
         let mut batches = Vec::new();
@@ -172,7 +161,26 @@ impl RaftStateMachine<TypeConfig> for Machine {
             self.publish(state, batches, events);
         }
         self.publish_index();
-        Ok(answers)
+        answers
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for Machine {
+    type SnapshotBuilder = Builder;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), StorageError> {
+        Ok((self.last_applied, self.membership.clone()))
+    }
+
+    async fn apply<I>(&mut self, entries: I) -> Result<Vec<Answers>, StorageError>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let entries: Vec<Entry> = entries.into_iter().collect();
+        // A short command is long too if the whole state must be copied for it.
+        let long = entries.iter().any(|entry| matches!(entry.payload, EntryPayload::Normal(_)));
+        Ok(blocking(long, || self.apply_all(entries)))
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder {

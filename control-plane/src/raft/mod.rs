@@ -8,6 +8,7 @@
 // openraft's error types are what its traits ask for, and large.
 #![allow(clippy::result_large_err)]
 
+mod blocking;
 mod config;
 mod disk;
 mod error;

@@ -11,6 +11,7 @@ use tokio::{
 
 use super::{
     WriteError,
+    blocking::{are_long, blocking},
     config::{
         MAX_BATCH_BYTES, MAX_BATCH_COMMANDS, MAX_ENTRIES_IN_FLIGHT, MAX_QUEUED_COMMANDS, WRITE_DEADLINE,
     },
@@ -74,7 +75,8 @@ impl Queue {
         patience: Duration,
         forwarded: bool,
     ) -> Result<oneshot::Receiver<Result<Outcome, WriteError>>, WriteError> {
-        let bytes = serde_json::to_vec(&envelope).map_or(usize::MAX, |json| json.len());
+        let long = are_long([&envelope]);
+        let bytes = blocking(long, || serde_json::to_vec(&envelope).map_or(usize::MAX, |json| json.len()));
         if bytes > MAX_COMMAND_BYTES {
             return Err(WriteError::TooLarge { bytes, limit: MAX_COMMAND_BYTES });
         }

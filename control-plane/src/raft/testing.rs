@@ -7,7 +7,10 @@ use ipnet::IpNet;
 use mesh_model::{
     identity::TrustDomain,
     records::ClusterInfo,
-    resource::{Labels, Meta, NamespacedName, Object, ProxyMode, Workload},
+    resource::{
+        AppProtocol, Labels, Meta, NamespacedName, Object, PortRef, Protocol, ProxyMode, Service,
+        ServicePort, Workload,
+    },
 };
 use mesh_store::{Command, State};
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
@@ -144,6 +147,28 @@ pub(crate) fn put(text: &str) -> Command {
         address: None,
     };
     Command::Apply { objects: vec![Object::Workload(workload)], dry_run: false }
+}
+
+/// Makes many services at once.
+pub(crate) fn put_services(count: usize) -> Command {
+    let service = |n: usize| {
+        let meta = Meta {
+            name: name(&format!("service-{n}")),
+            labels: Labels::new(),
+            annotations: Labels::new(),
+            resource_version: None,
+        };
+        let port = ServicePort {
+            name: "http".to_owned(),
+            port: 80,
+            target_port: PortRef::Number(8080),
+            protocol: Protocol::Tcp,
+            app_protocol: AppProtocol::Http,
+        };
+        let selector = Labels::from([("app".to_owned(), format!("app-{n}"))]);
+        Object::Service(Service { meta, selector, ports: vec![port], cluster_ip: None, headless: false })
+    };
+    Command::Apply { objects: (0..count).map(service).collect(), dry_run: false }
 }
 
 /// Whether a workload is there.

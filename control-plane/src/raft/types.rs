@@ -26,6 +26,14 @@ openraft::declare_raft_types!(
         AsyncRuntime = openraft::TokioRuntime,
 );
 
+/// Whether entries take long to encode, to decode or to apply.
+pub(crate) fn are_long(entries: &[Entry]) -> bool {
+    super::blocking::are_long(entries.iter().flat_map(|entry| match &entry.payload {
+        openraft::EntryPayload::Normal(batch) => batch.0.as_slice(),
+        _ => &[],
+    }))
+}
+
 pub(crate) type Raft = openraft::Raft<TypeConfig>;
 pub(crate) type Entry = openraft::Entry<TypeConfig>;
 pub(crate) type LogId = openraft::LogId<u64>;

@@ -27,8 +27,9 @@ use super::{
 };
 use crate::raft::{
     DiskError,
+    blocking::blocking,
     config::MAX_APPEND_BYTES,
-    types::{Entry, LogId, StorageError, StorageIOError, TypeConfig, Vote, any_error},
+    types::{Entry, LogId, StorageError, StorageIOError, TypeConfig, Vote, any_error, are_long},
 };
 
 /// Entries that are kept in memory once they are durable. Followers and the state machine want the newest ones.
@@ -151,7 +152,7 @@ impl LogStore {
             let cached = self.log().cache.get(&index).cloned();
             let (entry, size) = match cached {
                 Some(cached) => cached,
-                None => match self.read(index)? {
+                None => match blocking(true, || self.read(index))? {
                     Some(read) => read,
                     // The first of all need not have the index 0.
                     None if found.is_empty() => continue,
@@ -281,11 +282,15 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I::IntoIter: OptionalSend,
     {
         let mut encoded = VecDeque::new();
-        for entry in entries {
-            let json = serde_json::to_vec(&entry)
-                .map_err(|error| StorageIOError::write_log_entry(entry.log_id, any_error(error)))?;
-            encoded.push_back((entry, json));
-        }
+        let entries: Vec<Entry> = entries.into_iter().collect();
+        blocking(are_long(&entries), || {
+            for entry in entries {
+                let json = serde_json::to_vec(&entry)
+                    .map_err(|error| StorageIOError::write_log_entry(entry.log_id, any_error(error)))?;
+                encoded.push_back((entry, json));
+            }
+            Ok::<_, StorageError>(())
+        })?;
         let Some(last) = encoded.back().map(|(entry, _)| entry.log_id) else {
             callback.log_io_completed(Ok(()));
             return Ok(());

@@ -16,20 +16,31 @@ use xds_proto::isthmus::raft::v1::raft_client::RaftClient;
 
 use super::{
     Peers,
+    append::{self, Appending},
     wire::{self, Chunk, Forward, Forwarded, NotLeader, RaftResult, ReadIndex},
 };
-use crate::raft::types::{TypeConfig, any_error};
+use crate::raft::{
+    blocking::{are_long as are_long_commands, blocking},
+    types::{TypeConfig, any_error, are_long},
+};
 
 /// Between attempts to reach a replica that can't be reached.
 const BACKOFF: Duration = Duration::from_millis(200);
 
-type CallError<E = openraft::error::Infallible> = RPCError<u64, BasicNode, RaftError<u64, E>>;
+pub(super) type CallError<E = openraft::error::Infallible> = RPCError<u64, BasicNode, RaftError<u64, E>>;
 
 /// Makes openraft's clients.
 pub(crate) struct Factory(pub(crate) Arc<Peers>);
 
 /// A client for one replica.
 pub(crate) struct Client {
+    target: Target,
+    append: Option<Appending>,
+}
+
+/// Whom a client calls.
+#[derive(Clone)]
+pub(super) struct Target {
     peers: Arc<Peers>,
     id: u64,
     node: BasicNode,
@@ -39,11 +50,12 @@ impl RaftNetworkFactory<TypeConfig> for Factory {
     type Network = Client;
 
     async fn new_client(&mut self, target: u64, node: &BasicNode) -> Client {
-        Client { peers: self.0.clone(), id: target, node: node.clone() }
+        let target = Target { peers: self.0.clone(), id: target, node: node.clone() };
+        Client { target, append: None }
     }
 }
 
-impl Client {
+impl Target {
     async fn connect<E: std::error::Error>(&self) -> Result<RaftClient<Channel>, CallError<E>> {
         self.peers.client(self.id, &self.node.addr).await.map_err(|error| Unreachable::new(&error).into())
     }
@@ -62,17 +74,31 @@ impl Client {
         let result: RaftResult<T, E> = wire::unpack(what, &payload).map_err(network_error)?;
         result.map_err(|error| RemoteError::new_with_node(self.id, self.node.clone(), error).into())
     }
+
+    /// One append request, or heartbeat, for as long as it takes.
+    pub(super) async fn append(
+        &self,
+        request: AppendEntriesRequest<TypeConfig>,
+    ) -> Result<AppendEntriesResponse<u64>, CallError> {
+        let long = are_long(&request.entries);
+        let payload = blocking(long, || wire::pack("append request", &request)).map_err(network_error)?;
+        // The other replica may need long for it; the entries need not be held here meanwhile.
+        drop(request);
+        let response = self.connect().await?.append_entries(payload).await;
+        self.answer("append response", response)
+    }
 }
 
 impl RaftNetwork<TypeConfig> for Client {
     async fn append_entries(
         &mut self,
         request: AppendEntriesRequest<TypeConfig>,
-        _option: RPCOption,
+        option: RPCOption,
     ) -> Result<AppendEntriesResponse<u64>, CallError> {
-        let payload = wire::pack("append request", &request).map_err(network_error)?;
-        let response = self.connect().await?.append_entries(payload).await;
-        self.answer("append response", response)
+        if request.entries.is_empty() {
+            return self.target.append(request).await;
+        }
+        append::entries(&self.target, &mut self.append, request, option.hard_ttl() / 2).await
     }
 
     async fn install_snapshot(
@@ -81,8 +107,8 @@ impl RaftNetwork<TypeConfig> for Client {
         _option: RPCOption,
     ) -> Result<InstallSnapshotResponse<u64>, CallError<InstallSnapshotError>> {
         let payload = wire::pack("piece of a snapshot", &Chunk::from(request)).map_err(network_error)?;
-        let response = self.connect().await?.install_snapshot(payload).await;
-        self.answer("snapshot response", response)
+        let response = self.target.connect().await?.install_snapshot(payload).await;
+        self.target.answer("snapshot response", response)
     }
 
     async fn vote(
@@ -91,8 +117,8 @@ impl RaftNetwork<TypeConfig> for Client {
         _option: RPCOption,
     ) -> Result<VoteResponse<u64>, CallError> {
         let payload = wire::pack("vote request", &request).map_err(network_error)?;
-        let response = self.connect().await?.vote(payload).await;
-        self.answer("vote response", response)
+        let response = self.target.connect().await?.vote(payload).await;
+        self.target.answer("vote response", response)
     }
 
     fn backoff(&self) -> Backoff {
@@ -114,7 +140,8 @@ pub(crate) async fn forward(
     leader: (u64, &str),
     request: &Forward,
 ) -> Result<Vec<mesh_store::Outcome>, LeaderError> {
-    let payload = wire::pack("forwarded write", request).map_err(unknown)?;
+    let long = are_long_commands(&request.envelopes);
+    let payload = blocking(long, || wire::pack("forwarded write", request)).map_err(unknown)?;
     let mut client = peers.client(leader.0, leader.1).await.map_err(unknown)?;
     let response = client.forward(payload).await.map_err(|status| unknown(status.message()))?;
     peers.answered(leader.0);

@@ -1,5 +1,6 @@
 //! Replica to replica: gRPC, one connection to each.
 
+mod append;
 mod client;
 mod peers;
 mod server;

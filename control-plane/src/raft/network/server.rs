@@ -12,6 +12,7 @@ use xds_proto::isthmus::raft::v1::{
 use super::wire::{self, Chunk, Forward, Forwarded, NotLeader, RaftResult, ReadIndex};
 use crate::raft::{
     WriteError,
+    blocking::{blocking, is_long},
     config::{MAX_BATCH_COMMANDS, MAX_MESSAGE_BYTES, MAX_SNAPSHOT_BYTES, WRITE_DEADLINE},
     queue::Queue,
     reads::Reads,
@@ -50,7 +51,9 @@ impl RaftService {
         request: &Request<Payload>,
     ) -> Result<T, Status> {
         (self.authorize)(request.extensions())?;
-        wire::unpack(what, request.get_ref()).map_err(|error| Status::invalid_argument(error.to_string()))
+        let long = is_long(&request.get_ref().json);
+        blocking(long, || wire::unpack(what, request.get_ref()))
+            .map_err(|error| Status::invalid_argument(error.to_string()))
     }
 }
 
