@@ -6,7 +6,7 @@ use rand::Rng;
 
 use super::{
     Endpoint, EndpointKey, HostNet, LinkError, Netns, NetnsError, PodLink, RegistryError, SharedRegistry,
-    link::{remove_in_pod, set_up_pod},
+    link::{obstacle_in_pod, remove_in_pod, set_up_pod},
     sysctl::{SysctlError, prepare_link, prepare_pod},
 };
 use crate::{desired::Pod, engine::Engine, maps::MapError};
@@ -27,6 +27,40 @@ pub(crate) enum CreateError {
     Sysctl(#[from] SysctlError),
     #[error(transparent)]
     Map(#[from] MapError),
+    #[error("network namespace {netns} {what}; it is left as it is")]
+    NotFree { netns: String, what: String },
+}
+
+/// The network namespace that an ADD is about.
+pub(crate) struct PodNetns {
+    path: String,
+    opened: Arc<Netns>,
+    cookie: u64,
+}
+
+impl PodNetns {
+    /// Opens it; it lives at least as long as this.
+    pub(crate) async fn open(path: &str) -> Result<Self, NetnsError> {
+        let opened = Arc::new(Netns::open(path)?);
+        let inside = opened.clone();
+        let cookie = blocking(move || inside.cookie()).await?;
+        Ok(Self { path: path.to_owned(), opened, cookie })
+    }
+
+    /// Whether it is the one that a pod was made in.
+    pub(crate) fn is_of(&self, endpoint: &Endpoint) -> bool {
+        endpoint.is_in(self.opened.id(), self.cookie)
+    }
+
+    /// Whether it has the number that the namespace of a pod had.
+    pub(crate) fn has_number_of(&self, endpoint: &Endpoint) -> bool {
+        endpoint.netns_id == self.opened.id()
+    }
+
+    /// As the runtime named it.
+    pub(crate) fn path(&self) -> &str {
+        &self.path
+    }
 }
 
 /// All that making a pod takes.
@@ -40,23 +74,20 @@ pub(crate) struct Creator {
 }
 
 impl Creator {
-    /// Makes a pod's link with programs attached. The pod has no traffic yet.
-    pub(crate) async fn create(
+    /// Remembers a pod, after having looked whether its namespace is free for it. Nothing is changed in there.
+    pub(crate) async fn reserve(
         &self,
         key: EndpointKey,
         workload: NamespacedName,
-        path: &str,
+        netns: &PodNetns,
     ) -> Result<Endpoint, CreateError> {
-        let netns = Arc::new(Netns::open(path)?);
-        let opened = netns.clone();
-        let cookie = blocking(move || opened.cookie()).await?;
         let endpoint = Endpoint {
             container_id: key.container_id.clone(),
             ifname: key.ifname.clone(),
             workload,
-            netns: path.to_owned(),
-            netns_id: netns.id(),
-            netns_cookie: cookie,
+            netns: netns.path.clone(),
+            netns_id: netns.opened.id(),
+            netns_cookie: netns.cookie,
             address: Ipv4Addr::UNSPECIFIED,
             host_interface: String::new(),
             host_mac: random_mac(),
@@ -65,16 +96,39 @@ impl Creator {
             ready: false,
         };
         let endpoint = self.registry.lock().begin(endpoint)?;
-        match self.connect(endpoint.clone(), netns).await {
-            Ok(endpoint) => Ok(endpoint),
+        match self.look_inside(&endpoint, netns).await {
+            Ok(()) => Ok(endpoint),
             Err(error) => {
-                self.remove(&endpoint).await;
+                self.registry.lock().remove(&key)?;
                 Err(error)
             }
         }
     }
 
-    async fn connect(&self, mut endpoint: Endpoint, netns: Arc<Netns>) -> Result<Endpoint, CreateError> {
+    async fn look_inside(&self, endpoint: &Endpoint, netns: &PodNetns) -> Result<(), CreateError> {
+        // Left behind for this container by an agent that died, and with it goes its end in the pod.
+        self.host.remove(&endpoint.host_interface).await?;
+        let (inside, ifname) = (netns.opened.clone(), endpoint.ifname.clone());
+        match blocking(move || inside.run(move || obstacle_in_pod(&ifname))).await?? {
+            None => Ok(()),
+            Some(what) => Err(CreateError::NotFree { netns: netns.path.clone(), what }),
+        }
+    }
+
+    /// Whether the link of a pod is still there: it goes with the pod's namespace.
+    pub(crate) async fn is_there(&self, endpoint: &Endpoint) -> Result<bool, LinkError> {
+        let index = self.host.index(&endpoint.host_interface).await?;
+        Ok(endpoint.ifindex != 0 && index == Some(endpoint.ifindex))
+    }
+
+    /// Makes the link of a reserved pod with programs attached. The pod has no traffic yet. If it fails, what there is
+    /// of it is for the caller to [remove](Self::remove).
+    pub(crate) async fn connect(
+        &self,
+        mut endpoint: Endpoint,
+        netns: &PodNetns,
+    ) -> Result<Endpoint, CreateError> {
+        let netns = netns.opened.clone();
         let link = PodLink {
             host_name: endpoint.host_interface.clone(),
             pod_name: endpoint.ifname.clone(),
@@ -82,8 +136,6 @@ impl Creator {
             pod_mac: endpoint.pod_mac,
             address: endpoint.address,
         };
-        // Left behind by an agent that died here.
-        self.host.remove(&link.host_name).await?;
         let inside = netns.clone();
         blocking(move || inside.run(prepare_pod)).await??;
         endpoint.ifindex = self.host.create(&link, netns.as_raw_fd()).await?;
@@ -112,8 +164,8 @@ impl Creator {
         if let Ok(netns) = Netns::open(&endpoint.netns)
             && netns.id() == endpoint.netns_id
         {
-            let ifname = endpoint.ifname.clone();
-            if let Ok(Err(error)) = blocking(move || netns.run(move || remove_in_pod(&ifname))).await {
+            let (ifname, mac) = (endpoint.ifname.clone(), endpoint.pod_mac);
+            if let Ok(Err(error)) = blocking(move || netns.run(move || remove_in_pod(&ifname, mac))).await {
                 tracing::debug!(workload = of, %error, "the pod's interface is still there");
             }
         }

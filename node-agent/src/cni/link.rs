@@ -6,8 +6,8 @@ use futures::TryStreamExt;
 use rtnetlink::{
     Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
     packet_route::{
-        link::{InfoData, InfoKind, InfoVeth, LinkFlags},
-        route::{RouteProtocol, RouteScope},
+        link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags},
+        route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope},
     },
 };
 use thiserror::Error;
@@ -189,15 +189,68 @@ pub(crate) fn set_up_pod(link: &PodLink) -> Result<(), LinkError> {
             .output_interface(index)
             .scope(RouteScope::Link)
             .build();
-        handle.route().add(to_gateway).replace().execute().await.map_err(at("add gateway route on", name))?;
+        // Never in place of a route that is there: that one would be lost for good when this pod goes.
+        handle.route().add(to_gateway).execute().await.map_err(at("add gateway route on", name))?;
         let default = RouteMessageBuilder::<Ipv4Addr>::new().gateway(GATEWAY).output_interface(index).build();
-        handle.route().add(default).replace().execute().await.map_err(at("add default route on", name))
+        handle.route().add(default).execute().await.map_err(at("add default route on", name))
     })
 }
 
-/// Inside the pod's namespace: removes the pod's end, if it is there.
-pub(crate) fn remove_in_pod(name: &str) -> Result<(), LinkError> {
-    block_on(name, |handle| async move { HostNet { handle }.remove(name).await })
+/// Inside a namespace that is to become a pod's: what stands in the way of an interface of that name with the default
+/// route. The sentence says what is there; nothing is changed.
+pub(crate) fn obstacle_in_pod(name: &str) -> Result<Option<String>, LinkError> {
+    block_on(name, |handle| async move {
+        if index_and_state(&handle, name).await?.is_some() {
+            return Ok(Some(format!(
+                "has an interface {name} already, which is not of this plugin's making"
+            )));
+        }
+        let mut routes = handle.route().get(RouteMessageBuilder::<Ipv4Addr>::new().build()).execute();
+        while let Some(route) = routes.try_next().await.map_err(at("list routes for", name))? {
+            if let Some(what) = obstacle(&route) {
+                return Ok(Some(format!("has {what} already, which is not of this plugin's making")));
+            }
+        }
+        Ok(None)
+    })
+}
+
+/// Whether a route is one of those that a pod gets.
+fn obstacle(route: &RouteMessage) -> Option<String> {
+    if route.header.table != RouteHeader::RT_TABLE_MAIN {
+        return None;
+    }
+    let via = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Gateway(RouteAddress::Inet(gateway)) => Some(format!(" via {gateway}")),
+        _ => None,
+    });
+    let to_gateway = RouteAttribute::Destination(RouteAddress::Inet(GATEWAY));
+    match route.header.destination_prefix_length {
+        0 => Some(format!("a default route{}", via.unwrap_or_default())),
+        32 if route.attributes.contains(&to_gateway) => Some(format!("a route to {GATEWAY}")),
+        _ => None,
+    }
+}
+
+/// Inside the pod's namespace: removes the pod's end, if it is there. An interface of that name with another hardware
+/// address is someone else's, and stays.
+pub(crate) fn remove_in_pod(name: &str, mac: [u8; 6]) -> Result<(), LinkError> {
+    block_on(name, |handle| async move {
+        let mut found = handle.link().get().match_name(name).execute();
+        let link = match found.try_next().await {
+            Ok(Some(link)) => link,
+            Ok(None) => return Ok(()),
+            Err(error) if is_missing(&error) => return Ok(()),
+            Err(error) => return Err(at("find link", name)(error)),
+        };
+        if !link.attributes.contains(&LinkAttribute::Address(mac.to_vec())) {
+            return Ok(());
+        }
+        match handle.link().del(link.header.index).execute().await {
+            Err(error) if !is_missing(&error) => Err(at("remove link", name)(error)),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    })
 }
 
 /// Inside the pod's namespace: what CHECK wants to know. The sentence says what is wrong.
@@ -217,9 +270,7 @@ pub(crate) fn check_pod(name: &str, address: Ipv4Addr) -> Result<Option<String>,
         }
         let mut routes = handle.route().get(RouteMessageBuilder::<Ipv4Addr>::new().build()).execute();
         while let Some(route) = routes.try_next().await.map_err(at("list routes of", name))? {
-            let via = rtnetlink::packet_route::route::RouteAttribute::Gateway(
-                rtnetlink::packet_route::route::RouteAddress::Inet(GATEWAY),
-            );
+            let via = RouteAttribute::Gateway(RouteAddress::Inet(GATEWAY));
             if route.header.destination_prefix_length == 0 && route.attributes.contains(&via) {
                 return Ok(None);
             }
@@ -242,4 +293,26 @@ fn block_on<T, F: Future<Output = Result<T, LinkError>>>(
     let failed = |_| at("open netlink for", name)(rtnetlink::Error::RequestFailed);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
     runtime.block_on(async { work(connect().map_err(failed)?).await })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_routes_that_a_pod_gets_itself_stand_in_its_way() {
+        let other = Ipv4Addr::new(192, 0, 2, 1);
+        let default = RouteMessageBuilder::<Ipv4Addr>::new().gateway(other).build();
+        assert_eq!(obstacle(&default).unwrap(), "a default route via 192.0.2.1");
+        let on_link = RouteMessageBuilder::<Ipv4Addr>::new().output_interface(3).build();
+        assert_eq!(obstacle(&on_link).unwrap(), "a default route");
+        let gateway = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(GATEWAY, 32).build();
+        assert_eq!(obstacle(&gateway).unwrap(), "a route to 169.254.1.1");
+
+        let prefix = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(other, 24).build();
+        assert_eq!(obstacle(&prefix), None);
+        let mut elsewhere = default;
+        elsewhere.header.table = 100;
+        assert_eq!(obstacle(&elsewhere), None);
+    }
 }

@@ -35,6 +35,11 @@ pub enum RegistryError {
     Taken { workload: NamespacedName, container_id: String },
     #[error("container {container_id} already runs workload {workload} on {ifname}")]
     Mismatch { container_id: String, ifname: String, workload: NamespacedName },
+    #[error(
+        "network namespace {netns} is that of workload {workload} already, in container {container_id} on {ifname}; \
+         a network namespace has one workload"
+    )]
+    Occupied { netns: String, workload: NamespacedName, container_id: String, ifname: String },
 }
 
 /// What CNI knows an endpoint by.
@@ -71,6 +76,12 @@ impl Endpoint {
     /// What CNI knows it by.
     pub fn key(&self) -> EndpointKey {
         EndpointKey { container_id: self.container_id.clone(), ifname: self.ifname.clone() }
+    }
+
+    /// Whether it is in this very network namespace. The number of one that is gone may come back with another, but
+    /// its cookie does not until the node starts anew.
+    pub fn is_in(&self, netns: NetnsId, cookie: u64) -> bool {
+        self.netns_id == netns && self.netns_cookie == cookie
     }
 }
 
@@ -132,7 +143,7 @@ impl Registry {
     /// filled in here.
     ///
     /// # Errors
-    /// The workload or the container is taken, no address is free, or the disk can't be written.
+    /// The workload, the container or the network namespace is taken, no address is free, or the disk can't be written.
     pub fn begin(&mut self, mut endpoint: Endpoint) -> Result<Endpoint, RegistryError> {
         let key = endpoint.key();
         if let Some(known) = self.endpoints.get(&key) {
@@ -145,6 +156,14 @@ impl Registry {
         if let Some(known) = self.by_workload(&endpoint.workload) {
             let container_id = known.container_id.clone();
             return Err(RegistryError::Taken { workload: endpoint.workload, container_id });
+        }
+        if let Some(known) = self.iter().find(|known| known.is_in(endpoint.netns_id, endpoint.netns_cookie)) {
+            return Err(RegistryError::Occupied {
+                netns: endpoint.netns,
+                workload: known.workload.clone(),
+                container_id: known.container_id.clone(),
+                ifname: known.ifname.clone(),
+            });
         }
         let used: BTreeSet<Ipv4Addr> = self.iter().map(|known| known.address).collect();
         endpoint.address = allocate(self.cidr, &used, self.last_address)?;
@@ -264,6 +283,36 @@ pub(crate) mod tests {
         let error = registry.begin(endpoint("c2", "shop/web")).unwrap_err().to_string();
         assert!(error.contains("shop/web") && error.contains("c1"), "{error}");
         assert!(registry.begin(endpoint("c1", "shop/other")).is_err());
+    }
+
+    #[test]
+    fn a_network_namespace_has_one_workload_and_the_refusal_names_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut registry = Registry::open(dir.path(), "10.1.1.0/24".parse().unwrap()).unwrap();
+        let first = registry.begin(endpoint("c1", "shop/web")).unwrap();
+        // By another path, of another container or on another interface: it is the same namespace.
+        for (container, ifname) in [("c2", "eth0"), ("c1", "eth1")] {
+            let second = Endpoint {
+                ifname: ifname.into(),
+                netns_id: first.netns_id,
+                netns: "/proc/7/ns/net".into(),
+                ..endpoint(container, "shop/pay")
+            };
+            let error = registry.begin(second).unwrap_err().to_string();
+            for word in ["/proc/7/ns/net", "shop/web", "c1", "eth0"] {
+                assert!(error.contains(word), "{error}");
+            }
+        }
+        assert_eq!(registry.iter().count(), 1);
+    }
+
+    #[test]
+    fn a_namespace_that_only_got_the_number_of_one_that_is_gone_is_free() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut registry = Registry::open(dir.path(), "10.1.1.0/24".parse().unwrap()).unwrap();
+        let gone = registry.begin(endpoint("c1", "shop/web")).unwrap();
+        let reused = Endpoint { netns_id: gone.netns_id, netns_cookie: 8, ..endpoint("c2", "shop/pay") };
+        assert!(registry.begin(reused).is_ok());
     }
 
     #[test]

@@ -20,7 +20,7 @@ use xds_proto::isthmus::{
 use super::{
     Endpoint, EndpointKey, GATEWAY, MTU, NetnsError, RegistryError,
     check::check,
-    create::{CreateError, Creator},
+    create::{CreateError, Creator, PodNetns},
 };
 use crate::{
     bootstrap::Upstream,
@@ -99,29 +99,36 @@ impl CniService {
         let workload = workload(&request)?;
         let _busy = self.occupy(&key)?;
         let _slot = self.slot().await?;
+        let netns = PodNetns::open(&request.netns).await.map_err(|error| refuse_create(&error.into()))?;
         let known = self.creator.registry.lock().get(&key).cloned();
         if let Some(known) = known {
-            if known.ready && known.workload == workload && known.netns == request.netns {
-                return Ok(answer(&known));
-            }
-            // An ADD that never came to its end.
-            self.release(&known).await;
-        }
-        self.release_vanished(&workload).await;
-        let created = self.creator.create(key, workload, &request.netns).await;
-        let endpoint = created.map_err(|error| refuse_create(&error))?;
-        match timeout(ADD_DEADLINE, self.bring_up(&endpoint)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(status)) => {
-                self.release(&endpoint).await;
-                return Err(status);
-            }
-            Err(_) => {
-                self.release(&endpoint).await;
-                let what = format!("no policy for {} within {ADD_DEADLINE:?}", endpoint.workload);
-                return Err(refuse(code::TRY_AGAIN, Code::DeadlineExceeded, what));
+            match again(&known, &workload, &netns, self.is_there(&known).await?) {
+                Again::Answer => return Ok(answer(&known)),
+                Again::Refuse(error) => return Err(refuse_create(&error.into())),
+                Again::Anew => self.release(&known).await,
             }
         }
+        self.release_vanished(&workload, &netns).await?;
+        // Until here and in the reservation everything is asked that can be refused without touching the namespace,
+        // and the control plane is the last to be asked.
+        let reserved = self.creator.reserve(key.clone(), workload, &netns).await;
+        let reserved = reserved.map_err(|error| refuse_create(&error))?;
+        let brought_up = timeout(ADD_DEADLINE, self.bring_up(&reserved, &netns)).await;
+        let endpoint = match brought_up {
+            Ok(Ok(endpoint)) => endpoint,
+            failed => {
+                // As far as it was made.
+                let made = self.creator.registry.lock().get(&key).cloned().unwrap_or(reserved);
+                self.release(&made).await;
+                return Err(match failed {
+                    Ok(Err(status)) => status,
+                    Ok(Ok(_)) | Err(_) => {
+                        let what = format!("no policy for {} within {ADD_DEADLINE:?}", made.workload);
+                        refuse(code::TRY_AGAIN, Code::DeadlineExceeded, what)
+                    }
+                });
+            }
+        };
         let ready = Endpoint { ready: true, ..endpoint };
         let stored = self.creator.registry.lock().update(ready.clone());
         if let Err(error) = stored {
@@ -132,17 +139,23 @@ impl CniService {
         Ok(answer(&ready))
     }
 
-    /// Tells the control plane, and waits until what it answers is enforced.
-    async fn bring_up(&self, endpoint: &Endpoint) -> Result<(), Status> {
+    /// Tells the control plane, which may refuse; makes the pod; and waits until what was answered is enforced.
+    async fn bring_up(&self, reserved: &Endpoint, netns: &PodNetns) -> Result<Endpoint, Status> {
         let mut changes = self.creator.engine.changes();
-        report(&self.upstream, &endpoint.workload, endpoint.address).await?;
+        report(&self.upstream, &reserved.workload, reserved.address).await?;
+        let connected = self.creator.connect(reserved.clone(), netns).await;
+        let endpoint = connected.map_err(|error| refuse_create(&error))?;
         loop {
             changes.borrow_and_update();
             if self.creator.engine.is_current(&endpoint.workload) {
-                return Ok(());
+                return Ok(endpoint);
             }
             changes.changed().await.map_err(|_| Status::unavailable("the agent is stopping"))?;
         }
+    }
+
+    async fn is_there(&self, endpoint: &Endpoint) -> Result<bool, Status> {
+        self.creator.is_there(endpoint).await.map_err(|error| refuse_create(&error.into()))
     }
 
     /// Unmakes a pod and tells the control plane. That it can't be told is only logged here: the
@@ -157,14 +170,22 @@ impl CniService {
         }
     }
 
-    /// A workload may come back, in another container, before anyone has noticed that its pod is gone.
-    async fn release_vanished(&self, workload: &NamespacedName) {
-        let known = self.creator.registry.lock().by_workload(workload).cloned();
-        let Some(known) = known else { return };
-        let index = self.creator.host.index(&known.host_interface).await;
-        if known.ready && matches!(index, Ok(index) if index != Some(known.ifindex)) {
-            self.release(&known).await;
+    /// A workload may come back in another container, or the number of a namespace in another one, before anyone has
+    /// noticed that the pod that had it is gone.
+    async fn release_vanished(&self, workload: &NamespacedName, netns: &PodNetns) -> Result<(), Status> {
+        let known: Vec<_> = self.creator.registry.lock().iter().cloned().collect();
+        for known in known.into_iter().filter(|known| known.ready) {
+            let reused = netns.has_number_of(&known) && !netns.is_of(&known);
+            let concerned = known.workload == *workload || netns.is_of(&known);
+            if !reused && (!concerned || self.is_there(&known).await?) {
+                continue;
+            }
+            // Someone who works on it already sees for himself that it is gone.
+            if let Ok(_busy) = self.occupy(&known.key()) {
+                self.release(&known).await;
+            }
         }
+        Ok(())
     }
 
     /// Workloads whose end the control plane has not heard of yet.
@@ -198,6 +219,32 @@ impl CniService {
         check(&known, &request.netns, &self.creator.host, &self.creator.engine)
             .await
             .map_err(|wrong| refuse(code::CHECK_FAILED, Code::FailedPrecondition, wrong))
+    }
+}
+
+/// What an ADD means for a container that is known on this interface.
+enum Again {
+    /// It is the same call once more.
+    Answer,
+    /// The pod is there, and is another one than that which is asked for.
+    Refuse(RegistryError),
+    /// What is known is gone, or was never finished.
+    Anew,
+}
+
+fn again(known: &Endpoint, workload: &NamespacedName, netns: &PodNetns, is_there: bool) -> Again {
+    // The path leads to another namespace now: the runtime has made the one of this container anew.
+    let replaced = known.netns == netns.path() && !netns.is_of(known);
+    if !known.ready || !is_there || replaced {
+        Again::Anew
+    } else if known.workload == *workload && netns.is_of(known) {
+        Again::Answer
+    } else {
+        Again::Refuse(RegistryError::Mismatch {
+            container_id: known.container_id.clone(),
+            ifname: known.ifname.clone(),
+            workload: known.workload.clone(),
+        })
     }
 }
 
@@ -315,9 +362,10 @@ fn refuse_create(error: &CreateError) -> Status {
         CreateError::Registry(RegistryError::Ipam(_)) => {
             refuse(code::TRY_AGAIN, Code::ResourceExhausted, text)
         }
-        CreateError::Registry(RegistryError::Taken { .. } | RegistryError::Mismatch { .. }) => {
-            refuse(code::REFUSED, Code::AlreadyExists, text)
-        }
+        CreateError::Registry(
+            RegistryError::Taken { .. } | RegistryError::Mismatch { .. } | RegistryError::Occupied { .. },
+        )
+        | CreateError::NotFree { .. } => refuse(code::REFUSED, Code::AlreadyExists, text),
         CreateError::Netns(_)
         | CreateError::Link(_)
         | CreateError::Registry(_)
@@ -376,6 +424,21 @@ mod tests {
         let status = refuse(code::CHECK_FAILED, Code::FailedPrecondition, "no default route");
         assert_eq!(CniError::from_status(&status).code, code::CHECK_FAILED);
         assert_eq!(CniError::from_status(&Status::unavailable("x")).code, code::TRY_AGAIN);
+    }
+
+    #[test]
+    fn a_namespace_that_is_not_free_is_a_refusal_of_the_plugin() {
+        let what = "has a default route already".to_owned();
+        let error = CreateError::NotFree { netns: "/run/netns/a".into(), what };
+        assert_eq!(CniError::from_status(&refuse_create(&error)).code, code::REFUSED);
+        let occupied = RegistryError::Occupied {
+            netns: "/run/netns/a".into(),
+            workload: NamespacedName::new("shop", "pay"),
+            container_id: "c1".into(),
+            ifname: "eth0".into(),
+        };
+        let shown = CniError::from_status(&refuse_create(&occupied.into()));
+        assert!(shown.code == code::REFUSED && shown.msg.contains("shop/pay"), "{shown:?}");
     }
 
     #[test]

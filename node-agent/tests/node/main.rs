@@ -81,11 +81,16 @@ impl Host<'_> {
 
     /// Runs the plugin as a runtime does.
     fn cni(&self, verb: &str, pod: &str) -> (bool, Value) {
+        self.cni_in(verb, pod, &format!("container-{pod}"), pod, "eth0")
+    }
+
+    /// The same for a container in the network namespace of a pod.
+    fn cni_in(&self, verb: &str, pod: &str, container: &str, of: &str, ifname: &str) -> (bool, Value) {
         let mut plugin = Command::new(env!("CARGO_BIN_EXE_isthmus-cni"))
             .env("CNI_COMMAND", verb)
-            .env("CNI_CONTAINERID", format!("container-{pod}"))
-            .env("CNI_NETNS", netns(pod))
-            .env("CNI_IFNAME", "eth0")
+            .env("CNI_CONTAINERID", container)
+            .env("CNI_NETNS", netns(of))
+            .env("CNI_IFNAME", ifname)
             .env("CNI_ARGS", format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME={pod}"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -232,6 +237,9 @@ fn story(host: &mut Host<'_>, state: &Arc<State>) {
     assert!(fine && again["ips"][0]["address"] == format!("{pay}/32"), "{again}");
     assert!(host.cni("CHECK", "pay").0);
 
+    a_namespace_that_is_not_free_is_left_as_it_is(host, state);
+    assert!(host.cni("CHECK", "pay").0);
+
     // Without policy everyone may call; with it only one, and the other's drop is told by name.
     serve_in("pay", 8080);
     assert!(connects("web", pay, 8080) && connects("evil", pay, 8080));
@@ -286,6 +294,57 @@ fn story(host: &mut Host<'_>, state: &Arc<State>) {
     for pod in ["stranger", "evil", "pay"] {
         run(&["ip", "netns", "delete", &name(pod)]);
     }
+}
+
+fn a_namespace_that_is_not_free_is_left_as_it_is(host: &Host<'_>, state: &Arc<State>) {
+    let refused = |pod: &str, container: &str, of: &str, ifname: &str, words: &[&str]| {
+        let before = (network(of), links());
+        let (fine, answer) = host.cni_in("ADD", pod, container, of, ifname);
+        assert!(!fine && answer["code"] == 100, "{answer}");
+        let text = answer["msg"].as_str().unwrap();
+        assert!(words.iter().all(|word| text.contains(word)), "{words:?}: {answer}");
+        assert_eq!((network(of), links()), before, "{answer}");
+    };
+    // Of another pod, whether or not the workload is declared, and on whatever interface.
+    state.declared.lock().unwrap().insert("shop/second".into());
+    for pod in ["stranger", "second"] {
+        for ifname in ["eth0", "eth1"] {
+            refused(pod, "other", "pay", ifname, &["shop/pay", "container-pay"]);
+            refused(pod, "container-pay", "pay", ifname, &["shop/pay", "container-pay"]);
+        }
+    }
+    assert!(!state.reported.lock().unwrap().contains_key("shop/second"));
+
+    // Of someone else than this plugin: an interface of that name, or the default route.
+    run(&["ip", "netns", "add", &name("second")]);
+    let inside = |arguments: &[&str]| run(&[&["ip", "-n", &name("second")], arguments].concat());
+    inside(&["link", "add", "eth0", "type", "veth", "peer", "name", "far0"]);
+    refused("second", "container-second", "second", "eth0", &["interface eth0"]);
+    inside(&["address", "add", "198.51.100.2/24", "dev", "eth0"]);
+    inside(&["link", "set", "eth0", "up"]);
+    inside(&["route", "add", "default", "via", "198.51.100.1", "metric", "5"]);
+    refused("second", "container-second", "second", "eth1", &["default route via 198.51.100.1"]);
+    // An undeclared workload in a namespace that has no pod, but a network of its own.
+    inside(&["route", "delete", "default"]);
+    refused("stranger", "container-stranger", "second", "eth1", &["apply it first"]);
+    inside(&["link", "delete", "eth0"]);
+    // What was refused before is fine when nothing is in the way; and a namespace made anew is another one.
+    assert!(host.cni("ADD", "second").0);
+    run(&["ip", "netns", "delete", &name("second")]);
+    host.add("second");
+    assert!(host.cni("CHECK", "second").0 && host.cni("DEL", "second").0);
+    run(&["ip", "netns", "delete", &name("second")]);
+}
+
+/// The interfaces, addresses and routes of a pod.
+fn network(pod: &str) -> Vec<String> {
+    let tables: [&[&str]; 2] = [&["-o", "address"], &["route", "show", "table", "all"]];
+    let shown = tables.map(|table| {
+        let output = Command::new("ip").args(["-n", &name(pod)]).args(table).output().unwrap();
+        assert!(output.status.success());
+        String::from_utf8(output.stdout).unwrap()
+    });
+    shown.into()
 }
 
 fn identity_is_by_attestation(host: &Host<'_>, state: &Arc<State>) {
