@@ -34,20 +34,21 @@ pub const DOOR: &str = "127.0.0.1:19443";
 /// Type URL to name to message.
 pub type Resources = BTreeMap<String, BTreeMap<String, Any>>;
 
-/// Shared by the services and the test.
+/// Shared by the services and the test, which gets copies: an assertion that failed with one of the locks held
+/// would take the services down with it, and their panics would be the loudest.
 pub struct State {
     pub domain: TrustDomain,
     root: Root,
     issuer: Issuer,
     pub resources: watch::Sender<Resources>,
     /// Workloads that may be reported.
-    pub declared: Mutex<BTreeSet<String>>,
-    pub reported: Mutex<BTreeMap<String, String>>,
-    pub flows: Mutex<Vec<Flow>>,
+    declared: Mutex<BTreeSet<String>>,
+    reported: Mutex<BTreeMap<String, String>>,
+    flows: Mutex<Vec<Flow>>,
     /// What agents refused, in their words.
-    pub refused: Mutex<Vec<String>>,
+    refused: Mutex<Vec<String>>,
     /// Workloads for which streams were relayed.
-    pub relayed: Mutex<Vec<String>>,
+    relayed: Mutex<Vec<String>>,
 }
 
 impl State {
@@ -92,6 +93,28 @@ impl State {
         self.resources.send_modify(|all| {
             all.entry(M::type_url()).or_default().insert(name.to_owned(), to_any(message));
         });
+    }
+
+    /// Lets a workload be reported.
+    pub fn declare(&self, workload: &str) {
+        self.declared.lock().unwrap().insert(workload.to_owned());
+    }
+
+    /// The address that was reported for a workload.
+    pub fn reported(&self, workload: &str) -> Option<String> {
+        self.reported.lock().unwrap().get(workload).cloned()
+    }
+
+    pub fn flows(&self) -> Vec<Flow> {
+        self.flows.lock().unwrap().clone()
+    }
+
+    pub fn refused(&self) -> Vec<String> {
+        self.refused.lock().unwrap().clone()
+    }
+
+    pub fn relayed(&self) -> Vec<String> {
+        self.relayed.lock().unwrap().clone()
     }
 
     fn sign(&self, csr: &[u8], id: &SpiffeId) -> Vec<Vec<u8>> {

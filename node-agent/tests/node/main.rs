@@ -32,7 +32,7 @@ use xds_proto::{
             secret::v3::secret_discovery_service_client::SecretDiscoveryServiceClient,
         },
     },
-    isthmus::agent::v1 as wire,
+    isthmus::{agent::v1 as wire, bootstrap::v1::Flow},
 };
 
 /// Set for the process that plays a proxy.
@@ -211,11 +211,11 @@ fn a_node_creates_pods_enforces_policy_serves_identity_and_restarts_without_losi
 }
 
 fn story(host: &mut Host<'_>, state: &Arc<State>) {
-    state.declared.lock().unwrap().insert("mesh/gw".into());
+    state.declare("mesh/gw");
     state.put("1", &wire::PolicyClass { id: 1, ..Default::default() });
     state.put("2", &wire::PolicyClass { id: 2, ..Default::default() });
     host.start();
-    eventually("the gateway is bound", || state.reported.lock().unwrap().get("mesh/gw").cloned());
+    eventually("the gateway is bound", || state.reported("mesh/gw"));
 
     // A pod without a declared workload is refused, and nothing of it stays.
     run(&["ip", "netns", "add", &name("stranger")]);
@@ -226,12 +226,12 @@ fn story(host: &mut Host<'_>, state: &Arc<State>) {
     assert!(links().is_empty(), "{:?}", links());
 
     for pod in ["web", "evil", "pay"] {
-        state.declared.lock().unwrap().insert(format!("shop/{pod}"));
+        state.declare(&format!("shop/{pod}"));
     }
     let pay = host.add("pay");
     host.add("web");
     host.add("evil");
-    assert_eq!(state.reported.lock().unwrap().get("shop/pay"), Some(&pay.to_string()));
+    assert_eq!(state.reported("shop/pay"), Some(pay.to_string()));
     // ADD again is the same pod.
     let (fine, again) = host.cni("ADD", "pay");
     assert!(fine && again["ips"][0]["address"] == format!("{pay}/32"), "{again}");
@@ -246,14 +246,16 @@ fn story(host: &mut Host<'_>, state: &Arc<State>) {
     state.put("2", &only_web());
     eventually("the policy is enforced", || (!connects("evil", pay, 8080)).then_some(()));
     assert!(connects("web", pay, 8080));
-    eventually("the drop is told", || {
-        let flows = state.flows.lock().unwrap();
-        let drop = flows.iter().find(|flow| flow.verdict == "DROPPED")?;
-        assert_eq!(drop.policy, "networkpolicy/shop/pay-callers#default-deny-ingress");
-        assert_eq!(drop.source.as_ref()?.workload, "shop/evil");
-        assert_eq!(drop.destination.as_ref()?.workload, "shop/pay");
-        Some(())
+    // What else was dropped meanwhile (the end of the connection from before, say) is told as well.
+    let drop = eventually("the drop is told", || {
+        let told = |flow: &Flow| {
+            flow.verdict == "DROPPED"
+                && flow.source.as_ref().is_some_and(|source| source.workload == "shop/evil")
+                && flow.destination.as_ref().is_some_and(|destination| destination.workload == "shop/pay")
+        };
+        state.flows().into_iter().find(told)
     });
+    assert_eq!(drop.policy, "networkpolicy/shop/pay-callers#default-deny-ingress");
 
     identity_is_by_attestation(host, state);
 
@@ -269,13 +271,11 @@ fn story(host: &mut Host<'_>, state: &Arc<State>) {
 
     // DEL is idempotent, and a namespace that vanishes takes its pod with it.
     assert!(host.cni("DEL", "evil").0 && host.cni("DEL", "evil").0);
-    assert!(!state.reported.lock().unwrap().contains_key("shop/evil"));
+    assert_eq!(state.reported("shop/evil"), None);
     let (fine, answer) = host.cni("CHECK", "evil");
     assert!(!fine && answer["code"] == 3, "{answer}");
     run(&["ip", "netns", "delete", &name("web")]);
-    eventually("the lost pod is told", || {
-        (!state.reported.lock().unwrap().contains_key("shop/web")).then_some(())
-    });
+    eventually("the lost pod is told", || state.reported("shop/web").is_none().then_some(()));
     assert!(host.cni("DEL", "web").0);
     assert_eq!(links().len(), 1);
 
@@ -290,7 +290,7 @@ fn story(host: &mut Host<'_>, state: &Arc<State>) {
         .status();
     assert!(cleaned.unwrap().success());
     assert!(links().is_empty(), "{:?}", links());
-    assert!(state.refused.lock().unwrap().is_empty(), "{:?}", state.refused.lock().unwrap());
+    assert_eq!(state.refused(), Vec::<String>::new());
     for pod in ["stranger", "evil", "pay"] {
         run(&["ip", "netns", "delete", &name(pod)]);
     }
@@ -306,14 +306,14 @@ fn a_namespace_that_is_not_free_is_left_as_it_is(host: &Host<'_>, state: &Arc<St
         assert_eq!((network(of), links()), before, "{answer}");
     };
     // Of another pod, whether or not the workload is declared, and on whatever interface.
-    state.declared.lock().unwrap().insert("shop/second".into());
+    state.declare("shop/second");
     for pod in ["stranger", "second"] {
         for ifname in ["eth0", "eth1"] {
             refused(pod, "other", "pay", ifname, &["shop/pay", "container-pay"]);
             refused(pod, "container-pay", "pay", ifname, &["shop/pay", "container-pay"]);
         }
     }
-    assert!(!state.reported.lock().unwrap().contains_key("shop/second"));
+    assert_eq!(state.reported("shop/second"), None);
 
     // Of someone else than this plugin: an interface of that name, or the default route.
     run(&["ip", "netns", "add", &name("second")]);
@@ -351,7 +351,7 @@ fn identity_is_by_attestation(host: &Host<'_>, state: &Arc<State>) {
     // Whatever a pod claims to be, it is what its namespace says.
     let seen = host.proxy(Some("pay"), "proxy~shop/web");
     assert_eq!(seen, "ads echo; sds spiffe://west.example/ns/shop/sa/pay; roots west.example");
-    assert_eq!(state.relayed.lock().unwrap().as_slice(), ["shop/pay"]);
+    assert_eq!(state.relayed(), ["shop/pay"]);
     // The node's own namespace is no pod: only its gateways may ask.
     let seen = host.proxy(None, "proxy~shop/web");
     assert!(seen.contains("PermissionDenied") || seen.contains("permission"), "{seen}");
