@@ -1,3 +1,10 @@
-//! What the replica tells about itself and about the mesh: logs, flows.
+//! What the replica tells about itself and about the mesh: logs, flows, metrics.
 
+pub mod commits;
 pub mod flows;
+pub mod histogram;
+pub mod xds;
+
+pub use commits::Commits;
+pub use histogram::Histogram;
+pub use xds::XdsMetrics;

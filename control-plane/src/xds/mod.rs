@@ -2,10 +2,12 @@
 //!
 //! * [`resource`]: what can be sent; encoded once, shared by all streams.
 //! * [`kinds`]: what the order of types is and why.
+//! * [`heartbeat`]: proof that a client still takes configuration.
 //! * [`session`]: one stream's half of the protocol, messages in, messages out. No I/O, clock or randomness.
 //! * [`views`]: what a client may have; implemented by whoever compiles the model.
 //! * [`server`]: tonic services; [`subscribers`]: who is connected and what they have acknowledged.
 
+pub mod heartbeat;
 pub mod kinds;
 pub mod resource;
 pub mod server;
@@ -17,5 +19,5 @@ pub mod views;
 pub use resource::{Encoded, ResourceSet, TypeResources};
 pub use server::XdsServer;
 pub use session::Session;
-pub use subscribers::{Lagging, Subscriber, Subscribers};
+pub use subscribers::{Health, Lagging, Subscriber, Subscribers};
 pub use views::{Client, PeerIdentity, ProxyKind, Views};

@@ -162,6 +162,14 @@ impl ResourceSet {
         self.types.iter().map(|(type_url, resources)| (type_url.as_str(), resources))
     }
 
+    /// Whether every type shares its map with the other set, so that nothing in them differs.
+    pub fn shares_all(&self, other: &Self) -> bool {
+        let same = |(type_url, resources): (&String, &Arc<TypeResources>)| {
+            other.types.get(type_url).is_some_and(|theirs| Arc::ptr_eq(resources, theirs))
+        };
+        self.types.len() == other.types.len() && self.types.iter().all(same)
+    }
+
     /// Takes over from `previous` what is equal, so that memory and comparisons are shared.
     pub fn share_with(&mut self, previous: &Self) {
         for (type_url, resources) in &mut self.types {

@@ -52,6 +52,8 @@ pub struct Options {
     pub catch_up: Duration,
     /// How long a reconnecting client has to name its types before anything is removed. Default 200 ms.
     pub reopen: Duration,
+    /// Between heartbeats, for clients that want them. Default 5 s.
+    pub heartbeat: Duration,
 }
 
 impl Options {
@@ -64,6 +66,7 @@ impl Options {
             first_request: Duration::from_secs(15),
             catch_up: Duration::from_secs(30),
             reopen: Duration::from_millis(200),
+            heartbeat: crate::xds::heartbeat::INTERVAL,
         }
     }
 }

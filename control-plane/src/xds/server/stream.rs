@@ -1,6 +1,6 @@
 //! One stream, from its first request to its end.
 
-use std::{sync::Arc, time::SystemTime};
+use std::sync::Arc;
 
 use tokio::{
     sync::{mpsc, watch},
@@ -9,10 +9,18 @@ use tokio::{
 use tonic::{Status, Streaming};
 
 use super::{Shared, wire::Wire};
-use crate::xds::{
-    Client, PeerIdentity, Session, Subscriber, Views,
-    session::{Event, Request, SessionError},
-    subscribers::Connected,
+use crate::{
+    doors::{
+        bucket::{Bucket, Rate},
+        limits::LimitReached,
+    },
+    telemetry::XdsMetrics,
+    xds::{
+        Client, PeerIdentity, Session, Views,
+        heartbeat::{self, Heartbeats},
+        session::{Event, Request, SessionError},
+        subscribers::{Connected, Opening},
+    },
 };
 
 /// Longest node id that is kept for display.
@@ -87,27 +95,43 @@ async fn run<W: Wire, V: Views>(
     catch_up(shared, &mut revisions, &client, seen).await?;
 
     let stream = shared.subscribers.next_stream();
-    let connected = shared.subscribers.connect(subscriber::<W>(stream, &client, &node_id));
-    tracing::info!(%client, stream, protocol = ?W::PROTOCOL, "xDS stream opened");
     let revision = *revisions.borrow_and_update();
-    let set = shared.views.resources(&client);
+    let mut set = shared.views.resources(&client);
     let revision = revision.max(set.revision);
-    let mut session = Session::new(W::PROTOCOL, stream, shared.options.limits, set, revision);
-    let first = origin.normalise(first)?;
-    note(&client, &connected, session.on_request(first).map_err(over_limit)?);
+    let connected = shared.subscribers.connect(stream, opening::<W>(&client, &node_id, revision))?;
+    let metrics = shared.subscribers.metrics();
+    metrics.opened.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    tracing::info!(%client, stream, protocol = ?W::PROTOCOL, revision, "xDS stream opened");
+    let mut session = Session::new(W::PROTOCOL, stream, shared.options.limits, set.clone(), revision);
+    let mut heartbeats = Heartbeats::new(stream, shared.options.heartbeat);
+    let mut rate = request_rate(shared, opened);
+    let mut pending = Some(origin.normalise(first)?);
 
     let reopened = opened + shared.options.reopen;
     let mut more = true;
     loop {
+        if let Some(request) = pending.take() {
+            let now = Instant::now();
+            if !rate.take(now.into_std()) {
+                return Err(too_fast(shared, &client).into());
+            }
+            connected.heard(now.into_std());
+            if request.type_url == heartbeat::TYPE_URL {
+                heartbeats.on_request(&request, now.into_std());
+                connected.heartbeat(heartbeats.unanswered_since());
+            } else {
+                note(&client, &connected, metrics, session.on_request(request).map_err(over_limit)?);
+                more = true;
+            }
+        }
         connected.update(&session.status(), session.revision());
+        let beat = heartbeats.due();
         tokio::select! {
             // News first: what is sent should be the newest, and a burst of requests is answered as a whole.
             biased;
             request = requests.message() => {
                 let Some(request) = request? else { return Ok(()) };
-                let request = origin.normalise(request)?;
-                note(&client, &connected, session.on_request(request).map_err(over_limit)?);
-                more = true;
+                pending = Some(origin.normalise(request)?);
             }
             changed = revisions.changed() => {
                 changed.map_err(|_| Status::unavailable("this replica is shutting down"))?;
@@ -116,9 +140,13 @@ async fn run<W: Wire, V: Views>(
                     return Err(Status::unavailable(format!("this is no longer {client}: connect again")));
                 }
                 let revision = *revisions.borrow_and_update();
-                let set = shared.views.resources(&client);
-                let revision = revision.max(set.revision);
-                session.on_snapshot(set, revision);
+                let new = shared.views.resources(&client);
+                let revision = revision.max(new.revision);
+                if !new.shares_all(&set) {
+                    connected.view_changed(session.revision(), revision);
+                }
+                set = new;
+                session.on_snapshot(set.clone(), revision);
                 more = true;
             }
             () = sleep_until(reopened), if session.is_reopening() => {
@@ -129,6 +157,7 @@ async fn run<W: Wire, V: Views>(
                 let Ok(permit) = permit else { return Ok(()) };
                 match session.next_response() {
                     Some(response) => {
+                        metrics.sent(&response);
                         tracing::debug!(
                             %client, type_url = %response.type_url, revision = response.revision, nonce = response.nonce,
                             resources = response.resources.len(), removed = response.removed.len(), "sent"
@@ -138,7 +167,42 @@ async fn run<W: Wire, V: Views>(
                     None => more = false,
                 }
             }
+            // Last: whoever has configuration to answer shows by that that it is alive.
+            permit = when(beat, responses), if beat.is_some() => {
+                let Ok(permit) = permit else { return Ok(()) };
+                let now = std::time::Instant::now();
+                let response = heartbeats.next(now, session.revision(), connected.sent_revision());
+                connected.heartbeat(Some(now));
+                metrics.sent(&response);
+                permit.send(Ok(W::frame(response, &shared.options.identifier)));
+            }
         }
+    }
+}
+
+/// Room for a response, not before it is due.
+async fn when<T>(
+    due: Option<std::time::Instant>,
+    responses: &mpsc::Sender<T>,
+) -> Result<mpsc::Permit<'_, T>, mpsc::error::SendError<()>> {
+    if let Some(due) = due {
+        sleep_until(due.into()).await;
+    }
+    responses.reserve().await
+}
+
+fn request_rate<V>(shared: &Shared<V>, now: Instant) -> Bucket {
+    let per_second = shared.subscribers.limits().xds_requests;
+    Bucket::new(Rate { per_second, burst: per_second.saturating_mul(10) }, now.into_std())
+}
+
+fn too_fast<V>(shared: &Shared<V>, client: &Client) -> LimitReached {
+    LimitReached {
+        name: "xds-requests",
+        value: shared.subscribers.limits().xds_requests,
+        unit: "requests a second on one stream",
+        who: client.to_string(),
+        next: "connect again and ask less often",
     }
 }
 
@@ -164,21 +228,13 @@ async fn catch_up<V: Views>(
     }
 }
 
-fn subscriber<W: Wire>(stream: u64, client: &Client, node_id: &str) -> Subscriber {
-    Subscriber {
-        stream,
-        id: client.to_string(),
+fn opening<W: Wire>(client: &Client, node_id: &str, revision: u64) -> Opening {
+    Opening {
+        id: client.to_string().into(),
         kind: client.kind(),
         node_id: node_id[..node_id.floor_char_boundary(MAX_NODE_ID_BYTES)].to_owned(),
         protocol: W::PROTOCOL,
-        sent_revision: 0,
-        acked_revision: 0,
-        settled_revision: 0,
-        nacks: 0,
-        last_error: None,
-        nacked_revision: None,
-        connected_at: SystemTime::now(),
-        acked: Default::default(),
+        revision,
     }
 }
 
@@ -189,11 +245,15 @@ fn over_limit(error: SessionError) -> Status {
     }
 }
 
-fn note(client: &Client, connected: &Connected<'_>, events: Vec<Event>) {
+fn note(client: &Client, connected: &Connected<'_>, metrics: &XdsMetrics, events: Vec<Event>) {
     for event in events {
         match event {
-            Event::Acked { type_url, revision } => tracing::debug!(%client, %type_url, revision, "ACK"),
+            Event::Acked { type_url, revision } => {
+                metrics.acked(&type_url, revision, std::time::Instant::now());
+                tracing::debug!(%client, %type_url, revision, "ACK");
+            }
             Event::Nacked { type_url, revision, error, resources } => {
+                metrics.nacked(&type_url);
                 tracing::warn!(%client, %type_url, revision, %error, ?resources, "NACK");
                 let kind = type_url.rsplit('.').next().unwrap_or(&type_url);
                 let shown: Vec<_> = resources.iter().take(MAX_NAMES_SHOWN).map(|name| &**name).collect();
@@ -204,6 +264,7 @@ fn note(client: &Client, connected: &Connected<'_>, events: Vec<Event>) {
                 connected.nacked(format!("{kind} {}{others}: {error}", shown.join(", ")));
             }
             Event::StaleNonce { type_url } => {
+                metrics.stale_nonces.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                 tracing::debug!(%client, %type_url, "answer to an older response")
             }
             Event::UnknownType { type_url } => {
