@@ -4,7 +4,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 SETUP := scripts/setup
 
-.PHONY: demo test check fmt fix build setup clean-testbed help
+.PHONY: demo test bench-control check fmt fix build setup clean-testbed help
 
 help: ## lists the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -20,6 +20,11 @@ demo: build ## two clusters on this machine, joined, serving real traffic (KEEP=
 
 test: build ## everything that must hold
 	@scripts/step "Running the tests" $(CARGO) test --workspace
+
+bench-control: setup ## the control plane against etcd, in a release build (AREAS="writes loss": only those)
+	@SETUP_BENCH=1 $(SETUP)
+	@scripts/step "Building for speed" $(CARGO) build --release -p control-plane -p bench
+	@target/release/bench-control $(AREAS)
 
 check: setup ## formatting, lints, dependencies; never writes
 	@SETUP_CHECKS=1 $(SETUP)

@@ -1,0 +1,10 @@
+//! Benchmarks that anybody can repeat: ours and a baseline in turn, in one run, on one machine, with the spread
+//! beside each figure and the lost rows among the won ones.
+//!
+//! The arithmetic (`stats`, `report`) is pure; `process` and the folders beside it start real programs.
+
+pub mod control;
+pub mod machine;
+pub mod process;
+pub mod report;
+pub mod stats;
