@@ -445,7 +445,7 @@ fn what_did_not_change_is_not_translated_again_and_comes_out_the_same() {
     }
     let (old, new) =
         (first.sidecar(&before, &name, ProxyKind::Envoy), second.sidecar(&model, &name, ProxyKind::Envoy));
-    assert!(std::sync::Arc::ptr_eq(old.of(kinds::ROUTE).unwrap(), new.of(kinds::ROUTE).unwrap()));
+    assert!(old.of(kinds::ROUTE).unwrap().ptr_eq(new.of(kinds::ROUTE).unwrap()));
     let endpoints =
         |set: &ResourceSet| set.get(kinds::ENDPOINT, "outbound|80|db.shop").unwrap().version.clone();
     assert_ne!(endpoints(&old), endpoints(&new));

@@ -5,6 +5,11 @@
 //! (<https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol#eventual-consistency-considerations>);
 //! the agent's types follow the same idea: a policy exists before the endpoint that it protects.
 
+use std::{
+    collections::HashSet,
+    sync::{Arc, OnceLock},
+};
+
 /// `type.googleapis.com/envoy.service.runtime.v3.Runtime`
 pub const RUNTIME: &str = "type.googleapis.com/envoy.service.runtime.v3.Runtime";
 /// SDS.
@@ -126,6 +131,34 @@ pub fn is_known(type_url: &str) -> bool {
     kind(type_url).rank != u8::MAX
 }
 
+/// The type URL as a string that all who speak of the type share. One that is not known gets a string of its own.
+pub fn interned(type_url: &str) -> Arc<str> {
+    static ALL: OnceLock<HashSet<Arc<str>>> = OnceLock::new();
+    let all = ALL.get_or_init(|| KNOWN.iter().map(|type_url| Arc::from(*type_url)).collect());
+    all.get(type_url).cloned().unwrap_or_else(|| type_url.into())
+}
+
+/// Every type that [`kind`] has an entry for.
+const KNOWN: [&str; 17] = [
+    RUNTIME,
+    SECRET,
+    CLUSTER,
+    ENDPOINT,
+    EXTENSION,
+    LISTENER,
+    SCOPED_ROUTE,
+    ROUTE,
+    VIRTUAL_HOST,
+    TRUST_BUNDLE,
+    NODE,
+    POLICY_CLASS,
+    WORKLOAD_ADDRESS,
+    LOCAL_ENDPOINT,
+    SERVICE,
+    PEER_CLUSTER,
+    EXPORTED_SERVICE,
+];
+
 #[cfg(test)]
 mod tests {
     use xds_proto::{
@@ -169,26 +202,8 @@ mod tests {
 
     #[test]
     fn what_waits_goes_later_so_that_waiting_can_not_go_in_circles() {
-        let all = [
-            RUNTIME,
-            SECRET,
-            CLUSTER,
-            ENDPOINT,
-            EXTENSION,
-            LISTENER,
-            SCOPED_ROUTE,
-            ROUTE,
-            VIRTUAL_HOST,
-            TRUST_BUNDLE,
-            NODE,
-            POLICY_CLASS,
-            WORKLOAD_ADDRESS,
-            LOCAL_ENDPOINT,
-            SERVICE,
-            PEER_CLUSTER,
-            EXPORTED_SERVICE,
-        ];
-        for of in all {
+        for of in KNOWN {
+            assert!(is_known(of));
             for first in kind(of).waits_for {
                 assert!(kind(first).rank < kind(of).rank, "{of} waits for {first}");
             }

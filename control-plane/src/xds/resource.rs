@@ -1,10 +1,8 @@
 //! Resources as they go over the wire: encoded once, then shared by every stream that sends them.
 
-use std::{
-    collections::{BTreeMap, btree_map},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
+use imbl::{OrdMap, ordmap::DiffItem};
 use sha2::{Digest, Sha256};
 use xds_proto::{
     Message, Name,
@@ -24,7 +22,7 @@ use xds_proto::{
 use super::kinds;
 
 /// One resource, ready to be sent.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Encoded {
     /// Unique within its type.
     pub name: Arc<str>,
@@ -35,6 +33,16 @@ pub struct Encoded {
     /// Names of the resources that the client must get after this one changed: see [`kinds::Kind::warms`].
     pub references: Vec<Arc<str>>,
 }
+
+/// The version stands for the contents.
+impl PartialEq for Encoded {
+    fn eq(&self, other: &Self) -> bool {
+        self.version == other.version && self.name == other.name
+    }
+}
+
+// With it, comparing two `Arc`s of the same resource costs a comparison of pointers.
+impl Eq for Encoded {}
 
 impl Encoded {
     /// Encodes a message.
@@ -107,18 +115,19 @@ fn route_config_name(filter: &Any) -> Option<Arc<str>> {
     }
 }
 
-/// The resources of one type, by name.
-pub type TypeResources = BTreeMap<Arc<str>, Arc<Encoded>>;
+/// The resources of one type, by name: a persistent map. A clone costs nothing and shares everything; a change costs
+/// a path through the tree; what differs between two of one descent is found without looking at what they share.
+pub type TypeResources = OrdMap<Arc<str>, Arc<Encoded>>;
 
 /// Everything that one client is to have at a revision.
 ///
-/// Types that did not change should share their map with the set before ([`share_with`](Self::share_with)): a
-/// session skips them at the cost of one pointer comparison.
+/// Types that did not change should share their map with the set before ([`share_with`](Self::share_with), or
+/// by being a clone of it): a session skips them at the cost of one pointer comparison.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ResourceSet {
     /// The revision of the state that it was made from.
     pub revision: u64,
-    types: BTreeMap<String, Arc<TypeResources>>,
+    types: BTreeMap<Arc<str>, TypeResources>,
 }
 
 impl ResourceSet {
@@ -130,25 +139,25 @@ impl ResourceSet {
     /// Adds a resource or replaces the one of that type and name.
     pub fn insert(&mut self, resource: impl Into<Arc<Encoded>>) {
         let resource = resource.into();
-        let of_type = match self.types.get_mut(&resource.any.type_url) {
+        let of_type = match self.types.get_mut(resource.any.type_url.as_str()) {
             Some(of_type) => of_type,
-            None => self.types.entry(resource.any.type_url.clone()).or_default(),
+            None => self.types.entry(kinds::interned(&resource.any.type_url)).or_default(),
         };
-        Arc::make_mut(of_type).insert(resource.name.clone(), resource);
+        of_type.insert(resource.name.clone(), resource);
     }
 
     /// Puts a whole type in place, shared with other sets.
-    pub fn insert_type(&mut self, type_url: impl Into<String>, resources: Arc<TypeResources>) {
-        self.types.insert(type_url.into(), resources);
+    pub fn insert_type(&mut self, type_url: &str, resources: TypeResources) {
+        self.types.insert(kinds::interned(type_url), resources);
     }
 
     /// Takes a resource out.
     pub fn remove(&mut self, type_url: &str, name: &str) -> Option<Arc<Encoded>> {
-        Arc::make_mut(self.types.get_mut(type_url)?).remove(name)
+        self.types.get_mut(type_url)?.remove(name)
     }
 
     /// All of a type.
-    pub fn of(&self, type_url: &str) -> Option<&Arc<TypeResources>> {
+    pub fn of(&self, type_url: &str) -> Option<&TypeResources> {
         self.types.get(type_url)
     }
 
@@ -158,8 +167,8 @@ impl ResourceSet {
     }
 
     /// The types that it has, with their resources.
-    pub fn types(&self) -> impl Iterator<Item = (&str, &Arc<TypeResources>)> {
-        self.types.iter().map(|(type_url, resources)| (type_url.as_str(), resources))
+    pub fn types(&self) -> impl Iterator<Item = (&str, &TypeResources)> {
+        self.types.iter().map(|(type_url, resources)| (&**type_url, resources))
     }
 
     /// Whether every type shares its map with the other set, so that nothing in them differs.
@@ -174,57 +183,42 @@ impl ResourceSet {
     pub fn share_with(&mut self, previous: &Self) {
         for (type_url, resources) in &mut self.types {
             let Some(before) = previous.types.get(type_url) else { continue };
-            if changed_names(Some(before), Some(resources)).is_empty() {
-                *resources = before.clone();
-                continue;
-            }
-            for (name, resource) in Arc::make_mut(resources) {
-                if let Some(old) = before.get(name).filter(|old| old.version == resource.version) {
-                    *resource = old.clone();
+            // The old map with the differences put in has the old map's tree.
+            let mut shared = before.clone();
+            for name in changed_names(Some(before), Some(resources)) {
+                match resources.get(&name) {
+                    Some(resource) => drop(shared.insert(name, resource.clone())),
+                    None => drop(shared.remove(&name)),
                 }
             }
+            *resources = shared;
         }
+    }
+
+    /// Whether every type is the very same map as in the other, so that nothing can differ.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.types.len() == other.types.len()
+            && self.types.iter().all(|(type_url, resources)| {
+                other.types.get(type_url).is_some_and(|before| before.ptr_eq(resources))
+            })
     }
 }
 
-/// Names that were added, removed or changed between two maps of one type.
-pub fn changed_names(old: Option<&Arc<TypeResources>>, new: Option<&Arc<TypeResources>>) -> Vec<Arc<str>> {
-    let empty = TypeResources::new();
+/// Names that were added, removed or changed between two maps of one type, in order. Costs what differs, not what is
+/// there, if one descends from the other.
+pub fn changed_names(old: Option<&TypeResources>, new: Option<&TypeResources>) -> Vec<Arc<str>> {
     match (old, new) {
-        (Some(old), Some(new)) if Arc::ptr_eq(old, new) => Vec::new(),
-        (old, new) => Changes {
-            old: old.map_or(&empty, |map| map).iter().peekable(),
-            new: new.map_or(&empty, |map| map).iter().peekable(),
-        }
-        .collect(),
-    }
-}
-
-/// Walks two sorted maps side by side.
-struct Changes<'a> {
-    old: std::iter::Peekable<btree_map::Iter<'a, Arc<str>, Arc<Encoded>>>,
-    new: std::iter::Peekable<btree_map::Iter<'a, Arc<str>, Arc<Encoded>>>,
-}
-
-impl Iterator for Changes<'_> {
-    type Item = Arc<str>;
-
-    fn next(&mut self) -> Option<Arc<str>> {
-        loop {
-            let (removed, added) = match (self.old.peek(), self.new.peek()) {
-                (None, None) => return None,
-                (Some(_), None) => (true, false),
-                (None, Some(_)) => (false, true),
-                (Some((old, _)), Some((new, _))) => (old <= new, new <= old),
-            };
-            let old = if removed { self.old.next() } else { None };
-            let new = if added { self.new.next() } else { None };
-            match (old, new) {
-                (Some((_, old)), Some((_, new))) if Arc::ptr_eq(old, new) || old.version == new.version => {}
-                (Some((name, _)), _) | (None, Some((name, _))) => return Some(name.clone()),
-                (None, None) => return None,
-            }
-        }
+        (None, None) => Vec::new(),
+        (Some(all), None) | (None, Some(all)) => all.keys().cloned().collect(),
+        (Some(old), Some(new)) if old.ptr_eq(new) => Vec::new(),
+        (Some(old), Some(new)) => old
+            .diff(new)
+            .map(|item| match item {
+                DiffItem::Add(name, _)
+                | DiffItem::Remove(name, _)
+                | DiffItem::Update { new: (name, _), .. } => name.clone(),
+            })
+            .collect(),
     }
 }
 
@@ -311,7 +305,7 @@ mod tests {
         let old = set(&[("a", "1"), ("b", "1")]);
         let mut same = set(&[("a", "1"), ("b", "1")]);
         same.share_with(&old);
-        assert!(Arc::ptr_eq(same.of(kinds::NODE).unwrap(), old.of(kinds::NODE).unwrap()));
+        assert!(same.is_same(&old));
         let mut changed = set(&[("a", "1"), ("b", "2")]);
         changed.share_with(&old);
         let shared =

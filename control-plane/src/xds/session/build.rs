@@ -13,7 +13,7 @@ use crate::xds::{Encoded, TypeResources};
 /// Removed names in one delta response; the rest follow its ACK.
 const MAX_REMOVED: usize = 10_000;
 
-type Set<'a> = Option<&'a Arc<TypeResources>>;
+type Set<'a> = Option<&'a TypeResources>;
 
 #[derive(Default)]
 struct Parts {
@@ -50,6 +50,7 @@ impl Session {
         let covers = self.covers(index);
         self.types[index].in_flight =
             Some(InFlight { nonce: nonce.clone(), revision: self.revision, covers, sent, removed });
+        self.types[index].rebase(set.of(&type_url));
         Some(Response {
             type_url,
             nonce,
@@ -118,6 +119,7 @@ impl TypeState {
         for name in parts.removed.drain(..) {
             self.mark_absent(&name);
         }
+        self.rebase(set);
         (!parts.resources.is_empty()).then_some(parts)
     }
 
@@ -142,8 +144,8 @@ impl TypeState {
         if gates.removes {
             parts.removed.extend(self.removes.iter().cloned());
         } else {
-            let kept = self.removes.iter().filter_map(|name| self.known.get(name)?.contents());
-            parts.kept.extend(kept.cloned());
+            let kept = self.removes.iter().filter_map(|name| self.known(name)?.contents().cloned());
+            parts.kept.extend(kept);
         }
         Some(parts)
     }

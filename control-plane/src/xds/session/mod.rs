@@ -27,7 +27,7 @@ pub use type_state::Nacked;
 
 use super::{
     ResourceSet,
-    kinds::{is_known, kind},
+    kinds::{interned, is_known, kind},
 };
 use type_state::{InFlight, TypeState};
 
@@ -226,6 +226,7 @@ impl Session {
         if state.first_answer && !answering {
             state.changed_at = self.revision;
         }
+        state.rebase(set);
         let limit = self.limits.names;
         if self.types.iter().map(|state| state.names.len()).sum::<usize>() > limit {
             return Err(SessionError::TooManyNames { limit });
@@ -335,7 +336,7 @@ impl Session {
         if self.types.len() >= limit {
             return Err(SessionError::TooManyTypes { limit });
         }
-        let state = TypeState::new(type_url.into(), kind(type_url), self.protocol);
+        let state = TypeState::new(interned(type_url), kind(type_url), self.protocol);
         if !is_known(type_url) {
             events.push(Event::UnknownType { type_url: state.type_url.clone() });
         }
@@ -349,7 +350,7 @@ fn answer(
     state: &mut TypeState,
     in_flight: InFlight,
     error: Option<Refusal>,
-    set: Option<&Arc<super::TypeResources>>,
+    set: Option<&super::TypeResources>,
 ) -> Event {
     let (type_url, revision) = (state.type_url.clone(), in_flight.revision);
     match error {

@@ -8,7 +8,7 @@ use std::{
 use super::{WILDCARD, known::Known, type_state::TypeState};
 use crate::xds::TypeResources;
 
-type Set<'a> = Option<&'a Arc<TypeResources>>;
+type Set<'a> = Option<&'a TypeResources>;
 
 impl TypeState {
     /// SotW: this is the whole list. An empty one is a wildcard for the types that have it, as long as the client
@@ -22,6 +22,10 @@ impl TypeState {
 
         let gone: Vec<_> = self.names.difference(&explicit).cloned().collect();
         let new: Vec<_> = explicit.difference(&self.names).cloned().collect();
+        new.iter().for_each(|name| self.held.note_wanted(name, self.wildcard));
+        if wildcard && !self.wildcard {
+            self.held.restrict(self.names.iter().chain(&new));
+        }
         self.names = explicit;
         match (self.wildcard, wildcard) {
             (false, true) => self.begin_wildcard(true, set),
@@ -31,8 +35,8 @@ impl TypeState {
         for name in gone {
             if !self.wildcard {
                 self.forget(&name);
-            } else if matches!(self.known.get(&name), Some(Known::Absent)) {
-                self.known.remove(&name);
+            } else if matches!(self.known(&name), Some(Known::Absent)) {
+                self.held.set_nothing(&name);
             }
         }
         for name in new {
@@ -61,7 +65,7 @@ impl TypeState {
             }
         }
         // What is held is known by now, so what is subscribed to with it is compared and not sent blindly.
-        let reconnect = first && !self.known.is_empty();
+        let reconnect = first && !self.held.is_empty();
         if first && subscribe.is_empty() && self.kind.legacy_wildcard {
             self.begin_wildcard(!reconnect, set);
         }
@@ -70,21 +74,17 @@ impl TypeState {
                 if self.wildcard && !first {
                     self.owed.extend(set.into_iter().flat_map(|map| map.keys().cloned()));
                 }
+                if !self.wildcard && !first {
+                    self.held.restrict(self.names.iter());
+                }
                 self.begin_wildcard(!reconnect, set);
             } else if is_name(name) {
-                let name: Arc<str> = name.as_str().into();
-                self.named = true;
-                self.names.insert(name.clone());
-                if first && self.known.contains_key(&name) {
-                    self.evaluate(&name, set.and_then(|map| map.get(&name)));
-                } else {
-                    self.owe(&name, set);
-                }
+                self.subscribe(name, first, set);
             }
         }
         if first {
             // The rest of what the client said it holds: wanted or not, gone or not.
-            let held: Vec<_> = self.known.keys().cloned().collect();
+            let held: Vec<_> = self.held.exceptions().cloned().collect();
             for name in held {
                 self.evaluate(&name, set.and_then(|map| map.get(&name)));
             }
@@ -93,17 +93,23 @@ impl TypeState {
 
     /// Notes what a reconnecting client says it holds, before its subscription is looked at.
     pub(super) fn hold(&mut self, versions: BTreeMap<String, String>, set: Set<'_>) {
-        for (name, version) in versions {
-            let current = set.and_then(|map| map.get_key_value(name.as_str()));
-            // Share the strings of the resource where they are equal: thousands of clients hold the same.
-            let (name, version) = match current {
-                Some((name, resource)) if *resource.version == *version => {
-                    (name.clone(), resource.version.clone())
-                }
-                Some((name, _)) => (name.clone(), version.into()),
-                None => (name.into(), version.into()),
-            };
-            self.known.insert(name, Known::Told(version));
+        if !versions.is_empty() {
+            self.held.hold(versions, set.unwrap_or(&TypeResources::new()));
+        }
+    }
+
+    /// Delta: a name is asked for.
+    fn subscribe(&mut self, name: &str, first: bool, set: Set<'_>) {
+        // The string of the resource, if there is one: thousands of clients ask for the same.
+        let shared = set.and_then(|map| map.get_key_value(name));
+        let name = shared.map_or_else(|| Arc::from(name), |(name, _)| name.clone());
+        self.held.note_wanted(&name, first || self.wants(&name));
+        self.named = true;
+        self.names.insert(name.clone());
+        if first && self.known(&name).is_some() {
+            self.evaluate(&name, set.and_then(|map| map.get(&name)));
+        } else {
+            self.owe(&name, set);
         }
     }
 
@@ -118,10 +124,10 @@ impl TypeState {
     fn end_wildcard(&mut self) {
         self.wildcard = false;
         self.first_answer = false;
+        self.held.restrict(self.names.iter());
         let left: Vec<_> = [&self.adds, &self.owed, &self.removes]
             .into_iter()
             .flatten()
-            .chain(self.known.keys())
             .chain(self.rejected.keys())
             .filter(|name| !self.names.contains(*name))
             .cloned()

@@ -5,8 +5,11 @@ use std::{
     sync::Arc,
 };
 
-use super::{Protocol, known::Known};
-use crate::xds::{Encoded, TypeResources, kinds::Kind};
+use super::{
+    Protocol,
+    known::{Holdings, Known},
+};
+use crate::xds::{Encoded, TypeResources, kinds::Kind, resource::changed_names};
 
 /// With a response answered, everything up to these revisions is. None: it was not all that there was to send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +50,7 @@ pub(super) struct TypeState {
     /// The client has named names on this stream, so that an empty list is no legacy wildcard any more.
     pub(super) named: bool,
     pub(super) names: BTreeSet<Arc<str>>,
-    pub(super) known: BTreeMap<Arc<str>, Known>,
+    pub(super) held: Holdings,
     /// Existing resources whose version differs from the client's. May wait for other types.
     pub(super) adds: BTreeSet<Arc<str>>,
     /// Names that must be answered whatever the client has: asked for, or needed for warming. Never wait.
@@ -84,7 +87,7 @@ impl TypeState {
             wildcard: false,
             named: false,
             names: BTreeSet::new(),
-            known: BTreeMap::new(),
+            held: Holdings::default(),
             adds: BTreeSet::new(),
             owed: BTreeSet::new(),
             removes: BTreeSet::new(),
@@ -106,6 +109,17 @@ impl TypeState {
         self.wildcard || self.names.contains(name)
     }
 
+    /// What the client has of a name that it wants.
+    pub(super) fn known(&self, name: &str) -> Option<Known> {
+        self.held.get(name, self.names.contains(name))
+    }
+
+    /// Something has been sent, answered or changed: what the client has may be simpler to say now.
+    pub(super) fn rebase(&mut self, set: Option<&TypeResources>) {
+        let pending = self.adds.iter().chain(&self.owed).chain(&self.removes).chain(self.rejected.keys());
+        self.held.rebase(set, pending, |name| self.names.contains(name));
+    }
+
     /// A response of this type is all there is: nothing may be left out of it.
     pub(super) fn is_full(&self) -> bool {
         self.protocol == Protocol::Sotw && (self.kind.full_state || self.wildcard)
@@ -123,19 +137,21 @@ impl TypeState {
         if !self.wants(name) {
             return self.forget(name);
         }
-        let (add, remove) = match (current, self.known.get(name)) {
-            (Some(resource), known) => {
-                let held = known.and_then(Known::version) == Some(&resource.version);
+        let (add, remove) = match current {
+            Some(resource) => {
+                let held = self.held.version(name) == Some(&resource.version);
                 let refused = self.rejected.get(name) == Some(&resource.version);
                 (!held && !refused, false)
             }
-            (None, Some(known)) => (false, known.may_hold()),
-            (None, None) => {
-                if self.names.contains(name) {
-                    self.owed.insert(name.clone());
+            None => match self.known(name) {
+                Some(known) => (false, known.may_hold()),
+                None => {
+                    if self.names.contains(name) {
+                        self.owed.insert(name.clone());
+                    }
+                    (false, false)
                 }
-                (false, false)
-            }
+            },
         };
         if remove {
             // The removal is the answer.
@@ -147,7 +163,7 @@ impl TypeState {
 
     /// The client has no interest in a name any more.
     pub(super) fn forget(&mut self, name: &str) {
-        self.known.remove(name);
+        self.held.forget(name);
         self.adds.remove(name);
         self.owed.remove(name);
         self.removes.remove(name);
@@ -161,23 +177,14 @@ impl TypeState {
     /// Names that changed in the set are looked at again.
     pub(super) fn on_change(
         &mut self,
-        old: Option<&Arc<TypeResources>>,
-        new: Option<&Arc<TypeResources>>,
+        old: Option<&TypeResources>,
+        new: Option<&TypeResources>,
         revision: u64,
     ) {
-        let same = match (old, new) {
-            (Some(old), Some(new)) => Arc::ptr_eq(old, new),
-            (None, None) => true,
-            _ => false,
-        };
-        if same {
-            return;
+        let mut names = changed_names(old, new);
+        if !self.wildcard {
+            names.retain(|name| self.names.contains(name));
         }
-        let names = if self.wildcard {
-            crate::xds::resource::changed_names(old, new)
-        } else {
-            self.names.iter().cloned().collect()
-        };
         for name in &names {
             self.evaluate(name, new.and_then(|map| map.get(name)));
         }
@@ -187,6 +194,7 @@ impl TypeState {
         if names.iter().any(|name| self.removes.contains(name)) {
             self.removed_at = revision;
         }
+        self.rebase(new);
     }
 
     /// The client accepted what is in flight.
@@ -210,7 +218,7 @@ impl TypeState {
         &mut self,
         in_flight: InFlight,
         error: String,
-        set: Option<&Arc<TypeResources>>,
+        set: Option<&TypeResources>,
     ) -> Vec<Arc<str>> {
         let (alone, split) = (in_flight.sent.is_empty(), !self.is_full());
         let mut suspects = Vec::new();
@@ -225,7 +233,7 @@ impl TypeState {
                 continue;
             }
             let accepted = before.as_ref().and_then(Known::contents).cloned();
-            self.known.insert(name.clone(), Known::Uncertain(accepted));
+            self.held.set(&name, Known::Uncertain(accepted));
             self.rejected.insert(name.clone(), resource.version.clone());
             suspects.push(name);
         }
@@ -237,7 +245,7 @@ impl TypeState {
             concerned.push(name.clone());
             // A removal refused on its own counts as done: there is nothing else to be said.
             if split && !alone {
-                self.known.insert(name.clone(), Known::Uncertain(before.contents().cloned()));
+                self.held.set(&name, Known::Uncertain(before.contents().cloned()));
                 self.evaluate(&name, set.and_then(|map| map.get(&name)));
             }
         }
@@ -267,7 +275,7 @@ impl TypeState {
     }
 
     /// The next group of refused resources to be tried on their own.
-    pub(super) fn next_isolated(&mut self, set: Option<&Arc<TypeResources>>) -> Vec<Arc<Encoded>> {
+    pub(super) fn next_isolated(&mut self, set: Option<&TypeResources>) -> Vec<Arc<Encoded>> {
         while let Some(group) = self.isolate.pop_front() {
             let mut again = Vec::new();
             for name in &group {
@@ -295,7 +303,9 @@ impl TypeState {
         self.adds.remove(name);
         self.owed.remove(name);
         self.removes.remove(name);
-        self.known.insert(name.clone(), Known::Sent(resource.clone()))
+        let before = self.known(name);
+        self.held.set_sent(resource);
+        before
     }
 
     /// Notes that the client is being told that a name does not exist.
@@ -305,11 +315,13 @@ impl TypeState {
         self.removes.remove(name);
         self.rejected.remove(name);
         self.clear_nack();
+        let before = self.known(name);
         if self.names.contains(name) {
-            self.known.insert(name.clone(), Known::Absent)
+            self.held.set(name, Known::Absent);
         } else {
-            self.known.remove(name)
+            self.held.set_nothing(name);
         }
+        before
     }
 
     fn settle(&mut self, covers: Covers) {

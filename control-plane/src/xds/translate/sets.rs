@@ -217,9 +217,5 @@ pub fn peer(
 /// Shares what is equal to a client's resources before; the very same set if all of it is.
 pub fn keep_equal(mut new: ResourceSet, before: &Arc<ResourceSet>) -> Arc<ResourceSet> {
     new.share_with(before);
-    let same_types = new.types().count() == before.types().count();
-    let same = |(type_url, resources): (&str, &Arc<crate::xds::TypeResources>)| {
-        before.of(type_url).is_some_and(|old| Arc::ptr_eq(old, resources))
-    };
-    if same_types && new.types().all(same) { before.clone() } else { Arc::new(new) }
+    if new.is_same(before) { before.clone() } else { Arc::new(new) }
 }

@@ -207,6 +207,9 @@ impl World {
                 }
             }
         }
+        for state in &self.session.types {
+            assert_eq!(state.held.exceptions().count(), 0, "{} is all as in the snapshot", state.type_url);
+        }
         for status in self.session.status() {
             assert_eq!((status.acked_revision, status.nacked), (self.revision, None), "{}", status.type_url);
         }

@@ -42,7 +42,28 @@ fn versions_in_a_later_message_of_a_type_mean_nothing() {
 fn versions_of_names_that_are_not_subscribed_to_are_forgotten() {
     let mut script = Script::new(Protocol::Delta, &[(EDS, "a b")]);
     assert_eq!(script.say(reconnect(EDS, "a", "a=1 b=1 x=1")), [""; 0]);
-    assert_eq!(script.session.types[0].known.len(), 1);
+    let state = &script.session.types[0];
+    assert_eq!((state.held.exceptions().count(), state.names.len()), (0, 1));
+}
+
+#[test]
+fn a_client_that_is_up_to_date_costs_nothing_by_the_resource() {
+    let names: String = (0..500).map(|n| format!("r{n:03} ")).collect();
+    for held in [None, Some(names.as_str())] {
+        let mut script = Script::new(Protocol::Delta, &[(CDS, &names), (EDS, "r000")]);
+        match held {
+            None => drop(script.open(CDS, "*")),
+            Some(held) => assert_eq!(script.say(reconnect(CDS, "*", held)), [""; 0]),
+        }
+        script.settle();
+        assert_eq!(script.session.types[0].held.exceptions().count(), 0);
+        script.model(&[(CDS, &names.replace("r007", "r007=2").replace("r008", ""))]);
+        assert_eq!(script.sent(), ["CDS +r007=2 -r008"]);
+        // Before the answer: what is in flight is remembered with the response, not here.
+        assert_eq!(script.session.types[0].held.exceptions().count(), 0);
+        assert_eq!(script.nack(CDS).1, ["CDS -r008"]);
+        assert_eq!(script.session.types[0].held.exceptions().count(), 1, "what was refused, and only that");
+    }
 }
 
 #[test]
