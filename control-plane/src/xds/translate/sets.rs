@@ -217,5 +217,5 @@ pub fn peer(
 /// Shares what is equal to a client's resources before; the very same set if all of it is.
 pub fn keep_equal(mut new: ResourceSet, before: &Arc<ResourceSet>) -> Arc<ResourceSet> {
     new.share_with(before);
-    if new.is_same(before) { before.clone() } else { Arc::new(new) }
+    if new.shares_all(before) { before.clone() } else { Arc::new(new) }
 }
