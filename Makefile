@@ -9,7 +9,7 @@ SETUP := scripts/setup
 help: ## lists the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
-setup: ## installs what is missing (Debian packages, bpf-linker, Envoy)
+setup: ## installs what is missing (Debian packages, bpf-linker, Envoy, gRPC's clients)
 	@$(SETUP)
 
 build: setup ## builds every binary

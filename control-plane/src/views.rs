@@ -107,6 +107,9 @@ impl ModelViews {
             Client::Proxy { workload, kind } => {
                 named(workload).map_or_else(empty, |name| compiled.translation.sidecar(model, &name, *kind))
             }
+            Client::Grpc { workload } => {
+                named(workload).map_or_else(empty, |name| compiled.translation.grpc(model, &name))
+            }
             Client::Gateway { workload } => {
                 named(workload).map_or_else(empty, |name| sets::gateway(model, &name))
             }
@@ -220,14 +223,17 @@ fn workload_client(model: &MeshModel, node: &str, node_id: &str, workload: &str)
     let Some(found) = here else {
         return Err(Status::permission_denied(format!("workload {name} is not bound to node {node}")));
     };
+    let grpc = node_id.starts_with("grpc~");
     match found.proxy {
+        ProxyMode::Sidecar | ProxyMode::None if grpc => Ok(Client::Grpc { workload: name.to_string() }),
         ProxyMode::Sidecar => {
             let kind = if node_id.starts_with("envoy~") { ProxyKind::Envoy } else { ProxyKind::Proxy };
             Ok(Client::Proxy { workload: name.to_string(), kind })
         }
         ProxyMode::Gateway => Ok(Client::Gateway { workload: name.to_string() }),
         ProxyMode::None => Err(Status::failed_precondition(format!(
-            "workload {name} is declared without a proxy: set spec.proxy to sidecar"
+            "workload {name} is declared without a proxy: set spec.proxy to sidecar (gRPC's own client needs \
+             none; its node id begins with grpc~)"
         ))),
     }
 }

@@ -21,6 +21,8 @@ pub enum Command {
     Run(RunArgs),
     /// Ask the running agent what it does.
     Status(StatusArgs),
+    /// Write what gRPC's own xDS clients of this pod need (GRPC_XDS_BOOTSTRAP), and keep its certificate fresh.
+    GrpcBootstrap(crate::grpc::GrpcArgs),
     /// Remove everything that agents with these directories made in this network namespace.
     Cleanup(CleanupArgs),
 }
@@ -82,7 +84,7 @@ pub struct CleanupArgs {
     pub socket: PathBuf,
 }
 
-fn namespaced(text: &str) -> Result<NamespacedName, String> {
+pub(crate) fn namespaced(text: &str) -> Result<NamespacedName, String> {
     let name = NamespacedName::parse(text).ok_or_else(|| format!("{text:?} is not <namespace>/<name>"))?;
     dns_label(&name.namespace)?;
     dns_label(&name.name)?;

@@ -14,6 +14,7 @@ pub mod config;
 pub mod desired;
 pub mod engine;
 pub mod flows;
+pub mod grpc;
 pub mod identity;
 pub mod kernel;
 pub mod local;

@@ -6,7 +6,7 @@ use clap::Parser;
 use node_agent::{
     agent, cleanup,
     config::{Cli, Command},
-    status,
+    grpc, status,
 };
 use tracing_subscriber::EnvFilter;
 
@@ -26,6 +26,7 @@ async fn main() -> ExitCode {
     let result = match cli.command {
         Command::Run(args) => agent::run(args).await,
         Command::Status(args) => status::print(&args.socket, std::io::stdout().lock()).await,
+        Command::GrpcBootstrap(args) => grpc::keep(args).await,
         Command::Cleanup(args) => cleanup::cleanup(&args).await,
     };
     match result {

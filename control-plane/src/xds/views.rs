@@ -39,6 +39,11 @@ pub enum Client {
         /// Which program it is.
         kind: ProxyKind,
     },
+    /// gRPC's own xDS client, in the process of a workload.
+    Grpc {
+        /// `<namespace>/<name>`
+        workload: String,
+    },
     /// An east-west gateway.
     Gateway {
         /// `<namespace>/<name>`
@@ -52,12 +57,13 @@ pub enum Client {
 }
 
 impl Client {
-    /// `agent`, `proxy`, `envoy`, `gateway` or `peer`.
+    /// `agent`, `proxy`, `envoy`, `grpc`, `gateway` or `peer`.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Agent { .. } => "agent",
             Self::Proxy { kind: ProxyKind::Proxy, .. } => "proxy",
             Self::Proxy { kind: ProxyKind::Envoy, .. } => "envoy",
+            Self::Grpc { .. } => "grpc",
             Self::Gateway { .. } => "gateway",
             Self::Peer { .. } => "peer",
         }
@@ -69,6 +75,7 @@ impl fmt::Display for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (Self::Agent { node: name }
         | Self::Proxy { workload: name, .. }
+        | Self::Grpc { workload: name }
         | Self::Gateway { workload: name }
         | Self::Peer { cluster: name }) = self;
         write!(f, "{}~{name}", self.kind())

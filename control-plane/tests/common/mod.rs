@@ -17,7 +17,9 @@ use mesh_tls::{
 use tempfile::TempDir;
 use tonic::{Status, transport::Channel};
 use xds_proto::isthmus::{
-    admin::v1::{ApplyRequest, CreateTokenRequest, ListRequest, admin_client::AdminClient},
+    admin::v1::{
+        ApplyRequest, CreateTokenRequest, DeleteRequest, ListRequest, ObjectRef, admin_client::AdminClient,
+    },
     bootstrap::v1::{RegisterNodeRequest, RegisterNodeResponse, bootstrap_client::BootstrapClient},
 };
 
@@ -33,9 +35,16 @@ pub struct Cluster {
 
 impl Cluster {
     pub async fn start(name: &str) -> Self {
+        Self::start_with(name, &[]).await
+    }
+
+    /// With more flags of `control-plane run`.
+    pub async fn start_with(name: &str, flags: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let running =
-            run(folder.path(), &["--name", name, "--trust-domain", &format!("{name}.example")]).await;
+        let domain = format!("{name}.example");
+        let flags: Vec<&str> =
+            ["--name", name, "--trust-domain", &domain].iter().chain(flags).copied().collect();
+        let running = run(folder.path(), &flags).await;
         let admin = AdminClient::new(grpc::connect_unix(folder.path().join("admin.sock")).await.unwrap());
         Self { running, admin, folder }
     }
@@ -71,6 +80,12 @@ impl Cluster {
             .collect();
         let answer = self.admin.apply(ApplyRequest { objects, ..Default::default() }).await?;
         Ok(answer.into_inner().revision)
+    }
+
+    pub async fn delete(&mut self, kind: &str, namespace: &str, name: &str) {
+        let object =
+            ObjectRef { kind: kind.to_owned(), namespace: namespace.to_owned(), name: name.to_owned() };
+        self.admin.delete(DeleteRequest { objects: vec![object] }).await.unwrap();
     }
 
     pub async fn list(&mut self, kind: &str) -> (u64, Vec<serde_json::Value>) {
@@ -165,6 +180,14 @@ pub async fn until(cluster: &Cluster, what: &str, holds: impl Fn(&mesh_store::St
         }
     };
     tokio::time::timeout(SOON, waiting).await.unwrap_or_else(|_| panic!("not within {SOON:?}: {what}"));
+}
+
+/// Outbound listeners are at ports of 127.0.0.1 that every cluster numbers alike, and Envoys would share them: one proxy
+/// at a time on this machine, for as long as the file is kept open.
+pub fn proxy_ports() -> std::fs::File {
+    let file = std::fs::File::create(std::env::temp_dir().join("isthmus-test-proxy-ports.lock")).unwrap();
+    file.lock().unwrap();
+    file
 }
 
 /// For assertions on certificates.

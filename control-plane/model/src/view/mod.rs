@@ -8,12 +8,14 @@
 
 mod agent;
 mod gateway;
+mod grpc;
 pub mod names;
 mod peer;
 mod sidecar;
 
 pub use agent::{AgentView, for_agent};
 pub use gateway::{GATEWAY_PORT, GatewayView, Passthrough, for_gateway, gateway_addresses};
+pub use grpc::{GrpcTarget, GrpcView, for_grpc};
 pub use peer::{PeerView, for_peer};
 pub use sidecar::{InboundListener, OutboundCluster, OutboundListener, SidecarView, for_sidecar};
 

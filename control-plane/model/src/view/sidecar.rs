@@ -55,7 +55,8 @@ pub struct InboundListener {
     pub addresses: Vec<SocketAddr>,
     #[allow(missing_docs)]
     pub port: u16,
-    /// The SNIs of the services that have this port as an endpoint; never empty.
+    /// The SNIs of the services that have this port as an endpoint, and the names by which gRPC's own clients ask
+    /// for them; never empty.
     pub server_names: Vec<String>,
     /// What the workload says, else what the services say, else opaque (they disagree).
     pub protocol: AppProtocol,
@@ -76,12 +77,12 @@ pub fn for_sidecar<'a>(model: &'a MeshModel, workload: &NamespacedName) -> Optio
                 routes: &port.routes,
             });
         }
-        clusters.push(cluster(name, port));
+        clusters.push(outbound_cluster(name, port));
     }
     Some(SidecarView { workload, outbound, clusters, inbound: inbound(model, workload) })
 }
 
-fn tcp_ports(model: &MeshModel) -> impl Iterator<Item = (&NamespacedName, &MeshServicePort)> {
+pub(super) fn tcp_ports(model: &MeshModel) -> impl Iterator<Item = (&NamespacedName, &MeshServicePort)> {
     model
         .services
         .values()
@@ -89,7 +90,7 @@ fn tcp_ports(model: &MeshModel) -> impl Iterator<Item = (&NamespacedName, &MeshS
         .filter(|(_, p)| p.protocol == Protocol::Tcp)
 }
 
-fn cluster(name: String, port: &MeshServicePort) -> OutboundCluster<'_> {
+pub(super) fn outbound_cluster(name: String, port: &MeshServicePort) -> OutboundCluster<'_> {
     // Without an identity to expect, an mTLS endpoint could be anybody.
     let usable = |e: &&MeshEndpoint| !e.mtls || !port.spiffe_ids.is_empty();
     OutboundCluster {
@@ -109,10 +110,10 @@ fn inbound(model: &MeshModel, workload: &MeshWorkload) -> Vec<InboundListener> {
                 |e: &MeshEndpoint| e.workload.as_ref() == Some(&workload.name) && e.address.port() == port;
             p.endpoints.iter().any(this)
         };
-        let services: Vec<&MeshServicePort> =
-            tcp_ports(model).map(|(_, p)| p).filter(|p| serves(p)).collect();
-        let first = services.first()?;
-        let agreed = services.iter().all(|p| p.app_protocol == first.app_protocol);
+        let services: Vec<(&NamespacedName, &MeshServicePort)> =
+            tcp_ports(model).filter(|(_, p)| serves(p)).collect();
+        let (_, first) = services.first()?;
+        let agreed = services.iter().all(|(_, p)| p.app_protocol == first.app_protocol);
         let implied = if agreed { first.app_protocol } else { AppProtocol::Tcp };
         Some(InboundListener {
             name: names::inbound(port),
@@ -120,7 +121,10 @@ fn inbound(model: &MeshModel, workload: &MeshWorkload) -> Vec<InboundListener> {
             port,
             server_names: services
                 .iter()
-                .map(|p| p.sni.clone())
+                .flat_map(|(name, p)| {
+                    let [short, full] = names::hosts(name, &model.cluster.mesh_domain);
+                    [p.sni.clone(), short, full]
+                })
                 .collect::<BTreeSet<_>>()
                 .into_iter()
                 .collect(),

@@ -10,7 +10,7 @@ use clustermesh::export::ExportFacts;
 use mesh_model::{
     compile::MeshModel,
     resource::NamespacedName,
-    view::{self, AgentView, GatewayView, SidecarView, names},
+    view::{self, AgentView, GatewayView, GrpcView, SidecarView, names},
 };
 use xds_proto::{
     Name,
@@ -20,7 +20,7 @@ use xds_proto::{
 use super::{
     agent,
     cluster::{self, Encryption},
-    endpoint, listener, route, secret, tls,
+    endpoint, grpc, listener, route, secret, tls,
 };
 use crate::xds::{Encoded, ProxyKind, ResourceSet};
 
@@ -33,6 +33,8 @@ pub struct Translation {
     proxies: OnceLock<ResourceSet>,
     /// The same for Envoys.
     envoys: OnceLock<ResourceSet>,
+    /// What every gRPC client has.
+    grpc: OnceLock<ResourceSet>,
     before: Option<Before>,
 }
 
@@ -43,6 +45,7 @@ struct Before {
     agents: Option<ResourceSet>,
     proxies: Option<ResourceSet>,
     envoys: Option<ResourceSet>,
+    grpc: Option<ResourceSet>,
 }
 
 impl Translation {
@@ -53,6 +56,7 @@ impl Translation {
             agents: before.agents.get().cloned(),
             proxies: before.proxies.get().cloned(),
             envoys: before.envoys.get().cloned(),
+            grpc: before.grpc.get().cloned(),
         };
         Self { before: Some(before), ..Self::default() }
     }
@@ -88,6 +92,14 @@ impl Translation {
             let application = cluster::inbound(&inbound.name, inbound.port, inbound.protocol);
             set.insert(Encoded::new(inbound.name.as_str(), &application));
         }
+        set
+    }
+
+    /// What a workload's own gRPC clients are to have: nothing if it is none.
+    pub fn grpc(&self, model: &MeshModel, workload: &NamespacedName) -> ResourceSet {
+        let Some(view) = view::for_grpc(model, workload) else { return ResourceSet::new(model.revision) };
+        let mut set = self.grpc.get_or_init(|| all_grpc(&view, model, self.before.as_ref())).clone();
+        set.revision = model.revision;
         set
     }
 }
@@ -162,6 +174,29 @@ fn all_sidecars(
     let bundles = view::trust_bundles(model);
     let secret = secret::trust_bundles(bundles.iter().map(|(domain, roots)| (domain, roots.as_slice())));
     set.insert(Encoded::new(tls::TRUST_BUNDLES, &secret));
+    if let Some(old) = old {
+        set.share_with(old);
+    }
+    set
+}
+
+fn all_grpc(view: &GrpcView<'_>, model: &MeshModel, before: Option<&Before>) -> ResourceSet {
+    let mut set = ResourceSet::new(0);
+    let old = before.and_then(|b| b.grpc.as_ref());
+    let unchanged = before.map(|b| unchanged_ports(model, &b.model)).unwrap_or_default();
+    for target in &view.targets {
+        let (name, same) = (target.name.as_str(), unchanged.contains(&target.name));
+        for listener in &target.listeners {
+            set.insert(kept(old, same, listener, || grpc::listener(listener, name)));
+        }
+        set.insert(kept(old, same, name, || grpc::routes(name, target.port, target.routes)));
+    }
+    for c in &view.clusters {
+        let (name, same) = (c.name.as_str(), unchanged.contains(&c.name));
+        let (encryption, endpoints) = Encryption::decide(&c.endpoints);
+        set.insert(kept(old, same, name, || grpc::cluster(name, c.sni, c.spiffe_ids, encryption)));
+        set.insert(kept(old, same, name, || endpoint::assignment(name, &endpoints)));
+    }
     if let Some(old) = old {
         set.share_with(old);
     }

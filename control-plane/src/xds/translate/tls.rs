@@ -23,19 +23,23 @@ pub const OWN_CERTIFICATE: &str = "default";
 /// SDS name of the trust bundles, a SPIFFE validator with one bundle per trust domain.
 pub const TRUST_BUNDLES: &str = "ROOTCA";
 
-const TLS: &str = "envoy.transport_sockets.tls";
+pub(super) const TLS: &str = "envoy.transport_sockets.tls";
 
-/// Client side: shows the own certificate and accepts only the given identities.
-///
-/// An empty list would accept *any* identity of the mesh in Envoy, so it becomes one that nobody has.
-pub(super) fn upstream(sni: &str, allowed: &[SpiffeId], alpn: &[&str]) -> TransportSocket {
+/// Names to accept. An empty list would accept *any* identity of the mesh in Envoy, and in gRPC, so it becomes one
+/// that nobody has.
+pub(super) fn names(allowed: &[SpiffeId]) -> Vec<String> {
     let mut names: Vec<String> = allowed.iter().map(ToString::to_string).collect();
     names.sort();
     names.dedup();
     if names.is_empty() {
         names.push("spiffe://nobody.invalid/nobody".to_owned());
     }
-    let matchers = names
+    names
+}
+
+/// Client side: shows the own certificate and accepts only the given identities.
+pub(super) fn upstream(sni: &str, allowed: &[SpiffeId], alpn: &[&str]) -> TransportSocket {
+    let matchers = names(allowed)
         .iter()
         .map(|name| SubjectAltNameMatcher {
             san_type: SanType::Uri as i32,

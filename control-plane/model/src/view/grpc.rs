@@ -1,0 +1,53 @@
+//! The view of a process that is its own proxy: gRPC's xDS client, which reads configuration by itself.
+
+use super::{
+    names,
+    sidecar::{OutboundCluster, outbound_cluster, tcp_ports},
+};
+use crate::{
+    compile::{MeshModel, MeshRoute},
+    resource::{NamespacedName, ProxyMode},
+};
+
+/// Borrowed from the model, in the order of names.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)]
+pub struct GrpcView<'a> {
+    pub targets: Vec<GrpcTarget<'a>>,
+    /// With endpoints of this cluster only: a gateway forwards by a server name that carries the port, and gRPC
+    /// can't be relied on to send one that it is told.
+    pub clusters: Vec<OutboundCluster<'a>>,
+}
+
+/// A service port as an application names it: `xds:///<service>.<namespace>:<port>`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GrpcTarget<'a> {
+    /// `<service>.<namespace>:<port>` and `<service>.<namespace>.svc.<mesh-domain>:<port>`: a listener for each.
+    pub listeners: [String; 2],
+    /// Name of the route configuration and of the cluster.
+    pub name: String,
+    #[allow(missing_docs)]
+    pub port: u16,
+    /// In order of precedence. Empty: everything goes to the cluster of the same name.
+    pub routes: &'a [MeshRoute],
+}
+
+/// What the gRPC clients of a workload are to have, beside a sidecar or without one. None: there is no such
+/// workload, or it is a gateway.
+pub fn for_grpc<'a>(model: &'a MeshModel, workload: &NamespacedName) -> Option<GrpcView<'a>> {
+    model.workloads.get(workload).filter(|w| w.proxy != ProxyMode::Gateway)?;
+    let mut view = GrpcView { targets: Vec::new(), clusters: Vec::new() };
+    for (service, port) in tcp_ports(model) {
+        let name = names::outbound(service, port.port);
+        let mut cluster = outbound_cluster(name.clone(), port);
+        cluster.endpoints.retain(|endpoint| endpoint.priority == 0);
+        view.clusters.push(cluster);
+        view.targets.push(GrpcTarget {
+            listeners: names::grpc(service, port.port, &model.cluster.mesh_domain),
+            name,
+            port: port.port,
+            routes: &port.routes,
+        });
+    }
+    Some(view)
+}
