@@ -117,7 +117,7 @@ async fn a_node_registers_binds_signs_and_is_told_of_its_endpoint() {
     let mut proxy = subscribe(&node, Some("shop/pay-1"), vec![type_url::<Listener>()]);
     let listener: Listener = resource(&mut proxy, "inbound|8080").await.decode().unwrap();
     let chain = listener.filter_chains[0].filter_chain_match.as_ref().unwrap();
-    assert_eq!(chain.server_names, ["80.pay.shop.svc.mesh.local"]);
+    assert_eq!(chain.server_names, ["80.pay.shop.svc.mesh.local", "pay.shop", "pay.shop.svc.mesh.local"]);
 
     let (_, workloads) = cluster.list("workload").await;
     let status = &workloads[0]["status"];

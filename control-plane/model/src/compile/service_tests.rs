@@ -200,12 +200,22 @@ fn a_sidecar_serves_its_own_ports_and_calls_every_service() {
     assert_eq!(pay.inbound.len(), 1);
     assert_eq!(pay.inbound[0].name, "inbound|8080");
     assert_eq!(pay.inbound[0].addresses[0].to_string(), "10.1.1.3:8080");
-    assert_eq!(pay.inbound[0].server_names, ["80.pay.shop.svc.mesh.local"]);
+    assert_eq!(pay.inbound[0].server_names, ["80.pay.shop.svc.mesh.local", "pay.shop", "pay.shop.svc.mesh.local"]);
     let web = view::for_sidecar(&model, &named("shop/web")).unwrap();
     assert!(web.inbound.is_empty());
     assert_eq!(web.outbound[0].name, "outbound|80|pay.shop");
     assert_eq!(web.clusters[0].spiffe_ids[0].to_string(), "spiffe://west.example/ns/shop/sa/pay");
     assert!(view::for_sidecar(&model, &named("mesh/gateway")).is_none());
+}
+
+#[test]
+fn a_grpc_client_has_every_service_by_two_names_and_endpoints_of_this_cluster_only() {
+    let model = shop().compile();
+    let web = view::for_grpc(&model, &named("shop/web")).unwrap();
+    let pay = web.targets.iter().find(|t| t.name == "outbound|80|pay.shop").unwrap();
+    assert_eq!(pay.listeners, ["pay.shop:80", "pay.shop.svc.mesh.local:80"]);
+    assert!(web.clusters.iter().flat_map(|c| &c.endpoints).all(|e| e.priority == 0));
+    assert!(view::for_grpc(&model, &named("mesh/gateway")).is_none());
 }
 
 #[test]
