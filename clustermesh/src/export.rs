@@ -150,6 +150,7 @@ mod tests {
                 pod_cidr: "10.1.0.0/16".parse().unwrap(),
                 service_cidr: "10.101.0.0/16".parse().unwrap(),
                 roots: vec![vec![1]],
+                trust: Default::default(),
             },
             nodes: BTreeMap::new(),
             workloads: BTreeMap::new(),

@@ -177,6 +177,7 @@ pub fn validate<'a>(
         trust_domain,
         mesh_domain: d.mesh_domain.clone(),
         roots: d.roots.clone(),
+        trust: Default::default(),
         doors: d.doors.clone(),
         gateways: d.gateways.clone(),
         origin_revision: 0,

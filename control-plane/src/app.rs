@@ -91,7 +91,8 @@ impl App {
 /// A peer whose roots can't be used is left out: nobody of its domain is trusted, and everyone else still is.
 pub fn trust_bundles(ca: &Ca, state: &State) -> TrustBundles {
     let mut bundles = TrustBundles::new();
-    let own = (ca.replica().trust_domain.clone(), ca.roots().to_vec());
+    let roots = state.cluster.as_ref().map(|cluster| cluster.roots.iter().cloned().map(Into::into).collect());
+    let own = (ca.replica().trust_domain.clone(), roots.unwrap_or_else(|| ca.roots()));
     let peers = state
         .peers
         .values()

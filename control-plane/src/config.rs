@@ -69,6 +69,9 @@ pub struct Config {
     /// host:port of an east-west gateway of this cluster, told to peers; repeatable.
     #[arg(long = "gateway", value_parser = host_port)]
     pub gateways: Vec<String>,
+    /// How long a workload's certificate is valid, 10m to 720h; it is renewed at half of that.
+    #[arg(long, default_value = "24h", value_parser = certificate_life)]
+    pub workload_certificate_life: Duration,
     /// Also take objects from the Kubernetes API (in-cluster service account or kubeconfig).
     #[arg(long)]
     pub kubernetes: bool,
@@ -160,6 +163,12 @@ fn host_port(text: &str) -> Result<String, String> {
     if fits && text.len() <= 261 { Ok(text.to_owned()) } else { Err("is not host:port".to_owned()) }
 }
 
+fn certificate_life(text: &str) -> Result<Duration, String> {
+    let life = mesh_model::resource::milliseconds(text).map(Duration::from_millis);
+    let allowed = Duration::from_secs(600)..=mesh_tls::issue::MAX_LEAF_TTL;
+    life.filter(|life| allowed.contains(life)).ok_or_else(|| "must be 10m to 720h".to_owned())
+}
+
 fn seconds(text: &str) -> Result<Duration, String> {
     match text.parse::<u64>() {
         Ok(seconds) if seconds <= 3600 => Ok(Duration::from_secs(seconds)),
@@ -199,6 +208,8 @@ mod tests {
             (&["--listen", "1.2.3.4:1", "--service-cidr", "10.1.2.0/24"], "overlap"),
             (&[], "--advertise"),
             (&["--lisen", "x"], "--lisen"),
+            (&["--workload-certificate-life", "1s"], "10m to 720h"),
+            (&["--workload-certificate-life", "721h"], "720h"),
         ] {
             let sentence = run(flags).unwrap_err();
             assert!(sentence.contains(words), "{flags:?}: {sentence}");

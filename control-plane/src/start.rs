@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     app::{App, trust_bundles},
     authz::Action,
-    ca::{Ca, files, newcomer},
+    ca::{Ca, files, keeper, newcomer},
     config::Config,
     doors, federation,
     federation::liveness::Liveness,
@@ -71,6 +71,8 @@ pub async fn start(mut config: Config) -> anyhow::Result<Running> {
     let raft_config = RaftConfig::new(id, config.advertised(), config.data_dir.join("raft"));
     let dialer = replicas.dialer();
     let replica = Arc::new(Replica::open(raft_config, dialer).await?);
+    // Nobody is answered before this; the keeper goes on with it.
+    ca.refresh(&replica.applied(), SystemTime::now(), 0.0)?;
     let views = Arc::new(ModelViews::new(trust_domain, config.gateways.clone(), &replica.applied()));
     let subscribers = Arc::new(Subscribers::new());
     bundles.store(Arc::new(trust_bundles(&ca, &replica.applied())));
@@ -99,7 +101,7 @@ pub async fn start(mut config: Config) -> anyhow::Result<Running> {
     doors.spawn(doors::local::serve(app.clone(), socket, stop.clone().cancelled_owned()));
     let mut tasks = JoinSet::new();
     tasks.spawn(follow_state(app.clone()));
-    tasks.spawn(renew_own(app.clone()));
+    tasks.spawn(keeper::run(app.clone()));
     tasks.spawn(federation::subscribe::run(app.clone()));
     if app.config.kubernetes {
         tasks.spawn(sources::kubernetes::run(app.clone()));
@@ -112,7 +114,7 @@ pub async fn start(mut config: Config) -> anyhow::Result<Running> {
 /// This replica's authority: as it was left, newly made, or given by the cluster that it joins.
 async fn authority(config: &Config, keys: &Path) -> anyhow::Result<Ca> {
     let now = SystemTime::now();
-    if let Some(ca) = Ca::open(keys, now)? {
+    if let Some(ca) = Ca::open(keys)? {
         if config.name.as_ref().is_some_and(|name| name != &ca.replica().cluster) {
             bail!(
                 "--name {} is not the cluster {} that {} belongs to",
@@ -131,7 +133,7 @@ async fn authority(config: &Config, keys: &Path) -> anyhow::Result<Ca> {
             config.data_dir.display()
         ),
     }
-    Ca::open(keys, now)?.context("the keys that were just made can't be found")
+    Ca::open(keys)?.context("the keys that were just made can't be found")
 }
 
 impl Running {
@@ -139,7 +141,7 @@ impl Running {
     /// harmless, so that a crash in between is.
     async fn found(&self) -> anyhow::Result<()> {
         let app = &self.app;
-        if !app.ca.holds_root() || app.replica.applied().cluster.is_some() {
+        if !app.ca.is_founder() || app.replica.applied().cluster.is_some() {
             return Ok(());
         }
         app.replica.initialize().await?;
@@ -151,6 +153,7 @@ impl Running {
             pod_cidr: config.pod_cidr.trunc(),
             service_cidr: config.service_cidr.trunc(),
             roots: app.ca.roots().iter().map(|root| root.to_vec()).collect(),
+            trust: Default::default(),
         };
         app.replica.write(Command::Init(info)).await?;
         Ok(())
@@ -207,20 +210,21 @@ impl Running {
 /// Brings the views and the trust bundles up to every new state.
 async fn follow_state(app: Arc<App>) {
     let mut changes = app.replica.changes();
-    let mut trusted = app.replica.applied().peers.clone();
+    let trust = |state: &mesh_store::State| {
+        let own = state.cluster.as_ref().map(|cluster| (cluster.roots.clone(), cluster.trust.clone()));
+        let peers = state.peers.values();
+        let peers = peers.map(|peer| (peer.trust_domain.clone(), peer.roots.clone(), peer.trust.clone()));
+        (own, peers.collect::<Vec<_>>())
+    };
+    let mut trusted = trust(&app.replica.applied());
     loop {
         changes.borrow_and_update();
         let state = app.replica.applied();
         // Before the views: whoever is told to talk to a peer must be able to.
-        let roots_changed = state.peers.len() != trusted.len()
-            || state.peers.iter().any(|(name, peer)| {
-                trusted
-                    .get(name)
-                    .is_none_or(|old| old.roots != peer.roots || old.trust_domain != peer.trust_domain)
-            });
-        if roots_changed {
+        let now = trust(&state);
+        if now != trusted {
             app.bundles.store(Arc::new(trust_bundles(&app.ca, &state)));
-            trusted = state.peers.clone();
+            trusted = now;
         }
         let views = app.views.clone();
         // An error is a panic in the compiler: a bug, after which the views stay as they were.
@@ -229,26 +233,6 @@ async fn follow_state(app: Arc<App>) {
         }
         if changes.changed().await.is_err() {
             return;
-        }
-    }
-}
-
-/// Replaces the replica's own certificate in time.
-async fn renew_own(app: Arc<App>) {
-    loop {
-        let due = app.ca.own_renewal_due(SystemTime::now());
-        // Bounded, because clocks jump.
-        sleep(due.clamp(Duration::from_secs(1), Duration::from_secs(600))).await;
-        let now = SystemTime::now();
-        if !app.ca.own_renewal_due(now).is_zero() {
-            continue;
-        }
-        match app.ca.renew_own(now) {
-            Ok(()) => tracing::info!("renewed the replica's certificate"),
-            Err(error) => {
-                tracing::error!(%error, "cannot renew the replica's certificate");
-                sleep(Duration::from_secs(60)).await;
-            }
         }
     }
 }

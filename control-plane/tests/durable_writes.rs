@@ -136,6 +136,7 @@ fn init() -> mesh_store::Command {
         pod_cidr: "10.1.0.0/16".parse().expect("a range"),
         service_cidr: "10.101.0.0/16".parse().expect("a range"),
         roots: vec![vec![1]],
+        trust: Default::default(),
     })
 }
 

@@ -198,7 +198,8 @@ async fn a_certificate_of_another_authority_opens_no_door() {
     // The same names under another root.
     let now = std::time::SystemTime::now();
     Ca::create(folder.path(), "west", &cluster.trust_domain(), now).unwrap();
-    let impostor = Ca::open(folder.path(), now).unwrap().unwrap();
+    let impostor = Ca::open(folder.path()).unwrap().unwrap();
+    impostor.refresh(&mesh_store::State::default(), now, 0.0).unwrap();
     let refused = match cluster.connect(Some(impostor.own().clone())).await {
         // TLS 1.3: the server's verdict may arrive with the first request.
         Ok(channel) => {

@@ -96,6 +96,7 @@ fn shop() -> (State, MeshModel) {
         pod_cidr: "10.1.0.0/16".parse().unwrap(),
         service_cidr: "10.101.0.0/16".parse().unwrap(),
         roots: vec![root("west.example")],
+        trust: Default::default(),
     }));
     run(Command::RegisterNode { name: "n1".to_owned(), address: "192.0.2.1".parse().unwrap() });
     let route = json!({
@@ -164,6 +165,7 @@ fn shop() -> (State, MeshModel) {
         trust_domain: td("east.example"),
         mesh_domain: "mesh.local".to_owned(),
         roots: vec![root("east.example")],
+        trust: Default::default(),
         doors: vec!["192.0.2.65:9443".to_owned()],
         gateways: vec!["192.0.2.65:15443".to_owned()],
         origin_revision: 0,

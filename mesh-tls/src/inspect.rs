@@ -96,6 +96,13 @@ pub fn parse_root(
     certificate_info(certificate)
 }
 
+/// Whether the signature of a certificate is of this signer's key. Names, times and usages play no part: this tells
+/// roots apart, and is no verification.
+pub fn is_signed_by(certificate: &CertificateDer<'_>, signer: &CertificateDer<'_>) -> bool {
+    let (Ok(certificate), Ok(signer)) = (parse(certificate), parse(signer)) else { return false };
+    certificate.verify_signature(Some(signer.public_key())).is_ok()
+}
+
 pub(crate) fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, Error> {
     let (rest, parsed) =
         X509Certificate::from_der(certificate.as_ref()).map_err(|e| Error::Parse(e.to_string()))?;

@@ -19,6 +19,8 @@ mod inspect;
 pub mod issue;
 mod pinned;
 mod policy;
+mod renewal;
+pub mod seal;
 mod verify;
 
 #[cfg(test)]
@@ -32,8 +34,9 @@ pub use bundles::{MAX_ROOTS, SharedBundles, TrustBundles, shared_bundles};
 pub use config::{ClientAuth, client_config, client_config_pinned, server_config};
 pub use error::{Error, handshake_error};
 pub use identity::{Identity, SharedIdentity, certified, shared_identity};
-pub use inspect::{CertificateInfo, certificate_info, fingerprint, parse_root, peer_spiffe_id};
+pub use inspect::{CertificateInfo, certificate_info, fingerprint, is_signed_by, parse_root, peer_spiffe_id};
 pub use policy::PeerPolicy;
+pub use renewal::Life;
 pub use rustls::sign::CertifiedKey;
 pub use rustls::{ClientConfig, ServerConfig};
 pub use rustls_pki_types::{CertificateDer, PrivateKeyDer};

@@ -1,6 +1,9 @@
 //! Facts about the cluster that no user writes: what `apply` allocates, nodes report and peers tell.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -22,6 +25,20 @@ pub struct ClusterInfo {
     pub service_cidr: IpNet,
     /// Root certificates, DER.
     pub roots: Vec<Vec<u8>>,
+    /// Kept by `apply`.
+    #[serde(default)]
+    pub trust: DomainTrust,
+}
+
+/// What belongs to the roots of a trust domain.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DomainTrust {
+    /// Goes up whenever the roots change, and is never the same for two trust domains: data planes confirm it.
+    pub generation: u64,
+    /// SHA-256 of the root that leaves are to chain to, hexadecimal. Of the own domain only.
+    pub active_root: String,
+    /// Registrations of nodes whose certificates, and whose workloads' certificates, are refused.
+    pub revoked: BTreeSet<u64>,
 }
 
 /// A node, registered by its agent.
@@ -32,6 +49,9 @@ pub struct NodeRecord {
     pub address: IpAddr,
     /// The node's slice of the cluster's pod CIDR, allocated in `apply`.
     pub pod_cidr: IpNet,
+    /// Which registration of a node in this cluster this is: every certificate that comes of it says so.
+    #[serde(default)]
+    pub registration: u64,
 }
 
 /// Where a declared workload runs, as its node reports.
@@ -69,6 +89,9 @@ pub struct PeerRecord {
     pub trust_domain: TrustDomain,
     pub mesh_domain: String,
     pub roots: Vec<Vec<u8>>,
+    /// Kept by `apply`, but for what is revoked.
+    #[serde(default)]
+    pub trust: DomainTrust,
     pub doors: Vec<String>,
     pub gateways: Vec<String>,
     /// The peer's revision that the imports reflect.

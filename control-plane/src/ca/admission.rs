@@ -34,8 +34,6 @@ pub async fn create(app: &App, request: &CreateTokenRequest) -> Result<CreateTok
             )));
         }
     };
-    let root: &CertificateDer<'_> =
-        app.ca.roots().first().ok_or_else(|| Status::internal("this cluster has no root"))?;
     let expires_unix = app.now_unix() + u64::from(ttl);
     let (id, secret) = draw();
     let token = JoinToken {
@@ -45,7 +43,7 @@ pub async fn create(app: &App, request: &CreateTokenRequest) -> Result<CreateTok
         id,
         secret,
         doors: doors(app, &app.replica.applied()),
-        root_sha256: fingerprint(root),
+        root_sha256: pinned(app)?,
         expires_unix,
     };
     let text = token.encode().map_err(|e| Status::invalid_argument(e.to_string()))?;
@@ -61,6 +59,16 @@ pub async fn create(app: &App, request: &CreateTokenRequest) -> Result<CreateTok
     };
     app.replica.write(Command::CreateToken { id: token.id, token: record }).await.map_err(write_status)?;
     Ok(CreateTokenResponse { token: text, expires_unix })
+}
+
+/// The root that a newcomer is to find in this replica's chain: the one that its issuer chains to.
+fn pinned(app: &App) -> Result<[u8; 32], Status> {
+    let used = app.ca.issuer_root();
+    let roots = app.ca.roots();
+    let root: Option<&CertificateDer<'_>> =
+        roots.iter().find(|root| Some(mesh_store::fingerprint_of(root)) == used);
+    root.map(fingerprint)
+        .ok_or_else(|| Status::internal("this replica's issuer is of no root of the cluster"))
 }
 
 /// A public id and a secret, from the operating system's randomness by way of a cryptographic generator.

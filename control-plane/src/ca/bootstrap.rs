@@ -6,7 +6,7 @@ use std::{net::IpAddr, sync::Arc, time::SystemTime};
 
 use clustermesh::token::Purpose;
 use mesh_model::{identity::SpiffeId, records::ReplicaRecord};
-use mesh_store::{Command, Granted, TokenPurpose};
+use mesh_store::{AuthorityCommand, Command, Granted, TokenPurpose};
 use tonic::{Request, Response, Status};
 use xds_proto::isthmus::bootstrap::v1::{
     RegisterNodeRequest, RegisterNodeResponse, RegisterReplicaRequest, RegisterReplicaResponse,
@@ -81,7 +81,13 @@ impl Bootstrap for BootstrapService {
         let request = request.into_inner();
         let token = admission::read(app, &request.token, Purpose::Replica)?;
         let now = SystemTime::now();
-        let issuer = app.ca.sign_issuer(&request.issuer_csr, now).map_err(ca_status)?;
+        let state = app.replica.linearizable().await.map_err(read_status)?;
+        let issuer = app.ca.sign_issuer(&state, &request.issuer_csr, now).map_err(ca_status)?;
+        drop(state);
+        let public = request.sealing_key.clone();
+        if public.len() != 32 {
+            return Err(Status::invalid_argument(format!("sealing_key: {} bytes are not 32", public.len())));
+        }
         // The number is not known yet; this finds out whether the request can be signed at all.
         let trial = SpiffeId::replica(app.trust_domain(), 0);
         app.ca.sign(&request.csr, &trial, NODE_TTL, now).map_err(ca_status)?;
@@ -92,6 +98,9 @@ impl Bootstrap for BootstrapService {
         let Granted::Replica(replica_id) = applied.granted else {
             return Err(Status::internal("the new replica was given no number"));
         };
+        // Whoever leads seals the root's key to it.
+        let key = AuthorityCommand::SealingKey { replica: replica_id, public };
+        app.replica.write(Command::Authority(key)).await.map_err(write_status)?;
         let id = SpiffeId::replica(app.trust_domain(), replica_id);
         let mut chain = app.ca.sign(&request.csr, &id, NODE_TTL, now).map_err(ca_status)?;
         let roots: Vec<Vec<u8>> = app.ca.roots().iter().map(|root| root.to_vec()).collect();

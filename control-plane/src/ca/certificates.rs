@@ -13,7 +13,7 @@ use xds_proto::isthmus::bootstrap::v1::{
     certificates_server::Certificates,
 };
 
-use super::{CaError, NODE_TTL, WORKLOAD_TTL};
+use super::{CaError, NODE_TTL};
 use crate::{
     app::{App, read_status},
     authz::Action,
@@ -35,7 +35,8 @@ impl Certificates for CertificatesService {
         // Linearizable: the binding may have been written by another replica a moment ago.
         let state = self.0.replica.linearizable().await.map_err(read_status)?;
         let id = identity_on(&state, &workload, &node)?;
-        let chain = self.0.ca.sign(&request.csr, &id, WORKLOAD_TTL, SystemTime::now()).map_err(ca_status)?;
+        let life = self.0.config.workload_certificate_life;
+        let chain = self.0.ca.sign(&request.csr, &id, life, SystemTime::now()).map_err(ca_status)?;
         tracing::info!(%workload, %node, %id, "signed a workload certificate");
         Ok(Response::new(SignWorkloadResponse { chain }))
     }
@@ -81,7 +82,7 @@ pub fn identity_on(state: &State, workload: &NamespacedName, node: &str) -> Resu
 pub(super) fn ca_status(error: CaError) -> Status {
     match error {
         CaError::Tls(mesh_tls::Error::Csr(_)) => Status::invalid_argument(format!("csr: {error}")),
-        CaError::NoRoot => Status::failed_precondition(error.to_string()),
+        CaError::NoRoot { .. } => Status::failed_precondition(error.to_string()),
         other => Status::internal(other.to_string()),
     }
 }

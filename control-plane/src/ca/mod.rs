@@ -1,82 +1,51 @@
-//! The cluster's certificate authority, as far as it is on this replica.
+//! The certificate authority of a replica.
 //!
-//! The root key lives on the replica that made the cluster and signs issuers only. Every replica has an issuer
-//! of its own and signs leaves with it: of nodes, workloads and itself. No key is ever in the log, in a snapshot
-//! or in a log line, and none leaves the machine that made it.
+//! The root's key is in the replicated state, sealed to each replica's own key: every replica can sign issuers, its
+//! own when it is time and that of a replica that joins, whatever has become of the first. Each replica signs leaves
+//! with an issuer of its own, whose key never leaves its disk. Whoever signs decides name, usages and time.
 
 pub mod admission;
 pub mod bootstrap;
 pub mod certificates;
+mod error;
 pub(crate) mod files;
+pub mod keeper;
+mod keys;
 pub mod newcomer;
 
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use base64::{Engine, engine::general_purpose::STANDARD};
+use arc_swap::{ArcSwap, ArcSwapOption};
 use mesh_model::identity::{SpiffeId, TrustDomain};
+use mesh_store::{Authority, Fingerprint, IssuerRecord, SealedKey, State, fingerprint_of};
 use mesh_tls::{
-    CertificateDer, CertifiedKey, Identity, SharedIdentity, certificate_info, certified, csr, issue,
+    CertificateDer, CertifiedKey, Identity, Life, SharedIdentity, certificate_info, certified, csr, issue,
+    seal::{Sealed, SealingKey},
     shared_identity,
 };
-use serde::{Deserialize, Serialize};
-use thiserror::Error;
 
-/// Own and node certificates are renewed when less than a third of this is left.
+pub use error::CaError;
+pub use keys::ReplicaFile;
+use keys::{Contents, Keys};
+
+/// Validity of the certificates of replicas and nodes.
 pub const NODE_TTL: Duration = issue::LEAF_TTL;
-/// Validity of a workload's certificate.
-pub const WORKLOAD_TTL: Duration = Duration::from_secs(12 * 3600);
-
-/// Why the authority can't do its work.
-#[derive(Debug, Error)]
-pub enum CaError {
-    /// A file can't be read or written.
-    #[error("{path}: {source}")]
-    File {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// A file holds something else.
-    #[error("{path}: {reason}")]
-    Damaged {
-        /// Which.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// Certificates.
-    #[error(transparent)]
-    Tls(#[from] mesh_tls::Error),
-    /// Only the replica that made the cluster can sign issuers.
-    #[error("this replica does not hold the root key: ask the replica that made the cluster")]
-    NoRoot,
-}
-
-/// What a replica knows of itself before it has any state.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ReplicaFile {
-    /// Its number in the raft group.
-    pub id: u64,
-    /// Name of the cluster.
-    pub cluster: String,
-    #[allow(missing_docs)]
-    pub trust_domain: TrustDomain,
-    /// Root certificates, base64 of DER.
-    pub roots: Vec<String>,
-}
 
 /// The authority of one replica.
 #[derive(Debug)]
 pub struct Ca {
+    keys: Keys,
     replica: ReplicaFile,
-    roots: Vec<CertificateDer<'static>>,
-    root: Option<issue::Root>,
-    issuer: issue::Issuer,
+    /// Those of the state, once there is one.
+    roots: ArcSwap<Vec<CertificateDer<'static>>>,
+    issuer: ArcSwap<issue::Issuer>,
+    sealing: SealingKey,
+    /// The root of a cluster that was just made here.
+    unsealed: ArcSwapOption<issue::Root>,
     own: SharedIdentity,
 }
 
@@ -95,55 +64,52 @@ impl Ca {
         let key = issue::Issuer::generate()?;
         let certificate = root.sign_issuer(&key.csr(trust_domain)?, now)?;
         let issuer = key.certified(certificate)?;
-        let replica = ReplicaFile {
+        let mut replica = ReplicaFile {
             id: 1,
             cluster: cluster.to_owned(),
             trust_domain: trust_domain.clone(),
-            roots: vec![STANDARD.encode(root.certificate())],
+            roots: Vec::new(),
         };
-        private_folder(folder)?;
-        write(&folder.join("root.pem"), root.to_pem().as_bytes())?;
-        Self::keep(folder, &replica, &issuer)
+        replica.set_roots([root.certificate().as_ref()]);
+        Keys::make(folder)?.write_root(&root)?;
+        Self::keep(folder, &replica, &issuer, &SealingKey::generate()?)
     }
 
     /// Keeps what a cluster gave a replica that joins it.
     ///
     /// # Errors
     /// The folder can't be written.
-    pub fn keep(folder: &Path, replica: &ReplicaFile, issuer: &issue::Issuer) -> Result<(), CaError> {
-        private_folder(folder)?;
-        write(&folder.join("issuer.pem"), issuer.to_pem().as_bytes())?;
-        let text = serde_json::to_vec_pretty(replica)
-            .map_err(|e| CaError::Damaged { path: folder.join("replica.json"), reason: e.to_string() })?;
-        // Last: its presence says that the rest is there.
-        write(&folder.join("replica.json"), &text)
+    pub fn keep(
+        folder: &Path,
+        replica: &ReplicaFile,
+        issuer: &issue::Issuer,
+        sealing: &SealingKey,
+    ) -> Result<(), CaError> {
+        let keys = Keys::make(folder)?;
+        keys.write_issuer(issuer)?;
+        keys.write_sealing(sealing)?;
+        keys.write_replica(replica)
     }
 
-    /// Opens the folder of a replica that has been set up; None if it has not.
+    /// Opens the folder of a replica that has been set up; None if it has not. Its own certificate is there after
+    /// [`Ca::refresh`].
     ///
     /// # Errors
     /// A file is missing, damaged, or readable by others.
-    pub fn open(folder: &Path, now: SystemTime) -> Result<Option<Self>, CaError> {
-        let path = folder.join("replica.json");
-        let Some(text) = read(&path)? else { return Ok(None) };
-        let damaged = |reason: String| CaError::Damaged { path: path.clone(), reason };
-        let replica: ReplicaFile = serde_json::from_str(&text).map_err(|e| damaged(e.to_string()))?;
-        let roots: Vec<CertificateDer<'static>> = replica
-            .roots
-            .iter()
-            .map(|text| STANDARD.decode(text).map(CertificateDer::from))
-            .collect::<Result<_, _>>()
-            .map_err(|e| damaged(format!("roots: {e}")))?;
-        let issuer_path = folder.join("issuer.pem");
-        let text = read(&issuer_path)?.ok_or_else(|| CaError::Damaged {
-            path: issuer_path,
-            reason: "is missing; let the replica join again with an empty data folder".to_owned(),
-        })?;
-        let issuer = issue::Issuer::from_pem(&text)?;
-        let root = read(&folder.join("root.pem"))?.map(|text| issue::Root::from_pem(&text)).transpose()?;
-        let ca = Self { replica, roots, root, issuer, own: shared_identity(None) };
-        ca.renew_own(now)?;
-        Ok(Some(ca))
+    pub fn open(folder: &Path) -> Result<Option<Self>, CaError> {
+        let keys = Keys(folder.to_owned());
+        let Some(Contents { replica, roots, issuer, sealing, unsealed }) = keys.read()? else {
+            return Ok(None);
+        };
+        Ok(Some(Self {
+            keys,
+            replica,
+            roots: ArcSwap::from_pointee(roots),
+            issuer: ArcSwap::from_pointee(issuer),
+            sealing,
+            unsealed: ArcSwapOption::from_pointee(unsealed),
+            own: shared_identity(None),
+        }))
     }
 
     /// What this replica is.
@@ -152,8 +118,23 @@ impl Ca {
     }
 
     /// Roots of the trust domain, DER.
-    pub fn roots(&self) -> &[CertificateDer<'static>] {
-        &self.roots
+    pub fn roots(&self) -> Vec<CertificateDer<'static>> {
+        self.roots.load().to_vec()
+    }
+
+    /// Takes over the roots of a newer state, and keeps them for the next start.
+    ///
+    /// # Errors
+    /// The folder can't be written; the roots are used all the same.
+    pub fn set_roots(&self, roots: &[Vec<u8>]) -> Result<(), CaError> {
+        let same = self.roots.load().iter().map(CertificateDer::as_ref).eq(roots.iter().map(Vec::as_slice));
+        if same || roots.is_empty() {
+            return Ok(());
+        }
+        self.roots.store(Arc::new(roots.iter().cloned().map(CertificateDer::from).collect()));
+        let mut replica = self.replica.clone();
+        replica.set_roots(roots.iter().map(Vec::as_slice));
+        self.keys.write_replica(&replica)
     }
 
     /// The replica's own certificate, renewed in place.
@@ -161,9 +142,19 @@ impl Ca {
         &self.own
     }
 
-    /// Whether this replica can admit others.
-    pub fn holds_root(&self) -> bool {
-        self.root.is_some()
+    /// Whether this replica made its cluster and the root's key is not sealed in the state yet.
+    pub fn is_founder(&self) -> bool {
+        self.unsealed.load().is_some()
+    }
+
+    /// The root whose key this replica has in clear.
+    pub fn unsealed_root(&self) -> Option<Fingerprint> {
+        self.unsealed.load().as_ref().map(|root| fingerprint_of(root.certificate()))
+    }
+
+    /// The public half of the key that others seal to.
+    pub fn sealing_key(&self) -> &[u8] {
+        self.sealing.public()
     }
 
     /// Signs a leaf. Of the request only the key is used.
@@ -177,16 +168,114 @@ impl Ca {
         ttl: Duration,
         now: SystemTime,
     ) -> Result<Vec<Vec<u8>>, CaError> {
-        Ok(self.issuer.sign(csr, id, ttl, now)?.iter().map(|c| c.to_vec()).collect())
+        Ok(self.issuer.load().sign(csr, id, ttl, now)?.iter().map(|c| c.to_vec()).collect())
+    }
+
+    /// The root that issuers are to be signed by now, with its key.
+    ///
+    /// # Errors
+    /// [`CaError::NoRoot`] if no copy is sealed to this replica.
+    pub fn active_root(&self, state: &State) -> Result<Arc<issue::Root>, CaError> {
+        self.root(state, &state.authority.active)
+    }
+
+    /// A root with its key: opened each time, so that it is in memory no longer than it is used.
+    ///
+    /// # Errors
+    /// [`CaError::NoRoot`] if no copy is sealed to this replica, [`CaError::Tls`] if it is damaged.
+    pub fn root(&self, state: &State, fingerprint: &str) -> Result<Arc<issue::Root>, CaError> {
+        if let Some(root) = self.unsealed.load_full() {
+            // Before the state is there, there is no other.
+            if fingerprint.is_empty() || fingerprint_of(root.certificate()) == fingerprint {
+                return Ok(root);
+            }
+        }
+        let missing = || CaError::NoRoot { root: fingerprint.chars().take(16).collect() };
+        let record = state.authority.roots.get(fingerprint).ok_or_else(missing)?;
+        let sealed = record.sealed.get(&self.replica.id).ok_or_else(missing)?;
+        let roots = state.cluster.iter().flat_map(|cluster| &cluster.roots);
+        let certificate =
+            roots.into_iter().find(|der| fingerprint_of(der) == fingerprint).ok_or_else(missing)?;
+        let root = issue::Root::open(
+            CertificateDer::from(certificate.clone()),
+            &Sealed { encapsulated: sealed.encapsulated.clone(), ciphertext: sealed.ciphertext.clone() },
+            self.replica.id,
+            &self.sealing,
+        )?;
+        Ok(Arc::new(root))
     }
 
     /// Signs the issuer of another replica.
     ///
     /// # Errors
-    /// [`CaError::NoRoot`] on any replica but the first, or a malformed request.
-    pub fn sign_issuer(&self, csr: &[u8], now: SystemTime) -> Result<CertificateDer<'static>, CaError> {
-        let root = self.root.as_ref().ok_or(CaError::NoRoot)?;
-        Ok(root.sign_issuer(csr, now)?)
+    /// As [`Ca::active_root`], or a malformed request.
+    pub fn sign_issuer(
+        &self,
+        state: &State,
+        csr: &[u8],
+        now: SystemTime,
+    ) -> Result<CertificateDer<'static>, CaError> {
+        Ok(self.active_root(state)?.sign_issuer(csr, now)?)
+    }
+
+    /// The root's key in clear goes from the disk once this replica can open its sealed copy.
+    ///
+    /// # Errors
+    /// The file can't be removed.
+    pub fn forget_unsealed(&self, state: &State) -> Result<bool, CaError> {
+        let Some(root) = self.unsealed.load_full() else { return Ok(false) };
+        let fingerprint = fingerprint_of(root.certificate());
+        let sealed = state.authority.roots.get(&fingerprint);
+        if sealed.is_none_or(|record| !record.sealed.contains_key(&self.replica.id)) {
+            return Ok(false);
+        }
+        self.unsealed.store(None);
+        match self.root(state, &fingerprint) {
+            Ok(_) => self.keys.remove_root().map(|()| true),
+            Err(error) => {
+                self.unsealed.store(Some(root));
+                Err(error)
+            }
+        }
+    }
+
+    /// A new issuer, with a new key, under the root that is active in this state, and a leaf of it for this replica.
+    /// Connections that stand keep the certificates they have.
+    ///
+    /// # Errors
+    /// As [`Ca::active_root`], or the folder can't be written.
+    pub fn renew_issuer(&self, state: &State, now: SystemTime) -> Result<(), CaError> {
+        let root = self.active_root(state)?;
+        let key = issue::Issuer::generate()?;
+        let certificate = root.sign_issuer(&key.csr(&self.replica.trust_domain)?, now)?;
+        let issuer = key.certified(certificate)?;
+        // Before it signs anything: after a crash the record of it must not be of a key that is lost.
+        self.keys.write_issuer(&issuer)?;
+        self.issuer.store(Arc::new(issuer));
+        self.renew_own(now)
+    }
+
+    /// What is to be renewed now is renewed: the issuer, if it is due or not of the active root; the own certificate.
+    /// `jitter` moves both. Says whether the issuer is another one.
+    ///
+    /// # Errors
+    /// What could not be renewed; [`CaError::Expired`] if this replica can't go on without.
+    pub fn refresh(&self, state: &State, now: SystemTime, jitter: f64) -> Result<bool, CaError> {
+        let mut renewed = false;
+        if self.issuer_due_in(state, now, jitter).is_zero() {
+            match self.renew_issuer(state, now) {
+                Ok(()) => renewed = true,
+                Err(CaError::NoRoot { .. }) if self.issuer_life()?.is_over(unix(now)) => {
+                    return Err(CaError::Expired);
+                }
+                // Signs on with the one it has; tried again soon.
+                Err(error) => tracing::warn!(%error, "the issuing certificate was not renewed"),
+            }
+        }
+        if self.own_due_in(now, jitter).is_zero() {
+            self.renew_own(now)?;
+        }
+        Ok(renewed)
     }
 
     /// Gives this replica a fresh certificate; connections that stand keep the one they have.
@@ -196,27 +285,83 @@ impl Ca {
     pub fn renew_own(&self, now: SystemTime) -> Result<(), CaError> {
         let id = SpiffeId::replica(&self.replica.trust_domain, self.replica.id);
         let (request, key) = csr::generate(&id)?;
-        let mut chain = self.issuer.sign(&request, &id, NODE_TTL, now)?;
+        let mut chain = self.issuer.load().sign(&request, &id, NODE_TTL, now)?;
         // Those who know us by a token's fingerprint must see the root.
-        chain.extend(self.roots.iter().cloned());
+        chain.extend(self.roots());
         self.own.store(Some(certified(Identity { chain, key })?));
         Ok(())
     }
 
-    /// Seconds until the own certificate should be replaced: two thirds of its life.
-    pub fn own_renewal_due(&self, now: SystemTime) -> Duration {
-        let info =
-            self.own.load().as_ref().and_then(|own: &Arc<CertifiedKey>| certificate_info(&own.cert[0]).ok());
-        let Some(info) = info else { return Duration::ZERO };
-        let renew_at = info.not_after_unix.saturating_sub(NODE_TTL.as_secs() / 3);
-        Duration::from_secs(renew_at.saturating_sub(unix(now)))
+    /// How long until the issuer is to be replaced; zero if it is time, or if another root is to sign it.
+    pub fn issuer_due_in(&self, state: &State, now: SystemTime, jitter: f64) -> Duration {
+        let active = &state.authority.active;
+        if !active.is_empty() && self.issuer_root().as_ref() != Some(active) {
+            return Duration::ZERO;
+        }
+        self.issuer_life().map_or(Duration::ZERO, |life| life.due_in(unix(now), jitter))
     }
 
-    /// The certificates that this replica works with, for `status`: root, issuer, own.
+    /// How long until the own certificate is to be replaced; zero if it is time.
+    pub fn own_due_in(&self, now: SystemTime, jitter: f64) -> Duration {
+        let own = self.own.load();
+        let life = own.as_ref().and_then(|own: &Arc<CertifiedKey>| Life::of(own.cert.first()?).ok());
+        life.map_or(Duration::ZERO, |life| life.due_in(unix(now), jitter))
+    }
+
+    fn issuer_life(&self) -> Result<Life, CaError> {
+        Ok(Life::of(self.issuer.load().certificate())?)
+    }
+
+    /// The root that the issuer chains to.
+    pub fn issuer_root(&self) -> Option<Fingerprint> {
+        let issuer = self.issuer.load();
+        let roots = self.roots.load();
+        roots
+            .iter()
+            .find(|root| mesh_tls::is_signed_by(issuer.certificate(), root))
+            .map(|root| fingerprint_of(root))
+    }
+
+    /// What the cluster is to know of this replica's issuer.
+    ///
+    /// # Errors
+    /// The certificate can't be read.
+    pub fn issuer_record(&self, longest_leaf: Duration) -> Result<IssuerRecord, CaError> {
+        let info = certificate_info(self.issuer.load().certificate())?;
+        Ok(IssuerRecord {
+            serial: info.serial,
+            root: self.issuer_root().unwrap_or_default(),
+            not_before_unix: info.not_before_unix,
+            not_after_unix: info.not_after_unix,
+            leaf_seconds: longest_leaf.max(NODE_TTL).as_secs(),
+        })
+    }
+
+    /// The certificates that this replica works with, for `status`: roots, issuer, own.
     pub fn certificates(&self) -> Vec<CertificateDer<'static>> {
         let own = self.own.load().as_ref().and_then(|own| own.cert.first().cloned());
-        self.roots.iter().cloned().chain([self.issuer.certificate().clone()]).chain(own).collect()
+        self.roots().into_iter().chain([self.issuer.load().certificate().clone()]).chain(own).collect()
     }
+}
+
+/// Seals a root's key to every replica that has told its key.
+///
+/// # Errors
+/// A key is unusable.
+pub fn seal_to_all(
+    root: &issue::Root,
+    authority: &Authority,
+) -> Result<std::collections::BTreeMap<u64, SealedKey>, CaError> {
+    authority.sealing_keys.iter().map(|(id, public)| Ok((*id, seal_to(root, *id, public)?))).collect()
+}
+
+/// Seals a root's key to one replica.
+///
+/// # Errors
+/// The key is unusable.
+pub fn seal_to(root: &issue::Root, replica: u64, public: &[u8]) -> Result<SealedKey, CaError> {
+    let Sealed { encapsulated, ciphertext } = root.seal_to(replica, public)?;
+    Ok(SealedKey { encapsulated, ciphertext })
 }
 
 /// Seconds since 1970.
@@ -224,71 +369,5 @@ pub fn unix(now: SystemTime) -> u64 {
     now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
-fn private_folder(path: &Path) -> Result<(), CaError> {
-    files::private_folder(path).map_err(|source| CaError::File { path: path.to_owned(), source })
-}
-
-fn write(path: &Path, contents: &[u8]) -> Result<(), CaError> {
-    files::write_private(path, contents).map_err(|source| CaError::File { path: path.to_owned(), source })
-}
-
-fn read(path: &Path) -> Result<Option<String>, CaError> {
-    files::read_private(path).map_err(|source| CaError::File { path: path.to_owned(), source })
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use mesh_tls::{PeerPolicy, TrustBundles, Usage, verify_peer};
-
-    fn west() -> TrustDomain {
-        TrustDomain::parse("west.example").unwrap()
-    }
-
-    fn made(folder: &Path) -> Ca {
-        Ca::create(folder, "west", &west(), SystemTime::now()).unwrap();
-        Ca::open(folder, SystemTime::now()).unwrap().unwrap()
-    }
-
-    #[test]
-    fn an_empty_folder_is_no_replica() {
-        let folder = tempfile::tempdir().unwrap();
-        assert!(Ca::open(folder.path(), SystemTime::now()).unwrap().is_none());
-    }
-
-    #[test]
-    fn the_authority_survives_a_restart_and_its_replica_verifies() {
-        let folder = tempfile::tempdir().unwrap();
-        let roots = made(folder.path()).roots().to_vec();
-        let ca = Ca::open(folder.path(), SystemTime::now()).unwrap().unwrap();
-        assert_eq!(ca.roots(), roots);
-        let mut bundles = TrustBundles::new();
-        bundles.insert(west(), roots).unwrap();
-        let chain = ca.own().load().as_ref().unwrap().cert.clone();
-        let now = rustls::pki_types::UnixTime::now();
-        let id = verify_peer(&bundles, &PeerPolicy::Replicas(west()), &chain, Usage::Server, now).unwrap();
-        assert_eq!(id, SpiffeId::replica(&west(), 1));
-    }
-
-    #[test]
-    fn a_second_replica_gets_an_issuer_and_cannot_make_others() {
-        let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let first = made(one.path());
-        let key = issue::Issuer::generate().unwrap();
-        let certificate = first.sign_issuer(&key.csr(&west()).unwrap(), SystemTime::now()).unwrap();
-        let replica = ReplicaFile { id: 2, ..first.replica().clone() };
-        Ca::keep(two.path(), &replica, &key.certified(certificate).unwrap()).unwrap();
-        let second = Ca::open(two.path(), SystemTime::now()).unwrap().unwrap();
-        assert!(!second.holds_root());
-        let key = issue::Issuer::generate().unwrap();
-        let request = key.csr(&west()).unwrap();
-        assert!(matches!(second.sign_issuer(&request, SystemTime::now()), Err(CaError::NoRoot)));
-    }
-
-    #[test]
-    fn no_key_is_in_a_debug_text() {
-        let folder = tempfile::tempdir().unwrap();
-        let text = format!("{:?}", made(folder.path()));
-        assert!(!text.contains("PRIVATE") && !text.to_ascii_lowercase().contains("pkcs8"), "{text}");
-    }
-}
+mod tests;

@@ -5,7 +5,9 @@ use std::{path::Path, time::SystemTime};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use clustermesh::token::{JoinToken, Purpose, TokenError};
 use mesh_model::identity::{SpiffeId, TrustDomain};
-use mesh_tls::{ALPN_H2, CertificateDer, client_config_pinned, csr, fingerprint, grpc, issue};
+use mesh_tls::{
+    ALPN_H2, CertificateDer, client_config_pinned, csr, fingerprint, grpc, issue, seal::SealingKey,
+};
 use thiserror::Error;
 use xds_proto::isthmus::bootstrap::v1::{
     RegisterReplicaRequest, RegisterReplicaResponse, bootstrap_client::BootstrapClient,
@@ -47,12 +49,14 @@ pub async fn join(folder: &Path, token_text: &str, address: &str, now: SystemTim
     let unknown = TrustDomain::parse("unregistered.invalid").map_err(|e| JoinError::Answer(e.to_string()))?;
     // The signer decides the names.
     let issuer_key = issue::Issuer::generate()?;
+    let sealing = SealingKey::generate()?;
     let (own_csr, _) = csr::generate(&SpiffeId::replica(&unknown, 0))?;
     let request = RegisterReplicaRequest {
         token: token_text.trim().to_owned(),
         address: address.to_owned(),
         csr: own_csr,
         issuer_csr: issuer_key.csr(&unknown)?,
+        sealing_key: sealing.public().to_vec(),
     };
     let answer = ask(&token, request).await?;
     let (replica, certificate) = accept(&token, answer)?;
@@ -60,11 +64,11 @@ pub async fn join(folder: &Path, token_text: &str, address: &str, now: SystemTim
     if issuer.trust_domain() != &replica.trust_domain {
         return Err(JoinError::Answer(format!("the issuer is of {}", issuer.trust_domain())));
     }
-    Ca::keep(folder, &replica, &issuer)?;
+    Ca::keep(folder, &replica, &issuer, &sealing)?;
     Ok(())
 }
 
-/// Tries every door: only the replica that holds the root can admit.
+/// Tries every door: one that joined a moment ago may have no copy of the root's key yet.
 async fn ask(
     token: &JoinToken,
     request: RegisterReplicaRequest,

@@ -127,6 +127,7 @@ pub(crate) fn init() -> Command {
         pod_cidr: cidr("10.1.0.0/16"),
         service_cidr: cidr("10.101.0.0/16"),
         roots: vec![vec![1]],
+        trust: Default::default(),
     })
 }
 

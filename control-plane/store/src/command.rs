@@ -8,7 +8,7 @@ use mesh_model::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{Bytes16, TokenPurpose, TokenRecord};
+use crate::{AuthorityCommand, Bytes16, TokenPurpose, TokenRecord};
 
 /// A command with what `apply` may not find out for itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -91,6 +91,8 @@ pub enum Command {
         /// As it was added.
         id: u64,
     },
+    /// Keys, issuers, rotations of the root, revocations.
+    Authority(AuthorityCommand),
     /// Adds a peer or replaces what is known of it, but for its imports.
     PutPeer(PeerRecord),
     /// What a peer exports has changed. Touches that peer's imports only.

@@ -34,6 +34,7 @@ pub(crate) fn cluster() -> ClusterInfo {
         pod_cidr: "10.1.0.0/16".parse().expect("a range"),
         service_cidr: "10.101.0.0/24".parse().expect("a range"),
         roots: vec![vec![1, 2, 3]],
+        trust: Default::default(),
     }
 }
 
@@ -85,6 +86,7 @@ pub(crate) fn peer(cluster: &str) -> PeerRecord {
         trust_domain: TrustDomain::parse(&format!("{cluster}.example")).expect("a trust domain"),
         mesh_domain: "mesh.local".to_owned(),
         roots: vec![vec![4, 5, 6]],
+        trust: Default::default(),
         doors: vec!["10.0.1.1:9443".to_owned()],
         gateways: vec!["10.0.1.2:15443".to_owned()],
         origin_revision: 0,

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod apply;
+mod authority;
 mod bytes16;
 mod command;
 mod event;
@@ -17,6 +18,7 @@ mod idempotency;
 mod index;
 pub mod limits;
 mod outcome;
+mod rotation;
 mod snapshot;
 mod state;
 mod token;
@@ -27,12 +29,17 @@ mod fixtures;
 mod property_tests;
 
 pub use apply::{Applying, apply};
+pub use authority::{
+    Authority, AuthorityCommand, Confirmation, Fingerprint, IssuerRecord, Member, Phase, Revocation,
+    RootRecord, Rotation, SealedKey, fingerprint_of,
+};
 pub use bytes16::Bytes16;
 pub use command::{Command, Envelope};
 pub use event::{Change, Event};
 pub use history::{Compacted, History};
 pub use idempotency::AppliedKeys;
 pub use outcome::{Applied, Granted, ObjectChange, ObjectOutcome, Outcome, Refusal};
+pub use rotation::{Next, missing, next_step};
 pub use snapshot::{FORMAT, SnapshotError, decode, encode};
 pub use state::{Cursors, State, StoredMeta};
 pub use token::{TokenPurpose, TokenRecord};

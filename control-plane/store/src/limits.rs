@@ -49,6 +49,10 @@ pub const MAX_IDENTITIES_PER_IMPORT: usize = 256;
 pub const MAX_PEER_ADDRESSES: usize = 32;
 /// Bytes of one DER root certificate.
 pub const MAX_ROOT_BYTES: usize = 16 * 1024;
+/// Bytes of a private key that is sealed to one replica.
+pub const MAX_SEALED_BYTES: usize = 4 * 1024;
+/// Registrations of nodes that ended before their certificates did; beyond, the oldest are forgotten.
+pub const MAX_REVOKED: usize = 10_000;
 /// Tokens that are neither forgotten nor too old.
 pub const MAX_TOKENS: usize = 1_000;
 /// A used or expired token is forgotten this long after its expiry, so that a late caller still learns why.

@@ -10,7 +10,7 @@ use mesh_model::{
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::{AppliedKeys, Cursors, State, StoredMeta, TokenRecord, index::Index};
+use crate::{AppliedKeys, Authority, Cursors, State, StoredMeta, TokenRecord, index::Index};
 
 /// Version of the format that [`encode`] writes. [`decode`] reads this one and every older one.
 pub const FORMAT: u32 = 1;
@@ -45,6 +45,7 @@ struct Out<'a> {
     peers: &'a BTreeMap<String, PeerRecord>,
     tokens: &'a BTreeMap<String, TokenRecord>,
     replicas: &'a BTreeMap<u64, ReplicaRecord>,
+    authority: &'a Authority,
     cursors: Cursors,
     applied_keys: &'a AppliedKeys,
 }
@@ -61,6 +62,8 @@ struct In {
     peers: BTreeMap<String, PeerRecord>,
     tokens: BTreeMap<String, TokenRecord>,
     replicas: BTreeMap<u64, ReplicaRecord>,
+    #[serde(default)]
+    authority: Authority,
     cursors: Cursors,
     applied_keys: AppliedKeys,
 }
@@ -89,6 +92,7 @@ pub fn encode(state: &State) -> Result<Vec<u8>, SnapshotError> {
         peers: &state.peers,
         tokens: &state.tokens,
         replicas: &state.replicas,
+        authority: &state.authority,
         cursors: state.cursors,
         applied_keys: &state.applied_keys,
     })?)
@@ -121,6 +125,7 @@ pub fn decode(bytes: &[u8]) -> Result<State, SnapshotError> {
         peers: read.peers,
         tokens: read.tokens,
         replicas: read.replicas,
+        authority: read.authority,
         applied_keys: read.applied_keys,
         cursors: read.cursors,
         index: Index::default(),

@@ -13,7 +13,7 @@ use mesh_model::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{AppliedKeys, TokenRecord, index::Index};
+use crate::{AppliedKeys, Authority, TokenRecord, index::Index};
 
 /// What the store adds to an object.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +40,9 @@ pub struct Cursors {
     pub node_slice: u64,
     /// The greatest replica id that was ever given out.
     pub replica: u64,
+    /// The number of the last registration of a node.
+    #[serde(default)]
+    pub registration: u64,
 }
 
 /// The replicated state of one cluster. Equal on all replicas that have applied the same commands.
@@ -70,6 +73,8 @@ pub struct State {
     pub tokens: BTreeMap<String, TokenRecord>,
     /// Replicas that are to be members of the raft group.
     pub replicas: BTreeMap<u64, ReplicaRecord>,
+    /// Sealed root keys, issuers, rotations, revocations.
+    pub authority: Authority,
     /// For retries.
     pub applied_keys: AppliedKeys,
     /// Where the next allocations start.

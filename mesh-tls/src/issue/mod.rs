@@ -1,6 +1,6 @@
 //! The certificate authority of a cluster, in two layers.
 //!
-//! The root key is made once, on the first replica, and signs issuers only. Each replica makes its own
+//! The root key signs issuers only; every replica can open a sealed copy of it. Each replica makes its own
 //! issuing key and signs the certificates of nodes, replicas and workloads with it. Whoever signs decides the
 //! name, the usages and the time: a request contributes its public key and nothing else.
 
@@ -25,12 +25,12 @@ use crate::{Error, provider};
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// Validity of a root.
 pub const ROOT_TTL: Duration = Duration::from_secs(10 * 365 * DAY.as_secs());
-/// Validity of an issuer.
-pub const ISSUER_TTL: Duration = Duration::from_secs(365 * DAY.as_secs());
+/// Validity of an issuer. Replaced at half of it, so that a leaf of [`MAX_LEAF_TTL`] always fits into the rest.
+pub const ISSUER_TTL: Duration = Duration::from_secs(90 * DAY.as_secs());
 /// Validity of a leaf unless told otherwise.
 pub const LEAF_TTL: Duration = DAY;
 /// Longest validity that a leaf may be given.
-pub const MAX_LEAF_TTL: Duration = Duration::from_secs(90 * DAY.as_secs());
+pub const MAX_LEAF_TTL: Duration = Duration::from_secs(30 * DAY.as_secs());
 /// Certificates begin to be valid this long before they are made, because clocks differ.
 pub const BACKDATE: Duration = Duration::from_secs(300);
 

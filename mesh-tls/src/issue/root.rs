@@ -3,8 +3,8 @@
 use std::time::SystemTime;
 
 use mesh_model::identity::TrustDomain;
-use rcgen::{BasicConstraints, IsCa, KeyPair, KeyUsagePurpose};
-use rustls_pki_types::CertificateDer;
+use rcgen::{BasicConstraints, IsCa, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256};
+use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 
 use super::{
     ISSUER_TTL, ROOT_TTL, certificates_from_pem, key_from_pem, params, serial, to_pem, trust_domain_of,
@@ -12,7 +12,9 @@ use super::{
 use crate::{
     Error, certificate_info,
     csr::{new_key, verified_key},
+    fingerprint,
     inspect::parse_root,
+    seal::{Sealed, SealingKey, seal},
 };
 
 /// The root certificate and its key. Signs issuers and nothing else.
@@ -66,6 +68,30 @@ impl Root {
         Ok(certificate.der().clone())
     }
 
+    /// Seals the key to a replica's public key; see [`Root::open`].
+    ///
+    /// # Errors
+    /// The public key is unusable.
+    pub fn seal_to(&self, replica: u64, public: &[u8]) -> Result<Sealed, Error> {
+        seal(public, &purpose(&self.certificate, replica), &self.key.serialize_der())
+    }
+
+    /// The root whose key was sealed to this replica's key.
+    ///
+    /// # Errors
+    /// It was sealed to another, or is another root's.
+    pub fn open(
+        certificate: CertificateDer<'static>,
+        sealed: &Sealed,
+        replica: u64,
+        key: &SealingKey,
+    ) -> Result<Self, Error> {
+        let der = PrivatePkcs8KeyDer::from(key.open(sealed, &purpose(&certificate, replica))?);
+        let key = KeyPair::from_pkcs8_der_and_sign_algo(&der, &PKCS_ECDSA_P256_SHA256)
+            .map_err(|e| Error::Key(e.to_string()))?;
+        Self::from_parts(certificate, key)
+    }
+
     /// The certificate, which goes into the trust bundle.
     pub fn certificate(&self) -> &CertificateDer<'static> {
         &self.certificate
@@ -86,14 +112,21 @@ impl Root {
     /// # Errors
     /// The text lacks a part, or key and certificate differ.
     pub fn from_pem(pem: &str) -> Result<Self, Error> {
-        let key = key_from_pem(pem)?;
-        let certificate = certificates_from_pem(pem)?.swap_remove(0);
+        Self::from_parts(certificates_from_pem(pem)?.swap_remove(0), key_from_pem(pem)?)
+    }
+
+    fn from_parts(certificate: CertificateDer<'static>, key: KeyPair) -> Result<Self, Error> {
         let trust_domain = trust_domain_of(&certificate)?;
         parse_root(&certificate, &trust_domain)?;
         super::issuer::check_pair(&certificate, &key)?;
         certificate_info(&certificate)?;
         Ok(Self { trust_domain, certificate, key })
     }
+}
+
+/// What a sealed key is for: this root, in the hands of this replica.
+fn purpose(certificate: &CertificateDer<'_>, replica: u64) -> Vec<u8> {
+    [&b"root key"[..], &fingerprint(certificate), &replica.to_be_bytes()].concat()
 }
 
 #[cfg(test)]
@@ -117,6 +150,20 @@ mod tests {
         assert!(matches!(Root::from_pem(&mixed), Err(Error::Key(_))));
         assert!(matches!(Root::from_pem("nonsense"), Err(Error::Pem(_))));
         assert!(matches!(Root::from_pem(&two.key.serialize_pem()), Err(Error::Pem(_))));
+    }
+
+    #[test]
+    fn a_sealed_root_is_opened_by_its_replica_alone() {
+        let root = Root::generate(td("west.example"), now()).unwrap();
+        let key = SealingKey::generate().unwrap();
+        let sealed = root.seal_to(2, key.public()).unwrap();
+        let certificate = root.certificate().clone();
+        let again = Root::open(certificate.clone(), &sealed, 2, &key).unwrap();
+        assert_eq!(again.to_pem(), root.to_pem());
+        assert!(Root::open(certificate.clone(), &sealed, 3, &key).is_err());
+        assert!(Root::open(certificate, &sealed, 2, &SealingKey::generate().unwrap()).is_err());
+        let other = Root::generate(td("west.example"), now()).unwrap();
+        assert!(Root::open(other.certificate().clone(), &sealed, 2, &key).is_err());
     }
 
     #[test]

@@ -32,6 +32,7 @@ impl TestCluster {
             name: name.to_owned(),
             address: [192, 0, 2, last].into(),
             pod_cidr: format!("10.1.{last}.0/24").parse().unwrap(),
+            registration: 1,
         };
         Self {
             cluster: ClusterInfo {
@@ -41,6 +42,7 @@ impl TestCluster {
                 pod_cidr: "10.1.0.0/16".parse().unwrap(),
                 service_cidr: "10.101.0.0/16".parse().unwrap(),
                 roots: vec![vec![1]],
+                trust: Default::default(),
             },
             objects: BTreeMap::new(),
             identities: IdentityTable::default(),
@@ -116,6 +118,7 @@ impl TestCluster {
             trust_domain,
             mesh_domain: "mesh.local".to_owned(),
             roots: vec![vec![2]],
+            trust: Default::default(),
             doors: Vec::new(),
             gateways: vec!["198.51.100.7:15443".to_owned(), "gateway.example:15443".to_owned()],
             origin_revision: 1,

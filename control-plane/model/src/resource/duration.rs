@@ -2,6 +2,11 @@
 
 use super::error::{At, Fault};
 
+/// The milliseconds of a duration that stands by itself, on a command line for instance.
+pub fn milliseconds(text: &str) -> Option<u64> {
+    parse(text, &At::new("duration")).ok()
+}
+
 /// Milliseconds.
 pub(super) fn parse(text: &str, at: &At) -> Result<u64, Fault> {
     let bad = || at.fault(text, "must be a duration such as 10s, 1m30s or 500ms (units h, m, s, ms)");

@@ -28,6 +28,7 @@ mod types;
 mod workload;
 
 pub use coverage::{COVERAGE, Coverage, Support};
+pub use duration::milliseconds;
 pub use error::ObjectError;
 pub use key::{Kind, NamespacedName, ObjectKey};
 pub use parse::{MAX_OBJECT_BYTES, MAX_OBJECT_DEPTH};

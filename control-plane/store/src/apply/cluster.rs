@@ -2,7 +2,7 @@
 
 use mesh_model::records::ClusterInfo;
 
-use super::{Done, address, transaction::Transaction, valid};
+use super::{Done, address, authority, transaction::Transaction, valid};
 use crate::{
     Refusal,
     limits::{MAX_PEER_ADDRESSES, MAX_ROOT_BYTES, NODE_SLICE_BITS},
@@ -10,7 +10,9 @@ use crate::{
 
 pub(super) fn init(tx: &mut Transaction<'_>, info: &ClusterInfo) -> Result<Done, Refusal> {
     match &tx.state().cluster {
-        Some(current) if current == info => return Ok(Done::default()),
+        Some(current) if *current == (ClusterInfo { trust: current.trust.clone(), ..info.clone() }) => {
+            return Ok(Done::default());
+        }
         Some(current) => return Err(Refusal::AlreadyInitialised { name: current.name.clone() }),
         None => {}
     }
@@ -45,6 +47,7 @@ pub(super) fn init(tx: &mut Transaction<'_>, info: &ClusterInfo) -> Result<Done,
         return Err(Refusal::invalid("podCIDR", info.pod_cidr, problem));
     }
     tx.set_cluster(info.clone());
+    authority::founded(tx);
     Ok(Done::default())
 }
 

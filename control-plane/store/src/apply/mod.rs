@@ -1,6 +1,7 @@
 //! The state machine.
 
 mod address;
+mod authority;
 mod cluster;
 mod identities;
 mod nodes;
@@ -12,6 +13,8 @@ mod tokens;
 mod transaction;
 mod valid;
 
+#[cfg(test)]
+mod authority_tests;
 #[cfg(test)]
 mod tests;
 
@@ -90,6 +93,7 @@ fn run(tx: &mut Transaction<'_>, command: &Command) -> Result<Done, Refusal> {
         }
         Command::PutReplica(replica) => replicas::put(tx, replica),
         Command::RemoveReplica { id } => replicas::remove(tx, *id),
+        Command::Authority(command) => authority::run(tx, command),
         Command::PutPeer(peer) => peers::put(tx, peer),
         Command::ImportServices { cluster, origin_revision, upserts, removals } => {
             peers::import(tx, cluster, *origin_revision, upserts, removals)

@@ -8,9 +8,9 @@ use mesh_model::{
     resource::{Kind, NamespacedName, Object, ObjectKey, Workload},
 };
 
-use super::{Done, address, identities, transaction::Transaction, valid};
+use super::{Done, address, authority, identities, transaction::Transaction, valid};
 use crate::{
-    Granted, Refusal,
+    Granted, Member, Refusal,
     limits::{MAX_ADDRESSES_PER_WORKLOAD, MAX_NODES, NODE_SLICE_BITS},
 };
 
@@ -22,22 +22,25 @@ pub(super) fn register(tx: &mut Transaction<'_>, name: &str, address: IpAddr) ->
     if let Some(other) = tx.state().nodes.values().find(|node| node.address == address && node.name != name) {
         return Err(Refusal::AddressHeld { address, holder: format!("node {}", other.name) });
     }
-    let known = tx.state().nodes.get(name).cloned();
-    let node = match &known {
-        Some(node) => NodeRecord { address, ..node.clone() },
+    let registration = tx.state().cursors.registration + 1;
+    tx.cursors().registration = registration;
+    let node = match tx.state().nodes.get(name).cloned() {
+        Some(node) => {
+            // What it has told of its certificates was of the registration before.
+            tx.set_confirmation(&Member::Node(name.to_owned()), None);
+            NodeRecord { address, registration, ..node }
+        }
         None => {
             valid::at_most("nodes", tx.state().nodes.len() + 1, MAX_NODES)?;
-            NodeRecord { name: name.to_owned(), address, pod_cidr: free_slice(tx)? }
+            NodeRecord { name: name.to_owned(), address, pod_cidr: free_slice(tx)?, registration }
         }
     };
-    if known.as_ref() != Some(&node) {
-        tx.set_node(name, Some(node.clone()));
-    }
+    tx.set_node(name, Some(node.clone()));
     Ok(Granted::Node(node).into())
 }
 
 pub(super) fn remove(tx: &mut Transaction<'_>, name: &str) -> Result<Done, Refusal> {
-    known_node(tx, name)?;
+    let node = known_node(tx, name)?;
     let bound: Vec<NamespacedName> = tx
         .state()
         .bindings
@@ -49,6 +52,7 @@ pub(super) fn remove(tx: &mut Transaction<'_>, name: &str) -> Result<Done, Refus
         tx.set_binding(&workload, None);
     }
     tx.set_node(name, None);
+    authority::registration_ended(tx, name, node.registration);
     Ok(Done::default())
 }
 

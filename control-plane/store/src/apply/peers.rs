@@ -7,9 +7,9 @@ use mesh_model::{
     resource::NamespacedName,
 };
 
-use super::{Done, cluster::check_roots, services, transaction::Transaction, valid};
+use super::{Done, authority, cluster::check_roots, services, transaction::Transaction, valid};
 use crate::{
-    Refusal,
+    Member, Refusal,
     limits::{
         MAX_IDENTITIES_PER_IMPORT, MAX_IMPORTS_PER_PEER, MAX_PEER_ADDRESSES, MAX_PEERS, MAX_PORTS_PER_IMPORT,
     },
@@ -25,8 +25,15 @@ pub(super) fn put(tx: &mut Transaction<'_>, peer: &PeerRecord) -> Result<Done, R
             (0, BTreeMap::new())
         }
     };
-    let record = PeerRecord { origin_revision, imports, ..peer.clone() };
+    let mut record = PeerRecord { origin_revision, imports, ..peer.clone() };
+    let trust = known.map(|known| known.trust.clone()).unwrap_or_default();
+    let same_roots = known.is_some_and(|known| known.roots == record.roots);
+    record.trust.active_root = String::new();
+    record.trust.generation = trust.generation;
     if known != Some(&record) {
+        if !same_roots {
+            record.trust.generation = authority::next_generation(tx);
+        }
         tx.set_peer(&peer.cluster, Some(record));
     }
     Ok(Done::default())
@@ -79,6 +86,7 @@ pub(super) fn import(
 pub(super) fn remove(tx: &mut Transaction<'_>, cluster: &str) -> Result<Done, Refusal> {
     let imported: Vec<NamespacedName> = known(tx, cluster)?.imports.keys().cloned().collect();
     tx.set_peer(cluster, None);
+    tx.set_confirmation(&Member::Peer(cluster.to_owned()), None);
     for name in &imported {
         services::reallocate(tx, name)?;
     }

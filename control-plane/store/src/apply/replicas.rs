@@ -2,7 +2,7 @@
 
 use mesh_model::records::ReplicaRecord;
 
-use super::{Done, transaction::Transaction, valid};
+use super::{Done, authority, transaction::Transaction, valid};
 use crate::{Granted, Refusal, limits::MAX_REPLICAS};
 
 pub(super) fn put(tx: &mut Transaction<'_>, replica: &ReplicaRecord) -> Result<Done, Refusal> {
@@ -41,5 +41,6 @@ pub(super) fn remove(tx: &mut Transaction<'_>, id: u64) -> Result<Done, Refusal>
         return Err(Refusal::invalid("replica.id", id, "is the last replica"));
     }
     tx.set_replica(id, None);
+    authority::replica_removed(tx, id);
     Ok(Done::default())
 }

@@ -11,7 +11,10 @@ use mesh_model::{
     resource::{NamespacedName, Object, ObjectKey},
 };
 
-use crate::{Bytes16, Change, Cursors, Envelope, Event, Refusal, State, StoredMeta, TokenRecord, state::put};
+use crate::{
+    Authority, Bytes16, Change, Confirmation, Cursors, Envelope, Event, Member, Refusal, State, StoredMeta,
+    TokenRecord, state::put,
+};
 
 /// How to take one change back: what was there before.
 enum Undo {
@@ -25,6 +28,8 @@ enum Undo {
     OriginRevision(String, u64),
     Token(String, Option<TokenRecord>),
     Replica(u64, Option<ReplicaRecord>),
+    Authority(Box<Authority>),
+    Confirmation(Member, Option<Confirmation>),
 }
 
 /// One command at work. Costs in proportion to what it changes, also when it is taken back.
@@ -153,6 +158,23 @@ impl<'a> Transaction<'a> {
         self.undo.push(Undo::Replica(id, old));
     }
 
+    /// Changes the authority, and the cluster's roots with what is told of them. What nobody but the authority
+    /// itself needs to know of makes no revision.
+    pub(super) fn change_authority(&mut self, change: impl FnOnce(&mut Authority, &mut ClusterInfo)) {
+        let Some(mut cluster) = self.state.cluster.clone() else { return };
+        self.undo.push(Undo::Authority(Box::new(self.state.authority.clone())));
+        change(&mut self.state.authority, &mut cluster);
+        if self.state.cluster.as_ref() != Some(&cluster) {
+            self.set_cluster(cluster);
+        }
+    }
+
+    /// Costs the same however many have confirmed.
+    pub(super) fn set_confirmation(&mut self, member: &Member, confirmation: Option<Confirmation>) {
+        let old = self.state.authority.set_confirmation(member, confirmation);
+        self.undo.push(Undo::Confirmation(member.clone(), old));
+    }
+
     /// Sees to it that there is a number for an identity once the command is committed.
     pub(super) fn want_identity(&mut self, key: IdentityKey) {
         self.identities.push(key);
@@ -188,6 +210,8 @@ impl<'a> Transaction<'a> {
                     }
                 }
                 Undo::Token(id, old) => drop(put(&mut state.tokens, &id, old)),
+                Undo::Authority(old) => state.authority = *old,
+                Undo::Confirmation(member, old) => drop(state.authority.set_confirmation(&member, old)),
                 Undo::Replica(id, old) => drop(put(&mut state.replicas, &id, old)),
             }
         }
