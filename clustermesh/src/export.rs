@@ -141,9 +141,7 @@ mod tests {
     fn model(exported: bool, ports: Vec<MeshServicePort>) -> MeshModel {
         let name = NamespacedName::new("shop", "pay");
         let service = MeshService { name: name.clone(), virtual_ip: None, ports, exported };
-        MeshModel {
-            revision: 9,
-            cluster: ClusterInfo {
+        let mut model = MeshModel::empty(std::sync::Arc::new(ClusterInfo {
                 name: "west".to_owned(),
                 trust_domain: td("west.example"),
                 mesh_domain: "mesh.local".to_owned(),
@@ -151,13 +149,10 @@ mod tests {
                 service_cidr: "10.101.0.0/16".parse().unwrap(),
                 roots: vec![vec![1]],
                 trust: Default::default(),
-            },
-            nodes: BTreeMap::new(),
-            workloads: BTreeMap::new(),
-            services: BTreeMap::from([(name, service)]),
-            policy_classes: BTreeMap::new(),
-            peers: BTreeMap::new(),
-        }
+            }));
+        model.revision = 9;
+        model.services.insert(name, std::sync::Arc::new(service));
+        model
     }
 
     fn facts(_: &NamespacedName) -> ExportFacts {

@@ -9,7 +9,7 @@ use std::{
 use arc_swap::ArcSwap;
 use clustermesh::export::{ExportFacts, describe_cluster};
 use mesh_model::{
-    compile::{MeshModel, compile_with},
+    compile::{Compiler, MeshModel},
     identity::TrustDomain,
     resource::{Kind, NamespacedName, ObjectKey, ProxyMode},
     view::gateway_addresses,
@@ -27,7 +27,7 @@ use crate::{
     },
 };
 
-/// One revision, compiled. The state itself is not kept: while somebody holds it, each change copies it.
+/// One revision, compiled.
 #[derive(Debug)]
 struct Compiled {
     revision: u64,
@@ -50,12 +50,14 @@ pub struct ModelViews {
     /// The last set of each client, with the revision at which it was found to be right.
     sets: Mutex<BTreeMap<Client, (u64, Arc<ResourceSet>)>>,
     changed: watch::Sender<u64>,
+    compiler: Mutex<Compiler>,
 }
 
 impl ModelViews {
     /// Views of a state.
     pub fn new(own: TrustDomain, gateways: Vec<String>, state: &State) -> Self {
-        let compiled = compile(state, None);
+        let mut compiler = Compiler::default();
+        let compiled = compile(&mut compiler, state, None);
         let (changed, _) = watch::channel(compiled.revision);
         Self {
             own,
@@ -63,6 +65,7 @@ impl ModelViews {
             compiled: ArcSwap::from_pointee(compiled),
             sets: Mutex::new(BTreeMap::new()),
             changed,
+            compiler: Mutex::new(compiler),
         }
     }
 
@@ -73,7 +76,9 @@ impl ModelViews {
         if revision <= before {
             return;
         }
-        let compiled = compile(&state, Some(&last));
+        let mut compiler = self.compiler.lock().unwrap_or_else(PoisonError::into_inner);
+        let compiled = compile(&mut compiler, &state, Some(&last));
+        drop(compiler);
         drop(state);
         self.compiled.store(Arc::new(compiled));
         // Clients that did not ask since the revision before have gone; a slow one costs one translation more.
@@ -123,12 +128,11 @@ impl ModelViews {
     }
 }
 
-fn compile(state: &State, before: Option<&Compiled>) -> Compiled {
-    let created = |key: &ObjectKey| state.object_meta.get(key).map(|meta| meta.created_unix);
+fn compile(compiler: &mut Compiler, state: &State, before: Option<&Compiled>) -> Compiled {
     let exports = state.objects.keys().filter(|key| key.kind == Kind::ServiceExport);
     Compiled {
         revision: state.revision,
-        model: state.input().map(|input| Arc::new(compile_with(input, &created))),
+        model: state.input().map(|input| compiler.compile(input).0),
         doors: state.replicas.values().map(|replica| replica.address.clone()).collect(),
         exports: exports.map(|key| (key.name.clone(), export_facts(state, &key.name))).collect(),
         translation: before

@@ -169,7 +169,7 @@ fn shop() -> (State, MeshModel) {
         doors: vec!["192.0.2.65:9443".to_owned()],
         gateways: vec!["192.0.2.65:15443".to_owned()],
         origin_revision: 0,
-        imports: BTreeMap::new(),
+        imports: Default::default(),
     }));
     let import = |account: &str, app_protocol| ImportedService {
         ports: vec![ImportedPort {
@@ -191,7 +191,7 @@ fn shop() -> (State, MeshModel) {
         ],
         removals: Vec::new(),
     });
-    let model = compile(state.input().unwrap());
+    let model = compile(&state.input().unwrap());
     (state, model)
 }
 
@@ -437,7 +437,7 @@ fn what_did_not_change_is_not_translated_again_and_comes_out_the_same() {
         WorkloadBinding { node: "n1".into(), addresses: vec!["10.1.0.7".parse().unwrap()], ready: false };
     let command = Command::BindWorkload { workload: NamespacedName::new("shop", "db-1"), binding };
     apply(&mut state, &Envelope { key, now_unix_ms: 2_000_000, random: key, command }).outcome.unwrap();
-    let model = compile(state.input().unwrap());
+    let model = compile(&state.input().unwrap());
     let second = Translation::after(std::sync::Arc::new(before.clone()), &first);
     for (incremental, whole) in [
         (second.agent(&model, "n1"), Translation::default().agent(&model, "n1")),

@@ -3,8 +3,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
+use imbl::OrdMap;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -96,7 +98,7 @@ pub struct PeerRecord {
     pub gateways: Vec<String>,
     /// The peer's revision that the imports reflect.
     pub origin_revision: u64,
-    pub imports: BTreeMap<NamespacedName, ImportedService>,
+    pub imports: OrdMap<NamespacedName, Arc<ImportedService>>,
 }
 
 /// A service that a peer exports.
@@ -117,4 +119,17 @@ pub struct ImportedPort {
     pub port: u16,
     pub protocol: Protocol,
     pub app_protocol: AppProtocol,
+}
+
+/// What the store adds to an object.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredMeta {
+    /// `metadata.resourceVersion`: the revision of the last change.
+    pub revision: u64,
+    /// The revision at which it came to be.
+    pub created_revision: u64,
+    /// `metadata.uid`, in the form of a UUID.
+    pub uid: String,
+    /// `metadata.creationTimestamp`, seconds since 1970.
+    pub created_unix: u64,
 }

@@ -137,7 +137,7 @@ impl Filter {
             .objects
             .iter()
             .filter(|(_, object)| self.matches(object))
-            .filter_map(|(key, object)| Some((key, object, state.object_meta.get(key)?)))
+            .filter_map(|(key, object)| Some((key, object.as_ref(), state.object_meta.get(key)?.as_ref())))
     }
 }
 

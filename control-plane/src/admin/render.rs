@@ -110,7 +110,7 @@ fn network_policy(o: &NetworkPolicy, state: &State) -> Value {
     let selected = state
         .objects
         .values()
-        .filter_map(|object| match object {
+        .filter_map(|object| match object.as_ref() {
             Object::Workload(workload) => Some(workload),
             _ => None,
         })

@@ -76,8 +76,8 @@ mod tests {
         state.revision += 1;
         let revision = state.revision;
         let meta = StoredMeta { revision, created_revision: revision, uid: name.to_owned(), created_unix: 0 };
-        state.object_meta.insert(object.key(), meta);
-        state.objects.insert(object.key(), object);
+        state.object_meta.insert(object.key(), Arc::new(meta));
+        state.objects.insert(object.key(), Arc::new(object));
     }
 
     fn told(watcher: &mut Watcher, state: &State) -> Vec<(String, String)> {

@@ -70,7 +70,7 @@ pub fn identity_on(state: &State, workload: &NamespacedName, node: &str) -> Resu
     let key = ObjectKey { kind: Kind::Workload, name: workload.clone() };
     let cluster =
         state.cluster.as_ref().ok_or_else(|| Status::unavailable("the cluster is not initialised"))?;
-    match state.objects.get(&key) {
+    match state.objects.get(&key).map(AsRef::as_ref) {
         Some(Object::Workload(declared)) => {
             Ok(SpiffeId::workload(&cluster.trust_domain, &workload.namespace, &declared.service_account))
         }

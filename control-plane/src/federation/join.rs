@@ -44,7 +44,7 @@ pub async fn join(app: &App, text: &str) -> Result<JoinResponse, Status> {
         return Err(Status::invalid_argument(sentence));
     }
     let joined = ask(&token, text, describe(app)?).await?;
-    let peer = trust::validate(Some(&joined), own(cluster), state.peers.values(), app.now_unix())
+    let peer = trust::validate(Some(&joined), own(cluster), state.peers.values().map(AsRef::as_ref), app.now_unix())
         .map_err(|e| Status::failed_precondition(format!("the cluster {:?} answers: {e}", token.cluster)))?;
     promised(&token, &peer)?;
     let name = peer.cluster.clone();

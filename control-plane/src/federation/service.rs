@@ -30,7 +30,7 @@ impl Federation for FederationService {
             state.cluster.as_ref().ok_or_else(|| Status::unavailable("the cluster is not initialised"))?;
         // Everything that can be wrong with the newcomer is found before the token is used.
         let peer =
-            trust::validate(request.joining.as_ref(), own(cluster), state.peers.values(), app.now_unix())
+            trust::validate(request.joining.as_ref(), own(cluster), state.peers.values().map(AsRef::as_ref), app.now_unix())
                 .map_err(|e| Status::invalid_argument(format!("joining: {e}")))?;
         let bearer = format!("cluster {}", peer.cluster);
         admission::redeem(app, &token, TokenPurpose::Peer, bearer).await?;

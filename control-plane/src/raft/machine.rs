@@ -54,21 +54,13 @@ impl Published {
 
 /// The state machine of one replica.
 ///
-/// Readers hold the published state for as long as they like, so it can't be changed in place. Instead of
-/// copying it for every entry, two are kept in turn: the one that was published before is brought up to date
-/// by applying again what it lacks, which is cheap and, `apply` being a function, comes to the same.
+/// Readers hold the published state for as long as they like, so it can't be changed in place. What is changed is a
+/// clone, which shares with it all that the entries at hand don't touch.
 pub(crate) struct Machine {
     published: Arc<Published>,
     snapshots: Snapshots,
     last_applied: Option<LogId>,
     membership: StoredMembership,
-    spare: Option<Spare>,
-}
-
-/// The state that was published before, and what it lacks.
-struct Spare {
-    state: Arc<State>,
-    lacks: Vec<Arc<Vec<Envelope>>>,
 }
 
 impl Machine {
@@ -94,34 +86,14 @@ impl Machine {
             snapshots,
             last_applied: meta.last_log_id,
             membership: meta.last_membership,
-            spare: None,
         };
         Ok((machine, published))
     }
 
-    /// The published state, free to be changed.
-    fn workspace(&mut self) -> State {
-        let Some(Spare { state, lacks }) = self.spare.take() else {
-            return State::clone(&self.published.state.load());
-        };
-        match Arc::try_unwrap(state) {
-            Ok(mut state) => {
-                for envelope in lacks.iter().flat_map(|batch| batch.iter()) {
-                    // Its events and outcome were told the first time.
-                    mesh_store::apply(&mut state, envelope);
-                }
-                state
-            }
-            // Some reader holds it still.
-            Err(_) => State::clone(&self.published.state.load()),
-        }
-    }
-
-    fn publish(&mut self, state: State, batches: Vec<Arc<Vec<Envelope>>>, events: Vec<Event>) {
+    fn publish(&self, state: State, events: Vec<Event>) {
         let revision = state.revision;
         self.published.history().extend(events);
-        let before = self.published.state.swap(Arc::new(state));
-        self.spare = Some(Spare { state: before, lacks: batches });
+        self.published.state.store(Arc::new(state));
         self.published.revision.send_if_modified(|current| {
             let changed = *current != revision;
             *current = revision;
@@ -136,7 +108,6 @@ impl Machine {
     fn apply_all(&mut self, entries: Vec<Entry>) -> Vec<Answers> {
         let mut answers = Vec::new();
         let mut work: Option<State> = None;
-        let mut batches = Vec::new();
         let mut events = Vec::new();
         for entry in entries {
             self.last_applied = Some(entry.log_id);
@@ -147,18 +118,18 @@ impl Machine {
                     Answers::default()
                 }
                 EntryPayload::Normal(batch) => {
-                    let mut state = work.take().unwrap_or_else(|| self.workspace());
+                    let mut state =
+                        work.take().unwrap_or_else(|| State::clone(&self.published.state.load()));
                     let outcomes =
                         batch.0.iter().map(|envelope| apply(&mut state, envelope, &mut events)).collect();
                     work = Some(state);
-                    batches.push(batch.0);
                     Answers(outcomes)
                 }
             };
             answers.push(answer);
         }
         if let Some(state) = work {
-            self.publish(state, batches, events);
+            self.publish(state, events);
         }
         self.publish_index();
         answers
@@ -178,7 +149,6 @@ impl RaftStateMachine<TypeConfig> for Machine {
         I::IntoIter: OptionalSend,
     {
         let entries: Vec<Entry> = entries.into_iter().collect();
-        // A short command is long too if the whole state must be copied for it.
         let long = entries.iter().any(|entry| matches!(entry.payload, EntryPayload::Normal(_)));
         Ok(blocking(long, || self.apply_all(entries)))
     }
@@ -220,9 +190,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
         self.last_applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
         let revision = state.revision;
-        self.publish(state, Vec::new(), Vec::new());
-        // The states before and after are not one batch apart.
-        self.spare = None;
+        self.publish(state, Vec::new());
         self.published.history().reset(revision);
         self.publish_index();
         Ok(())

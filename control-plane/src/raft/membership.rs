@@ -76,10 +76,10 @@ fn next_step(metrics: &Metrics, state: &State) -> Option<Step> {
             Some(_) => {}
         }
     }
-    if let Some(gone) = voters.iter().find(|id| !state.replicas.contains_key(id)) {
+    if let Some(gone) = voters.iter().find(|id| !state.replicas.contains_key(*id)) {
         return Some(Step::RemoveVoter(*gone));
     }
-    if let Some((gone, _)) = membership.nodes().find(|(id, _)| !state.replicas.contains_key(id)) {
+    if let Some((gone, _)) = membership.nodes().find(|(id, _)| !state.replicas.contains_key(*id)) {
         return Some(Step::RemoveLearner(*gone));
     }
     let caught_up = |id: &u64| {

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
+use imbl::OrdMap;
 use mesh_model::{
     identity::{SpiffeId, TrustDomain},
     records::{ClusterInfo, ImportedPort, ImportedService, PeerRecord, ReplicaRecord, WorkloadBinding},
@@ -90,7 +91,7 @@ pub(crate) fn peer(cluster: &str) -> PeerRecord {
         doors: vec!["10.0.1.1:9443".to_owned()],
         gateways: vec!["10.0.1.2:15443".to_owned()],
         origin_revision: 0,
-        imports: BTreeMap::new(),
+        imports: OrdMap::new(),
     }
 }
 

@@ -1,7 +1,8 @@
 //! Which envelopes were applied already, and what they were answered.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
+use imbl::{OrdMap, Vector};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -13,9 +14,9 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(from = "Vec<Remembered>", into = "Vec<Remembered>")]
 pub struct AppliedKeys {
-    answers: BTreeMap<Bytes16, Applied>,
+    answers: OrdMap<Bytes16, Arc<Applied>>,
     /// In the order of application, with the envelope's time.
-    order: VecDeque<(Bytes16, u64)>,
+    order: Vector<(Bytes16, u64)>,
     outcomes: usize,
 }
 
@@ -23,13 +24,13 @@ pub struct AppliedKeys {
 struct Remembered {
     key: Bytes16,
     at: u64,
-    answer: Applied,
+    answer: Arc<Applied>,
 }
 
 impl AppliedKeys {
     /// The answer to an envelope that was applied before.
     pub fn answer(&self, key: &Bytes16) -> Option<&Applied> {
-        self.answers.get(key)
+        self.answers.get(key).map(Arc::as_ref)
     }
 
     /// How many are remembered.
@@ -44,7 +45,7 @@ impl AppliedKeys {
 
     /// Remembers an answer and forgets the oldest ones: by age, by count and by size.
     pub(crate) fn remember(&mut self, key: Bytes16, now_unix_ms: u64, answer: Applied) {
-        self.push(key, now_unix_ms, answer);
+        self.push(key, now_unix_ms, Arc::new(answer));
         let too_old = now_unix_ms.saturating_sub(KEY_MEMORY_MS);
         while let Some((oldest, at)) = self.order.front().copied() {
             let keep =
@@ -60,7 +61,7 @@ impl AppliedKeys {
         }
     }
 
-    fn push(&mut self, key: Bytes16, at: u64, answer: Applied) {
+    fn push(&mut self, key: Bytes16, at: u64, answer: Arc<Applied>) {
         self.outcomes += answer.outcomes.len();
         if let Some(replaced) = self.answers.insert(key, answer) {
             self.outcomes -= replaced.outcomes.len();

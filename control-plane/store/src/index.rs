@@ -1,10 +1,8 @@
 //! What can be told from the rest of the state, kept at hand so that no command costs a walk over all of it.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::net::IpAddr;
 
+use imbl::{OrdMap, OrdSet};
 use mesh_model::{
     records::{ServiceAllocation, WorkloadBinding},
     resource::{Kind, NamespacedName},
@@ -14,11 +12,11 @@ use crate::State;
 
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Index {
-    counts: BTreeMap<Kind, usize>,
-    virtual_ips: BTreeMap<IpAddr, NamespacedName>,
-    proxy_ports: BTreeSet<u16>,
-    addresses: BTreeMap<IpAddr, BTreeSet<NamespacedName>>,
-    importers: BTreeMap<NamespacedName, BTreeSet<String>>,
+    counts: OrdMap<Kind, usize>,
+    virtual_ips: OrdMap<IpAddr, NamespacedName>,
+    proxy_ports: OrdSet<u16>,
+    addresses: OrdMap<IpAddr, OrdSet<NamespacedName>>,
+    importers: OrdMap<NamespacedName, OrdSet<String>>,
 }
 
 impl Index {
@@ -90,7 +88,7 @@ impl Index {
             if let Some(address) = new.virtual_ip {
                 self.virtual_ips.insert(address, service.clone());
             }
-            self.proxy_ports.extend(new.proxy_ports.values());
+            self.proxy_ports.extend(new.proxy_ports.values().copied());
         }
     }
 
@@ -117,7 +115,7 @@ impl Index {
     }
 }
 
-fn remove_from<K: Ord, V: Ord>(map: &mut BTreeMap<K, BTreeSet<V>>, key: &K, value: &V) {
+fn remove_from<K: Ord + Clone, V: Ord + Clone>(map: &mut OrdMap<K, OrdSet<V>>, key: &K, value: &V) {
     if let Some(set) = map.get_mut(key) {
         set.remove(value);
         if set.is_empty() {

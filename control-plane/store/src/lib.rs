@@ -41,5 +41,6 @@ pub use idempotency::AppliedKeys;
 pub use outcome::{Applied, Granted, ObjectChange, ObjectOutcome, Outcome, Refusal};
 pub use rotation::{Next, missing, next_step};
 pub use snapshot::{FORMAT, SnapshotError, decode, encode};
-pub use state::{Cursors, State, StoredMeta};
+pub use mesh_model::records::StoredMeta;
+pub use state::{Cursors, State};
 pub use token::{TokenPurpose, TokenRecord};

@@ -82,7 +82,7 @@ fn check(state: &State) {
     assert_eq!(ports.iter().collect::<BTreeSet<_>>().len(), ports.len(), "no proxy port twice");
     for (key, object) in &state.objects {
         assert!(object.meta().resource_version.is_none() && object.key() == *key);
-        match object {
+        match object.as_ref() {
             Object::Service(service) => {
                 let allocation = &state.allocations[&key.name];
                 assert_eq!(allocation.virtual_ip.is_none(), service.headless);

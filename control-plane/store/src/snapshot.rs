@@ -1,7 +1,8 @@
 //! The state as bytes.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use imbl::OrdMap;
 use mesh_model::{
     identity::IdentityTable,
     records::{ClusterInfo, NodeRecord, PeerRecord, ReplicaRecord, ServiceAllocation, WorkloadBinding},
@@ -36,15 +37,15 @@ pub enum SnapshotError {
 struct Out<'a> {
     format: u32,
     revision: u64,
-    cluster: &'a Option<ClusterInfo>,
-    objects: Vec<(&'a Object, &'a StoredMeta)>,
+    cluster: &'a Option<Arc<ClusterInfo>>,
+    objects: Vec<(&'a Arc<Object>, &'a Arc<StoredMeta>)>,
     identities: &'a IdentityTable,
-    nodes: &'a BTreeMap<String, NodeRecord>,
-    bindings: &'a BTreeMap<NamespacedName, WorkloadBinding>,
-    allocations: &'a BTreeMap<NamespacedName, ServiceAllocation>,
-    peers: &'a BTreeMap<String, PeerRecord>,
-    tokens: &'a BTreeMap<String, TokenRecord>,
-    replicas: &'a BTreeMap<u64, ReplicaRecord>,
+    nodes: &'a OrdMap<String, Arc<NodeRecord>>,
+    bindings: &'a OrdMap<NamespacedName, Arc<WorkloadBinding>>,
+    allocations: &'a OrdMap<NamespacedName, Arc<ServiceAllocation>>,
+    peers: &'a OrdMap<String, Arc<PeerRecord>>,
+    tokens: &'a OrdMap<String, TokenRecord>,
+    replicas: &'a OrdMap<u64, ReplicaRecord>,
     authority: &'a Authority,
     cursors: Cursors,
     applied_keys: &'a AppliedKeys,
@@ -53,15 +54,15 @@ struct Out<'a> {
 #[derive(Deserialize)]
 struct In {
     revision: u64,
-    cluster: Option<ClusterInfo>,
-    objects: Vec<(Object, StoredMeta)>,
+    cluster: Option<Arc<ClusterInfo>>,
+    objects: Vec<(Arc<Object>, Arc<StoredMeta>)>,
     identities: IdentityTable,
-    nodes: BTreeMap<String, NodeRecord>,
-    bindings: BTreeMap<NamespacedName, WorkloadBinding>,
-    allocations: BTreeMap<NamespacedName, ServiceAllocation>,
-    peers: BTreeMap<String, PeerRecord>,
-    tokens: BTreeMap<String, TokenRecord>,
-    replicas: BTreeMap<u64, ReplicaRecord>,
+    nodes: OrdMap<String, Arc<NodeRecord>>,
+    bindings: OrdMap<NamespacedName, Arc<WorkloadBinding>>,
+    allocations: OrdMap<NamespacedName, Arc<ServiceAllocation>>,
+    peers: OrdMap<String, Arc<PeerRecord>>,
+    tokens: OrdMap<String, TokenRecord>,
+    replicas: OrdMap<u64, ReplicaRecord>,
     #[serde(default)]
     authority: Authority,
     cursors: Cursors,
@@ -108,11 +109,12 @@ pub fn decode(bytes: &[u8]) -> Result<State, SnapshotError> {
         return Err(SnapshotError::Newer { found: format });
     }
     let read: In = serde_json::from_slice(bytes)?;
-    let (objects, object_meta) = read
-        .objects
-        .into_iter()
-        .map(|(object, meta)| ((object.key(), object.clone()), (object.key(), meta)))
-        .unzip();
+    let mut objects = OrdMap::new();
+    let mut object_meta = OrdMap::new();
+    for (object, meta) in read.objects {
+        object_meta.insert(object.key(), meta);
+        objects.insert(object.key(), object);
+    }
     let mut state = State {
         revision: read.revision,
         cluster: read.cluster,

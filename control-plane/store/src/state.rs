@@ -1,12 +1,13 @@
 //! The replicated state of one cluster.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use imbl::OrdMap;
 use mesh_model::{
     compile::Input,
     identity::IdentityTable,
     records::{
-        ClusterInfo, ImportedService, NodeRecord, PeerRecord, ReplicaRecord, ServiceAllocation,
+        ClusterInfo, ImportedService, NodeRecord, PeerRecord, ReplicaRecord, ServiceAllocation, StoredMeta,
         WorkloadBinding,
     },
     resource::{NamespacedName, Object, ObjectKey},
@@ -14,19 +15,6 @@ use mesh_model::{
 use serde::{Deserialize, Serialize};
 
 use crate::{AppliedKeys, Authority, TokenRecord, index::Index};
-
-/// What the store adds to an object.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StoredMeta {
-    /// `metadata.resourceVersion`: the revision of the last change.
-    pub revision: u64,
-    /// The revision at which it came to be.
-    pub created_revision: u64,
-    /// `metadata.uid`, in the form of a UUID.
-    pub uid: String,
-    /// `metadata.creationTimestamp`, seconds since 1970.
-    pub created_unix: u64,
-}
 
 /// Where the next allocations start. They move on and wrap around, so that what was released is given out
 /// again as late as possible: a client that still holds it then meets nobody rather than somebody else.
@@ -47,32 +35,33 @@ pub struct Cursors {
 
 /// The replicated state of one cluster. Equal on all replicas that have applied the same commands.
 ///
-/// To be read freely; changed by [`crate::apply`] alone.
+/// To be read freely; changed by [`crate::apply`] alone. A clone costs nothing: the two share whatever neither
+/// changes, so whoever wants to keep a state keeps it.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct State {
     /// Counts the commands that changed something. (Several commands share one raft entry, so the raft index
     /// would not tell two writes of one entry apart, and compare-and-set would let one overwrite the other.)
     pub revision: u64,
     /// None until `Init`.
-    pub cluster: Option<ClusterInfo>,
+    pub cluster: Option<Arc<ClusterInfo>>,
     /// What users wrote.
-    pub objects: BTreeMap<ObjectKey, Object>,
+    pub objects: OrdMap<ObjectKey, Arc<Object>>,
     /// The same keys as `objects`.
-    pub object_meta: BTreeMap<ObjectKey, StoredMeta>,
+    pub object_meta: OrdMap<ObjectKey, Arc<StoredMeta>>,
     /// Numbers that the kernel sees.
     pub identities: IdentityTable,
     /// Registered nodes.
-    pub nodes: BTreeMap<String, NodeRecord>,
+    pub nodes: OrdMap<String, Arc<NodeRecord>>,
     /// Where workloads run. Kept when the workload's object is deleted, until its node says that it is gone.
-    pub bindings: BTreeMap<NamespacedName, WorkloadBinding>,
+    pub bindings: OrdMap<NamespacedName, Arc<WorkloadBinding>>,
     /// Virtual IPs and proxy ports of services, local and imported.
-    pub allocations: BTreeMap<NamespacedName, ServiceAllocation>,
+    pub allocations: OrdMap<NamespacedName, Arc<ServiceAllocation>>,
     /// Joined clusters with what they export.
-    pub peers: BTreeMap<String, PeerRecord>,
+    pub peers: OrdMap<String, Arc<PeerRecord>>,
     /// By their public id.
-    pub tokens: BTreeMap<String, TokenRecord>,
+    pub tokens: OrdMap<String, TokenRecord>,
     /// Replicas that are to be members of the raft group.
-    pub replicas: BTreeMap<u64, ReplicaRecord>,
+    pub replicas: OrdMap<u64, ReplicaRecord>,
     /// Sealed root keys, issuers, rotations, revocations.
     pub authority: Authority,
     /// For retries.
@@ -83,24 +72,28 @@ pub struct State {
     pub(crate) index: Index,
 }
 
+/// An object with what the store knows of it.
+pub(crate) type Stored = (Arc<Object>, Arc<StoredMeta>);
+
 impl State {
-    /// What the compiler reads; None until the cluster is initialised.
-    pub fn input(&self) -> Option<Input<'_>> {
+    /// What the compiler reads, shared with this state; None until the cluster is initialised.
+    pub fn input(&self) -> Option<Input> {
         Some(Input {
             revision: self.revision,
-            cluster: self.cluster.as_ref()?,
-            objects: &self.objects,
-            identities: &self.identities,
-            nodes: &self.nodes,
-            bindings: &self.bindings,
-            allocations: &self.allocations,
-            peers: &self.peers,
+            cluster: self.cluster.clone()?,
+            objects: self.objects.clone(),
+            object_meta: self.object_meta.clone(),
+            identities: self.identities.clone(),
+            nodes: self.nodes.clone(),
+            bindings: self.bindings.clone(),
+            allocations: self.allocations.clone(),
+            peers: self.peers.clone(),
         })
     }
 
     /// An object with what the store knows of it.
     pub fn object(&self, key: &ObjectKey) -> Option<(&Object, &StoredMeta)> {
-        Some((self.objects.get(key)?, self.object_meta.get(key)?))
+        Some((self.objects.get(key)?.as_ref(), self.object_meta.get(key)?.as_ref()))
     }
 
     // What follows keeps the index right. Each returns what was there before.
@@ -108,8 +101,8 @@ impl State {
     pub(crate) fn put_object(
         &mut self,
         key: &ObjectKey,
-        new: Option<(Object, StoredMeta)>,
-    ) -> Option<(Object, StoredMeta)> {
+        new: Option<Stored>,
+    ) -> Option<Stored> {
         let old = self.objects.remove(key).zip(self.object_meta.remove(key));
         self.index.object(key.kind, old.is_some(), new.is_some());
         if let Some((object, meta)) = new {
@@ -122,24 +115,28 @@ impl State {
     pub(crate) fn put_binding(
         &mut self,
         workload: &NamespacedName,
-        new: Option<WorkloadBinding>,
-    ) -> Option<WorkloadBinding> {
+        new: Option<Arc<WorkloadBinding>>,
+    ) -> Option<Arc<WorkloadBinding>> {
         let old = put(&mut self.bindings, workload, new);
-        self.index.binding(workload, old.as_ref(), self.bindings.get(workload));
+        self.index.binding(workload, old.as_deref(), self.bindings.get(workload).map(Arc::as_ref));
         old
     }
 
     pub(crate) fn put_allocation(
         &mut self,
         service: &NamespacedName,
-        new: Option<ServiceAllocation>,
-    ) -> Option<ServiceAllocation> {
+        new: Option<Arc<ServiceAllocation>>,
+    ) -> Option<Arc<ServiceAllocation>> {
         let old = put(&mut self.allocations, service, new);
-        self.index.allocation(service, old.as_ref(), self.allocations.get(service));
+        self.index.allocation(service, old.as_deref(), self.allocations.get(service).map(Arc::as_ref));
         old
     }
 
-    pub(crate) fn put_peer(&mut self, cluster: &str, new: Option<PeerRecord>) -> Option<PeerRecord> {
+    pub(crate) fn put_peer(
+        &mut self,
+        cluster: &str,
+        new: Option<Arc<PeerRecord>>,
+    ) -> Option<Arc<PeerRecord>> {
         let old = put(&mut self.peers, &cluster.to_owned(), new);
         for service in old.iter().flat_map(|peer| peer.imports.keys()) {
             self.index.import(cluster, service, false);
@@ -155,16 +152,16 @@ impl State {
         &mut self,
         cluster: &str,
         service: &NamespacedName,
-        new: Option<ImportedService>,
-    ) -> Option<ImportedService> {
-        let peer = self.peers.get_mut(cluster)?;
+        new: Option<Arc<ImportedService>>,
+    ) -> Option<Arc<ImportedService>> {
+        let peer = Arc::make_mut(self.peers.get_mut(cluster)?);
         self.index.import(cluster, service, new.is_some());
         put(&mut peer.imports, service, new)
     }
 }
 
 /// Inserts or removes.
-pub(crate) fn put<K: Ord + Clone, V>(map: &mut BTreeMap<K, V>, key: &K, new: Option<V>) -> Option<V> {
+pub(crate) fn put<K: Ord + Clone, V: Clone>(map: &mut OrdMap<K, V>, key: &K, new: Option<V>) -> Option<V> {
     match new {
         Some(value) => map.insert(key.clone(), value),
         None => map.remove(key),

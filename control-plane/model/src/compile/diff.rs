@@ -1,6 +1,6 @@
 //! What changed between two compilations, by name.
 
-use std::collections::BTreeMap;
+use imbl::{OrdMap, ordmap::DiffItem};
 
 use super::MeshModel;
 use crate::resource::NamespacedName;
@@ -27,7 +27,7 @@ pub struct ModelDiff {
     pub peers: Changes<String>,
 }
 
-/// Compares everything but the revisions.
+/// Compares everything but the revisions. Costs what the two models do not share.
 pub fn diff(old: &MeshModel, new: &MeshModel) -> ModelDiff {
     ModelDiff {
         cluster: old.cluster != new.cluster,
@@ -58,9 +58,19 @@ impl<K> Changes<K> {
     }
 }
 
-fn changes<K: Ord + Clone, V: PartialEq>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>) -> Changes<K> {
-    Changes {
-        changed: new.iter().filter(|(k, v)| old.get(k) != Some(v)).map(|(k, _)| k.clone()).collect(),
-        removed: old.keys().filter(|k| !new.contains_key(k)).cloned().collect(),
+/// Everything that a model has, as if it came after nothing.
+pub(super) fn all(new: &MeshModel) -> ModelDiff {
+    ModelDiff { cluster: true, ..diff(&MeshModel::empty(new.cluster.clone()), new) }
+}
+
+/// In the order of keys.
+fn changes<K: Ord + Clone, V: PartialEq>(old: &OrdMap<K, V>, new: &OrdMap<K, V>) -> Changes<K> {
+    let mut found = Changes { changed: Vec::new(), removed: Vec::new() };
+    for item in old.diff(new) {
+        match item {
+            DiffItem::Add(key, _) | DiffItem::Update { new: (key, _), .. } => found.changed.push(key.clone()),
+            DiffItem::Remove(key, _) => found.removed.push(key.clone()),
+        }
     }
+    found
 }

@@ -1,6 +1,6 @@
 //! What compiled classes say of a flow: the reference for whoever turns them into maps.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use super::{Action, Direction, MeshModel, MeshWorkload, PolicyClass, RulePeer};
 use crate::{
@@ -43,7 +43,7 @@ pub fn decide(
     };
     for action in [Action::Deny, Action::Allow] {
         if let Some(rule) = matching(action) {
-            return Decision { action, provenance: vec![rule.provenance.clone()] };
+            return Decision { action, provenance: vec![rule.provenance.to_string()] };
         }
     }
     let default_deny = match direction {
@@ -83,7 +83,7 @@ impl MeshModel {
 
     /// The workload that has this address.
     pub fn workload_at(&self, ip: IpAddr) -> Option<&MeshWorkload> {
-        self.workloads.values().find(|w| w.binding.as_ref().is_some_and(|b| b.addresses.contains(&ip)))
+        self.workloads.get(self.index.at(ip).next()?).map(Arc::as_ref)
     }
 
     fn end(&self, peer: &FlowPeer) -> Result<(Option<&MeshWorkload>, ClassPeer), ()> {

@@ -1,8 +1,10 @@
 //! State in, mesh out. One file per part of the mesh; none of them reads what another one made, but for the
 //! workloads, which all of them name.
 
+mod compiler;
 mod diff;
 mod evaluate;
+mod index;
 mod model;
 mod policy;
 #[cfg(test)]
@@ -15,31 +17,31 @@ mod workloads;
 #[cfg(test)]
 pub(crate) mod world;
 
+pub use compiler::Compiler;
 pub use diff::{Changes, ModelDiff, diff};
 pub use evaluate::{ClassPeer, decide};
+pub use index::{ModelIndex, Serves};
 pub use model::*;
 
-use crate::resource::ObjectKey;
+use std::sync::Arc;
 
-/// Compiles without knowing how old objects are: where age decides, names do.
-pub fn compile(input: Input<'_>) -> MeshModel {
-    compile_with(input, &|_| None)
-}
-
-/// Compiles; `created` gives an object's creation time in Unix seconds. The older HTTPRoute wins a tie (Gateway
-/// API).
-pub fn compile_with(input: Input<'_>, created: &dyn Fn(&ObjectKey) -> Option<u64>) -> MeshModel {
-    let mut workloads = workloads::compile(&input);
-    let policy_classes = policy::compile(&input, &mut workloads);
-    let mut services = services::compile(&input, &workloads);
-    routes::attach(&input, &mut services, created);
+/// Compiles everything anew: slow, obvious, and what the [`Compiler`] is tested against.
+pub fn compile(input: &Input) -> MeshModel {
+    let mut workloads = workloads::compile(input);
+    let policy_classes = policy::compile(input, &mut workloads);
+    let mut services = services::compile(input, &workloads);
+    routes::attach(input, &mut services);
+    let mut index = ModelIndex::default();
+    workloads.values().for_each(|workload| index.workload(None, Some(workload)));
+    services.values().for_each(|service| index.service(None, Some(service)));
     MeshModel {
         revision: input.revision,
         cluster: input.cluster.clone(),
         nodes: input.nodes.clone(),
-        workloads,
-        services,
-        policy_classes,
+        workloads: workloads.into_iter().map(|(name, workload)| (name, Arc::new(workload))).collect(),
+        services: services.into_iter().map(|(name, service)| (name, Arc::new(service))).collect(),
+        policy_classes: policy_classes.into_iter().map(|(id, class)| (id, Arc::new(class))).collect(),
         peers: input.peers.clone(),
+        index,
     }
 }

@@ -3,47 +3,56 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
+use imbl::OrdMap;
 use ipnet::IpNet;
 use serde::Serialize;
 
+use super::ModelIndex;
 use crate::{
     identity::{IdentityNumber, IdentityTable, SpiffeId},
-    records::{ClusterInfo, NodeRecord, PeerRecord, ServiceAllocation, WorkloadBinding},
+    records::{ClusterInfo, NodeRecord, PeerRecord, ServiceAllocation, StoredMeta, WorkloadBinding},
     resource::{AppProtocol, HttpRouteRule, NamespacedName, Object, ObjectKey, Protocol, ProxyMode},
 };
 
-/// Everything that a compilation reads, borrowed from the store's state.
-#[derive(Debug, Clone, Copy)]
+/// Everything that a compilation reads, shared with the store's state: a clone costs nothing, and what two inputs
+/// share need not be compared.
+#[derive(Debug, Clone)]
 #[allow(missing_docs)]
-pub struct Input<'a> {
+pub struct Input {
     pub revision: u64,
-    pub cluster: &'a ClusterInfo,
-    pub objects: &'a BTreeMap<ObjectKey, Object>,
-    pub identities: &'a IdentityTable,
-    pub nodes: &'a BTreeMap<String, NodeRecord>,
-    pub bindings: &'a BTreeMap<NamespacedName, WorkloadBinding>,
-    pub allocations: &'a BTreeMap<NamespacedName, ServiceAllocation>,
-    pub peers: &'a BTreeMap<String, PeerRecord>,
+    pub cluster: Arc<ClusterInfo>,
+    pub objects: OrdMap<ObjectKey, Arc<Object>>,
+    /// The older HTTPRoute wins a tie (Gateway API). A route that is missing here counts as the youngest.
+    pub object_meta: OrdMap<ObjectKey, Arc<StoredMeta>>,
+    pub identities: IdentityTable,
+    pub nodes: OrdMap<String, Arc<NodeRecord>>,
+    pub bindings: OrdMap<NamespacedName, Arc<WorkloadBinding>>,
+    pub allocations: OrdMap<NamespacedName, Arc<ServiceAllocation>>,
+    pub peers: OrdMap<String, Arc<PeerRecord>>,
 }
 
-/// The compiled mesh of one cluster at one revision.
+/// The compiled mesh of one cluster at one revision. What did not change since the revision before is shared with
+/// that one's model.
 #[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs)]
 pub struct MeshModel {
     pub revision: u64,
-    pub cluster: ClusterInfo,
-    pub nodes: BTreeMap<String, NodeRecord>,
-    pub workloads: BTreeMap<NamespacedName, MeshWorkload>,
-    pub services: BTreeMap<NamespacedName, MeshService>,
+    pub cluster: Arc<ClusterInfo>,
+    pub nodes: OrdMap<String, Arc<NodeRecord>>,
+    pub workloads: OrdMap<NamespacedName, Arc<MeshWorkload>>,
+    pub services: OrdMap<NamespacedName, Arc<MeshService>>,
     /// Every class that a workload has. Class 0, which permits everything, is there too where it is used.
-    pub policy_classes: BTreeMap<u32, PolicyClass>,
-    pub peers: BTreeMap<String, PeerRecord>,
+    pub policy_classes: OrdMap<u32, Arc<PolicyClass>>,
+    pub peers: OrdMap<String, Arc<PeerRecord>>,
+    /// Derived from the rest.
+    pub index: ModelIndex,
 }
 
 /// A declared workload with what is known of it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct MeshWorkload {
     pub name: NamespacedName,
@@ -58,11 +67,11 @@ pub struct MeshWorkload {
     /// Where it listens if it is a gateway: its first TCP port, or 15443. 0 for everything else.
     pub gateway_port: u16,
     /// None until its node reports it.
-    pub binding: Option<WorkloadBinding>,
+    pub binding: Option<Arc<WorkloadBinding>>,
 }
 
 /// A service that workloads of this cluster can call: local, imported, or both.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct MeshService {
     pub name: NamespacedName,
@@ -72,7 +81,7 @@ pub struct MeshService {
     pub exported: bool,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct MeshServicePort {
     pub name: String,
@@ -91,7 +100,7 @@ pub struct MeshServicePort {
 }
 
 /// One place that a service port can be reached at.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct MeshEndpoint {
     pub address: SocketAddr,
@@ -107,6 +116,22 @@ pub struct MeshEndpoint {
     pub mtls: bool,
 }
 
+impl MeshModel {
+    /// A cluster in which nothing is.
+    pub fn empty(cluster: Arc<ClusterInfo>) -> Self {
+        Self {
+            revision: 0,
+            cluster,
+            nodes: OrdMap::new(),
+            workloads: OrdMap::new(),
+            services: OrdMap::new(),
+            policy_classes: OrdMap::new(),
+            peers: OrdMap::new(),
+            index: ModelIndex::default(),
+        }
+    }
+}
+
 impl MeshServicePort {
     /// Where packets to the virtual IP go: this cluster's endpoints that are ready. Peers' gateways are not among
     /// them, because only a proxy can speak to those.
@@ -117,7 +142,7 @@ impl MeshServicePort {
 
 /// One match of one HTTPRoute rule that applies to a service port: a rule with several matches or hostnames
 /// yields several, because each has its own precedence.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct MeshRoute {
     pub provenance: String,
@@ -126,7 +151,7 @@ pub struct MeshRoute {
 }
 
 /// The L3/L4 policy that endpoints with equal policy share.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct PolicyClass {
     pub id: u32,
@@ -146,7 +171,7 @@ pub struct PolicyRule {
     pub protocol: Option<Protocol>,
     /// Inclusive; None: any.
     pub ports: Option<(u16, u16)>,
-    pub provenance: String,
+    pub provenance: Arc<str>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]

@@ -4,7 +4,10 @@
 //! moment. So a new identity adds rules to a class that stays, and an edited policy makes another class, to
 //! which endpoints move in one step: the verdict is the old one or the new one, never a mixture.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -30,12 +33,12 @@ struct Spec<'a> {
 
 /// Sets each workload's class, and returns the classes in use.
 pub(super) fn compile(
-    input: &Input<'_>,
+    input: &Input,
     workloads: &mut BTreeMap<NamespacedName, MeshWorkload>,
 ) -> BTreeMap<u32, PolicyClass> {
     let mut policies: BTreeMap<&str, Vec<NormalPolicy>> = BTreeMap::new();
     for object in input.objects.values() {
-        if let Object::NetworkPolicy(policy) = object {
+        if let Object::NetworkPolicy(policy) = object.as_ref() {
             policies.entry(&policy.meta.name.namespace).or_default().push(policy.into());
         }
     }
@@ -135,7 +138,7 @@ struct Resolver<'a> {
 }
 
 impl<'a> Resolver<'a> {
-    fn new(input: &Input<'a>) -> Self {
+    fn new(input: &'a Input) -> Self {
         let trust_domain = &input.cluster.trust_domain;
         let mut identities = BTreeMap::new();
         let mut ports: BTreeMap<IdentityNumber, NamedPorts<'a>> = BTreeMap::new();
@@ -164,7 +167,7 @@ impl<'a> Resolver<'a> {
                 for peer in &rule.peers {
                     for port in &rule.ports {
                         rules.head = (direction, rule.action);
-                        rules.provenance = &rule.provenance;
+                        rules.provenance = Some(&rule.provenance);
                         self.expand(peer, port, direction, &own, &mut rules);
                     }
                 }
@@ -258,15 +261,15 @@ impl<'a> Resolver<'a> {
 /// Rules without duplicates: of several that say the same, the first policy's provenance stays.
 struct Rules<'a> {
     head: (Direction, Action),
-    provenance: &'a str,
-    seen: BTreeMap<RuleKey, String>,
+    provenance: Option<&'a Arc<str>>,
+    seen: BTreeMap<RuleKey, Arc<str>>,
 }
 
 type RuleKey = (Direction, Action, RulePeer, Option<Protocol>, Option<(u16, u16)>);
 
 impl Default for Rules<'_> {
     fn default() -> Self {
-        Self { head: (Direction::Ingress, Action::Allow), provenance: "", seen: BTreeMap::new() }
+        Self { head: (Direction::Ingress, Action::Allow), provenance: None, seen: BTreeMap::new() }
     }
 }
 
@@ -275,7 +278,7 @@ impl Rules<'_> {
         let (direction, action) = self.head;
         self.seen
             .entry((direction, action, peer, protocol, ports))
-            .or_insert_with(|| self.provenance.to_owned());
+            .or_insert_with(|| self.provenance.cloned().unwrap_or_else(|| "".into()));
     }
 
     fn finish(self) -> Vec<PolicyRule> {

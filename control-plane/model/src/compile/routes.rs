@@ -4,7 +4,7 @@ use std::{cmp::Reverse, collections::BTreeMap};
 
 use super::{Input, MeshRoute, MeshService, MeshServicePort};
 use crate::resource::{
-    AppProtocol, HttpRoute, HttpRouteMatch, HttpRouteRule, NamespacedName, Object, ObjectKey, PathMatch,
+    AppProtocol, HttpRoute, HttpRouteMatch, HttpRouteRule, NamespacedName, Object, PathMatch,
     Protocol,
 };
 
@@ -24,15 +24,14 @@ struct Precedence {
 }
 
 pub(super) fn attach(
-    input: &Input<'_>,
+    input: &Input,
     services: &mut BTreeMap<NamespacedName, MeshService>,
-    created: &dyn Fn(&ObjectKey) -> Option<u64>,
 ) {
     let mut found: BTreeMap<(NamespacedName, u16), Vec<(Precedence, MeshRoute)>> = BTreeMap::new();
-    for (key, object) in input.objects {
-        let Object::HttpRoute(route) = object else { continue };
+    for (key, object) in &input.objects {
+        let Object::HttpRoute(route) = object.as_ref() else { continue };
         // A route whose age is unknown counts as the youngest.
-        let created = created(key).unwrap_or(u64::MAX);
+        let created = input.object_meta.get(key).map_or(u64::MAX, |meta| meta.created_unix);
         for parent in &route.parents {
             let Some(service) = services.get(&parent.service) else { continue };
             let ports = service.ports.iter().filter(|p| parent.port.is_none_or(|wanted| wanted == p.port));

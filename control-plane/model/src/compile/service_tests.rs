@@ -1,13 +1,15 @@
 //! Services, routes and views of a small shop.
 
+use std::sync::Arc;
+
 use serde_json::json;
 
 use super::{
-    compile_with, diff,
+    diff,
     world::{TestCluster, named},
 };
 use crate::{
-    resource::{AppProtocol, PathMatch, Protocol},
+    resource::{AppProtocol, Kind, PathMatch, Protocol},
     view,
 };
 
@@ -43,7 +45,7 @@ fn a_service_has_the_bound_workloads_that_its_selector_finds() {
     assert_eq!(port.spiffe_ids.len(), 1);
 
     cluster.bind("shop/pay-2", "n2", "10.1.2.9");
-    cluster.bindings.get_mut(&named("shop/pay-2")).unwrap().ready = false;
+    Arc::make_mut(cluster.bindings.get_mut(&named("shop/pay-2")).unwrap()).ready = false;
     let after = cluster.compile();
     let port = &after.services[&named("shop/pay")].ports[0];
     assert_eq!(port.endpoints.len(), 2);
@@ -116,9 +118,9 @@ fn a_service_that_only_peers_have_can_be_called_here() {
 fn a_peer_can_vouch_only_for_its_own_trust_domain() {
     let mut cluster = shop();
     cluster.import("east", "shop/ship", 80, 1);
-    let east = cluster.peers.get_mut("east").unwrap();
+    let east = Arc::make_mut(cluster.peers.get_mut("east").unwrap());
     let ours = "spiffe://west.example/ns/shop/sa/web".parse().unwrap();
-    east.imports.get_mut(&named("shop/ship")).unwrap().spiffe_ids.push(ours);
+    Arc::make_mut(east.imports.get_mut(&named("shop/ship")).unwrap()).spiffe_ids.push(ours);
     let ids = &cluster.compile().services[&named("shop/ship")].ports[0].spiffe_ids;
     assert_eq!(
         ids.iter().map(ToString::to_string).collect::<Vec<_>>(),
@@ -146,8 +148,10 @@ fn routes_are_tried_in_the_gateway_apis_order() {
         ))
         .apply(route("c", json!([{"headers": [{"name": "Canary", "value": "yes"}]}])))
         .apply(route("older", json!([{"path": {"value": "/"}}])));
-    let created = |key: &crate::resource::ObjectKey| Some(if key.name.name == "older" { 1 } else { 2 });
-    let model = compile_with(cluster.input(), &created);
+    for (name, created) in [("shop/a", 2), ("shop/b", 2), ("shop/c", 2), ("shop/older", 1)] {
+        cluster.created(Kind::HttpRoute, name, created);
+    }
+    let model = cluster.compile();
     let routes = &model.services[&named("shop/pay")].ports[0].routes;
     let order: Vec<(String, &str)> = routes
         .iter()

@@ -13,7 +13,7 @@ use std::{
 use super::{Input, MeshEndpoint, MeshService, MeshServicePort, MeshWorkload, workloads::declared};
 use crate::{
     identity::SpiffeId,
-    records::{ImportedPort, ImportedService, PeerRecord, ServiceAllocation},
+    records::{ImportedPort, ImportedService, PeerRecord},
     resource::{
         AppProtocol, EndpointSlice, Kind, NamespacedName, Object, ObjectKey, PortRef, Protocol, Service,
         ServicePort, Workload, matches_labels,
@@ -26,13 +26,13 @@ const LOCAL: u32 = 0;
 const REMOTE: u32 = 1;
 
 pub(super) fn compile(
-    input: &Input<'_>,
+    input: &Input,
     workloads: &BTreeMap<NamespacedName, MeshWorkload>,
 ) -> BTreeMap<NamespacedName, MeshService> {
     let index = Index::new(input, workloads);
     let mut services = BTreeMap::new();
     for object in input.objects.values() {
-        if let Object::Service(service) = object {
+        if let Object::Service(service) = object.as_ref() {
             let export = ObjectKey { kind: Kind::ServiceExport, name: service.meta.name.clone() };
             let exported = input.objects.contains_key(&export);
             services.insert(service.meta.name.clone(), index.local(service, exported));
@@ -48,7 +48,7 @@ pub(super) fn compile(
 
 /// Everything that is looked up once per service.
 struct Index<'a> {
-    input: &'a Input<'a>,
+    input: &'a Input,
     workloads: &'a BTreeMap<NamespacedName, MeshWorkload>,
     by_namespace: BTreeMap<&'a str, Vec<&'a Workload>>,
     by_address: BTreeMap<IpAddr, &'a MeshWorkload>,
@@ -58,7 +58,7 @@ struct Index<'a> {
 }
 
 impl<'a> Index<'a> {
-    fn new(input: &'a Input<'a>, workloads: &'a BTreeMap<NamespacedName, MeshWorkload>) -> Self {
+    fn new(input: &'a Input, workloads: &'a BTreeMap<NamespacedName, MeshWorkload>) -> Self {
         let mut by_namespace: BTreeMap<&str, Vec<&Workload>> = BTreeMap::new();
         for workload in declared(input) {
             by_namespace.entry(&workload.meta.name.namespace).or_default().push(workload);
@@ -71,7 +71,7 @@ impl<'a> Index<'a> {
         }
         let mut slices: BTreeMap<NamespacedName, Vec<&EndpointSlice>> = BTreeMap::new();
         for object in input.objects.values() {
-            if let Object::EndpointSlice(slice) = object {
+            if let Object::EndpointSlice(slice) = object.as_ref() {
                 let service = NamespacedName::new(&slice.meta.name.namespace, &slice.service);
                 slices.entry(service).or_default().push(slice);
             }
@@ -153,7 +153,7 @@ impl<'a> Index<'a> {
         app_protocol: AppProtocol,
         places: Places,
     ) -> MeshServicePort {
-        let proxy_ports = self.input.allocations.get(service).map(|a: &ServiceAllocation| &a.proxy_ports);
+        let proxy_ports = self.input.allocations.get(service).map(|a| &a.proxy_ports);
         let proxy_port = match protocol {
             Protocol::Tcp => proxy_ports.and_then(|ports| ports.get(&port)).copied().unwrap_or(0),
             Protocol::Udp | Protocol::Sctp => 0,

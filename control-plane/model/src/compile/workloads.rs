@@ -1,6 +1,6 @@
 //! Declared workloads with their identity and where they run.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use super::{Input, MeshWorkload};
 use crate::{
@@ -10,24 +10,24 @@ use crate::{
     view::GATEWAY_PORT,
 };
 
-pub(super) fn compile(input: &Input<'_>) -> BTreeMap<NamespacedName, MeshWorkload> {
+pub(super) fn compile(input: &Input) -> BTreeMap<NamespacedName, MeshWorkload> {
     declared(input).map(|workload| (workload.meta.name.clone(), one(input, workload))).collect()
 }
 
 /// The Workload objects, in the order of their names.
-pub(super) fn declared<'a>(input: &Input<'a>) -> impl Iterator<Item = &'a Workload> + use<'a> {
-    input.objects.values().filter_map(|object| match object {
+pub(super) fn declared(input: &Input) -> impl Iterator<Item = &Workload> {
+    input.objects.values().filter_map(|object| match object.as_ref() {
         Object::Workload(workload) => Some(workload),
         _ => None,
     })
 }
 
-fn one(input: &Input<'_>, workload: &Workload) -> MeshWorkload {
+fn one(input: &Input, workload: &Workload) -> MeshWorkload {
     let name = &workload.meta.name;
     let trust_domain = &input.cluster.trust_domain;
     let binding = match (input.bindings.get(name), workload.address) {
         (Some(binding), _) => Some(binding.clone()),
-        (None, Some(address)) => Some(fixed(input, address)),
+        (None, Some(address)) => Some(Arc::new(fixed(input, address))),
         (None, None) => None,
     };
     MeshWorkload {
@@ -71,7 +71,7 @@ fn gateway_port(workload: &Workload) -> u16 {
 
 /// A fixed address needs no report. It is bound to the node that has it (a gateway on a node's own host), or
 /// to none (a VM somewhere).
-fn fixed(input: &Input<'_>, address: IpAddr) -> WorkloadBinding {
+fn fixed(input: &Input, address: IpAddr) -> WorkloadBinding {
     let node = input.nodes.values().find(|node| node.address == address);
     WorkloadBinding {
         node: node.map(|node| node.name.clone()).unwrap_or_default(),

@@ -1,7 +1,8 @@
 //! A cluster for tests, built from the JSON that a user would write.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use imbl::OrdMap;
 use serde_json::{Value, json};
 
 use super::{Input, MeshModel, compile};
@@ -9,33 +10,36 @@ use crate::{
     identity::{IdentityKey, IdentityTable, SpiffeId, TrustDomain},
     policy::World,
     records::{
-        ClusterInfo, ImportedPort, ImportedService, NodeRecord, PeerRecord, ServiceAllocation,
+        ClusterInfo, ImportedPort, ImportedService, NodeRecord, PeerRecord, ServiceAllocation, StoredMeta,
         WorkloadBinding,
     },
-    resource::{AppProtocol, NamespacedName, Object, ObjectKey, Protocol},
+    resource::{AppProtocol, Kind, NamespacedName, Object, ObjectKey, Protocol},
 };
 
 #[derive(Debug)]
 pub(crate) struct TestCluster {
-    pub(crate) cluster: ClusterInfo,
-    pub(crate) objects: BTreeMap<ObjectKey, Object>,
+    pub(crate) cluster: Arc<ClusterInfo>,
+    pub(crate) objects: OrdMap<ObjectKey, Arc<Object>>,
+    pub(crate) object_meta: OrdMap<ObjectKey, Arc<StoredMeta>>,
     pub(crate) identities: IdentityTable,
-    pub(crate) nodes: BTreeMap<String, NodeRecord>,
-    pub(crate) bindings: BTreeMap<NamespacedName, WorkloadBinding>,
-    pub(crate) allocations: BTreeMap<NamespacedName, ServiceAllocation>,
-    pub(crate) peers: BTreeMap<String, PeerRecord>,
+    pub(crate) nodes: OrdMap<String, Arc<NodeRecord>>,
+    pub(crate) bindings: OrdMap<NamespacedName, Arc<WorkloadBinding>>,
+    pub(crate) allocations: OrdMap<NamespacedName, Arc<ServiceAllocation>>,
+    pub(crate) peers: OrdMap<String, Arc<PeerRecord>>,
 }
 
 impl TestCluster {
     pub(crate) fn west() -> Self {
-        let node = |name: &str, last: u8| NodeRecord {
-            name: name.to_owned(),
-            address: [192, 0, 2, last].into(),
-            pod_cidr: format!("10.1.{last}.0/24").parse().unwrap(),
-            registration: 1,
+        let node = |name: &str, last: u8| {
+            Arc::new(NodeRecord {
+                name: name.to_owned(),
+                address: [192, 0, 2, last].into(),
+                pod_cidr: format!("10.1.{last}.0/24").parse().unwrap(),
+                registration: 1,
+            })
         };
         Self {
-            cluster: ClusterInfo {
+            cluster: Arc::new(ClusterInfo {
                 name: "west".to_owned(),
                 trust_domain: TrustDomain::parse("west.example").unwrap(),
                 mesh_domain: "mesh.local".to_owned(),
@@ -43,13 +47,14 @@ impl TestCluster {
                 service_cidr: "10.101.0.0/16".parse().unwrap(),
                 roots: vec![vec![1]],
                 trust: Default::default(),
-            },
-            objects: BTreeMap::new(),
+            }),
+            objects: OrdMap::new(),
+            object_meta: OrdMap::new(),
             identities: IdentityTable::default(),
-            nodes: BTreeMap::from([("n1".to_owned(), node("n1", 1)), ("n2".to_owned(), node("n2", 2))]),
-            bindings: BTreeMap::new(),
-            allocations: BTreeMap::new(),
-            peers: BTreeMap::new(),
+            nodes: OrdMap::from_iter([("n1".to_owned(), node("n1", 1)), ("n2".to_owned(), node("n2", 2))]),
+            bindings: OrdMap::new(),
+            allocations: OrdMap::new(),
+            peers: OrdMap::new(),
         }
     }
 
@@ -64,7 +69,7 @@ impl TestCluster {
             let ports: Vec<u16> = service.ports.iter().map(|p| p.port).collect();
             self.allocate(&object.meta().name.clone(), &ports);
         }
-        self.objects.insert(object.key(), object);
+        self.objects.insert(object.key(), Arc::new(object));
         self
     }
 
@@ -72,7 +77,7 @@ impl TestCluster {
         let n = u8::try_from(self.allocations.len()).unwrap() + 1;
         let proxy_ports = ports.iter().zip(16384 + u16::from(n) * 100..).map(|(p, q)| (*p, q)).collect();
         let allocation = ServiceAllocation { virtual_ip: Some([10, 101, 0, n].into()), proxy_ports };
-        self.allocations.insert(name.clone(), allocation);
+        self.allocations.insert(name.clone(), Arc::new(allocation));
     }
 
     pub(crate) fn workload(&mut self, name: &str, app: &str, proxy: &str, ports: Value) -> &mut Self {
@@ -87,7 +92,7 @@ impl TestCluster {
     pub(crate) fn bind(&mut self, name: &str, node: &str, ip: &str) -> &mut Self {
         let binding =
             WorkloadBinding { node: node.to_owned(), addresses: vec![ip.parse().unwrap()], ready: true };
-        self.bindings.insert(NamespacedName::parse(name).unwrap(), binding);
+        self.bindings.insert(NamespacedName::parse(name).unwrap(), Arc::new(binding));
         self
     }
 
@@ -113,7 +118,7 @@ impl TestCluster {
         let trust_domain = TrustDomain::parse(&format!("{peer}.example")).unwrap();
         let name = NamespacedName::parse(service).unwrap();
         let spiffe_id = SpiffeId::workload(&trust_domain, &name.namespace, &name.name);
-        let record = self.peers.entry(peer.to_owned()).or_insert_with(|| PeerRecord {
+        let record = self.peers.entry(peer.to_owned()).or_insert_with(|| Arc::new(PeerRecord {
             cluster: peer.to_owned(),
             trust_domain,
             mesh_domain: "mesh.local".to_owned(),
@@ -122,11 +127,11 @@ impl TestCluster {
             doors: Vec::new(),
             gateways: vec!["198.51.100.7:15443".to_owned(), "gateway.example:15443".to_owned()],
             origin_revision: 1,
-            imports: BTreeMap::new(),
-        });
-        record.imports.insert(
+            imports: OrdMap::new(),
+        }));
+        Arc::make_mut(record).imports.insert(
             name,
-            ImportedService {
+            Arc::new(ImportedService {
                 ports: vec![ImportedPort {
                     name: "http".to_owned(),
                     port,
@@ -136,26 +141,34 @@ impl TestCluster {
                 spiffe_ids: vec![spiffe_id],
                 ready_endpoints: 2,
                 exported_at_unix: exported_at,
-            },
+            }),
         );
         self
     }
 
-    pub(crate) fn input(&self) -> Input<'_> {
+    /// The object's creation time, in Unix seconds.
+    pub(crate) fn created(&mut self, kind: Kind, name: &str, created_unix: u64) -> &mut Self {
+        let meta = StoredMeta { revision: 1, created_revision: 1, uid: String::new(), created_unix };
+        self.object_meta.insert(ObjectKey { kind, name: named(name) }, Arc::new(meta));
+        self
+    }
+
+    pub(crate) fn input(&self) -> Input {
         Input {
             revision: 7,
-            cluster: &self.cluster,
-            objects: &self.objects,
-            identities: &self.identities,
-            nodes: &self.nodes,
-            bindings: &self.bindings,
-            allocations: &self.allocations,
-            peers: &self.peers,
+            cluster: self.cluster.clone(),
+            objects: self.objects.clone(),
+            object_meta: self.object_meta.clone(),
+            identities: self.identities.clone(),
+            nodes: self.nodes.clone(),
+            bindings: self.bindings.clone(),
+            allocations: self.allocations.clone(),
+            peers: self.peers.clone(),
         }
     }
 
     pub(crate) fn compile(&self) -> MeshModel {
-        compile(self.input())
+        compile(&self.input())
     }
 
     pub(crate) fn world(&self) -> World<'_> {

@@ -1,7 +1,8 @@
 //! The dictionary of identities: one number per (trust domain, namespace, service account, labels).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{collections::BTreeSet, sync::Arc};
 
+use imbl::OrdMap;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -27,21 +28,21 @@ pub struct IdentityKey {
     pub labels: Labels,
 }
 
-/// Allocated by `apply`, so that no two replicas differ.
+/// Allocated by `apply`, so that no two replicas differ. A clone shares what neither of the two changes.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(from = "Stored", into = "Stored")]
 pub struct IdentityTable {
-    numbers: BTreeMap<IdentityNumber, IdentityKey>,
+    numbers: OrdMap<IdentityNumber, Arc<IdentityKey>>,
     /// The next number to try; wraps at [`MAX_IDENTITY`], so that a released number is reused as late as possible:
     /// until then no packet in flight and no map entry can be taken for another workload's.
     next: IdentityNumber,
-    by_key: BTreeMap<IdentityKey, IdentityNumber>,
+    by_key: OrdMap<Arc<IdentityKey>, IdentityNumber>,
 }
 
 /// What a snapshot holds: a list, because JSON has no maps with number keys.
 #[derive(Serialize, Deserialize)]
 struct Stored {
-    numbers: Vec<(IdentityNumber, IdentityKey)>,
+    numbers: Vec<(IdentityNumber, Arc<IdentityKey>)>,
     next: IdentityNumber,
 }
 
@@ -80,8 +81,9 @@ impl IdentityTable {
             number = in_range(number + 1);
         }
         self.next = in_range(number + 1);
+        let key = Arc::new(key.clone());
         self.numbers.insert(number, key.clone());
-        self.by_key.insert(key.clone(), number);
+        self.by_key.insert(key, number);
         Ok(number)
     }
 
@@ -92,12 +94,22 @@ impl IdentityTable {
 
     /// What a number stands for.
     pub fn get(&self, number: IdentityNumber) -> Option<&IdentityKey> {
-        self.numbers.get(&number)
+        self.numbers.get(&number).map(Arc::as_ref)
     }
 
     /// Every identity, by number.
     pub fn iter(&self) -> impl Iterator<Item = (IdentityNumber, &IdentityKey)> {
-        self.numbers.iter().map(|(number, key)| (*number, key))
+        self.numbers.iter().map(|(number, key)| (*number, key.as_ref()))
+    }
+
+    /// Keys whose number is not the same in both tables, in no particular order. Costs what the two do not share.
+    pub fn renumbered(&self, other: &Self) -> Vec<Arc<IdentityKey>> {
+        use imbl::ordmap::DiffItem;
+        let differing = self.numbers.diff(&other.numbers).flat_map(|item| match item {
+            DiffItem::Add(_, key) | DiffItem::Remove(_, key) => [Some(key), None],
+            DiffItem::Update { old, new } => [Some(old.1), Some(new.1)],
+        });
+        differing.flatten().cloned().collect()
     }
 
     #[allow(missing_docs)]
@@ -120,7 +132,7 @@ impl IdentityTable {
     /// Releases every identity that is not in use, and returns their numbers in ascending order.
     pub fn retain(&mut self, in_use: &BTreeSet<IdentityKey>) -> Vec<IdentityNumber> {
         let gone: Vec<IdentityNumber> =
-            self.numbers.iter().filter(|(_, key)| !in_use.contains(key)).map(|(number, _)| *number).collect();
+            self.numbers.iter().filter(|(_, key)| !in_use.contains(key.as_ref())).map(|(number, _)| *number).collect();
         for number in &gone {
             if let Some(key) = self.numbers.remove(number) {
                 self.by_key.remove(&key);

@@ -1,5 +1,7 @@
 //! The plain types that every policy language parses into. NetworkPolicy is the first.
 
+use std::sync::Arc;
+
 use ipnet::IpNet;
 use serde::Serialize;
 
@@ -41,7 +43,7 @@ pub struct NormalRule {
     pub action: Action,
     pub peers: Vec<PeerMatch>,
     pub ports: Vec<PortMatch>,
-    pub provenance: String,
+    pub provenance: Arc<str>,
 }
 
 /// Who the other end is.
@@ -92,7 +94,7 @@ impl From<&NetworkPolicy> for NormalPolicy {
                         action: Action::Allow,
                         peers: peers(rule, &policy.meta.name.namespace),
                         ports: ports(rule),
-                        provenance: format!("{provenance}#{}[{i}]", direction.as_str()),
+                        provenance: format!("{provenance}#{}[{i}]", direction.as_str()).into(),
                     })
                     .collect(),
             })

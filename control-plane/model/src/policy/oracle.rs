@@ -1,7 +1,9 @@
 //! The slow, obvious evaluator. It reads NetworkPolicy objects, workloads and labels, one flow at a time, and
 //! shares no code with the compiler, so that each can be tested against the other.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{net::IpAddr, sync::Arc};
+
+use imbl::OrdMap;
 
 use crate::{
     compile::{Action, Direction, Input},
@@ -17,13 +19,13 @@ use crate::{
 #[derive(Debug, Clone, Copy)]
 #[allow(missing_docs)]
 pub struct World<'a> {
-    pub objects: &'a BTreeMap<ObjectKey, Object>,
-    pub bindings: &'a BTreeMap<NamespacedName, WorkloadBinding>,
+    pub objects: &'a OrdMap<ObjectKey, Arc<Object>>,
+    pub bindings: &'a OrdMap<NamespacedName, Arc<WorkloadBinding>>,
 }
 
-impl<'a> From<&Input<'a>> for World<'a> {
-    fn from(input: &Input<'a>) -> Self {
-        Self { objects: input.objects, bindings: input.bindings }
+impl<'a> From<&'a Input> for World<'a> {
+    fn from(input: &'a Input) -> Self {
+        Self { objects: &input.objects, bindings: &input.bindings }
     }
 }
 
@@ -114,14 +116,14 @@ pub fn verdict(world: World<'_>, flow: &Flow) -> Verdict {
 
 impl<'a> World<'a> {
     fn workloads(self) -> impl Iterator<Item = &'a Workload> {
-        self.objects.values().filter_map(|object| match object {
+        self.objects.values().filter_map(|object| match object.as_ref() {
             Object::Workload(workload) => Some(workload),
             _ => None,
         })
     }
 
     fn policies(self) -> impl Iterator<Item = &'a NetworkPolicy> {
-        self.objects.values().filter_map(|object| match object {
+        self.objects.values().filter_map(|object| match object.as_ref() {
             Object::NetworkPolicy(policy) => Some(policy),
             _ => None,
         })

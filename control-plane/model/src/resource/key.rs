@@ -1,6 +1,6 @@
 //! Names of objects.
 
-use std::fmt;
+use std::{cmp::Ordering, fmt, ops::Deref, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -77,20 +77,50 @@ impl fmt::Display for Kind {
     }
 }
 
-/// Names one thing in one namespace: a workload or a service.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+/// Names one thing in one namespace: a workload or a service. Shared, not copied, when it is cloned: every index
+/// of the mesh is keyed by it.
+#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct NamespacedName {
+pub struct NamespacedName(Arc<NameParts>);
+
+/// What a [`NamespacedName`] consists of.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NameParts {
     /// DNS label.
     pub namespace: String,
     /// DNS label.
     pub name: String,
 }
 
+impl Deref for NamespacedName {
+    type Target = NameParts;
+    fn deref(&self) -> &NameParts {
+        &self.0
+    }
+}
+
+impl Ord for NamespacedName {
+    fn cmp(&self, other: &Self) -> Ordering {
+        if Arc::ptr_eq(&self.0, &other.0) { Ordering::Equal } else { self.0.cmp(&other.0) }
+    }
+}
+
+impl PartialOrd for NamespacedName {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl fmt::Debug for NamespacedName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{self}\"")
+    }
+}
+
 impl NamespacedName {
     /// Joins the two.
     pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
+        Self(Arc::new(NameParts { namespace: namespace.into(), name: name.into() }))
     }
 
     /// Splits `<namespace>/<name>`.

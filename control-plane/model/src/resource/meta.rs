@@ -61,7 +61,7 @@ impl WireMeta {
             })?),
         };
         Ok(Meta {
-            name: NamespacedName { namespace, name },
+            name: NamespacedName::new(namespace, name),
             labels: self.labels,
             annotations: self.annotations,
             resource_version,

@@ -30,7 +30,7 @@ mod workload;
 pub use coverage::{COVERAGE, Coverage, Support};
 pub use duration::milliseconds;
 pub use error::ObjectError;
-pub use key::{Kind, NamespacedName, ObjectKey};
+pub use key::{Kind, NameParts, NamespacedName, ObjectKey};
 pub use parse::{MAX_OBJECT_BYTES, MAX_OBJECT_DEPTH};
 pub use selector::matches_labels;
 pub use types::*;

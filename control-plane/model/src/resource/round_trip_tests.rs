@@ -95,7 +95,7 @@ fn meta() -> impl Strategy<Value = Meta> {
     let annotations = prop::collection::btree_map("[a-z]{1,6}", "\\PC{0,8}", 0..3);
     (name(), name(), labels(), annotations, any::<Option<u64>>()).prop_map(
         |(namespace, name, labels, annotations, resource_version)| Meta {
-            name: NamespacedName { namespace, name },
+            name: NamespacedName::new(namespace, name),
             labels,
             annotations,
             resource_version,

@@ -1,6 +1,9 @@
 //! The view of a node's agent.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use super::trust_bundles;
 use crate::{
@@ -29,17 +32,18 @@ pub struct AgentView<'a> {
 /// What the agent of this node is to have. A node that is not registered has no local workloads.
 pub fn for_agent<'a>(model: &'a MeshModel, node: &str) -> AgentView<'a> {
     let has_address = |w: &&MeshWorkload| w.binding.as_ref().is_some_and(|b| !b.addresses.is_empty());
-    let workloads: Vec<&MeshWorkload> = model.workloads.values().filter(has_address).collect();
+    let workloads: Vec<&MeshWorkload> = model.workloads.values().map(Arc::as_ref).filter(has_address).collect();
     let registered = model.nodes.contains_key(node);
-    let on_node = |w: &&MeshWorkload| registered && w.binding.as_ref().is_some_and(|b| b.node == node);
-    let local: Vec<&MeshWorkload> = model.workloads.values().filter(on_node).collect();
+    let on_node = model.index.on_node(node).filter(|_| registered);
+    let local: Vec<&MeshWorkload> =
+        on_node.filter_map(|name| model.workloads.get(name)).map(Arc::as_ref).collect();
     let classes: BTreeSet<u32> = local.iter().map(|w| w.policy_class).collect();
     AgentView {
         workloads,
-        policy_classes: classes.iter().filter_map(|id| model.policy_classes.get(id)).collect(),
+        policy_classes: classes.iter().filter_map(|id| model.policy_classes.get(id)).map(Arc::as_ref).collect(),
         local,
-        services: model.services.values().collect(),
+        services: model.services.values().map(Arc::as_ref).collect(),
         trust_bundles: trust_bundles(model),
-        nodes: model.nodes.values().collect(),
+        nodes: model.nodes.values().map(Arc::as_ref).collect(),
     }
 }

@@ -37,7 +37,7 @@ pub struct Passthrough<'a> {
 pub fn for_gateway<'a>(model: &'a MeshModel, workload: &NamespacedName) -> Option<GatewayView<'a>> {
     let workload = model.workloads.get(workload).filter(|w| w.proxy == ProxyMode::Gateway)?;
     let port = workload.gateway_port;
-    let exported = model.services.values().filter(|s| s.exported);
+    let exported = model.index.exported().filter_map(|name| model.services.get(name));
     let passthroughs = exported
         .flat_map(|s| s.ports.iter().map(|p| (&s.name, p)))
         .filter(|(_, p)| p.protocol == Protocol::Tcp && forwardable(p).next().is_some())
@@ -57,7 +57,7 @@ fn forwardable(port: &MeshServicePort) -> impl Iterator<Item = &MeshEndpoint> {
 
 /// `host:port` of this cluster's gateways, as peers are to reach them.
 pub fn gateway_addresses(model: &MeshModel) -> Vec<SocketAddr> {
-    let gateways = model.workloads.values().filter(|w| w.proxy == ProxyMode::Gateway);
+    let gateways = model.index.gateways().filter_map(|name| model.workloads.get(name));
     gateways
         .flat_map(|w| {
             let addresses = w.binding.iter().filter(|b| b.ready).flat_map(|b| &b.addresses);

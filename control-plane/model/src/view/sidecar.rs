@@ -105,13 +105,15 @@ pub(super) fn outbound_cluster(name: String, port: &MeshServicePort) -> Outbound
 fn inbound(model: &MeshModel, workload: &MeshWorkload) -> Vec<InboundListener> {
     let Some(binding) = &workload.binding else { return Vec::new() };
     let listener = |port: u16| {
-        let serves = |p: &MeshServicePort| {
-            let this =
-                |e: &MeshEndpoint| e.workload.as_ref() == Some(&workload.name) && e.address.port() == port;
-            p.endpoints.iter().any(this)
-        };
-        let services: Vec<(&NamespacedName, &MeshServicePort)> =
-            tcp_ports(model).filter(|(_, p)| serves(p)).collect();
+        let serving = model.index.served_by(&workload.name).iter().filter(|s| s.target == port);
+        let services: Vec<(&NamespacedName, &MeshServicePort)> = serving
+            .filter(|s| s.protocol == Protocol::Tcp)
+            .filter_map(|s| {
+                let ports = &model.services.get(&s.service)?.ports;
+                let port = ports.iter().find(|p| (p.port, p.protocol) == (s.port, s.protocol))?;
+                Some((&s.service, port))
+            })
+            .collect();
         let (_, first) = services.first()?;
         let agreed = services.iter().all(|(_, p)| p.app_protocol == first.app_protocol);
         let implied = if agreed { first.app_protocol } else { AppProtocol::Tcp };

@@ -175,7 +175,7 @@ mod tests {
             .into();
         let mut state = state(&from_kubernetes);
         let own = Object::parse(&service("own")).unwrap();
-        state.objects.insert(own.key(), own);
+        state.objects.insert(own.key(), std::sync::Arc::new(own));
         assert_eq!(follower.follow(WatchEvent::Listing, &state), Ok(None));
         follower.follow(WatchEvent::Listed(service("a")), &state).unwrap();
         let Some(Command::Delete { keys }) = follower.follow(WatchEvent::ListedAll, &state).unwrap() else {

@@ -69,7 +69,7 @@ fn policy_rule(rule: &PolicyRule) -> wire::PolicyRule {
         protocol: rule.protocol.map_or(wire::Protocol::Any, protocol) as i32,
         port: u32::from(port),
         end_port: u32::from(end_port),
-        provenance: rule.provenance.clone(),
+        provenance: rule.provenance.to_string(),
     }
 }
 

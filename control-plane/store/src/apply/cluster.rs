@@ -10,7 +10,7 @@ use crate::{
 
 pub(super) fn init(tx: &mut Transaction<'_>, info: &ClusterInfo) -> Result<Done, Refusal> {
     match &tx.state().cluster {
-        Some(current) if *current == (ClusterInfo { trust: current.trust.clone(), ..info.clone() }) => {
+        Some(current) if **current == (ClusterInfo { trust: current.trust.clone(), ..info.clone() }) => {
             return Ok(Done::default());
         }
         Some(current) => return Err(Refusal::AlreadyInitialised { name: current.name.clone() }),

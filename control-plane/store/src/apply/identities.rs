@@ -37,8 +37,8 @@ pub(super) fn want(tx: &mut Transaction<'_>, workload: &Workload) -> Result<(), 
 /// The number of a declared workload.
 pub(super) fn number_of(tx: &Transaction<'_>, name: &NamespacedName) -> Option<u32> {
     let key = ObjectKey { kind: Kind::Workload, name: name.clone() };
-    let Some(Object::Workload(workload)) = tx.state().objects.get(&key) else { return None };
-    tx.state().identities.lookup(&key_of(tx.state().cluster.as_ref()?, workload))
+    let Some(Object::Workload(workload)) = tx.state().objects.get(&key).map(|o| o.as_ref()) else { return None };
+    tx.state().identities.lookup(&key_of(tx.state().cluster.as_deref()?, workload))
 }
 
 /// Gives out what was asked for, and takes back what nobody has any more once that is worth the walk.
@@ -55,7 +55,7 @@ pub(super) fn settle(state: &mut State, wanted: Vec<IdentityKey>) {
         let used: BTreeSet<IdentityKey> = state
             .objects
             .values()
-            .filter_map(|object| match object {
+            .filter_map(|object| match object.as_ref() {
                 Object::Workload(workload) => Some(key_of(cluster, workload)),
                 _ => None,
             })

@@ -1,6 +1,6 @@
 //! Nodes, and what they report of the workloads that run on them.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 use mesh_model::{
@@ -24,7 +24,7 @@ pub(super) fn register(tx: &mut Transaction<'_>, name: &str, address: IpAddr) ->
     }
     let registration = tx.state().cursors.registration + 1;
     tx.cursors().registration = registration;
-    let node = match tx.state().nodes.get(name).cloned() {
+    let node = match tx.state().nodes.get(name).map(|node| NodeRecord::clone(node)) {
         Some(node) => {
             // What it has told of its certificates was of the registration before.
             tx.set_confirmation(&Member::Node(name.to_owned()), None);
@@ -63,11 +63,11 @@ pub(super) fn bind(
 ) -> Result<Done, Refusal> {
     let node = known_node(tx, &binding.node)?;
     let key = ObjectKey { kind: Kind::Workload, name: name.clone() };
-    let Some(Object::Workload(workload)) = tx.state().objects.get(&key) else {
+    let Some(Object::Workload(workload)) = tx.state().objects.get(&key).map(Arc::as_ref) else {
         return Err(Refusal::Unknown { what: "workload".to_owned(), name: name.to_string() });
     };
     check_addresses(tx, workload, &node, &binding.addresses)?;
-    let bound = tx.state().bindings.get(name);
+    let bound = tx.state().bindings.get(name).map(Arc::as_ref);
     if let Some(bound) = bound.filter(|bound| bound.node != binding.node) {
         return Err(Refusal::BoundElsewhere { workload: name.to_string(), node: bound.node.clone() });
     }
@@ -121,7 +121,7 @@ fn known_node(tx: &Transaction<'_>, name: &str) -> Result<NodeRecord, Refusal> {
     tx.state()
         .nodes
         .get(name)
-        .cloned()
+        .map(|node| NodeRecord::clone(node))
         .ok_or_else(|| Refusal::Unknown { what: "node".to_owned(), name: name.chars().take(80).collect() })
 }
 

@@ -1,7 +1,8 @@
 //! Other clusters and what they export.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
+use imbl::OrdMap;
 use mesh_model::{
     records::{ImportedService, PeerRecord},
     resource::NamespacedName,
@@ -22,7 +23,7 @@ pub(super) fn put(tx: &mut Transaction<'_>, peer: &PeerRecord) -> Result<Done, R
         Some(known) => (known.origin_revision, known.imports.clone()),
         None => {
             valid::at_most("peers", tx.state().peers.len() + 1, MAX_PEERS)?;
-            (0, BTreeMap::new())
+            (0, OrdMap::new())
         }
     };
     let mut record = PeerRecord { origin_revision, imports, ..peer.clone() };
@@ -30,7 +31,7 @@ pub(super) fn put(tx: &mut Transaction<'_>, peer: &PeerRecord) -> Result<Done, R
     let same_roots = known.is_some_and(|known| known.roots == record.roots);
     record.trust.active_root = String::new();
     record.trust.generation = trust.generation;
-    if known != Some(&record) {
+    if known.map(|known| known.as_ref()) != Some(&record) {
         if !same_roots {
             record.trust.generation = authority::next_generation(tx);
         }
@@ -70,7 +71,7 @@ pub(super) fn import(
             let problem = format!("is not of the peer's trust domain {trust_domain}");
             return Err(Refusal::invalid(format!("import {name}: spiffeIds"), foreign, problem));
         }
-        if known(tx, cluster)?.imports.get(name) != Some(service) {
+        if known(tx, cluster)?.imports.get(name).map(|known| known.as_ref()) != Some(service) {
             tx.set_import(cluster, name, Some(service.clone()));
             touched.insert(name);
         }
@@ -97,6 +98,7 @@ fn known<'a>(tx: &'a Transaction<'_>, cluster: &str) -> Result<&'a PeerRecord, R
     tx.state()
         .peers
         .get(cluster)
+        .map(|peer| peer.as_ref())
         .ok_or_else(|| Refusal::Unknown { what: "peer".to_owned(), name: cluster.chars().take(80).collect() })
 }
 

@@ -21,7 +21,7 @@ use crate::{
 ///
 /// What is held already is kept, so that no change of a service moves its address or its ports.
 pub(super) fn reallocate(tx: &mut Transaction<'_>, name: &NamespacedName) -> Result<(), Refusal> {
-    let held = tx.state().allocations.get(name).cloned();
+    let held = tx.state().allocations.get(name).map(|held| ServiceAllocation::clone(held));
     let Some(wanted) = Wanted::of(tx, name) else {
         if held.is_some() {
             tx.set_allocation(name, None);
@@ -81,7 +81,7 @@ impl Wanted {
                 imported = true;
             }
         }
-        let virtual_ip = match state.objects.get(&key) {
+        let virtual_ip = match state.objects.get(&key).map(|o| o.as_ref()) {
             Some(Object::Service(local)) => {
                 ports.extend(local.ports.iter().map(|port| port.port));
                 match local.cluster_ip {

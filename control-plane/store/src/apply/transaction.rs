@@ -13,18 +13,19 @@ use mesh_model::{
 
 use crate::{
     Authority, Bytes16, Change, Confirmation, Cursors, Envelope, Event, Member, Refusal, State, StoredMeta,
-    TokenRecord, state::put,
+    TokenRecord,
+    state::{Stored, put},
 };
 
 /// How to take one change back: what was there before.
 enum Undo {
-    Cluster(Option<ClusterInfo>),
-    Object(ObjectKey, Option<(Object, StoredMeta)>),
-    Node(String, Option<NodeRecord>),
-    Binding(NamespacedName, Option<WorkloadBinding>),
-    Allocation(NamespacedName, Option<ServiceAllocation>),
-    Peer(String, Option<Box<PeerRecord>>),
-    Import(String, NamespacedName, Option<ImportedService>),
+    Cluster(Option<Arc<ClusterInfo>>),
+    Object(ObjectKey, Option<Stored>),
+    Node(String, Option<Arc<NodeRecord>>),
+    Binding(NamespacedName, Option<Arc<WorkloadBinding>>),
+    Allocation(NamespacedName, Option<Arc<ServiceAllocation>>),
+    Peer(String, Option<Arc<PeerRecord>>),
+    Import(String, NamespacedName, Option<Arc<ImportedService>>),
     OriginRevision(String, u64),
     Token(String, Option<TokenRecord>),
     Replica(u64, Option<ReplicaRecord>),
@@ -65,7 +66,7 @@ impl<'a> Transaction<'a> {
     }
 
     pub(super) fn cluster(&self) -> Result<&ClusterInfo, Refusal> {
-        self.state.cluster.as_ref().ok_or(Refusal::NotInitialised)
+        self.state.cluster.as_deref().ok_or(Refusal::NotInitialised)
     }
 
     /// The revision that this command will have.
@@ -82,48 +83,48 @@ impl<'a> Transaction<'a> {
     }
 
     pub(super) fn set_cluster(&mut self, info: ClusterInfo) {
-        self.undo.push(Undo::Cluster(self.state.cluster.replace(info)));
+        self.undo.push(Undo::Cluster(self.state.cluster.replace(Arc::new(info))));
         self.changes.push(Change::Cluster);
     }
 
     pub(super) fn put_object(&mut self, key: &ObjectKey, object: Object, meta: StoredMeta) {
-        let event = Arc::new(object.clone());
-        let old = self.state.put_object(key, Some((object, meta.clone())));
-        self.changes.push(Change::Put { object: event, meta, created: old.is_none() });
+        let object = Arc::new(object);
+        let old = self.state.put_object(key, Some((object.clone(), Arc::new(meta.clone()))));
+        self.changes.push(Change::Put { object, meta, created: old.is_none() });
         self.undo.push(Undo::Object(key.clone(), old));
     }
 
     /// Whether there was one.
     pub(super) fn delete_object(&mut self, key: &ObjectKey) -> bool {
         let Some((object, meta)) = self.state.put_object(key, None) else { return false };
-        self.changes.push(Change::Deleted { object: Arc::new(object.clone()), meta: meta.clone() });
+        self.changes.push(Change::Deleted { object: object.clone(), meta: StoredMeta::clone(&meta) });
         self.undo.push(Undo::Object(key.clone(), Some((object, meta))));
         true
     }
 
     pub(super) fn set_node(&mut self, name: &str, node: Option<NodeRecord>) {
         let name = name.to_owned();
-        let old = put(&mut self.state.nodes, &name, node);
+        let old = put(&mut self.state.nodes, &name, node.map(Arc::new));
         self.changes.push(Change::Node(name.clone()));
         self.undo.push(Undo::Node(name, old));
     }
 
     pub(super) fn set_binding(&mut self, workload: &NamespacedName, binding: Option<WorkloadBinding>) {
-        let old = self.state.put_binding(workload, binding);
+        let old = self.state.put_binding(workload, binding.map(Arc::new));
         self.changes.push(Change::Binding(workload.clone()));
         self.undo.push(Undo::Binding(workload.clone(), old));
     }
 
     pub(super) fn set_allocation(&mut self, service: &NamespacedName, allocation: Option<ServiceAllocation>) {
-        let old = self.state.put_allocation(service, allocation);
+        let old = self.state.put_allocation(service, allocation.map(Arc::new));
         self.changes.push(Change::Allocation(service.clone()));
         self.undo.push(Undo::Allocation(service.clone(), old));
     }
 
     pub(super) fn set_peer(&mut self, cluster: &str, peer: Option<PeerRecord>) {
-        let old = self.state.put_peer(cluster, peer);
+        let old = self.state.put_peer(cluster, peer.map(Arc::new));
         self.changes.push(Change::Peer(cluster.to_owned()));
-        self.undo.push(Undo::Peer(cluster.to_owned(), old.map(Box::new)));
+        self.undo.push(Undo::Peer(cluster.to_owned(), old));
     }
 
     pub(super) fn set_import(
@@ -132,7 +133,7 @@ impl<'a> Transaction<'a> {
         service: &NamespacedName,
         import: Option<ImportedService>,
     ) {
-        let old = self.state.put_import(cluster, service, import);
+        let old = self.state.put_import(cluster, service, import.map(Arc::new));
         self.changes.push(Change::Import { cluster: cluster.to_owned(), service: service.clone() });
         self.undo.push(Undo::Import(cluster.to_owned(), service.clone(), old));
     }
@@ -140,7 +141,7 @@ impl<'a> Transaction<'a> {
     /// A peer's revision alone is no change of this cluster's state: heartbeats would make revisions otherwise.
     pub(super) fn set_origin_revision(&mut self, cluster: &str, revision: u64) {
         if let Some(peer) = self.state.peers.get_mut(cluster) {
-            let old = std::mem::replace(&mut peer.origin_revision, revision);
+            let old = std::mem::replace(&mut Arc::make_mut(peer).origin_revision, revision);
             self.undo.push(Undo::OriginRevision(cluster.to_owned(), old));
         }
     }
@@ -202,11 +203,11 @@ impl<'a> Transaction<'a> {
                 Undo::Node(name, old) => drop(put(&mut state.nodes, &name, old)),
                 Undo::Binding(name, old) => drop(state.put_binding(&name, old)),
                 Undo::Allocation(name, old) => drop(state.put_allocation(&name, old)),
-                Undo::Peer(name, old) => drop(state.put_peer(&name, old.map(|peer| *peer))),
+                Undo::Peer(name, old) => drop(state.put_peer(&name, old)),
                 Undo::Import(cluster, name, old) => drop(state.put_import(&cluster, &name, old)),
                 Undo::OriginRevision(cluster, old) => {
                     if let Some(peer) = state.peers.get_mut(&cluster) {
-                        peer.origin_revision = old;
+                        Arc::make_mut(peer).origin_revision = old;
                     }
                 }
                 Undo::Token(id, old) => drop(put(&mut state.tokens, &id, old)),

@@ -1,0 +1,143 @@
+//! What the views look up: who runs where, who has which address, who serves what. Kept with the model, so that
+//! one client's own part of it costs its own things and not a walk over the mesh.
+
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+
+use imbl::{OrdMap, OrdSet};
+
+use super::{MeshService, MeshWorkload};
+use crate::resource::{NamespacedName, Protocol, ProxyMode};
+
+/// Derived from the workloads and services of a model.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct ModelIndex {
+    by_node: OrdMap<Arc<str>, OrdSet<NamespacedName>>,
+    by_address: OrdMap<IpAddr, OrdSet<NamespacedName>>,
+    serves: OrdMap<NamespacedName, Arc<Vec<Serves>>>,
+    gateways: OrdSet<NamespacedName>,
+    exported: OrdSet<NamespacedName>,
+}
+
+/// A service port that has a workload among its endpoints.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Serves {
+    /// Port of the endpoint.
+    pub target: u16,
+    #[allow(missing_docs)]
+    pub service: NamespacedName,
+    /// Port of the service.
+    pub port: u16,
+    #[allow(missing_docs)]
+    pub protocol: Protocol,
+}
+
+impl ModelIndex {
+    /// Workloads that are bound to a node, in the order of their names.
+    pub fn on_node(&self, node: &str) -> impl Iterator<Item = &NamespacedName> {
+        self.by_node.get(node).into_iter().flatten()
+    }
+
+    /// Workloads that have an address, in the order of their names. Several do if they share their node's.
+    pub fn at(&self, address: IpAddr) -> impl Iterator<Item = &NamespacedName> {
+        self.by_address.get(&address).into_iter().flatten()
+    }
+
+    /// What a workload is an endpoint of, in order.
+    pub fn served_by(&self, workload: &NamespacedName) -> &[Serves] {
+        self.serves.get(workload).map_or(&[][..], |list| list.as_slice())
+    }
+
+    /// Workloads that are gateways.
+    pub fn gateways(&self) -> impl Iterator<Item = &NamespacedName> {
+        self.gateways.iter()
+    }
+
+    /// Services that are offered to peers.
+    pub fn exported(&self) -> impl Iterator<Item = &NamespacedName> {
+        self.exported.iter()
+    }
+
+    /// A workload is new, different or gone.
+    pub(super) fn workload(&mut self, old: Option<&MeshWorkload>, new: Option<&MeshWorkload>) {
+        if let (Some(old), Some(new)) = (old, new)
+            && old.binding == new.binding
+            && old.proxy == new.proxy
+        {
+            return;
+        }
+        if let Some(old) = old {
+            if let Some(binding) = &old.binding {
+                remove(&mut self.by_node, binding.node.as_str(), &old.name);
+                for address in &binding.addresses {
+                    remove(&mut self.by_address, address, &old.name);
+                }
+            }
+            self.gateways.remove(&old.name);
+        }
+        if let Some(new) = new {
+            if let Some(binding) = &new.binding {
+                self.by_node.entry(binding.node.as_str().into()).or_default().insert(new.name.clone());
+                for address in &binding.addresses {
+                    self.by_address.entry(*address).or_default().insert(new.name.clone());
+                }
+            }
+            if new.proxy == ProxyMode::Gateway {
+                self.gateways.insert(new.name.clone());
+            }
+        }
+    }
+
+    /// A service is new, different or gone.
+    pub(super) fn service(&mut self, old: Option<&MeshService>, new: Option<&MeshService>) {
+        let (before, after) = (served(old), served(new));
+        for (workload, serves) in before.difference(&after) {
+            let Some(list) = self.serves.get_mut(*workload) else { continue };
+            let list = Arc::make_mut(list);
+            list.retain(|other| other != serves);
+            if list.is_empty() {
+                self.serves.remove(*workload);
+            }
+        }
+        for (workload, serves) in after.difference(&before) {
+            let list = Arc::make_mut(self.serves.entry((*workload).clone()).or_default());
+            if let Err(place) = list.binary_search(serves) {
+                list.insert(place, serves.clone());
+            }
+        }
+        match (old, new) {
+            (_, Some(new)) if new.exported => drop(self.exported.insert(new.name.clone())),
+            (Some(gone), _) | (_, Some(gone)) => drop(self.exported.remove(&gone.name)),
+            (None, None) => {}
+        }
+    }
+}
+
+fn served(service: Option<&MeshService>) -> BTreeSet<(&NamespacedName, Serves)> {
+    let ports = service.into_iter().flat_map(|s| s.ports.iter().map(move |p| (&s.name, p)));
+    ports
+        .flat_map(|(name, port)| {
+            port.endpoints.iter().filter_map(move |endpoint| {
+                let serves = Serves {
+                    target: endpoint.address.port(),
+                    service: name.clone(),
+                    port: port.port,
+                    protocol: port.protocol,
+                };
+                Some((endpoint.workload.as_ref()?, serves))
+            })
+        })
+        .collect()
+}
+
+fn remove<K, Q>(map: &mut OrdMap<K, OrdSet<NamespacedName>>, key: &Q, name: &NamespacedName)
+where
+    K: Ord + Clone + std::borrow::Borrow<Q>,
+    Q: Ord + ?Sized,
+{
+    if let Some(set) = map.get_mut(key) {
+        set.remove(name);
+        if set.is_empty() {
+            map.remove(key);
+        }
+    }
+}
