@@ -142,14 +142,14 @@ mod tests {
         let name = NamespacedName::new("shop", "pay");
         let service = MeshService { name: name.clone(), virtual_ip: None, ports, exported };
         let mut model = MeshModel::empty(std::sync::Arc::new(ClusterInfo {
-                name: "west".to_owned(),
-                trust_domain: td("west.example"),
-                mesh_domain: "mesh.local".to_owned(),
-                pod_cidr: "10.1.0.0/16".parse().unwrap(),
-                service_cidr: "10.101.0.0/16".parse().unwrap(),
-                roots: vec![vec![1]],
-                trust: Default::default(),
-            }));
+            name: "west".to_owned(),
+            trust_domain: td("west.example"),
+            mesh_domain: "mesh.local".to_owned(),
+            pod_cidr: "10.1.0.0/16".parse().unwrap(),
+            service_cidr: "10.101.0.0/16".parse().unwrap(),
+            roots: vec![vec![1]],
+            trust: Default::default(),
+        }));
         model.revision = 9;
         model.services.insert(name, std::sync::Arc::new(service));
         model

@@ -44,8 +44,11 @@ pub async fn join(app: &App, text: &str) -> Result<JoinResponse, Status> {
         return Err(Status::invalid_argument(sentence));
     }
     let joined = ask(&token, text, describe(app)?).await?;
-    let peer = trust::validate(Some(&joined), own(cluster), state.peers.values().map(AsRef::as_ref), app.now_unix())
-        .map_err(|e| Status::failed_precondition(format!("the cluster {:?} answers: {e}", token.cluster)))?;
+    let peer =
+        trust::validate(Some(&joined), own(cluster), state.peers.values().map(AsRef::as_ref), app.now_unix())
+            .map_err(|e| {
+                Status::failed_precondition(format!("the cluster {:?} answers: {e}", token.cluster))
+            })?;
     promised(&token, &peer)?;
     let name = peer.cluster.clone();
     let trust_domain = peer.trust_domain.to_string();

@@ -118,8 +118,13 @@ fn description(
         return Ok(Heard::Nothing);
     };
     let received: PeerCluster = resource.decode().map_err(|e| e.to_string())?;
-    let said = trust::validate(received.description.as_ref(), own(cluster), state.peers.values().map(AsRef::as_ref), now_unix)
-        .map_err(|e| e.to_string())?;
+    let said = trust::validate(
+        received.description.as_ref(),
+        own(cluster),
+        state.peers.values().map(AsRef::as_ref),
+        now_unix,
+    )
+    .map_err(|e| e.to_string())?;
     if said.cluster != peer.cluster || said.trust_domain != peer.trust_domain {
         return Err(format!("it describes {:?} of {}", said.cluster, said.trust_domain));
     }

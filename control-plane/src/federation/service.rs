@@ -29,9 +29,13 @@ impl Federation for FederationService {
         let cluster =
             state.cluster.as_ref().ok_or_else(|| Status::unavailable("the cluster is not initialised"))?;
         // Everything that can be wrong with the newcomer is found before the token is used.
-        let peer =
-            trust::validate(request.joining.as_ref(), own(cluster), state.peers.values().map(AsRef::as_ref), app.now_unix())
-                .map_err(|e| Status::invalid_argument(format!("joining: {e}")))?;
+        let peer = trust::validate(
+            request.joining.as_ref(),
+            own(cluster),
+            state.peers.values().map(AsRef::as_ref),
+            app.now_unix(),
+        )
+        .map_err(|e| Status::invalid_argument(format!("joining: {e}")))?;
         let bearer = format!("cluster {}", peer.cluster);
         admission::redeem(app, &token, TokenPurpose::Peer, bearer).await?;
         tracing::info!(peer = %peer.cluster, trust_domain = %peer.trust_domain, "a cluster joins");

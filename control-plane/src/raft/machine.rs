@@ -118,8 +118,7 @@ impl Machine {
                     Answers::default()
                 }
                 EntryPayload::Normal(batch) => {
-                    let mut state =
-                        work.take().unwrap_or_else(|| State::clone(&self.published.state.load()));
+                    let mut state = work.take().unwrap_or_else(|| State::clone(&self.published.state.load()));
                     let outcomes =
                         batch.0.iter().map(|envelope| apply(&mut state, envelope, &mut events)).collect();
                     work = Some(state);

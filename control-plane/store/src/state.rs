@@ -98,11 +98,7 @@ impl State {
 
     // What follows keeps the index right. Each returns what was there before.
 
-    pub(crate) fn put_object(
-        &mut self,
-        key: &ObjectKey,
-        new: Option<Stored>,
-    ) -> Option<Stored> {
+    pub(crate) fn put_object(&mut self, key: &ObjectKey, new: Option<Stored>) -> Option<Stored> {
         let old = self.objects.remove(key).zip(self.object_meta.remove(key));
         self.index.object(key.kind, old.is_some(), new.is_some());
         if let Some((object, meta)) = new {

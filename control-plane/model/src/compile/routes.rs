@@ -4,8 +4,7 @@ use std::{cmp::Reverse, collections::BTreeMap};
 
 use super::{Input, MeshRoute, MeshService, MeshServicePort};
 use crate::resource::{
-    AppProtocol, HttpRoute, HttpRouteMatch, HttpRouteRule, NamespacedName, Object, PathMatch,
-    Protocol,
+    AppProtocol, HttpRoute, HttpRouteMatch, HttpRouteRule, NamespacedName, Object, PathMatch, Protocol,
 };
 
 /// The Gateway API's order of precedence (HTTPRouteRule.matches): the least is tried first. Among hostnames the
@@ -23,10 +22,7 @@ struct Precedence {
     one_match: usize,
 }
 
-pub(super) fn attach(
-    input: &Input,
-    services: &mut BTreeMap<NamespacedName, MeshService>,
-) {
+pub(super) fn attach(input: &Input, services: &mut BTreeMap<NamespacedName, MeshService>) {
     let mut found: BTreeMap<(NamespacedName, u16), Vec<(Precedence, MeshRoute)>> = BTreeMap::new();
     for (key, object) in &input.objects {
         let Object::HttpRoute(route) = object.as_ref() else { continue };

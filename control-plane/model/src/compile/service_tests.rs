@@ -204,7 +204,10 @@ fn a_sidecar_serves_its_own_ports_and_calls_every_service() {
     assert_eq!(pay.inbound.len(), 1);
     assert_eq!(pay.inbound[0].name, "inbound|8080");
     assert_eq!(pay.inbound[0].addresses[0].to_string(), "10.1.1.3:8080");
-    assert_eq!(pay.inbound[0].server_names, ["80.pay.shop.svc.mesh.local", "pay.shop", "pay.shop.svc.mesh.local"]);
+    assert_eq!(
+        pay.inbound[0].server_names,
+        ["80.pay.shop.svc.mesh.local", "pay.shop", "pay.shop.svc.mesh.local"]
+    );
     let web = view::for_sidecar(&model, &named("shop/web")).unwrap();
     assert!(web.inbound.is_empty());
     assert_eq!(web.outbound[0].name, "outbound|80|pay.shop");

@@ -118,17 +118,19 @@ impl TestCluster {
         let trust_domain = TrustDomain::parse(&format!("{peer}.example")).unwrap();
         let name = NamespacedName::parse(service).unwrap();
         let spiffe_id = SpiffeId::workload(&trust_domain, &name.namespace, &name.name);
-        let record = self.peers.entry(peer.to_owned()).or_insert_with(|| Arc::new(PeerRecord {
-            cluster: peer.to_owned(),
-            trust_domain,
-            mesh_domain: "mesh.local".to_owned(),
-            roots: vec![vec![2]],
-            trust: Default::default(),
-            doors: Vec::new(),
-            gateways: vec!["198.51.100.7:15443".to_owned(), "gateway.example:15443".to_owned()],
-            origin_revision: 1,
-            imports: OrdMap::new(),
-        }));
+        let record = self.peers.entry(peer.to_owned()).or_insert_with(|| {
+            Arc::new(PeerRecord {
+                cluster: peer.to_owned(),
+                trust_domain,
+                mesh_domain: "mesh.local".to_owned(),
+                roots: vec![vec![2]],
+                trust: Default::default(),
+                doors: Vec::new(),
+                gateways: vec!["198.51.100.7:15443".to_owned(), "gateway.example:15443".to_owned()],
+                origin_revision: 1,
+                imports: OrdMap::new(),
+            })
+        });
         Arc::make_mut(record).imports.insert(
             name,
             Arc::new(ImportedService {

@@ -131,8 +131,12 @@ impl IdentityTable {
 
     /// Releases every identity that is not in use, and returns their numbers in ascending order.
     pub fn retain(&mut self, in_use: &BTreeSet<IdentityKey>) -> Vec<IdentityNumber> {
-        let gone: Vec<IdentityNumber> =
-            self.numbers.iter().filter(|(_, key)| !in_use.contains(key.as_ref())).map(|(number, _)| *number).collect();
+        let gone: Vec<IdentityNumber> = self
+            .numbers
+            .iter()
+            .filter(|(_, key)| !in_use.contains(key.as_ref()))
+            .map(|(number, _)| *number)
+            .collect();
         for number in &gone {
             if let Some(key) = self.numbers.remove(number) {
                 self.by_key.remove(&key);

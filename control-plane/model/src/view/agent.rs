@@ -32,7 +32,8 @@ pub struct AgentView<'a> {
 /// What the agent of this node is to have. A node that is not registered has no local workloads.
 pub fn for_agent<'a>(model: &'a MeshModel, node: &str) -> AgentView<'a> {
     let has_address = |w: &&MeshWorkload| w.binding.as_ref().is_some_and(|b| !b.addresses.is_empty());
-    let workloads: Vec<&MeshWorkload> = model.workloads.values().map(Arc::as_ref).filter(has_address).collect();
+    let workloads: Vec<&MeshWorkload> =
+        model.workloads.values().map(Arc::as_ref).filter(has_address).collect();
     let registered = model.nodes.contains_key(node);
     let on_node = model.index.on_node(node).filter(|_| registered);
     let local: Vec<&MeshWorkload> =
@@ -40,7 +41,11 @@ pub fn for_agent<'a>(model: &'a MeshModel, node: &str) -> AgentView<'a> {
     let classes: BTreeSet<u32> = local.iter().map(|w| w.policy_class).collect();
     AgentView {
         workloads,
-        policy_classes: classes.iter().filter_map(|id| model.policy_classes.get(id)).map(Arc::as_ref).collect(),
+        policy_classes: classes
+            .iter()
+            .filter_map(|id| model.policy_classes.get(id))
+            .map(Arc::as_ref)
+            .collect(),
         local,
         services: model.services.values().map(Arc::as_ref).collect(),
         trust_bundles: trust_bundles(model),

@@ -28,6 +28,11 @@ pub fn for_peer<'a>(model: &'a MeshModel, peer: &str) -> Option<PeerView<'a>> {
         revision: model.revision,
         cluster: &model.cluster,
         gateways: gateway_addresses(model),
-        exported: model.index.exported().filter_map(|name| model.services.get(name)).map(|s| s.as_ref()).collect(),
+        exported: model
+            .index
+            .exported()
+            .filter_map(|name| model.services.get(name))
+            .map(|s| s.as_ref())
+            .collect(),
     })
 }

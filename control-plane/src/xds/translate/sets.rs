@@ -119,12 +119,14 @@ fn all_agents(view: &AgentView<'_>, before: Option<&Before>) -> ResourceSet {
     let mut set = ResourceSet::new(0);
     let old = before.and_then(|b| b.agents.as_ref());
     for workload in view.workloads.iter().filter(|w| w.binding.is_some()) {
-        let same = before.is_some_and(|b| b.model.workloads.get(&workload.name).map(Arc::as_ref) == Some(*workload));
+        let same =
+            before.is_some_and(|b| b.model.workloads.get(&workload.name).map(Arc::as_ref) == Some(*workload));
         let make = || agent::workload_address(workload).unwrap_or_default();
         set.insert(kept(old, same, &workload.name.to_string(), make));
     }
     for service in &view.services {
-        let same = before.is_some_and(|b| b.model.services.get(&service.name).map(Arc::as_ref) == Some(*service));
+        let same =
+            before.is_some_and(|b| b.model.services.get(&service.name).map(Arc::as_ref) == Some(*service));
         set.insert(kept(old, same, &service.name.to_string(), || agent::service(service)));
     }
     for node in &view.nodes {

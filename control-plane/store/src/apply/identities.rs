@@ -37,7 +37,9 @@ pub(super) fn want(tx: &mut Transaction<'_>, workload: &Workload) -> Result<(), 
 /// The number of a declared workload.
 pub(super) fn number_of(tx: &Transaction<'_>, name: &NamespacedName) -> Option<u32> {
     let key = ObjectKey { kind: Kind::Workload, name: name.clone() };
-    let Some(Object::Workload(workload)) = tx.state().objects.get(&key).map(|o| o.as_ref()) else { return None };
+    let Some(Object::Workload(workload)) = tx.state().objects.get(&key).map(|o| o.as_ref()) else {
+        return None;
+    };
     tx.state().identities.lookup(&key_of(tx.state().cluster.as_deref()?, workload))
 }
 
