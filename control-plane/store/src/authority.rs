@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use imbl::OrdMap;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -144,11 +145,11 @@ pub struct Authority {
     /// Goes up whenever the roots of this cluster or of a peer change.
     pub generation: u64,
     #[allow(missing_docs)]
-    pub confirmed_replicas: BTreeMap<u64, Confirmation>,
+    pub confirmed_replicas: OrdMap<u64, Confirmation>,
     #[allow(missing_docs)]
-    pub confirmed_nodes: BTreeMap<String, Confirmation>,
+    pub confirmed_nodes: OrdMap<String, Confirmation>,
     #[allow(missing_docs)]
-    pub confirmed_peers: BTreeMap<String, Confirmation>,
+    pub confirmed_peers: OrdMap<String, Confirmation>,
     /// Registrations whose certificates are refused.
     pub revoked: BTreeMap<u64, Revocation>,
 }

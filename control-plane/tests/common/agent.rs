@@ -94,8 +94,8 @@ impl Agent {
     pub async fn bind(&self, name: &str, host: u8) {
         let name = NamespacedName::parse(name).unwrap();
         let request = ReportEndpointRequest {
-            namespace: name.namespace,
-            workload: name.name,
+            namespace: name.namespace.clone(),
+            workload: name.name.clone(),
             addresses: vec![self.address(host).to_string()],
             ready: true,
         };
@@ -109,7 +109,7 @@ impl Agent {
     /// The pod is gone.
     pub async fn unbind(&self, name: &str) {
         let name = NamespacedName::parse(name).unwrap();
-        let request = RemoveEndpointRequest { namespace: name.namespace, workload: name.name };
+        let request = RemoveEndpointRequest { namespace: name.namespace.clone(), workload: name.name.clone() };
         let remove = |channel| {
             let request = request.clone();
             async move { EndpointsClient::new(channel).remove(request).await }

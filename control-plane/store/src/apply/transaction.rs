@@ -162,10 +162,10 @@ impl<'a> Transaction<'a> {
     /// Changes the authority, and the cluster's roots with what is told of them. What nobody but the authority
     /// itself needs to know of makes no revision.
     pub(super) fn change_authority(&mut self, change: impl FnOnce(&mut Authority, &mut ClusterInfo)) {
-        let Some(mut cluster) = self.state.cluster.clone() else { return };
+        let Some(mut cluster) = self.state.cluster.as_deref().cloned() else { return };
         self.undo.push(Undo::Authority(Box::new(self.state.authority.clone())));
         change(&mut self.state.authority, &mut cluster);
-        if self.state.cluster.as_ref() != Some(&cluster) {
+        if self.state.cluster.as_deref() != Some(&cluster) {
             self.set_cluster(cluster);
         }
     }
