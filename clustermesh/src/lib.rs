@@ -1,6 +1,6 @@
 //! How clusters join and what they tell each other.
 //!
-//! Everything here is pure: bytes and records in, records or a typed error out. Streams, raft and the clock
+//! Everything here but `token_source` is pure: bytes and records in, records or a typed error out. Streams, raft and the clock
 //! are the control plane's. The command line lives beside this library, in the binary `clustermesh`.
 #![forbid(unsafe_code)]
 
@@ -9,4 +9,5 @@ pub mod failover;
 pub mod import;
 mod names;
 pub mod token;
+pub mod token_source;
 pub mod trust;

@@ -1,5 +1,5 @@
 //! The command line of a cluster. Parses, runs one command, and exits with a code that scripts can use:
-//! 0 done, 1 refused or failed, 2 usage, 3 not found, 4 a wait timed out, 69 control plane unreachable.
+//! 0 done, 1 refused or failed, 2 usage, 3 not found, 4 a wait timed out, 5 no quorum, 69 control plane unreachable.
 #![forbid(unsafe_code)]
 
 mod cli;

@@ -61,8 +61,8 @@ impl Purpose {
     fn instead(self) -> &'static str {
         match self {
             Self::Peer => "run 'clustermesh join <token>' on the cluster that joins",
-            Self::Node => "give it to 'node-agent run --join'",
-            Self::Replica => "give it to 'control-plane run --join'",
+            Self::Node => "give it to 'node-agent run --join-file'",
+            Self::Replica => "give it to 'control-plane run --join-file'",
         }
     }
 }

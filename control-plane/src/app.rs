@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::SystemTime};
 
-use mesh_model::identity::TrustDomain;
+use mesh_model::identity::{SpiffeId, TrustDomain};
 use mesh_store::State;
 use mesh_tls::{SharedBundles, TrustBundles};
 use tokio_util::sync::CancellationToken;
@@ -62,9 +62,32 @@ impl App {
         Ok(caller)
     }
 
-    /// Who sent a request.
+    /// Who sent a request. A replica that was removed is a stranger, though its certificate is good for a day yet.
     pub fn caller(&self, extensions: &Extensions) -> Caller {
         let state = self.replica.applied();
+        match self.proven(extensions, &state) {
+            Caller::Replica(id) if id <= state.cursors.replica && !state.replicas.contains_key(&id) => {
+                Caller::Stranger(SpiffeId::replica(self.trust_domain(), id))
+            }
+            caller => caller,
+        }
+    }
+
+    /// Which replica sent a request to the raft door. One that was removed may still be needed to remove it, and is
+    /// told by that door itself.
+    ///
+    /// # Errors
+    /// The caller is no replica.
+    pub fn admit_raft(&self, extensions: &Extensions) -> Result<u64, Status> {
+        let caller = self.proven(extensions, &self.replica.applied());
+        authz::check(&caller, Action::Raft)?;
+        match caller {
+            Caller::Replica(id) => Ok(id),
+            other => Err(Status::permission_denied(format!("{other} is no replica of this cluster"))),
+        }
+    }
+
+    fn proven(&self, extensions: &Extensions, state: &State) -> Caller {
         let is_peer = |domain: &TrustDomain| state.peers.values().any(|p| &p.trust_domain == domain);
         doors::caller(extensions, self.trust_domain(), is_peer)
     }

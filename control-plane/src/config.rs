@@ -3,15 +3,23 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
+use clustermesh::token_source::TOKEN_VARIABLE;
 use ipnet::IpNet;
 use mesh_model::identity::TrustDomain;
 
 /// `EX_USAGE` of sysexits.h: what the process exits with when a flag is wrong.
 pub const EXIT_USAGE: u8 = 64;
 
+/// `EX_NOPERM` of sysexits.h: this replica was removed from the cluster. Starting it again changes nothing.
+pub const EXIT_REMOVED: u8 = 77;
+
 /// The control plane of one cluster: keeps its objects, serves its data planes.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "control-plane", version)]
+#[command(
+    name = "control-plane",
+    version,
+    after_help = "Exit codes: 0 stopped by a signal; 1 failed; 64 usage; 77 this replica was removed from the cluster."
+)]
 pub struct Cli {
     #[allow(missing_docs)]
     #[command(subcommand)]
@@ -23,6 +31,20 @@ pub struct Cli {
 pub enum Command {
     /// Run one replica.
     Run(Box<Config>),
+    /// Make a new raft group of a stopped replica's disk, without the others. Says what would happen unless
+    /// --cluster confirms it.
+    Recover(RecoverArgs),
+}
+
+/// Which disk.
+#[derive(Debug, Clone, Args)]
+pub struct RecoverArgs {
+    /// The survivor's folder.
+    #[arg(long)]
+    pub data_dir: PathBuf,
+    /// The cluster's name: yes, the other replicas are lost for good.
+    #[arg(long)]
+    pub cluster: Option<String>,
 }
 
 /// How log lines look.
@@ -63,9 +85,13 @@ pub struct Config {
     /// Virtual addresses of services, for a first start.
     #[arg(long, default_value = "10.101.0.0/16")]
     pub service_cidr: IpNet,
-    /// Token of `clustermesh token create --for replica`: join that cluster instead of making one.
-    #[arg(long)]
+    /// Token of `clustermesh replica add`: join that cluster instead of making one. Arguments are in the process list
+    /// for everybody to see: better use --join-file or the environment. Needed at the first start only.
+    #[arg(long, value_name = "TOKEN", env = TOKEN_VARIABLE, hide_env_values = true)]
     pub join: Option<String>,
+    /// A file with that token; '-' is stdin. Read at the first start only.
+    #[arg(long, value_name = "FILE")]
+    pub join_file: Option<PathBuf>,
     /// host:port of an east-west gateway of this cluster, told to peers; repeatable.
     #[arg(long = "gateway", value_parser = host_port)]
     pub gateways: Vec<String>,
@@ -102,11 +128,22 @@ pub enum Usage {
     Wrong(String),
 }
 
+/// Parses a command line of `run`.
+///
+/// # Errors
+/// One sentence that names the flag and the value, also for another command.
+pub fn parse(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<Config, Usage> {
+    match parse_command(arguments)? {
+        Command::Run(config) => Ok(*config),
+        other => Err(Usage::Wrong(format!("{other:?} does not run a replica"))),
+    }
+}
+
 /// Parses a command line.
 ///
 /// # Errors
 /// One sentence that names the flag and the value.
-pub fn parse(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<Config, Usage> {
+pub fn parse_command(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<Command, Usage> {
     let cli = Cli::try_parse_from(arguments).map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Usage::Help(error),
         _ => {
@@ -116,7 +153,13 @@ pub fn parse(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<
             Usage::Wrong(sentence.join(" ").trim_start_matches("error: ").to_owned())
         }
     })?;
-    let Command::Run(config) = cli.command;
+    if let Command::Run(config) = &cli.command {
+        check(config)?;
+    }
+    Ok(cli.command)
+}
+
+fn check(config: &Config) -> Result<(), Usage> {
     let width = |net: &IpNet| net.max_prefix_len() - net.prefix_len();
     if width(&config.service_cidr) < 8 {
         return Err(Usage::Wrong(format!(
@@ -136,7 +179,7 @@ pub fn parse(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<
             config.pod_cidr, config.service_cidr
         )));
     }
-    Ok(*config)
+    Ok(())
 }
 
 fn dns_label(text: &str) -> Result<String, String> {

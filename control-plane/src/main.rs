@@ -1,17 +1,23 @@
 //! The control plane of one cluster: parse, build, run, drain.
 
-use std::{io::IsTerminal, path::Path, process::ExitCode};
+use std::{
+    io::{IsTerminal, Write},
+    path::Path,
+    process::ExitCode,
+};
 
 use control_plane::{
-    config::{self, Config, EXIT_USAGE, LogFormat, Usage},
-    start::{self, Running},
+    config::{self, Command, Config, EXIT_REMOVED, EXIT_USAGE, LogFormat, Usage},
+    notify::{self, Notifier},
+    recover,
+    start::{self, Removed, Running},
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    let config = match config::parse(std::env::args_os()) {
-        Ok(config) => config,
+    let command = match config::parse_command(std::env::args_os()) {
+        Ok(command) => command,
         Err(Usage::Help(help)) => {
             // A closed stdout is not worth an error.
             let _ = help.print();
@@ -22,17 +28,30 @@ fn main() -> ExitCode {
             return ExitCode::from(EXIT_USAGE);
         }
     };
-    log_to_stderr(config.log_format);
+    log_to_stderr(match &command {
+        Command::Run(config) => config.log_format,
+        Command::Recover(_) => LogFormat::Text,
+    });
     let outcome = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(anyhow::Error::from)
-        .and_then(|runtime| runtime.block_on(run(config)));
+        .and_then(|runtime| runtime.block_on(execute(command)));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("control-plane: {error:#}");
-            ExitCode::FAILURE
+            if error.is::<Removed>() { ExitCode::from(EXIT_REMOVED) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+async fn execute(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Run(config) => run(*config).await,
+        Command::Recover(args) => {
+            let report = recover::run(&args).await?;
+            Ok(std::io::stdout().write_all(report.as_bytes())?)
         }
     }
 }
@@ -46,29 +65,47 @@ async fn run(config: Config) -> anyhow::Result<()> {
         // Left by a replica that was killed.
         let _ = std::fs::remove_file(path);
     }
+    let notifier = Notifier::from_environment();
     let mut running = start::start(config).await?;
     let failure = tokio::select! {
-        error = serve(&mut running, ready_file.as_deref()) => Some(error),
+        error = serve(&mut running, ready_file.as_deref(), &notifier) => Some(error),
         _ = terminate.recv() => None,
         _ = interrupt.recv() => None,
     };
     if let Some(path) = &ready_file {
         let _ = std::fs::remove_file(path);
     }
+    notifier.say(notify::STOPPING);
     tracing::info!("draining");
     running.drain(deadline).await;
     failure.map_or(Ok(()), Err)
 }
 
-/// Says when the replica is ready, and resolves only if it fails.
-async fn serve(running: &mut Running, ready_file: Option<&Path>) -> anyhow::Error {
-    running.ready().await;
-    let announced = ready_file.map_or(Ok(()), |path| std::fs::write(path, b"ready\n"));
-    if let Err(error) = announced {
-        return anyhow::anyhow!("--ready-file: {error}");
+/// Says when the replica is ready, and while no majority answers; resolves only if it fails.
+async fn serve(running: &mut Running, ready_file: Option<&Path>, notifier: &Notifier) -> anyhow::Error {
+    tokio::select! {
+        () = running.ready() => {}
+        error = running.ended() => return error,
     }
-    eprintln!("ready");
-    running.failed().await
+    let announce = |line: &str| ready_file.map_or(Ok(()), |path| std::fs::write(path, format!("{line}\n")));
+    let mut quorum = running.app.replica.quorum();
+    let mut told = false;
+    loop {
+        let lost = quorum.borrow_and_update().clone();
+        let line = lost.map_or_else(|| "ready".to_owned(), |lost| lost.to_string());
+        if let Err(error) = announce(&line) {
+            return anyhow::anyhow!("--ready-file: {error}");
+        }
+        notifier.status(&line);
+        if !std::mem::replace(&mut told, true) {
+            notifier.say(notify::READY);
+            eprintln!("ready");
+        }
+        tokio::select! {
+            error = running.failed() => return error,
+            Ok(()) = quorum.changed() => {}
+        }
+    }
 }
 
 fn log_to_stderr(format: LogFormat) {

@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use clustermesh::token_source::join_token;
 use mesh_model::records::{ClusterInfo, ReplicaRecord};
 use mesh_store::Command;
 use mesh_tls::shared_bundles;
@@ -16,12 +17,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     app::{App, trust_bundles},
-    authz::Action,
     ca::{Ca, files, keeper, newcomer},
     config::Config,
     doors, federation,
     federation::liveness::Liveness,
-    raft::{RaftConfig, Replica},
+    group::{self, Group},
+    raft::{Dialer, RaftConfig, Replica},
     replicas::Replicas,
     sources,
     telemetry::flows::FlowRing,
@@ -68,9 +69,7 @@ pub async fn start(mut config: Config) -> anyhow::Result<Running> {
     let trust_domain = ca.replica().trust_domain.clone();
     let bundles = shared_bundles(trust_bundles(&ca, &mesh_store::State::default()));
     let replicas = Replicas::new(ca.own().clone(), bundles.clone(), trust_domain.clone());
-    let raft_config = RaftConfig::new(id, config.advertised(), config.data_dir.join("raft"));
-    let dialer = replicas.dialer();
-    let replica = Arc::new(Replica::open(raft_config, dialer).await?);
+    let replica = Arc::new(open_replica(&config, &keys, &ca, replicas.dialer()).await?);
     // Nobody is answered before this; the keeper goes on with it.
     ca.refresh(&replica.applied(), SystemTime::now(), 0.0)?;
     let views = Arc::new(ModelViews::new(trust_domain, config.gateways.clone(), &replica.applied()));
@@ -92,7 +91,7 @@ pub async fn start(mut config: Config) -> anyhow::Result<Running> {
     let xds = XdsServer::new(views, subscribers, server::Options::new(format!("replica-{id}")));
     let admitting = app.clone();
     let raft =
-        replica.service(Arc::new(move |extensions| admitting.admit(extensions, Action::Raft).map(drop)));
+        replica.service(Arc::new(move |extensions| admitting.admit_raft(extensions).map(Some)));
     let mut doors = JoinSet::new();
     let (mesh_app, mesh_xds, stopping) = (app.clone(), xds.clone(), stop.clone());
     doors.spawn(async move {
@@ -125,16 +124,45 @@ async fn authority(config: &Config, keys: &Path) -> anyhow::Result<Ca> {
         }
         return Ok(ca);
     }
-    match (&config.join, &config.name, &config.trust_domain) {
+    let token = join_token(config.join.as_deref(), config.join_file.as_deref())?;
+    match (&token, &config.name, &config.trust_domain) {
         (Some(token), _, _) => newcomer::join(keys, token, &config.advertised(), now).await?,
-        (None, Some(name), Some(trust_domain)) => Ca::create(keys, name, trust_domain, now)?,
+        (None, Some(name), Some(trust_domain)) => {
+            // Before the keys: without it they would look like those of a replica whose log is gone.
+            Group::new().keep(keys)?;
+            Ca::create(keys, name, trust_domain, now)?;
+        }
         (None, _, _) => bail!(
-            "{} is empty: give --name and --trust-domain to make a cluster, or --join to enter one",
+            "{} is empty: give --name and --trust-domain to make a cluster, or --join-file to enter one",
             config.data_dir.display()
         ),
     }
     Ca::open(keys)?.context("the keys that were just made can't be found")
 }
+
+/// The replica in its folder, unless the folder is not what its keys belong to.
+async fn open_replica(config: &Config, keys: &Path, ca: &Ca, dialer: Dialer) -> anyhow::Result<Replica> {
+    let group = Group::open(keys)?;
+    let own = ca.replica();
+    let mut raft_config = RaftConfig::new(own.id, config.advertised(), config.data_dir.join("raft"));
+    raft_config.group = group.as_ref().map(|group| group.id.clone()).unwrap_or_default();
+    let folder = raft_config.dir.clone();
+    let replica = Replica::open(raft_config, dialer).await?;
+    let which = format!("replica {} of {}", own.id, own.cluster);
+    match group::check(group.clone(), replica.is_member().await, &which, &folder) {
+        Ok(now) if group.as_ref() == Some(&now) => Ok(replica),
+        Ok(now) => now.keep(keys).map(|()| replica),
+        Err(refusal) => {
+            replica.shutdown().await;
+            bail!(refusal)
+        }
+    }
+}
+
+/// This replica was removed from the cluster, and starting it again changes nothing.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Removed(pub String);
 
 impl Running {
     /// On the replica that makes a cluster: the group of one, and the first two commands. Repeating it is
@@ -162,11 +190,17 @@ impl Running {
     /// Resolves when this replica has a state to serve and is listed under its address.
     pub async fn ready(&self) {
         let app = &self.app;
-        let record = ReplicaRecord { id: app.ca.replica().id, address: app.config.advertised() };
+        let record = ReplicaRecord {
+            id: app.ca.replica().id,
+            address: app.config.advertised(),
+            // Of a replica that is known, its address is all that this changes.
+            learner: false,
+        };
         loop {
             let state = app.replica.applied();
             if state.cluster.is_some() {
-                if state.replicas.get(&record.id) == Some(&record) {
+                if state.replicas.get(&record.id).is_some_and(|known| known.address == record.address) {
+                    self.remember_membership();
                     return;
                 }
                 // A replica that moved, or the first one.
@@ -178,8 +212,24 @@ impl Running {
         }
     }
 
+    /// From now on an empty log means that it is gone.
+    fn remember_membership(&self) {
+        let keys = self.app.config.data_dir.join("keys");
+        let kept = Group::open(&keys).and_then(|group| match group {
+            Some(group) if !group.member => Group { member: true, ..group }.keep(&keys),
+            _ => Ok(()),
+        });
+        if let Err(error) = kept {
+            tracing::warn!(%error, "it is not remembered that this replica is a member");
+        }
+    }
+
     /// Ends all streams, waits for them within `deadline`, and stops the replica.
     pub async fn drain(mut self, deadline: Duration) {
+        // So that writes go on at once elsewhere.
+        if tokio::time::timeout(deadline, self.app.replica.hand_over()).await.is_err() {
+            tracing::warn!(?deadline, "leadership was not handed over in time");
+        }
         self.xds.drain();
         self.stop.cancel();
         let ended = async { while self.doors.join_next().await.is_some() {} };
@@ -197,13 +247,25 @@ impl Running {
     pub async fn failed(&mut self) -> anyhow::Error {
         let replica = self.app.replica.clone();
         tokio::select! {
-            reason = replica.stopped() => anyhow::anyhow!("this replica has stopped: {reason}"),
+            error = ended(&replica) => error,
             door = self.doors.join_next() => match door {
                 Some(Ok(Err(error))) => error,
                 Some(Err(error)) => error.into(),
                 Some(Ok(Ok(()))) | None => anyhow::anyhow!("a door was closed"),
             },
         }
+    }
+
+    /// The same of the replica alone; [`Removed`] if it was removed.
+    pub async fn ended(&self) -> anyhow::Error {
+        ended(&self.app.replica).await
+    }
+}
+
+async fn ended(replica: &Replica) -> anyhow::Error {
+    tokio::select! {
+        reason = replica.removed() => Removed(reason).into(),
+        reason = replica.stopped() => anyhow::anyhow!("this replica has stopped: {reason}"),
     }
 }
 

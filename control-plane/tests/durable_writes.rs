@@ -69,7 +69,7 @@ async fn serve(id: u64, raft: SocketAddr, control: SocketAddr, dir: &Path) {
     config.snapshot_after = 40;
     config.keep_entries = 10;
     let replica = Arc::new(Replica::open(config, dialer()).await.expect("what was acknowledged is there"));
-    let service = replica.service(Arc::new(|_| Ok(())));
+    let service = replica.service(Arc::new(|_| Ok(None)));
     let incoming = tokio_stream::wrappers::TcpListenerStream::new(raft_door);
     tokio::spawn(Server::builder().add_service(service).serve_with_incoming(incoming));
     let door = TcpListener::bind(control).await.expect("the port is free again");

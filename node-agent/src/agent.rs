@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
 use anyhow::Context;
+use clustermesh::token_source::join_token;
 use mesh_model::resource::NamespacedName;
 use mesh_tls::{SharedBundles, TrustBundles, certified, shared_bundles, shared_identity};
 use tokio::{
@@ -204,14 +205,14 @@ async fn node_state(args: &RunArgs) -> anyhow::Result<NodeState> {
         }
         tracing::warn!("the node's certificate has expired; the node must register again");
     }
-    let Some(token) = &args.join else {
+    let Some(token) = join_token(args.join.as_deref(), args.join_file.as_deref())? else {
         anyhow::bail!(
-            "this node has no valid certificate: give --join the output of `clustermesh token create --for node`"
+            "this node has no valid certificate: give --join-file the output of `clustermesh token create --for node`"
         );
     };
     let deadline = tokio::time::Instant::now() + REGISTER_PATIENCE;
     loop {
-        match register(token, &args.node, args.address).await {
+        match register(&token, &args.node, args.address).await {
             Ok(state) => {
                 state.save(&args.state_dir)?;
                 tracing::info!(node = state.node, cluster = state.cluster, "registered");

@@ -3,6 +3,7 @@
 use std::{net::Ipv4Addr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
+use clustermesh::token_source::TOKEN_VARIABLE;
 use mesh_model::resource::NamespacedName;
 
 /// Programs the kernel of one node, creates pods and serves their identity.
@@ -36,9 +37,13 @@ pub struct RunArgs {
     /// Underlay address of this node, by which the other nodes reach its pods.
     #[arg(long)]
     pub address: Ipv4Addr,
-    /// Token of `clustermesh token create --for node`. Needed at the first start only.
-    #[arg(long, env = "ISTHMUS_JOIN_TOKEN", hide_env_values = true)]
+    /// Token of `clustermesh token create --for node`. Arguments are in the process list for everybody to see: better
+    /// use --join-file or the environment. Needed at the first start only.
+    #[arg(long, value_name = "TOKEN", env = TOKEN_VARIABLE, hide_env_values = true)]
     pub join: Option<String>,
+    /// A file with that token; '-' is stdin. Read at the first start only.
+    #[arg(long, value_name = "FILE")]
+    pub join_file: Option<PathBuf>,
     /// Keeps the node's key and certificate, its pods and the last configuration.
     #[arg(long)]
     pub state_dir: PathBuf,

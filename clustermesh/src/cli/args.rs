@@ -10,7 +10,7 @@ use super::duration::parse_duration;
 pub(crate) const DEFAULT_SOCKET: &str = "/run/isthmus/admin.sock";
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 refused or failed; 2 usage; 3 not found; \
-    4 a wait timed out; 69 the control plane is unreachable.";
+    4 a wait timed out; 5 no quorum (what is shown was known last); 69 the control plane is unreachable.";
 
 /// Run and connect Isthmus clusters.
 #[derive(Debug, Parser)]
@@ -31,6 +31,11 @@ pub(crate) enum Command {
     Token {
         #[command(subcommand)]
         command: TokenCommand,
+    },
+    /// List, add, remove and promote the replicas of this cluster's control plane.
+    Replica {
+        #[command(subcommand)]
+        command: super::replica_args::ReplicaCommand,
     },
     /// Join this cluster to the one that made the token.
     Join(JoinArgs),

@@ -16,16 +16,20 @@ pub(crate) type Admin = AdminClient<Channel>;
 
 /// Connects to the socket.
 pub(crate) async fn connect(socket: &Path) -> Result<Admin, Failure> {
-    let channel = mesh_tls::grpc::connect_unix(socket).await.map_err(|error| {
+    Ok(AdminClient::new(channel(socket).await?)
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE))
+}
+
+/// The connection alone.
+pub(crate) async fn channel(socket: &Path) -> Result<Channel, Failure> {
+    mesh_tls::grpc::connect_unix(socket).await.map_err(|error| {
         let reason = match error {
             mesh_tls::Error::Connect { reason, .. } => reason,
             other => other.to_string(),
         };
         Failure::unreachable(unreachable(&socket.display().to_string(), &reason))
-    })?;
-    Ok(AdminClient::new(channel)
-        .max_decoding_message_size(MAX_MESSAGE)
-        .max_encoding_message_size(MAX_MESSAGE))
+    })
 }
 
 fn unreachable(socket: &str, reason: &str) -> String {

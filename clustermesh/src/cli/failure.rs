@@ -12,6 +12,8 @@ pub(crate) const USAGE: u8 = 2;
 pub(crate) const NOT_FOUND: u8 = 3;
 /// A wait ended before its condition held.
 pub(crate) const TIMED_OUT: u8 = 4;
+/// No majority of the replicas answers: what was shown is what one of them knew last.
+pub(crate) const NO_QUORUM: u8 = 5;
 /// `EX_UNAVAILABLE` of sysexits.h: the control plane can't be reached.
 pub(crate) const UNREACHABLE: u8 = 69;
 
@@ -41,6 +43,15 @@ impl Failure {
 
     pub(crate) fn timed_out(sentence: impl Into<String>) -> Self {
         Self::new(TIMED_OUT, sentence)
+    }
+
+    pub(crate) fn no_quorum(sentence: impl Into<String>) -> Self {
+        Self::new(NO_QUORUM, sentence)
+    }
+
+    /// If this is the end of a wait: the same with a sentence.
+    pub(crate) fn or_timed_out(self, sentence: impl Into<String>) -> Self {
+        if self.code == TIMED_OUT { Self::timed_out(sentence) } else { self }
     }
 
     pub(crate) fn unreachable(sentence: impl Into<String>) -> Self {

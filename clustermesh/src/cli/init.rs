@@ -106,7 +106,7 @@ fn make_folder(folder: &Path, mode: u32) -> Result<(), Failure> {
         .map_err(|e| Failure::failed(format!("cannot make the folder {}: {e}", folder.display())))
 }
 
-fn find_binary(given: Option<&Path>) -> Result<PathBuf, Failure> {
+pub(crate) fn find_binary(given: Option<&Path>) -> Result<PathBuf, Failure> {
     if let Some(path) = given {
         return if path.is_file() {
             Ok(path.to_owned())
@@ -220,8 +220,8 @@ fn next_steps(socket: &Path, args: &InitArgs, trust_domain: &str, pid: u32, rest
          Next:\n\
          {prefix}  \
          clustermesh status                      # replicas, peers, data planes\n  \
-         clustermesh token create --for node     # for 'node-agent run --join', on each node\n  \
-         clustermesh token create --for replica  # for 'control-plane run --join'; 3 or 5 survive failures\n  \
+         clustermesh token create --for node     # for 'node-agent run --join-file', on each node\n  \
+         clustermesh replica add                 # for 'control-plane run --join-file'; 3 or 5 survive failures\n  \
          clustermesh apply -f shop.yaml --wait   # your workloads, services and policies\n  \
          clustermesh token create --for peer     # for 'clustermesh join', on another cluster\n",
         name = args.name,

@@ -16,6 +16,8 @@ mod object;
 mod observe;
 mod out;
 mod render;
+mod replica;
+mod replica_args;
 mod selector;
 mod status;
 mod token;
@@ -30,6 +32,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Init(args) => init::run(socket, &args).await,
         Command::Token { command } => token::run(socket, &command).await,
         Command::Join(args) => join::run(socket, &args).await,
+        Command::Replica { command } => replica::run(socket, &command).await,
         Command::Status(args) => status::run(socket, &args).await,
         Command::Apply(args) => apply::run(socket, &args).await,
         Command::Get(args) => get::run(socket, &args).await,

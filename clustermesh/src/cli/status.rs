@@ -21,7 +21,9 @@ const CLEAR: &str = "\u{1b}[H\u{1b}[2J";
 pub(crate) async fn run(socket: &Path, args: &StatusArgs) -> Result<(), Failure> {
     let mut admin = connect(socket).await?;
     if !args.watch {
-        return out::print(&text(&ask(&mut admin).await?, args.output)?);
+        let status = ask(&mut admin).await?;
+        out::print(&text(&status, args.output)?)?;
+        return quorum(&status);
     }
     let mut ticks = tokio::time::interval(INTERVAL);
     loop {
@@ -35,6 +37,11 @@ pub(crate) async fn run(socket: &Path, args: &StatusArgs) -> Result<(), Failure>
             out::line(&text)?;
         }
     }
+}
+
+/// Without a quorum the answer stands, and the exit code says what it is worth.
+pub(super) fn quorum(status: &StatusResponse) -> Result<(), Failure> {
+    status.no_quorum.as_ref().map_or(Ok(()), |lost| Err(Failure::no_quorum(&lost.sentence)))
 }
 
 async fn ask(admin: &mut Admin) -> Result<StatusResponse, Failure> {

@@ -39,6 +39,7 @@ async fn create(socket: &Path, args: &TokenCreateArgs) -> Result<(), Failure> {
         purpose: purpose.to_owned(),
         ttl_seconds,
         node: args.node.clone().unwrap_or_default(),
+        learner: false,
     };
     let mut admin = connect(socket).await?;
     let answer = within(REQUEST_TIMEOUT, admin.create_token(request)).await?;
@@ -63,7 +64,9 @@ async fn create(socket: &Path, args: &TokenCreateArgs) -> Result<(), Failure> {
 fn next_step(purpose: TokenPurpose) -> &'static str {
     match purpose {
         TokenPurpose::Peer => "On the cluster that joins: clustermesh join <token>.",
-        TokenPurpose::Node => "On the node: node-agent run --join <token> ...",
-        TokenPurpose::Replica => "On the new replica's machine: control-plane run --join <token> ...",
+        TokenPurpose::Node => "On the node, with the token on stdin: node-agent run --join-file - ...",
+        TokenPurpose::Replica => {
+            "On the new replica's machine, with the token on stdin: control-plane run --join-file - ..."
+        }
     }
 }

@@ -81,6 +81,9 @@ pub struct ReplicaRecord {
     pub id: u64,
     /// `host:port` of its mesh door.
     pub address: String,
+    /// It is given the log and does not vote; else it votes once it has caught up.
+    #[serde(default)]
+    pub learner: bool,
 }
 
 /// Another cluster, as this one knows it.

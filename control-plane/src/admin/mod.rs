@@ -3,6 +3,7 @@
 pub mod objects;
 pub mod observe;
 pub mod render;
+pub mod replicas;
 pub mod selector;
 pub mod status;
 pub mod watch;

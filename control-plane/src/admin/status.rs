@@ -9,10 +9,11 @@ use std::{
 use futures::future::join_all;
 use tonic::{Request, Status};
 use xds_proto::isthmus::admin::v1::{
-    CertificateStatus, DataPlaneStatus, PeerStatus, ReplicaStatus, StatusRequest, StatusResponse,
+    CertificateStatus, DataPlaneStatus, NoQuorum, PeerStatus, StatusRequest, StatusResponse,
     admin_client::AdminClient,
 };
 
+use super::replicas;
 use crate::{app::App, ca::unix};
 
 /// Metadata by which a replica asks another for its own part only, so that asking does not go in circles.
@@ -55,26 +56,23 @@ pub fn local(app: &App) -> StatusResponse {
         revision: state.revision,
         leader: view.leader.unwrap_or(0),
         answered_by: own.id,
-        replicas: replicas(app),
+        replicas: replicas::known(&state, &view),
         peers,
         data_planes: data_planes(app),
         certificates: certificates(app),
         objects: objects.into_iter().collect(),
+        no_quorum: view.no_quorum.as_ref().map(no_quorum),
+        raft_group: view.group.clone(),
     }
 }
 
-fn replicas(app: &App) -> Vec<ReplicaStatus> {
-    let view = app.replica.metrics();
-    view.members
-        .iter()
-        .map(|member| ReplicaStatus {
-            id: member.id,
-            address: member.address.clone(),
-            role: member.role.as_str().to_owned(),
-            matched: member.matched.unwrap_or(0),
-            lag: member.lag.unwrap_or(0),
-        })
-        .collect()
+fn no_quorum(lost: &crate::raft::NoQuorum) -> NoQuorum {
+    NoQuorum {
+        reachable: u32::try_from(lost.reachable).unwrap_or(u32::MAX),
+        voters: u32::try_from(lost.voters).unwrap_or(u32::MAX),
+        since_unix_ms: unix(lost.since) * 1000,
+        sentence: lost.to_string(),
+    }
 }
 
 fn data_planes(app: &App) -> Vec<DataPlaneStatus> {
@@ -127,9 +125,7 @@ pub async fn everywhere(app: &App) -> StatusResponse {
             }
         }
     }
-    for replica in answer.replicas.iter_mut().filter(|replica| unreachable.contains(&replica.id)) {
-        "unreachable".clone_into(&mut replica.role);
-    }
+    replicas::mark_reachable(&mut answer.replicas, answer.answered_by, &unreachable);
     answer.data_planes.sort_by(|a, b| (&a.id, a.replica).cmp(&(&b.id, b.replica)));
     // Every replica has the root.
     answer.certificates.sort_by(|a, b| {
@@ -200,11 +196,9 @@ async fn ask(app: &App, address: &str) -> Result<StatusResponse, Status> {
 /// Adds what only the other replica knows: its data planes, its certificates, when it heard a peer, and, if it
 /// leads, how far the others are.
 fn merge(answer: &mut StatusResponse, other: StatusResponse) {
+    replicas::merge(&mut answer.replicas, &other);
     answer.data_planes.extend(other.data_planes);
     answer.certificates.extend(other.certificates);
-    if other.leader == other.answered_by {
-        answer.replicas = other.replicas;
-    }
     for theirs in other.peers {
         let ours = answer.peers.iter_mut().find(|peer| peer.cluster == theirs.cluster);
         if let Some(ours) = ours.filter(|ours| ours.last_heard_unix_ms < theirs.last_heard_unix_ms) {
@@ -233,19 +227,5 @@ mod tests {
         assert_eq!(answer.peers[0].state, "connected");
         merge(&mut answer, StatusResponse { peers: vec![peer("stale", 5)], ..Default::default() });
         assert_eq!(answer.peers[0].state, "connected");
-    }
-
-    #[test]
-    fn only_the_leader_tells_how_far_the_others_are() {
-        let replica = |lag| ReplicaStatus { id: 1, lag, ..Default::default() };
-        let mut answer = StatusResponse { replicas: vec![replica(0)], ..Default::default() };
-        let follower =
-            StatusResponse { leader: 3, answered_by: 2, replicas: vec![replica(7)], ..Default::default() };
-        merge(&mut answer, follower);
-        assert_eq!(answer.replicas[0].lag, 0);
-        let leader =
-            StatusResponse { leader: 3, answered_by: 3, replicas: vec![replica(4)], ..Default::default() };
-        merge(&mut answer, leader);
-        assert_eq!(answer.replicas[0].lag, 4);
     }
 }

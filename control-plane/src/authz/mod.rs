@@ -76,6 +76,8 @@ pub enum Action {
     CreateToken,
     /// `Admin.Join`: makes this cluster join another.
     JoinMesh,
+    /// `Replicas.*`: takes replicas out of the raft group, and says which of them vote.
+    ManageReplicas,
     /// `Raft.*`
     Raft,
     /// `Bootstrap.*`: a token in the request is the proof.
@@ -96,13 +98,14 @@ pub enum Action {
 
 impl Action {
     /// Every action.
-    pub const ALL: [Action; 14] = [
+    pub const ALL: [Action; 15] = [
         Action::Write,
         Action::Read,
         Action::Status,
         Action::Observe,
         Action::CreateToken,
         Action::JoinMesh,
+        Action::ManageReplicas,
         Action::Raft,
         Action::Bootstrap,
         Action::AcceptPeer,

@@ -7,7 +7,7 @@ pub fn allowed(role: Role, action: Action) -> bool {
     use Action as A;
     use Role as R;
     match action {
-        A::Write | A::Read | A::CreateToken | A::JoinMesh => matches!(role, R::LocalRoot | R::Admin),
+        A::Write | A::Read | A::CreateToken | A::JoinMesh | A::ManageReplicas => matches!(role, R::LocalRoot | R::Admin),
         // Replicas ask each other for the data planes and flows that each has.
         A::Status | A::Observe => matches!(role, R::LocalRoot | R::Admin | R::Replica),
         A::Raft => matches!(role, R::Replica),
@@ -25,7 +25,7 @@ mod tests {
     /// A line for each action, in the order of `Action::ALL`; columns in that of `Role::ALL`. Written out, so that a
     /// change of the rules is a change of this picture.
     #[rustfmt::skip]
-    const TABLE: [(&str, &str); 14] = [
+    const TABLE: [(&str, &str); 15] = [
         //                  LocalRoot Replica Node Admin Workload Peer Stranger Anonymous
         ("Write",           "y        -       -    y     -        -    -        -"),
         ("Read",            "y        -       -    y     -        -    -        -"),
@@ -33,6 +33,7 @@ mod tests {
         ("Observe",         "y        y       -    y     -        -    -        -"),
         ("CreateToken",     "y        -       -    y     -        -    -        -"),
         ("JoinMesh",        "y        -       -    y     -        -    -        -"),
+        ("ManageReplicas",  "y        -       -    y     -        -    -        -"),
         ("Raft",            "-        y       -    -     -        -    -        -"),
         ("Bootstrap",       "y        y       y    y     y        y    y        y"),
         ("AcceptPeer",      "y        y       y    y     y        y    y        y"),

@@ -1,13 +1,16 @@
 //! Join tokens: made by an administrator, shown by a newcomer, used once.
 
 use clustermesh::token::{JoinToken, Purpose, secret_sha256};
-use mesh_store::{Command, State, TokenPurpose, TokenRecord};
+use mesh_store::{Applied, Command, State, TokenPurpose, TokenRecord};
 use mesh_tls::{CertificateDer, fingerprint};
 use rand::Rng;
 use tonic::Status;
 use xds_proto::isthmus::admin::v1::{CreateTokenRequest, CreateTokenResponse};
 
-use crate::app::{App, write_status};
+use crate::{
+    app::{App, write_status},
+    raft::WriteError,
+};
 
 /// Validity of a token unless told otherwise, and at most.
 const DEFAULT_TTL_SECONDS: u32 = 3_600;
@@ -56,6 +59,7 @@ pub async fn create(app: &App, request: &CreateTokenRequest) -> Result<CreateTok
         secret_sha256: secret_sha256(&token.secret),
         expires_unix,
         used_by: None,
+        learner: request.learner,
     };
     app.replica.write(Command::CreateToken { id: token.id, token: record }).await.map_err(write_status)?;
     Ok(CreateTokenResponse { token: text, expires_unix })
@@ -115,12 +119,26 @@ pub async fn redeem(
 ) -> Result<(), Status> {
     let command =
         Command::UseToken { id: token.id.clone(), secret_sha256: token.secret_sha256(), purpose, bearer };
-    app.replica.write(command).await.map_err(|error| {
-        let status = write_status(error);
-        match status.code() {
-            tonic::Code::FailedPrecondition => Status::permission_denied(status.message()),
-            _ => status,
-        }
-    })?;
-    Ok(())
+    app.replica.write(command).await.map(drop).map_err(refused)
+}
+
+/// Uses a token for a replica at an address, and gives the replica its number: both, or neither.
+///
+/// # Errors
+/// As [`redeem`], or another replica has the address.
+pub async fn admit_replica(app: &App, token: &JoinToken, address: &str) -> Result<Applied, Status> {
+    let command = Command::AdmitReplica {
+        token: token.id.clone(),
+        secret_sha256: token.secret_sha256(),
+        address: address.to_owned(),
+    };
+    app.replica.write(command).await.map_err(refused)
+}
+
+fn refused(error: WriteError) -> Status {
+    let status = write_status(error);
+    match status.code() {
+        tonic::Code::FailedPrecondition => Status::permission_denied(status.message()),
+        _ => status,
+    }
 }

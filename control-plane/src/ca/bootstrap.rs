@@ -5,7 +5,7 @@
 use std::{net::IpAddr, sync::Arc, time::SystemTime};
 
 use clustermesh::token::Purpose;
-use mesh_model::{identity::SpiffeId, records::ReplicaRecord};
+use mesh_model::identity::SpiffeId;
 use mesh_store::{AuthorityCommand, Command, Granted, TokenPurpose};
 use tonic::{Request, Response, Status};
 use xds_proto::isthmus::bootstrap::v1::{
@@ -91,10 +91,7 @@ impl Bootstrap for BootstrapService {
         // The number is not known yet; this finds out whether the request can be signed at all.
         let trial = SpiffeId::replica(app.trust_domain(), 0);
         app.ca.sign(&request.csr, &trial, NODE_TTL, now).map_err(ca_status)?;
-        let bearer = format!("replica {}", request.address);
-        admission::redeem(app, &token, TokenPurpose::Replica, bearer).await?;
-        let command = Command::PutReplica(ReplicaRecord { id: 0, address: request.address.clone() });
-        let applied = app.replica.write(command).await.map_err(write_status)?;
+        let applied = admission::admit_replica(app, &token, &request.address).await?;
         let Granted::Replica(replica_id) = applied.granted else {
             return Err(Status::internal("the new replica was given no number"));
         };
@@ -114,6 +111,7 @@ impl Bootstrap for BootstrapService {
             cluster: app.ca.replica().cluster.clone(),
             trust_domain: app.trust_domain().to_string(),
             mesh_domain: app.config.mesh_domain.clone(),
+            raft_group: app.replica.group().to_owned(),
         }))
     }
 }

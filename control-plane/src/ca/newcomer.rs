@@ -14,13 +14,14 @@ use xds_proto::isthmus::bootstrap::v1::{
 };
 
 use super::{Ca, CaError, ReplicaFile, unix};
+use crate::group::Group;
 
 /// Why a replica can't join.
 #[derive(Debug, Error)]
 pub enum JoinError {
     #[allow(missing_docs)]
     #[error("--join: {0}")]
-    Token(#[from] TokenError),
+    Token(TokenError),
     /// Every door of the token was tried.
     #[error("no replica named in the token admits this one: {0}")]
     Refused(String),
@@ -30,6 +31,13 @@ pub enum JoinError {
     #[allow(missing_docs)]
     #[error(transparent)]
     Ca(#[from] CaError),
+}
+
+/// Not as the error's source: its sentence is this one's already.
+impl From<TokenError> for JoinError {
+    fn from(error: TokenError) -> Self {
+        JoinError::Token(error)
+    }
 }
 
 impl From<mesh_tls::Error> for JoinError {
@@ -59,11 +67,14 @@ pub async fn join(folder: &Path, token_text: &str, address: &str, now: SystemTim
         sealing_key: sealing.public().to_vec(),
     };
     let answer = ask(&token, request).await?;
+    let group = Group::named(answer.raft_group.clone());
     let (replica, certificate) = accept(&token, answer)?;
     let issuer = issuer_key.certified(certificate)?;
     if issuer.trust_domain() != &replica.trust_domain {
         return Err(JoinError::Answer(format!("the issuer is of {}", issuer.trust_domain())));
     }
+    // Before the keys: without it they would look like those of a replica whose log is gone.
+    group.keep(folder).map_err(|error| JoinError::Answer(error.to_string()))?;
     Ca::keep(folder, &replica, &issuer, &sealing)?;
     Ok(())
 }

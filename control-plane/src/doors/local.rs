@@ -6,10 +6,13 @@ use std::{future::Future, path::Path, sync::Arc};
 use mesh_tls::grpc;
 use tokio::net::UnixListener;
 use tonic::transport::Server;
-use xds_proto::isthmus::admin::v1::admin_server::AdminServer;
+use xds_proto::isthmus::admin::v1::{admin_server::AdminServer, replicas_server::ReplicasServer};
 
 use super::MAX_ADMIN_MESSAGE;
-use crate::{admin::AdminService, app::App};
+use crate::{
+    admin::{AdminService, replicas::ReplicasService},
+    app::App,
+};
 
 /// Listens on the socket, and makes its folder if need be.
 ///
@@ -32,11 +35,13 @@ pub async fn serve(
     listener: UnixListener,
     stop: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
+    let replicas = ReplicasServer::new(ReplicasService(app.clone()));
     let admin = AdminServer::new(AdminService(app))
         .max_decoding_message_size(MAX_ADMIN_MESSAGE)
         .max_encoding_message_size(usize::MAX);
     Server::builder()
         .add_service(admin)
+        .add_service(replicas)
         .serve_with_incoming_shutdown(grpc::incoming_unix(listener), stop)
         .await?;
     Ok(())

@@ -136,7 +136,7 @@ async fn a_leader_that_goes_is_replaced_and_nothing_is_lost() {
             .metrics()
             .members
             .iter()
-            .any(|member| member.id == 1 && member.role == Role::Unreachable)
+            .any(|member| member.id == 1 && member.reachable == Some(false))
     })
     .await;
 
@@ -244,7 +244,7 @@ async fn who_is_no_replica_and_what_is_no_message_is_refused_and_changes_nothing
     }
     let mut replica = RaftClient::connect(format!("http://{}", running.address)).await.expect("connected");
     for json in [&b""[..], b"{}", b"[]", b"\xff", br#"{"envelopes":[{}],"patience_ms":1}"#] {
-        let payload = || Payload { json: json.to_vec() };
+        let payload = || Payload { json: json.to_vec(), ..Payload::default() };
         for code in [
             replica.vote(payload()).await.expect_err("refused").code(),
             replica.append_entries(payload()).await.expect_err("refused").code(),

@@ -3,6 +3,7 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use super::OpenError;
+use crate::doors::bucket::Rate;
 
 /// Commands in one log entry, at most.
 pub(crate) const MAX_BATCH_COMMANDS: usize = 512;
@@ -26,6 +27,10 @@ pub(crate) const MAX_SNAPSHOT_BYTES: u64 = 2 * 1024 * 1024 * 1024;
 pub(crate) const WRITE_DEADLINE: Duration = Duration::from_secs(10);
 /// The same for a linearizable read.
 pub(crate) const READ_DEADLINE: Duration = Duration::from_secs(5);
+/// Calls of one replica that are answered at once; further ones are refused. It has a handful of its own accord.
+pub(crate) const MAX_CALLS_PER_REPLICA: usize = 64;
+/// Requests for votes that one replica may send. An election takes two.
+pub(crate) const VOTES: Rate = Rate { per_second: 20, burst: 40 };
 /// A learner that is at most so many entries behind becomes a voter.
 pub(crate) const PROMOTION_LAG: u64 = 64;
 
@@ -39,6 +44,14 @@ pub struct Timings {
     pub election_min: Duration,
     /// Greatest draw.
     pub election_max: Duration,
+}
+
+impl Timings {
+    /// openraft's own lease of the leader: after it, a follower's vote can be had by openraft's rules. It is as short
+    /// as openraft allows, because `election` has a longer one, which a transfer of leadership passes by.
+    pub(crate) fn lease(&self) -> Duration {
+        self.heartbeat + Duration::from_millis(2)
+    }
 }
 
 /// For replicas on one LAN: a killed leader is replaced in 1.1 to 1.7 s, and a pause of a second deposes nobody.
@@ -67,6 +80,9 @@ pub struct RaftConfig {
     pub snapshot_after: u64,
     /// So many entries before the snapshot are kept, for replicas that are a little behind.
     pub keep_entries: u64,
+    /// The group that it belongs to; replicas of another one are refused. A group that is made anew of one
+    /// survivor's disk has a new name, so that the others of old can't come back to it.
+    pub group: String,
 }
 
 impl RaftConfig {
@@ -79,16 +95,25 @@ impl RaftConfig {
             timings: Timings::default(),
             snapshot_after: 5_000,
             keep_entries: 1_000,
+            group: String::new(),
         }
     }
 
     pub(crate) fn openraft(&self) -> Result<Arc<openraft::Config>, OpenError> {
+        let Timings { heartbeat, election_min, election_max } = self.timings;
+        if !(heartbeat < election_min && election_min < election_max) {
+            return Err(OpenError::Config(format!(
+                "heartbeat {heartbeat:?}, election {election_min:?} to {election_max:?}: each must be more than the one before"
+            )));
+        }
         let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let config = openraft::Config {
             cluster_name: "isthmus".to_owned(),
-            heartbeat_interval: millis(self.timings.heartbeat),
-            election_timeout_min: millis(self.timings.election_min),
-            election_timeout_max: millis(self.timings.election_max),
+            heartbeat_interval: millis(heartbeat),
+            // `election` decides who stands and when; of these only the lease is left.
+            enable_elect: false,
+            election_timeout_min: millis(self.timings.lease()) - 1,
+            election_timeout_max: millis(self.timings.lease()),
             install_snapshot_timeout: 15_000,
             max_payload_entries: 256,
             replication_lag_threshold: self.snapshot_after.saturating_mul(2),

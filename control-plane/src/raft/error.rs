@@ -5,6 +5,8 @@ use std::{io, path::PathBuf};
 use mesh_store::Refusal;
 use thiserror::Error;
 
+use super::contact::NoQuorum;
+
 /// What to do about a replica whose disk can't be believed.
 const REJOIN: &str = "this replica neither votes nor serves; if the others are well, remove it, empty its data directory and join it anew";
 
@@ -83,6 +85,12 @@ pub enum WriteError {
         "no majority of replicas confirmed the write within {seconds} s ({reason}): it may take effect yet, repeat it"
     )]
     TimedOut { seconds: u64, reason: String },
+    /// Nobody was asked: nothing has changed.
+    #[error(transparent)]
+    NoQuorum(NoQuorum),
+    /// The majority went while the write was under way: it may or may not take effect later.
+    #[error("{0}; this one was under way and may take effect yet, repeat it")]
+    Interrupted(NoQuorum),
     /// This replica was asked by another one that took it for the leader.
     #[error("this replica is not the leader")]
     NotLeader,
@@ -96,6 +104,8 @@ pub enum WriteError {
 pub enum ReadError {
     #[error("no leader confirmed the state within {seconds} s ({reason}): repeat the request")]
     TimedOut { seconds: u64, reason: String },
+    #[error("{0}, and so are reads that must be up to date")]
+    NoQuorum(NoQuorum),
     #[error("this replica has stopped: {0}")]
     Stopped(String),
 }

@@ -10,7 +10,9 @@
 
 mod blocking;
 mod config;
+mod contact;
 mod disk;
+mod election;
 mod error;
 mod machine;
 mod membership;
@@ -18,16 +20,21 @@ mod network;
 mod queue;
 mod reads;
 mod replica;
+pub mod salvage;
+mod transfer;
 mod types;
 mod view;
 
 #[cfg(test)]
 mod cluster_tests;
 #[cfg(test)]
+mod partition_tests;
+#[cfg(test)]
 pub(crate) mod testing;
 
 pub use config::{RaftConfig, Timings};
+pub use contact::NoQuorum;
 pub use error::{DiskError, OpenError, ReadError, WriteError};
-pub use network::{Authorize, DialError, Dialer, RaftService};
+pub use network::{Authorize, DialError, Dialer, RaftService, decode_frame};
 pub use replica::Replica;
 pub use view::{MemberView, ReplicaView, Role};

@@ -15,7 +15,9 @@ use super::{
     config::{
         MAX_BATCH_BYTES, MAX_BATCH_COMMANDS, MAX_ENTRIES_IN_FLIGHT, MAX_QUEUED_COMMANDS, WRITE_DEADLINE,
     },
+    contact::{Contact, NoQuorum},
     network::{Forward, LeaderError, Peers, forward},
+    transfer::Gate,
     types::{Batch, Metrics, Raft},
 };
 
@@ -39,10 +41,10 @@ struct Pending {
 
 impl Queue {
     /// Starts the queue's task, which ends with the last handle.
-    pub(crate) fn start(id: u64, raft: Raft, peers: Arc<Peers>) -> Self {
+    pub(crate) fn start(id: u64, raft: Raft, peers: Arc<Peers>, contact: Arc<Contact>, gate: Gate) -> Self {
         let (entrance, waiting) = mpsc::channel(MAX_QUEUED_COMMANDS);
         let metrics = raft.metrics();
-        tokio::spawn(run(waiting, Arc::new(Submitter { id, raft, peers, metrics })));
+        tokio::spawn(run(waiting, Arc::new(Submitter { id, raft, peers, metrics, contact, gate })));
         Self { entrance }
     }
 
@@ -129,6 +131,8 @@ struct Submitter {
     raft: Raft,
     peers: Arc<Peers>,
     metrics: watch::Receiver<Metrics>,
+    contact: Arc<Contact>,
+    gate: Gate,
 }
 
 enum Attempt {
@@ -136,6 +140,7 @@ enum Attempt {
     /// Another leader, or the same one later, may do it.
     Again(String),
     NotLeader,
+    NoQuorum(NoQuorum),
     Fatal(String),
 }
 
@@ -145,14 +150,21 @@ impl Submitter {
         let forwarded = batch.first().is_some_and(|pending| pending.forwarded);
         let mut reason = "there is no leader".to_owned();
         let mut metrics = self.metrics.clone();
+        let mut tried = false;
         loop {
             expire(&mut batch, &reason);
             let Some(patience) = batch.iter().map(|pending| pending.deadline).max() else { return };
             let envelopes =
                 Arc::new(batch.iter().map(|pending| pending.envelope.clone()).collect::<Vec<_>>());
             metrics.mark_unchanged();
-            let attempt =
-                tokio::time::timeout_at(patience, self.attempt(&envelopes, patience, forwarded)).await;
+            let attempt = tokio::time::timeout_at(patience, async {
+                tokio::select! {
+                    biased;
+                    lost = self.contact.quorum_lost() => Attempt::NoQuorum(lost),
+                    attempt = self.attempt(&envelopes, patience, forwarded, &mut tried) => attempt,
+                }
+            });
+            let attempt = attempt.await;
             match attempt {
                 Ok(Attempt::Done(outcomes)) => {
                     for (pending, outcome) in batch.into_iter().zip(outcomes) {
@@ -162,6 +174,8 @@ impl Submitter {
                     return;
                 }
                 Ok(Attempt::NotLeader) => return refuse(batch, &WriteError::NotLeader),
+                Ok(Attempt::NoQuorum(lost)) if tried => return refuse(batch, &WriteError::Interrupted(lost)),
+                Ok(Attempt::NoQuorum(lost)) => return refuse(batch, &WriteError::NoQuorum(lost)),
                 Ok(Attempt::Fatal(reason)) => return refuse(batch, &WriteError::Stopped(reason)),
                 Ok(Attempt::Again(why)) => reason = why,
                 Err(_) => "the leader reached no majority".clone_into(&mut reason),
@@ -171,7 +185,14 @@ impl Submitter {
         }
     }
 
-    async fn attempt(&self, envelopes: &Arc<Vec<Envelope>>, deadline: Instant, forwarded: bool) -> Attempt {
+    /// Sets `tried` before the commands may have got anywhere.
+    async fn attempt(
+        &self,
+        envelopes: &Arc<Vec<Envelope>>,
+        deadline: Instant,
+        forwarded: bool,
+        tried: &mut bool,
+    ) -> Attempt {
         let leader = {
             let metrics = self.metrics.borrow();
             if let Err(fatal) = &metrics.running_state {
@@ -183,9 +204,13 @@ impl Submitter {
             })
         };
         match leader {
-            Some((id, _)) if id == self.id => self.write_here(envelopes, forwarded).await,
+            Some((id, _)) if id == self.id => {
+                *tried = true;
+                self.write_here(envelopes, forwarded).await
+            }
             _ if forwarded => Attempt::NotLeader,
             Some((id, address)) => {
+                *tried = true;
                 let patience = deadline.saturating_duration_since(Instant::now()).as_millis();
                 let patience_ms = u64::try_from(patience).unwrap_or(u64::MAX);
                 let request = Forward { envelopes: envelopes.to_vec(), patience_ms };
@@ -202,6 +227,8 @@ impl Submitter {
     }
 
     async fn write_here(&self, envelopes: &Arc<Vec<Envelope>>, forwarded: bool) -> Attempt {
+        // Closed while leadership is handed over.
+        let _open = self.gate.read().await;
         match self.raft.client_write(Batch(envelopes.clone())).await {
             Ok(response) => Attempt::Done(response.data.0),
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) if forwarded => Attempt::NotLeader,

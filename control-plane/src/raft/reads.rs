@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::{
     ReadError,
     config::READ_DEADLINE,
+    contact::Contact,
     machine::Published,
     network::{LeaderError, Peers, read_index},
     types::Raft,
@@ -26,6 +27,7 @@ pub(crate) struct Reads {
     pub(crate) raft: Raft,
     pub(crate) peers: Arc<Peers>,
     pub(crate) published: Arc<Published>,
+    pub(crate) contact: Arc<Contact>,
 }
 
 impl Reads {
@@ -49,8 +51,13 @@ impl Reads {
                 tokio::time::sleep(RETRY).await;
             }
         };
-        let read = tokio::time::timeout_at(deadline, read).await;
-        read.unwrap_or_else(|_| Err(ReadError::TimedOut { seconds: READ_DEADLINE.as_secs(), reason }))
+        tokio::select! {
+            biased;
+            lost = self.contact.quorum_lost() => Err(ReadError::NoQuorum(lost)),
+            read = tokio::time::timeout_at(deadline, read) => read.unwrap_or_else(|_| {
+                Err(ReadError::TimedOut { seconds: READ_DEADLINE.as_secs(), reason })
+            }),
+        }
     }
 
     async fn read_index(&self) -> Result<u64, Failure> {

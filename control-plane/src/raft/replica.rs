@@ -16,12 +16,15 @@ use xds_proto::isthmus::raft::v1::raft_server::RaftServer;
 
 use super::{
     Authorize, Dialer, OpenError, RaftConfig, RaftService, ReadError, ReplicaView, WriteError,
+    contact::{Contact, NoQuorum},
     disk::{self, DiskStats},
+    election::Elections,
     machine::{Machine, Published},
     membership,
     network::{Factory, Peers},
     queue::Queue,
     reads::Reads,
+    transfer::{self, Gate},
     types::Raft,
     view,
 };
@@ -35,6 +38,9 @@ pub struct Replica {
     raft: Raft,
     published: Arc<Published>,
     peers: Arc<Peers>,
+    contact: Arc<Contact>,
+    elections: Elections,
+    gate: Gate,
     queue: Queue,
     reads: Reads,
     disk: Arc<DiskStats>,
@@ -67,15 +73,30 @@ impl Replica {
         .await
         .map_err(|error| OpenError::Raft(error.to_string()))??;
         let (disk, in_use) = (log.stats(), Box::new(log.in_use()));
-        let peers = Arc::new(Peers::new(dialer));
+        let contact = Arc::new(Contact::new(tokio::time::Instant::now()));
+        let peers = Arc::new(Peers::new(config.id, config.group.clone(), dialer, contact.clone()));
         let raft = Raft::new(config.id, settings, Factory(peers.clone()), log, machine)
             .await
             .map_err(|error| OpenError::Raft(error.to_string()))?;
-        let queue = Queue::start(config.id, raft.clone(), peers.clone());
-        tokio::spawn(membership::follow_records(raft.clone(), published.clone()));
-        let reads =
-            Reads { id: config.id, raft: raft.clone(), peers: peers.clone(), published: published.clone() };
-        Ok(Self { config, raft, published, peers, queue, reads, disk, in_use })
+        let gate = Gate::default();
+        let queue = Queue::start(config.id, raft.clone(), peers.clone(), contact.clone(), gate.clone());
+        let elections = Elections {
+            id: config.id,
+            raft: raft.clone(),
+            peers: peers.clone(),
+            contact: contact.clone(),
+            timings: config.timings,
+        };
+        tokio::spawn(elections.clone().run());
+        tokio::spawn(membership::follow_records(elections.clone(), gate.clone(), published.clone()));
+        let reads = Reads {
+            id: config.id,
+            raft: raft.clone(),
+            peers: peers.clone(),
+            published: published.clone(),
+            contact: contact.clone(),
+        };
+        Ok(Self { config, raft, published, peers, contact, elections, gate, queue, reads, disk, in_use })
     }
 
     /// Makes this replica the first and only member of a new group. No change if it is a member already.
@@ -102,10 +123,14 @@ impl Replica {
         self.config.id
     }
 
+    /// The raft group that it belongs to.
+    pub fn group(&self) -> &str {
+        &self.config.group
+    }
+
     /// The raft door, to be served to other replicas. `authorize` sees the extensions of every request.
     pub fn service(&self, authorize: Authorize) -> RaftServer<RaftService> {
-        let (raft, queue, reads) = (self.raft.clone(), self.queue.clone(), self.reads.clone());
-        RaftService { raft, queue, reads, authorize }.into_server()
+        RaftService::server(self.elections.clone(), self.queue.clone(), self.reads.clone(), authorize)
     }
 
     /// Changes the cluster. Durable on a majority of replicas when it returns, whichever replica it is called on.
@@ -158,7 +183,50 @@ impl Replica {
 
     /// How this replica sees the group.
     pub fn metrics(&self) -> ReplicaView {
-        view::view(&self.raft.metrics().borrow(), &self.peers, &self.disk)
+        view::view(&self.raft.metrics().borrow(), &self.peers, &self.disk, self.contact.no_quorum())
+    }
+
+    /// None while a majority of the voters can be reached, as far as this replica knows.
+    pub fn no_quorum(&self) -> Option<NoQuorum> {
+        self.contact.no_quorum()
+    }
+
+    /// The same, as it changes.
+    pub fn quorum(&self) -> watch::Receiver<Option<NoQuorum>> {
+        self.contact.quorum()
+    }
+
+    /// Resolves once this replica learns that it was removed from the group, with a sentence that says so. It takes
+    /// no part any more, and the process should end.
+    pub async fn removed(&self) -> String {
+        self.contact.removed().await
+    }
+
+    /// Whether it has learnt that.
+    pub fn is_removed(&self) -> bool {
+        self.contact.is_removed()
+    }
+
+    /// If this replica leads, hands leadership to the voter that is best informed: what a replica does before it
+    /// stops, so that writes go on at once. Nothing happens if it does not lead, or alone.
+    pub async fn hand_over(&self) {
+        let successor = {
+            let metrics = self.raft.metrics();
+            let metrics = metrics.borrow();
+            let roster = membership::roster(&metrics, &self.published.state());
+            transfer::successor(&metrics, &roster, |id| self.peers.reachable(id))
+        };
+        let Some((id, address)) = successor else { return };
+        if let Err(reason) = transfer::hand_over(&self.elections, &self.gate, (id, &address)).await {
+            tracing::warn!(successor = id, reason, "leadership was not handed over");
+        }
+    }
+
+    /// Whether the voters without `gone` would be a majority that answers, as this replica sees it: worth something
+    /// on the leader.
+    pub fn leaves_quorum(&self, gone: u64) -> bool {
+        let voters = self.raft.metrics().borrow().membership_config.membership().voter_ids().collect();
+        membership::leaves_quorum(&voters, gone, |id| id == self.config.id || self.peers.reachable(id))
     }
 
     /// Adds a replica to the group, or changes its address; the id 0 asks for a new one. It becomes a learner at
@@ -167,7 +235,7 @@ impl Replica {
     /// # Errors
     /// As [`Replica::write`].
     pub async fn add_replica(&self, id: u64, address: impl Into<String>) -> Result<u64, WriteError> {
-        let record = ReplicaRecord { id, address: address.into() };
+        let record = ReplicaRecord { id, address: address.into(), learner: false };
         match self.write(Command::PutReplica(record)).await?.granted {
             Granted::Replica(id) => Ok(id),
             _ => Ok(id),
@@ -180,6 +248,14 @@ impl Replica {
     /// As [`Replica::write`].
     pub async fn remove_replica(&self, id: u64) -> Result<Applied, WriteError> {
         self.write(Command::RemoveReplica { id }).await
+    }
+
+    /// Makes a voter a learner, or a learner a voter once it has caught up.
+    ///
+    /// # Errors
+    /// As [`Replica::write`].
+    pub async fn set_role(&self, id: u64, learner: bool) -> Result<Applied, WriteError> {
+        self.write(Command::SetReplicaRole { id, learner }).await
     }
 
     /// Takes a snapshot now. Returns before it is done.

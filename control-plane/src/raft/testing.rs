@@ -36,7 +36,7 @@ pub(crate) fn plain_dialer() -> Dialer {
 
 /// Lets everybody in.
 pub(crate) fn anybody() -> Authorize {
-    Arc::new(|_| Ok(()))
+    Arc::new(|_| Ok(None))
 }
 
 /// Faster than a LAN needs, slower than a busy test machine stumbles over.
@@ -64,6 +64,17 @@ impl Running {
         address: Option<SocketAddr>,
         adjust: impl FnOnce(&mut RaftConfig),
     ) -> Self {
+        Self::start_with(id, dir, address, adjust, plain_dialer()).await
+    }
+
+    /// The same, with a way of its own to the others.
+    pub(crate) async fn start_with(
+        id: u64,
+        dir: &Path,
+        address: Option<SocketAddr>,
+        adjust: impl FnOnce(&mut RaftConfig),
+        dialer: Dialer,
+    ) -> Self {
         // Quiet unless RUST_LOG says otherwise; a second test finds it set.
         let _ = tracing_subscriber::fmt()
             .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
@@ -75,7 +86,7 @@ impl Running {
         let mut config = RaftConfig::new(id, address.to_string(), dir);
         config.timings = timings();
         adjust(&mut config);
-        let replica = Arc::new(Replica::open(config, plain_dialer()).await.expect("a good folder"));
+        let replica = Arc::new(Replica::open(config, dialer).await.expect("a good folder"));
         let (stop, stopped) = oneshot::channel::<()>();
         let service = replica.service(anybody());
         let server = tokio::spawn(async move {
@@ -180,13 +191,22 @@ pub(crate) fn has(state: &State, text: &str) -> bool {
 
 /// A group of three with one record each, all voters.
 pub(crate) async fn three(dirs: &[tempfile::TempDir; 3], adjust: impl Fn(&mut RaftConfig)) -> [Running; 3] {
-    let first = Running::start(1, dirs[0].path(), None, &adjust).await;
+    three_with(dirs, adjust, |_| plain_dialer()).await
+}
+
+/// The same, each with a way of its own to the others.
+pub(crate) async fn three_with(
+    dirs: &[tempfile::TempDir; 3],
+    adjust: impl Fn(&mut RaftConfig),
+    dialer: impl Fn(u64) -> Dialer,
+) -> [Running; 3] {
+    let first = Running::start_with(1, dirs[0].path(), None, &adjust, dialer(1)).await;
     first.replica.initialize().await.expect("the first member");
     first.replica.write(init()).await.expect("initialised");
     let own = first.replica.add_replica(1, first.address.to_string()).await.expect("recorded");
     assert_eq!(own, 1);
-    let second = Running::start(2, dirs[1].path(), None, &adjust).await;
-    let third = Running::start(3, dirs[2].path(), None, &adjust).await;
+    let second = Running::start_with(2, dirs[1].path(), None, &adjust, dialer(2)).await;
+    let third = Running::start_with(3, dirs[2].path(), None, &adjust, dialer(3)).await;
     for (id, running) in [(2, &second), (3, &third)] {
         let given = first.replica.add_replica(0, running.address.to_string()).await.expect("added");
         assert_eq!(given, id);

@@ -1,7 +1,8 @@
 //! How a replica sees the group, for status and metrics.
 
-use super::{disk::DiskStats, network::Peers, types::Metrics};
 use std::sync::atomic::Ordering;
+
+use super::{contact::NoQuorum, disk::DiskStats, network::Peers, types::Metrics};
 
 /// What a replica is at the moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,8 +15,6 @@ pub enum Role {
     Candidate,
     /// Receives the log, does not vote.
     Learner,
-    /// Known to the group, but has not answered the leader lately.
-    Unreachable,
     /// Does not take part any more.
     Stopped,
 }
@@ -28,7 +27,6 @@ impl Role {
             Role::Follower => "follower",
             Role::Candidate => "candidate",
             Role::Learner => "learner",
-            Role::Unreachable => "unreachable",
             Role::Stopped => "stopped",
         }
     }
@@ -41,10 +39,12 @@ pub struct MemberView {
     pub id: u64,
     /// `host:port`
     pub address: String,
-    /// The leader knows; other replicas know their own role and who leads.
+    /// As the group's membership says; a replica knows of itself only whether it stands for election.
     pub role: Role,
     /// Counts in majorities.
     pub voter: bool,
+    /// Whether it has answered lately; None where this replica has not asked.
+    pub reachable: Option<bool>,
     /// The last log entry that it has; None where this replica can't know.
     pub matched: Option<u64>,
     /// Log entries that it lacks; None where this replica can't know.
@@ -70,6 +70,10 @@ pub struct ReplicaView {
     pub snapshot_index: Option<u64>,
     /// On the leader: milliseconds since a majority has confirmed it. Beyond a few seconds there is none.
     pub quorum_ack_ms: Option<u64>,
+    /// No majority can be reached, as far as this replica knows.
+    pub no_quorum: Option<NoQuorum>,
+    /// The raft group's name.
+    pub group: String,
     /// By id.
     pub members: Vec<MemberView>,
     /// Log entries written since the start.
@@ -80,7 +84,12 @@ pub struct ReplicaView {
     pub failure: Option<String>,
 }
 
-pub(crate) fn view(metrics: &Metrics, peers: &Peers, disk: &DiskStats) -> ReplicaView {
+pub(crate) fn view(
+    metrics: &Metrics,
+    peers: &Peers,
+    disk: &DiskStats,
+    no_quorum: Option<NoQuorum>,
+) -> ReplicaView {
     let failure = metrics.running_state.as_ref().err().map(ToString::to_string);
     let role = match metrics.state {
         _ if failure.is_some() => Role::Stopped,
@@ -92,6 +101,8 @@ pub(crate) fn view(metrics: &Metrics, peers: &Peers, disk: &DiskStats) -> Replic
     };
     let membership = metrics.membership_config.membership();
     let leads = role == Role::Leader;
+    // A leader of which nobody has heard for long is none.
+    let leader = metrics.current_leader.filter(|_| no_quorum.is_none());
     let members = membership.nodes().map(|(id, node)| {
         let own = *id == metrics.id;
         let voter = membership.voter_ids().any(|voter| voter == *id);
@@ -104,24 +115,30 @@ pub(crate) fn view(metrics: &Metrics, peers: &Peers, disk: &DiskStats) -> Replic
         let lag = matched.map(|matched| metrics.last_log_index.unwrap_or(0).saturating_sub(matched));
         let role = match () {
             () if own => role,
-            () if metrics.current_leader == Some(*id) => Role::Leader,
-            () if leads && !peers.reachable(*id) => Role::Unreachable,
+            () if leader == Some(*id) => Role::Leader,
             () if voter => Role::Follower,
             () => Role::Learner,
         };
         let lag = if leads || own { lag } else { None };
-        MemberView { id: *id, address: node.addr.clone(), role, voter, matched, lag }
+        let reachable = match () {
+            () if own => Some(true),
+            () if leads || no_quorum.is_some() => Some(peers.reachable(*id)),
+            () => None,
+        };
+        MemberView { id: *id, address: node.addr.clone(), role, voter, reachable, matched, lag }
     });
     ReplicaView {
         id: metrics.id,
         role,
         term: metrics.current_term,
-        leader: metrics.current_leader,
+        leader,
         last_log_index: metrics.last_log_index,
         applied_index: metrics.last_applied.map(|last| last.index),
         snapshot_index: metrics.snapshot.map(|last| last.index),
         quorum_ack_ms: metrics.millis_since_quorum_ack,
         members: members.collect(),
+        no_quorum,
+        group: peers.group().to_owned(),
         entries_written: disk.entries.load(Ordering::Relaxed),
         groups_synced: disk.groups.load(Ordering::Relaxed),
         failure,

@@ -84,8 +84,25 @@ pub enum Command {
         /// Who bears it, for status and for the answer to whoever comes second.
         bearer: String,
     },
-    /// Adds a replica or changes its address. The id 0 asks for the next free one; ids are never used again.
+    /// Adds a replica or changes its address; whether one that is known votes is left as it is. The id 0 asks for
+    /// the next free one; ids are never used again.
     PutReplica(ReplicaRecord),
+    /// Admits the bearer of a replica's token, once, under an address: with the token, or not at all.
+    AdmitReplica {
+        /// Public part of the token.
+        token: String,
+        /// As in `UseToken`.
+        secret_sha256: String,
+        /// `host:port` of the new replica's mesh door.
+        address: String,
+    },
+    /// Makes a voter a learner, or a learner a voter once it has caught up.
+    SetReplicaRole {
+        /// As it was added.
+        id: u64,
+        /// What it is to be.
+        learner: bool,
+    },
     /// Takes a replica out of the group.
     RemoveReplica {
         /// As it was added.
@@ -93,6 +110,11 @@ pub enum Command {
     },
     /// Keys, issuers, rotations of the root, revocations.
     Authority(AuthorityCommand),
+    /// The first command of a group that was made of one survivor's disk: all other replicas are gone for good.
+    KeepOnlyReplica {
+        /// The survivor.
+        id: u64,
+    },
     /// Adds a peer or replaces what is known of it, but for its imports.
     PutPeer(PeerRecord),
     /// What a peer exports has changed. Touches that peer's imports only.

@@ -96,7 +96,7 @@ pub(crate) fn peer(cluster: &str) -> PeerRecord {
 }
 
 pub(crate) fn token(purpose: TokenPurpose) -> TokenRecord {
-    TokenRecord { purpose, secret_sha256: "ab".repeat(32), expires_unix: NOON + 600, used_by: None }
+    TokenRecord { purpose, secret_sha256: "ab".repeat(32), expires_unix: NOON + 600, used_by: None, learner: false }
 }
 
 pub(crate) fn put(objects: impl IntoIterator<Item = Object>) -> Command {
@@ -150,7 +150,7 @@ impl Store {
 pub(crate) fn populated() -> State {
     let mut store = Store::initialised();
     for command in [
-        Command::PutReplica(ReplicaRecord { id: 1, address: "10.0.0.1:9443".to_owned() }),
+        Command::PutReplica(ReplicaRecord { id: 1, address: "10.0.0.1:9443".to_owned(), learner: false }),
         put([Object::Workload(workload("shop/web")), Object::Service(service("shop/web", &[80, 443]))]),
         Command::RegisterNode { name: "n1".to_owned(), address: ip("10.0.0.11") },
         Command::BindWorkload {

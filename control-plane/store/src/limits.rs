@@ -37,6 +37,8 @@ pub const MAX_NODES: usize = 10_000;
 pub const MAX_ADDRESSES_PER_WORKLOAD: usize = 4;
 /// Replicas, learners included.
 pub const MAX_REPLICAS: usize = 15;
+/// Revisions left out when a group is made anew of one survivor's disk: more than can have been written and lost.
+pub const RECOVERY_REVISIONS: u64 = 1_000_000;
 /// Clusters joined to this one.
 pub const MAX_PEERS: usize = 128;
 /// Services that one peer may export to this cluster.

@@ -31,7 +31,7 @@ pub enum Granted {
     Nothing,
     /// `RegisterNode`: the record with its slice of the pod CIDR.
     Node(NodeRecord),
-    /// `PutReplica`: the replica's id.
+    /// `PutReplica`, `AdmitReplica`: the replica's id.
     Replica(u64),
     /// `BindWorkload`: the number of the workload's identity.
     Identity(u32),

@@ -49,4 +49,7 @@ pub struct TokenRecord {
     pub expires_unix: u64,
     /// Who used it, once it is used.
     pub used_by: Option<String>,
+    /// A replica that it admits does not vote until it is promoted.
+    #[serde(default)]
+    pub learner: bool,
 }

@@ -3,7 +3,8 @@
 use std::{
     collections::BTreeMap,
     fs,
-    path::PathBuf,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     time::Duration,
 };
@@ -103,7 +104,7 @@ impl Cluster {
             ("--ready-file", &ready.display().to_string()),
         ]);
         if new && replica > 1 {
-            args.extend(["--join".to_owned(), self.token(&["--for", "replica"])?]);
+            args.extend(["--join-file".to_owned(), self.token_file(&folder, &["--for", "replica"])?]);
         }
         let mut process = Process::spawn(
             &bed.ledger,
@@ -144,7 +145,8 @@ impl Cluster {
             args.extend(["--gateway-workload".to_owned(), format!("{SYSTEM}/gateway")]);
         }
         if new {
-            args.extend(["--join".to_owned(), self.token(&["--for", "node", "--node", &name])?]);
+            let token = self.token_file(&folder, &["--for", "node", "--node", &name])?;
+            args.extend(["--join-file".to_owned(), token]);
         }
         let mut process = Process::spawn(
             &bed.ledger,
@@ -260,10 +262,14 @@ impl Cluster {
         self.clustermesh_with(&["apply", "-f", "-"], Some(yaml))
     }
 
-    fn token(&self, args: &[&str]) -> Result<String> {
+    /// A new token, in a file: arguments are in the process list for everybody to see.
+    fn token_file(&self, folder: &Path, args: &[&str]) -> Result<String> {
         let mut words = vec!["token", "create"];
         words.extend(args);
-        Ok(self.clustermesh(&words)?.trim().to_owned())
+        let file = folder.join("join-token");
+        fs::write(&file, self.clustermesh(&words)?)?;
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600))?;
+        Ok(file.display().to_string())
     }
 
     /// The virtual address of a service, once it has one.

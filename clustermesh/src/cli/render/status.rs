@@ -1,10 +1,11 @@
 //! The state of a cluster.
 
 use serde_json::{Value, json};
-use xds_proto::isthmus::admin::v1::{DataPlaneStatus, PeerStatus, ReplicaStatus, StatusResponse};
+use xds_proto::isthmus::admin::v1::{DataPlaneStatus, PeerStatus, StatusResponse};
 
 use super::{
     age::{age, timestamp, until},
+    replicas,
     table::{Cell, Table},
 };
 use crate::cli::out::{Paint, Tone};
@@ -14,7 +15,7 @@ const SOON: u64 = 6 * 3600;
 
 /// `-o table`
 pub(crate) fn render(s: &StatusResponse, now: u64, paint: Paint) -> String {
-    let mut out = String::new();
+    let mut out = replicas::warning(s, paint);
     let mut cluster =
         Table::new(["CLUSTER", "TRUST-DOMAIN", "MESH-DOMAIN", "REVISION", "LEADER", "ANSWERED-BY"]);
     let leader = if s.leader == 0 { Cell::toned("<none>", Tone::Bad) } else { s.leader.to_string().into() };
@@ -34,7 +35,7 @@ pub(crate) fn render(s: &StatusResponse, now: u64, paint: Paint) -> String {
             None => out.push_str(&format!("\n{title}: none\n")),
         }
     };
-    section("Replicas", replicas(&s.replicas));
+    section("Replicas", replicas::table(&s.replicas));
     section("Peers", peers(&s.peers, now));
     section("Data planes", data_planes(&s.data_planes, now));
     section("Certificates", certificates(s, now));
@@ -43,25 +44,6 @@ pub(crate) fn render(s: &StatusResponse, now: u64, paint: Paint) -> String {
     let objects = if objects.is_empty() { "none".to_owned() } else { objects.join(", ") };
     out.push_str(&format!("\n{}: {objects}\n", paint.paint(Tone::Heading, "Objects")));
     out
-}
-
-fn replicas(replicas: &[ReplicaStatus]) -> Option<Table> {
-    let mut table = Table::new(["ID", "ADDRESS", "ROLE", "MATCHED", "LAG"]);
-    for r in replicas {
-        let tone = match r.role.as_str() {
-            "leader" => Tone::Good,
-            "unreachable" => Tone::Bad,
-            _ => Tone::Plain,
-        };
-        table.row(vec![
-            r.id.to_string().into(),
-            r.address.as_str().into(),
-            Cell::toned(&*r.role, tone),
-            r.matched.to_string().into(),
-            Cell::toned(r.lag.to_string(), if r.lag == 0 { Tone::Plain } else { Tone::Warning }),
-        ]);
-    }
-    (!replicas.is_empty()).then_some(table)
 }
 
 fn peers(peers: &[PeerStatus], now: u64) -> Option<Table> {
@@ -137,9 +119,6 @@ fn error(text: &str) -> Cell {
 
 /// `-o json` and `-o yaml`
 pub(crate) fn value(s: &StatusResponse) -> Value {
-    let replicas = s.replicas.iter().map(
-        |r| json!({"id": r.id, "address": r.address, "role": r.role, "matched": r.matched, "lag": r.lag}),
-    );
     let peers = s.peers.iter().map(|p| {
         json!({
             "cluster": p.cluster, "trustDomain": p.trust_domain, "state": p.state,
@@ -163,7 +142,8 @@ pub(crate) fn value(s: &StatusResponse) -> Value {
     json!({
         "cluster": s.cluster, "trustDomain": s.trust_domain, "meshDomain": s.mesh_domain,
         "revision": s.revision, "leader": s.leader, "answeredBy": s.answered_by,
-        "replicas": replicas.collect::<Vec<_>>(),
+        "raftGroup": s.raft_group, "noQuorum": replicas::no_quorum(s),
+        "replicas": replicas::values(&s.replicas),
         "peers": peers.collect::<Vec<_>>(),
         "dataPlanes": data_planes.collect::<Vec<_>>(),
         "certificates": certificates.collect::<Vec<_>>(),
@@ -174,7 +154,7 @@ pub(crate) fn value(s: &StatusResponse) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use xds_proto::isthmus::admin::v1::CertificateStatus;
+    use xds_proto::isthmus::admin::v1::{CertificateStatus, ReplicaStatus};
 
     const NOW: u64 = 1_790_000_000;
 
@@ -191,7 +171,11 @@ mod tests {
                 address: "192.0.2.1:9443".into(),
                 role: "leader".into(),
                 matched: 42,
-                lag: 0,
+                lag_known: true,
+                reachable: true,
+                voter: true,
+                applied: 41,
+                ..ReplicaStatus::default()
             }],
             peers: vec![PeerStatus {
                 cluster: "east".into(),
@@ -218,6 +202,7 @@ mod tests {
                 not_after_unix: NOW + 86400,
             }],
             objects: [("Service".to_owned(), 3), ("HTTPRoute".to_owned(), 1)].into(),
+            ..StatusResponse::default()
         }
     }
 
@@ -230,8 +215,8 @@ mod tests {
              west      west.example   mesh.local    42         1        2\n\
              \n\
              Replicas\n\
-             ID   ADDRESS          ROLE     MATCHED   LAG\n\
-             1    192.0.2.1:9443   leader   42        0\n\
+             ID   ADDRESS          ROLE     STATE       LOG   LAG   APPLIED\n\
+             1    192.0.2.1:9443   leader   reachable   42    0     41\n\
              \n\
              Peers\n\
              CLUSTER   TRUST-DOMAIN   STATE       REVISION   LAST-HEARD   SERVICES   ERROR\n\

@@ -12,12 +12,12 @@ use openraft::{
     },
 };
 use tonic::{Code, Status, transport::Channel};
-use xds_proto::isthmus::raft::v1::raft_client::RaftClient;
+use xds_proto::isthmus::raft::v1::{Payload, raft_client::RaftClient};
 
 use super::{
     Peers,
     append::{self, Appending},
-    wire::{self, Chunk, Forward, Forwarded, NotLeader, RaftResult, ReadIndex},
+    wire::{self, Chunk, Forward, Forwarded, NotLeader, PreVote, PreVoted, RaftResult, ReadIndex, TakeOver},
 };
 use crate::raft::{
     blocking::{are_long as are_long_commands, blocking},
@@ -63,13 +63,13 @@ impl Target {
     fn answer<T, E>(
         &self,
         what: &'static str,
-        response: Result<tonic::Response<xds_proto::isthmus::raft::v1::Payload>, Status>,
+        response: Result<tonic::Response<Payload>, Status>,
     ) -> Result<T, CallError<E>>
     where
         T: serde::de::DeserializeOwned,
         E: std::error::Error + serde::de::DeserializeOwned,
     {
-        let payload = response.map_err(call_error)?.into_inner();
+        let payload = response.inspect_err(|status| self.peers.refused(status)).map_err(call_error)?.into_inner();
         self.peers.answered(self.id);
         let result: RaftResult<T, E> = wire::unpack(what, &payload).map_err(network_error)?;
         result.map_err(|error| RemoteError::new_with_node(self.id, self.node.clone(), error).into())
@@ -81,7 +81,7 @@ impl Target {
         request: AppendEntriesRequest<TypeConfig>,
     ) -> Result<AppendEntriesResponse<u64>, CallError> {
         let long = are_long(&request.entries);
-        let payload = blocking(long, || wire::pack("append request", &request)).map_err(network_error)?;
+        let payload = blocking(long, || self.peers.pack("append request", &request)).map_err(network_error)?;
         // The other replica may need long for it; the entries need not be held here meanwhile.
         drop(request);
         let response = self.connect().await?.append_entries(payload).await;
@@ -106,7 +106,8 @@ impl RaftNetwork<TypeConfig> for Client {
         request: InstallSnapshotRequest<TypeConfig>,
         _option: RPCOption,
     ) -> Result<InstallSnapshotResponse<u64>, CallError<InstallSnapshotError>> {
-        let payload = wire::pack("piece of a snapshot", &Chunk::from(request)).map_err(network_error)?;
+        let chunk = Chunk::from(request);
+        let payload = self.target.peers.pack("piece of a snapshot", &chunk).map_err(network_error)?;
         let response = self.target.connect().await?.install_snapshot(payload).await;
         self.target.answer("snapshot response", response)
     }
@@ -116,7 +117,8 @@ impl RaftNetwork<TypeConfig> for Client {
         request: VoteRequest<u64>,
         _option: RPCOption,
     ) -> Result<VoteResponse<u64>, CallError> {
-        let payload = wire::pack("vote request", &request).map_err(network_error)?;
+        let mut payload = self.target.peers.pack("vote request", &request).map_err(network_error)?;
+        payload.transfer = self.target.peers.stands_for_transfer();
         let response = self.target.connect().await?.vote(payload).await;
         self.target.answer("vote response", response)
     }
@@ -141,9 +143,9 @@ pub(crate) async fn forward(
     request: &Forward,
 ) -> Result<Vec<mesh_store::Outcome>, LeaderError> {
     let long = are_long_commands(&request.envelopes);
-    let payload = blocking(long, || wire::pack("forwarded write", request)).map_err(unknown)?;
+    let payload = blocking(long, || peers.pack("forwarded write", request)).map_err(unknown)?;
     let mut client = peers.client(leader.0, leader.1).await.map_err(unknown)?;
-    let response = client.forward(payload).await.map_err(|status| unknown(status.message()))?;
+    let response = client.forward(payload).await.map_err(|status| refused(peers, &status))?;
     peers.answered(leader.0);
     let answer: Forwarded =
         wire::unpack("answer to a forwarded write", response.get_ref()).map_err(unknown)?;
@@ -157,11 +159,36 @@ pub(crate) async fn forward(
 /// Asks the leader how many entries must have been applied for a read to be linearizable.
 pub(crate) async fn read_index(peers: &Peers, leader: (u64, &str)) -> Result<u64, LeaderError> {
     let mut client = peers.client(leader.0, leader.1).await.map_err(unknown)?;
-    let response = client.read_index(xds_proto::isthmus::raft::v1::Payload::default()).await;
-    let response = response.map_err(|status| unknown(status.message()))?;
+    let response = client.read_index(peers.sign(Payload::default())).await;
+    let response = response.map_err(|status| refused(peers, &status))?;
     peers.answered(leader.0);
     let answer: ReadIndex = wire::unpack("read index", response.get_ref()).map_err(unknown)?;
     answer.map_err(|NotLeader| LeaderError::NotLeader)
+}
+
+/// Asks a replica whether it would vote for this one.
+pub(crate) async fn pre_vote(peers: &Peers, other: (u64, &str), ask: &PreVote) -> Result<PreVoted, String> {
+    let text = |error: &dyn Display| error.to_string();
+    let payload = peers.pack("question", ask).map_err(|e| text(&e))?;
+    let mut client = peers.client(other.0, other.1).await.map_err(|e| text(&e))?;
+    let response = client.pre_vote(payload).await;
+    let response =
+        response.inspect_err(|status| peers.refused(status)).map_err(|status| text(&status.message()))?;
+    peers.answered(other.0);
+    wire::unpack("answer to a question", response.get_ref()).map_err(|e| text(&e))
+}
+
+/// Asks a replica to lead in the place of this one.
+pub(crate) async fn take_over(peers: &Peers, other: (u64, &str), ask: &TakeOver) -> Result<(), String> {
+    let text = |error: &dyn Display| error.to_string();
+    let payload = peers.pack("hand-over", ask).map_err(|e| text(&e))?;
+    let mut client = peers.client(other.0, other.1).await.map_err(|e| text(&e))?;
+    client.take_over(payload).await.map(drop).map_err(|status| text(&status.message()))
+}
+
+fn refused(peers: &Peers, status: &Status) -> LeaderError {
+    peers.refused(status);
+    unknown(status.message())
 }
 
 fn unknown(error: impl Display) -> LeaderError {

@@ -2,13 +2,14 @@
 
 mod append;
 mod client;
+mod limits;
 mod peers;
 mod server;
 mod wire;
 
 pub use peers::{DialError, Dialer};
-pub use server::{Authorize, RaftService};
+pub use server::{Authorize, RaftService, decode_frame};
 
-pub(crate) use client::{Factory, LeaderError, forward, read_index};
+pub(crate) use client::{Factory, LeaderError, forward, pre_vote, read_index, take_over};
 pub(crate) use peers::Peers;
-pub(crate) use wire::Forward;
+pub(crate) use wire::{Forward, PreVote, PreVoted, TakeOver};

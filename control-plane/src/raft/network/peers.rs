@@ -11,10 +11,14 @@ use futures::{
     future::{BoxFuture, Shared},
 };
 use thiserror::Error;
-use tonic::transport::Channel;
-use xds_proto::isthmus::raft::v1::raft_client::RaftClient;
+use tonic::{Status, transport::Channel};
+use xds_proto::isthmus::raft::v1::{Payload, raft_client::RaftClient};
 
-use crate::raft::config::MAX_MESSAGE_BYTES;
+use super::wire;
+use crate::raft::{config::MAX_MESSAGE_BYTES, contact::Contact};
+
+/// Metadata of a refusal that is final: the caller was removed from the group.
+pub(super) const REMOVED: &str = "x-isthmus-removed";
 
 /// No connection to a replica.
 #[derive(Debug, Clone, Error)]
@@ -38,7 +42,12 @@ const REACHABLE_WITHIN: Duration = Duration::from_secs(2);
 
 /// Connections to the other replicas, made when they are first needed.
 pub(crate) struct Peers {
+    id: u64,
+    group: String,
     dialer: Dialer,
+    contact: Arc<Contact>,
+    /// Until then votes are asked for in the leader's name.
+    transfer: Mutex<Option<tokio::time::Instant>>,
     peers: Mutex<HashMap<u64, Peer>>,
 }
 
@@ -49,8 +58,45 @@ struct Peer {
 }
 
 impl Peers {
-    pub(crate) fn new(dialer: Dialer) -> Self {
-        Self { dialer, peers: Mutex::default() }
+    pub(crate) fn new(id: u64, group: String, dialer: Dialer, contact: Arc<Contact>) -> Self {
+        Self { id, group, dialer, contact, transfer: Mutex::default(), peers: Mutex::default() }
+    }
+
+    /// The group that this replica belongs to.
+    pub(crate) fn group(&self) -> &str {
+        &self.group
+    }
+
+    /// A message of this replica.
+    pub(super) fn pack<T: serde::Serialize>(
+        &self,
+        what: &'static str,
+        value: &T,
+    ) -> Result<Payload, wire::Malformed> {
+        Ok(self.sign(wire::pack(what, value)?))
+    }
+
+    /// Says who sends a message.
+    pub(super) fn sign(&self, payload: Payload) -> Payload {
+        Payload { group: self.group.clone(), from: self.id, ..payload }
+    }
+
+    /// The leader has asked this replica to lead in its place.
+    pub(crate) fn stand_for_transfer(&self, until: tokio::time::Instant) {
+        *self.transfer.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
+    }
+
+    /// Whether the leader has asked this replica to stand, lately.
+    pub(super) fn stands_for_transfer(&self) -> bool {
+        let transfer = self.transfer.lock().unwrap_or_else(PoisonError::into_inner);
+        transfer.is_some_and(|until| tokio::time::Instant::now() < until)
+    }
+
+    /// Takes note of a refusal: it may be the first that this replica hears of its own removal.
+    pub(super) fn refused(&self, status: &Status) {
+        if status.metadata().contains_key(REMOVED) {
+            self.contact.set_removed(status.message());
+        }
     }
 
     /// A client for one replica.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use thiserror::Error;
 use xds_proto::isthmus::raft::v1::Payload;
 
-use crate::raft::types::{SnapshotMeta, TypeConfig, Vote};
+use crate::raft::types::{LogId, SnapshotMeta, TypeConfig, Vote};
 
 /// A message can't be read.
 #[derive(Debug, Error)]
@@ -19,7 +19,7 @@ pub(crate) struct Malformed {
 /// Packs a message.
 pub(crate) fn pack<T: Serialize>(what: &'static str, value: &T) -> Result<Payload, Malformed> {
     let json = serde_json::to_vec(value).map_err(|error| Malformed { what, reason: error.to_string() })?;
-    Ok(Payload { json })
+    Ok(Payload { json, ..Payload::default() })
 }
 
 /// Unpacks a message.
@@ -47,6 +47,29 @@ pub(crate) type Forwarded = Result<Vec<Outcome>, NotLeader>;
 
 /// The answer to a request for the leader's read index: how many entries must have been applied.
 pub(crate) type ReadIndex = Result<u64, NotLeader>;
+
+/// Would the sender be elected? Asked of every voter before it stands.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct PreVote {
+    /// Its last log entry.
+    pub(crate) last: Option<LogId>,
+}
+
+/// The answer to [`PreVote`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PreVoted {
+    /// The sender's log is as long as this one, and no leader is heard.
+    pub(crate) granted: bool,
+    /// The leader that is heard.
+    pub(crate) leader: Option<u64>,
+}
+
+/// The leader asks the receiver to lead in its place.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct TakeOver {
+    /// The term in which the sender leads.
+    pub(crate) term: u64,
+}
 
 /// A piece of a snapshot. JSON would spell openraft's own type as a list of numbers.
 #[derive(Debug, Serialize, Deserialize)]

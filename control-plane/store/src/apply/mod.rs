@@ -92,8 +92,13 @@ fn run(tx: &mut Transaction<'_>, command: &Command) -> Result<Done, Refusal> {
             tokens::redeem(tx, id, secret_sha256, purpose, bearer)
         }
         Command::PutReplica(replica) => replicas::put(tx, replica),
+        Command::AdmitReplica { token, secret_sha256, address } => {
+            replicas::admit(tx, token, secret_sha256, address)
+        }
+        Command::SetReplicaRole { id, learner } => replicas::set_role(tx, *id, *learner),
         Command::RemoveReplica { id } => replicas::remove(tx, *id),
         Command::Authority(command) => authority::run(tx, command),
+        Command::KeepOnlyReplica { id } => replicas::keep_only(tx, *id),
         Command::PutPeer(peer) => peers::put(tx, peer),
         Command::ImportServices { cluster, origin_revision, upserts, removals } => {
             peers::import(tx, cluster, *origin_revision, upserts, removals)

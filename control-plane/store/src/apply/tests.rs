@@ -6,7 +6,7 @@ use mesh_model::{
 };
 
 use crate::{
-    Change, Command, Granted, ObjectChange, Refusal, TokenPurpose, apply,
+    Change, Command, Granted, ObjectChange, Refusal, TokenPurpose, TokenRecord, apply,
     fixtures::{NOON, Store, cluster, imported, ip, name, peer, populated, put, service, token, workload},
     limits::{MAX_OBJECT_BYTES, MAX_OBJECTS_PER_COMMAND, MAX_PROXY_PORT, MIN_PROXY_PORT},
 };
@@ -353,7 +353,7 @@ fn old_tokens_are_forgotten_when_new_ones_are_made() {
 #[test]
 fn replica_ids_are_given_in_order_and_never_again() {
     let mut store = Store::initialised();
-    let add = |id: u64, address: &str| Command::PutReplica(ReplicaRecord { id, address: address.to_owned() });
+    let add = |id: u64, address: &str| put_replica(id, address, false);
     assert_eq!(store.run(add(1, "a:1")).expect("added").granted, Granted::Replica(1));
     assert_eq!(store.run(add(0, "b:1")).expect("added").granted, Granted::Replica(2));
     assert!(matches!(store.refused(add(0, "b:1")), Refusal::Invalid { .. }));
@@ -362,6 +362,58 @@ fn replica_ids_are_given_in_order_and_never_again() {
     assert_eq!(store.run(add(0, "b:1")).expect("added").granted, Granted::Replica(3));
     store.run(Command::RemoveReplica { id: 1 }).expect("removed");
     assert!(matches!(store.refused(Command::RemoveReplica { id: 3 }), Refusal::Invalid { .. }));
+}
+
+fn put_replica(id: u64, address: &str, learner: bool) -> Command {
+    Command::PutReplica(ReplicaRecord { id, address: address.to_owned(), learner })
+}
+
+#[test]
+fn a_learner_stays_one_until_it_is_promoted_and_one_voter_is_always_left() {
+    let mut store = Store::initialised();
+    store.run(put_replica(1, "a:1", false)).expect("added");
+    store.run(put_replica(0, "b:1", true)).expect("added");
+    // A replica that reports its address does not know what it is to be.
+    store.run(put_replica(2, "b:2", false)).expect("moved");
+    assert!(store.state.replicas[&2].learner, "moving is no promotion");
+    let demote = |id| Command::SetReplicaRole { id, learner: true };
+    assert!(matches!(store.refused(demote(1)), Refusal::Invalid { .. }));
+    assert!(matches!(store.refused(Command::RemoveReplica { id: 1 }), Refusal::Invalid { .. }));
+    store.run(Command::SetReplicaRole { id: 2, learner: false }).expect("promoted");
+    store.run(demote(1)).expect("another votes");
+    assert!(matches!(store.refused(demote(7)), Refusal::Unknown { .. }));
+}
+
+#[test]
+fn a_replica_is_admitted_with_its_token_or_not_at_all() {
+    let mut store = Store::initialised();
+    store.run(put_replica(1, "a:1", false)).expect("added");
+    let record = TokenRecord { learner: true, ..token(TokenPurpose::Replica) };
+    store.run(Command::CreateToken { id: "t1".to_owned(), token: record.clone() }).expect("created");
+    let admit = |address: &str| Command::AdmitReplica {
+        token: "t1".to_owned(),
+        secret_sha256: record.secret_sha256.clone(),
+        address: address.to_owned(),
+    };
+    assert!(matches!(store.refused(admit("a:1")), Refusal::Invalid { .. }));
+    assert_eq!(store.state.tokens["t1"].used_by, None, "a slip costs no token");
+    assert_eq!(store.run(admit("b:1")).expect("admitted").granted, Granted::Replica(2));
+    assert!(store.state.replicas[&2].learner, "as the token says");
+    assert!(matches!(store.refused(admit("c:1")), Refusal::TokenUsed { .. }));
+}
+
+#[test]
+fn a_group_made_of_one_survivor_has_no_others_and_no_revision_that_a_lost_one_had() {
+    let mut store = Store::initialised();
+    for (id, address) in [(1, "a:1"), (2, "b:1"), (3, "c:1")] {
+        store.run(put_replica(id, address, id == 2)).expect("added");
+    }
+    let revision = store.state.revision;
+    store.run(Command::KeepOnlyReplica { id: 2 }).expect("kept");
+    assert_eq!(store.state.replicas.keys().collect::<Vec<_>>(), [&2]);
+    assert!(!store.state.replicas[&2].learner, "it is the only voter");
+    assert_eq!(store.state.revision, revision + 1 + crate::limits::RECOVERY_REVISIONS);
+    assert!(matches!(store.refused(put_replica(3, "c:1", false)), Refusal::Invalid { .. }));
 }
 
 #[test]

@@ -41,6 +41,8 @@ pub(super) struct Transaction<'a> {
     undo: Vec<Undo>,
     changes: Vec<Change>,
     identities: Vec<IdentityKey>,
+    /// Revisions that are left out before this command's.
+    skipped_revisions: u64,
     /// The envelope's clock.
     pub(super) now_unix_ms: u64,
     /// The envelope's randomness.
@@ -55,6 +57,7 @@ impl<'a> Transaction<'a> {
             undo: Vec::new(),
             changes: Vec::new(),
             identities: Vec::new(),
+            skipped_revisions: 0,
             now_unix_ms: envelope.now_unix_ms,
             random: envelope.random,
         }
@@ -71,7 +74,7 @@ impl<'a> Transaction<'a> {
 
     /// The revision that this command will have.
     pub(super) fn revision(&self) -> u64 {
-        self.state.revision + 1
+        self.state.revision + 1 + self.skipped_revisions
     }
 
     pub(super) fn now_unix(&self) -> u64 {
@@ -176,6 +179,11 @@ impl<'a> Transaction<'a> {
         self.undo.push(Undo::Confirmation(member.clone(), old));
     }
 
+    /// Leaves out revisions that others may have seen and this state never had.
+    pub(super) fn skip_revisions(&mut self, count: u64) {
+        self.skipped_revisions = count;
+    }
+
     /// Sees to it that there is a number for an identity once the command is committed.
     pub(super) fn want_identity(&mut self, key: IdentityKey) {
         self.identities.push(key);
@@ -183,12 +191,12 @@ impl<'a> Transaction<'a> {
 
     /// Makes the changes final and gives them a revision, if there are any.
     pub(super) fn commit(self) -> Vec<Event> {
-        let Self { state, changes, identities, .. } = self;
+        let Self { state, changes, identities, skipped_revisions, .. } = self;
         super::identities::settle(state, identities);
         if changes.is_empty() {
             return Vec::new();
         }
-        state.revision += 1;
+        state.revision += 1 + skipped_revisions;
         changes.into_iter().map(|change| Event { revision: state.revision, change }).collect()
     }
 

@@ -1,0 +1,367 @@
+//! Real replicas, one process each, on loopback: the group grows and shrinks under writes, a survivor says that it is
+//! alone, and a new group is made of its disk.
+
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc, Mutex, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use mesh_tls::grpc;
+use tempfile::TempDir;
+use tonic::{Code, Status};
+use xds_proto::isthmus::admin::v1::{
+    ApplyRequest, CreateTokenRequest, ListRequest, RemoveReplicaRequest, ReplicaStatus, SetReplicaRoleRequest,
+    StatusRequest, StatusResponse, admin_client::AdminClient, replicas_client::ReplicasClient,
+};
+
+/// Longest wait for anything that must happen, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(90);
+/// Far above any election: what would be broken, not slow.
+const SANE_GAP: Duration = Duration::from_secs(20);
+const WRITERS: usize = 3;
+
+/// One replica and its process.
+struct Replica {
+    folder: TempDir,
+    door: u16,
+    child: Option<Child>,
+}
+
+impl Replica {
+    /// A first start, with what it takes.
+    fn first_start(flags: &[&str], token: Option<&str>) -> Self {
+        // Held by nobody between here and the bind; loopback ports of the kernel's choice are not given out again soon.
+        let door = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut replica = Self { folder: tempfile::tempdir().unwrap(), door, child: None };
+        replica.start(flags, token);
+        replica
+    }
+
+    fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.path().join("admin.sock")
+    }
+
+    fn start(&mut self, flags: &[&str], token: Option<&str>) {
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log()).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_control-plane"));
+        command
+            .args(["run", "--listen", &format!("127.0.0.1:{}", self.door), "--data-dir"])
+            .arg(self.data())
+            .arg("--admin-socket")
+            .arg(self.socket())
+            .args(flags)
+            .stdout(Stdio::null())
+            .stderr(log);
+        if let Some(token) = token {
+            command.env("CLUSTERMESH_JOIN_TOKEN", token);
+        }
+        self.child = Some(command.spawn().unwrap());
+    }
+
+    fn log(&self) -> PathBuf {
+        self.folder.path().join("log")
+    }
+
+    fn signal(&mut self, signal: nix::sys::signal::Signal) {
+        let child = self.child.as_ref().unwrap();
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+        nix::sys::signal::kill(pid, signal).unwrap();
+    }
+
+    /// The code with which it ends.
+    async fn ended(&mut self) -> Option<i32> {
+        let mut child = self.child.take().unwrap();
+        let waiting = tokio::task::spawn_blocking(move || {
+            let end = Instant::now() + PATIENCE;
+            loop {
+                match child.try_wait().unwrap() {
+                    Some(status) => return status.code(),
+                    None if Instant::now() > end => {
+                        child.kill().unwrap();
+                        panic!("it did not end");
+                    }
+                    None => std::thread::sleep(Duration::from_millis(20)),
+                }
+            }
+        });
+        waiting.await.unwrap()
+    }
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(self.log()).unwrap_or_default();
+            let tail: Vec<&str> = log.lines().rev().take(15).collect();
+            eprintln!("{}:\n{}", self.door, tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
+        }
+    }
+}
+
+async fn admin(socket: &Path) -> Result<AdminClient<tonic::transport::Channel>, mesh_tls::Error> {
+    Ok(AdminClient::new(grpc::connect_unix(socket).await?))
+}
+
+async fn status(socket: &Path) -> Result<StatusResponse, Status> {
+    let mut admin = admin(socket).await.map_err(|e| Status::unavailable(e.to_string()))?;
+    Ok(admin.status(StatusRequest {}).await?.into_inner())
+}
+
+/// Asks until the answer is as wanted.
+async fn until(socket: &Path, what: &str, wanted: impl Fn(&StatusResponse) -> bool) -> StatusResponse {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let seen = status(socket).await;
+        match seen {
+            Ok(seen) if wanted(&seen) => return seen,
+            _ => assert!(Instant::now() < end, "never: {what}: {seen:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn voters(status: &StatusResponse) -> usize {
+    status.replicas.iter().filter(|replica| replica.voter).count()
+}
+
+async fn token(socket: &Path, learner: bool) -> String {
+    let request = CreateTokenRequest { purpose: "replica".to_owned(), learner, ..Default::default() };
+    admin(socket).await.unwrap().create_token(request).await.unwrap().into_inner().token
+}
+
+async fn apply(socket: &Path, name: &str) -> Result<u64, Status> {
+    let object = format!(
+        r#"{{"apiVersion":"v1","kind":"Service","metadata":{{"name":"{name}","namespace":"shop"}},"spec":{{"clusterIP":"None","ports":[{{"port":80}}]}}}}"#
+    );
+    let mut admin = admin(socket).await.map_err(|e| Status::unavailable(e.to_string()))?;
+    let request = ApplyRequest { objects: vec![object.into_bytes()], ..Default::default() };
+    Ok(admin.apply(request).await?.into_inner().revision)
+}
+
+/// The names of all services, read linearizably.
+async fn names(socket: &Path) -> Vec<String> {
+    let request = ListRequest { kind: "Service".to_owned(), ..Default::default() };
+    let listed = admin(socket).await.unwrap().list(request).await.unwrap().into_inner();
+    let name = |json: &Vec<u8>| {
+        let value: serde_json::Value = serde_json::from_slice(json).unwrap();
+        value["metadata"]["name"].as_str().unwrap().to_owned()
+    };
+    listed.objects.iter().map(name).collect()
+}
+
+/// What was acknowledged, and when the last acknowledgement came.
+#[derive(Default)]
+struct Written {
+    revisions: BTreeMap<String, u64>,
+    last: Option<Instant>,
+    longest_gap: Duration,
+}
+
+/// Writes until told to stop, to whichever replica takes it.
+async fn write(n: usize, sockets: Arc<RwLock<Vec<PathBuf>>>, written: Arc<Mutex<Written>>, stop: Arc<AtomicBool>) {
+    let (mut count, mut before, mut turn) = (0, 0, n);
+    while !stop.load(Ordering::Relaxed) {
+        let socket = {
+            let sockets = sockets.read().unwrap();
+            sockets[turn % sockets.len()].clone()
+        };
+        let name = format!("w{n}-{count}");
+        // What failed may have taken effect: its name is not used again, and nothing is claimed of it.
+        count += 1;
+        let Ok(Ok(revision)) = tokio::time::timeout(Duration::from_secs(12), apply(&socket, &name)).await else {
+            turn += 1;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            continue;
+        };
+        assert!(revision > before, "writer {n}: revision {revision} after {before}");
+        before = revision;
+        let mut written = written.lock().unwrap();
+        let now = Instant::now();
+        if let Some(last) = written.last.replace(now) {
+            written.longest_gap = written.longest_gap.max(now - last);
+        }
+        written.revisions.insert(name, revision);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_grows_to_five_and_shrinks_to_three_while_it_is_written_to() {
+    let mut all = BTreeMap::new();
+    all.insert(1, Replica::first_start(&["--name", "west", "--trust-domain", "west.example"], None));
+    let home = all[&1].socket();
+    until(&home, "the first leads", |status| status.leader == 1).await;
+
+    let sockets = Arc::new(RwLock::new(vec![home.clone()]));
+    let written = Arc::new(Mutex::new(Written::default()));
+    let stop = Arc::new(AtomicBool::new(false));
+    let writers: Vec<_> = (0..WRITERS)
+        .map(|n| tokio::spawn(write(n, sockets.clone(), written.clone(), stop.clone())))
+        .collect();
+    let phase = |what: &str| {
+        let mut written = written.lock().unwrap();
+        println!("{what}: {} writes, longest gap {:?}", written.revisions.len(), written.longest_gap);
+        written.last = None;
+        std::mem::take(&mut written.longest_gap)
+    };
+
+    let mut gaps = Vec::new();
+    for id in [2, 3] {
+        all.insert(id, Replica::first_start(&[], Some(&token(&home, false).await)));
+    }
+    until(&home, "three voters", |status| voters(status) == 3).await;
+    sockets.write().unwrap().extend([all[&2].socket(), all[&3].socket()]);
+    gaps.push(phase("1 to 3"));
+
+    all.insert(4, Replica::first_start(&[], Some(&token(&home, true).await)));
+    all.insert(5, Replica::first_start(&[], Some(&token(&home, false).await)));
+    let seen = until(&home, "four voters and a learner", |status| {
+        voters(status) == 4 && status.replicas.iter().filter(|replica| replica.role == "learner").count() == 1
+    })
+    .await;
+    let learner = seen.replicas.iter().find(|replica| replica.role == "learner").unwrap().id;
+    let mut changes = ReplicasClient::new(grpc::connect_unix(&home).await.unwrap());
+    changes.set_role(SetReplicaRoleRequest { id: learner, learner: false }).await.unwrap();
+    until(&home, "five voters", |status| voters(status) == 5).await;
+    gaps.push(phase("3 to 5"));
+
+    // Any replica is asked, and tells the same of all.
+    let asked = all[&3].socket();
+    let seen = until(&asked, "all are known", |status| {
+        status.replicas.len() == 5 && status.replicas.iter().all(|r| r.reachable && r.lag_known && r.applied > 0)
+    })
+    .await;
+    // The leader, and one that is not.
+    let leader = seen.leader;
+    let other = seen.replicas.iter().map(|replica| replica.id).find(|id| ![leader, 1, 3].contains(id)).unwrap();
+    for gone in [leader, other] {
+        // By way of one that stays, whoever that is.
+        let stays = [1, 3].into_iter().find(|id| *id != gone).unwrap();
+        let socket = all[&stays].socket();
+        sockets.write().unwrap().retain(|other| *other != all[&gone].socket());
+        let mut changes = ReplicasClient::new(grpc::connect_unix(&socket).await.unwrap());
+        changes.remove(RemoveReplicaRequest { id: gone }).await.unwrap();
+        until(&socket, "it is gone", |status| status.replicas.iter().all(|replica| replica.id != gone)).await;
+        let mut process = all.remove(&gone).unwrap();
+        assert_eq!(process.ended().await, Some(77), "replica {gone}");
+        let said = std::fs::read_to_string(process.log()).unwrap();
+        assert!(said.contains(&format!("replica {gone} was removed from the cluster")), "{said}");
+    }
+    let socket = all.values().next().unwrap().socket();
+    until(&socket, "three voters", |status| voters(status) == 3 && status.leader != 0).await;
+    gaps.push(phase("5 to 3, the leader first"));
+    stop.store(true, Ordering::Relaxed);
+    for writer in writers {
+        writer.await.unwrap();
+    }
+
+    let written = written.lock().unwrap().revisions.clone();
+    let mut revisions: Vec<u64> = written.values().copied().collect();
+    revisions.sort_unstable();
+    revisions.dedup();
+    assert_eq!(revisions.len(), written.len(), "two writes were given the same revision");
+    for replica in all.values() {
+        let names = names(&replica.socket()).await;
+        let lost: Vec<&String> = written.keys().filter(|name| !names.contains(name)).collect();
+        assert!(lost.is_empty(), "lost: {lost:?}");
+    }
+    assert!(gaps.iter().all(|gap| *gap < SANE_GAP), "{gaps:?}");
+}
+
+fn recover(replica: &Replica, extra: &[&str]) -> (bool, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_control-plane"));
+    let output = command.args(["recover", "--data-dir"]).arg(replica.data()).args(extra).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    (output.status.success(), text.into_owned())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_survivor_says_that_it_is_alone_and_becomes_a_cluster_again() {
+    use nix::sys::signal::Signal::{SIGKILL, SIGTERM};
+    let mut first = Replica::first_start(&["--name", "west", "--trust-domain", "west.example"], None);
+    until(&first.socket(), "the first leads", |status| status.leader == 1).await;
+    let mut second = Replica::first_start(&[], Some(&token(&first.socket(), false).await));
+    let mut third = Replica::first_start(&[], Some(&token(&first.socket(), false).await));
+    until(&first.socket(), "three voters", |status| voters(status) == 3).await;
+    let revision = apply(&first.socket(), "kept").await.unwrap();
+    let survivor = until(&second.socket(), "it has arrived", |status| status.revision >= revision).await.answered_by;
+
+    for lost in [&mut first, &mut third] {
+        lost.signal(SIGKILL);
+        assert_eq!(lost.ended().await, None);
+    }
+    let alone = until(&second.socket(), "it knows that it is alone", |status| status.no_quorum.is_some()).await;
+    let lost = alone.no_quorum.unwrap();
+    assert_eq!((lost.reachable, lost.voters, alone.leader), (1, 3, 0));
+    assert!(lost.sentence.starts_with("no quorum: 1 of 3 replicas reachable, since "), "{}", lost.sentence);
+    let of = |replica: &ReplicaStatus| (replica.id == survivor, replica.reachable, replica.voter);
+    assert!(alone.replicas.iter().map(of).all(|(own, reachable, voter)| voter && own == reachable));
+    let began = Instant::now();
+    let refused = apply(&second.socket(), "refused").await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable);
+    assert!(refused.message().contains("no quorum: 1 of 3"), "{refused}");
+    println!("refused within {:?}", began.elapsed());
+
+    let (done, said) = recover(&second, &["--cluster", "west"]);
+    assert!(!done && said.contains("another process uses it"), "{said}");
+    second.signal(SIGTERM);
+    assert_eq!(second.ended().await, Some(0));
+    let (done, said) = recover(&second, &["--cluster", "east"]);
+    assert!(!done && said.contains("nothing was changed"), "{said}");
+    let (told, said) = recover(&second, &[]);
+    assert!(told && said.contains("Given up for good") && said.contains("replica 1 at"), "{said}");
+    let (done, said) = recover(&second, &["--cluster", "west"]);
+    assert!(done, "{said}");
+
+    second.start(&[], None);
+    let seen = until(&second.socket(), "it leads", |status| status.leader == survivor).await;
+    assert!(seen.revision > revision + 1_000_000 && seen.replicas.len() == 1, "{seen:?}");
+    assert_eq!(names(&second.socket()).await, ["kept"]);
+    // The others come back, as if nothing had been: they are a majority of the old group, and none of the new one.
+    first.start(&[], None);
+    third.start(&[], None);
+    until(&first.socket(), "the old group lives", |status| status.leader != 0 && status.leader != survivor).await;
+    let after = apply(&second.socket(), "anew").await.unwrap();
+    assert!(after > seen.revision);
+    let seen = until(&second.socket(), "it leads still", |status| status.leader == survivor).await;
+    assert_eq!(seen.replicas.len(), 1, "{:?}", seen.replicas);
+    assert_eq!(names(&first.socket()).await, ["kept"]);
+
+    // A newcomer is of the new group.
+    let fourth = Replica::first_start(&[], Some(&token(&second.socket(), false).await));
+    until(&second.socket(), "two voters", |status| voters(status) == 2).await;
+    assert_eq!(names(&fourth.socket()).await.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_whose_log_is_gone_make_no_new_group() {
+    let mut only = Replica::first_start(&["--name", "west", "--trust-domain", "west.example"], None);
+    until(&only.socket(), "it leads", |status| status.leader == 1).await;
+    // Membership is remembered once the replica is ready.
+    let group = only.data().join("keys/group.json");
+    let remembered = || std::fs::read_to_string(&group).is_ok_and(|text| text.contains("true"));
+    until(&only.socket(), "it is remembered", |_| remembered()).await;
+    only.signal(nix::sys::signal::Signal::SIGTERM);
+    assert_eq!(only.ended().await, Some(0));
+    std::fs::remove_dir_all(only.data().join("raft")).unwrap();
+    only.start(&["--name", "west", "--trust-domain", "west.example"], None);
+    assert_eq!(only.ended().await, Some(1));
+    let said = std::fs::read_to_string(only.log()).unwrap();
+    let sentence = said.lines().last().unwrap();
+    assert!(sentence.contains("its log is gone") && sentence.contains("clustermesh replica remove"), "{sentence}");
+}
