@@ -30,7 +30,8 @@ pub struct TokenFileError {
 /// The file can't be read, or has more bytes than any token.
 pub fn join_token(given: Option<&str>, file: Option<&Path>) -> Result<Option<String>, TokenFileError> {
     let Some(file) = file else { return Ok(given.map(str::to_owned)) };
-    let text = if file == Path::new("-") { read(io::stdin().lock()) } else { File::open(file).and_then(read) };
+    let text =
+        if file == Path::new("-") { read(io::stdin().lock()) } else { File::open(file).and_then(read) };
     text.map(Some).map_err(|source| TokenFileError { file: file.display().to_string(), source })
 }
 

@@ -40,7 +40,8 @@ pub async fn run(args: &RecoverArgs) -> anyhow::Result<String> {
 fn replica(keys: &Path) -> anyhow::Result<ReplicaFile> {
     let path = keys.join("replica.json");
     let text = files::read_private(&path).map_err(|e| anyhow::anyhow!("{}: {e}", path.display()))?;
-    let text = text.ok_or_else(|| anyhow::anyhow!("{}: is missing: this is no replica's folder", path.display()))?;
+    let text =
+        text.ok_or_else(|| anyhow::anyhow!("{}: is missing: this is no replica's folder", path.display()))?;
     serde_json::from_str(&text).map_err(|e| anyhow::anyhow!("{}: {e}", path.display()))
 }
 
@@ -100,7 +101,8 @@ mod tests {
             last_log_term: 7,
             committed_index: 117,
             revision: 88,
-            others: [(1, ("192.0.2.1:9443".to_owned(), true)), (4, ("192.0.2.4:9443".to_owned(), false))].into(),
+            others: [(1, ("192.0.2.1:9443".to_owned(), true)), (4, ("192.0.2.4:9443".to_owned(), false))]
+                .into(),
         };
         assert_eq!(
             warning("west", &survivor),

@@ -90,8 +90,7 @@ pub async fn start(mut config: Config) -> anyhow::Result<Running> {
     });
     let xds = XdsServer::new(views, subscribers, server::Options::new(format!("replica-{id}")));
     let admitting = app.clone();
-    let raft =
-        replica.service(Arc::new(move |extensions| admitting.admit_raft(extensions).map(Some)));
+    let raft = replica.service(Arc::new(move |extensions| admitting.admit_raft(extensions).map(Some)));
     let mut doors = JoinSet::new();
     let (mesh_app, mesh_xds, stopping) = (app.clone(), xds.clone(), stop.clone());
     doors.spawn(async move {

@@ -18,8 +18,9 @@ use mesh_tls::grpc;
 use tempfile::TempDir;
 use tonic::{Code, Status};
 use xds_proto::isthmus::admin::v1::{
-    ApplyRequest, CreateTokenRequest, ListRequest, RemoveReplicaRequest, ReplicaStatus, SetReplicaRoleRequest,
-    StatusRequest, StatusResponse, admin_client::AdminClient, replicas_client::ReplicasClient,
+    ApplyRequest, CreateTokenRequest, ListRequest, RemoveReplicaRequest, ReplicaStatus,
+    SetReplicaRoleRequest, StatusRequest, StatusResponse, admin_client::AdminClient,
+    replicas_client::ReplicasClient,
 };
 
 /// Longest wait for anything that must happen, on a busy machine.
@@ -174,7 +175,12 @@ struct Written {
 }
 
 /// Writes until told to stop, to whichever replica takes it.
-async fn write(n: usize, sockets: Arc<RwLock<Vec<PathBuf>>>, written: Arc<Mutex<Written>>, stop: Arc<AtomicBool>) {
+async fn write(
+    n: usize,
+    sockets: Arc<RwLock<Vec<PathBuf>>>,
+    written: Arc<Mutex<Written>>,
+    stop: Arc<AtomicBool>,
+) {
     let (mut count, mut before, mut turn) = (0, 0, n);
     while !stop.load(Ordering::Relaxed) {
         let socket = {
@@ -184,7 +190,8 @@ async fn write(n: usize, sockets: Arc<RwLock<Vec<PathBuf>>>, written: Arc<Mutex<
         let name = format!("w{n}-{count}");
         // What failed may have taken effect: its name is not used again, and nothing is claimed of it.
         count += 1;
-        let Ok(Ok(revision)) = tokio::time::timeout(Duration::from_secs(12), apply(&socket, &name)).await else {
+        let Ok(Ok(revision)) = tokio::time::timeout(Duration::from_secs(12), apply(&socket, &name)).await
+        else {
             turn += 1;
             tokio::time::sleep(Duration::from_millis(10)).await;
             continue;
@@ -243,12 +250,14 @@ async fn a_cluster_grows_to_five_and_shrinks_to_three_while_it_is_written_to() {
     // Any replica is asked, and tells the same of all.
     let asked = all[&3].socket();
     let seen = until(&asked, "all are known", |status| {
-        status.replicas.len() == 5 && status.replicas.iter().all(|r| r.reachable && r.lag_known && r.applied > 0)
+        status.replicas.len() == 5
+            && status.replicas.iter().all(|r| r.reachable && r.lag_known && r.applied > 0)
     })
     .await;
     // The leader, and one that is not.
     let leader = seen.leader;
-    let other = seen.replicas.iter().map(|replica| replica.id).find(|id| ![leader, 1, 3].contains(id)).unwrap();
+    let other =
+        seen.replicas.iter().map(|replica| replica.id).find(|id| ![leader, 1, 3].contains(id)).unwrap();
     for gone in [leader, other] {
         // By way of one that stays, whoever that is.
         let stays = [1, 3].into_iter().find(|id| *id != gone).unwrap();
@@ -299,13 +308,15 @@ async fn a_survivor_says_that_it_is_alone_and_becomes_a_cluster_again() {
     let mut third = Replica::first_start(&[], Some(&token(&first.socket(), false).await));
     until(&first.socket(), "three voters", |status| voters(status) == 3).await;
     let revision = apply(&first.socket(), "kept").await.unwrap();
-    let survivor = until(&second.socket(), "it has arrived", |status| status.revision >= revision).await.answered_by;
+    let survivor =
+        until(&second.socket(), "it has arrived", |status| status.revision >= revision).await.answered_by;
 
     for lost in [&mut first, &mut third] {
         lost.signal(SIGKILL);
         assert_eq!(lost.ended().await, None);
     }
-    let alone = until(&second.socket(), "it knows that it is alone", |status| status.no_quorum.is_some()).await;
+    let alone =
+        until(&second.socket(), "it knows that it is alone", |status| status.no_quorum.is_some()).await;
     let lost = alone.no_quorum.unwrap();
     assert_eq!((lost.reachable, lost.voters, alone.leader), (1, 3, 0));
     assert!(lost.sentence.starts_with("no quorum: 1 of 3 replicas reachable, since "), "{}", lost.sentence);
@@ -335,7 +346,8 @@ async fn a_survivor_says_that_it_is_alone_and_becomes_a_cluster_again() {
     // The others come back, as if nothing had been: they are a majority of the old group, and none of the new one.
     first.start(&[], None);
     third.start(&[], None);
-    until(&first.socket(), "the old group lives", |status| status.leader != 0 && status.leader != survivor).await;
+    until(&first.socket(), "the old group lives", |status| status.leader != 0 && status.leader != survivor)
+        .await;
     let after = apply(&second.socket(), "anew").await.unwrap();
     assert!(after > seen.revision);
     let seen = until(&second.socket(), "it leads still", |status| status.leader == survivor).await;
@@ -363,5 +375,8 @@ async fn keys_whose_log_is_gone_make_no_new_group() {
     assert_eq!(only.ended().await, Some(1));
     let said = std::fs::read_to_string(only.log()).unwrap();
     let sentence = said.lines().last().unwrap();
-    assert!(sentence.contains("its log is gone") && sentence.contains("clustermesh replica remove"), "{sentence}");
+    assert!(
+        sentence.contains("its log is gone") && sentence.contains("clustermesh replica remove"),
+        "{sentence}"
+    );
 }

@@ -21,9 +21,7 @@ use super::{
     now_unix,
     out::{self, Paint},
     render::{self, age::duration, replicas},
-    replica_args::{
-        AddArgs, AddOutput, ChangeArgs, ListArgs, PromoteArgs, RecoverArgs, ReplicaCommand,
-    },
+    replica_args::{AddArgs, AddOutput, ChangeArgs, ListArgs, PromoteArgs, RecoverArgs, ReplicaCommand},
 };
 
 /// Between two looks at how far a change is.
@@ -146,9 +144,8 @@ async fn promote(socket: &Path, args: &PromoteArgs) -> Result<(), Failure> {
             None => None,
         };
         let lag = lag.map_or_else(String::new, |lag| format!(" ({lag} log entries behind)"));
-        return Err(failure.or_timed_out(format!(
-            "replica {id} is not {done} yet{lag}; it will be once it has caught up"
-        )));
+        return Err(failure
+            .or_timed_out(format!("replica {id} is not {done} yet{lag}; it will be once it has caught up")));
     }
     out::line(&format!("replica/{id} {done}"))
 }
@@ -206,9 +203,8 @@ fn recover(args: &RecoverArgs) -> Result<(), Failure> {
 }
 
 fn run_binary(mut command: Command, binary: &Path) -> Result<(), Failure> {
-    let ended = command
-        .status()
-        .map_err(|e| Failure::failed(format!("cannot run {}: {e}", binary.display())))?;
+    let ended =
+        command.status().map_err(|e| Failure::failed(format!("cannot run {}: {e}", binary.display())))?;
     // It has said itself what is wrong.
     if ended.success() { Ok(()) } else { Err(Failure::failed("")) }
 }
@@ -250,12 +246,7 @@ mod tests {
 
     #[test]
     fn recovery_without_force_says_what_it_would_do() {
-        let args = RecoverArgs {
-            data_dir: "/nowhere".into(),
-            force: false,
-            yes: true,
-            control_plane: None,
-        };
+        let args = RecoverArgs { data_dir: "/nowhere".into(), force: false, yes: true, control_plane: None };
         let failure = recover(&args).unwrap_err();
         assert!(failure.sentence.contains("--force"), "{failure:?}");
     }

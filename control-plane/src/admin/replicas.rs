@@ -68,7 +68,8 @@ impl Replicas for ReplicasService {
 
 /// Whether the voters that are left without one would be no majority that answers.
 fn would_lose_quorum(all: &[ReplicaStatus], gone: u64) -> Option<String> {
-    let left: Vec<&ReplicaStatus> = all.iter().filter(|replica| replica.voter && replica.id != gone).collect();
+    let left: Vec<&ReplicaStatus> =
+        all.iter().filter(|replica| replica.voter && replica.id != gone).collect();
     let silent: Vec<String> =
         left.iter().filter(|replica| !replica.reachable).map(|replica| replica.id.to_string()).collect();
     let votes = all.iter().any(|replica| replica.id == gone && replica.voter);
@@ -125,7 +126,8 @@ pub(super) fn known(state: &State, view: &ReplicaView) -> Vec<ReplicaStatus> {
 /// Adds what another replica knows: of itself, and of all, if it leads.
 pub(super) fn merge(ours: &mut Vec<ReplicaStatus>, other: &StatusResponse) {
     if other.leader == other.answered_by && other.no_quorum.is_none() {
-        let before: BTreeMap<u64, ReplicaStatus> = ours.drain(..).map(|replica| (replica.id, replica)).collect();
+        let before: BTreeMap<u64, ReplicaStatus> =
+            ours.drain(..).map(|replica| (replica.id, replica)).collect();
         *ours = other.replicas.clone();
         for replica in ours.iter_mut() {
             let Some(known) = before.get(&replica.id) else { continue };
@@ -189,8 +191,12 @@ mod tests {
         merge(&mut ours, &leader);
         let seen: Vec<_> = ours.iter().map(|r| (r.lag, r.applied, r.reachable)).collect();
         assert_eq!(seen, [(0, 75, true), (5, 70, true), (40, 0, false)]);
-        let follower =
-            StatusResponse { leader: 1, answered_by: 3, replicas: vec![applied(3, 35)], ..Default::default() };
+        let follower = StatusResponse {
+            leader: 1,
+            answered_by: 3,
+            replicas: vec![applied(3, 35)],
+            ..Default::default()
+        };
         merge(&mut ours, &follower);
         assert_eq!((ours[2].lag, ours[2].applied, ours[2].reachable), (40, 35, true));
         mark_reachable(&mut ours, 2, &[1].into());

@@ -7,7 +7,9 @@ pub fn allowed(role: Role, action: Action) -> bool {
     use Action as A;
     use Role as R;
     match action {
-        A::Write | A::Read | A::CreateToken | A::JoinMesh | A::ManageReplicas => matches!(role, R::LocalRoot | R::Admin),
+        A::Write | A::Read | A::CreateToken | A::JoinMesh | A::ManageReplicas => {
+            matches!(role, R::LocalRoot | R::Admin)
+        }
         // Replicas ask each other for the data planes and flows that each has.
         A::Status | A::Observe => matches!(role, R::LocalRoot | R::Admin | R::Replica),
         A::Raft => matches!(role, R::Replica),

@@ -169,7 +169,9 @@ mod tests {
     fn state(with: &[u64]) -> State {
         let mut state = State::default();
         for id in 1..=3 {
-            state.replicas.insert(id, ReplicaRecord { id, address: format!("10.0.0.{id}:9443") });
+            state
+                .replicas
+                .insert(id, ReplicaRecord { id, address: format!("10.0.0.{id}:9443"), learner: false });
             state.authority.sealing_keys.insert(id, vec![id as u8; 32]);
             state.authority.issuers.insert(id, issuer());
         }

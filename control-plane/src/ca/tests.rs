@@ -49,7 +49,11 @@ impl Store {
 
     fn member(&mut self, ca: &Ca) {
         let (id, public) = (ca.replica().id, ca.sealing_key().to_vec());
-        self.write(Command::PutReplica(ReplicaRecord { id, address: format!("10.0.0.{id}:9443") }));
+        self.write(Command::PutReplica(ReplicaRecord {
+            id,
+            address: format!("10.0.0.{id}:9443"),
+            learner: false,
+        }));
         self.write(Command::Authority(AuthorityCommand::SealingKey { replica: id, public }));
     }
 

@@ -172,7 +172,10 @@ impl Elections {
             match next(look, &self.timings, draw) {
                 Next::Nothing => {}
                 Next::StepDown => {
-                    tracing::warn!(term = metrics.current_term, "no majority answers: this replica leads no more");
+                    tracing::warn!(
+                        term = metrics.current_term,
+                        "no majority answers: this replica leads no more"
+                    );
                     self.contact.set_quorum(Some(self.lost(&metrics, &self.reachable(&metrics), now)));
                     if let Err(reason) = self.step_down().await {
                         tracing::warn!(reason, "could not step down");

@@ -212,7 +212,8 @@ mod tests {
     #[test]
     fn who_is_removed_stops_voting_first_and_the_leader_goes_last() {
         let state = records(&[(2, false), (3, false)]);
-        let step = |voters: &[u64], learners: &[u64]| next_step(&metrics(voters, learners, 1_000), &state, |_| true);
+        let step =
+            |voters: &[u64], learners: &[u64]| next_step(&metrics(voters, learners, 1_000), &state, |_| true);
         assert_eq!(step(&[1, 2, 3, 4], &[]), Some(Step::Demote(4)));
         assert_eq!(step(&[1, 2, 3], &[4]), Some(Step::RemoveLearner(4)));
         assert_eq!(step(&[1, 2, 3], &[]), Some(Step::HandOver(2, "h2:1".to_owned())));

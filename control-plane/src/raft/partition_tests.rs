@@ -242,8 +242,15 @@ async fn a_leader_that_is_removed_hands_over_first() {
 async fn a_learner_stays_one_until_it_is_promoted_and_can_be_demoted_again() {
     let (net, dirs) = (Net::default(), folders());
     let [first, second, third] = three_on(&net, &dirs).await;
-    let voters = |running: &Running| {
-        running.replica.metrics().members.into_iter().filter(|member| member.voter).map(|member| member.id).collect()
+    let voters = |running: &Running| -> BTreeSet<u64> {
+        running
+            .replica
+            .metrics()
+            .members
+            .into_iter()
+            .filter(|member| member.voter)
+            .map(|member| member.id)
+            .collect()
     };
     first.replica.set_role(3, true).await.expect("written");
     eventually("it votes no more", async || voters(&first) == BTreeSet::from([1, 2])).await;

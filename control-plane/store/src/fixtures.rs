@@ -96,7 +96,13 @@ pub(crate) fn peer(cluster: &str) -> PeerRecord {
 }
 
 pub(crate) fn token(purpose: TokenPurpose) -> TokenRecord {
-    TokenRecord { purpose, secret_sha256: "ab".repeat(32), expires_unix: NOON + 600, used_by: None, learner: false }
+    TokenRecord {
+        purpose,
+        secret_sha256: "ab".repeat(32),
+        expires_unix: NOON + 600,
+        used_by: None,
+        learner: false,
+    }
 }
 
 pub(crate) fn put(objects: impl IntoIterator<Item = Object>) -> Command {

@@ -139,7 +139,8 @@ mod tests {
 
     #[test]
     fn a_lost_quorum_stands_above_everything_else() {
-        let lost = NoQuorum { reachable: 1, voters: 3, since_unix_ms: 9, sentence: "no quorum: 1 of 3".into() };
+        let lost =
+            NoQuorum { reachable: 1, voters: 3, since_unix_ms: 9, sentence: "no quorum: 1 of 3".into() };
         let status = StatusResponse { answered_by: 2, no_quorum: Some(lost), ..Default::default() };
         let text = warning(&status, Paint::PLAIN);
         assert!(text.starts_with("no quorum: 1 of 3\n") && text.contains("replica 2 knew last"), "{text}");

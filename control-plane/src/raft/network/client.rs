@@ -69,7 +69,8 @@ impl Target {
         T: serde::de::DeserializeOwned,
         E: std::error::Error + serde::de::DeserializeOwned,
     {
-        let payload = response.inspect_err(|status| self.peers.refused(status)).map_err(call_error)?.into_inner();
+        let payload =
+            response.inspect_err(|status| self.peers.refused(status)).map_err(call_error)?.into_inner();
         self.peers.answered(self.id);
         let result: RaftResult<T, E> = wire::unpack(what, &payload).map_err(network_error)?;
         result.map_err(|error| RemoteError::new_with_node(self.id, self.node.clone(), error).into())
@@ -81,7 +82,8 @@ impl Target {
         request: AppendEntriesRequest<TypeConfig>,
     ) -> Result<AppendEntriesResponse<u64>, CallError> {
         let long = are_long(&request.entries);
-        let payload = blocking(long, || self.peers.pack("append request", &request)).map_err(network_error)?;
+        let payload =
+            blocking(long, || self.peers.pack("append request", &request)).map_err(network_error)?;
         // The other replica may need long for it; the entries need not be held here meanwhile.
         drop(request);
         let response = self.connect().await?.append_entries(payload).await;

@@ -2,7 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, VoteRequest, VoteResponse};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, VoteRequest, VoteResponse,
+};
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use tonic::{Extensions, Request, Response, Status, metadata::MetadataValue};
 use xds_proto::isthmus::raft::v1::{
@@ -69,7 +71,8 @@ impl RaftService {
         let proven = (self.authorize)(request.extensions())?;
         let Payload { from, group, .. } = request.get_ref();
         if let Some(proven) = proven.filter(|proven| proven != from) {
-            let sentence = format!("the message says that it is replica {from}'s, the certificate is {proven}'s");
+            let sentence =
+                format!("the message says that it is replica {from}'s, the certificate is {proven}'s");
             return Err(Status::permission_denied(sentence));
         }
         self.same_group(*from, group)?;
@@ -111,7 +114,8 @@ impl RaftService {
 
 fn decode<T: serde::de::DeserializeOwned>(what: &'static str, payload: &Payload) -> Result<T, Status> {
     let long = is_long(&payload.json);
-    blocking(long, || wire::unpack(what, payload)).map_err(|error| Status::invalid_argument(error.to_string()))
+    blocking(long, || wire::unpack(what, payload))
+        .map_err(|error| Status::invalid_argument(error.to_string()))
 }
 
 fn answer<T: serde::Serialize>(what: &'static str, value: &T) -> Result<Response<Payload>, Status> {
