@@ -122,7 +122,7 @@ fn next_step(metrics: &Metrics, state: &State, reachable: impl Fn(u64) -> bool) 
         return Some(Step::Demote(*gone));
     }
     let gone = membership.nodes().map(|(id, _)| id);
-    if let Some(gone) = gone.filter(|id| !voters.contains(id)).find(|id| !state.replicas.contains_key(id)) {
+    if let Some(gone) = gone.filter(|id| !voters.contains(id)).find(|id| !state.replicas.contains_key(*id)) {
         return Some(Step::RemoveLearner(*gone));
     }
     if voters.contains(&metrics.id) && !votes(&metrics.id) {

@@ -26,7 +26,7 @@ fn with_keys() -> Store {
     let mut store = Store::initialised();
     let root = fingerprint_of(&[1, 2, 3]);
     for id in [1, 2] {
-        let record = ReplicaRecord { id, address: format!("10.0.0.{id}:9443") };
+        let record = ReplicaRecord { id, address: format!("10.0.0.{id}:9443"), learner: false };
         store.run(Command::PutReplica(record)).unwrap();
         let public = vec![id as u8; 32];
         run(&mut store, AuthorityCommand::SealingKey { replica: id, public: public.clone() });
