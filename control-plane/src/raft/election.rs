@@ -245,8 +245,14 @@ impl Elections {
         }
     }
 
+    /// On a leader that no majority answers any more: who has answered since.
     fn reachable(&self, metrics: &Metrics) -> BTreeSet<u64> {
-        voters(metrics).into_iter().filter(|id| *id == self.id || self.peers.reachable(*id)).collect()
+        let patience = leader_patience(&self.timings);
+        let answers = |id: &u64| self.peers.answered_within(*id, patience);
+        let others = voters(metrics).into_iter().filter(|id| *id != self.id && answers(id));
+        // An answer to what was asked before may have come since; a majority of them is none.
+        let most = voters(metrics).len().saturating_sub(1) / 2;
+        std::iter::once(self.id).chain(others.take(most.saturating_sub(1))).collect()
     }
 
     fn draw(&self) -> Duration {

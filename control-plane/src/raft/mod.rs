@@ -35,6 +35,6 @@ pub(crate) mod testing;
 pub use config::{RaftConfig, Timings};
 pub use contact::NoQuorum;
 pub use error::{DiskError, OpenError, ReadError, WriteError};
-pub use network::{Authorize, DialError, Dialer, RaftService, decode_frame};
+pub use network::{Authorize, DialError, Dialer, RaftService, is_frame};
 pub use replica::Replica;
 pub use view::{MemberView, ReplicaView, Role};

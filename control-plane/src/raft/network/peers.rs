@@ -137,7 +137,12 @@ impl Peers {
 
     /// Whether a replica has answered lately.
     pub(crate) fn reachable(&self, id: u64) -> bool {
-        self.lock().get(&id).and_then(|peer| peer.answered).is_some_and(|at| at.elapsed() < REACHABLE_WITHIN)
+        self.answered_within(id, REACHABLE_WITHIN)
+    }
+
+    /// Whether a replica has answered within a time.
+    pub(crate) fn answered_within(&self, id: u64, time: Duration) -> bool {
+        self.lock().get(&id).and_then(|peer| peer.answered).is_some_and(|at| at.elapsed() < time)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<u64, Peer>> {

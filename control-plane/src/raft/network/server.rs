@@ -212,20 +212,3 @@ impl Raft for RaftService {
         Ok(Response::new(Payload::default()))
     }
 }
-
-/// Decodes a message of each kind, as the door does, and forgets it. For fuzzing.
-pub fn decode_frame(json: &[u8]) -> bool {
-    let payload = Payload { json: json.to_vec(), ..Payload::default() };
-    let chunk = wire::unpack::<Chunk>("", &payload).map(InstallSnapshotRequest::<TypeConfig>::try_from);
-    [
-        wire::unpack::<AppendEntriesRequest<TypeConfig>>("", &payload).is_ok(),
-        wire::unpack::<VoteRequest<u64>>("", &payload).is_ok(),
-        chunk.is_ok_and(|chunk| chunk.is_ok()),
-        wire::unpack::<Forward>("", &payload).is_ok(),
-        wire::unpack::<PreVote>("", &payload).is_ok(),
-        wire::unpack::<TakeOver>("", &payload).is_ok(),
-        wire::unpack::<Forwarded>("", &payload).is_ok(),
-        wire::unpack::<ReadIndex>("", &payload).is_ok(),
-    ]
-    .contains(&true)
-}
