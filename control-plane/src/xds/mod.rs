@@ -4,11 +4,13 @@
 //! * [`kinds`]: what the order of types is and why.
 //! * [`heartbeat`]: proof that a client still takes configuration.
 //! * [`session`]: one stream's half of the protocol, messages in, messages out. No I/O, clock or randomness.
+//! * [`load`]: LRS, what clients report of their load.
 //! * [`views`]: what a client may have; implemented by whoever compiles the model.
 //! * [`server`]: tonic services; [`subscribers`]: who is connected and what they have acknowledged.
 
 pub mod heartbeat;
 pub mod kinds;
+pub mod load;
 pub mod resource;
 pub mod server;
 pub mod session;

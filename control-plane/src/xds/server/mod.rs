@@ -5,7 +5,7 @@
 //! gets the newest state when it reads again.
 
 mod services;
-mod stream;
+pub(super) mod stream;
 mod wire;
 
 use std::{sync::Arc, time::Duration};
@@ -18,12 +18,19 @@ use xds_proto::envoy::service::{
     cluster::v3::cluster_discovery_service_server::ClusterDiscoveryServiceServer,
     discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer,
     endpoint::v3::endpoint_discovery_service_server::EndpointDiscoveryServiceServer,
+    extension::v3::extension_config_discovery_service_server::ExtensionConfigDiscoveryServiceServer,
     listener::v3::listener_discovery_service_server::ListenerDiscoveryServiceServer,
-    route::v3::route_discovery_service_server::RouteDiscoveryServiceServer,
+    load_stats::v3::load_reporting_service_server::LoadReportingServiceServer,
+    route::v3::{
+        route_discovery_service_server::RouteDiscoveryServiceServer,
+        scoped_routes_discovery_service_server::ScopedRoutesDiscoveryServiceServer,
+        virtual_host_discovery_service_server::VirtualHostDiscoveryServiceServer,
+    },
+    runtime::v3::runtime_discovery_service_server::RuntimeDiscoveryServiceServer,
     secret::v3::secret_discovery_service_server::SecretDiscoveryServiceServer,
 };
 
-use super::{PeerIdentity, Subscribers, Views, session::Limits};
+use super::{PeerIdentity, Subscribers, Views, load::Loads, session::Limits};
 use stream::Origin;
 use wire::Wire;
 
@@ -54,6 +61,8 @@ pub struct Options {
     pub reopen: Duration,
     /// Between heartbeats, for clients that want them. Default 5 s.
     pub heartbeat: Duration,
+    /// How often clients report their load. Default 10 s.
+    pub load_interval: Duration,
 }
 
 impl Options {
@@ -67,6 +76,7 @@ impl Options {
             catch_up: Duration::from_secs(30),
             reopen: Duration::from_millis(200),
             heartbeat: crate::xds::heartbeat::INTERVAL,
+            load_interval: crate::xds::load::service::INTERVAL,
         }
     }
 }
@@ -78,11 +88,12 @@ pub struct XdsServer<V> {
 }
 
 #[derive(Debug)]
-struct Shared<V> {
-    views: Arc<V>,
-    subscribers: Arc<Subscribers>,
-    options: Options,
-    draining: CancellationToken,
+pub(super) struct Shared<V> {
+    pub(super) views: Arc<V>,
+    pub(super) subscribers: Arc<Subscribers>,
+    pub(super) loads: Arc<Loads>,
+    pub(super) options: Options,
+    pub(super) draining: CancellationToken,
 }
 
 impl<V> Clone for XdsServer<V> {
@@ -95,10 +106,12 @@ impl<V: Views> XdsServer<V> {
     /// A server of `views`, whose streams are listed in `subscribers`.
     pub fn new(views: Arc<V>, subscribers: Arc<Subscribers>, options: Options) -> Self {
         let draining = CancellationToken::new();
-        Self { shared: Arc::new(Shared { views, subscribers, options, draining }) }
+        let loads = Arc::default();
+        Self { shared: Arc::new(Shared { views, subscribers, loads, options, draining }) }
     }
 
-    /// Every service, ready to be added to a tonic server: ADS, and one service for each of Envoy's own types.
+    /// Every service, ready to be added to a tonic server: ADS, one service for each of Envoy's own types,
+    /// and LRS.
     pub fn routes(&self) -> tonic::service::Routes {
         let mut routes = tonic::service::RoutesBuilder::default();
         let bytes = self.shared.options.request_bytes;
@@ -113,7 +126,12 @@ impl<V: Views> XdsServer<V> {
             RouteDiscoveryServiceServer,
             ClusterDiscoveryServiceServer,
             EndpointDiscoveryServiceServer,
-            SecretDiscoveryServiceServer
+            SecretDiscoveryServiceServer,
+            ExtensionConfigDiscoveryServiceServer,
+            ScopedRoutesDiscoveryServiceServer,
+            VirtualHostDiscoveryServiceServer,
+            RuntimeDiscoveryServiceServer,
+            LoadReportingServiceServer
         );
         routes.routes()
     }
@@ -129,6 +147,15 @@ impl<V: Views> XdsServer<V> {
         &self.shared.subscribers
     }
 
+    /// What the clients report of their load.
+    pub fn loads(&self) -> &Arc<Loads> {
+        &self.shared.loads
+    }
+
+    pub(super) fn shared(&self) -> &Arc<Shared<V>> {
+        &self.shared
+    }
+
     /// Ends all streams, and each new one, with UNAVAILABLE: clients go to another replica.
     pub fn drain(&self) {
         self.shared.draining.cancel();
@@ -139,13 +166,7 @@ impl<V: Views> XdsServer<V> {
         request: tonic::Request<Streaming<W::Request>>,
         only: Option<&'static str>,
     ) -> Result<Response<Responses<W::Response>>, Status> {
-        let text = |key| request.metadata().get(key).and_then(|value| value.to_str().ok());
-        let origin = Origin {
-            peer: peer(&request),
-            workload: text(WORKLOAD_METADATA).map(str::to_owned),
-            revision: text(REVISION_METADATA).and_then(|revision| revision.parse().ok()),
-            only,
-        };
+        let origin = Origin::of(&request, only);
         let (sender, receiver) = mpsc::channel(1);
         tokio::spawn(stream::serve::<W, V>(self.shared.clone(), origin, request.into_inner(), sender));
         Ok(Response::new(ReceiverStream::new(receiver)))

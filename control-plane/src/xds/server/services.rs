@@ -8,8 +8,14 @@ use xds_proto::envoy::service::{
         aggregated_discovery_service_server::AggregatedDiscoveryService,
     },
     endpoint::v3::endpoint_discovery_service_server::EndpointDiscoveryService,
+    extension::v3::extension_config_discovery_service_server::ExtensionConfigDiscoveryService,
     listener::v3::listener_discovery_service_server::ListenerDiscoveryService,
-    route::v3::route_discovery_service_server::RouteDiscoveryService,
+    route::v3::{
+        route_discovery_service_server::RouteDiscoveryService,
+        scoped_routes_discovery_service_server::ScopedRoutesDiscoveryService,
+        virtual_host_discovery_service_server::VirtualHostDiscoveryService,
+    },
+    runtime::v3::runtime_discovery_service_server::RuntimeDiscoveryService,
     secret::v3::secret_discovery_service_server::SecretDiscoveryService,
 };
 
@@ -36,6 +42,19 @@ impl<V: Views> AggregatedDiscoveryService for XdsServer<V> {
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
         self.open::<Delta>(request, None)
+    }
+}
+
+/// VHDS is incremental only.
+#[tonic::async_trait]
+impl<V: Views> VirtualHostDiscoveryService for XdsServer<V> {
+    type DeltaVirtualHostsStream = Responses<DeltaDiscoveryResponse>;
+
+    async fn delta_virtual_hosts(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaVirtualHostsStream>, Status> {
+        self.open::<Delta>(request, Some(kinds::VIRTUAL_HOST))
     }
 }
 
@@ -117,4 +136,31 @@ service!(
     fetch_secrets,
     StreamSecretsStream,
     DeltaSecretsStream
+);
+service!(
+    ScopedRoutesDiscoveryService,
+    kinds::SCOPED_ROUTE,
+    stream_scoped_routes,
+    delta_scoped_routes,
+    fetch_scoped_routes,
+    StreamScopedRoutesStream,
+    DeltaScopedRoutesStream
+);
+service!(
+    RuntimeDiscoveryService,
+    kinds::RUNTIME,
+    stream_runtime,
+    delta_runtime,
+    fetch_runtime,
+    StreamRuntimeStream,
+    DeltaRuntimeStream
+);
+service!(
+    ExtensionConfigDiscoveryService,
+    kinds::EXTENSION,
+    stream_extension_configs,
+    delta_extension_configs,
+    fetch_extension_configs,
+    StreamExtensionConfigsStream,
+    DeltaExtensionConfigsStream
 );

@@ -8,7 +8,7 @@ use tokio::{
 };
 use tonic::{Status, Streaming};
 
-use super::{Shared, wire::Wire};
+use super::{REVISION_METADATA, Shared, WORKLOAD_METADATA, peer, wire::Wire};
 use crate::{
     doors::{
         bucket::{Bucket, Rate},
@@ -30,16 +30,27 @@ const MAX_NAMES_SHOWN: usize = 3;
 
 /// What is known of a stream before its first request.
 #[derive(Debug)]
-pub(super) struct Origin {
-    pub(super) peer: PeerIdentity,
-    pub(super) workload: Option<String>,
+pub(in crate::xds) struct Origin {
+    pub(in crate::xds) peer: PeerIdentity,
+    pub(in crate::xds) workload: Option<String>,
     /// Revision that the client has ACKed on an earlier stream.
-    pub(super) revision: Option<u64>,
+    revision: Option<u64>,
     /// The type, on a service of one type.
-    pub(super) only: Option<&'static str>,
+    only: Option<&'static str>,
 }
 
 impl Origin {
+    /// What the connection and the metadata of a call say.
+    pub(in crate::xds) fn of<T>(request: &tonic::Request<T>, only: Option<&'static str>) -> Self {
+        let text = |key| request.metadata().get(key).and_then(|value| value.to_str().ok());
+        Self {
+            peer: peer(request),
+            workload: text(WORKLOAD_METADATA).map(str::to_owned),
+            revision: text(REVISION_METADATA).and_then(|revision| revision.parse().ok()),
+            only,
+        }
+    }
+
     /// On a service of one type requests need not name it, and must not name another.
     fn normalise(&self, request: impl Into<Request>) -> Result<Request, Status> {
         let mut request = request.into();

@@ -1,0 +1,142 @@
+//! `ClientStatusDiscoveryService`: the clients of all replicas, for administrators.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::future::join_all;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming, metadata::MetadataValue};
+use xds_proto::{
+    Message,
+    envoy::service::status::v3::{
+        ClientConfig, ClientStatusRequest, ClientStatusResponse,
+        client_status_discovery_service_client::ClientStatusDiscoveryServiceClient,
+        client_status_discovery_service_server::ClientStatusDiscoveryService,
+    },
+};
+
+use super::{Inspectors, matcher::Matchers};
+use crate::{admin::status::LOCAL_ONLY, app::App, authz::Action};
+
+/// Largest answer, of all replicas together. Name fewer clients, or leave the contents out.
+pub const MAX_ANSWER_BYTES: usize = 128 << 20;
+/// How long one stream, or another replica, may take to answer.
+const ASK: Duration = Duration::from_secs(10);
+
+/// The service.
+#[derive(Debug, Clone)]
+pub struct CsdsService(pub Arc<App>);
+
+#[tonic::async_trait]
+impl ClientStatusDiscoveryService for CsdsService {
+    type StreamClientStatusStream = ReceiverStream<Result<ClientStatusResponse, Status>>;
+
+    async fn stream_client_status(
+        &self,
+        request: Request<Streaming<ClientStatusRequest>>,
+    ) -> Result<Response<Self::StreamClientStatusStream>, Status> {
+        let app = self.0.clone();
+        app.admit(request.extensions(), Action::ClientStatus)?;
+        let local = request.metadata().contains_key(LOCAL_ONLY);
+        let mut requests = request.into_inner();
+        let (answers, receiver) = mpsc::channel(1);
+        tokio::spawn(async move {
+            loop {
+                let next = tokio::select! {
+                    next = requests.message() => next,
+                    () = answers.closed() => return,
+                    () = app.stop.cancelled() => Err(Status::unavailable("this replica is shutting down")),
+                };
+                let answer = match next {
+                    Ok(Some(request)) => answer(&app, request, local).await,
+                    Ok(None) => return,
+                    Err(status) => Err(status),
+                };
+                let last = answer.is_err();
+                if answers.send(answer).await.is_err() || last {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn fetch_client_status(
+        &self,
+        request: Request<ClientStatusRequest>,
+    ) -> Result<Response<ClientStatusResponse>, Status> {
+        self.0.admit(request.extensions(), Action::ClientStatus)?;
+        let local = request.metadata().contains_key(LOCAL_ONLY);
+        answer(&self.0, request.into_inner(), local).await.map(Response::new)
+    }
+}
+
+async fn answer(app: &App, request: ClientStatusRequest, local: bool) -> Result<ClientStatusResponse, Status> {
+    let matchers = Matchers::new(request.node_matchers.clone());
+    let matchers = Arc::new(matchers.map_err(|error| Status::invalid_argument(error.to_string()))?);
+    let contents = !request.exclude_resource_contents;
+    let mut size = 0;
+    let mut config = of_replica(app.subscribers.inspectors(), &matchers, contents, &mut size).await?;
+    if !local {
+        for theirs in elsewhere(app, &request).await {
+            size += theirs.encoded_len();
+            within(size)?;
+            config.extend(theirs.config);
+        }
+    }
+    Ok(ClientStatusResponse { config })
+}
+
+/// The clients of one replica, one after the other.
+pub(in crate::xds) async fn of_replica(
+    inspectors: &Inspectors,
+    matchers: &Arc<Matchers>,
+    contents: bool,
+    size: &mut usize,
+) -> Result<Vec<ClientConfig>, Status> {
+    let mut configs = Vec::new();
+    let mut last = 0;
+    loop {
+        let asked = tokio::time::timeout(ASK, inspectors.next(last, matchers, contents)).await;
+        let asked = asked.map_err(|_| Status::deadline_exceeded(format!("a stream did not answer within {ASK:?}")))?;
+        let Some((stream, config)) = asked else { return Ok(configs) };
+        last = stream;
+        if let Some(config) = config {
+            *size += config.encoded_len();
+            within(*size)?;
+            configs.push(config);
+        }
+    }
+}
+
+fn within(size: usize) -> Result<(), Status> {
+    if size <= MAX_ANSWER_BYTES {
+        return Ok(());
+    }
+    Err(Status::resource_exhausted(format!(
+        "the answer would be larger than {MAX_ANSWER_BYTES} bytes: name fewer clients in node_matchers, or set \
+         exclude_resource_contents"
+    )))
+}
+
+async fn elsewhere(app: &App, request: &ClientStatusRequest) -> Vec<ClientStatusResponse> {
+    let own = app.ca.replica().id;
+    let state = app.replica.applied();
+    let others = state.replicas.values().filter(|replica| replica.id != own);
+    let answers = join_all(others.map(|replica| async move {
+        let answer = tokio::time::timeout(ASK, ask(app, &replica.address, request.clone())).await;
+        let answer = answer.unwrap_or_else(|_| Err(Status::deadline_exceeded(format!("no answer within {ASK:?}"))));
+        // The clients of a replica that is down go to another one, where they are seen.
+        answer.inspect_err(|error| tracing::warn!(replica = replica.id, %error, "does not tell of its clients")).ok()
+    }));
+    answers.await.into_iter().flatten().collect()
+}
+
+async fn ask(app: &App, address: &str, request: ClientStatusRequest) -> Result<ClientStatusResponse, Status> {
+    let channel = app.replicas.channel(address).map_err(|e| Status::unavailable(e.to_string()))?;
+    let mut request = Request::new(request);
+    request.metadata_mut().insert(LOCAL_ONLY, MetadataValue::from_static("1"));
+    let mut client =
+        ClientStatusDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES);
+    Ok(client.fetch_client_status(request).await?.into_inner())
+}
