@@ -72,6 +72,8 @@ pub enum Action {
     Status,
     /// `Admin.Observe`
     Observe,
+    /// `ClientStatusDiscoveryService.*`: what every data plane was sent, contents included.
+    ClientStatus,
     /// `Admin.CreateToken`
     CreateToken,
     /// `Admin.Join`: makes this cluster join another.
@@ -103,6 +105,7 @@ impl Action {
         Action::Read,
         Action::Status,
         Action::Observe,
+        Action::ClientStatus,
         Action::CreateToken,
         Action::JoinMesh,
         Action::ManageReplicas,

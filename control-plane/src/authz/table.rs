@@ -11,7 +11,7 @@ pub fn allowed(role: Role, action: Action) -> bool {
             matches!(role, R::LocalRoot | R::Admin)
         }
         // Replicas ask each other for the data planes and flows that each has.
-        A::Status | A::Observe => matches!(role, R::LocalRoot | R::Admin | R::Replica),
+        A::Status | A::Observe | A::ClientStatus => matches!(role, R::LocalRoot | R::Admin | R::Replica),
         A::Raft => matches!(role, R::Replica),
         // The token is the proof; the certificate, if there is one, does not matter.
         A::Bootstrap | A::AcceptPeer => true,
@@ -33,6 +33,7 @@ mod tests {
         ("Read",            "y        -       -    y     -        -    -        -"),
         ("Status",          "y        y       -    y     -        -    -        -"),
         ("Observe",         "y        y       -    y     -        -    -        -"),
+        ("ClientStatus",    "y        y       -    y     -        -    -        -"),
         ("CreateToken",     "y        -       -    y     -        -    -        -"),
         ("JoinMesh",        "y        -       -    y     -        -    -        -"),
         ("ManageReplicas",  "y        -       -    y     -        -    -        -"),

@@ -12,6 +12,7 @@ use super::MAX_ADMIN_MESSAGE;
 use crate::{
     admin::{AdminService, replicas::ReplicasService},
     app::App,
+    xds::csds,
 };
 
 /// Listens on the socket, and makes its folder if need be.
@@ -36,12 +37,14 @@ pub async fn serve(
     stop: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
     let replicas = ReplicasServer::new(ReplicasService(app.clone()));
+    let clients = csds::service::server(app.clone());
     let admin = AdminServer::new(AdminService(app))
         .max_decoding_message_size(MAX_ADMIN_MESSAGE)
         .max_encoding_message_size(usize::MAX);
     Server::builder()
         .add_service(admin)
         .add_service(replicas)
+        .add_service(clients)
         .serve_with_incoming_shutdown(grpc::incoming_unix(listener), stop)
         .await?;
     Ok(())

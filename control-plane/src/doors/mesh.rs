@@ -25,7 +25,7 @@ use crate::{
     raft::RaftService,
     sources::nodes::EndpointsService,
     views::ModelViews,
-    xds::XdsServer,
+    xds::{XdsServer, csds},
 };
 
 /// Serves until `stop` resolves and every stream has ended.
@@ -57,6 +57,7 @@ pub async fn serve(
             FederationServer::new(FederationService(app.clone()))
                 .max_decoding_message_size(MAX_SMALL_MESSAGE),
         )
+        .add_service(csds::service::server(app.clone()))
         .add_service(
             ReplicasServer::new(ReplicasService(app.clone())).max_decoding_message_size(MAX_SMALL_MESSAGE),
         )

@@ -4,10 +4,12 @@
 //! * [`kinds`]: what the order of types is and why.
 //! * [`heartbeat`]: proof that a client still takes configuration.
 //! * [`session`]: one stream's half of the protocol, messages in, messages out. No I/O, clock or randomness.
+//! * [`csds`]: what each client was sent, has accepted or refused, for administrators.
 //! * [`load`]: LRS, what clients report of their load.
 //! * [`views`]: what a client may have; implemented by whoever compiles the model.
 //! * [`server`]: tonic services; [`subscribers`]: who is connected and what they have acknowledged.
 
+pub mod csds;
 pub mod heartbeat;
 pub mod kinds;
 pub mod load;

@@ -58,7 +58,8 @@ pub struct Whose<'a> {
 /// Everything that a client has, should have or has refused; with the resources themselves if `contents` says so.
 pub fn client_config(whose: Whose<'_>, session: &Session, journal: &Journal, contents: bool) -> ClientConfig {
     let mut node = whose.node.clone();
-    let acked = session.status().iter().map(|status| status.acked_revision).min().unwrap_or(session.revision());
+    let acked =
+        session.status().iter().map(|status| status.acked_revision).min().unwrap_or(session.revision());
     let mut fields = node.metadata.take().unwrap_or_default().fields;
     let said = [
         (CLIENT, whose.client.to_owned()),

@@ -6,6 +6,8 @@ use std::{
     time::SystemTime,
 };
 
+use crate::xds::session::{Event, Response};
+
 /// Resources of a type whose time is kept apart. Of those before them it is forgotten: memory must not
 /// grow with what a client has.
 const MAX_APART: usize = 512;
@@ -28,8 +30,28 @@ struct Times {
 }
 
 impl Journal {
-    /// These resources were sent.
-    pub fn sent<'a>(&mut self, type_url: &Arc<str>, names: impl Iterator<Item = &'a Arc<str>>, now: SystemTime) {
+    /// A response was sent.
+    pub fn sent(&mut self, response: &Response, now: SystemTime) {
+        self.note_sent(&response.type_url, response.resources.iter().map(|resource| &resource.name), now);
+    }
+
+    /// The client has answered.
+    pub fn note(&mut self, events: &[Event], now: SystemTime) {
+        for event in events {
+            if let Event::Nacked { type_url, .. } = event
+                && let Some(times) = self.types.get_mut(type_url)
+            {
+                times.refused = Some(now);
+            }
+        }
+    }
+
+    fn note_sent<'a>(
+        &mut self,
+        type_url: &Arc<str>,
+        names: impl Iterator<Item = &'a Arc<str>>,
+        now: SystemTime,
+    ) {
         let Some(times) = self.types.get_mut(type_url) else {
             let first = Times {
                 first: now,
@@ -52,13 +74,6 @@ impl Journal {
                 times.later.remove(&oldest);
                 times.forgotten = true;
             }
-        }
-    }
-
-    /// The client refused a response.
-    pub fn refused(&mut self, type_url: &str, now: SystemTime) {
-        if let Some(times) = self.types.get_mut(type_url) {
-            times.refused = Some(now);
         }
     }
 
@@ -89,10 +104,16 @@ mod tests {
         let (mut journal, cds) = (Journal::default(), Arc::from("cds"));
         let names = ["a", "b"].map(Arc::from);
         assert_eq!(journal.sent_at("cds", "a"), None);
-        journal.sent(&cds, names.iter(), at(1));
-        journal.sent(&cds, names[..1].iter(), at(2));
+        journal.note_sent(&cds, names.iter(), at(1));
+        journal.note_sent(&cds, names[..1].iter(), at(2));
         assert_eq!((journal.sent_at("cds", "a"), journal.sent_at("cds", "b")), (Some(at(2)), Some(at(1))));
-        journal.refused("cds", at(3));
+        let nacked = |type_url: &str| Event::Nacked {
+            type_url: type_url.into(),
+            revision: 1,
+            error: String::new(),
+            resources: vec![],
+        };
+        journal.note(&[nacked("cds"), nacked("never sent")], at(3));
         assert_eq!((journal.refused_at("cds"), journal.refused_at("eds")), (Some(at(3)), None));
     }
 
@@ -100,9 +121,9 @@ mod tests {
     fn memory_is_bounded_and_a_time_that_is_forgotten_is_not_made_up() {
         let (mut journal, eds) = (Journal::default(), Arc::from("eds"));
         let names: Vec<Arc<str>> = (0..MAX_APART + 1).map(|n| n.to_string().into()).collect();
-        journal.sent(&eds, names.iter(), at(1));
+        journal.note_sent(&eds, names.iter(), at(1));
         assert_eq!(journal.sent_at("eds", "0"), Some(at(1)), "a first response of any size costs nothing");
-        journal.sent(&eds, names.iter(), at(2));
+        journal.note_sent(&eds, names.iter(), at(2));
         assert_eq!((journal.sent_at("eds", "0"), journal.sent_at("eds", "1")), (None, Some(at(2))));
         assert_eq!(journal.types["eds"].later.len(), MAX_APART);
     }

@@ -75,7 +75,12 @@ impl Matchers {
         if matchers.len() > MAX_MATCHERS {
             return Err(MatcherError::TooMany(matchers.len()));
         }
-        matchers.into_iter().enumerate().map(|(at, matcher)| one(at, matcher)).collect::<Result<_, _>>().map(Self)
+        matchers
+            .into_iter()
+            .enumerate()
+            .map(|(at, matcher)| one(at, matcher))
+            .collect::<Result<_, _>>()
+            .map(Self)
     }
 
     /// Whether a client is meant: by the id that it gave itself, or by the one that was authorized.
@@ -130,7 +135,9 @@ fn value(at: usize, matcher: ValueMatcher, depth: usize) -> Result<Test, Matcher
         P::DoubleMatch(number) => match number.match_pattern {
             Some(double_matcher::MatchPattern::Exact(exact)) => Test::Number(exact, exact),
             // Half open in Envoy.
-            Some(double_matcher::MatchPattern::Range(range)) => Test::Number(range.start, range.end.next_down()),
+            Some(double_matcher::MatchPattern::Range(range)) => {
+                Test::Number(range.start, range.end.next_down())
+            }
             None => return Err(MatcherError::Empty(at, "double_match")),
         },
         P::StringMatch(string) => Test::Text(text(at, string)?),
@@ -220,7 +227,8 @@ mod tests {
     }
 
     fn by_metadata(path: &[&str], pattern: value_matcher::MatchPattern) -> NodeMatcher {
-        let path = path.iter().map(|key| PathSegment { segment: Some(Segment::Key((*key).into())) }).collect();
+        let path =
+            path.iter().map(|key| PathSegment { segment: Some(Segment::Key((*key).into())) }).collect();
         let value = Some(ValueMatcher { match_pattern: Some(pattern) });
         NodeMatcher { node_id: None, node_metadatas: vec![StructMatcher { path, value }] }
     }
@@ -229,9 +237,15 @@ mod tests {
         let value = |kind| Value { kind: Some(kind) };
         let inner = Struct { fields: [("tier".into(), value(Kind::StringValue("gold".into())))].into() };
         let list = ListValue { values: vec![value(Kind::BoolValue(true)), value(Kind::NumberValue(7.0))] };
-        let fields =
-            [("labels".into(), value(Kind::StructValue(inner))), ("list".into(), value(Kind::ListValue(list)))];
-        Node { id: "sidecar~7".into(), metadata: Some(Struct { fields: fields.into() }), ..Default::default() }
+        let fields = [
+            ("labels".into(), value(Kind::StructValue(inner))),
+            ("list".into(), value(Kind::ListValue(list))),
+        ];
+        Node {
+            id: "sidecar~7".into(),
+            metadata: Some(Struct { fields: fields.into() }),
+            ..Default::default()
+        }
     }
 
     fn meant(matchers: Vec<NodeMatcher>) -> bool {
@@ -282,7 +296,9 @@ mod tests {
 
     #[test]
     fn what_can_not_be_meant_is_refused_with_its_place() {
-        let refused = |matcher: NodeMatcher| Matchers::new(vec![by_id(MatchPattern::Exact("a".into())), matcher]).unwrap_err();
+        let refused = |matcher: NodeMatcher| {
+            Matchers::new(vec![by_id(MatchPattern::Exact("a".into())), matcher]).unwrap_err()
+        };
         let empty = NodeMatcher { node_id: Some(StringMatcher::default()), node_metadatas: vec![] };
         assert_eq!(refused(empty), MatcherError::Empty(1, "match_pattern"));
         let regex = |text: &str| {

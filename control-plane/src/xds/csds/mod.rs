@@ -26,11 +26,20 @@ use matcher::Matchers;
 /// What is asked of a stream.
 #[derive(Debug)]
 pub(super) struct Question {
-    pub(super) matchers: Arc<Matchers>,
+    matchers: Arc<Matchers>,
     /// With the resources themselves.
-    pub(super) contents: bool,
+    contents: bool,
     /// None: the client is not among those that were meant.
-    pub(super) answer: oneshot::Sender<Option<ClientConfig>>,
+    answer: oneshot::Sender<Option<ClientConfig>>,
+}
+
+impl Question {
+    /// Answers for a client, if it is meant.
+    pub(super) fn answer(self, config: impl FnOnce(bool) -> ClientConfig, whose: dump::Whose<'_>) {
+        let meant = self.matchers.matches(whose.node, whose.client);
+        // Whoever asked may have given up.
+        let _ = self.answer.send(meant.then(|| config(self.contents)));
+    }
 }
 
 /// Every stream that can be asked.
@@ -71,7 +80,12 @@ impl Inspectors {
     }
 
     /// Asks one stream after the other, in the order in which they were opened. None when all have been asked.
-    pub(super) async fn next(&self, after: u64, matchers: &Arc<Matchers>, contents: bool) -> Option<(u64, Option<ClientConfig>)> {
+    pub(super) async fn next(
+        &self,
+        after: u64,
+        matchers: &Arc<Matchers>,
+        contents: bool,
+    ) -> Option<(u64, Option<ClientConfig>)> {
         let (stream, sender) = {
             let streams = self.lock();
             let (stream, sender) = streams.range(after.saturating_add(1)..).next()?;

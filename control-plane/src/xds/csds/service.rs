@@ -11,17 +11,26 @@ use xds_proto::{
     envoy::service::status::v3::{
         ClientConfig, ClientStatusRequest, ClientStatusResponse,
         client_status_discovery_service_client::ClientStatusDiscoveryServiceClient,
-        client_status_discovery_service_server::ClientStatusDiscoveryService,
+        client_status_discovery_service_server::{
+            ClientStatusDiscoveryService, ClientStatusDiscoveryServiceServer,
+        },
     },
 };
 
 use super::{Inspectors, matcher::Matchers};
-use crate::{admin::status::LOCAL_ONLY, app::App, authz::Action};
+use crate::{admin::status::LOCAL_ONLY, app::App, authz::Action, doors::MAX_SMALL_MESSAGE};
 
 /// Largest answer, of all replicas together. Name fewer clients, or leave the contents out.
 pub const MAX_ANSWER_BYTES: usize = 128 << 20;
 /// How long one stream, or another replica, may take to answer.
 const ASK: Duration = Duration::from_secs(10);
+
+/// The service, ready to be added to a tonic server.
+pub fn server(app: Arc<App>) -> ClientStatusDiscoveryServiceServer<CsdsService> {
+    ClientStatusDiscoveryServiceServer::new(CsdsService(app))
+        .max_decoding_message_size(MAX_SMALL_MESSAGE)
+        .max_encoding_message_size(usize::MAX)
+}
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -71,7 +80,11 @@ impl ClientStatusDiscoveryService for CsdsService {
     }
 }
 
-async fn answer(app: &App, request: ClientStatusRequest, local: bool) -> Result<ClientStatusResponse, Status> {
+async fn answer(
+    app: &App,
+    request: ClientStatusRequest,
+    local: bool,
+) -> Result<ClientStatusResponse, Status> {
     let matchers = Matchers::new(request.node_matchers.clone());
     let matchers = Arc::new(matchers.map_err(|error| Status::invalid_argument(error.to_string()))?);
     let contents = !request.exclude_resource_contents;
@@ -98,7 +111,8 @@ pub(in crate::xds) async fn of_replica(
     let mut last = 0;
     loop {
         let asked = tokio::time::timeout(ASK, inspectors.next(last, matchers, contents)).await;
-        let asked = asked.map_err(|_| Status::deadline_exceeded(format!("a stream did not answer within {ASK:?}")))?;
+        let asked = asked
+            .map_err(|_| Status::deadline_exceeded(format!("a stream did not answer within {ASK:?}")))?;
         let Some((stream, config)) = asked else { return Ok(configs) };
         last = stream;
         if let Some(config) = config {
@@ -125,9 +139,12 @@ async fn elsewhere(app: &App, request: &ClientStatusRequest) -> Vec<ClientStatus
     let others = state.replicas.values().filter(|replica| replica.id != own);
     let answers = join_all(others.map(|replica| async move {
         let answer = tokio::time::timeout(ASK, ask(app, &replica.address, request.clone())).await;
-        let answer = answer.unwrap_or_else(|_| Err(Status::deadline_exceeded(format!("no answer within {ASK:?}"))));
+        let answer =
+            answer.unwrap_or_else(|_| Err(Status::deadline_exceeded(format!("no answer within {ASK:?}"))));
         // The clients of a replica that is down go to another one, where they are seen.
-        answer.inspect_err(|error| tracing::warn!(replica = replica.id, %error, "does not tell of its clients")).ok()
+        answer
+            .inspect_err(|error| tracing::warn!(replica = replica.id, %error, "does not tell of its clients"))
+            .ok()
     }));
     answers.await.into_iter().flatten().collect()
 }

@@ -83,13 +83,13 @@ async fn serve<V: Views>(
     let authorize = || shared.views.authorize(&origin.peer, &node.id, origin.workload.as_deref());
     let client = authorize()?;
     let mut revisions = shared.views.changed();
-    let reporter = Reporter { loads: &shared.loads, stream: shared.subscribers.next_stream() };
+    let reporter = Reporter { loads: shared.subscribers.loads(), stream: shared.subscribers.next_stream() };
     tracing::info!(%client, stream = reporter.stream, "LRS stream opened");
     let mut told: Option<LoadStatsResponse> = None;
     let mut pending = Some(first.cluster_stats);
     loop {
         if let Some(stats) = pending.take() {
-            shared.loads.lock().report_of(reporter.stream, &stats, Instant::now().into_std());
+            shared.subscribers.loads().lock().report_of(reporter.stream, &stats, Instant::now().into_std());
         }
         let wanted = wanted(&node, &shared.views.resources(&client), shared.options.load_interval);
         tokio::select! {

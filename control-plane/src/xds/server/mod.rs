@@ -30,7 +30,7 @@ use xds_proto::envoy::service::{
     secret::v3::secret_discovery_service_server::SecretDiscoveryServiceServer,
 };
 
-use super::{PeerIdentity, Subscribers, Views, load::Loads, session::Limits};
+use super::{PeerIdentity, Subscribers, Views, session::Limits};
 use stream::Origin;
 use wire::Wire;
 
@@ -91,7 +91,6 @@ pub struct XdsServer<V> {
 pub(super) struct Shared<V> {
     pub(super) views: Arc<V>,
     pub(super) subscribers: Arc<Subscribers>,
-    pub(super) loads: Arc<Loads>,
     pub(super) options: Options,
     pub(super) draining: CancellationToken,
 }
@@ -106,8 +105,7 @@ impl<V: Views> XdsServer<V> {
     /// A server of `views`, whose streams are listed in `subscribers`.
     pub fn new(views: Arc<V>, subscribers: Arc<Subscribers>, options: Options) -> Self {
         let draining = CancellationToken::new();
-        let loads = Arc::default();
-        Self { shared: Arc::new(Shared { views, subscribers, loads, options, draining }) }
+        Self { shared: Arc::new(Shared { views, subscribers, options, draining }) }
     }
 
     /// Every service, ready to be added to a tonic server: ADS, one service for each of Envoy's own types,
@@ -145,11 +143,6 @@ impl<V: Views> XdsServer<V> {
     /// Who is connected.
     pub fn subscribers(&self) -> &Arc<Subscribers> {
         &self.shared.subscribers
-    }
-
-    /// What the clients report of their load.
-    pub fn loads(&self) -> &Arc<Loads> {
-        &self.shared.loads
     }
 
     pub(super) fn shared(&self) -> &Arc<Shared<V>> {

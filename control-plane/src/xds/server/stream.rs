@@ -1,6 +1,6 @@
 //! One stream, from its first request to its end.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 
 use tokio::{
     sync::{mpsc, watch},
@@ -17,6 +17,7 @@ use crate::{
     telemetry::XdsMetrics,
     xds::{
         Client, PeerIdentity, Session, Views,
+        csds::{dump, journal::Journal},
         heartbeat::{self, Heartbeats},
         session::{Event, Request, SessionError},
         subscribers::{Connected, Opening},
@@ -97,7 +98,8 @@ async fn run<W: Wire, V: Views>(
         .map_err(|_| Status::deadline_exceeded("no request on the stream"))??;
     let Some(first) = first else { return Ok(()) };
     let opened = Instant::now();
-    let node_id = W::node(&first).map(|node| node.id.clone()).unwrap_or_default();
+    let node = W::node(&first).cloned().map(dump::trimmed).unwrap_or_default();
+    let node_id = node.id.clone();
     let authorize = || shared.views.authorize(&origin.peer, &node_id, origin.workload.as_deref());
     let client = authorize()?;
     let mut revisions = shared.views.changed();
@@ -117,6 +119,9 @@ async fn run<W: Wire, V: Views>(
     let mut heartbeats = Heartbeats::new(stream, shared.options.heartbeat);
     let mut rate = request_rate(shared, opened);
     let mut pending = Some(origin.normalise(first)?);
+    let mut journal = Journal::default();
+    let mut inspected = shared.subscribers.inspectors().register(stream);
+    let name = client.to_string();
 
     let reopened = opened + shared.options.reopen;
     let mut more = true;
@@ -131,7 +136,9 @@ async fn run<W: Wire, V: Views>(
                 heartbeats.on_request(&request, now.into_std());
                 connected.heartbeat(heartbeats.unanswered_since());
             } else {
-                note(&client, &connected, metrics, session.on_request(request).map_err(over_limit)?);
+                let events = session.on_request(request).map_err(over_limit)?;
+                journal.note(&events, SystemTime::now());
+                note(&client, &connected, metrics, events);
                 more = true;
             }
         }
@@ -160,6 +167,10 @@ async fn run<W: Wire, V: Views>(
                 session.on_snapshot(set.clone(), revision);
                 more = true;
             }
+            question = inspected.question() => {
+                let whose = dump::Whose { node: &node, client: &name, replica: &shared.options.identifier };
+                question.answer(|contents| dump::client_config(whose, &session, &journal, contents), whose);
+            }
             () = sleep_until(reopened), if session.is_reopening() => {
                 session.reopened();
                 more = true;
@@ -169,6 +180,7 @@ async fn run<W: Wire, V: Views>(
                 match session.next_response() {
                     Some(response) => {
                         metrics.sent(&response);
+                        journal.sent(&response, SystemTime::now());
                         tracing::debug!(
                             %client, type_url = %response.type_url, revision = response.revision, nonce = response.nonce,
                             resources = response.resources.len(), removed = response.removed.len(), "sent"

@@ -19,7 +19,11 @@ use std::{
 pub use position::{Health, Position, Standing};
 pub use wait::{News, Report, Wait};
 
-use super::session::{Protocol, TypeStatus};
+use super::{
+    csds::Inspectors,
+    load::Loads,
+    session::{Protocol, TypeStatus},
+};
 use crate::{
     doors::limits::{LimitReached, Limits},
     telemetry::XdsMetrics,
@@ -122,6 +126,8 @@ pub struct Subscribers {
     open_waits: AtomicUsize,
     limits: Limits,
     metrics: Arc<XdsMetrics>,
+    inspectors: Inspectors,
+    loads: Loads,
 }
 
 #[derive(Debug, Default)]
@@ -225,6 +231,16 @@ impl Subscribers {
     /// What they may do.
     pub fn limits(&self) -> &Limits {
         &self.limits
+    }
+
+    /// The streams that can be asked what they were sent.
+    pub fn inspectors(&self) -> &Inspectors {
+        &self.inspectors
+    }
+
+    /// What the clients report of their load.
+    pub fn loads(&self) -> &Loads {
+        &self.loads
     }
 
     /// Every stream, ordered by when it was opened.
