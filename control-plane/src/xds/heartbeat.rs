@@ -84,7 +84,7 @@ impl Heartbeats {
             nonce,
             revision,
             resources: vec![Encoded::new(NAME, &heartbeat).into()],
-            removed: Vec::new(),
+            ..Response::default()
         }
     }
 }

@@ -63,6 +63,10 @@ pub struct Kind {
     /// The type whose resources are sent again after a change of this one that refers to them. Envoy keeps a
     /// changed cluster warming, and its ACK back, until the cluster's endpoints arrive after it, changed or not.
     pub warms: Option<&'static str>,
+    /// Resources are asked for by names that are not theirs: VHDS, where a name is `<route configuration>/<authority>`,
+    /// and a virtual host serves several authorities. A name that nothing serves is answered as not to be resolved,
+    /// on which the client answers the request that waits for it.
+    pub aliases: bool,
 }
 
 const PLAIN: Kind = Kind {
@@ -72,6 +76,7 @@ const PLAIN: Kind = Kind {
     legacy_wildcard: false,
     full_state: false,
     warms: None,
+    aliases: false,
 };
 
 /// The kind of a type. A type that is not known is served like any other, with whatever a view has of it
@@ -113,7 +118,7 @@ pub fn kind(type_url: &str) -> Kind {
             referenced_by: &[LISTENER, SCOPED_ROUTE],
             ..PLAIN
         },
-        VIRTUAL_HOST => Kind { rank: 8, waits_for: &[CLUSTER, ENDPOINT], ..PLAIN },
+        VIRTUAL_HOST => Kind { rank: 8, waits_for: &[CLUSTER, ENDPOINT], aliases: true, ..PLAIN },
         TRUST_BUNDLE => Kind { rank: 20, ..PLAIN },
         NODE => Kind { rank: 21, ..PLAIN },
         POLICY_CLASS => Kind { rank: 22, referenced_by: &[LOCAL_ENDPOINT], ..PLAIN },
@@ -126,9 +131,16 @@ pub fn kind(type_url: &str) -> Kind {
     }
 }
 
+impl Kind {
+    /// Whether the type is one that is served.
+    pub fn is_known(&self) -> bool {
+        self.rank != u8::MAX
+    }
+}
+
 /// Whether [`kind`] has an entry of its own for the type.
 pub fn is_known(type_url: &str) -> bool {
-    kind(type_url).rank != u8::MAX
+    kind(type_url).is_known()
 }
 
 /// The type URL as a string that all who speak of the type share. One that is not known gets a string of its own.

@@ -1,6 +1,10 @@
 //! Resources as they go over the wire: encoded once, then shared by every stream that sends them.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use imbl::{OrdMap, ordmap::DiffItem};
 use sha2::{Digest, Sha256};
@@ -10,6 +14,7 @@ use xds_proto::{
         config::{
             cluster::v3::Cluster,
             listener::v3::{Filter, Listener, filter::ConfigType},
+            route::v3::VirtualHost,
         },
         extensions::filters::network::http_connection_manager::v3::{
             HttpConnectionManager, http_connection_manager::RouteSpecifier,
@@ -32,6 +37,11 @@ pub struct Encoded {
     pub any: Any,
     /// Names of the resources that the client must get after this one changed: see [`kinds::Kind::warms`].
     pub references: Vec<Arc<str>>,
+    /// Other names that it is asked for by: see [`kinds::Kind::aliases`].
+    pub aliases: Vec<Arc<str>>,
+    /// How long it is valid at a client that hears no more of it. The session prolongs it in time, so that it outlives
+    /// the stream by no more than this.
+    pub ttl: Option<Duration>,
 }
 
 /// The version stands for the contents.
@@ -57,7 +67,16 @@ impl Encoded {
     pub fn from_any(name: impl Into<Arc<str>>, any: Any) -> Self {
         let name = name.into();
         let references = references(&name, &any);
-        Self { version: version(&any.value), name, any, references }
+        let aliases = aliases(&name, &any);
+        Self { version: version(&any.value, None), name, any, references, aliases, ttl: None }
+    }
+
+    /// The same, for a limited time. Another time makes another version: the client has to be told.
+    #[must_use]
+    pub fn with_ttl(mut self, ttl: Duration) -> Self {
+        self.version = version(&self.any.value, Some(ttl));
+        self.ttl = Some(ttl);
+        self
     }
 
     /// Bytes that it takes in a response, give or take the framing.
@@ -67,8 +86,12 @@ impl Encoded {
 }
 
 /// 64 bits of SHA-256, in hexadecimal: enough to tell successive contents of one name apart.
-fn version(contents: &[u8]) -> Arc<str> {
-    let digest = Sha256::digest(contents);
+fn version(contents: &[u8], ttl: Option<Duration>) -> Arc<str> {
+    let mut hash = Sha256::new_with_prefix(contents);
+    if let Some(ttl) = ttl {
+        hash.update(ttl.as_nanos().to_be_bytes());
+    }
+    let digest = hash.finalize();
     digest[..8].iter().map(|byte| format!("{byte:02x}")).collect::<String>().into()
 }
 
@@ -105,6 +128,17 @@ fn references(name: &Arc<str>, any: &Any) -> Vec<Arc<str>> {
     }
 }
 
+/// A virtual host is asked for by the name of its route configuration and any authority that it serves.
+fn aliases(name: &Arc<str>, any: &Any) -> Vec<Arc<str>> {
+    if any.type_url != kinds::VIRTUAL_HOST {
+        return Vec::new();
+    }
+    let Some((route, _)) = name.rsplit_once('/') else { return Vec::new() };
+    let Ok(host) = VirtualHost::decode(any.value.as_slice()) else { return Vec::new() };
+    let asked = host.domains.iter().map(|domain| Arc::from(format!("{route}/{domain}")));
+    asked.filter(|alias| alias != name).collect()
+}
+
 fn route_config_name(filter: &Any) -> Option<Arc<str>> {
     if filter.type_url != HttpConnectionManager::type_url() {
         return None;
@@ -123,36 +157,62 @@ pub type TypeResources = OrdMap<Arc<str>, Arc<Encoded>>;
 ///
 /// Types that did not change should share their map with the set before ([`share_with`](Self::share_with), or
 /// by being a clone of it): a session skips them at the cost of one pointer comparison.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default)]
 pub struct ResourceSet {
     /// The revision of the state that it was made from.
     pub revision: u64,
-    types: BTreeMap<Arc<str>, TypeResources>,
+    types: Types,
+    /// What the client gets only if it asks for it by name.
+    named: Types,
+    /// Other names of resources, with the names that they have. Made when somebody asks.
+    aliases: OnceLock<Arc<Aliases>>,
+}
+
+/// Names of resources by the names that they are asked for by.
+type Aliases = BTreeMap<Arc<str>, Arc<str>>;
+/// Longest authority that is looked up with wildcards.
+const MAX_AUTHORITY_BYTES: usize = 512;
+
+impl PartialEq for ResourceSet {
+    fn eq(&self, other: &Self) -> bool {
+        self.revision == other.revision && self.types == other.types && self.named == other.named
+    }
 }
 
 impl ResourceSet {
     /// Nothing, at a revision.
     pub fn new(revision: u64) -> Self {
-        Self { revision, types: BTreeMap::new() }
+        Self { revision, ..Self::default() }
     }
 
     /// Adds a resource or replaces the one of that type and name.
     pub fn insert(&mut self, resource: impl Into<Arc<Encoded>>) {
-        let resource = resource.into();
-        let of_type = match self.types.get_mut(resource.any.type_url.as_str()) {
-            Some(of_type) => of_type,
-            None => self.types.entry(kinds::interned(&resource.any.type_url)).or_default(),
-        };
-        of_type.insert(resource.name.clone(), resource);
+        self.aliases = OnceLock::new();
+        insert(&mut self.types, resource.into());
+    }
+
+    /// Adds a resource that the client gets only if it asks for it by name: it may have it, but its wildcard does not
+    /// cover it (on-demand CDS, RDS and VHDS).
+    pub fn insert_named(&mut self, resource: impl Into<Arc<Encoded>>) {
+        self.aliases = OnceLock::new();
+        insert(&mut self.named, resource.into());
     }
 
     /// Puts a whole type in place, shared with other sets.
     pub fn insert_type(&mut self, type_url: &str, resources: TypeResources) {
+        self.aliases = OnceLock::new();
         self.types.insert(kinds::interned(type_url), resources);
+    }
+
+    /// The same for what is to be had by name only: see [`insert_named`](Self::insert_named).
+    pub fn insert_named_type(&mut self, type_url: &str, resources: TypeResources) {
+        self.aliases = OnceLock::new();
+        self.named.insert(kinds::interned(type_url), resources);
     }
 
     /// Takes a resource out.
     pub fn remove(&mut self, type_url: &str, name: &str) -> Option<Arc<Encoded>> {
+        self.aliases = OnceLock::new();
         self.types.get_mut(type_url)?.remove(name)
     }
 
@@ -161,9 +221,46 @@ impl ResourceSet {
         self.types.get(type_url)
     }
 
+    /// All of a type that is to be had by name only.
+    pub fn named(&self, type_url: &str) -> Option<&TypeResources> {
+        self.named.get(type_url)
+    }
+
     /// One resource.
     pub fn get(&self, type_url: &str, name: &str) -> Option<&Arc<Encoded>> {
         self.of(type_url)?.get(name)
+    }
+
+    /// The name of the virtual host that serves what is asked for as `<route configuration>/<authority>`: by its own
+    /// name, by one of its domains, or by the wildcard among them that Envoy would choose.
+    pub fn resolve(&self, asked: &str) -> Option<&Arc<str>> {
+        let own =
+            |types: &'_ Types| types.get(kinds::VIRTUAL_HOST).is_some_and(|hosts| hosts.contains_key(asked));
+        let aliases = self.aliases.get_or_init(|| {
+            let hosts = [&self.types, &self.named].map(|types| types.get(kinds::VIRTUAL_HOST));
+            let hosts = hosts.into_iter().flatten().flat_map(|hosts| hosts.values());
+            let names = |host: &Arc<Encoded>| {
+                let name = host.name.clone();
+                let all = host.aliases.iter().chain([&host.name]);
+                all.map(|alias| (alias.clone(), name.clone())).collect::<Vec<_>>()
+            };
+            // The client's own view goes before what it gets by name only.
+            let all: Vec<_> = hosts.flat_map(names).collect();
+            Arc::new(all.into_iter().rev().collect())
+        });
+        if own(&self.types) || own(&self.named) {
+            return aliases.get_key_value(asked).map(|(name, _)| name);
+        }
+        let exact = aliases.get(asked);
+        let (route, authority) = asked.rsplit_once('/')?;
+        if exact.is_some() || authority.len() > MAX_AUTHORITY_BYTES {
+            return exact;
+        }
+        let places = || (1..authority.len()).filter(|at| authority.is_char_boundary(*at));
+        let suffix = places().find_map(|at| aliases.get(format!("{route}/*{}", &authority[at..]).as_str()));
+        let prefix =
+            || places().rev().find_map(|at| aliases.get(format!("{route}/{}*", &authority[..at]).as_str()));
+        suffix.or_else(prefix).or_else(|| aliases.get(format!("{route}/*").as_str()))
     }
 
     /// The types that it has, with their resources.
@@ -173,27 +270,46 @@ impl ResourceSet {
 
     /// Whether every type shares its map with the other set, so that nothing in them differs.
     pub fn shares_all(&self, other: &Self) -> bool {
-        let same = |(type_url, resources): (&Arc<str>, &TypeResources)| {
-            other.types.get(type_url).is_some_and(|theirs| theirs.ptr_eq(resources))
-        };
-        self.types.len() == other.types.len() && self.types.iter().all(same)
+        same(&self.types, &other.types) && same(&self.named, &other.named)
     }
 
     /// Takes over from `previous` what is equal, so that memory and comparisons are shared.
     pub fn share_with(&mut self, previous: &Self) {
-        for (type_url, resources) in &mut self.types {
-            let Some(before) = previous.types.get(type_url) else { continue };
-            // The old map with the differences put in has the old map's tree.
-            let mut shared = before.clone();
-            for name in changed_names(Some(before), Some(resources)) {
-                match resources.get(&name) {
-                    Some(resource) => drop(shared.insert(name, resource.clone())),
-                    None => drop(shared.remove(&name)),
-                }
-            }
-            *resources = shared;
-        }
+        share(&mut self.types, &previous.types);
+        share(&mut self.named, &previous.named);
     }
+}
+
+type Types = BTreeMap<Arc<str>, TypeResources>;
+
+fn insert(types: &mut Types, resource: Arc<Encoded>) {
+    let of_type = match types.get_mut(resource.any.type_url.as_str()) {
+        Some(of_type) => of_type,
+        None => types.entry(kinds::interned(&resource.any.type_url)).or_default(),
+    };
+    of_type.insert(resource.name.clone(), resource);
+}
+
+fn share(types: &mut Types, previous: &Types) {
+    for (type_url, resources) in types {
+        let Some(before) = previous.get(type_url) else { continue };
+        // The old map with the differences put in has the old map's tree.
+        let mut shared = before.clone();
+        for name in changed_names(Some(before), Some(resources)) {
+            match resources.get(&name) {
+                Some(resource) => drop(shared.insert(name, resource.clone())),
+                None => drop(shared.remove(&name)),
+            }
+        }
+        *resources = shared;
+    }
+}
+
+fn same(types: &Types, others: &Types) -> bool {
+    types.len() == others.len()
+        && types
+            .iter()
+            .all(|(type_url, resources)| others.get(type_url).is_some_and(|other| other.ptr_eq(resources)))
 }
 
 /// Names that were added, removed or changed between two maps of one type, in order. Costs what differs, not what is
@@ -290,6 +406,37 @@ mod tests {
         assert_eq!(names, ["a", "b", "d"].map(Arc::from));
         assert_eq!(changed_names(old.of(kinds::NODE), None).len(), 3);
         assert_eq!(changed_names(None, new.of(kinds::NODE)).len(), 3);
+    }
+
+    #[test]
+    fn a_virtual_host_is_found_by_its_name_its_domains_and_the_wildcard_that_envoy_would_choose() {
+        let host = |name: &str, domains: &[&str]| {
+            let domains = domains.iter().map(ToString::to_string).collect();
+            Encoded::new(name, &VirtualHost { name: name.into(), domains, ..Default::default() })
+        };
+        let mut set = ResourceSet::new(1);
+        set.insert(host("r/web", &["web.shop", "web.shop:80"]));
+        set.insert_named(host("r/any", &["*.example.com", "*.eu.example.com", "cdn.*"]));
+        set.insert_named(host("other/all", &["*"]));
+        let found = |asked: &str| set.resolve(asked).map(|name| name.to_string());
+        assert_eq!(found("r/web").as_deref(), Some("r/web"));
+        assert_eq!(found("r/web.shop:80").as_deref(), Some("r/web"));
+        assert_eq!(found("r/a.eu.example.com").as_deref(), Some("r/any"));
+        assert_eq!(found("r/cdn.example.org").as_deref(), Some("r/any"));
+        assert_eq!(found("other/web.shop").as_deref(), Some("other/all"));
+        assert_eq!(found("r/example.com"), None);
+        assert_eq!(found("r/ünknown"), None);
+        assert_eq!(found("web.shop"), None);
+        set.insert(host("r/late", &["late"]));
+        assert_eq!(set.resolve("r/late").map(|name| &**name), Some("r/late"));
+    }
+
+    #[test]
+    fn another_time_to_live_is_another_version() {
+        let lives = |seconds| node("a", "10.0.0.1").with_ttl(Duration::from_secs(seconds)).version;
+        assert_eq!(lives(1), lives(1));
+        assert_ne!(lives(1), lives(2));
+        assert_ne!(lives(1), node("a", "10.0.0.1").version);
     }
 
     #[test]

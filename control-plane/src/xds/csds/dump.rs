@@ -84,7 +84,7 @@ fn config(inspection: &Inspection<'_>, journal: &Journal, contents: bool) -> Gen
         Holding::Unsent => ConfigStatus::NotSent,
         Holding::Refused { .. } => ConfigStatus::Error,
     };
-    let body = || resource.filter(|_| contents).map(|resource| resource.any.clone());
+    let body = || resource.as_ref().filter(|_| contents).map(|resource| resource.any.clone());
     let error_state = match holding {
         Holding::Refused { version, error } => Some(UpdateFailureState {
             failed_configuration: body(),
@@ -101,7 +101,7 @@ fn config(inspection: &Inspection<'_>, journal: &Journal, contents: bool) -> Gen
     GenericXdsConfig {
         type_url: type_url.to_string(),
         name: name.to_string(),
-        version_info: version.map(ToString::to_string).unwrap_or_default(),
+        version_info: version.as_deref().unwrap_or_default().to_owned(),
         xds_config: if error_state.is_some() { None } else { body() },
         last_updated: journal.sent_at(type_url, name).filter(|_| version.is_some()).map(timestamp),
         config_status: status.into(),

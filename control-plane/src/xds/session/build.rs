@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    Protocol, Response, Session,
+    Protocol, Response, Session, WILDCARD,
     known::Known,
     order::Gates,
     type_state::{Covers, InFlight, TypeState},
@@ -27,12 +27,13 @@ impl Session {
     /// The next response of one type.
     pub(super) fn respond(&mut self, index: usize) -> Option<Response> {
         let gates = self.gates(index);
-        let set = self.set.clone();
+        let now = self.now;
         let state = &mut self.types[index];
         if state.in_flight.is_some() || !state.unsent(true) {
             return None;
         }
-        let of_type = set.of(&state.type_url);
+        let view = state.view.clone();
+        let of_type = Some(&view);
         let bytes = self.limits.response_bytes;
         let parts = match self.protocol {
             Protocol::Delta => state.delta_parts(of_type, gates, bytes)?,
@@ -41,8 +42,15 @@ impl Session {
         };
         self.nonces += 1;
         let nonce = format!("{:x}-{}", self.stream, self.nonces);
-        let sent: Vec<_> = parts.resources.iter().map(|r| (r.clone(), state.mark_sent(r))).collect();
-        let removed = parts.removed.iter().map(|name| (name.clone(), state.mark_absent(name))).collect();
+        let sent: Vec<_> = parts.resources.iter().map(|r| (r.clone(), state.mark_sent(r, now))).collect();
+        let removed: Vec<_> =
+            parts.removed.iter().map(|name| (name.clone(), state.mark_absent(name))).collect();
+        let errors = state.errors(&parts.removed);
+        let aliases = state.asked_for(parts.resources.iter().map(|resource| &resource.name));
+        let (gone, unresolved) = removed.iter().cloned().partition::<Vec<_>, _>(|(_, before)| {
+            !state.kind.aliases || before.as_ref().is_some_and(Known::may_hold)
+        });
+        let wrapped = state.times;
         state.last_nonce.clone_from(&nonce);
         state.sent_revision = self.revision;
         let type_url = state.type_url.clone();
@@ -50,13 +58,18 @@ impl Session {
         let covers = self.covers(index);
         self.types[index].in_flight =
             Some(InFlight { nonce: nonce.clone(), revision: self.revision, covers, sent, removed });
-        self.types[index].rebase(set.of(&type_url));
+        self.types[index].rebase(Some(&view));
         Some(Response {
             type_url,
             nonce,
             revision: self.revision,
             resources: parts.resources.into_iter().chain(parts.kept).collect(),
-            removed: parts.removed,
+            removed: gone.into_iter().map(|(name, _)| name).collect(),
+            unresolved: unresolved.into_iter().map(|(name, _)| name).collect(),
+            aliases,
+            wrapped,
+            errors,
+            ..Response::default()
         })
     }
 
@@ -76,7 +89,6 @@ impl Session {
         let Some(other) = self.types[index].kind.warms.and_then(|type_url| self.find(type_url)) else {
             return;
         };
-        let Some(available) = self.set.of(&self.types[other].type_url) else { return };
         let other = &mut self.types[other];
         for (resource, before) in sent {
             if before.as_ref().and_then(Known::version) == Some(&resource.version) {
@@ -84,7 +96,7 @@ impl Session {
             }
             for name in &resource.references {
                 // What has changed itself follows anyway, in its turn.
-                if other.wants(name) && !other.adds.contains(name) && available.contains_key(name) {
+                if other.wants(name) && !other.adds.contains(name) && other.view.contains_key(name) {
                     other.owed.insert(name.clone());
                 }
             }
@@ -93,6 +105,16 @@ impl Session {
 }
 
 impl TypeState {
+    /// What is to be said of names that can't be served because nobody serves their type.
+    fn errors(&self, names: &[Arc<str>]) -> Vec<(Arc<str>, String)> {
+        if self.kind.is_known() {
+            return Vec::new();
+        }
+        let all = names.is_empty().then(|| Arc::from(WILDCARD));
+        let reason = || format!("this control plane does not serve {}", self.type_url);
+        names.iter().cloned().chain(all).map(|name| (name, reason())).collect()
+    }
+
     fn delta_parts(&mut self, set: Set<'_>, gates: Gates, max_bytes: usize) -> Option<Parts> {
         let resources = self.next_isolated(set);
         if !resources.is_empty() {
@@ -115,6 +137,9 @@ impl TypeState {
             return Some(Parts { resources, ..Parts::default() });
         }
         let (mut parts, _) = self.due(set, gates, max_bytes);
+        if !self.kind.is_known() && (std::mem::take(&mut self.first_answer) || !parts.removed.is_empty()) {
+            return Some(parts);
+        }
         parts.removed.extend(std::mem::take(&mut self.removes));
         for name in parts.removed.drain(..) {
             self.mark_absent(&name);

@@ -47,7 +47,7 @@ impl Session {
     /// Tells of every resource that the client wants and has, should have or refused; by type and name.
     pub fn inspect(&self, mut each: impl FnMut(Inspection<'_>)) {
         for state in &self.types {
-            state.inspect(self.set.of(&state.type_url), &mut each);
+            state.inspect(Some(&state.view), &mut each);
         }
     }
 }

@@ -7,20 +7,25 @@
 //! The server pulls: [`Session::next_response`] makes one response when there is room for one. What changes
 //! meanwhile is not queued, so a client that doesn't read costs one response per type, and then gets the newest state.
 //!
-//! A type URL that nobody serves does not end the stream. Its subscription is kept like any other and its view
-//! is empty, so Envoy's delta client and ours are told at once that the resources don't exist, and SotW clients
-//! (gRPC too) run into their own timer, which is what their specification foresees.
+//! A type URL that nobody serves does not end the stream. Its subscription is kept like any other, and is answered
+//! once: each name has a `resource_errors` entry that says so, and in delta is removed beside, for clients that know
+//! nothing of such entries.
 
+mod alias;
 mod build;
+mod inspect;
 mod known;
 mod order;
+mod reach;
 mod request;
 mod response;
 mod subscribe;
+mod time;
 mod type_state;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
+pub use inspect::{Holding, Inspection};
 pub use request::{Interest, Refusal, Request};
 pub use response::Response;
 pub use type_state::Nacked;
@@ -34,6 +39,9 @@ use type_state::{InFlight, TypeState};
 /// The name that stands for every resource of a type.
 pub const WILDCARD: &str = "*";
 
+/// The feature by which a SotW client says that resources may be wrapped, so that they can have a time to live.
+pub const RESOURCE_IN_SOTW: &str = "xds.config.resource-in-sotw";
+
 /// The variant of the protocol that a stream speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
@@ -41,6 +49,16 @@ pub enum Protocol {
     Sotw,
     /// Incremental: `DeltaAggregatedResources` and its like.
     Delta,
+}
+
+impl Protocol {
+    /// `sotw` or `delta`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Sotw => "sotw",
+            Self::Delta => "delta",
+        }
+    }
 }
 
 /// What one stream may cost.
@@ -170,6 +188,10 @@ pub struct Session {
     nonces: u64,
     set: Arc<ResourceSet>,
     revision: u64,
+    /// See [`Session::on_time`].
+    now: Duration,
+    /// A SotW client can be told how long a resource lives.
+    wraps: bool,
     /// See [`Session::reopened`].
     reopening: bool,
     /// In the order in which types are served.
@@ -186,7 +208,25 @@ impl Session {
         set: Arc<ResourceSet>,
         revision: u64,
     ) -> Self {
-        Self { protocol, stream, limits, nonces: 0, set, revision, reopening: false, types: Vec::new() }
+        Self {
+            protocol,
+            stream,
+            limits,
+            nonces: 0,
+            set,
+            revision,
+            now: Duration::ZERO,
+            wraps: false,
+            reopening: false,
+            types: Vec::new(),
+        }
+    }
+
+    /// The same, for a client with these features: [`RESOURCE_IN_SOTW`] makes a difference.
+    #[must_use]
+    pub fn for_features<S: AsRef<str>>(mut self, features: impl IntoIterator<Item = S>) -> Self {
+        self.wraps = features.into_iter().any(|feature| feature.as_ref() == RESOURCE_IN_SOTW);
+        self
     }
 
     /// Takes a request. An error ends the stream: the client went beyond its limits.
@@ -197,26 +237,38 @@ impl Session {
             Some(index) => (index, false),
             None => (self.open(&request.type_url, &mut events)?, true),
         };
-        let set = self.set.of(&request.type_url).cloned();
         let delta = self.protocol == Protocol::Delta;
         let state = &mut self.types[index];
         if let Some(in_flight) = state.in_flight.take_if(|sent| sent.nonce == request.nonce) {
-            events.push(answer(state, in_flight, request.error, set.as_ref()));
+            events.push(answer(state, in_flight, request.error));
         } else if !request.nonce.is_empty() && request.nonce != state.last_nonce {
             events.push(Event::StaleNonce { type_url: state.type_url.clone() });
             if !delta && !first {
                 return Ok(events);
             }
         }
-        let set = set.as_ref();
         let answering = state.first_answer;
+        // Whoever asks for what nobody serves, or may serve later, is answered, if only by that.
+        state.first_answer |= first && (state.kind.aliases || !state.kind.is_known());
         match request.interest {
-            Interest::Exactly(names) => state.set_interest(&names, set),
-            Interest::Change { subscribe, unsubscribe } => {
-                if first {
-                    state.hold(request.initial_versions, set);
+            Interest::Exactly(names) => {
+                let wanted = |name: &str| names.iter().any(|wanted| wanted == name);
+                state.reach_for(&self.set, names.iter().map(String::as_str), |name| !wanted(name));
+                let view = state.view.clone();
+                state.set_interest(&names, Some(&view));
+            }
+            Interest::Change { mut subscribe, mut unsubscribe } => {
+                if state.kind.aliases {
+                    state.resolve(&self.set, &mut subscribe, &mut unsubscribe);
                 }
-                state.change_interest(&subscribe, &unsubscribe, first, set);
+                let dropped = |name: &str| unsubscribe.iter().any(|gone| gone == name);
+                state.reach_for(&self.set, subscribe.iter().map(String::as_str), dropped);
+                let view = state.view.clone();
+                if first {
+                    state.beat_held(request.initial_versions.keys().map(String::as_str), self.now);
+                    state.hold(request.initial_versions, Some(&view));
+                }
+                state.change_interest(&subscribe, &unsubscribe, first, Some(&view));
                 if first && !state.removes.is_empty() {
                     self.reopening = true;
                     state.removed_at = self.revision;
@@ -226,9 +278,10 @@ impl Session {
         if state.first_answer && !answering {
             state.changed_at = self.revision;
         }
-        state.rebase(set);
+        let view = state.view.clone();
+        state.rebase(Some(&view));
         let limit = self.limits.names;
-        if self.types.iter().map(|state| state.names.len()).sum::<usize>() > limit {
+        if self.types.iter().map(|state| state.names.len() + state.asked.len()).sum::<usize>() > limit {
             return Err(SessionError::TooManyNames { limit });
         }
         Ok(events)
@@ -242,7 +295,7 @@ impl Session {
         let old = std::mem::replace(&mut self.set, set);
         self.revision = self.revision.max(revision);
         for state in &mut self.types {
-            state.on_change(old.of(&state.type_url), self.set.of(&state.type_url), self.revision);
+            state.on_change(&old, &self.set, self.revision);
         }
         for index in 0..self.types.len() {
             let now = self.covers(index);
@@ -270,6 +323,10 @@ impl Session {
 
     /// The next thing to be sent, if there is any and its time has come. Call it until it has nothing more to say.
     pub fn next_response(&mut self) -> Option<Response> {
+        let heartbeat = (0..self.types.len()).find_map(|index| self.heartbeat(index));
+        if heartbeat.is_some() {
+            return heartbeat;
+        }
         loop {
             let unsent = |session: &Self| session.types.iter().filter(|state| state.unsent(true)).count();
             let before = unsent(self);
@@ -295,6 +352,11 @@ impl Session {
             }
         };
         self.types.iter().enumerate().map(of).collect()
+    }
+
+    /// The variant of the protocol that it speaks.
+    pub fn protocol(&self) -> Protocol {
+        self.protocol
     }
 
     /// The newest revision that the session knows of.
@@ -336,7 +398,9 @@ impl Session {
         if self.types.len() >= limit {
             return Err(SessionError::TooManyTypes { limit });
         }
-        let state = TypeState::new(interned(type_url), kind(type_url), self.protocol);
+        let times = self.protocol == Protocol::Delta || self.wraps;
+        let mut state = TypeState::new(interned(type_url), kind(type_url), self.protocol, times);
+        state.see(&self.set);
         if !is_known(type_url) {
             events.push(Event::UnknownType { type_url: state.type_url.clone() });
         }
@@ -346,12 +410,7 @@ impl Session {
     }
 }
 
-fn answer(
-    state: &mut TypeState,
-    in_flight: InFlight,
-    error: Option<Refusal>,
-    set: Option<&super::TypeResources>,
-) -> Event {
+fn answer(state: &mut TypeState, in_flight: InFlight, error: Option<Refusal>) -> Event {
     let (type_url, revision) = (state.type_url.clone(), in_flight.revision);
     match error {
         None => {
@@ -360,7 +419,8 @@ fn answer(
         }
         Some(refusal) => {
             let error = refusal.message;
-            let resources = state.on_nack(in_flight, error.clone(), set);
+            let view = state.view.clone();
+            let resources = state.on_nack(in_flight, error.clone(), Some(&view));
             Event::Nacked { type_url, revision, error, resources }
         }
     }

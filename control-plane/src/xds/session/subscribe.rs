@@ -37,6 +37,9 @@ impl TypeState {
                 self.forget(&name);
             } else if matches!(self.known(&name), Some(Known::Absent)) {
                 self.held.set_nothing(&name);
+            } else {
+                // It may have been there by its name only.
+                self.evaluate(&name, set.and_then(|map| map.get(&name)));
             }
         }
         for name in new {

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
+    time::Duration,
 };
 
 use super::{
@@ -50,6 +51,12 @@ pub(super) struct TypeState {
     /// The client has named names on this stream, so that an empty list is no legacy wildcard any more.
     pub(super) named: bool,
     pub(super) names: BTreeSet<Arc<str>>,
+    /// What there is for this client: of its view, and of what it has asked for by name.
+    pub(super) view: TypeResources,
+    /// What of that is not in its view by itself.
+    pub(super) extras: BTreeSet<Arc<str>>,
+    /// Names that were asked for, with the name of the resource that they stand for.
+    pub(super) asked: BTreeMap<Arc<str>, Arc<str>>,
     pub(super) held: Holdings,
     /// Existing resources whose version differs from the client's. May wait for other types.
     pub(super) adds: BTreeSet<Arc<str>>,
@@ -75,11 +82,17 @@ pub(super) struct TypeState {
     pub(super) removed_at: u64,
     /// Revision of the last response.
     pub(super) sent_revision: u64,
+    /// Revision of the last response that was accepted.
+    pub(super) accepted: u64,
     pub(super) nacked: Option<Nacked>,
+    /// The client can be told how long a resource lives.
+    pub(super) times: bool,
+    /// When a resource that lives for a time is to be prolonged.
+    pub(super) beats: BTreeMap<Arc<str>, Duration>,
 }
 
 impl TypeState {
-    pub(super) fn new(type_url: Arc<str>, kind: Kind, protocol: Protocol) -> Self {
+    pub(super) fn new(type_url: Arc<str>, kind: Kind, protocol: Protocol, times: bool) -> Self {
         Self {
             type_url,
             kind,
@@ -87,6 +100,9 @@ impl TypeState {
             wildcard: false,
             named: false,
             names: BTreeSet::new(),
+            view: TypeResources::new(),
+            extras: BTreeSet::new(),
+            asked: BTreeMap::new(),
             held: Holdings::default(),
             adds: BTreeSet::new(),
             owed: BTreeSet::new(),
@@ -101,7 +117,10 @@ impl TypeState {
             changed_at: 0,
             removed_at: 0,
             sent_revision: 0,
+            accepted: 0,
             nacked: None,
+            times,
+            beats: BTreeMap::new(),
         }
     }
 
@@ -174,19 +193,15 @@ impl TypeState {
         self.clear_nack();
     }
 
-    /// Names that changed in the set are looked at again.
-    pub(super) fn on_change(
-        &mut self,
-        old: Option<&TypeResources>,
-        new: Option<&TypeResources>,
-        revision: u64,
-    ) {
-        let mut names = changed_names(old, new);
+    /// The view was another one before. Names that changed are looked at again.
+    pub(super) fn on_view_change(&mut self, before: &TypeResources, revision: u64) {
+        let view = self.view.clone();
+        let mut names = changed_names(Some(before), Some(&view));
         if !self.wildcard {
             names.retain(|name| self.names.contains(name));
         }
         for name in &names {
-            self.evaluate(name, new.and_then(|map| map.get(name)));
+            self.evaluate(name, view.get(name));
         }
         if names.iter().any(|name| self.adds.contains(name)) {
             self.changed_at = revision;
@@ -194,7 +209,7 @@ impl TypeState {
         if names.iter().any(|name| self.removes.contains(name)) {
             self.removed_at = revision;
         }
-        self.rebase(new);
+        self.rebase(Some(&view));
     }
 
     /// The client accepted what is in flight.
@@ -205,6 +220,7 @@ impl TypeState {
         for (name, _) in &in_flight.removed {
             self.rejected.remove(name);
         }
+        self.accepted = in_flight.revision;
         self.settle(in_flight.covers);
         self.clear_nack();
     }
@@ -298,7 +314,8 @@ impl TypeState {
     }
 
     /// Notes what is being sent.
-    pub(super) fn mark_sent(&mut self, resource: &Arc<Encoded>) -> Option<Known> {
+    pub(super) fn mark_sent(&mut self, resource: &Arc<Encoded>, now: Duration) -> Option<Known> {
+        self.beat_after(resource, now);
         let name = &resource.name;
         self.adds.remove(name);
         self.owed.remove(name);

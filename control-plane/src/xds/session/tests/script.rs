@@ -1,11 +1,12 @@
 //! The language of the scripts.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use xds_proto::{
     envoy::config::{
         cluster::v3::{Cluster, cluster::EdsClusterConfig},
         listener::v3::{Filter, FilterChain, Listener, filter::ConfigType},
+        route::v3::VirtualHost,
     },
     envoy::extensions::filters::network::http_connection_manager::v3::{
         HttpConnectionManager, Rds, http_connection_manager::RouteSpecifier,
@@ -20,6 +21,7 @@ pub(super) const CDS: &str = kinds::CLUSTER;
 pub(super) const EDS: &str = kinds::ENDPOINT;
 pub(super) const LDS: &str = kinds::LISTENER;
 pub(super) const RDS: &str = kinds::ROUTE;
+pub(super) const VHDS: &str = kinds::VIRTUAL_HOST;
 pub(super) const BOTH: [Protocol; 2] = [Protocol::Sotw, Protocol::Delta];
 
 /// A stream and the model that it is served from. Resources are written `name=contents`.
@@ -28,10 +30,21 @@ pub(super) struct Script {
     set: ResourceSet,
 }
 
-/// A resource with the given contents. Clusters refer to endpoints of their own name, listeners to routes.
+/// How long resources live whose contents are written with a `~`.
+pub(super) const TTL: Duration = Duration::from_secs(30);
+
+/// A resource with the given contents; with a `~` before them for a time. Virtual hosts are written with the
+/// authorities that they serve. Clusters refer to endpoints of their own name, listeners to routes.
 fn resource(type_url: &str, text: &str) -> Encoded {
     let (name, contents) = text.split_once('=').unwrap_or((text, "1"));
+    let timed = contents.strip_prefix('~');
+    let contents = timed.unwrap_or(contents);
     let any = match type_url {
+        VHDS => to_any(&VirtualHost {
+            name: name.into(),
+            domains: contents.split(',').map(str::to_owned).collect(),
+            ..Default::default()
+        }),
         CDS => to_any(&Cluster {
             name: name.into(),
             alt_stat_name: contents.into(),
@@ -57,7 +70,8 @@ fn resource(type_url: &str, text: &str) -> Encoded {
         }
         _ => Any { type_url: type_url.into(), value: contents.as_bytes().to_vec() },
     };
-    Encoded::from_any(name, any)
+    let encoded = Encoded::from_any(name, any);
+    if timed.is_some() { encoded.with_ttl(TTL) } else { encoded }
 }
 
 /// The version of a resource, as it is sent.
@@ -73,6 +87,13 @@ pub(super) fn set(revision: u64, types: &[(&str, &str)]) -> ResourceSet {
     set
 }
 
+fn with_named(mut set: ResourceSet, named: &[(&str, &str)]) -> ResourceSet {
+    for (type_url, resources) in named {
+        resources.split_whitespace().for_each(|text| set.insert_named(resource(type_url, text)));
+    }
+    set
+}
+
 impl Script {
     /// A stream of a model at revision 1; each type's resources in one string.
     pub(super) fn new(protocol: Protocol, types: &[(&str, &str)]) -> Self {
@@ -82,6 +103,27 @@ impl Script {
     pub(super) fn limited(protocol: Protocol, types: &[(&str, &str)], limits: Limits) -> Self {
         let set = set(1, types);
         Self { session: Session::new(protocol, 1, limits, Arc::new(set.clone()), 1), set }
+    }
+
+    /// The same, with what is to be had by name only.
+    pub(super) fn with_named(protocol: Protocol, types: &[(&str, &str)], named: &[(&str, &str)]) -> Self {
+        let set = with_named(set(1, types), named);
+        let session = Session::new(protocol, 1, Limits::default(), Arc::new(set.clone()), 1);
+        Self { session: session.for_features([RESOURCE_IN_SOTW]), set }
+    }
+
+    /// The next revision: all of it is this now.
+    pub(super) fn replace(&mut self, types: &[(&str, &str)], named: &[(&str, &str)]) {
+        let mut next = with_named(set(self.set.revision + 1, types), named);
+        next.share_with(&self.set);
+        self.set = next.clone();
+        self.session.on_snapshot(Arc::new(next), self.set.revision);
+    }
+
+    /// So many seconds after the start.
+    pub(super) fn at(&mut self, seconds: u64) -> Vec<String> {
+        self.session.on_time(Duration::from_secs(seconds));
+        self.sent()
     }
 
     /// The next revision: these types have these resources now, the others are as before.
@@ -237,20 +279,37 @@ fn show(response: &Response) -> String {
         EDS => "EDS",
         LDS => "LDS",
         RDS => "RDS",
+        VHDS => "VHDS",
         other => other.rsplit('.').next().unwrap(),
     };
     let mut text = kind.to_owned();
     for resource in &response.resources {
         let name = &resource.name;
+        let asked: Vec<_> =
+            response.aliases.iter().filter(|(of, _)| of == name).map(|(_, alias)| &**alias).collect();
+        if *response.type_url == *VHDS {
+            text += &format!(" +{name}({})", asked.join(","));
+            continue;
+        }
         // Find the contents by their version: the scripts use short ones.
         let contents = (0..10)
             .map(|n| n.to_string())
             .chain(["bad".to_owned()])
+            .flat_map(|contents| [format!("~{contents}"), contents])
             .find(|n| *version(&response.type_url, &format!("{name}={n}")) == *resource.version);
         text += &format!(" +{name}={}", contents.unwrap());
     }
+    for resource in &response.prolonged {
+        text += &format!(" ~{}", resource.name);
+    }
     for name in &response.removed {
         text += &format!(" -{name}");
+    }
+    for name in &response.unresolved {
+        text += &format!(" ?{name}");
+    }
+    for (name, _) in &response.errors {
+        text += &format!(" !{name}");
     }
     text
 }

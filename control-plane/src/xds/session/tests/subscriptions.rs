@@ -1,10 +1,7 @@
 //! Wildcards, names, and both.
 
 use super::script::*;
-use crate::xds::{
-    kinds,
-    session::{Event, Protocol},
-};
+use crate::xds::{kinds, session::Protocol};
 
 #[test]
 fn an_empty_first_request_for_listeners_or_clusters_is_a_wildcard() {
@@ -187,24 +184,4 @@ fn sotw_routes_and_endpoints_are_only_those_that_changed_or_were_asked_for() {
     script.settle();
     let nonce = script.nonce(EDS);
     assert_eq!(script.want(EDS, "a b c", &nonce), ["EDS +c=2"]);
-}
-
-#[test]
-fn a_type_that_nobody_serves_is_reported_once_and_ends_nothing() {
-    const FOREIGN: &str = "type.googleapis.com/example.v1.Thing";
-    for protocol in BOTH {
-        let mut script = Script::new(protocol, &[(CDS, "a")]);
-        let request = match protocol {
-            Protocol::Sotw => sotw(FOREIGN, "x", ""),
-            Protocol::Delta => delta(FOREIGN, "x", ""),
-        };
-        let events = script.session.on_request(request.clone()).unwrap();
-        assert_eq!(events, [Event::UnknownType { type_url: FOREIGN.into() }]);
-        match protocol {
-            Protocol::Sotw => assert_eq!(script.sent(), [""; 0]),
-            Protocol::Delta => assert_eq!(script.sent(), ["Thing -x"]),
-        }
-        assert_eq!(script.session.on_request(request).unwrap(), []);
-        assert_eq!(script.open(CDS, ""), ["CDS +a=1"], "after what was left of the other");
-    }
 }
