@@ -59,9 +59,14 @@ pub struct Envoy {
 
 impl Envoy {
     pub fn start(binary: &Path, api: Api, control_plane: &[SocketAddr]) -> Self {
+        Self::with(binary, &bootstrap(api, control_plane))
+    }
+
+    /// One with a bootstrap configuration of its own.
+    pub fn with(binary: &Path, bootstrap: &serde_json::Value) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let config = directory.path().join("bootstrap.json");
-        std::fs::write(&config, bootstrap(api, control_plane).to_string()).unwrap();
+        std::fs::write(&config, bootstrap.to_string()).unwrap();
         let log = std::fs::File::create(directory.path().join("log")).unwrap();
         let process = Command::new(binary)
             .arg("-c")
@@ -102,7 +107,7 @@ impl Envoy {
     }
 }
 
-fn bootstrap(api: Api, control_plane: &[SocketAddr]) -> serde_json::Value {
+pub fn bootstrap(api: Api, control_plane: &[SocketAddr]) -> serde_json::Value {
     let api_type = match api {
         Api::Sotw => "GRPC",
         Api::Delta => "DELTA_GRPC",

@@ -100,8 +100,11 @@ async fn answer(
     Ok(ClientStatusResponse { config })
 }
 
-/// The clients of one replica, one after the other.
-pub(in crate::xds) async fn of_replica(
+/// The clients of one replica, one after the other; `size` counts the bytes of the answer.
+///
+/// # Errors
+/// The answer would be too large, or a stream does not answer.
+pub async fn of_replica(
     inspectors: &Inspectors,
     matchers: &Arc<Matchers>,
     contents: bool,

@@ -182,4 +182,6 @@ fn peer<T>(request: &tonic::Request<T>) -> PeerIdentity {
 }
 
 #[cfg(test)]
+mod service_tests;
+#[cfg(test)]
 mod tests;

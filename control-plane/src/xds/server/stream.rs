@@ -115,7 +115,8 @@ async fn run<W: Wire, V: Views>(
     let metrics = shared.subscribers.metrics();
     metrics.opened.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     tracing::info!(%client, stream, protocol = ?W::PROTOCOL, revision, "xDS stream opened");
-    let mut session = Session::new(W::PROTOCOL, stream, shared.options.limits, set.clone(), revision);
+    let mut session = Session::new(W::PROTOCOL, stream, shared.options.limits, set.clone(), revision)
+        .for_features(&node.client_features);
     let mut heartbeats = Heartbeats::new(stream, shared.options.heartbeat);
     let mut rate = request_rate(shared, opened);
     let mut pending = Some(origin.normalise(first)?);
@@ -143,7 +144,10 @@ async fn run<W: Wire, V: Views>(
             }
         }
         connected.update(&session.status(), session.revision());
+        session.on_time(opened.elapsed());
         let beat = heartbeats.due();
+        // What lives for a time only is to be prolonged then, if there is nothing to send before.
+        let prolong = session.next_deadline().filter(|_| !more);
         tokio::select! {
             // News first: what is sent should be the newest, and a burst of requests is answered as a whole.
             biased;
@@ -171,6 +175,7 @@ async fn run<W: Wire, V: Views>(
                 let whose = dump::Whose { node: &node, client: &name, replica: &shared.options.identifier };
                 question.answer(|contents| dump::client_config(whose, &session, &journal, contents), whose);
             }
+            () = sleep_until(opened + prolong.unwrap_or_default()), if prolong.is_some() => more = true,
             () = sleep_until(reopened), if session.is_reopening() => {
                 session.reopened();
                 more = true;

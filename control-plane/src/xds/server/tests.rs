@@ -34,19 +34,19 @@ use crate::xds::{
 const WAIT: Duration = Duration::from_secs(20);
 
 /// The same view for everybody; node ids that begin with `intruder` are not let in.
-struct TestViews {
+pub(super) struct TestViews {
     set: Mutex<Arc<ResourceSet>>,
     revision: watch::Sender<u64>,
 }
 
 impl TestViews {
-    fn new(revision: u64, resources: &[(&str, &str, &str)]) -> Arc<Self> {
+    pub(super) fn new(revision: u64, resources: &[(&str, &str, &str)]) -> Arc<Self> {
         let views = Self { set: Mutex::default(), revision: watch::Sender::new(0) };
         views.publish(revision, resources);
         Arc::new(views)
     }
 
-    fn publish(&self, revision: u64, resources: &[(&str, &str, &str)]) {
+    pub(super) fn publish(&self, revision: u64, resources: &[(&str, &str, &str)]) {
         let mut set = ResourceSet::new(revision);
         for (type_url, name, contents) in resources {
             let any = Any { type_url: (*type_url).into(), value: contents.as_bytes().to_vec() };
@@ -80,16 +80,16 @@ impl Views for TestViews {
     }
 }
 
-struct Running {
-    views: Arc<TestViews>,
-    server: XdsServer<TestViews>,
+pub(super) struct Running {
+    pub(super) views: Arc<TestViews>,
+    pub(super) server: XdsServer<TestViews>,
     address: std::net::SocketAddr,
     /// Where our own clients connect to.
     route: Arc<Mutex<std::net::SocketAddr>>,
 }
 
 impl Running {
-    async fn start(views: Arc<TestViews>) -> Self {
+    pub(super) async fn start(views: Arc<TestViews>) -> Self {
         Self::with(views, |_| {}).await
     }
 
@@ -106,7 +106,7 @@ impl Running {
         Self { views, server, address, route: Arc::new(Mutex::new(address)) }
     }
 
-    async fn channel(&self) -> Channel {
+    pub(super) async fn channel(&self) -> Channel {
         Channel::from_shared(format!("http://{}", self.address)).unwrap().connect().await.unwrap()
     }
 
@@ -134,12 +134,12 @@ impl Running {
         Follower { commands, updates, task }
     }
 
-    async fn acked(&self, revision: u64) -> Vec<Lagging> {
+    pub(super) async fn acked(&self, revision: u64) -> Vec<Lagging> {
         self.server.subscribers().wait_acked(revision, WAIT).await
     }
 
     /// The registry, once it looks as expected.
-    async fn until(&self, expected: impl Fn(&[Subscriber]) -> bool) -> Vec<Subscriber> {
+    pub(super) async fn until(&self, expected: impl Fn(&[Subscriber]) -> bool) -> Vec<Subscriber> {
         tokio::time::timeout(WAIT, async {
             loop {
                 let list = self.server.subscribers().list();
@@ -469,4 +469,44 @@ async fn end_of(running: &Running, change: impl FnOnce(&mut DiscoveryRequest)) -
             Err(status) => return status,
         }
     }
+}
+
+/// A SotW stream that begins with these names.
+pub(super) async fn raw(
+    running: &Running,
+    node: &str,
+    type_url: &str,
+    names: &[&str],
+) -> (mpsc::Sender<DiscoveryRequest>, Streaming<DiscoveryResponse>) {
+    let (requests, receiver) = mpsc::channel(8);
+    let node = Some(Node { id: node.into(), ..Default::default() });
+    requests.send(DiscoveryRequest { node, ..answer(type_url, names, "", None) }).await.unwrap();
+    let mut client = AggregatedDiscoveryServiceClient::new(running.channel().await);
+    let responses = client.stream_aggregated_resources(ReceiverStream::new(receiver)).await.unwrap();
+    (requests, responses.into_inner())
+}
+
+/// What a SotW client says next.
+pub(super) fn answer(
+    type_url: &str,
+    names: &[&str],
+    nonce: &str,
+    error_detail: Option<rpc::Status>,
+) -> DiscoveryRequest {
+    DiscoveryRequest {
+        type_url: type_url.into(),
+        resource_names: names.iter().map(ToString::to_string).collect(),
+        response_nonce: nonce.into(),
+        error_detail,
+        ..Default::default()
+    }
+}
+
+pub(super) async fn eventually(holds: impl Fn() -> bool) {
+    let waiting = async {
+        while !holds() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(WAIT, waiting).await.expect("it did not come to hold");
 }

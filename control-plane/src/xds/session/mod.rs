@@ -13,6 +13,7 @@
 
 mod alias;
 mod build;
+pub mod fuzz;
 mod inspect;
 mod known;
 mod order;

@@ -7,6 +7,7 @@ mod limits;
 mod on_demand;
 mod order;
 mod revisions;
+mod rules;
 mod script;
 mod sotw;
 mod subscriptions;
