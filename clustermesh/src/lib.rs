@@ -4,6 +4,7 @@
 //! are the control plane's. The command line lives beside this library, in the binary `clustermesh`.
 #![forbid(unsafe_code)]
 
+pub mod csds;
 pub mod export;
 pub mod failover;
 pub mod import;

@@ -16,6 +16,7 @@ use tonic::transport::Server;
 use xds_proto::{
     envoy::service::{
         discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer,
+        load_stats::v3::load_reporting_service_server::LoadReportingServiceServer,
         secret::v3::secret_discovery_service_server::SecretDiscoveryServiceServer,
     },
     isthmus::local::v1::{agent_server::AgentServer, cni_server::CniServer},
@@ -147,6 +148,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         .concurrency_limit_per_connection(256)
         .add_service(CniServer::new(cni))
         .add_service(AgentServer::new(status))
+        .add_service(LoadReportingServiceServer::new(relay.clone()).max_decoding_message_size(limit))
         .add_service(AggregatedDiscoveryServiceServer::new(relay).max_decoding_message_size(limit))
         .add_service(SecretDiscoveryServiceServer::new(sds).max_decoding_message_size(limit))
         .serve_with_incoming_shutdown(attest(listener), async move {

@@ -51,6 +51,9 @@ pub(crate) enum Command {
     Delete(DeleteArgs),
     /// Show traffic with verdicts, and the policies behind them.
     Observe(ObserveArgs),
+    /// Show what each data plane was sent, and what it has accepted or refused.
+    #[command(visible_alias = "ps")]
+    ProxyStatus(ProxyStatusArgs),
     /// Print a completion script, for instance for: source <(clustermesh completions bash)
     Completions { shell: Shell },
 }
@@ -139,6 +142,15 @@ pub(crate) struct JoinArgs {
     /// How long the two clusters may take.
     #[arg(long, default_value = "60s", value_parser = parse_duration, value_name = "DURATION")]
     pub(crate) timeout: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ProxyStatusArgs {
+    /// One data plane, resource by resource: its name as it is listed, or the workload or node behind it.
+    #[arg(value_name = "CLIENT")]
+    pub(crate) client: Option<String>,
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub(crate) output: StatusOutput,
 }
 
 #[derive(Debug, Args)]
@@ -345,6 +357,8 @@ mod tests {
             "clustermesh observe -f --verdict dropped -n shop --workload web",
             "clustermesh token create --for node --ttl 10m --node west-n1",
             "clustermesh status --watch -o json",
+            "clustermesh proxy-status",
+            "clustermesh proxy-status envoy~shop/web -o yaml",
             "clustermesh completions zsh",
             "clustermesh --socket /tmp/x.sock status",
             "clustermesh status --socket /tmp/x.sock",

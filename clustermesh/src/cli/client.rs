@@ -3,7 +3,10 @@
 use std::{future::Future, path::Path, time::Duration};
 
 use tonic::{Response, Status, transport::Channel};
-use xds_proto::isthmus::admin::v1::admin_client::AdminClient;
+use xds_proto::{
+    envoy::service::status::v3::client_status_discovery_service_client::ClientStatusDiscoveryServiceClient,
+    isthmus::admin::v1::admin_client::AdminClient,
+};
 
 use super::failure::Failure;
 
@@ -13,12 +16,18 @@ pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_MESSAGE: usize = 256 << 20;
 
 pub(crate) type Admin = AdminClient<Channel>;
+pub(crate) type Csds = ClientStatusDiscoveryServiceClient<Channel>;
 
 /// Connects to the socket.
 pub(crate) async fn connect(socket: &Path) -> Result<Admin, Failure> {
     Ok(AdminClient::new(channel(socket).await?)
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE))
+}
+
+/// Connects to the socket, for what data planes have.
+pub(crate) async fn connect_csds(socket: &Path) -> Result<Csds, Failure> {
+    Ok(ClientStatusDiscoveryServiceClient::new(channel(socket).await?).max_decoding_message_size(MAX_MESSAGE))
 }
 
 /// The connection alone.

@@ -15,6 +15,7 @@ mod manifest;
 mod object;
 mod observe;
 mod out;
+mod proxy_status;
 mod render;
 mod replica;
 mod replica_args;
@@ -39,6 +40,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Describe(args) => describe::run(socket, &args).await,
         Command::Delete(args) => delete::run(socket, &args).await,
         Command::Observe(args) => observe::run(socket, &args).await,
+        Command::ProxyStatus(args) => proxy_status::run(socket, &args).await,
         Command::Completions { shell } => completions(shell),
     }
 }

@@ -27,7 +27,7 @@ mod tests {
     /// A line for each action, in the order of `Action::ALL`; columns in that of `Role::ALL`. Written out, so that a
     /// change of the rules is a change of this picture.
     #[rustfmt::skip]
-    const TABLE: [(&str, &str); 15] = [
+    const TABLE: [(&str, &str); 16] = [
         //                  LocalRoot Replica Node Admin Workload Peer Stranger Anonymous
         ("Write",           "y        -       -    y     -        -    -        -"),
         ("Read",            "y        -       -    y     -        -    -        -"),

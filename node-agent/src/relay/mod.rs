@@ -1,4 +1,4 @@
-//! ADS on the agent's socket: the agent attests who calls, and carries the stream to a replica. It reads the first
+//! ADS and LRS on the agent's socket: the agent attests who calls, and carries the stream to a replica. It reads the first
 //! request for the node's name, and otherwise changes nothing.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
@@ -8,10 +8,16 @@ use mesh_model::resource::NamespacedName;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataValue, transport::Channel};
-use xds_proto::envoy::service::discovery::v3::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
-    aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
-    aggregated_discovery_service_server::AggregatedDiscoveryService,
+use xds_proto::envoy::service::{
+    discovery::v3::{
+        DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+        aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
+        aggregated_discovery_service_server::AggregatedDiscoveryService,
+    },
+    load_stats::v3::{
+        LoadStatsRequest, LoadStatsResponse, load_reporting_service_client::LoadReportingServiceClient,
+        load_reporting_service_server::LoadReportingService,
+    },
 };
 
 use crate::{
@@ -153,7 +159,7 @@ fn gone_status(workload: &NamespacedName) -> Status {
     Status::permission_denied(format!("{workload} does not run here any more"))
 }
 
-/// One of the two variants of ADS.
+/// One of the two variants of ADS, or LRS.
 trait Kind: 'static {
     type Request: Send + 'static;
     type Response: Send + 'static;
@@ -206,6 +212,40 @@ impl Kind for Delta {
         request: Request<ReceiverStream<DeltaDiscoveryRequest>>,
     ) -> Result<Streaming<DeltaDiscoveryResponse>, Status> {
         client(channel).delta_aggregated_resources(request).await.map(Response::into_inner)
+    }
+}
+
+/// `StreamLoadStats`.
+struct LoadReports;
+
+impl Kind for LoadReports {
+    type Request = LoadStatsRequest;
+    type Response = LoadStatsResponse;
+
+    fn node_id(request: &LoadStatsRequest) -> &str {
+        request.node.as_ref().map_or("", |node| &node.id)
+    }
+
+    async fn call(
+        channel: Channel,
+        request: Request<ReceiverStream<LoadStatsRequest>>,
+    ) -> Result<Streaming<LoadStatsResponse>, Status> {
+        let mut client = LoadReportingServiceClient::new(channel)
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE);
+        client.stream_load_stats(request).await.map(Response::into_inner)
+    }
+}
+
+#[tonic::async_trait]
+impl LoadReportingService for Relay {
+    type StreamLoadStatsStream = Responses<LoadStatsResponse>;
+
+    async fn stream_load_stats(
+        &self,
+        request: Request<Streaming<LoadStatsRequest>>,
+    ) -> Result<Response<Self::StreamLoadStatsStream>, Status> {
+        self.open::<LoadReports>(request)
     }
 }
 

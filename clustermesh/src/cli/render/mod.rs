@@ -4,6 +4,7 @@ pub(crate) mod age;
 pub(crate) mod columns;
 pub(crate) mod describe;
 pub(crate) mod flow;
+pub(crate) mod proxy_status;
 pub(crate) mod replicas;
 pub(crate) mod status;
 pub(crate) mod table;

@@ -2,6 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use clustermesh::csds::{ACKED_REVISION, CLIENT, PROTOCOL, REPLICA};
 use xds_proto::{
     envoy::{
         admin::v3::{ClientResourceStatus, UpdateFailureState},
@@ -16,15 +17,6 @@ use crate::xds::session::{Holding, Inspection, Session};
 
 /// Metadata of a node that is kept, in bytes: for matching and display only.
 const MAX_METADATA_BYTES: usize = 4_096;
-/// Keys under which the node's metadata says what this control plane knows of the client.
-pub const CLIENT: &str = "isthmus.client";
-/// Replica that the client is connected to.
-pub const REPLICA: &str = "isthmus.replica";
-/// `sotw` or `delta`.
-pub const PROTOCOL: &str = "isthmus.protocol";
-/// Up to this revision the client has ACKed everything that concerns it.
-pub const ACKED_REVISION: &str = "isthmus.acked_revision";
-
 /// What is kept of the node that a client says it is: Envoy's is 61 KB, most of it a list of its extensions.
 pub fn trimmed(node: Node) -> Node {
     let small = |metadata: &Struct| prost_size(metadata) <= MAX_METADATA_BYTES;

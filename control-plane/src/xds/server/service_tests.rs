@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use clustermesh::csds::{CLIENT, REPLICA};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
@@ -28,7 +29,7 @@ use xds_proto::{
 
 use super::tests::*;
 use crate::xds::{
-    csds::{dump, matcher::Matchers, service::of_replica},
+    csds::{matcher::Matchers, service::of_replica},
     kinds::{CLUSTER as CDS, ENDPOINT as EDS, EXTENSION, RUNTIME, SCOPED_ROUTE, VIRTUAL_HOST},
 };
 
@@ -156,7 +157,7 @@ async fn csds_tells_what_was_sent_accepted_refused_and_asked_for() {
     assert_eq!(shown(&all[0].generic_xds_configs), synced);
     let metadata = all[0].node.as_ref().unwrap().metadata.clone().unwrap().fields;
     let said = |key: &str| format!("{:?}", metadata[key].kind.as_ref().unwrap());
-    assert!(said(dump::CLIENT).contains("agent~n1") && said(dump::REPLICA).contains("test"), "{metadata:?}");
+    assert!(said(CLIENT).contains("agent~n1") && said(REPLICA).contains("test"), "{metadata:?}");
 
     running.views.publish(2, &[(EDS, "a", "bad"), (EDS, "b", "1")]);
     let second = responses.message().await.unwrap().unwrap();
