@@ -35,7 +35,7 @@ pub(crate) fn overview(clients: &[ClientConfig], paint: Paint) -> String {
         row.push(summary(
             configs().filter(|config| COLUMNS.iter().all(|(_, column)| kind(config) != *column)),
         ));
-        row.extend([ACKED_REVISION, PROTOCOL, REPLICA].map(|key| said(client, key).into()));
+        row.extend([ACKED_REVISION, PROTOCOL, REPLICA].map(|key| Cell::from(said(client, key))));
         table.row(row);
     }
     table.render(true, paint)

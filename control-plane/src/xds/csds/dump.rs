@@ -17,6 +17,7 @@ use crate::xds::session::{Holding, Inspection, Session};
 
 /// Metadata of a node that is kept, in bytes: for matching and display only.
 const MAX_METADATA_BYTES: usize = 4_096;
+
 /// What is kept of the node that a client says it is: Envoy's is 61 KB, most of it a list of its extensions.
 pub fn trimmed(node: Node) -> Node {
     let small = |metadata: &Struct| prost_size(metadata) <= MAX_METADATA_BYTES;

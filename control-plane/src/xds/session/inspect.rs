@@ -68,7 +68,9 @@ impl TypeState {
         for name in names {
             let current = set.and_then(|map| map.get(name));
             let known = self.known(name);
-            let held = known.as_ref().and_then(|known| known.version().or(Some(&known.contents()?.version)));
+            let held = known.as_ref().and_then(|known| {
+                known.version().or_else(|| known.contents().map(|resource| &resource.version))
+            });
             let waits = self.adds.contains(name) || self.owed.contains(name) || self.removes.contains(name);
             let (version, resource, holding) = if let Some(refused) = self.rejected.get(name) {
                 let error = self.nacked.as_ref().map_or("", |nacked| nacked.error.as_str());
