@@ -1,0 +1,208 @@
+//! Writes the seeds of each corpus: `cargo run -p bad-input --example seeds`. What the fuzzer adds stays.
+
+use std::{fs, path::Path};
+
+use clustermesh::{
+    manifest,
+    token::{JoinToken, Purpose},
+};
+use mesh_model::{identity::TrustDomain, records::ClusterInfo, resource::Object};
+use mesh_store::{Bytes16, Command, Envelope, State, apply};
+use serde_json::json;
+use xds_proto::{
+    Message,
+    envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest},
+    isthmus::raft::v1::Payload,
+};
+
+const CLUSTER: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
+const ENDPOINT: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
+const LISTENER: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
+
+fn main() -> std::io::Result<()> {
+    objects()?;
+    xds()?;
+    raft()?;
+    snapshot()?;
+    token()
+}
+
+fn save(target: &str, name: &str, bytes: impl AsRef<[u8]>) -> std::io::Result<()> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
+    fs::create_dir_all(&folder)?;
+    fs::write(folder.join(name), bytes)
+}
+
+fn objects() -> std::io::Result<()> {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");
+    for entry in fs::read_dir(examples)?.flatten() {
+        if entry.path().extension().is_some_and(|extension| extension == "yaml") {
+            save("objects", &entry.file_name().to_string_lossy(), fs::read(entry.path())?)?;
+        }
+    }
+    let mut laughs = "a: &a [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+    for (name, of) in [("b", "a"), ("c", "b"), ("d", "c"), ("e", "d"), ("f", "e"), ("g", "f")] {
+        laughs.push_str(&format!("{name}: &{name} [{}]\n", vec![format!("*{of}"); 10].join(", ")));
+    }
+    save("objects", "laughs.yaml", laughs)?;
+    save("objects", "itself.yaml", "a: &a [*a, *a]\n")?;
+    save("objects", "merge.yaml", "a: &a {b: 1}\nc: {<<: [*a, *a, *a], <<: *a}\n")?;
+    save("objects", "deep.yaml", format!("a: {}", "[".repeat(5_000)))?;
+    save("objects", "deep.json", format!("{{\"a\": {}", "[".repeat(5_000)))?;
+    save("objects", "indented.yaml", (0..200).map(|n| format!("{}a:\n", " ".repeat(n))).collect::<String>())?;
+    save("objects", "many.json", "{}".repeat(20_000))?;
+    save("objects", "markers.yaml", "---\n".repeat(5_000))?;
+    save(
+        "objects",
+        "numbers.yaml",
+        "apiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: b}\nspec: {ports: [{port: 99999999999999999999}, {port: -1}, {port: 0x7fffffffffffffff}, {port: .inf}]}\n",
+    )?;
+    save(
+        "objects",
+        "list.json",
+        "{\"apiVersion\":\"v1\",\"kind\":\"List\",\"items\":[{\"apiVersion\":\"v1\",\"kind\":\"Service\",\"metadata\":{\"name\":\"a\",\"namespace\":\"b\"},\"spec\":{\"ports\":[{\"port\":1}]}}]}",
+    )?;
+    save(
+        "objects",
+        "regex.yaml",
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: a, namespace: b}\nspec:\n  parentRefs: [{kind: Service, group: '', name: a, port: 1}]\n  rules: [{matches: [{path: {type: RegularExpression, value: '(((a{900}){900}){900}){900}'}}], backendRefs: [{name: a, port: 1}]}]\n",
+    )
+}
+
+/// A step with a request.
+fn request(message: &impl Message) -> Vec<u8> {
+    let bytes = message.encode_to_vec();
+    let length = u16::try_from(bytes.len()).expect("a small message").to_le_bytes();
+    [&[0], length.as_slice(), &bytes].concat()
+}
+
+fn sotw(type_url: &str, names: &[&str], nonce: &str) -> Vec<u8> {
+    request(&DiscoveryRequest {
+        type_url: type_url.to_owned(),
+        resource_names: names.iter().map(|name| (*name).to_owned()).collect(),
+        response_nonce: nonce.to_owned(),
+        ..Default::default()
+    })
+}
+
+fn delta(type_url: &str, subscribe: &[&str], unsubscribe: &[&str]) -> Vec<u8> {
+    let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+    request(&DeltaDiscoveryRequest {
+        type_url: type_url.to_owned(),
+        resource_names_subscribe: owned(subscribe),
+        resource_names_unsubscribe: owned(unsubscribe),
+        initial_resource_versions: [("a".to_owned(), "1".to_owned()), ("gone".to_owned(), "2".to_owned())]
+            .into(),
+        ..Default::default()
+    })
+}
+
+fn xds() -> std::io::Result<()> {
+    let (ack, nack) = ([1].as_slice(), [2].as_slice());
+    let change = |view: u8| vec![3 | view << 2];
+    let steps = |protocol: u8, steps: &[&[u8]]| [&[protocol], steps.concat().as_slice()].concat();
+    let all = sotw(CLUSTER, &[], "");
+    let some = sotw(ENDPOINT, &["a", "nobody"], "");
+    let changed = [change(2), change(0), change(1)].concat();
+    save("xds", "sotw", steps(0, &[&all, ack, &some, ack, &changed, ack, nack, ack]))?;
+    let stale = sotw(CLUSTER, &["*", "a"], "stale");
+    save(
+        "xds",
+        "sotw-stale",
+        steps(0, &[&all, &stale, ack, &sotw(LISTENER, &["*"], ""), nack, &changed, nack]),
+    )?;
+    let wild = delta(CLUSTER, &["*", "x"], &[]);
+    let over = delta(CLUSTER, &["a"], &["*", "x"]);
+    save("xds", "delta", steps(1, &[&wild, ack, &changed, ack, &over, nack, &changed, ack]))?;
+    save(
+        "xds",
+        "delta-unknown",
+        steps(1, &[&delta("type.googleapis.com/nobody", &["a"], &["b"]), ack, &delta("", &[], &[])]),
+    )?;
+    let many: Vec<String> = (0..100).map(|n| n.to_string()).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    save("xds", "many-names", steps(1, &[&delta(ENDPOINT, &many, &[])]))?;
+    save("xds", "long-name", steps(0, &[&sotw(ENDPOINT, &["x".repeat(1_000).as_str()], "")]))
+}
+
+fn raft() -> std::io::Result<()> {
+    let payload = |json: serde_json::Value| {
+        Payload { json: json.to_string().into_bytes(), ..Default::default() }.encode_to_vec()
+    };
+    let vote = json!({"leader_id": {"term": 1, "node_id": 1}, "committed": true});
+    let id = json!({"leader_id": {"term": 1, "node_id": 1}, "index": 7});
+    save("raft", "vote", payload(json!({"vote": vote, "last_log_id": id})))?;
+    let entry = json!({"log_id": id, "payload": "Blank"});
+    let append = json!({"vote": vote, "prev_log_id": id, "entries": [entry], "leader_commit": id});
+    save("raft", "append", payload(append))?;
+    save("raft", "forward", payload(json!({"envelopes": [], "patience_ms": u64::MAX})))?;
+    let meta = json!({"last_log_id": id, "last_membership": {"log_id": null, "membership": {"configs": [[1]], "nodes": {"1": {"addr": "a:1"}}}}, "snapshot_id": "x"});
+    save(
+        "raft",
+        "piece",
+        payload(json!({"vote": vote, "meta": meta, "offset": u64::MAX, "data": "AAAA", "done": true})),
+    )?;
+    save(
+        "raft",
+        "deep",
+        Payload { json: "[".repeat(10_000).into_bytes(), ..Default::default() }.encode_to_vec(),
+    )?;
+    // A field that claims more bytes than there are.
+    save("raft", "length", [0x0a, 0xff, 0xff, 0xff, 0xff, 0x0f, b'{'])?;
+    save("raft", "answer", payload(json!({"Ok": 7})))
+}
+
+fn snapshot() -> std::io::Result<()> {
+    let empty = mesh_store::encode(&State::default()).expect("plain data");
+    save("snapshot", "empty", &empty)?;
+    save("snapshot", "shop", mesh_store::encode(&shop()?).expect("plain data"))?;
+    save("snapshot", "cut", &empty[..empty.len() / 2])?;
+    save("snapshot", "newer", r#"{"format": 4000000000}"#)?;
+    save("snapshot", "deep", format!("{{\"format\": 1, \"x\": {}", "[".repeat(10_000)))
+}
+
+/// The shop of the examples, applied.
+fn shop() -> std::io::Result<State> {
+    let mut state = State::default();
+    let mut run = |number: u128, command: Command| {
+        let key = Bytes16(number.to_be_bytes());
+        let made = apply(&mut state, &Envelope { key, now_unix_ms: 1_000_000, random: key, command });
+        assert!(made.outcome.is_ok(), "{:?}", made.outcome);
+    };
+    run(
+        1,
+        Command::Init(ClusterInfo {
+            name: "west".to_owned(),
+            trust_domain: TrustDomain::parse("west.example").expect("a name"),
+            mesh_domain: "mesh.local".to_owned(),
+            pod_cidr: "10.1.0.0/16".parse().expect("a network"),
+            service_cidr: "10.101.0.0/16".parse().expect("a network"),
+            roots: vec![vec![1]],
+        }),
+    );
+    let text =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/shop-west.yaml"))?;
+    let documents = manifest::parse("shop", &text).expect("an example");
+    let objects = documents.iter().map(|document| Object::parse(&document.object).expect("an example"));
+    run(2, Command::Apply { objects: objects.collect(), dry_run: false });
+    Ok(state)
+}
+
+fn token() -> std::io::Result<()> {
+    let token = JoinToken {
+        purpose: Purpose::Node,
+        node: Some("n1".to_owned()),
+        cluster: "west".to_owned(),
+        id: "abcdef0123456789".to_owned(),
+        secret: [7; 32],
+        doors: vec!["192.0.2.1:9443".to_owned()],
+        root_sha256: [9; 32],
+        expires_unix: 1_800_000_000,
+    };
+    let text = token.encode().expect("a whole token");
+    save("token", "node", &text)?;
+    save("token", "cut", &text[..text.len() - 3])?;
+    save("token", "newer", text.replace("isthmus1", "isthmus2"))?;
+    save("token", "long", format!("isthmus1.{}", "A".repeat(20_000)))?;
+    save("token", "empty", "isthmus1.")
+}

@@ -1,0 +1,33 @@
+//! Bytes from anywhere, into every reader that faces outside. Each target is a function of bytes that may refuse them
+//! but must not panic, loop or take memory out of proportion; where it reads something, it also checks that what was
+//! read survives being written.
+//!
+//! `fuzz/` runs these under libFuzzer; `tests/replay.rs` runs them on the corpus in every `make test`.
+#![forbid(unsafe_code)]
+
+mod objects;
+mod raft;
+mod snapshot;
+mod token;
+mod xds;
+
+/// Name of the target (and of its corpus), and its function.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All of them.
+pub const TARGETS: [Target; 5] = [
+    ("objects", objects::objects),
+    ("xds", xds::xds),
+    ("raft", raft::raft),
+    ("snapshot", snapshot::snapshot),
+    ("token", token::token),
+];
+
+/// Runs a target by its name.
+///
+/// # Panics
+/// There is no such target, or it found something.
+pub fn run(name: &str, bytes: &[u8]) {
+    let (_, target) = TARGETS.iter().find(|(known, _)| *known == name).expect("a known target");
+    target(bytes);
+}
