@@ -178,6 +178,7 @@ fn shop() -> std::io::Result<State> {
             pod_cidr: "10.1.0.0/16".parse().expect("a network"),
             service_cidr: "10.101.0.0/16".parse().expect("a network"),
             roots: vec![vec![1]],
+            trust: Default::default(),
         }),
     );
     let text =

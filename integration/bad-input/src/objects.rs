@@ -22,7 +22,7 @@ pub(crate) fn objects(bytes: &[u8]) {
     if applied.outcome.is_ok()
         && let Some(input) = state.input()
     {
-        let _ = compile(input);
+        let _ = compile(&input);
     }
 }
 
@@ -36,6 +36,7 @@ fn cluster() -> State {
         pod_cidr: "10.1.0.0/16".parse().expect("a network"),
         service_cidr: "10.101.0.0/16".parse().expect("a network"),
         roots: vec![vec![1]],
+        trust: Default::default(),
     };
     let made = apply(&mut state, &envelope(1, Command::Init(info)));
     assert!(made.outcome.is_ok(), "{:?}", made.outcome);

@@ -8,6 +8,6 @@ pub(crate) fn snapshot(bytes: &[u8]) {
     let again = mesh_store::decode(&written).expect("what it writes is a state");
     assert_eq!(again, state, "a state changes by being written and read");
     if let Some(input) = state.input() {
-        let _ = compile(input);
+        let _ = compile(&input);
     }
 }
