@@ -4,7 +4,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 SETUP := scripts/setup
 
-.PHONY: demo test bench-control check fmt fix build setup clean-testbed help
+.PHONY: demo test bench-control check fmt fix build setup clean-testbed fuzz help
 
 help: ## lists the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
