@@ -69,60 +69,73 @@ fn objects() -> std::io::Result<()> {
     )
 }
 
-/// A step with a request.
-fn request(message: &impl Message) -> Vec<u8> {
-    let bytes = message.encode_to_vec();
-    let length = u16::try_from(bytes.len()).expect("a small message").to_le_bytes();
-    [&[0], length.as_slice(), &bytes].concat()
+/// A step of [`control_plane::xds::session::fuzz::play`].
+fn step(kind: u8, contents: &[u8]) -> Vec<u8> {
+    let length = u8::try_from(contents.len()).expect("a small message");
+    [&[kind, length], contents].concat()
 }
 
-fn sotw(type_url: &str, names: &[&str], nonce: &str) -> Vec<u8> {
-    request(&DiscoveryRequest {
+fn sotw(kind: u8, type_url: &str, names: &[&str], nonce: &str) -> Vec<u8> {
+    let request = DiscoveryRequest {
         type_url: type_url.to_owned(),
         resource_names: names.iter().map(|name| (*name).to_owned()).collect(),
         response_nonce: nonce.to_owned(),
         ..Default::default()
-    })
+    };
+    step(kind, &request.encode_to_vec())
 }
 
-fn delta(type_url: &str, subscribe: &[&str], unsubscribe: &[&str]) -> Vec<u8> {
+fn delta(kind: u8, type_url: &str, subscribe: &[&str], unsubscribe: &[&str]) -> Vec<u8> {
     let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-    request(&DeltaDiscoveryRequest {
+    let request = DeltaDiscoveryRequest {
         type_url: type_url.to_owned(),
         resource_names_subscribe: owned(subscribe),
         resource_names_unsubscribe: owned(unsubscribe),
-        initial_resource_versions: [("a".to_owned(), "1".to_owned()), ("gone".to_owned(), "2".to_owned())]
-            .into(),
         ..Default::default()
-    })
+    };
+    step(kind, &request.encode_to_vec())
 }
 
 fn xds() -> std::io::Result<()> {
-    let (ack, nack) = ([1].as_slice(), [2].as_slice());
-    let change = |view: u8| vec![3 | view << 2];
-    let steps = |protocol: u8, steps: &[&[u8]]| [&[protocol], steps.concat().as_slice()].concat();
-    let all = sotw(CLUSTER, &[], "");
-    let some = sotw(ENDPOINT, &["a", "nobody"], "");
-    let changed = [change(2), change(0), change(1)].concat();
-    save("xds", "sotw", steps(0, &[&all, ack, &some, ack, &changed, ack, nack, ack]))?;
-    let stale = sotw(CLUSTER, &["*", "a"], "stale");
+    let steps = |protocol: u8, steps: &[Vec<u8>]| [&[protocol], steps.concat().as_slice()].concat();
+    // A cluster, its endpoints and a listener appear; one goes.
+    let change = || step(2, &[32, 33, 34, 40, 1]);
+    let passed = || step(3, &[60]);
     save(
         "xds",
-        "sotw-stale",
-        steps(0, &[&all, &stale, ack, &sotw(LISTENER, &["*"], ""), nack, &changed, nack]),
+        "sotw",
+        steps(
+            0,
+            &[
+                sotw(0, CLUSTER, &[], ""),
+                change(),
+                sotw(1, CLUSTER, &[], ""),
+                sotw(0, ENDPOINT, &["r/0", "nobody"], ""),
+                sotw(1, ENDPOINT, &["r/0"], ""),
+                passed(),
+            ],
+        ),
     )?;
-    let wild = delta(CLUSTER, &["*", "x"], &[]);
-    let over = delta(CLUSTER, &["a"], &["*", "x"]);
-    save("xds", "delta", steps(1, &[&wild, ack, &changed, ack, &over, nack, &changed, ack]))?;
+    let stale = sotw(0, LISTENER, &["*", "r/0"], "stale");
+    save("xds", "sotw-stale", steps(0, &[change(), stale.clone(), sotw(1, LISTENER, &["*"], ""), stale]))?;
     save(
         "xds",
-        "delta-unknown",
-        steps(1, &[&delta("type.googleapis.com/nobody", &["a"], &["b"]), ack, &delta("", &[], &[])]),
+        "delta",
+        steps(
+            1,
+            &[
+                delta(0, CLUSTER, &["*", "x"], &[]),
+                change(),
+                delta(1, CLUSTER, &[], &[]),
+                delta(0, CLUSTER, &["r/0"], &["*", "x"]),
+                passed(),
+                delta(1, CLUSTER, &[], &[]),
+            ],
+        ),
     )?;
-    let many: Vec<String> = (0..100).map(|n| n.to_string()).collect();
-    let many: Vec<&str> = many.iter().map(String::as_str).collect();
-    save("xds", "many-names", steps(1, &[&delta(ENDPOINT, &many, &[])]))?;
-    save("xds", "long-name", steps(0, &[&sotw(ENDPOINT, &["x".repeat(1_000).as_str()], "")]))
+    let unknown = delta(0, "type.googleapis.com/nobody", &["a"], &["b"]);
+    save("xds", "delta-unknown", steps(3, &[unknown, delta(1, "", &[], &[])]))?;
+    save("xds", "long-name", steps(0, &[sotw(0, CLUSTER, &["x".repeat(150).as_str()], "")]))
 }
 
 fn raft() -> std::io::Result<()> {
