@@ -27,6 +27,8 @@ use xds_proto::isthmus::{
 struct Scripted {
     asked: Mutex<Vec<String>>,
     apply: Mutex<Option<Result<ApplyResponse, Status>>>,
+    wait: Mutex<Vec<WaitProgress>>,
+    watches: Mutex<u32>,
 }
 
 fn pay() -> Value {
@@ -51,13 +53,7 @@ impl Admin for Server {
     async fn apply(&self, request: Request<ApplyRequest>) -> Result<Response<ApplyResponse>, Status> {
         let r = request.into_inner();
         let objects: Vec<Value> = r.objects.iter().map(|o| serde_json::from_slice(o).unwrap()).collect();
-        self.note(format!(
-            "apply wait={} dry_run={} timeout={} {}",
-            r.wait,
-            r.dry_run,
-            r.wait_timeout_ms,
-            json!(objects)
-        ));
+        self.note(format!("apply dry_run={} {}", r.dry_run, json!(objects)));
         let outcome = |o: &Value| ObjectOutcome {
             kind: o["kind"].as_str().unwrap().to_owned(),
             namespace: o["metadata"]["namespace"].as_str().unwrap().to_owned(),
@@ -68,6 +64,7 @@ impl Admin for Server {
             revision: 8,
             outcomes: objects.iter().map(outcome).collect(),
             waiting_for: Vec::new(),
+            wait_revision: 7,
         };
         self.0.apply.lock().unwrap().take().unwrap_or(Ok(usual)).map(Response::new)
     }
@@ -96,11 +93,36 @@ impl Admin for Server {
     type WatchStream = BoxStream<'static, Result<WatchEvent, Status>>;
 
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        self.note(format!("watch from {}", request.into_inner().from_revision));
+        let r = request.into_inner();
+        self.note(format!("watch from {} l={}", r.from_revision, r.label_selector));
         let event = |kind: &str, revision| {
             Ok(WatchEvent { r#type: kind.to_owned(), object: pay().to_string().into_bytes(), revision })
         };
-        Ok(Response::new(Box::pin(futures::stream::iter([event("MODIFIED", 8), event("DELETED", 9)]))))
+        let bookmark = WatchEvent { r#type: "BOOKMARK".to_owned(), object: Vec::new(), revision: 12 };
+        let mut watches = self.0.watches.lock().unwrap();
+        *watches += 1;
+        let events = match *watches {
+            1 => vec![event("MODIFIED", 8), event("DELETED", 9), Ok(bookmark)],
+            2 => return Err(Status::unavailable("there is no leader")),
+            3 => return Err(Status::out_of_range("revision 12 is compacted")),
+            _ => return Err(Status::permission_denied("the end")),
+        };
+        Ok(Response::new(Box::pin(futures::stream::iter(events))))
+    }
+
+    type WaitStream = BoxStream<'static, Result<WaitProgress, Status>>;
+
+    async fn wait(&self, request: Request<WaitRequest>) -> Result<Response<Self::WaitStream>, Status> {
+        let r = request.into_inner();
+        self.note(format!("wait for {} timeout={}", r.revision, r.timeout_ms));
+        let told = std::mem::take(&mut *self.0.wait.lock().unwrap());
+        Ok(Response::new(Box::pin(futures::stream::iter(told.into_iter().map(Ok)))))
+    }
+
+    type WaitHereStream = BoxStream<'static, Result<WaitReports, Status>>;
+
+    async fn wait_here(&self, _: Request<WaitHereRequest>) -> Result<Response<Self::WaitHereStream>, Status> {
+        Err(Status::permission_denied("only between replicas"))
     }
 
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
@@ -255,25 +277,38 @@ async fn what_is_not_there_is_code_3() {
 }
 
 #[tokio::test]
-async fn a_watch_starts_where_the_list_ended() {
+async fn a_watch_goes_on_where_it_was_after_a_lost_leader_and_lists_again_after_compaction() {
     let cluster = Cluster::start();
-    let output = cluster.run("get svc -n shop -w").await;
+    let output = cluster.run("get svc -n shop -w -l app=pay").await;
     let text = out(&output);
-    assert_eq!(text.lines().count(), 4, "{text}");
-    assert!(text.lines().last().unwrap().ends_with("(deleted)"), "{text}");
-    assert_eq!(output.status.code(), Some(69), "the server ended the stream");
-    assert!(cluster.asked().contains(&"watch from 7".to_owned()));
-    assert_eq!(cluster.run("get all -w").await.status.code(), Some(2));
+    // Heading, the list, a change, a removal, and what the second list brought back.
+    assert_eq!(text.lines().count(), 5, "{text}");
+    assert!(text.lines().nth(3).unwrap().ends_with("(deleted)"), "{text}");
+    let said = String::from_utf8(output.stderr.clone()).unwrap();
+    assert!(said.contains("trying again from revision 12"), "{said}");
+    assert!(said.contains("what came after revision 12 is forgotten: listing again"), "{said}");
+    assert_eq!(output.status.code(), Some(1), "the server refuses in the end: {said}");
+    let list = "list Service ns=shop name= l=app=pay".to_owned();
+    let watch = |from: u64| format!("watch from {from} l=app=pay");
+    assert_eq!(cluster.asked(), [list.clone(), watch(7), watch(12), watch(12), list, watch(7)]);
+    assert_eq!(cluster.run("get all -w").await.status.code(), Some(64));
 }
 
 #[tokio::test]
 async fn files_folders_and_stdin_are_applied() {
     let cluster = Cluster::start();
     let file = cluster.file("shop.yaml", SHOP);
+    cluster.script.wait.lock().unwrap().extend([
+        WaitProgress { revision: 7, state: "waiting".into(), concerned: 2, acked: 1, ..Default::default() },
+        WaitProgress { revision: 7, state: "done".into(), concerned: 2, acked: 2, ..Default::default() },
+    ]);
     let output = cluster.run(&format!("apply -f {file} --wait --timeout 5s")).await;
     assert_eq!(out(&output), "service/pay created\nservice/web created\n");
-    let asked = cluster.asked().remove(0);
-    assert!(asked.starts_with("apply wait=true dry_run=false timeout=5000"), "{asked}");
+    assert!(String::from_utf8_lossy(&output.stderr).ends_with("acked 2/2\n"), "{output:?}");
+    assert_eq!(output.status.code(), Some(0));
+    let mut asked = cluster.asked();
+    assert_eq!(asked.pop().unwrap(), "wait for 7 timeout=5000");
+    let asked = asked.remove(0);
     assert!(asked.contains("\"namespace\":\"default\""), "{asked}");
     let mut child = command("apply -f - -n shop --dry-run")
         .env("CLUSTERMESH_SOCKET", cluster.socket())
@@ -322,14 +357,36 @@ async fn a_refused_object_is_named_by_file_and_document() {
 }
 
 #[tokio::test]
-async fn a_wait_that_is_not_met_is_code_4_and_a_lost_leader_69() {
+async fn a_wait_that_is_not_met_is_code_4_a_refusal_6_and_a_lost_leader_69() {
     let cluster = Cluster::start();
     let file = cluster.file("shop.yaml", SHOP);
-    let late = ApplyResponse { revision: 8, outcomes: Vec::new(), waiting_for: vec!["agent~n1".into()] };
-    *cluster.script.apply.lock().unwrap() = Some(Ok(late));
-    let output = cluster.run(&format!("apply -f {file} --wait --timeout 1s")).await;
-    assert_eq!(output.status.code(), Some(4));
-    assert!(sentence(&output).contains("agent~n1"));
+    for (state, code) in [("timed out", 4), ("refused", 6)] {
+        let plane = WaitingFor {
+            id: "agent~n1".into(),
+            state: if code == 6 { "refused" } else { "pending" }.into(),
+            error: "no such table".into(),
+            ..Default::default()
+        };
+        let refused = u32::from(code == 6);
+        let last = WaitProgress {
+            revision: 8,
+            state: state.into(),
+            concerned: 1,
+            refused,
+            waiting_for: vec![plane],
+            ..Default::default()
+        };
+        for line in
+            [format!("apply -f {file} --wait --timeout 1s"), "delete svc pay -n shop --wait".to_owned()]
+        {
+            cluster.script.wait.lock().unwrap().push(last.clone());
+            let output = cluster.run(&line).await;
+            assert_eq!(output.status.code(), Some(code), "{line}: {output:?}");
+            let said = String::from_utf8(output.stderr).unwrap();
+            assert!(said.lines().last().unwrap().contains("agent~n1"), "{said}");
+            assert_eq!(said.contains("no such table"), code == 6, "{said}");
+        }
+    }
     *cluster.script.apply.lock().unwrap() = Some(Err(Status::unavailable("there is no leader")));
     let output = cluster.run(&format!("apply -f {file}")).await;
     assert_eq!(output.status.code(), Some(69));
@@ -342,7 +399,7 @@ async fn tokens_go_to_stdout_alone_and_bad_ones_are_refused_at_once() {
     let output = cluster.run("token create --for node --node west-n1 --ttl 10m").await;
     assert_eq!((out(&output), output.stderr.len()), ("isthmus1.secret\n".to_owned(), 0));
     assert_eq!(cluster.asked(), ["token node 600 west-n1"]);
-    assert_eq!(cluster.run("token create --for peer --node x").await.status.code(), Some(2));
+    assert_eq!(cluster.run("token create --for peer --node x").await.status.code(), Some(64));
 
     let token = |purpose, expires_unix| {
         JoinToken {
@@ -401,7 +458,7 @@ async fn status_and_completions_print_and_exit_with_0() {
 async fn usage_errors_are_code_2() {
     for line in ["", "frobnicate", "get", "get deploy", "get svc pay -A -n x", "delete svc", "apply"] {
         let output = command(line).output().await.unwrap();
-        assert_eq!(output.status.code(), Some(2), "{line}: {output:?}");
+        assert_eq!(output.status.code(), Some(64), "{line}: {output:?}");
     }
 }
 

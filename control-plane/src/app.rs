@@ -1,10 +1,13 @@
 //! What the services of one replica share.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
 
 use mesh_model::identity::{SpiffeId, TrustDomain};
 use mesh_store::State;
-use mesh_tls::{SharedBundles, TrustBundles};
+use mesh_tls::{SharedBundles, TrustBundles, grpc::PeerInfo};
 use tokio_util::sync::CancellationToken;
 use tonic::{Extensions, Status};
 
@@ -12,7 +15,7 @@ use crate::{
     authz::{self, Action, Caller},
     ca::{Ca, unix},
     config::Config,
-    doors,
+    doors::{self, gate::Gate},
     federation::liveness::Liveness,
     raft::{ReadError, Replica, WriteError},
     replicas::Replicas,
@@ -42,6 +45,8 @@ pub struct App {
     pub replicas: Replicas,
     /// When each peer was last heard, by this replica.
     pub liveness: Liveness,
+    /// The limits of its doors, and what they have refused.
+    pub gate: Arc<Gate>,
     /// Cancelled when the replica drains: streams that would never end, end.
     pub stop: CancellationToken,
 }
@@ -58,7 +63,14 @@ impl App {
     /// The refusal that the caller gets to read.
     pub fn admit(&self, extensions: &Extensions, action: Action) -> Result<Caller, Status> {
         let caller = self.caller(extensions);
-        authz::check(&caller, action)?;
+        // First, so that a caller who may not do anything can't ask for it as often as it likes.
+        let address = extensions.get::<PeerInfo>().map(|peer| peer.addr.ip().to_string()).unwrap_or_default();
+        self.gate.rate(&caller, &address, action, Instant::now())?;
+        if let Err(refusal) = authz::check(&caller, action) {
+            self.gate.denied(caller.role());
+            tracing::info!(%caller, %address, ?action, "refused");
+            return Err(refusal);
+        }
         Ok(caller)
     }
 

@@ -7,6 +7,8 @@ use clustermesh::token_source::TOKEN_VARIABLE;
 use ipnet::IpNet;
 use mesh_model::identity::TrustDomain;
 
+use crate::doors::limits::Setting;
+
 /// `EX_USAGE` of sysexits.h: what the process exits with when a flag is wrong.
 pub const EXIT_USAGE: u8 = 64;
 
@@ -101,12 +103,18 @@ pub struct Config {
     /// Also take objects from the Kubernetes API (in-cluster service account or kubeconfig).
     #[arg(long)]
     pub kubernetes: bool,
+    /// Serve metrics for Prometheus here, by plain HTTP: read-only, and open to whoever reaches it. Off unless given.
+    #[arg(long, value_name = "IP:PORT")]
+    pub metrics: Option<SocketAddr>,
     /// Created when the replica serves.
     #[arg(long)]
     pub ready_file: Option<PathBuf>,
     #[allow(missing_docs)]
     #[arg(long, value_enum, default_value = "text")]
     pub log_format: LogFormat,
+    /// Change a limit, for instance --limit xds-streams=50000; repeatable. A wrong name lists them all.
+    #[arg(long = "limit", value_name = "NAME=NUMBER")]
+    pub limits: Vec<Setting>,
     /// Time that open streams get to end on SIGTERM.
     #[arg(long, default_value = "5", value_parser = seconds)]
     pub drain_seconds: Duration,
@@ -253,6 +261,7 @@ mod tests {
             (&["--lisen", "x"], "--lisen"),
             (&["--workload-certificate-life", "1s"], "10m to 720h"),
             (&["--workload-certificate-life", "721h"], "720h"),
+            (&["--listen", "1.2.3.4:1", "--limit", "waits"], "waits"),
         ] {
             let sentence = run(flags).unwrap_err();
             assert!(sentence.contains(words), "{flags:?}: {sentence}");

@@ -1,19 +1,15 @@
 //! The control plane of one cluster: parse, build, run, drain.
 
-use std::{
-    io::{IsTerminal, Write},
-    path::Path,
-    process::ExitCode,
-};
+use std::{io::Write, path::Path, process::ExitCode};
 
 use control_plane::{
     config::{self, Command, Config, EXIT_REMOVED, EXIT_USAGE, LogFormat, Usage},
     notify::{self, Notifier},
     recover,
     start::{self, Removed, Running},
+    telemetry::log,
 };
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let command = match config::parse_command(std::env::args_os()) {
@@ -28,7 +24,7 @@ fn main() -> ExitCode {
             return ExitCode::from(EXIT_USAGE);
         }
     };
-    log_to_stderr(match &command {
+    log::to_stderr(match &command {
         Command::Run(config) => config.log_format,
         Command::Recover(_) => LogFormat::Text,
     });
@@ -105,17 +101,5 @@ async fn serve(running: &mut Running, ready_file: Option<&Path>, notifier: &Noti
             error = running.failed() => return error,
             Ok(()) = quorum.changed() => {}
         }
-    }
-}
-
-fn log_to_stderr(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new("info,openraft=error,h2=warn,hyper=warn,sled=warn,tower=warn"));
-    let colour = std::io::stderr().is_terminal();
-    let subscriber =
-        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour).with_writer(std::io::stderr);
-    match format {
-        LogFormat::Text => subscriber.init(),
-        LogFormat::Json => subscriber.json().init(),
     }
 }

@@ -4,7 +4,7 @@ use std::{
     net::SocketAddr,
     path::Path,
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context, bail};
@@ -19,13 +19,14 @@ use crate::{
     app::{App, trust_bundles},
     ca::{Ca, files, keeper, newcomer},
     config::Config,
-    doors, federation,
+    doors::{self, gate::Gate, limits::Limits},
+    federation,
     federation::liveness::Liveness,
     group::{self, Group},
     raft::{Dialer, RaftConfig, Replica},
     replicas::Replicas,
     sources,
-    telemetry::flows::FlowRing,
+    telemetry::{self, flows::FlowRing},
     views::ModelViews,
     xds::{Subscribers, XdsServer, server},
 };
@@ -40,6 +41,8 @@ pub struct Running {
     pub app: Arc<App>,
     /// Where the mesh door is.
     pub door: SocketAddr,
+    /// Where the metrics are.
+    pub metrics: Option<SocketAddr>,
     xds: XdsServer<ModelViews>,
     stop: CancellationToken,
     /// The doors: they end when their streams have.
@@ -63,6 +66,11 @@ pub async fn start(mut config: Config) -> anyhow::Result<Running> {
     let door = listener.local_addr()?;
     // The port may have been left to the kernel.
     config.advertise.get_or_insert_with(|| door.to_string());
+    let metrics = match config.metrics {
+        Some(at) => Some(TcpListener::bind(at).await.with_context(|| format!("--metrics {at}"))?),
+        None => None,
+    };
+    let metrics_at = metrics.as_ref().map(TcpListener::local_addr).transpose()?;
     let socket = doors::local::bind(&config.admin_socket)?;
     let ca = authority(&config, &keys).await?;
     let id = ca.replica().id;
@@ -73,7 +81,10 @@ pub async fn start(mut config: Config) -> anyhow::Result<Running> {
     // Nobody is answered before this; the keeper goes on with it.
     ca.refresh(&replica.applied(), SystemTime::now(), 0.0)?;
     let views = Arc::new(ModelViews::new(trust_domain, config.gateways.clone(), &replica.applied()));
-    let subscribers = Arc::new(Subscribers::new());
+    let mut limits = Limits::default();
+    config.limits.iter().for_each(|setting| limits.set(setting));
+    let gate = Arc::new(Gate::new(limits));
+    let subscribers = Arc::new(Subscribers::within(gate.clone()));
     bundles.store(Arc::new(trust_bundles(&ca, &replica.applied())));
     let stop = CancellationToken::new();
     let app = Arc::new(App {
@@ -86,6 +97,7 @@ pub async fn start(mut config: Config) -> anyhow::Result<Running> {
         flows: FlowRing::default(),
         replicas,
         liveness: Liveness::default(),
+        gate,
         stop: stop.clone(),
     });
     let xds = XdsServer::new(views, subscribers, server::Options::new(format!("replica-{id}")));
@@ -98,13 +110,16 @@ pub async fn start(mut config: Config) -> anyhow::Result<Running> {
     });
     doors.spawn(doors::local::serve(app.clone(), socket, stop.clone().cancelled_owned()));
     let mut tasks = JoinSet::new();
+    if let Some(listener) = metrics {
+        tasks.spawn(telemetry::serve::serve(app.clone(), listener));
+    }
     tasks.spawn(follow_state(app.clone()));
     tasks.spawn(keeper::run(app.clone()));
     tasks.spawn(federation::subscribe::run(app.clone()));
     if app.config.kubernetes {
         tasks.spawn(sources::kubernetes::run(app.clone()));
     }
-    let running = Running { app, door, xds, stop, doors, tasks };
+    let running = Running { app, door, metrics: metrics_at, xds, stop, doors, tasks };
     running.found().await?;
     Ok(running)
 }
@@ -281,6 +296,7 @@ async fn follow_state(app: Arc<App>) {
     loop {
         changes.borrow_and_update();
         let state = app.replica.applied();
+        app.subscribers.metrics().commits.reached(state.revision, Instant::now());
         // Before the views: whoever is told to talk to a peer must be able to.
         let now = trust(&state);
         if now != trusted {
@@ -289,8 +305,11 @@ async fn follow_state(app: Arc<App>) {
         }
         let views = app.views.clone();
         // An error is a panic in the compiler: a bug, after which the views stay as they were.
-        if let Err(error) = tokio::task::spawn_blocking(move || views.update(state)).await {
-            tracing::error!(%error, "the mesh could not be compiled");
+        let (revision, started) = (state.revision, Instant::now());
+        tracing::debug!(revision, "state applied");
+        match tokio::task::spawn_blocking(move || views.update(state)).await {
+            Ok(()) => tracing::debug!(revision, elapsed = ?started.elapsed(), "mesh compiled"),
+            Err(error) => tracing::error!(revision, %error, "the mesh could not be compiled"),
         }
         if changes.changed().await.is_err() {
             return;

@@ -29,6 +29,7 @@
 #![forbid(unsafe_code)]
 
 mod backoff;
+mod heartbeat;
 mod names;
 mod run;
 pub mod state;

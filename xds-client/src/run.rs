@@ -1,17 +1,29 @@
 //! The shell: one stream at a time, for ever.
 
-use std::{collections::VecDeque, fmt::Display, future::Future, time::Duration};
+use std::{
+    collections::VecDeque,
+    fmt::Display,
+    future::Future,
+    time::{Duration, Instant},
+};
 
 use rand::{SeedableRng, rngs::StdRng};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{metadata::MetadataMap, transport::Channel};
-use xds_proto::envoy::{
-    config::core::v3::Node,
-    service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse},
+use xds_proto::{
+    envoy::{
+        config::core::v3::Node,
+        service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse},
+    },
+    isthmus::agent::v1::Heartbeat,
+    type_url,
 };
 
-use crate::{Backoff, DeltaState, Names, Status, Subscription, Transport, Update};
+use crate::{
+    Backoff, DeltaState, Names, Status, Subscription, Transport, Update,
+    heartbeat::{self, Watchdog},
+};
 
 /// Requests that wait for the peer to read. With more, no response is read until some are gone.
 const MAX_QUEUED_REQUESTS: usize = 64;
@@ -43,6 +55,9 @@ pub struct Config {
     pub held: Vec<(String, String, String)>,
     /// Told of every change of the connection.
     pub status: Option<watch::Sender<Status>>,
+    /// Told of every heartbeat. With it heartbeats are asked for, and a stream on which they stop is given up. The
+    /// handler does not see them.
+    pub heartbeats: Option<watch::Sender<Heartbeat>>,
 }
 
 impl Config {
@@ -59,6 +74,7 @@ impl Config {
             rng: StdRng::from_os_rng(),
             held: Vec::new(),
             status: None,
+            heartbeats: None,
         }
     }
 }
@@ -113,13 +129,15 @@ pub async fn run<C, F, E, H>(
         mut rng,
         held,
         status,
+        heartbeats,
     } = config;
     let tell = |now: Status| {
         if let Some(status) = &status {
             status.send_replace(now);
         }
     };
-    let mut state = DeltaState::new(node, subscriptions);
+    let heartbeat = heartbeats.is_some().then(|| Subscription::wildcard(type_url::<Heartbeat>()));
+    let mut state = DeltaState::new(node, subscriptions.into_iter().chain(heartbeat));
     for (type_url, name, version) in held {
         state.hold(&type_url, name, version);
     }
@@ -152,6 +170,8 @@ pub async fn run<C, F, E, H>(
                     handler: &mut handler,
                     commands: &mut commands,
                     backoff: &mut backoff,
+                    heartbeats: heartbeats.as_ref(),
+                    watchdog: Watchdog::new(Instant::now()),
                     queue: VecDeque::new(),
                     sender,
                 };
@@ -199,6 +219,8 @@ struct Session<'a, H> {
     handler: &'a mut H,
     commands: &'a mut mpsc::Receiver<SubscribeCommand>,
     backoff: &'a mut Backoff,
+    heartbeats: Option<&'a watch::Sender<Heartbeat>>,
+    watchdog: Watchdog,
     queue: VecDeque<DeltaDiscoveryRequest>,
     sender: mpsc::Sender<DeltaDiscoveryRequest>,
 }
@@ -238,6 +260,7 @@ impl<H: FnMut(Update) -> Result<(), String>> Session<'_, H> {
         connected();
         loop {
             let room = self.queue.len() < MAX_QUEUED_REQUESTS;
+            let deadline = self.watchdog.deadline();
             tokio::select! {
                 permit = sender.reserve(), if !self.queue.is_empty() => match permit {
                     Ok(permit) => if let Some(request) = self.queue.pop_front() { permit.send(request) },
@@ -251,6 +274,10 @@ impl<H: FnMut(Update) -> Result<(), String>> Session<'_, H> {
                 Some(command) = self.commands.recv(), if room => {
                     self.queue.extend(take(self.state, command));
                 }
+                () = until(deadline), if deadline.is_some() => {
+                    let patience = self.watchdog.patience();
+                    return format!("stream: connected, but no heartbeat came for {patience:?}");
+                }
             }
         }
     }
@@ -258,11 +285,19 @@ impl<H: FnMut(Update) -> Result<(), String>> Session<'_, H> {
     fn answer(&mut self, response: DeltaDiscoveryResponse) {
         // Only an answer shows that the peer serves: one that accepts and drops connections is backed off from.
         self.backoff.reset();
+        self.watchdog.heard(Instant::now());
         let (type_url, nonce) = (response.type_url.clone(), response.nonce.clone());
         let request = match self.state.on_response(response) {
             Err(error) => {
                 tracing::warn!(%type_url, %nonce, %error, "refused a response");
                 self.state.reject(&type_url, &nonce, &error.to_string())
+            }
+            Ok(update) if self.heartbeats.is_some() && type_url == xds_proto::type_url::<Heartbeat>() => {
+                if let (Some(beat), Some(told)) = (heartbeat::of(&update), self.heartbeats) {
+                    self.watchdog.beat(&beat, Instant::now());
+                    told.send_replace(beat);
+                }
+                self.state.ack(update.receipt().without_revision())
             }
             Ok(update) => {
                 let receipt = update.receipt();
@@ -276,6 +311,13 @@ impl<H: FnMut(Update) -> Result<(), String>> Session<'_, H> {
             }
         };
         self.queue.push_back(request);
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -93,3 +93,10 @@ pub struct Receipt {
     pub(crate) removed: Vec<String>,
     pub(crate) revision: Option<u64>,
 }
+
+impl Receipt {
+    /// Of what is not part of the configuration.
+    pub(crate) fn without_revision(self) -> Self {
+        Self { revision: None, ..self }
+    }
+}

@@ -1,40 +1,42 @@
 //! `clustermesh apply`
 
-use std::{path::Path, time::Duration};
+use std::path::Path;
 
 use serde_json::json;
-use xds_proto::isthmus::admin::v1::{ApplyRequest, ApplyResponse};
+use xds_proto::isthmus::admin::v1::{ApplyRequest, ApplyResponse, WaitProgress};
 
 use super::{
     args::{ApplyArgs, ApplyOutput},
     client::{REQUEST_TIMEOUT, connect, within},
     failure::Failure,
     manifest::{self, Document},
-    object, out, render,
+    object, out, render, wait,
 };
-
-/// Data planes named when a wait ends too early; the rest are counted.
-const SHOWN: usize = 5;
-/// The control plane ends the wait; this is for its answer to arrive.
-const GRACE: Duration = Duration::from_secs(10);
 
 pub(crate) async fn run(socket: &Path, args: &ApplyArgs) -> Result<(), Failure> {
     let documents = manifest::read(&args.filenames, args.namespace.as_deref())?;
     let mut admin = connect(socket).await?;
     let request = ApplyRequest {
         objects: documents.iter().map(|d| d.object.to_string().into_bytes()).collect(),
-        wait: args.wait && !args.dry_run,
-        wait_timeout_ms: u32::try_from(args.timeout.as_millis()).unwrap_or(u32::MAX),
         dry_run: args.dry_run,
+        ..Default::default()
     };
-    let limit = if request.wait { args.timeout + GRACE } else { REQUEST_TIMEOUT };
-    let doing = if request.wait { "waiting for the data planes" } else { "applying" };
-    let spinner = out::spinner(doing);
-    let answer = within(limit, admin.apply(request)).await;
+    let spinner = out::spinner("applying");
+    let answer = within(REQUEST_TIMEOUT, admin.apply(request)).await;
     spinner.finish_and_clear();
     let answer = answer.map_err(|failure| located(failure, &documents))?;
-    out::print(&text(&answer, args.output, args.dry_run))?;
-    still_waiting(&answer, args.timeout).map_or(Ok(()), Err)
+    if !args.wait || args.dry_run {
+        return out::print(&text(&answer, None, args.output, args.dry_run));
+    }
+    if args.output != ApplyOutput::Json {
+        // What is stored is stored, however the wait ends.
+        out::print(&text(&answer, None, args.output, args.dry_run))?;
+    }
+    let waited = wait::follow(&mut admin, answer.wait_revision, args.timeout).await;
+    if args.output == ApplyOutput::Json {
+        out::print(&text(&answer, waited.as_ref().ok(), args.output, args.dry_run))?;
+    }
+    wait::failure(&waited?, args.timeout).map_or(Ok(()), Err)
 }
 
 /// Replaces the control plane's `objects[3]:` by the file and the document that the user knows.
@@ -49,16 +51,29 @@ fn located(failure: Failure, documents: &[Document]) -> Failure {
     }
 }
 
-fn text(answer: &ApplyResponse, output: ApplyOutput, dry_run: bool) -> String {
+fn text(answer: &ApplyResponse, waited: Option<&WaitProgress>, output: ApplyOutput, dry_run: bool) -> String {
     match output {
-        ApplyOutput::Json => render::json(&json!({
-            "revision": answer.revision,
-            "dryRun": dry_run,
-            "outcomes": answer.outcomes.iter().map(|o| json!({
-                "kind": o.kind, "namespace": o.namespace, "name": o.name, "outcome": o.outcome,
-            })).collect::<Vec<_>>(),
-            "waitingFor": answer.waiting_for,
-        })),
+        ApplyOutput::Json => {
+            let mut value = json!({
+                "revision": answer.revision,
+                "dryRun": dry_run,
+                "outcomes": answer.outcomes.iter().map(|o| json!({
+                    "kind": o.kind, "namespace": o.namespace, "name": o.name, "outcome": o.outcome,
+                })).collect::<Vec<_>>(),
+            });
+            if let Some(waited) = waited {
+                value["wait"] = json!({
+                    "revision": waited.revision, "state": waited.state, "concerned": waited.concerned,
+                    "acked": waited.acked, "refused": waited.refused, "elapsedMs": waited.elapsed_ms,
+                    "waitingFor": waited.waiting_for.iter().map(|plane| json!({
+                        "id": plane.id, "kind": plane.kind, "replica": plane.replica, "state": plane.state,
+                        "ackedRevision": plane.acked_revision, "connectedUnixMs": plane.connected_unix_ms,
+                        "stateMs": plane.state_ms, "error": plane.error,
+                    })).collect::<Vec<_>>(),
+                });
+            }
+            render::json(&value)
+        }
         ApplyOutput::Name => {
             answer.outcomes.iter().map(|o| object::reference(&o.kind, &o.name) + "\n").collect()
         }
@@ -70,23 +85,6 @@ fn text(answer: &ApplyResponse, output: ApplyOutput, dry_run: bool) -> String {
             answer.outcomes.iter().map(line).collect()
         }
     }
-}
-
-fn still_waiting(answer: &ApplyResponse, timeout: Duration) -> Option<Failure> {
-    if answer.waiting_for.is_empty() {
-        return None;
-    }
-    let mut names = answer.waiting_for.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
-    if answer.waiting_for.len() > SHOWN {
-        names.push_str(", ...");
-    }
-    Some(Failure::timed_out(format!(
-        "revision {} is stored, but within {:?} {} of the data planes did not acknowledge it ({names}); \
-         see 'clustermesh status'",
-        answer.revision,
-        timeout,
-        answer.waiting_for.len()
-    )))
 }
 
 #[cfg(test)]
@@ -104,34 +102,27 @@ mod tests {
         ApplyResponse {
             revision: 12,
             outcomes: vec![outcome("Service", "pay", "created"), outcome("HTTPRoute", "pay", "unchanged")],
-            waiting_for: vec!["agent~n1".into(), "proxy~shop/pay".into()],
+            waiting_for: Vec::new(),
+            wait_revision: 12,
         }
     }
 
     #[test]
     fn outcomes_read_like_kubectls() {
         assert_eq!(
-            text(&answer(), ApplyOutput::Text, false),
+            text(&answer(), None, ApplyOutput::Text, false),
             "service/pay created\nhttproute/pay unchanged\n"
         );
         assert_eq!(
-            text(&answer(), ApplyOutput::Text, true),
+            text(&answer(), None, ApplyOutput::Text, true),
             "service/pay created (dry run)\nhttproute/pay unchanged (dry run)\n"
         );
-        assert_eq!(text(&answer(), ApplyOutput::Name, false), "service/pay\nhttproute/pay\n");
-        assert!(text(&answer(), ApplyOutput::Json, false).contains("\"revision\": 12"));
-    }
-
-    #[test]
-    fn a_wait_that_ends_too_early_names_who_is_missing() {
-        let failure = still_waiting(&answer(), Duration::from_secs(30)).unwrap();
-        assert_eq!(failure.code, 4);
-        assert_eq!(
-            failure.sentence,
-            "revision 12 is stored, but within 30s 2 of the data planes did not acknowledge it \
-             (agent~n1, proxy~shop/pay); see 'clustermesh status'"
-        );
-        assert_eq!(still_waiting(&ApplyResponse::default(), Duration::from_secs(1)), None);
+        assert_eq!(text(&answer(), None, ApplyOutput::Name, false), "service/pay\nhttproute/pay\n");
+        assert!(text(&answer(), None, ApplyOutput::Json, false).contains("\"revision\": 12"));
+        let waited = WaitProgress { state: "done".into(), acked: 3, concerned: 3, ..Default::default() };
+        let json: serde_json::Value =
+            serde_json::from_str(&text(&answer(), Some(&waited), ApplyOutput::Json, false)).unwrap();
+        assert_eq!((&json["wait"]["state"], &json["wait"]["acked"]), (&json!("done"), &json!(3)));
     }
 
     #[test]

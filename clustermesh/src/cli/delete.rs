@@ -8,7 +8,7 @@ use super::{
     args::DeleteArgs,
     client::{REQUEST_TIMEOUT, connect, within},
     failure::Failure,
-    kinds, manifest, object, out,
+    kinds, manifest, object, out, wait,
 };
 
 /// How the control plane says that there was nothing to delete.
@@ -20,6 +20,12 @@ pub(crate) async fn run(socket: &Path, args: &DeleteArgs) -> Result<(), Failure>
     let answer = within(REQUEST_TIMEOUT, admin.delete(DeleteRequest { objects })).await?;
     let (text, missing) = outcome(&answer);
     out::print(&text)?;
+    if args.wait && !text.is_empty() {
+        let last = wait::follow(&mut admin, answer.revision, args.timeout).await?;
+        if let Some(failure) = wait::failure(&last, args.timeout) {
+            return Err(failure);
+        }
+    }
     if missing.is_empty() || args.ignore_not_found {
         return Ok(());
     }
@@ -72,6 +78,7 @@ fn outcome(answer: &DeleteResponse) -> (String, Vec<String>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::failure;
     use xds_proto::isthmus::admin::v1::ObjectOutcome;
 
     fn args(what: &[&str]) -> DeleteArgs {
@@ -80,13 +87,15 @@ mod tests {
             filenames: Vec::new(),
             namespace: None,
             ignore_not_found: false,
+            wait: false,
+            timeout: std::time::Duration::from_secs(30),
         }
     }
 
     #[test]
     fn a_whole_kind_is_never_deleted() {
-        assert_eq!(references(&args(&["svc"])).unwrap_err().code, 2);
-        assert_eq!(references(&args(&["all"])).unwrap_err().code, 2);
+        assert_eq!(references(&args(&["svc"])).unwrap_err().code, failure::USAGE);
+        assert_eq!(references(&args(&["all"])).unwrap_err().code, failure::USAGE);
         let refs = references(&args(&["svc", "pay"])).unwrap();
         assert_eq!((refs[0].kind.as_str(), refs[0].namespace.as_str()), ("Service", "default"));
     }

@@ -6,14 +6,16 @@ use tonic::{Code, Status};
 
 /// Refused or failed.
 pub(crate) const FAILED: u8 = 1;
-/// The command line is wrong; clap uses the same.
-pub(crate) const USAGE: u8 = 2;
+/// The command line is wrong: `EX_USAGE` of sysexits.h, as for the daemons.
+pub(crate) const USAGE: u8 = 64;
 /// What was asked for does not exist.
 pub(crate) const NOT_FOUND: u8 = 3;
 /// A wait ended before its condition held.
 pub(crate) const TIMED_OUT: u8 = 4;
 /// No majority of the replicas answers: what was shown is what one of them knew last.
 pub(crate) const NO_QUORUM: u8 = 5;
+/// Stored, but a data plane refused it.
+pub(crate) const REFUSED: u8 = 6;
 /// `EX_UNAVAILABLE` of sysexits.h: the control plane can't be reached.
 pub(crate) const UNREACHABLE: u8 = 69;
 
@@ -52,6 +54,10 @@ impl Failure {
     /// If this is the end of a wait: the same with a sentence.
     pub(crate) fn or_timed_out(self, sentence: impl Into<String>) -> Self {
         if self.code == TIMED_OUT { Self::timed_out(sentence) } else { self }
+    }
+
+    pub(crate) fn refused(sentence: impl Into<String>) -> Self {
+        Self::new(REFUSED, sentence)
     }
 
     pub(crate) fn unreachable(sentence: impl Into<String>) -> Self {

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use mesh_model::resource::Kind;
 use serde_json::Value;
-use xds_proto::isthmus::admin::v1::{ListRequest, WatchRequest};
+use xds_proto::isthmus::admin::v1::ListRequest;
 
 use super::{
     args::{GetArgs, GetOutput},
@@ -12,12 +12,13 @@ use super::{
     failure::Failure,
     kinds::{self, Target},
     now_unix, object,
-    out::{self, Paint, Tone},
+    out::{self, Paint},
     render::{
         self,
         columns::{self, Style},
     },
     selector::Selector,
+    watch,
 };
 
 /// What a list brought.
@@ -30,7 +31,7 @@ pub(crate) struct Found {
 
 pub(crate) async fn run(socket: &Path, args: &GetArgs) -> Result<(), Failure> {
     let targets = kinds::parse(&args.what)?;
-    let selector = Selector::parse(&args.selector)?;
+    Selector::parse(&args.selector)?;
     if args.watch && targets.len() != 1 {
         return Err(Failure::usage("watch one kind, or one object, at a time"));
     }
@@ -40,7 +41,7 @@ pub(crate) async fn run(socket: &Path, args: &GetArgs) -> Result<(), Failure> {
     let single = targets.len() == 1 && targets[0].name.is_some();
     show(&found, args, single)?;
     if args.watch {
-        return watch(&mut admin, &targets[0], &namespace, &selector, &found, args).await;
+        return watch::follow(socket, &targets[0], &found, args).await;
     }
     absent(&found.missing, &namespace).map_or(Ok(()), Err)
 }
@@ -124,7 +125,7 @@ fn show(found: &Found, args: &GetArgs, single: bool) -> Result<(), Failure> {
     }
 }
 
-fn whole(value: &Value, args: &GetArgs) -> Result<(), Failure> {
+pub(super) fn whole(value: &Value, args: &GetArgs) -> Result<(), Failure> {
     match args.output {
         GetOutput::Yaml if args.watch => out::print(&format!("---\n{}", render::yaml(value)?)),
         GetOutput::Yaml => out::print(&render::yaml(value)?),
@@ -132,7 +133,7 @@ fn whole(value: &Value, args: &GetArgs) -> Result<(), Failure> {
     }
 }
 
-fn style(args: &GetArgs, kinds: bool) -> Style {
+pub(super) fn style(args: &GetArgs, kinds: bool) -> Style {
     Style {
         namespaces: args.scope.all_namespaces,
         kinds,
@@ -155,52 +156,6 @@ fn tables(objects: &[Value], style: Style) -> String {
     let tables: Vec<_> =
         by_kind.iter().map(|(kind, of_kind)| columns::render(*kind, of_kind, style)).collect();
     tables.join("\n")
-}
-
-async fn watch(
-    admin: &mut Admin,
-    target: &Target,
-    namespace: &str,
-    selector: &Selector,
-    found: &Found,
-    args: &GetArgs,
-) -> Result<(), Failure> {
-    let request = WatchRequest {
-        kind: target.kind.as_str().to_owned(),
-        namespace: namespace.to_owned(),
-        name: target.name.clone().unwrap_or_default(),
-        from_revision: found.revision,
-    };
-    let mut events = within(REQUEST_TIMEOUT, admin.watch(request)).await?;
-    let mut table = columns::table(target.kind, style(args, false));
-    for o in &found.objects {
-        table.row(columns::row(target.kind, o, style(args, false)));
-    }
-    let as_table = matches!(args.output, GetOutput::Table | GetOutput::Wide);
-    let mut headings_due = as_table && found.objects.is_empty() && !args.no_headers;
-    while let Some(event) = events.message().await? {
-        let o = object::parse(&event.object)?;
-        if !selector.matches(&o) {
-            continue;
-        }
-        match args.output {
-            GetOutput::Table | GetOutput::Wide => {
-                let style = style(args, false);
-                if std::mem::take(&mut headings_due) {
-                    // The first row decides the widths.
-                    out::print(&columns::render(target.kind, std::slice::from_ref(&o), style))?;
-                    table.row(columns::row(target.kind, &o, style));
-                    continue;
-                }
-                let row = table.later(columns::row(target.kind, &o, style), style.paint);
-                let gone = if event.r#type == "DELETED" { "   (deleted)" } else { "" };
-                out::line(&format!("{}{}", row.trim_end(), style.paint.paint(Tone::Faint, gone)))?;
-            }
-            GetOutput::Name => out::line(&object::reference(object::kind(&o), object::name(&o)))?,
-            GetOutput::Json | GetOutput::Yaml => whole(&o, args)?,
-        }
-    }
-    Err(Failure::unreachable("the control plane ended the watch; run the command again"))
 }
 
 #[cfg(test)]

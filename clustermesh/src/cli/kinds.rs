@@ -116,7 +116,7 @@ mod tests {
             ["", "deploy", "svc,netpol x", "svc/", "/x", "svc pay/x", "svc/a b", "svc Pay", "svc/a/b", ","]
         {
             let failure = parse(&words(line)).unwrap_err();
-            assert_eq!(failure.code, 2, "{line}: {failure:?}");
+            assert_eq!(failure.code, crate::cli::failure::USAGE, "{line}: {failure:?}");
         }
         assert!(parse(&words("deploy")).unwrap_err().sentence.contains("\"deploy\""));
     }

@@ -50,7 +50,9 @@ pub(crate) fn read(paths: &[String], namespace: Option<&str>) -> Result<Vec<Docu
         place_in_namespace(document, namespace)?;
     }
     if documents.is_empty() {
-        return Err(Failure::failed(format!("there is no object in {}", paths.join(", "))));
+        let names: Vec<_> =
+            paths.iter().map(|path| if path == "-" { "stdin" } else { path.as_str() }).collect();
+        return Err(Failure::failed(format!("there is no object in {}", names.join(", "))));
     }
     Ok(documents)
 }

@@ -22,6 +22,8 @@ mod replica_args;
 mod selector;
 mod status;
 mod token;
+mod wait;
+mod watch;
 
 use args::{Cli, Command};
 use failure::Failure;

@@ -26,6 +26,11 @@ pub(crate) fn remark(text: &str) {
     eprintln!("{text}");
 }
 
+/// Whether a person reads stderr.
+pub(crate) fn stderr_is_terminal() -> bool {
+    io::stderr().is_terminal()
+}
+
 /// Whether a person reads stdout.
 pub(crate) fn stdout_is_terminal() -> bool {
     io::stdout().is_terminal()

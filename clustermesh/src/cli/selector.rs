@@ -127,7 +127,7 @@ mod tests {
     #[test]
     fn malformed_selectors_are_usage_errors() {
         for bad in [",", "a=b,", "=b", "a in", "a in b", "a of (b)", "a in (b", "!", "a b", "a=b=c"] {
-            assert_eq!(Selector::parse(bad).unwrap_err().code, 2, "{bad}");
+            assert_eq!(Selector::parse(bad).unwrap_err().code, crate::cli::failure::USAGE, "{bad}");
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The door for people and tools.
 
+pub mod barrier;
 pub mod objects;
 pub mod observe;
 pub mod render;
@@ -8,16 +9,17 @@ pub mod selector;
 pub mod status;
 pub mod watch;
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{convert::Infallible, pin::Pin, sync::Arc, time::Duration};
 
 use futures::Stream;
-use mesh_store::Command;
+use mesh_store::{Command, ObjectChange};
 use tonic::{Request, Response, Status};
 use xds_proto::isthmus::{
     admin::v1::{
         ApplyRequest, ApplyResponse, CreateTokenRequest, CreateTokenResponse, DeleteRequest, DeleteResponse,
         JoinRequest, JoinResponse, ListRequest, ListResponse, ObserveRequest, StatusRequest, StatusResponse,
-        WatchEvent, WatchRequest, admin_server::Admin,
+        WaitHereRequest, WaitProgress, WaitReports, WaitRequest, WatchEvent, WatchRequest,
+        admin_server::Admin,
     },
     bootstrap::v1::FlowBatch,
 };
@@ -30,9 +32,6 @@ use crate::{
     xds::Views,
 };
 
-/// Wait of an apply unless told otherwise, and at most.
-const DEFAULT_WAIT: Duration = Duration::from_secs(30);
-const MAX_WAIT: Duration = Duration::from_secs(600);
 /// How long the local state may lag behind a write that another replica has acknowledged.
 const CATCH_UP: Duration = Duration::from_secs(10);
 
@@ -46,29 +45,38 @@ type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send + 'static
 impl Admin for AdminService {
     async fn apply(&self, request: Request<ApplyRequest>) -> Result<Response<ApplyResponse>, Status> {
         let app = &self.0;
-        app.admit(request.extensions(), Action::Write)?;
+        let caller = app.admit(request.extensions(), Action::Write)?;
         let request = request.into_inner();
+        let wait = request.wait && !request.dry_run;
+        let slot = if wait { Some(app.gate.wait(&caller)?) } else { None };
         let objects = objects::parse(&request.objects)?;
         let command = Command::Apply { objects, dry_run: request.dry_run };
         let applied = app.replica.write(command).await.map_err(write_status)?;
-        let waiting_for = if request.wait && !request.dry_run {
-            let timeout = match request.wait_timeout_ms {
-                0 => DEFAULT_WAIT,
-                ms => Duration::from_millis(u64::from(ms)).min(MAX_WAIT),
-            };
-            status::wait_everywhere(app, applied.revision, timeout).await
-        } else {
-            Vec::new()
-        };
+        tracing::info!(
+            %caller, revision = applied.revision, objects = applied.outcomes.len(), dry_run = request.dry_run,
+            "applied objects"
+        );
+        let wait_revision = self.changed_at(&applied).await;
+        let mut waiting_for = Vec::new();
+        if wait {
+            let timeout = barrier::timeout(request.wait_timeout_ms);
+            let nobody = |_| std::future::ready(Ok::<_, Infallible>(()));
+            let last = barrier::wait(app, wait_revision, timeout, nobody).await;
+            waiting_for = barrier::sentences(&last.ok_or_else(stopping)?);
+        }
+        drop(slot);
         let outcomes = objects::outcomes(&applied.outcomes);
-        Ok(Response::new(ApplyResponse { revision: applied.revision, outcomes, waiting_for }))
+        Ok(Response::new(ApplyResponse { revision: applied.revision, outcomes, waiting_for, wait_revision }))
     }
 
     async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<DeleteResponse>, Status> {
         let app = &self.0;
-        app.admit(request.extensions(), Action::Write)?;
+        let caller = app.admit(request.extensions(), Action::Write)?;
         let keys = objects::keys(&request.get_ref().objects)?;
         let applied = app.replica.write(Command::Delete { keys }).await.map_err(write_status)?;
+        tracing::info!(
+            %caller, revision = applied.revision, objects = applied.outcomes.len(), "deleted objects"
+        );
         let outcomes = objects::outcomes(&applied.outcomes);
         Ok(Response::new(DeleteResponse { revision: applied.revision, outcomes }))
     }
@@ -93,35 +101,72 @@ impl Admin for AdminService {
 
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let app = self.0.clone();
-        app.admit(request.extensions(), Action::Read)?;
+        let caller = app.admit(request.extensions(), Action::Read)?;
+        let slots = app.gate.watch(&caller)?;
         let request = request.into_inner();
         let filter = objects::Filter::new(&ListRequest {
             kind: request.kind,
             namespace: request.namespace,
             name: request.name,
-            label_selector: String::new(),
+            label_selector: request.label_selector,
         })?;
+        app.replica.linearizable().await.map_err(read_status)?;
+        let options = watch::Options {
+            from_revision: request.from_revision,
+            bookmarks: request.bookmarks,
+            slots,
+            who: caller.to_string(),
+        };
+        let stream = watch::watch(app, filter, options).await?;
+        Ok(Response::new(Box::pin(stream)))
+    }
+
+    type WaitStream = Streamed<WaitProgress>;
+
+    async fn wait(&self, request: Request<WaitRequest>) -> Result<Response<Self::WaitStream>, Status> {
+        let app = self.0.clone();
+        let caller = app.admit(request.extensions(), Action::Read)?;
+        let slot = app.gate.wait(&caller)?;
+        let WaitRequest { revision, timeout_ms } = request.into_inner();
         let state = app.replica.linearizable().await.map_err(read_status)?;
-        compiled(&app, state.revision.max(request.from_revision)).await;
-        let mut changes = app.views.changed();
-        let mut watcher = watch::Watcher::new(filter, request.from_revision);
-        let (events, receiver) = tokio::sync::mpsc::channel(64);
+        if revision == 0 || revision > state.revision {
+            let newest = state.revision;
+            return Err(Status::invalid_argument(format!(
+                "revision: {revision} is none that there has been, the newest is {newest}"
+            )));
+        }
+        drop(state);
+        let (sender, receiver) = tokio::sync::mpsc::channel(1);
         tokio::spawn(async move {
-            loop {
-                // Marked as seen before it is read, so that no change falls between the two.
-                changes.borrow_and_update();
-                let told = watcher.advance(&app.replica.applied(), app.views.model().as_ref());
-                for event in told {
-                    if events.send(Ok(event)).await.is_err() {
-                        return;
-                    }
-                }
-                tokio::select! {
-                    changed = changes.changed() => if changed.is_err() { return },
-                    () = events.closed() => return,
-                    () = app.stop.cancelled() => return,
-                }
+            let timeout = barrier::timeout(timeout_ms);
+            let told = barrier::wait(&app, revision, timeout, |progress| sender.send(Ok(progress))).await;
+            if told.is_none() {
+                // Nobody listens, or the replica drains.
+                let _ = sender.send(Err(stopping())).await;
             }
+            drop(slot);
+        });
+        Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(receiver))))
+    }
+
+    type WaitHereStream = Streamed<WaitReports>;
+
+    async fn wait_here(
+        &self,
+        request: Request<WaitHereRequest>,
+    ) -> Result<Response<Self::WaitHereStream>, Status> {
+        let app = self.0.clone();
+        let caller = app.admit(request.extensions(), Action::Status)?;
+        let slot = app.gate.wait(&caller)?;
+        let revision = request.into_inner().revision;
+        let (sender, receiver) = tokio::sync::mpsc::channel(4);
+        tokio::spawn(async move {
+            tokio::select! {
+                () = barrier::here(&app, revision, |reports| sender.send(Ok(reports))) => {}
+                () = sender.closed() => {}
+                () = app.stop.cancelled() => {}
+            }
+            drop(slot);
         });
         Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(receiver))))
     }
@@ -152,10 +197,30 @@ impl Admin for AdminService {
         &self,
         request: Request<ObserveRequest>,
     ) -> Result<Response<Self::ObserveStream>, Status> {
-        self.0.admit(request.extensions(), Action::Observe)?;
-        let stream = observe::observe(self.0.clone(), request.into_inner());
+        let caller = self.0.admit(request.extensions(), Action::Observe)?;
+        let slots = self.0.gate.watch(&caller)?;
+        let stream = observe::observe(self.0.clone(), request.into_inner(), slots);
         Ok(Response::new(Box::pin(stream)))
     }
+}
+
+impl AdminService {
+    /// The newest revision at which one of these objects changed, which is that of the write unless all of them were
+    /// there already: somebody who repeats an apply wants to know whether it has arrived.
+    async fn changed_at(&self, applied: &mesh_store::Applied) -> u64 {
+        let changed = |outcome: &mesh_store::ObjectOutcome| outcome.change != ObjectChange::Unchanged;
+        if applied.outcomes.iter().any(changed) {
+            return applied.revision;
+        }
+        // The write was answered by the leader; this replica may not have applied it yet.
+        let Ok(state) = self.0.replica.linearizable().await else { return applied.revision };
+        let stored = applied.outcomes.iter().filter_map(|outcome| state.object_meta.get(&outcome.key));
+        stored.map(|meta| meta.revision).max().unwrap_or(applied.revision)
+    }
+}
+
+fn stopping() -> Status {
+    Status::unavailable("this replica is shutting down: ask another one")
 }
 
 /// Waits until this replica's views have reached a revision, or for a while.

@@ -128,18 +128,39 @@ impl Filter {
             && self.selector.matches(&meta.labels)
     }
 
+    /// Whether objects of a kind and a namespace (empty: of any) can be among them.
+    pub fn wants(&self, kind: Kind, namespace: &str) -> bool {
+        let either_is_all = self.namespace.is_empty() || namespace.is_empty();
+        self.kinds.contains(&kind) && (either_is_all || self.namespace == namespace)
+    }
+
     /// The objects of a state, in the order of kind, namespace and name, each with its revision.
-    pub fn select<'a>(
+    pub fn select<'a>(&'a self, state: &'a State) -> impl Iterator<Item = Selected<'a>> {
+        self.kinds.iter().flat_map(move |kind| self.select_within(state, *kind, &self.namespace))
+    }
+
+    /// Those of them that are of a kind and in a namespace (empty: in any). Costs in proportion to these.
+    pub fn select_within<'a>(
         &'a self,
         state: &'a State,
-    ) -> impl Iterator<Item = (&'a ObjectKey, &'a Object, &'a mesh_store::StoredMeta)> {
+        kind: Kind,
+        namespace: &str,
+    ) -> impl Iterator<Item = Selected<'a>> + use<'a> {
+        let namespace = namespace.to_owned();
+        let name = NamespacedName::new(namespace.clone(), "");
         state
             .objects
-            .iter()
+            .range(ObjectKey { kind, name }..)
+            .take_while(move |(key, _)| {
+                key.kind == kind && (namespace.is_empty() || key.name.namespace == namespace)
+            })
             .filter(|(_, object)| self.matches(object))
             .filter_map(|(key, object)| Some((key, object.as_ref(), state.object_meta.get(key)?.as_ref())))
     }
 }
+
+/// An object with its name and what the store knows of it.
+pub type Selected<'a> = (&'a ObjectKey, &'a Object, &'a mesh_store::StoredMeta);
 
 impl Filter {
     /// Services that only peers have: no object of this cluster, yet callable here. None has labels.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use futures::Stream;
+use futures::{Stream, StreamExt};
 use tokio::sync::{broadcast::error::RecvError, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
@@ -11,7 +11,7 @@ use xds_proto::isthmus::{
     bootstrap::v1::FlowBatch,
 };
 
-use crate::{app::App, telemetry::flows::concerns};
+use crate::{app::App, doors::limits::Slot, telemetry::flows::concerns};
 
 /// Batches that wait for a slow reader.
 const BACKLOG: usize = 64;
@@ -22,6 +22,7 @@ const BATCH: usize = 256;
 pub fn observe(
     app: Arc<App>,
     request: ObserveRequest,
+    slots: [Slot; 2],
 ) -> impl Stream<Item = Result<FlowBatch, Status>> + Send {
     let (batches, receiver) = mpsc::channel(BACKLOG);
     if !request.this_replica_only {
@@ -38,7 +39,11 @@ pub fn observe(
         }
     }
     tokio::spawn(async move { ours(&app, &request, &batches).await });
-    ReceiverStream::new(receiver)
+    ReceiverStream::new(receiver).map(move |batch| {
+        // Held as long as the stream is.
+        let _ = &slots;
+        batch
+    })
 }
 
 type Batches = mpsc::Sender<Result<FlowBatch, Status>>;

@@ -14,21 +14,19 @@ use xds_proto::isthmus::admin::v1::{
 };
 
 use super::replicas;
-use crate::{app::App, ca::unix};
+use crate::{app::App, ca::unix, federation::liveness::Heard, xds::session::Protocol};
 
 /// Metadata by which a replica asks another for its own part only, so that asking does not go in circles.
 pub const LOCAL_ONLY: &str = "x-isthmus-local-only";
 /// How long another replica may take to tell its part.
 const ASK: Duration = Duration::from_secs(2);
-/// How often the others are asked while an apply waits for their data planes.
-const POLL: Duration = Duration::from_millis(250);
 
 /// What this replica knows by itself.
 pub fn local(app: &App) -> StatusResponse {
     let state = app.replica.applied();
     let own = app.ca.replica();
     let view = app.replica.metrics();
-    let now_ms = unix(SystemTime::now()) * 1000;
+    let now_ms = millis(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
     let mut objects: BTreeMap<String, u32> = BTreeMap::new();
     for key in state.objects.keys() {
         *objects.entry(key.kind.as_str().to_owned()).or_default() += 1;
@@ -45,6 +43,9 @@ pub fn local(app: &App) -> StatusResponse {
                 origin_revision: peer.origin_revision,
                 last_heard_unix_ms: heard.as_ref().map_or(0, |h| h.last_unix_ms),
                 imported_services: u32::try_from(peer.imports.len()).unwrap_or(u32::MAX),
+                peer_revision: heard.as_ref().map_or(0, |h| h.revision),
+                lag_revisions: heard.as_ref().map_or(0, Heard::lag_revisions),
+                lag_ms: heard.as_ref().map_or(0, |h| h.lag_ms(now_ms)),
                 error: heard.map(|h| h.error).unwrap_or_default(),
             }
         })
@@ -89,8 +90,20 @@ fn data_planes(app: &App) -> Vec<DataPlaneStatus> {
             nacked: subscriber.nacks,
             last_error: subscriber.last_error.unwrap_or_default(),
             connected_unix_ms: unix(subscriber.connected_at) * 1000,
+            state: subscriber.health.as_str().to_owned(),
+            lag_revisions: subscriber.lag_revisions,
+            lag_ms: millis(subscriber.lag),
+            silent_ms: millis(subscriber.silent),
+            protocol: match subscriber.protocol {
+                Protocol::Sotw => "sotw".to_owned(),
+                Protocol::Delta => "delta".to_owned(),
+            },
         })
         .collect()
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn certificates(app: &App) -> Vec<CertificateStatus> {
@@ -133,46 +146,6 @@ pub async fn everywhere(app: &App) -> StatusResponse {
     });
     answer.certificates.dedup();
     answer
-}
-
-/// Waits until every data plane of every replica has ACKed a revision, and names those that have not in time.
-pub async fn wait_everywhere(app: &App, revision: u64, timeout: Duration) -> Vec<String> {
-    let started = tokio::time::Instant::now();
-    super::compiled(app, revision).await;
-    let left = || timeout.saturating_sub(started.elapsed());
-    let ours = async {
-        app.subscribers.wait_acked(revision, left()).await.iter().map(ToString::to_string).collect::<Vec<_>>()
-    };
-    let theirs = async {
-        loop {
-            let lagging = lagging_elsewhere(app, revision).await;
-            if lagging.is_empty() || left().is_zero() {
-                return lagging;
-            }
-            tokio::time::sleep(POLL.min(left())).await;
-        }
-    };
-    let (mut waiting, theirs) = tokio::join!(ours, theirs);
-    waiting.extend(theirs);
-    waiting
-}
-
-async fn lagging_elsewhere(app: &App, revision: u64) -> Vec<String> {
-    let mut lagging = Vec::new();
-    for (id, other) in ask_others(app).await {
-        // The data planes of a replica that is down go to another one, where they are counted.
-        let Ok(other) = other else { continue };
-        if other.revision < revision {
-            lagging.push(format!("replica {id} (at revision {})", other.revision));
-            continue;
-        }
-        let behind = other.data_planes.into_iter().filter(|plane| plane.acked_revision < revision);
-        lagging.extend(behind.map(|plane| match plane.last_error.as_str() {
-            "" => format!("{} (at revision {})", plane.id, plane.acked_revision),
-            error => format!("{} (refused: {error})", plane.id),
-        }));
-    }
-    lagging
 }
 
 async fn ask_others(app: &App) -> Vec<(u64, Result<StatusResponse, Status>)> {

@@ -43,6 +43,7 @@ impl Bootstrap for BootstrapService {
         let id = SpiffeId::node(app.trust_domain(), &request.node);
         // Signed before the token is used: a bad request must not cost it.
         let chain = app.ca.sign(&request.csr, &id, NODE_TTL, SystemTime::now()).map_err(ca_status)?;
+        app.gate.has_signed("node");
         let known = app.replica.linearizable().await.map_err(read_status)?;
         if let Some(holder) = known.nodes.values().find(|n| n.address == address && n.name != request.node) {
             let sentence = format!("address: {address} is that of node {} already", holder.name);
@@ -100,6 +101,7 @@ impl Bootstrap for BootstrapService {
         app.replica.write(Command::Authority(key)).await.map_err(write_status)?;
         let id = SpiffeId::replica(app.trust_domain(), replica_id);
         let mut chain = app.ca.sign(&request.csr, &id, NODE_TTL, now).map_err(ca_status)?;
+        app.gate.has_signed("replica");
         let roots: Vec<Vec<u8>> = app.ca.roots().iter().map(|root| root.to_vec()).collect();
         chain.extend(roots.iter().cloned());
         tracing::info!(replica = replica_id, address = %request.address, "admitted a replica");

@@ -37,6 +37,7 @@ impl Certificates for CertificatesService {
         let id = identity_on(&state, &workload, &node)?;
         let life = self.0.config.workload_certificate_life;
         let chain = self.0.ca.sign(&request.csr, &id, life, SystemTime::now()).map_err(ca_status)?;
+        self.0.gate.has_signed("workload");
         tracing::info!(%workload, %node, %id, "signed a workload certificate");
         Ok(Response::new(SignWorkloadResponse { chain }))
     }
@@ -55,6 +56,7 @@ impl Certificates for CertificatesService {
         let id = SpiffeId::node(self.0.trust_domain(), &node);
         let csr = &request.get_ref().csr;
         let chain = self.0.ca.sign(csr, &id, NODE_TTL, SystemTime::now()).map_err(ca_status)?;
+        self.0.gate.has_signed("node");
         Ok(Response::new(RenewNodeResponse { chain }))
     }
 }

@@ -1,6 +1,7 @@
 //! The two ways in: the mesh door (mTLS, for replicas, nodes, peers and administrators) and the local socket.
 
 pub mod bucket;
+pub mod gate;
 pub mod limits;
 pub mod local;
 pub mod mesh;

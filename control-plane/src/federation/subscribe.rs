@@ -19,7 +19,10 @@ use tokio::{
 };
 use xds_client::{Config, Status, Subscription, Update};
 use xds_proto::{
-    isthmus::federation::v1::{ExportedService, PeerCluster},
+    isthmus::{
+        agent::v1::Heartbeat,
+        federation::v1::{ExportedService, PeerCluster},
+    },
     type_url,
 };
 
@@ -27,7 +30,7 @@ use super::{
     DOOR_NAME,
     peer::{Heard, Offer},
 };
-use crate::{app::App, ca::unix};
+use crate::app::App;
 
 /// How often leadership and the list of peers are looked at, besides every change of the state.
 const LOOK: Duration = Duration::from_millis(500);
@@ -83,11 +86,13 @@ async fn listen(app: Arc<App>, name: String) {
         let Some(peer) = app.replica.applied().peers.get(&name).cloned() else { return };
         let (commands, receiver) = mpsc::channel(BACKLOG);
         let (status, status_changes) = watch::channel(Status::Connecting);
+        let (beats, beat_changes) = watch::channel(Heartbeat::default());
         let behind = Notify::new();
         tokio::select! {
-            () = subscribe(&app, &name, &door, commands, status, &behind) => {}
-            () = commit(&app, receiver) => {}
+            () = subscribe(&app, &name, &door, commands, (status, beats), &behind) => {}
+            () = commit(&app, &name, receiver) => {}
             () = follow(&app, &peer.cluster, status_changes) => {}
+            () = follow_beats(&app, &peer.cluster, beat_changes) => {}
             () = behind.notified() => {
                 door.fetch_add(1, Ordering::Relaxed);
                 sleep(BEHIND).await;
@@ -98,7 +103,8 @@ async fn listen(app: Arc<App>, name: String) {
 
 /// What the committer gets.
 enum Work {
-    Commit(Box<Command>),
+    /// A command, and the peer's revision that it leads to.
+    Commit(Box<Command>, u64),
     /// The peer has said everything: what it offers no more goes.
     Settled(Arc<std::sync::Mutex<Offer>>, String),
 }
@@ -108,7 +114,7 @@ async fn subscribe(
     name: &str,
     door: &AtomicUsize,
     commands: mpsc::Sender<Work>,
-    status: watch::Sender<Status>,
+    (status, beats): (watch::Sender<Status>, watch::Sender<Heartbeat>),
     behind: &Notify,
 ) {
     let node = xds_client::node(format!("peer~{}", app.ca.replica().cluster), &app.ca.replica().cluster);
@@ -123,6 +129,7 @@ async fn subscribe(
     let offer = Arc::new(std::sync::Mutex::new(Offer::default()));
     let mut connected = status.subscribe();
     config.status = Some(status);
+    config.heartbeats = Some(beats);
     let handler = {
         let (heard, offer, commands) = (heard.clone(), offer.clone(), commands.clone());
         move |update: Update| {
@@ -132,11 +139,15 @@ async fn subscribe(
             };
             let mut offer = offer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             let outcome = offer.hear(&update, peer, &state, app.now_unix());
+            let revision = update.system_version.parse().unwrap_or(0);
             heard.notify_one();
             match outcome {
-                Ok(Heard::Nothing) => Ok(()),
+                Ok(Heard::Nothing) => {
+                    app.liveness.update(name, |h| h.on_taken(revision, now_ms()));
+                    Ok(())
+                }
                 Ok(Heard::Commit(command)) => commands
-                    .try_send(Work::Commit(command))
+                    .try_send(Work::Commit(command, revision))
                     .map_err(|_| "too much is waiting to be committed".to_owned()),
                 Ok(Heard::Behind { have, got }) => {
                     behind.notify_one();
@@ -187,24 +198,33 @@ async fn dial(app: &Arc<App>, name: &str, door: &AtomicUsize) -> Result<tonic::t
 }
 
 /// Commits in order. A refusal is final, anything else is tried again: we may lead again in a moment.
-async fn commit(app: &Arc<App>, mut work: mpsc::Receiver<Work>) {
+async fn commit(app: &Arc<App>, name: &str, mut work: mpsc::Receiver<Work>) {
     while let Some(next) = work.recv().await {
-        let command = match next {
-            Work::Commit(command) => *command,
+        let (command, peer_revision) = match next {
+            Work::Commit(command, revision) => (*command, revision),
             Work::Settled(offer, name) => {
                 let state = app.replica.applied();
                 let offer = offer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                 match state.peers.get(&name).and_then(|peer| offer.reconcile(peer)) {
-                    Some(command) => command,
+                    Some(command) => (command, 0),
                     None => continue,
                 }
             }
         };
         loop {
             match app.replica.write(command.clone()).await {
-                Ok(_) => break,
+                Ok(applied) => {
+                    tracing::debug!(
+                        peer = name,
+                        peer_revision,
+                        revision = applied.revision,
+                        "took over what a peer offers"
+                    );
+                    app.liveness.update(name, |heard| heard.on_taken(peer_revision, now_ms()));
+                    break;
+                }
                 Err(crate::raft::WriteError::Refused(refusal)) => {
-                    tracing::warn!(%refusal, "cannot take over what a peer offers");
+                    tracing::warn!(peer = name, peer_revision, %refusal, "cannot take over what a peer offers");
                     break;
                 }
                 Err(error) => {
@@ -219,25 +239,29 @@ async fn commit(app: &Arc<App>, mut work: mpsc::Receiver<Work>) {
 /// Keeps what `status` tells of the peer.
 async fn follow(app: &Arc<App>, name: &str, mut status: watch::Receiver<Status>) {
     loop {
-        let now = unix(std::time::SystemTime::now()) * 1000;
         let current = status.borrow_and_update().clone();
         app.liveness.update(name, |heard| match current {
-            Status::Connected => {
-                heard.connected = true;
-                heard.last_unix_ms = now;
-                heard.error.clear();
-            }
+            Status::Connected => heard.on_connected(now_ms()),
             Status::Connecting => {}
-            Status::Disconnected { reason } => {
-                if heard.connected {
-                    heard.last_unix_ms = now;
-                }
-                heard.connected = false;
-                heard.error = reason;
-            }
+            Status::Disconnected { reason } => heard.on_disconnected(reason, now_ms()),
         });
         if status.changed().await.is_err() {
             return std::future::pending().await;
         }
     }
+}
+
+/// Keeps what the peer's heartbeats tell.
+async fn follow_beats(app: &Arc<App>, name: &str, mut beats: watch::Receiver<Heartbeat>) {
+    while beats.changed().await.is_ok() {
+        let beat = *beats.borrow_and_update();
+        app.liveness.update(name, |heard| heard.on_heartbeat(beat.revision, beat.sent_revision, now_ms()));
+    }
+    std::future::pending().await
+}
+
+/// Milliseconds since 1970.
+fn now_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

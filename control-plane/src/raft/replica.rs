@@ -2,11 +2,11 @@
 
 use std::{
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use mesh_model::records::ReplicaRecord;
-use mesh_store::{Applied, Bytes16, Command, Compacted, Envelope, Event, Granted, State};
+use mesh_store::{Applied, Bytes16, Command, Compacted, Envelope, Event, Granted, HistoryStats, State};
 use openraft::{
     BasicNode,
     error::{InitializeError, RaftError},
@@ -28,6 +28,7 @@ use super::{
     types::Raft,
     view,
 };
+use crate::telemetry::Histogram;
 
 /// Longest wait for the disk to be let go at shutdown.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
@@ -44,6 +45,7 @@ pub struct Replica {
     queue: Queue,
     reads: Reads,
     disk: Arc<DiskStats>,
+    write_times: Histogram,
     in_use: Box<dyn Fn() -> bool + Send + Sync>,
 }
 
@@ -96,7 +98,20 @@ impl Replica {
             published: published.clone(),
             contact: contact.clone(),
         };
-        Ok(Self { config, raft, published, peers, contact, elections, gate, queue, reads, disk, in_use })
+        Ok(Self {
+            config,
+            raft,
+            published,
+            peers,
+            contact,
+            elections,
+            gate,
+            queue,
+            reads,
+            disk,
+            write_times: Histogram::default(),
+            in_use,
+        })
     }
 
     /// Makes this replica the first and only member of a new group. No change if it is a member already.
@@ -150,7 +165,18 @@ impl Replica {
     pub async fn write_once(&self, key: Bytes16, command: Command) -> Result<Applied, WriteError> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         let now_unix_ms = u64::try_from(now).unwrap_or(u64::MAX);
-        self.queue.write(Envelope { key, now_unix_ms, random: Bytes16(rand::random()), command }).await
+        let started = Instant::now();
+        let envelope = Envelope { key, now_unix_ms, random: Bytes16(rand::random()), command };
+        let outcome = self.queue.write(envelope).await;
+        if outcome.is_ok() {
+            self.write_times.observe(started.elapsed());
+        }
+        outcome
+    }
+
+    /// From taking a command to its acknowledgement, for all that this replica took.
+    pub fn write_times(&self) -> &Histogram {
+        &self.write_times
     }
 
     /// A state that holds every write that was acknowledged, anywhere, before this was called.
@@ -179,6 +205,11 @@ impl Replica {
     /// [`Compacted`] if some are forgotten: read the whole state and go on from its revision.
     pub fn events_after(&self, revision: u64) -> Result<Vec<Arc<Event>>, Compacted> {
         self.published.history().after(revision)
+    }
+
+    /// How many events are kept, and from which revision on.
+    pub fn history_stats(&self) -> HistoryStats {
+        self.published.history().stats()
     }
 
     /// How this replica sees the group.

@@ -1,8 +1,13 @@
 //! What the replica tells about itself and about the mesh: logs, flows, metrics.
 
+pub mod collect;
 pub mod commits;
 pub mod flows;
 pub mod histogram;
+pub mod log;
+pub mod page;
+pub mod process;
+pub mod serve;
 pub mod xds;
 
 pub use commits::Commits;

@@ -16,6 +16,15 @@ pub struct Compacted {
     pub oldest: u64,
 }
 
+/// How much is remembered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HistoryStats {
+    /// Events.
+    pub events: usize,
+    /// The oldest revision after which all events are known.
+    pub oldest: u64,
+}
+
 /// A ring of events in order of revision. Not replicated: each replica remembers what it applied itself.
 #[derive(Debug, Clone)]
 pub struct History {
@@ -47,6 +56,11 @@ impl History {
     pub fn reset(&mut self, revision: u64) {
         self.events.clear();
         self.complete_after = revision;
+    }
+
+    /// How much of it there is.
+    pub fn stats(&self) -> HistoryStats {
+        HistoryStats { events: self.events.len(), oldest: self.complete_after }
     }
 
     /// Every event after `revision`, oldest first.

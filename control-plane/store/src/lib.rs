@@ -36,7 +36,7 @@ pub use authority::{
 pub use bytes16::Bytes16;
 pub use command::{Command, Envelope};
 pub use event::{Change, Event};
-pub use history::{Compacted, History};
+pub use history::{Compacted, History, HistoryStats};
 pub use idempotency::AppliedKeys;
 pub use mesh_model::records::StoredMeta;
 pub use outcome::{Applied, Granted, ObjectChange, ObjectOutcome, Outcome, Refusal};

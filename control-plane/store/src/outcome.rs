@@ -83,10 +83,10 @@ pub enum Refusal {
     Invalid { field: String, value: String, problem: String },
     #[error("{what}: {count} is more than the {limit} that a cluster may hold")]
     Limit { what: String, count: usize, limit: usize },
-    #[error(
-        "{key}: resourceVersion {expected} is not the stored one ({}): read it again and repeat the change",
-        .found.map_or("the object does not exist".to_owned(), |v| v.to_string())
-    )]
+    #[error("{key}: metadata.resourceVersion: {expected} {}", match .found {
+        Some(stored) => format!("is not the stored one ({stored}): read it again and repeat the change"),
+        None => "is of an object that does not exist (any more): remove resourceVersion to create it".to_owned(),
+    })]
     Conflict { key: ObjectKey, expected: u64, found: Option<u64> },
     #[error("{key} is named twice in one request")]
     Twice { key: ObjectKey },

@@ -104,14 +104,28 @@ impl Cluster {
         let token = self.token("node").await;
         let (answer, identity) = register(&self.door(), &token, name).await.unwrap();
         let channel = self.connect(Some(identity.clone())).await.unwrap();
-        Node { name: name.to_owned(), answer, channel }
+        Node { name: name.to_owned(), answer, channel, identity }
     }
 
     /// A connection to the mesh door with a certificate, or with none.
     pub async fn connect(&self, identity: Option<SharedIdentity>) -> Result<Channel, mesh_tls::Error> {
+        self.connect_to(&self.door(), identity).await
+    }
+
+    /// The same, to another replica of the cluster.
+    pub async fn connect_to(
+        &self,
+        door: &str,
+        identity: Option<SharedIdentity>,
+    ) -> Result<Channel, mesh_tls::Error> {
         let policy = PeerPolicy::Replicas(self.trust_domain());
         let tls = client_config(identity, self.bundles(), policy, &[ALPN_H2])?;
-        grpc::connect(&self.door(), tls, "replica.isthmus").await
+        grpc::connect(door, tls, "replica.isthmus").await
+    }
+
+    /// The folder that the replica was started in.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 }
 
@@ -120,6 +134,7 @@ pub struct Node {
     pub name: String,
     pub answer: RegisterNodeResponse,
     pub channel: Channel,
+    pub identity: SharedIdentity,
 }
 
 impl Node {

@@ -5,7 +5,10 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -41,6 +44,13 @@ pub struct PeerInfo {
     /// Where the connection comes from.
     pub addr: SocketAddr,
 }
+
+/// Handshakes of this process that failed, took too long or were too many at once.
+pub fn handshakes_refused() -> u64 {
+    REFUSED.load(Ordering::Relaxed)
+}
+
+static REFUSED: AtomicU64 = AtomicU64::new(0);
 
 /// The peer of a request that came over [`incoming`].
 pub fn peer<T>(request: &tonic::Request<T>) -> Option<&PeerInfo> {
@@ -122,6 +132,7 @@ async fn accept(
             },
         };
         let Some(address) = addresses.enter(addr.ip()) else {
+            REFUSED.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(%addr, "connection closed: too many handshakes in flight from this address");
             continue;
         };
@@ -135,9 +146,13 @@ async fn accept(
                     let _ = done.send(Ok(stream)).await;
                 }
                 Ok(Err(error)) => {
-                    tracing::info!(%addr, error = handshake_error(&error), "TLS handshake failed")
+                    REFUSED.fetch_add(1, Ordering::Relaxed);
+                    tracing::info!(%addr, error = handshake_error(&error), "TLS handshake failed");
                 }
-                Err(_) => tracing::info!(%addr, "TLS handshake took longer than {timeout:?}"),
+                Err(_) => {
+                    REFUSED.fetch_add(1, Ordering::Relaxed);
+                    tracing::info!(%addr, "TLS handshake took longer than {timeout:?}");
+                }
             }
         });
     }

@@ -7,6 +7,7 @@ mod unix;
 
 pub use connect::{CONNECT_TIMEOUT, connect, connect_lazy, connect_unix};
 pub use incoming::{
-    HANDSHAKE_TIMEOUT, MAX_HANDSHAKES, MAX_HANDSHAKES_PER_ADDRESS, PeerInfo, TlsIncoming, incoming, peer,
+    HANDSHAKE_TIMEOUT, MAX_HANDSHAKES, MAX_HANDSHAKES_PER_ADDRESS, PeerInfo, TlsIncoming, handshakes_refused,
+    incoming, peer,
 };
 pub use unix::{bind_unix, incoming_unix, unix_peer};

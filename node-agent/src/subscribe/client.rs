@@ -31,6 +31,7 @@ pub async fn subscribe_for_ever(subscriber: Subscriber, mut bundles: impl FnMut(
     let mut config = Config::new(id, subscriptions.collect());
     config.held = cache.held();
     config.status = Some(status);
+    config.heartbeats = Some(watch::Sender::new(Default::default()));
     let handler = |update: Update| {
         let result = engine.apply(&update);
         if let Err(reason) = &result {

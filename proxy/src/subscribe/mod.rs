@@ -42,6 +42,8 @@ pub async fn run(
     let mut config = Config::new(xds_client::node(peer.node_id, peer.cluster), subscriptions);
     config.transport = transport;
     config.status = Some(status);
+    // The agent answers on its socket by itself; whether a replica still serves is proven end to end.
+    config.heartbeats = (source == Source::Ads).then(|| watch::Sender::new(Default::default()));
     // The engine speaks from within the stream's own task, where it must not wait for that task to listen.
     let (sender, receiver) = mpsc::channel(COMMANDS);
     let forwarding = async move {

@@ -8,6 +8,7 @@ pub(crate) mod proxy_status;
 pub(crate) mod replicas;
 pub(crate) mod status;
 pub(crate) mod table;
+pub(crate) mod wait;
 
 use serde_json::{Value, json};
 

@@ -47,8 +47,16 @@ pub(crate) fn render(s: &StatusResponse, now: u64, paint: Paint) -> String {
 }
 
 fn peers(peers: &[PeerStatus], now: u64) -> Option<Table> {
-    let mut table =
-        Table::new(["CLUSTER", "TRUST-DOMAIN", "STATE", "REVISION", "LAST-HEARD", "SERVICES", "ERROR"]);
+    let mut table = Table::new([
+        "CLUSTER",
+        "TRUST-DOMAIN",
+        "STATE",
+        "REVISION",
+        "LAG",
+        "LAST-HEARD",
+        "SERVICES",
+        "ERROR",
+    ]);
     for p in peers {
         let tone = match p.state.as_str() {
             "connected" => Tone::Good,
@@ -61,6 +69,7 @@ fn peers(peers: &[PeerStatus], now: u64) -> Option<Table> {
             p.trust_domain.as_str().into(),
             Cell::toned(&*p.state, tone),
             p.origin_revision.to_string().into(),
+            lag(p.lag_revisions, p.lag_ms),
             heard.map_or_else(|| "never".to_owned(), |at| format!("{} ago", age(Some(at), now))).into(),
             p.imported_services.to_string().into(),
             error(&p.error),
@@ -70,22 +79,33 @@ fn peers(peers: &[PeerStatus], now: u64) -> Option<Table> {
 }
 
 fn data_planes(planes: &[DataPlaneStatus], now: u64) -> Option<Table> {
-    let mut table =
-        Table::new(["ID", "KIND", "REPLICA", "SENT", "ACKED", "SYNC", "CONNECTED", "NACKED", "LAST-ERROR"]);
+    let mut table = Table::new([
+        "ID",
+        "KIND",
+        "REPLICA",
+        "STATE",
+        "SENT",
+        "ACKED",
+        "LAG",
+        "CONNECTED",
+        "NACKED",
+        "LAST-ERROR",
+    ]);
     for d in planes {
-        let behind = d.sent_revision.saturating_sub(d.acked_revision);
-        let sync = match behind {
-            0 => Cell::toned("synced", Tone::Good),
-            behind => Cell::toned(format!("{behind} behind"), Tone::Warning),
+        let tone = match d.state.as_str() {
+            "synced" => Tone::Good,
+            "syncing" => Tone::Warning,
+            _ => Tone::Bad,
         };
         let connected = (d.connected_unix_ms > 0).then_some(d.connected_unix_ms / 1000);
         table.row(vec![
             d.id.as_str().into(),
             d.kind.as_str().into(),
             d.replica.to_string().into(),
+            Cell::toned(&*d.state, tone),
             d.sent_revision.to_string().into(),
             d.acked_revision.to_string().into(),
-            sync,
+            lag(d.lag_revisions, d.lag_ms),
             age(connected, now).into(),
             Cell::toned(d.nacked.to_string(), if d.nacked == 0 { Tone::Plain } else { Tone::Bad }),
             error(&d.last_error),
@@ -113,6 +133,15 @@ fn certificates(s: &StatusResponse, now: u64) -> Option<Table> {
     (!s.certificates.is_empty()).then_some(table)
 }
 
+/// `0`, `2 (350ms)` or `7 (12s)`: revisions, and since when it lacks the oldest of them.
+fn lag(revisions: u64, milliseconds: u64) -> Cell {
+    match (revisions, milliseconds) {
+        (0, _) => "0".into(),
+        (revisions, ms @ 0..10_000) => Cell::toned(format!("{revisions} ({ms}ms)"), Tone::Warning),
+        (revisions, ms) => Cell::toned(format!("{revisions} ({}s)", ms / 1000), Tone::Bad),
+    }
+}
+
 fn error(text: &str) -> Cell {
     Cell::toned(text, if text.is_empty() { Tone::Plain } else { Tone::Bad })
 }
@@ -124,13 +153,15 @@ pub(crate) fn value(s: &StatusResponse) -> Value {
             "cluster": p.cluster, "trustDomain": p.trust_domain, "state": p.state,
             "originRevision": p.origin_revision, "lastHeardUnixMs": p.last_heard_unix_ms,
             "importedServices": p.imported_services, "error": p.error,
+            "peerRevision": p.peer_revision, "lagRevisions": p.lag_revisions, "lagMs": p.lag_ms,
         })
     });
     let data_planes = s.data_planes.iter().map(|d| {
         json!({
             "id": d.id, "kind": d.kind, "replica": d.replica, "sentRevision": d.sent_revision,
             "ackedRevision": d.acked_revision, "nacked": d.nacked, "lastError": d.last_error,
-            "connectedUnixMs": d.connected_unix_ms,
+            "connectedUnixMs": d.connected_unix_ms, "state": d.state, "protocol": d.protocol,
+            "lagRevisions": d.lag_revisions, "lagMs": d.lag_ms, "silentMs": d.silent_ms,
         })
     });
     let certificates = s.certificates.iter().map(|c| {
@@ -185,6 +216,9 @@ mod tests {
                 last_heard_unix_ms: (NOW - 3) * 1000,
                 imported_services: 2,
                 error: String::new(),
+                peer_revision: 18,
+                lag_revisions: 0,
+                lag_ms: 0,
             }],
             data_planes: vec![DataPlaneStatus {
                 id: "agent~west-n1".into(),
@@ -195,6 +229,11 @@ mod tests {
                 nacked: 0,
                 last_error: String::new(),
                 connected_unix_ms: (NOW - 90) * 1000,
+                state: "syncing".into(),
+                lag_revisions: 2,
+                lag_ms: 350,
+                silent_ms: 1_000,
+                protocol: "delta".into(),
             }],
             certificates: vec![CertificateStatus {
                 subject: "spiffe://west.example/isthmus/replica/1".into(),
@@ -219,12 +258,12 @@ mod tests {
              1    192.0.2.1:9443   leader   reachable   42    0     41\n\
              \n\
              Peers\n\
-             CLUSTER   TRUST-DOMAIN   STATE       REVISION   LAST-HEARD   SERVICES   ERROR\n\
-             east      east.example   connected   17         3s ago       2          <none>\n\
+             CLUSTER   TRUST-DOMAIN   STATE       REVISION   LAG   LAST-HEARD   SERVICES   ERROR\n\
+             east      east.example   connected   17         0     3s ago       2          <none>\n\
              \n\
              Data planes\n\
-             ID              KIND    REPLICA   SENT   ACKED   SYNC       CONNECTED   NACKED   LAST-ERROR\n\
-             agent~west-n1   agent   1         42     40      2 behind   90s         0        <none>\n\
+             ID              KIND    REPLICA   STATE     SENT   ACKED   LAG         CONNECTED   NACKED   LAST-ERROR\n\
+             agent~west-n1   agent   1         syncing   42     40      2 (350ms)   90s         0        <none>\n\
              \n\
              Certificates\n\
              SUBJECT                                   ISSUER                   NOT-AFTER              REMAINING\n\

@@ -220,18 +220,19 @@ async fn when<T>(
 }
 
 fn request_rate<V>(shared: &Shared<V>, now: Instant) -> Bucket {
-    let per_second = shared.subscribers.limits().xds_requests;
+    let per_second = shared.subscribers.gate().limits.xds_requests;
     Bucket::new(Rate { per_second, burst: per_second.saturating_mul(10) }, now.into_std())
 }
 
 fn too_fast<V>(shared: &Shared<V>, client: &Client) -> LimitReached {
-    LimitReached {
+    let gate = shared.subscribers.gate();
+    gate.count(LimitReached {
         name: "xds-requests",
-        value: shared.subscribers.limits().xds_requests,
+        value: gate.limits.xds_requests,
         unit: "requests a second on one stream",
         who: client.to_string(),
         next: "connect again and ask less often",
-    }
+    })
 }
 
 /// No client is served an older revision than it has ACKed, so a replica that lags behind it waits.

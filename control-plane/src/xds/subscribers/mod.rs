@@ -25,7 +25,10 @@ use super::{
     session::{Protocol, TypeStatus},
 };
 use crate::{
-    doors::limits::{LimitReached, Limits},
+    doors::{
+        gate::Gate,
+        limits::{LimitReached, Limits},
+    },
     telemetry::XdsMetrics,
 };
 
@@ -117,17 +120,23 @@ pub struct Opening {
 }
 
 /// The registry.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Subscribers {
     streams: AtomicU64,
     listed: Mutex<Listed>,
     waits: Mutex<Vec<Weak<wait::Shared>>>,
     /// Length of `waits`, so that a stream need not lock it to find nobody there.
     open_waits: AtomicUsize,
-    limits: Limits,
-    metrics: Arc<XdsMetrics>,
+    gate: Arc<Gate>,
+    metrics: XdsMetrics,
     inspectors: Inspectors,
     loads: Loads,
+}
+
+impl Default for Subscribers {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -215,12 +224,21 @@ pub struct Sum {
 impl Subscribers {
     /// Nobody yet, with the default limits.
     pub fn new() -> Self {
-        Self::default()
+        Self::within(Arc::new(Gate::new(Limits::default())))
     }
 
     /// Nobody yet.
-    pub fn within(limits: Limits, metrics: Arc<XdsMetrics>) -> Self {
-        Self { limits, metrics, ..Self::default() }
+    pub fn within(gate: Arc<Gate>) -> Self {
+        Self {
+            gate,
+            streams: AtomicU64::new(0),
+            listed: Mutex::default(),
+            waits: Mutex::default(),
+            open_waits: AtomicUsize::new(0),
+            metrics: XdsMetrics::default(),
+            inspectors: Inspectors::default(),
+            loads: Loads::default(),
+        }
     }
 
     /// What the streams do.
@@ -229,8 +247,8 @@ impl Subscribers {
     }
 
     /// What they may do.
-    pub fn limits(&self) -> &Limits {
-        &self.limits
+    pub fn gate(&self) -> &Gate {
+        &self.gate
     }
 
     /// The streams that can be asked what they were sent.
@@ -340,9 +358,10 @@ impl Subscribers {
         let entry = Arc::new(Entry { stream, opening, connected_at: SystemTime::now(), position });
         {
             let mut listed = self.listed();
-            let Limits { xds_streams: all, xds_streams_per_client: each, .. } = self.limits;
-            let reached =
-                |name, value, next| LimitReached { name, value, unit: "streams", who: id.to_string(), next };
+            let Limits { xds_streams: all, xds_streams_per_client: each, .. } = self.gate.limits;
+            let reached = |name, value, next| {
+                self.gate.count(LimitReached { name, value, unit: "streams", who: id.to_string(), next })
+            };
             if listed.entries.len() >= all {
                 let next = "connect to another replica, or raise it with --limit";
                 return Err(reached("xds-streams", all, next));
