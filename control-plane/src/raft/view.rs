@@ -72,6 +72,8 @@ pub struct ReplicaView {
     pub quorum_ack_ms: Option<u64>,
     /// No majority can be reached, as far as this replica knows.
     pub no_quorum: Option<NoQuorum>,
+    /// The group is being changed: until it is done, two sets of voters decide together.
+    pub changing: bool,
     /// The raft group's name.
     pub group: String,
     /// By id.
@@ -138,6 +140,7 @@ pub(crate) fn view(
         quorum_ack_ms: metrics.millis_since_quorum_ack,
         members: members.collect(),
         no_quorum,
+        changing: membership.get_joint_config().len() > 1,
         group: peers.group().to_owned(),
         entries_written: disk.entries.load(Ordering::Relaxed),
         groups_synced: disk.groups.load(Ordering::Relaxed),
