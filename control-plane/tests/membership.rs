@@ -209,7 +209,7 @@ async fn write(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_grows_to_five_and_shrinks_to_three_while_it_is_written_to() {
-    let mut all = BTreeMap::new();
+    let mut all: BTreeMap<usize, Replica> = BTreeMap::new();
     all.insert(1, Replica::first_start(&["--name", "west", "--trust-domain", "west.example"], None));
     let home = all[&1].socket();
     until(&home, "the first leads", |status| status.leader == 1).await;
@@ -230,12 +230,15 @@ async fn a_cluster_grows_to_five_and_shrinks_to_three_while_it_is_written_to() {
     let mut gaps = Vec::new();
     for id in [2, 3] {
         all.insert(id, Replica::first_start(&[], Some(&token(&home, false).await)));
+        // One after the other: the numbers are given in the order of their coming.
+        until(&home, "it is listed", |status| status.replicas.len() == id).await;
     }
     until(&home, "three voters", |status| voters(status) == 3).await;
     sockets.write().unwrap().extend([all[&2].socket(), all[&3].socket()]);
     gaps.push(phase("1 to 3"));
 
     all.insert(4, Replica::first_start(&[], Some(&token(&home, true).await)));
+    until(&home, "it is listed", |status| status.replicas.len() == 4).await;
     all.insert(5, Replica::first_start(&[], Some(&token(&home, false).await)));
     let seen = until(&home, "four voters and a learner", |status| {
         voters(status) == 4 && status.replicas.iter().filter(|replica| replica.role == "learner").count() == 1
@@ -260,12 +263,13 @@ async fn a_cluster_grows_to_five_and_shrinks_to_three_while_it_is_written_to() {
         seen.replicas.iter().map(|replica| replica.id).find(|id| ![leader, 1, 3].contains(id)).unwrap();
     for gone in [leader, other] {
         // By way of one that stays, whoever that is.
-        let stays = [1, 3].into_iter().find(|id| *id != gone).unwrap();
+        let stays = all.keys().copied().find(|id| *id != gone && *id != other).unwrap();
         let socket = all[&stays].socket();
         sockets.write().unwrap().retain(|other| *other != all[&gone].socket());
         let mut changes = ReplicasClient::new(grpc::connect_unix(&socket).await.unwrap());
-        changes.remove(RemoveReplicaRequest { id: gone }).await.unwrap();
-        until(&socket, "it is gone", |status| status.replicas.iter().all(|replica| replica.id != gone)).await;
+        let id = gone as u64;
+        changes.remove(RemoveReplicaRequest { id }).await.unwrap();
+        until(&socket, "it is gone", |status| status.replicas.iter().all(|replica| replica.id != id)).await;
         let mut process = all.remove(&gone).unwrap();
         assert_eq!(process.ended().await, Some(77), "replica {gone}");
         let said = std::fs::read_to_string(process.log()).unwrap();

@@ -67,10 +67,12 @@ impl Contact {
         }
     }
 
-    /// A leader has spoken, or, on a leader, a majority has answered.
+    /// A leader has spoken, or, on a leader, a majority has answered: there is a quorum, as far as that tells.
     pub(crate) fn heard(&self, at: Instant) {
         let mut heard = lock(&self.heard);
         *heard = (*heard).max(Some(at));
+        drop(heard);
+        self.set_quorum(None);
     }
 
     /// How long it is since a leader has spoken; since the start if none has.

@@ -152,7 +152,6 @@ impl Elections {
                 if silence <= leader_patience(&self.timings) || voters(&metrics).len() < 2 {
                     silent_since = None;
                     self.contact.heard(now.checked_sub(silence).unwrap_or(now));
-                    self.contact.set_quorum(None);
                 } else {
                     silent_since.get_or_insert(now);
                 }
