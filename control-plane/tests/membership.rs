@@ -209,7 +209,7 @@ async fn write(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_grows_to_five_and_shrinks_to_three_while_it_is_written_to() {
-    let mut all: BTreeMap<usize, Replica> = BTreeMap::new();
+    let mut all: BTreeMap<u64, Replica> = BTreeMap::new();
     all.insert(1, Replica::first_start(&["--name", "west", "--trust-domain", "west.example"], None));
     let home = all[&1].socket();
     until(&home, "the first leads", |status| status.leader == 1).await;
@@ -231,7 +231,7 @@ async fn a_cluster_grows_to_five_and_shrinks_to_three_while_it_is_written_to() {
     for id in [2, 3] {
         all.insert(id, Replica::first_start(&[], Some(&token(&home, false).await)));
         // One after the other: the numbers are given in the order of their coming.
-        until(&home, "it is listed", |status| status.replicas.len() == id).await;
+        until(&home, "it is listed", |status| status.replicas.len() as u64 == id).await;
     }
     until(&home, "three voters", |status| voters(status) == 3).await;
     sockets.write().unwrap().extend([all[&2].socket(), all[&3].socket()]);
@@ -267,7 +267,7 @@ async fn a_cluster_grows_to_five_and_shrinks_to_three_while_it_is_written_to() {
         let socket = all[&stays].socket();
         sockets.write().unwrap().retain(|other| *other != all[&gone].socket());
         let mut changes = ReplicasClient::new(grpc::connect_unix(&socket).await.unwrap());
-        let id = gone as u64;
+        let id = gone;
         changes.remove(RemoveReplicaRequest { id }).await.unwrap();
         until(&socket, "it is gone", |status| status.replicas.iter().all(|replica| replica.id != id)).await;
         let mut process = all.remove(&gone).unwrap();
