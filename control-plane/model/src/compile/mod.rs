@@ -1,15 +1,19 @@
 //! State in, mesh out. One file per part of the mesh; none of them reads what another one made, but for the
 //! workloads, which all of them name.
 
-mod compiler;
+mod class;
 mod diff;
 mod evaluate;
+mod incremental;
+#[cfg(test)]
+mod incremental_tests;
 mod index;
 mod model;
 mod policy;
 #[cfg(test)]
 mod policy_tests;
 mod routes;
+mod scan;
 #[cfg(test)]
 mod service_tests;
 mod services;
@@ -17,20 +21,25 @@ mod workloads;
 #[cfg(test)]
 pub(crate) mod world;
 
-pub use compiler::Compiler;
 pub use diff::{Changes, ModelDiff, diff};
 pub use evaluate::{ClassPeer, decide};
+pub use incremental::Compiler;
 pub use index::{ModelIndex, Serves};
 pub use model::*;
 
 use std::sync::Arc;
 
+use class::Numbering;
+
 /// Compiles everything anew: slow, obvious, and what the [`Compiler`] is tested against.
 pub fn compile(input: &Input) -> MeshModel {
+    compile_numbered(input, Numbering::default())
+}
+
+fn compile_numbered(input: &Input, numbering: Numbering) -> MeshModel {
     let mut workloads = workloads::compile(input);
-    let policy_classes = policy::compile(input, &mut workloads);
-    let mut services = services::compile(input, &workloads);
-    routes::attach(input, &mut services);
+    let policy_classes = policy::compile(input, &mut workloads, numbering);
+    let services = scan::services(input, &workloads);
     let mut index = ModelIndex::default();
     workloads.values().for_each(|workload| index.workload(None, Some(workload)));
     services.values().for_each(|service| index.service(None, Some(service)));

@@ -14,7 +14,7 @@ use super::ModelIndex;
 use crate::{
     identity::{IdentityNumber, IdentityTable, SpiffeId},
     records::{ClusterInfo, NodeRecord, PeerRecord, ServiceAllocation, StoredMeta, WorkloadBinding},
-    resource::{AppProtocol, HttpRouteRule, NamespacedName, Object, ObjectKey, Protocol, ProxyMode},
+    resource::{AppProtocol, HttpRouteRule, Kind, NamespacedName, Object, ObjectKey, Protocol, ProxyMode},
 };
 
 /// Everything that a compilation reads, shared with the store's state: a clone costs nothing, and what two inputs
@@ -32,6 +32,36 @@ pub struct Input {
     pub bindings: OrdMap<NamespacedName, Arc<WorkloadBinding>>,
     pub allocations: OrdMap<NamespacedName, Arc<ServiceAllocation>>,
     pub peers: OrdMap<String, Arc<PeerRecord>>,
+}
+
+impl Input {
+    /// A cluster in which nothing is.
+    pub fn empty(cluster: Arc<ClusterInfo>) -> Self {
+        Self {
+            revision: 0,
+            cluster,
+            objects: OrdMap::new(),
+            object_meta: OrdMap::new(),
+            identities: IdentityTable::default(),
+            nodes: OrdMap::new(),
+            bindings: OrdMap::new(),
+            allocations: OrdMap::new(),
+            peers: OrdMap::new(),
+        }
+    }
+
+    pub(crate) fn object(&self, kind: Kind, name: &NamespacedName) -> Option<&Object> {
+        self.objects.get(&ObjectKey { kind, name: name.clone() }).map(Arc::as_ref)
+    }
+
+    /// Whether SPIFFE IDs and SNIs are what they are in another input.
+    pub(super) fn same_names(&self, other: &Self) -> bool {
+        let names = |input: &Self| {
+            let cluster = &input.cluster;
+            (cluster.name.clone(), cluster.trust_domain.clone(), cluster.mesh_domain.clone())
+        };
+        names(self) == names(other)
+    }
 }
 
 /// The compiled mesh of one cluster at one revision. What did not change since the revision before is shared with

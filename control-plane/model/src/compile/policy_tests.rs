@@ -216,7 +216,7 @@ fn rules(peers_field: &'static str) -> impl Strategy<Value = Value> {
     prop::collection::vec(rule, 0..3).prop_map(Value::Array)
 }
 
-fn policy_spec() -> impl Strategy<Value = Value> {
+pub(super) fn policy_spec() -> impl Strategy<Value = Value> {
     let types = prop::sample::select(vec![
         json!([]),
         json!(["Ingress"]),

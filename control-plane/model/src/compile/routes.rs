@@ -1,10 +1,11 @@
 //! HTTPRoutes on the service ports they name, in the order in which they are to be tried.
 
-use std::{cmp::Reverse, collections::BTreeMap};
+use std::cmp::Reverse;
 
 use super::{Input, MeshRoute, MeshService, MeshServicePort};
 use crate::resource::{
-    AppProtocol, HttpRoute, HttpRouteMatch, HttpRouteRule, NamespacedName, Object, PathMatch, Protocol,
+    AppProtocol, HttpRoute, HttpRouteMatch, HttpRouteRule, Kind, NamespacedName, ObjectKey, ParentRef,
+    PathMatch, Protocol,
 };
 
 /// The Gateway API's order of precedence (HTTPRouteRule.matches): the least is tried first. Among hostnames the
@@ -22,27 +23,23 @@ struct Precedence {
     one_match: usize,
 }
 
-pub(super) fn attach(input: &Input, services: &mut BTreeMap<NamespacedName, MeshService>) {
-    let mut found: BTreeMap<(NamespacedName, u16), Vec<(Precedence, MeshRoute)>> = BTreeMap::new();
-    for (key, object) in &input.objects {
-        let Object::HttpRoute(route) = object.as_ref() else { continue };
-        // A route whose age is unknown counts as the youngest.
-        let created = input.object_meta.get(key).map_or(u64::MAX, |meta| meta.created_unix);
-        for parent in &route.parents {
-            let Some(service) = services.get(&parent.service) else { continue };
-            let ports = service.ports.iter().filter(|p| parent.port.is_none_or(|wanted| wanted == p.port));
-            for port in ports.filter(|p| speaks_http(p)) {
-                let list = found.entry((service.name.clone(), port.port)).or_default();
-                list.extend(split(route, created));
+/// Puts routes on the ports of a service that they name as their parent.
+pub(super) fn attach(input: &Input, service: &mut MeshService, routes: &[&HttpRoute]) {
+    for port in service.ports.iter_mut().filter(|port| speaks_http(port)) {
+        let mut found: Vec<(Precedence, MeshRoute)> = Vec::new();
+        for route in routes {
+            let key = ObjectKey { kind: Kind::HttpRoute, name: route.meta.name.clone() };
+            // A route whose age is unknown counts as the youngest.
+            let created = input.object_meta.get(&key).map_or(u64::MAX, |meta| meta.created_unix);
+            let here = |parent: &&ParentRef| {
+                parent.service == service.name && parent.port.is_none_or(|wanted| wanted == port.port)
+            };
+            for _ in route.parents.iter().filter(here) {
+                found.extend(split(route, created));
             }
         }
-    }
-    for ((name, port), mut list) in found {
-        list.sort_by(|(a, _), (b, _)| a.cmp(b));
-        let ports = services.get_mut(&name).into_iter().flat_map(|s| &mut s.ports);
-        if let Some(port) = ports.into_iter().find(|p| p.port == port && p.protocol == Protocol::Tcp) {
-            port.routes = list.into_iter().map(|(_, route)| route).collect();
-        }
+        found.sort_by(|(a, _), (b, _)| a.cmp(b));
+        port.routes = found.into_iter().map(|(_, route)| route).collect();
     }
 }
 

@@ -10,13 +10,13 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use super::{Input, MeshEndpoint, MeshService, MeshServicePort, MeshWorkload, workloads::declared};
+use super::{Input, MeshEndpoint, MeshService, MeshServicePort, MeshWorkload, routes};
 use crate::{
     identity::SpiffeId,
     records::{ImportedPort, ImportedService, PeerRecord},
     resource::{
-        AppProtocol, EndpointSlice, Kind, NamespacedName, Object, ObjectKey, PortRef, Protocol, Service,
-        ServicePort, Workload, matches_labels,
+        AppProtocol, EndpointSlice, HttpRoute, Kind, NamespacedName, Object, PortRef, Protocol, Service,
+        ServicePort, Workload,
     },
 };
 
@@ -25,80 +25,62 @@ const LOCAL: u32 = 0;
 /// Endpoints in peers, used when no local one is ready.
 const REMOTE: u32 = 1;
 
-pub(super) fn compile(
-    input: &Input,
-    workloads: &BTreeMap<NamespacedName, MeshWorkload>,
-) -> BTreeMap<NamespacedName, MeshService> {
-    let index = Index::new(input, workloads);
-    let mut services = BTreeMap::new();
-    for object in input.objects.values() {
-        if let Object::Service(service) = object.as_ref() {
-            let export = ObjectKey { kind: Kind::ServiceExport, name: service.meta.name.clone() };
-            let exported = input.objects.contains_key(&export);
-            services.insert(service.meta.name.clone(), index.local(service, exported));
-        }
-    }
-    for name in index.imports.keys() {
-        if !services.contains_key(*name) {
-            services.insert((*name).clone(), index.imported(name));
-        }
-    }
-    services
+/// What is looked up for a service. Every list is in the order of names.
+pub(super) trait Lookup<'a> {
+    /// Declared workloads that a service's selector (not empty) selects.
+    fn selected(&self, service: &Service) -> Vec<(&'a Workload, &'a MeshWorkload)>;
+    fn slices(&self, service: &NamespacedName) -> Vec<&'a EndpointSlice>;
+    /// The workload that has an address; of several the first.
+    fn at(&self, address: IpAddr) -> Option<&'a MeshWorkload>;
+    /// Imports of this name.
+    fn offers(&self, service: &NamespacedName) -> Vec<Offer<'a>>;
+    /// Routes that name the service as a parent.
+    fn routes(&self, service: &NamespacedName) -> Vec<&'a HttpRoute>;
 }
 
-/// Everything that is looked up once per service.
-struct Index<'a> {
+/// A peer with a service that it exports.
+pub(super) type Offer<'a> = (&'a PeerRecord, &'a ImportedService);
+
+/// One service. None: neither this cluster nor a peer has it.
+pub(super) fn one<'a>(
     input: &'a Input,
-    workloads: &'a BTreeMap<NamespacedName, MeshWorkload>,
-    by_namespace: BTreeMap<&'a str, Vec<&'a Workload>>,
-    by_address: BTreeMap<IpAddr, &'a MeshWorkload>,
-    slices: BTreeMap<NamespacedName, Vec<&'a EndpointSlice>>,
-    /// Oldest export first.
-    imports: BTreeMap<&'a NamespacedName, Vec<(&'a PeerRecord, &'a ImportedService)>>,
+    lookup: &dyn Lookup<'a>,
+    name: &NamespacedName,
+) -> Option<MeshService> {
+    let mut offers = lookup.offers(name);
+    // A peer of another mesh domain would not recognise our SNI.
+    offers.retain(|(peer, _)| peer.mesh_domain == input.cluster.mesh_domain);
+    offers.sort_by_key(|(peer, service)| (service.exported_at_unix, &peer.cluster));
+    let builder = Builder { input, lookup };
+    let mut service = match input.object(Kind::Service, name) {
+        Some(Object::Service(service)) => {
+            let exported = input.object(Kind::ServiceExport, name).is_some();
+            builder.local(service, exported, &offers)
+        }
+        _ if offers.is_empty() => return None,
+        _ => builder.imported(name, &offers),
+    };
+    let routes = lookup.routes(name);
+    if !routes.is_empty() {
+        routes::attach(input, &mut service, &routes);
+    }
+    Some(service)
 }
 
-impl<'a> Index<'a> {
-    fn new(input: &'a Input, workloads: &'a BTreeMap<NamespacedName, MeshWorkload>) -> Self {
-        let mut by_namespace: BTreeMap<&str, Vec<&Workload>> = BTreeMap::new();
-        for workload in declared(input) {
-            by_namespace.entry(&workload.meta.name.namespace).or_default().push(workload);
-        }
-        let mut by_address = BTreeMap::new();
-        for workload in workloads.values() {
-            for ip in workload.binding.iter().flat_map(|b| &b.addresses) {
-                by_address.entry(*ip).or_insert(workload);
-            }
-        }
-        let mut slices: BTreeMap<NamespacedName, Vec<&EndpointSlice>> = BTreeMap::new();
-        for object in input.objects.values() {
-            if let Object::EndpointSlice(slice) = object.as_ref() {
-                let service = NamespacedName::new(&slice.meta.name.namespace, &slice.service);
-                slices.entry(service).or_default().push(slice);
-            }
-        }
-        let mut imports: BTreeMap<&NamespacedName, Vec<(&PeerRecord, &ImportedService)>> = BTreeMap::new();
-        // A peer of another mesh domain would not recognise our SNI.
-        for peer in input.peers.values().filter(|p| p.mesh_domain == input.cluster.mesh_domain) {
-            for (name, service) in &peer.imports {
-                imports.entry(name).or_default().push((peer, service));
-            }
-        }
-        for offers in imports.values_mut() {
-            offers.sort_by_key(|(peer, service)| (service.exported_at_unix, &peer.cluster));
-        }
-        Self { input, workloads, by_namespace, by_address, slices, imports }
-    }
+struct Builder<'a, 'l> {
+    input: &'a Input,
+    lookup: &'l dyn Lookup<'a>,
+}
 
-    fn offers(&self, name: &NamespacedName) -> &[(&'a PeerRecord, &'a ImportedService)] {
-        self.imports.get(name).map_or(&[][..], Vec::as_slice)
-    }
-
-    fn local(&self, service: &Service, exported: bool) -> MeshService {
+impl<'a> Builder<'a, '_> {
+    fn local(&self, service: &Service, exported: bool, offers: &[Offer<'a>]) -> MeshService {
         let name = &service.meta.name;
-        let offers = if exported { self.offers(name) } else { &[] };
+        let offers = if exported { offers } else { &[] };
+        let members = if service.selector.is_empty() { Vec::new() } else { self.lookup.selected(service) };
+        let slices = self.lookup.slices(name);
         let mut ports: Vec<MeshServicePort> = Vec::new();
         for port in &service.ports {
-            let mut local = self.local_endpoints(service, port);
+            let mut local = self.local_endpoints(port, &members, &slices);
             let remote = self.remote_endpoints(offers, port.port, port.protocol);
             local.endpoints.extend(remote.endpoints);
             local.spiffe_ids.extend(remote.spiffe_ids);
@@ -114,9 +96,9 @@ impl<'a> Index<'a> {
         }
     }
 
-    fn imported(&self, name: &NamespacedName) -> MeshService {
+    fn imported(&self, name: &NamespacedName, offers: &[Offer<'a>]) -> MeshService {
         let mut ports = Vec::new();
-        self.add_imported_ports(name, self.offers(name), &mut ports);
+        self.add_imported_ports(name, offers, &mut ports);
         MeshService {
             name: name.clone(),
             virtual_ip: self.input.allocations.get(name).and_then(|a| a.virtual_ip),
@@ -130,7 +112,7 @@ impl<'a> Index<'a> {
     fn add_imported_ports(
         &self,
         name: &NamespacedName,
-        offers: &[(&PeerRecord, &ImportedService)],
+        offers: &[Offer<'a>],
         ports: &mut Vec<MeshServicePort>,
     ) {
         // Gateways forward TLS over TCP, nothing else.
@@ -174,7 +156,12 @@ impl<'a> Index<'a> {
         }
     }
 
-    fn local_endpoints(&self, service: &Service, port: &ServicePort) -> Places {
+    fn local_endpoints(
+        &self,
+        port: &ServicePort,
+        members: &[(&Workload, &MeshWorkload)],
+        slices: &[&EndpointSlice],
+    ) -> Places {
         let mut found: BTreeMap<SocketAddr, MeshEndpoint> = BTreeMap::new();
         let mut spiffe_ids = BTreeSet::new();
         let mut add = |address: SocketAddr, ready: bool, workload: Option<&MeshWorkload>| {
@@ -188,30 +175,23 @@ impl<'a> Index<'a> {
                 mtls: workload.is_some_and(|w| speaks_mtls(w, port.protocol, address.port())),
             });
         };
-        if !service.selector.is_empty() {
-            let namespace = service.meta.name.namespace.as_str();
-            for workload in self.by_namespace.get(namespace).into_iter().flatten() {
-                if !matches_labels(&service.selector, &workload.meta.labels) {
-                    continue;
-                }
-                let Some(target) = target_port(port, workload) else { continue };
-                let Some(compiled) = self.workloads.get(&workload.meta.name) else { continue };
-                if speaks_mtls(compiled, port.protocol, target) {
-                    // Also of workloads that are not bound yet: their certificates must be good at once.
-                    spiffe_ids.insert(compiled.spiffe_id.clone());
-                }
-                let Some(binding) = &compiled.binding else { continue };
-                for ip in &binding.addresses {
-                    add(SocketAddr::new(*ip, target), binding.ready, Some(compiled));
-                }
+        for (workload, compiled) in members {
+            let Some(target) = target_port(port, workload) else { continue };
+            if speaks_mtls(compiled, port.protocol, target) {
+                // Also of workloads that are not bound yet: their certificates must be good at once.
+                spiffe_ids.insert(compiled.spiffe_id.clone());
+            }
+            let Some(binding) = &compiled.binding else { continue };
+            for ip in &binding.addresses {
+                add(SocketAddr::new(*ip, target), binding.ready, Some(compiled));
             }
         }
-        for slice in self.slices.get(&service.meta.name).into_iter().flatten() {
+        for slice in slices {
             let same = |p: &&crate::resource::SlicePort| p.name == port.name && p.protocol == port.protocol;
             let Some(target) = slice.ports.iter().find(same).map(|p| p.port) else { continue };
             for endpoint in &slice.endpoints {
                 for ip in &endpoint.addresses {
-                    let workload = self.by_address.get(ip).copied();
+                    let workload = self.lookup.at(*ip);
                     if let Some(workload) = workload
                         && speaks_mtls(workload, port.protocol, target)
                     {
@@ -225,12 +205,7 @@ impl<'a> Index<'a> {
     }
 
     /// A remote endpoint is the peer's gateway; the SNI tells it which service is meant.
-    fn remote_endpoints(
-        &self,
-        offers: &[(&PeerRecord, &ImportedService)],
-        port: u16,
-        protocol: Protocol,
-    ) -> Places {
+    fn remote_endpoints(&self, offers: &[Offer<'a>], port: u16, protocol: Protocol) -> Places {
         let mut places = Places::default();
         for (peer, service) in offers {
             let offers_port = service.ports.iter().any(|p| p.port == port && p.protocol == protocol);

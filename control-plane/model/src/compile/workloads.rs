@@ -11,7 +11,12 @@ use crate::{
 };
 
 pub(super) fn compile(input: &Input) -> BTreeMap<NamespacedName, MeshWorkload> {
-    declared(input).map(|workload| (workload.meta.name.clone(), one(input, workload))).collect()
+    // A fixed address needs no report. It is bound to the node that has it (a gateway on a node's own host), or
+    // to none (a VM somewhere).
+    let node_at = |address: IpAddr| {
+        input.nodes.values().find(|node| node.address == address).map(|node| node.name.clone())
+    };
+    declared(input).map(|workload| (workload.meta.name.clone(), one(input, workload, &node_at))).collect()
 }
 
 /// The Workload objects, in the order of their names.
@@ -22,12 +27,21 @@ pub(super) fn declared(input: &Input) -> impl Iterator<Item = &Workload> {
     })
 }
 
-fn one(input: &Input, workload: &Workload) -> MeshWorkload {
+/// One workload, in no policy class yet. `node_at` finds the node that has an address; of several the first.
+pub(super) fn one(
+    input: &Input,
+    workload: &Workload,
+    node_at: &dyn Fn(IpAddr) -> Option<String>,
+) -> MeshWorkload {
     let name = &workload.meta.name;
     let trust_domain = &input.cluster.trust_domain;
     let binding = match (input.bindings.get(name), workload.address) {
         (Some(binding), _) => Some(binding.clone()),
-        (None, Some(address)) => Some(Arc::new(fixed(input, address))),
+        (None, Some(address)) => Some(Arc::new(WorkloadBinding {
+            node: node_at(address).unwrap_or_default(),
+            addresses: vec![address],
+            ready: true,
+        })),
         (None, None) => None,
     };
     MeshWorkload {
@@ -67,15 +81,4 @@ fn gateway_port(workload: &Workload) -> u16 {
     }
     let declared = workload.ports.iter().find(|p| p.protocol == Protocol::Tcp);
     declared.map_or(GATEWAY_PORT, |p| p.port)
-}
-
-/// A fixed address needs no report. It is bound to the node that has it (a gateway on a node's own host), or
-/// to none (a VM somewhere).
-fn fixed(input: &Input, address: IpAddr) -> WorkloadBinding {
-    let node = input.nodes.values().find(|node| node.address == address);
-    WorkloadBinding {
-        node: node.map(|node| node.name.clone()).unwrap_or_default(),
-        addresses: vec![address],
-        ready: true,
-    }
 }

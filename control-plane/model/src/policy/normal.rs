@@ -9,8 +9,8 @@ use super::cover;
 use crate::{
     compile::{Action, Direction},
     resource::{
-        LabelSelector, NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicyRule, PortRef,
-        Protocol,
+        LabelSelector, Labels, NAMESPACE_NAME_LABEL, NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort,
+        NetworkPolicyRule, PortRef, Protocol,
     },
 };
 
@@ -62,11 +62,33 @@ pub enum PeerMatch {
     Outside(Vec<IpNet>),
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[allow(missing_docs)]
 pub enum NamespaceMatch {
     Named(String),
     Selected(LabelSelector),
+}
+
+impl NamespaceMatch {
+    /// Namespaces have no labels here but the one that every namespace of Kubernetes has: its name.
+    pub fn matches(&self, namespace: &str) -> bool {
+        match self {
+            NamespaceMatch::Named(name) => name == namespace,
+            NamespaceMatch::Selected(selector) => {
+                selector.matches(&Labels::from([(NAMESPACE_NAME_LABEL.to_owned(), namespace.to_owned())]))
+            }
+        }
+    }
+
+    /// The only namespace that can match, where there is only one.
+    pub fn only(&self) -> Option<&str> {
+        match self {
+            NamespaceMatch::Named(name) => Some(name),
+            NamespaceMatch::Selected(selector) => {
+                selector.match_labels.get(NAMESPACE_NAME_LABEL).map(String::as_str)
+            }
+        }
+    }
 }
 
 /// Which destination port.
