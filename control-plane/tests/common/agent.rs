@@ -109,7 +109,8 @@ impl Agent {
     /// The pod is gone.
     pub async fn unbind(&self, name: &str) {
         let name = NamespacedName::parse(name).unwrap();
-        let request = RemoveEndpointRequest { namespace: name.namespace.clone(), workload: name.name.clone() };
+        let request =
+            RemoveEndpointRequest { namespace: name.namespace.clone(), workload: name.name.clone() };
         let remove = |channel| {
             let request = request.clone();
             async move { EndpointsClient::new(channel).remove(request).await }

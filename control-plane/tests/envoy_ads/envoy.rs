@@ -1,5 +1,8 @@
 //! Runs Envoy, backends for it, and requests through it.
 
+// Each test that includes this uses a part of it.
+#![allow(dead_code)]
+
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -14,7 +17,8 @@ use tokio::{
     process::{Child, Command},
 };
 
-use crate::eventually;
+/// Well below Envoy's own timers of 15 s for what does not come: it has not been waiting for something never sent.
+pub const PROMPT: Duration = Duration::from_secs(8);
 
 /// The variant of the protocol that Envoy is told to speak.
 #[derive(Debug, Clone, Copy)]
@@ -58,8 +62,15 @@ pub struct Envoy {
 }
 
 impl Envoy {
+    /// Against replicas, without TLS.
     pub fn start(binary: &Path, api: Api, control_plane: &[SocketAddr]) -> Self {
         Self::with(binary, &bootstrap(api, control_plane))
+    }
+
+    /// Against the socket of a node's agent, as a workload.
+    pub fn start_at(binary: &Path, api: Api, workload: &str, socket: &Path) -> Self {
+        let agent = vec![json!({"pipe": {"path": socket}})];
+        Self::with(binary, &bootstrap_as(api, &format!("envoy~{workload}"), agent))
     }
 
     /// One with a bootstrap configuration of its own.
@@ -108,16 +119,23 @@ impl Envoy {
 }
 
 pub fn bootstrap(api: Api, control_plane: &[SocketAddr]) -> serde_json::Value {
+    bootstrap_as(api, "envoy~shop/web", control_plane.iter().map(|at| socket_address(*at)).collect())
+}
+
+fn socket_address(at: SocketAddr) -> serde_json::Value {
+    json!({"socket_address": {"address": at.ip().to_string(), "port_value": at.port()}})
+}
+
+fn bootstrap_as(api: Api, node_id: &str, control_plane: Vec<serde_json::Value>) -> serde_json::Value {
     let api_type = match api {
         Api::Sotw => "GRPC",
         Api::Delta => "DELTA_GRPC",
     };
     let ads = json!({"ads": {}, "resource_api_version": "V3"});
-    let address = |address: SocketAddr| json!({"socket_address": {"address": address.ip().to_string(), "port_value": address.port()}});
-    let replicas = control_plane.iter().map(|replica| json!({"endpoint": {"address": address(*replica)}}));
+    let replicas = control_plane.into_iter().map(|address| json!({"endpoint": {"address": address}}));
     json!({
-        "node": {"id": "envoy~shop/web", "cluster": "west"},
-        "admin": {"address": address(SocketAddr::from(([127, 0, 0, 1], 0)))},
+        "node": {"id": node_id, "cluster": "west"},
+        "admin": {"address": socket_address(SocketAddr::from(([127, 0, 0, 1], 0)))},
         "dynamic_resources": {
             "ads_config": {
                 "api_type": api_type,
@@ -154,7 +172,11 @@ pub struct Backend {
 
 impl Backend {
     pub async fn start(name: &'static str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)), name).await
+    }
+
+    pub async fn start_at(at: SocketAddr, name: &'static str) -> Self {
+        let listener = TcpListener::bind(at).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
@@ -215,4 +237,18 @@ fn unchunk(mut body: &str) -> String {
         body = &rest[size + 2..];
     }
     whole
+}
+
+/// Asks again and again, for as long as a stuck Envoy may be told from a slow one.
+pub async fn eventually<T, F: Future<Output = Option<T>>>(mut ask: impl FnMut() -> F) -> Option<T> {
+    let mut ticks = tokio::time::interval(Duration::from_millis(10));
+    let asking = async {
+        loop {
+            ticks.tick().await;
+            if let Some(answer) = ask().await {
+                return answer;
+            }
+        }
+    };
+    tokio::time::timeout(PROMPT, asking).await.ok()
 }

@@ -1,11 +1,17 @@
-//! The real Envoy as a client of our xDS server, over plain HTTP/2 on loopback: SotW and delta.
+//! The real Envoy as a client of our xDS server, SotW and delta: of resources made by hand, over plain HTTP/2 on
+//! loopback; and in [`real`] of a whole control plane, through a node's agent.
 //!
 //! Needs the Envoy binary: `ENVOY_BIN`, or the one that `make test` installs below the target folder. Fails without it,
 //! unless `SKIP_ENVOY=1`.
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "../common/agent.rs"]
+mod agent;
+#[path = "../common/mod.rs"]
+mod common;
 mod envoy;
+mod real;
 mod resources;
 
 use std::{
@@ -21,15 +27,13 @@ use control_plane::xds::{
     kinds::ROUTE,
     server::{Options, keepalive},
 };
-use envoy::{Api, Backend, Envoy, get};
+use envoy::{Api, Backend, Envoy, PROMPT, eventually, get};
 use resources::Mesh;
 use tokio::{net::TcpListener, sync::watch};
 use tokio_stream::wrappers::TcpListenerStream;
 
-/// Nothing here takes long; what does is stuck. Envoy's own timers for what does not come are 15 s.
+/// Nothing here takes long; what does is stuck.
 const WAIT: Duration = Duration::from_secs(30);
-/// Well below those 15 s: Envoy has not been waiting for something that was never sent.
-const PROMPT: Duration = Duration::from_secs(8);
 
 struct OneView {
     set: Mutex<Arc<ResourceSet>>,
@@ -125,20 +129,6 @@ impl Story {
             eventually(|| async { get(self.port).await.ok().filter(|body| body == expected) }).await;
         assert!(answered.is_some(), "no answer from {expected}\n{}", self.envoy.log());
     }
-}
-
-/// Asks again and again, for as long as a stuck Envoy may be told from a slow one.
-async fn eventually<T, F: Future<Output = Option<T>>>(mut ask: impl FnMut() -> F) -> Option<T> {
-    let mut ticks = tokio::time::interval(Duration::from_millis(10));
-    let asking = async {
-        loop {
-            ticks.tick().await;
-            if let Some(answer) = ask().await {
-                return answer;
-            }
-        }
-    };
-    tokio::time::timeout(PROMPT, asking).await.ok()
 }
 
 async fn story(api: Api) {

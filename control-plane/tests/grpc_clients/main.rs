@@ -9,6 +9,9 @@
 mod agent;
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../envoy_ads/envoy.rs"]
+#[allow(dead_code)]
+mod envoy;
 mod process;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -233,6 +236,30 @@ async fn both_reach_a_server_behind_a_sidecar() {
         assert!(calls.answers.is_empty() && calls.errors.len() == 1, "{calls:?}");
     }
     sidecar.drain(Duration::from_secs(1)).await;
+}
+
+/// The same with Envoy as the sidecar: keys and roots by SDS, callers of the mesh only.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn c_core_reaches_a_server_behind_envoy() {
+    let Some(binary) = envoy::binary() else { return };
+    if skipped() {
+        return;
+    }
+    let _ports = common::proxy_ports();
+    let mut mesh = Mesh::start("sidecar").await;
+    mesh.agent.unbind("shop/pay-2").await;
+    let application = SocketAddr::from(([127, 0, 0, 1], mesh.ports[0]));
+    let _one = Server::start("one", application, None).await;
+    for api in [envoy::Api::Sotw, envoy::Api::Delta] {
+        let envoy = envoy::Envoy::start_at(&binary, api, "shop/pay-1", &mesh.agent.socket);
+        let mut web = mesh.web(Language::Python).await;
+        let target = "xds:///pay.shop:80";
+        web.open(target, true).await;
+        web.until("served behind Envoy", target, 5, only("one")).await;
+        let subscribers = mesh.cluster.running.app.subscribers.list();
+        let refused: Vec<_> = subscribers.into_iter().filter(|s| s.nacks > 0).collect();
+        assert!(refused.is_empty(), "{refused:?}\n{}", envoy.log());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,0 +1,185 @@
+//! Envoy as a sidecar: a store, its compiled views, the relay of an agent. Nothing is made by hand but YAML.
+
+use std::{net::SocketAddr, time::Duration};
+
+use control_plane::xds::Subscriber;
+use mesh_model::resource::NamespacedName;
+use xds_proto::isthmus::admin::v1::StatusRequest;
+
+use crate::{
+    agent::{Agent, PODS},
+    common::{self, Cluster},
+    envoy::{self, Api, Backend, Envoy, PROMPT, eventually, get},
+};
+
+const WORKLOADS: [&str; 3] = ["shop/web", "shop/pay-1", "shop/pay-2"];
+
+struct Shop {
+    cluster: Cluster,
+    agent: Agent,
+    envoy: Envoy,
+    /// Of the outbound listener.
+    port: u16,
+    ports: [u16; 2],
+}
+
+impl Shop {
+    async fn start(api: Api) -> Option<Self> {
+        let binary = envoy::binary()?;
+        let mut cluster = Cluster::start_with("west", &PODS).await;
+        let token = cluster.token("node").await;
+        let agent = Agent::start(&token, "n1", Vec::new(), &WORKLOADS).await;
+        let ports = [11, 12].map(|host| {
+            let listener = std::net::TcpListener::bind((agent.address(host), 0)).unwrap();
+            listener.local_addr().unwrap().port()
+        });
+        let yaml = [
+            workload("web", "web", "sidecar", None),
+            workload("pay-1", "pay", "none", Some(ports[0])),
+            workload("pay-2", "pay", "none", Some(ports[1])),
+            "{apiVersion: v1, kind: Service, metadata: {name: pay, namespace: shop}, spec: {\
+             selector: {app: pay}, ports: [{port: 80, targetPort: http, appProtocol: http}]}}"
+                .to_owned(),
+        ];
+        cluster.apply(&yaml.join("\n---\n")).await.unwrap();
+        for (host, name) in [(10, "shop/web"), (11, "shop/pay-1")] {
+            agent.bind(name, host).await;
+        }
+        let state = cluster.running.app.replica.applied();
+        let port = state.allocations[&NamespacedName::new("shop", "pay")].proxy_ports[&80];
+        let envoy = Envoy::start_at(&binary, api, "shop/web", &agent.socket);
+        Some(Self { cluster, agent, envoy, port, ports })
+    }
+
+    fn backend(&self, number: usize) -> SocketAddr {
+        SocketAddr::new(self.agent.address([11, 12][number - 1]), self.ports[number - 1])
+    }
+
+    async fn answers(&self, expected: &str) {
+        let answered = eventually(|| async { get(self.port).await.ok().filter(|body| body == expected) });
+        assert!(answered.await.is_some(), "no answer from {expected}\n{}", self.envoy.log());
+    }
+
+    /// Everything up to the newest revision, well before Envoy's own timers.
+    async fn acked(&self, what: &str) {
+        let app = &self.cluster.running.app;
+        let lagging = app.subscribers.wait_acked(app.replica.applied().revision, PROMPT).await;
+        assert!(lagging.is_empty(), "{what}: {lagging:?}\n{}", self.envoy.log());
+    }
+
+    fn listed(&self) -> Option<Subscriber> {
+        self.cluster.running.app.subscribers.list().into_iter().find(|s| s.id == "envoy~shop/web")
+    }
+}
+
+fn workload(name: &str, app: &str, proxy: &str, port: Option<u16>) -> String {
+    let ports = port.map_or(String::new(), |port| format!("{{name: http, port: {port}}}"));
+    format!(
+        "{{apiVersion: isthmus.io/v1, kind: Workload, \
+          metadata: {{name: {name}, namespace: shop, labels: {{app: {app}}}}}, \
+          spec: {{serviceAccount: {app}, proxy: {proxy}, ports: [{ports}]}}}}"
+    )
+}
+
+fn route(pattern: &str) -> String {
+    format!(
+        "{{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {{name: pay, namespace: shop}}, \
+          spec: {{parentRefs: [{{kind: Service, group: '', name: pay, port: 80}}], rules: [{{\
+          matches: [{{path: {{type: RegularExpression, value: '{pattern}'}}}}], \
+          backendRefs: [{{name: pay, port: 80}}]}}]}}}}"
+    )
+}
+
+async fn sidecar(api: Api) {
+    let _ports = common::proxy_ports();
+    let Some(mut shop) = Shop::start(api).await else { return };
+    let _a = Backend::start_at(shop.backend(1), "a").await;
+    let _b = Backend::start_at(shop.backend(2), "b").await;
+    shop.answers("a").await;
+    shop.acked("the first configuration").await;
+
+    // A pod moves.
+    shop.agent.bind("shop/pay-2", 12).await;
+    shop.agent.unbind("shop/pay-1").await;
+    shop.answers("b").await;
+    shop.acked("other endpoints").await;
+
+    // An expression that Rust's regex takes and RE2 does not: Envoy refuses the route, and goes on with the one before.
+    shop.cluster.apply(&route("/x{1001}")).await.unwrap();
+    let refused = eventually(|| async { shop.listed().filter(|envoy| envoy.nacks > 0) }).await;
+    assert!(refused.is_some(), "{:?}\n{}", shop.listed(), shop.envoy.log());
+    shop.answers("b").await;
+    let status = shop.cluster.admin.status(StatusRequest::default()).await.unwrap().into_inner();
+    let row = status.data_planes.iter().find(|plane| plane.id == "envoy~shop/web").unwrap();
+    assert_eq!((row.kind.as_str(), row.nacked), ("envoy", 1));
+    let said = |part: &str| assert!(row.last_error.contains(part), "{part}: {:?}", row.last_error);
+    said("outbound|80|pay.shop");
+    said("repetition");
+
+    // Mended.
+    shop.cluster.apply(&route("/.*")).await.unwrap();
+    shop.acked("a good expression").await;
+    shop.answers("b").await;
+    let listed = shop.listed().unwrap();
+    assert_eq!((listed.nacks, listed.nacked_revision), (1, None), "{listed:?}");
+}
+
+/// The replica that serves it drains. The agent finds another one, and nothing is sent again.
+async fn another_replica(api: Api) {
+    let _ports = common::proxy_ports();
+    let Some(binary) = envoy::binary() else { return };
+    let mut cluster = Cluster::start_with("west", &PODS).await;
+    let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let mut more = Vec::new();
+    for folder in &folders {
+        let token = cluster.token("replica").await;
+        more.push(common::run(folder.path(), &["--join", &token]).await);
+    }
+    let doors = more.iter().map(|replica| replica.door.to_string()).collect();
+    let token = cluster.token("node").await;
+    let agent = Agent::start(&token, "n1", doors, &WORKLOADS).await;
+    let port = std::net::TcpListener::bind((agent.address(11), 0)).unwrap().local_addr().unwrap().port();
+    let yaml = [
+        workload("web", "web", "sidecar", None),
+        workload("pay-1", "pay", "none", Some(port)),
+        "{apiVersion: v1, kind: Service, metadata: {name: pay, namespace: shop}, spec: {\
+         selector: {app: pay}, ports: [{port: 80, targetPort: http, appProtocol: http}]}}"
+            .to_owned(),
+    ];
+    cluster.apply(&yaml.join("\n---\n")).await.unwrap();
+    for (host, name) in [(10, "shop/web"), (11, "shop/pay-1")] {
+        agent.bind(name, host).await;
+    }
+    let state = cluster.running.app.replica.applied();
+    let outbound = state.allocations[&NamespacedName::new("shop", "pay")].proxy_ports[&80];
+    let _a = Backend::start_at(SocketAddr::new(agent.address(11), port), "a").await;
+    let envoy = Envoy::start_at(&binary, api, "shop/web", &agent.socket);
+    let answered = || async { get(outbound).await.ok().filter(|body| body == "a") };
+    assert!(eventually(answered).await.is_some(), "{}", envoy.log());
+    let serves = |replica: &control_plane::start::Running| {
+        let subscribers = replica.app.subscribers.list();
+        subscribers.into_iter().find(|s| s.id == "envoy~shop/web" && s.acked.len() >= 4)
+    };
+    let first = eventually(|| async { more.iter().position(|replica| serves(replica).is_some()) }).await;
+    let first = first.unwrap_or_else(|| panic!("nobody serves Envoy\n{}", envoy.log()));
+    more.remove(first).drain(Duration::from_secs(5)).await;
+    let moved = eventually(|| async { serves(&more[0]) }).await;
+    let moved = moved.unwrap_or_else(|| panic!("Envoy has not moved\n{}", envoy.log()));
+    assert_eq!((moved.sent_revision, moved.nacks), (0, 0), "something was sent again: {moved:?}");
+    assert!(eventually(answered).await.is_some(), "{}", envoy.log());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sidecar_envoy_follows_a_whole_control_plane_by_state_of_the_world() {
+    sidecar(Api::Sotw).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sidecar_envoy_follows_a_whole_control_plane_by_delta() {
+    sidecar(Api::Delta).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sidecar_envoy_moves_to_another_replica_and_is_sent_nothing_again() {
+    another_replica(Api::Delta).await;
+}
