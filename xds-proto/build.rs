@@ -7,6 +7,7 @@ const FILES: &[&str] = &[
     "isthmus/admin/v1/replicas.proto",
     "isthmus/agent/v1/resources.proto",
     "isthmus/bootstrap/v1/bootstrap.proto",
+    "isthmus/ca/v1/ca.proto",
     "isthmus/federation/v1/federation.proto",
     "isthmus/local/v1/local.proto",
     "isthmus/raft/v1/raft.proto",

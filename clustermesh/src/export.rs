@@ -78,6 +78,7 @@ pub fn describe_cluster(info: &ClusterInfo, doors: Vec<String>, gateways: Vec<St
         roots: info.roots.clone(),
         doors,
         gateways,
+        revoked: info.trust.revoked.iter().copied().collect(),
     }
 }
 

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 
 use mesh_model::{
     identity::{SpiffeError, TrustDomain},
-    records::PeerRecord,
+    records::{DomainTrust, PeerRecord},
 };
 use mesh_tls::{CertificateDer, MAX_ROOTS};
 use thiserror::Error;
@@ -20,6 +20,8 @@ use crate::names::{is_dns_label, is_dns_name, is_host_port, shown};
 pub const MAX_DOORS: usize = 16;
 /// Most east-west gateways of a peer.
 pub const MAX_GATEWAYS: usize = 64;
+/// Revoked registrations that a description may tell: what a cluster remembers at most.
+pub const MAX_REVOKED: usize = 10_000;
 /// Largest root certificate, in bytes.
 pub const MAX_ROOT: usize = 16 * 1024;
 
@@ -153,6 +155,7 @@ pub fn validate<'a>(
             .is_ok_and(|a| a.port() != 0 && !a.ip().is_unspecified() && !a.ip().is_multicast())
     };
     each("gateways", &d.gateways, is_address, "is not <IP address>:<port>")?;
+    count("revoked", d.revoked.len(), 0, MAX_REVOKED)?;
     check_roots(d, &trust_domain, own.roots, "this cluster", now_unix)?;
     for peer in peers {
         match (peer.cluster == d.cluster, peer.trust_domain == trust_domain) {
@@ -177,7 +180,7 @@ pub fn validate<'a>(
         trust_domain,
         mesh_domain: d.mesh_domain.clone(),
         roots: d.roots.clone(),
-        trust: Default::default(),
+        trust: DomainTrust { revoked: d.revoked.iter().copied().collect(), ..Default::default() },
         doors: d.doors.clone(),
         gateways: d.gateways.clone(),
         origin_revision: 0,

@@ -101,7 +101,14 @@ impl App {
 
     fn proven(&self, extensions: &Extensions, state: &State) -> Caller {
         let is_peer = |domain: &TrustDomain| state.peers.values().any(|p| &p.trust_domain == domain);
-        doors::caller(extensions, self.trust_domain(), is_peer)
+        let caller = doors::caller(extensions, self.trust_domain(), is_peer);
+        let registration = extensions.get::<PeerInfo>().and_then(|peer| peer.registration);
+        let facts = state.cluster.as_ref().map(|cluster| &cluster.trust.revoked);
+        caller.unless_revoked(
+            registration,
+            |name| state.nodes.get(name),
+            |n| facts.is_some_and(|f| f.contains(&n)),
+        )
     }
 
     /// The caller's node.
@@ -127,14 +134,15 @@ impl App {
 pub fn trust_bundles(ca: &Ca, state: &State) -> TrustBundles {
     let mut bundles = TrustBundles::new();
     let roots = state.cluster.as_ref().map(|cluster| cluster.roots.iter().cloned().map(Into::into).collect());
-    let own = (ca.replica().trust_domain.clone(), roots.unwrap_or_else(|| ca.roots()));
-    let peers = state
-        .peers
-        .values()
-        .map(|peer| (peer.trust_domain.clone(), peer.roots.iter().map(|der| der.clone().into()).collect()));
+    let revoked = state.cluster.as_ref().map(|cluster| cluster.trust.revoked.clone()).unwrap_or_default();
+    let own = (ca.replica().trust_domain.clone(), roots.unwrap_or_else(|| ca.roots()), revoked);
+    let peers = state.peers.values().map(|peer| {
+        let roots = peer.roots.iter().map(|der| der.clone().into()).collect();
+        (peer.trust_domain.clone(), roots, peer.trust.revoked.clone())
+    });
     // The own roots last: no peer can put others in their place.
-    for (domain, roots) in peers.chain([own]) {
-        if let Err(error) = bundles.insert(domain.clone(), roots) {
+    for (domain, roots, revoked) in peers.chain([own]) {
+        if let Err(error) = bundles.insert_but(domain.clone(), roots, revoked) {
             tracing::error!(trust_domain = %domain, %error, "unusable roots: nobody of this domain is trusted");
         }
     }

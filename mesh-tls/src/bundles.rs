@@ -1,6 +1,9 @@
 //! Trust bundles: which roots vouch for which trust domain.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use arc_swap::ArcSwap;
 use mesh_model::identity::TrustDomain;
@@ -21,6 +24,26 @@ pub struct TrustBundles {
 struct Domain {
     roots: Vec<CertificateDer<'static>>,
     anchors: Vec<TrustAnchor<'static>>,
+    revoked: BTreeSet<u64>,
+}
+
+/// What a line in front of the certificates of a bundle begins with, to say which registrations are revoked.
+const REVOKED: &str = "# isthmus-revoked-registrations:";
+
+/// Explanatory text (RFC 7468 section 5.2 lets it stand before a PEM block; every parser skips it) by which a bundle in
+/// PEM tells which registrations are revoked. Empty if none are.
+pub fn revoked_remark(revoked: &BTreeSet<u64>) -> String {
+    if revoked.is_empty() {
+        return String::new();
+    }
+    let numbers: Vec<String> = revoked.iter().map(u64::to_string).collect();
+    format!("{REVOKED} {}\n", numbers.join(" "))
+}
+
+/// Reads what [`revoked_remark`] wrote; nothing from any other text. Numbers that are none are skipped.
+pub fn revoked_in(pem: &str) -> BTreeSet<u64> {
+    let lines = pem.lines().filter_map(|line| line.strip_prefix(REVOKED));
+    lines.flat_map(str::split_whitespace).filter_map(|number| number.parse().ok()).collect()
 }
 
 /// Bundles that every configuration made from them reads live at each handshake.
@@ -47,6 +70,19 @@ impl TrustBundles {
         trust_domain: TrustDomain,
         roots: Vec<CertificateDer<'static>>,
     ) -> Result<(), Error> {
+        self.insert_but(trust_domain, roots, BTreeSet::new())
+    }
+
+    /// Like [`TrustBundles::insert`], but certificates that come of these registrations are refused.
+    ///
+    /// # Errors
+    /// As [`TrustBundles::insert`].
+    pub fn insert_but(
+        &mut self,
+        trust_domain: TrustDomain,
+        roots: Vec<CertificateDer<'static>>,
+        revoked: BTreeSet<u64>,
+    ) -> Result<(), Error> {
         if roots.is_empty() || roots.len() > MAX_ROOTS {
             return Err(Error::RootCount { trust_domain, count: roots.len(), max: MAX_ROOTS });
         }
@@ -57,7 +93,7 @@ impl TrustBundles {
                 webpki::anchor_from_trusted_cert(root).map_err(|e| Error::NotARoot(e.to_string()))?;
             anchors.push(anchor.to_owned());
         }
-        Arc::make_mut(&mut self.domains).insert(trust_domain, Arc::new(Domain { roots, anchors }));
+        Arc::make_mut(&mut self.domains).insert(trust_domain, Arc::new(Domain { roots, anchors, revoked }));
         Ok(())
     }
 
@@ -74,6 +110,19 @@ impl TrustBundles {
     /// Every trust domain with its roots, in order of name.
     pub fn iter(&self) -> impl Iterator<Item = (&TrustDomain, &[CertificateDer<'static>])> {
         self.domains.iter().map(|(name, domain)| (name, domain.roots.as_slice()))
+    }
+
+    /// Registrations of a trust domain whose certificates are refused.
+    pub fn is_revoked(&self, trust_domain: &TrustDomain, registration: u64) -> bool {
+        self.domains.get(trust_domain).is_some_and(|domain| domain.revoked.contains(&registration))
+    }
+
+    /// Whether the other says the same of every trust domain.
+    pub fn says_the_same(&self, other: &Self) -> bool {
+        let same = |(one, two): ((&TrustDomain, &Arc<Domain>), (&TrustDomain, &Arc<Domain>))| {
+            one.0 == two.0 && one.1.roots == two.1.roots && one.1.revoked == two.1.revoked
+        };
+        self.domains.len() == other.domains.len() && self.domains.iter().zip(other.domains.iter()).all(same)
     }
 
     pub(crate) fn anchors(&self, trust_domain: &TrustDomain) -> Option<&[TrustAnchor<'static>]> {
@@ -103,6 +152,39 @@ mod tests {
         let west = Ca::new("west.example");
         let error = TrustBundles::new().insert(td("east.example"), vec![west.root_der()]).unwrap_err();
         assert!(error.to_string().contains("west.example"), "{error}");
+    }
+
+    #[test]
+    fn a_certificate_of_a_revoked_registration_is_refused_and_its_neighbours_are_not() {
+        use crate::{
+            PeerPolicy, Usage, csr,
+            fixtures::{NOW, now, unix},
+            issue::LEAF_TTL,
+            verify_peer,
+        };
+        let west = Ca::new("west.example");
+        let id = mesh_model::identity::SpiffeId::parse("spiffe://west.example/ns/a/sa/b").unwrap();
+        let (csr, _) = csr::generate(&id).unwrap();
+        let mut bundles = TrustBundles::new();
+        bundles.insert_but(td("west.example"), vec![west.root_der()], BTreeSet::from([7])).unwrap();
+        let verify = |registration| {
+            let chain = west.issuer.sign_for(&csr, &id, registration, LEAF_TTL, now()).unwrap();
+            verify_peer(&bundles, &PeerPolicy::AnyMeshIdentity, &chain, Usage::Client, unix(NOW))
+        };
+        assert!(matches!(verify(7), Err(Error::Revoked { registration: 7, .. })));
+        assert!(verify(6).is_ok() && verify(0).is_ok());
+    }
+
+    #[test]
+    fn the_remark_of_a_bundle_is_read_back_and_pem_parsers_skip_it() {
+        use rustls_pki_types::pem::PemObject;
+        let revoked = BTreeSet::from([3, 70]);
+        let root = Ca::new("west.example").root_der();
+        let text = revoked_remark(&revoked) + &crate::issue::to_pem(&root);
+        assert_eq!(revoked_in(&text), revoked);
+        let read: Vec<_> = CertificateDer::pem_slice_iter(text.as_bytes()).map(Result::unwrap).collect();
+        assert_eq!(read, [root]);
+        assert!(revoked_remark(&BTreeSet::new()).is_empty() && revoked_in("# x: 3\n4").is_empty());
     }
 
     #[test]

@@ -42,6 +42,14 @@ pub enum Error {
         /// Which bound was crossed.
         reason: String,
     },
+    /// The node that the certificate comes of was removed or revoked.
+    #[error("certificate of {id} comes of a node's registration ({registration}) that was revoked")]
+    Revoked {
+        /// Who the certificate names.
+        id: SpiffeId,
+        /// The number in its serial.
+        registration: u64,
+    },
     /// A genuine peer, but not the one that was wanted.
     #[error("peer is {id}, but {wanted} is expected here")]
     Refused {

@@ -96,6 +96,23 @@ pub fn parse_root(
     certificate_info(certificate)
 }
 
+/// The registration of the node that a certificate comes of; None if it tells none.
+pub fn registration(certificate: &CertificateDer<'_>) -> Option<u64> {
+    crate::issue::registration_in(parse(certificate).ok()?.raw_serial())
+}
+
+/// The root that a chain of leaf and issuer leads to, by signature alone: tells roots apart, and is no verification.
+pub fn root_of<'a, 'r>(
+    chain: &[CertificateDer<'_>],
+    roots: impl IntoIterator<Item = &'a CertificateDer<'r>>,
+) -> Option<&'a CertificateDer<'r>>
+where
+    'r: 'a,
+{
+    let issuer = chain.get(1)?;
+    roots.into_iter().find(|root| is_signed_by(issuer, root))
+}
+
 /// Whether the signature of a certificate is of this signer's key. Names, times and usages play no part: this tells
 /// roots apart, and is no verification.
 pub fn is_signed_by(certificate: &CertificateDer<'_>, signer: &CertificateDer<'_>) -> bool {

@@ -12,7 +12,7 @@ use webpki::{EndEntityCert, KeyUsage};
 
 use crate::{
     Error, PeerPolicy, SharedBundles, TrustBundles,
-    inspect::{parse, peer_spiffe_id},
+    inspect::{parse, peer_spiffe_id, registration},
     provider,
 };
 
@@ -31,7 +31,7 @@ pub enum Usage {
 /// Verifies a chain, leaf first, and returns who the peer is.
 ///
 /// # Errors
-/// The first thing that is wrong, in this order: identity, trust domain, chain and time, policy.
+/// The first thing that is wrong, in this order: identity, trust domain, chain and time, revocation, policy.
 pub fn verify_peer(
     bundles: &TrustBundles,
     policy: &PeerPolicy,
@@ -42,6 +42,10 @@ pub fn verify_peer(
     let id = peer_spiffe_id(chain)?;
     let anchors = bundles.anchors(id.trust_domain()).ok_or_else(|| Error::UnknownTrustDomain(id.clone()))?;
     verify_chain(&id, anchors, chain, usage, now)?;
+    let registration = chain.first().and_then(registration);
+    if let Some(registration) = registration.filter(|n| bundles.is_revoked(id.trust_domain(), *n)) {
+        return Err(Error::Revoked { id, registration });
+    }
     policy.check(&id)?;
     Ok(id)
 }

@@ -28,7 +28,7 @@ use crate::{
     config::RunArgs,
     engine::Engine,
     flows::{self, Queue},
-    identity::{Callers, SdsService, Secrets, attest},
+    identity::{Callers, SdsService, Secrets, attest, report_trust_for_ever},
     kernel::Kernel,
     local::StatusService,
     maps::KernelMaps,
@@ -111,7 +111,20 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     tasks.spawn(subscribe_for_ever(subscriber, move || {
         refresh_bundles(&engine_of_trust, &state_of_trust, &bundles);
     }));
-    tasks.spawn(renew_for_ever(state.clone(), args.state_dir.clone(), upstream.clone(), identity));
+    tasks.spawn(renew_for_ever(
+        state.clone(),
+        args.state_dir.clone(),
+        upstream.clone(),
+        engine.clone(),
+        identity.clone(),
+    ));
+    tasks.spawn(report_trust_for_ever(
+        state.trust_domain.clone(),
+        engine.clone(),
+        secrets.clone(),
+        identity,
+        upstream.clone(),
+    ));
     let route_keeper =
         RouteKeeper { node: state.node.clone(), address: args.address, own_pods: state.pod_cidr };
     tasks.spawn(route_keeper.keep_for_ever(host, engine.clone()));
@@ -216,6 +229,8 @@ async fn node_state(args: &RunArgs) -> anyhow::Result<NodeState> {
     loop {
         match register(&token, &args.node, args.address).await {
             Ok(state) => {
+                // What was signed for an earlier registration may be refused by now.
+                Secrets::discard(&args.state_dir)?;
                 state.save(&args.state_dir)?;
                 tracing::info!(node = state.node, cluster = state.cluster, "registered");
                 return Ok(state);
@@ -265,10 +280,10 @@ fn own_bundle(state: &NodeState) -> anyhow::Result<TrustBundles> {
 /// The replicas are verified with the roots that the control plane last told; at first, with those of registration.
 fn refresh_bundles(engine: &Engine, state: &NodeState, bundles: &SharedBundles) {
     let told = engine.resources(|resources| resources.bundles.get(&state.trust_domain).cloned());
-    let Some(roots) = told else { return };
+    let Some(told) = told else { return };
     let mut fresh = TrustBundles::new();
-    let roots = roots.into_iter().map(mesh_tls::CertificateDer::from).collect();
-    match fresh.insert(state.trust_domain.clone(), roots) {
+    let roots = told.roots.into_iter().map(mesh_tls::CertificateDer::from).collect();
+    match fresh.insert_but(state.trust_domain.clone(), roots, told.revoked) {
         Ok(()) => bundles.store(std::sync::Arc::new(fresh)),
         Err(error) => tracing::error!(%error, "the trust bundle of this cluster is not used"),
     }

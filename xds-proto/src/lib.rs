@@ -29,6 +29,13 @@ pub mod isthmus {
             tonic::include_proto!("isthmus.bootstrap.v1");
         }
     }
+    /// The certificate authority and the nodes, for administrators.
+    pub mod ca {
+        #[allow(missing_docs, clippy::all)]
+        pub mod v1 {
+            tonic::include_proto!("isthmus.ca.v1");
+        }
+    }
     /// Cluster to cluster.
     pub mod federation {
         #[allow(missing_docs, clippy::all)]

@@ -55,6 +55,16 @@ pub(crate) enum Command {
     /// Show what each data plane was sent, and what it has accepted or refused.
     #[command(visible_alias = "ps")]
     ProxyStatus(ProxyStatusArgs),
+    /// Show the certificate authority, or rotate its root.
+    Ca {
+        #[command(subcommand)]
+        command: super::ca::CaCommand,
+    },
+    /// List, revoke or remove nodes.
+    Node {
+        #[command(subcommand)]
+        command: super::node::NodeCommand,
+    },
     /// Print a completion script, for instance for: source <(clustermesh completions bash)
     Completions { shell: Shell },
 }

@@ -2,6 +2,7 @@
 
 mod apply;
 pub(crate) mod args;
+pub(crate) mod ca;
 mod client;
 mod delete;
 mod describe;
@@ -12,6 +13,7 @@ mod init;
 mod join;
 mod kinds;
 mod manifest;
+pub(crate) mod node;
 mod object;
 mod observe;
 mod out;
@@ -43,6 +45,8 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Delete(args) => delete::run(socket, &args).await,
         Command::Observe(args) => observe::run(socket, &args).await,
         Command::ProxyStatus(args) => proxy_status::run(socket, &args).await,
+        Command::Ca { command } => ca::run(socket, &command).await,
+        Command::Node { command } => node::run(socket, &command).await,
         Command::Completions { shell } => completions(shell),
     }
 }

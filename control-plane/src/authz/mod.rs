@@ -8,7 +8,10 @@ mod table;
 
 use std::fmt;
 
-use mesh_model::identity::{self, SpiffeId, TrustDomain};
+use mesh_model::{
+    identity::{self, SpiffeId, TrustDomain},
+    records::NodeRecord,
+};
 
 pub use table::allowed;
 
@@ -27,6 +30,8 @@ pub enum Caller {
     Workload(SpiffeId),
     /// A replica of a cluster that has joined.
     Peer(TrustDomain),
+    /// A node whose registration has ended, by its name.
+    Revoked(String),
     /// A certificate that is genuine, of somebody who has no business here.
     Stranger(SpiffeId),
     /// No certificate.
@@ -43,19 +48,21 @@ pub enum Role {
     Admin,
     Workload,
     Peer,
+    Revoked,
     Stranger,
     Anonymous,
 }
 
 impl Role {
     /// Every role.
-    pub const ALL: [Role; 8] = [
+    pub const ALL: [Role; 9] = [
         Role::LocalRoot,
         Role::Replica,
         Role::Node,
         Role::Admin,
         Role::Workload,
         Role::Peer,
+        Role::Revoked,
         Role::Stranger,
         Role::Anonymous,
     ];
@@ -90,17 +97,27 @@ pub enum Action {
     SignWorkload,
     /// `Certificates.RenewNode`, for the caller's own node.
     RenewNode,
+    /// `Certificates.ReportTrust`, for the caller's own node.
+    ReportTrust,
     /// `Endpoints.*`, for the caller's own node.
     ReportEndpoints,
     /// ADS: the views of agents, and of the workloads on their node.
     SubscribeAsNode,
     /// ADS: what this cluster exports.
     SubscribeAsPeer,
+    /// `Federation.ConfirmTrust`
+    ConfirmTrust,
+    /// `CertificateAuthority.Status`, `CertificateAuthority.ListNodes`
+    InspectAuthority,
+    /// `CertificateAuthority.Rotate`
+    RotateRoot,
+    /// `CertificateAuthority.RevokeNode`, `CertificateAuthority.RemoveNode`
+    EndRegistration,
 }
 
 impl Action {
     /// Every action.
-    pub const ALL: [Action; 16] = [
+    pub const ALL: [Action; 21] = [
         Action::Write,
         Action::Read,
         Action::Status,
@@ -114,13 +131,31 @@ impl Action {
         Action::AcceptPeer,
         Action::SignWorkload,
         Action::RenewNode,
+        Action::ReportTrust,
         Action::ReportEndpoints,
         Action::SubscribeAsNode,
         Action::SubscribeAsPeer,
+        Action::ConfirmTrust,
+        Action::InspectAuthority,
+        Action::RotateRoot,
+        Action::EndRegistration,
     ];
 }
 
 impl Caller {
+    /// A node's certificate counts for as long as its registration does: until the node is revoked or removed, or
+    /// registers anew. A replica that has not heard of a registration yet lets it pass; it finds nothing of its there.
+    pub fn unless_revoked<'a>(
+        self,
+        registration: Option<u64>,
+        node: impl FnOnce(&str) -> Option<&'a NodeRecord>,
+        revoked: impl FnOnce(u64) -> bool,
+    ) -> Self {
+        let (Caller::Node(name), Some(number)) = (&self, registration) else { return self };
+        let replaced = node(name).is_some_and(|node| node.registration > number);
+        if replaced || revoked(number) { Caller::Revoked(name.clone()) } else { self }
+    }
+
     /// The row of the table.
     pub fn role(&self) -> Role {
         match self {
@@ -130,6 +165,7 @@ impl Caller {
             Caller::Admin(_) => Role::Admin,
             Caller::Workload(_) => Role::Workload,
             Caller::Peer(_) => Role::Peer,
+            Caller::Revoked(_) => Role::Revoked,
             Caller::Stranger(_) => Role::Stranger,
             Caller::Anonymous => Role::Anonymous,
         }
@@ -145,6 +181,7 @@ impl fmt::Display for Caller {
             Caller::Admin(name) => write!(f, "administrator {name}"),
             Caller::Workload(id) => write!(f, "workload {id}"),
             Caller::Peer(domain) => write!(f, "peer {domain}"),
+            Caller::Revoked(name) => write!(f, "node {name}, whose registration has ended,"),
             Caller::Stranger(id) => write!(f, "{id}"),
             Caller::Anonymous => f.write_str("a caller without a certificate"),
         }
@@ -220,6 +257,27 @@ mod tests {
         assert_eq!(who(SpiffeId::workload(&own, "isthmus", "replica")).role(), Role::Workload);
         assert_eq!(who(SpiffeId::parse("spiffe://west.example/x").unwrap()).role(), Role::Stranger);
         assert_eq!(caller(None, &own, |_| true), Caller::Anonymous);
+    }
+
+    #[test]
+    fn a_node_is_nobody_once_its_registration_is_revoked_or_replaced() {
+        let record = |registration| NodeRecord {
+            name: "n1".to_owned(),
+            address: [192, 0, 2, 1].into(),
+            pod_cidr: "10.1.0.0/24".parse().unwrap(),
+            registration,
+        };
+        let who = |number, now: Option<NodeRecord>, revoked: bool| {
+            Caller::Node("n1".to_owned()).unless_revoked(number, |_| now.as_ref(), |_| revoked).role()
+        };
+        assert_eq!(who(Some(3), Some(record(3)), false), Role::Node);
+        assert_eq!(who(Some(3), Some(record(4)), false), Role::Revoked, "it has registered anew");
+        assert_eq!(who(Some(3), None, true), Role::Revoked);
+        assert_eq!(who(Some(3), Some(record(2)), false), Role::Node, "this replica lags");
+        assert_eq!(who(Some(3), None, false), Role::Node, "this replica lags");
+        assert_eq!(who(None, None, true), Role::Node, "a certificate of an earlier release");
+        let admin = Caller::Admin("a".to_owned());
+        assert_eq!(admin.unless_revoked(Some(3), |_| None, |_| true).role(), Role::Admin);
     }
 
     #[test]

@@ -10,13 +10,15 @@ pub fn allowed(role: Role, action: Action) -> bool {
         A::Write | A::Read | A::CreateToken | A::JoinMesh | A::ManageReplicas => {
             matches!(role, R::LocalRoot | R::Admin)
         }
+        A::InspectAuthority | A::RotateRoot | A::EndRegistration => matches!(role, R::LocalRoot | R::Admin),
         // Replicas ask each other for the data planes and flows that each has.
         A::Status | A::Observe | A::ClientStatus => matches!(role, R::LocalRoot | R::Admin | R::Replica),
         A::Raft => matches!(role, R::Replica),
         // The token is the proof; the certificate, if there is one, does not matter.
         A::Bootstrap | A::AcceptPeer => true,
         A::SignWorkload | A::RenewNode | A::ReportEndpoints | A::SubscribeAsNode => matches!(role, R::Node),
-        A::SubscribeAsPeer => matches!(role, R::Peer),
+        A::ReportTrust => matches!(role, R::Node),
+        A::SubscribeAsPeer | A::ConfirmTrust => matches!(role, R::Peer),
     }
 }
 
@@ -27,24 +29,29 @@ mod tests {
     /// A line for each action, in the order of `Action::ALL`; columns in that of `Role::ALL`. Written out, so that a
     /// change of the rules is a change of this picture.
     #[rustfmt::skip]
-    const TABLE: [(&str, &str); 16] = [
-        //                  LocalRoot Replica Node Admin Workload Peer Stranger Anonymous
-        ("Write",           "y        -       -    y     -        -    -        -"),
-        ("Read",            "y        -       -    y     -        -    -        -"),
-        ("Status",          "y        y       -    y     -        -    -        -"),
-        ("Observe",         "y        y       -    y     -        -    -        -"),
-        ("ClientStatus",    "y        y       -    y     -        -    -        -"),
-        ("CreateToken",     "y        -       -    y     -        -    -        -"),
-        ("JoinMesh",        "y        -       -    y     -        -    -        -"),
-        ("ManageReplicas",  "y        -       -    y     -        -    -        -"),
-        ("Raft",            "-        y       -    -     -        -    -        -"),
-        ("Bootstrap",       "y        y       y    y     y        y    y        y"),
-        ("AcceptPeer",      "y        y       y    y     y        y    y        y"),
-        ("SignWorkload",    "-        -       y    -     -        -    -        -"),
-        ("RenewNode",       "-        -       y    -     -        -    -        -"),
-        ("ReportEndpoints", "-        -       y    -     -        -    -        -"),
-        ("SubscribeAsNode", "-        -       y    -     -        -    -        -"),
-        ("SubscribeAsPeer", "-        -       -    -     -        y    -        -"),
+    const TABLE: [(&str, &str); 21] = [
+        //                   LocalRoot Replica Node Admin Workload Peer Revoked Stranger Anonymous
+        ("Write",            "y         -       -    y     -        -    -       -        -"),
+        ("Read",             "y         -       -    y     -        -    -       -        -"),
+        ("Status",           "y         y       -    y     -        -    -       -        -"),
+        ("Observe",          "y         y       -    y     -        -    -       -        -"),
+        ("ClientStatus",     "y         y       -    y     -        -    -       -        -"),
+        ("CreateToken",      "y         -       -    y     -        -    -       -        -"),
+        ("JoinMesh",         "y         -       -    y     -        -    -       -        -"),
+        ("ManageReplicas",   "y         -       -    y     -        -    -       -        -"),
+        ("Raft",             "-         y       -    -     -        -    -       -        -"),
+        ("Bootstrap",        "y         y       y    y     y        y    y       y        y"),
+        ("AcceptPeer",       "y         y       y    y     y        y    y       y        y"),
+        ("SignWorkload",     "-         -       y    -     -        -    -       -        -"),
+        ("RenewNode",        "-         -       y    -     -        -    -       -        -"),
+        ("ReportTrust",      "-         -       y    -     -        -    -       -        -"),
+        ("ReportEndpoints",  "-         -       y    -     -        -    -       -        -"),
+        ("SubscribeAsNode",  "-         -       y    -     -        -    -       -        -"),
+        ("SubscribeAsPeer",  "-         -       -    -     -        y    -       -        -"),
+        ("ConfirmTrust",     "-         -       -    -     -        y    -       -        -"),
+        ("InspectAuthority", "y         -       -    y     -        -    -       -        -"),
+        ("RotateRoot",       "y         -       -    y     -        -    -       -        -"),
+        ("EndRegistration",  "y         -       -    y     -        -    -       -        -"),
     ];
 
     #[test]

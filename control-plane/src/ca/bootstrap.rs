@@ -42,7 +42,7 @@ impl Bootstrap for BootstrapService {
         })?;
         let id = SpiffeId::node(app.trust_domain(), &request.node);
         // Signed before the token is used: a bad request must not cost it.
-        let chain = app.ca.sign(&request.csr, &id, NODE_TTL, SystemTime::now()).map_err(ca_status)?;
+        app.ca.sign(&request.csr, &id, 0, NODE_TTL, SystemTime::now()).map_err(ca_status)?;
         app.gate.has_signed("node");
         let known = app.replica.linearizable().await.map_err(read_status)?;
         if let Some(holder) = known.nodes.values().find(|n| n.address == address && n.name != request.node) {
@@ -57,6 +57,10 @@ impl Bootstrap for BootstrapService {
         let Granted::Node(record) = applied.granted else {
             return Err(Status::internal(format!("node {} was given no pod CIDR", request.node)));
         };
+        let chain = app
+            .ca
+            .sign(&request.csr, &id, record.registration, NODE_TTL, SystemTime::now())
+            .map_err(ca_status)?;
         let state = app.replica.linearizable().await.map_err(read_status)?;
         let cluster =
             state.cluster.as_ref().ok_or_else(|| Status::unavailable("the cluster is not initialised"))?;
@@ -91,7 +95,7 @@ impl Bootstrap for BootstrapService {
         }
         // The number is not known yet; this finds out whether the request can be signed at all.
         let trial = SpiffeId::replica(app.trust_domain(), 0);
-        app.ca.sign(&request.csr, &trial, NODE_TTL, now).map_err(ca_status)?;
+        app.ca.sign(&request.csr, &trial, 0, NODE_TTL, now).map_err(ca_status)?;
         let applied = admission::admit_replica(app, &token, &request.address).await?;
         let Granted::Replica(replica_id) = applied.granted else {
             return Err(Status::internal("the new replica was given no number"));
@@ -100,7 +104,7 @@ impl Bootstrap for BootstrapService {
         let key = AuthorityCommand::SealingKey { replica: replica_id, public };
         app.replica.write(Command::Authority(key)).await.map_err(write_status)?;
         let id = SpiffeId::replica(app.trust_domain(), replica_id);
-        let mut chain = app.ca.sign(&request.csr, &id, NODE_TTL, now).map_err(ca_status)?;
+        let mut chain = app.ca.sign(&request.csr, &id, 0, NODE_TTL, now).map_err(ca_status)?;
         app.gate.has_signed("replica");
         let roots: Vec<Vec<u8>> = app.ca.roots().iter().map(|root| root.to_vec()).collect();
         chain.extend(roots.iter().cloned());

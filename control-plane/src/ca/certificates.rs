@@ -9,11 +9,11 @@ use mesh_model::{
 use mesh_store::State;
 use tonic::{Request, Response, Status};
 use xds_proto::isthmus::bootstrap::v1::{
-    RenewNodeRequest, RenewNodeResponse, SignWorkloadRequest, SignWorkloadResponse,
-    certificates_server::Certificates,
+    RenewNodeRequest, RenewNodeResponse, ReportTrustRequest, ReportTrustResponse, SignWorkloadRequest,
+    SignWorkloadResponse, certificates_server::Certificates,
 };
 
-use super::{CaError, NODE_TTL};
+use super::{CaError, NODE_TTL, trust};
 use crate::{
     app::{App, read_status},
     authz::Action,
@@ -30,13 +30,17 @@ impl Certificates for CertificatesService {
         request: Request<SignWorkloadRequest>,
     ) -> Result<Response<SignWorkloadResponse>, Status> {
         let node = self.0.admit_node(request.extensions(), Action::SignWorkload)?;
+        let request_registration = shown_registration(request.extensions());
         let request = request.into_inner();
         let workload = NamespacedName::new(request.namespace, request.workload);
         // Linearizable: the binding may have been written by another replica a moment ago.
         let state = self.0.replica.linearizable().await.map_err(read_status)?;
         let id = identity_on(&state, &workload, &node)?;
+        still_registered(&state, request_registration, &node)?;
         let life = self.0.config.workload_certificate_life;
-        let chain = self.0.ca.sign(&request.csr, &id, life, SystemTime::now()).map_err(ca_status)?;
+        let registration = state.nodes.get(&node).map_or(0, |node| node.registration);
+        let chain =
+            self.0.ca.sign(&request.csr, &id, registration, life, SystemTime::now()).map_err(ca_status)?;
         self.0.gate.has_signed("workload");
         tracing::info!(%workload, %node, %id, "signed a workload certificate");
         Ok(Response::new(SignWorkloadResponse { chain }))
@@ -48,16 +52,41 @@ impl Certificates for CertificatesService {
     ) -> Result<Response<RenewNodeResponse>, Status> {
         let node = self.0.admit_node(request.extensions(), Action::RenewNode)?;
         let state = self.0.replica.linearizable().await.map_err(read_status)?;
-        if !state.nodes.contains_key(&node) {
-            return Err(Status::permission_denied(format!(
-                "node {node} was removed: it must register again"
-            )));
-        }
+        let record = state.nodes.get(&node).ok_or_else(|| {
+            Status::permission_denied(format!("node {node} was removed: it must register again"))
+        })?;
+        still_registered(&state, shown_registration(request.extensions()), &node)?;
         let id = SpiffeId::node(self.0.trust_domain(), &node);
         let csr = &request.get_ref().csr;
-        let chain = self.0.ca.sign(csr, &id, NODE_TTL, SystemTime::now()).map_err(ca_status)?;
+        let chain =
+            self.0.ca.sign(csr, &id, record.registration, NODE_TTL, SystemTime::now()).map_err(ca_status)?;
         self.0.gate.has_signed("node");
         Ok(Response::new(RenewNodeResponse { chain }))
+    }
+
+    async fn report_trust(
+        &self,
+        request: Request<ReportTrustRequest>,
+    ) -> Result<Response<ReportTrustResponse>, Status> {
+        let node = self.0.admit_node(request.extensions(), Action::ReportTrust)?;
+        trust::node_reports(&self.0, node, request.into_inner()).await?;
+        Ok(Response::new(ReportTrustResponse {}))
+    }
+}
+
+/// The registration in the caller's certificate.
+fn shown_registration(extensions: &tonic::Extensions) -> Option<u64> {
+    extensions.get::<mesh_tls::grpc::PeerInfo>().and_then(|peer| peer.registration)
+}
+
+/// What is signed outlives the request: so it is looked at once more, in a state that holds every revocation.
+fn still_registered(state: &State, shown: Option<u64>, node: &str) -> Result<(), Status> {
+    let current = state.nodes.get(node).map(|node| node.registration);
+    match shown {
+        Some(shown) if current != Some(shown) => Err(Status::permission_denied(format!(
+            "node {node} must register again: its registration has ended"
+        ))),
+        _ => Ok(()),
     }
 }
 

@@ -2,14 +2,17 @@
 //! issuer and certificate fresh, and the record of them in the state.
 
 use std::{
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use mesh_store::{AuthorityCommand, Command, Fingerprint, State};
+use mesh_store::{
+    AuthorityCommand, Command, Confirmation, Fingerprint, Member, Next, Phase, State, next_step,
+};
 use rand::Rng;
 
-use super::{Ca, CaError, seal_to};
+use super::{Ca, CaError, seal_to, trust};
 use crate::app::App;
 
 /// How often it is looked at, besides when the state changes. Clocks jump, so no wait is longer.
@@ -33,6 +36,15 @@ pub enum Task {
     TellIssuer,
     /// Revocations of which no certificate can be valid any more.
     ForgetRevoked,
+    /// This replica trusts the roots of the state, and shows certificates under its issuer's.
+    Confirm(Confirmation),
+    /// The rotation goes on: everybody has confirmed its phase.
+    EndPhase {
+        /// Of the rotation.
+        number: u64,
+        #[allow(missing_docs)]
+        phase: Phase,
+    },
 }
 
 /// What a replica has to write. PURE.
@@ -64,6 +76,17 @@ pub fn tasks(state: &State, own: Own<'_>, leader: Option<u64>, now_unix: u64) ->
     if authority.issuers.get(&own.id) != Some(own.issuer) {
         tasks.push(Task::TellIssuer);
     }
+    if own.trusts_all {
+        let confirmation = Confirmation { generation: authority.generation, under: own.issuer.root.clone() };
+        if authority.confirmed_replicas.get(&own.id) != Some(&confirmation) {
+            tasks.push(Task::Confirm(confirmation));
+        }
+    }
+    if leader == Some(own.id)
+        && let (Next::EndPhase(phase), Some(rotation)) = (next_step(state, now_unix), &authority.rotation)
+    {
+        tasks.push(Task::EndPhase { number: rotation.number, phase });
+    }
     let over = |revocation: &mesh_store::Revocation| revocation.until_unix <= now_unix;
     if leader == Some(own.id) && authority.revoked.values().any(over) {
         tasks.push(Task::ForgetRevoked);
@@ -80,6 +103,8 @@ pub struct Own<'a> {
     /// The root whose key it has in clear, because it made the cluster just now.
     pub unsealed: Option<&'a Fingerprint>,
     pub issuer: &'a mesh_store::IssuerRecord,
+    /// Its handshakes use the roots of the state.
+    pub trusts_all: bool,
 }
 
 /// Runs until the task is aborted.
@@ -87,17 +112,23 @@ pub async fn run(app: Arc<App>) {
     let mut changes = app.replica.changes();
     // One draw for each certificate would do; one for each process is as good, and the same at every look.
     let jitter = rand::rng().random_range(0.0..1.0);
+    let mut told = BTreeMap::new();
     loop {
         changes.borrow_and_update();
-        if let Err(error) = look(&app, jitter).await {
-            tracing::warn!(%error, "the certificate authority has something left to do");
+        match look(&app, jitter).await {
+            // What was written may lead to more.
+            Ok(true) => continue,
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, "the certificate authority has something left to do"),
         }
+        confirm_to_peers(&app, &mut told).await;
         // A closed channel means that the replica is going; then the task is ended from outside.
         let _ = tokio::time::timeout(LOOK, changes.changed()).await;
     }
 }
 
-async fn look(app: &App, jitter: f64) -> Result<(), CaError> {
+/// Says whether anything was written.
+async fn look(app: &App, jitter: f64) -> Result<bool, CaError> {
     let now = SystemTime::now();
     let state = app.replica.applied();
     if let Some(cluster) = &state.cluster {
@@ -116,17 +147,42 @@ async fn look(app: &App, jitter: f64) -> Result<(), CaError> {
         sealing_key: app.ca.sealing_key(),
         unsealed: unsealed.as_ref(),
         issuer: &issuer,
+        trusts_all: app.bundles.load().says_the_same(&crate::app::trust_bundles(&app.ca, &state)),
     };
     let leader = app.replica.metrics().leader;
-    for task in tasks(&state, own, leader, super::unix(now)) {
-        let command = command(&app.ca, &state, &task, &issuer)?;
+    let tasks = tasks(&state, own, leader, super::unix(now));
+    for task in &tasks {
+        if let Task::EndPhase { number, phase } = task {
+            tracing::info!(
+                rotation = number,
+                phase = phase.as_str(),
+                "everybody has confirmed: the rotation goes on"
+            );
+        }
+        let command = command(&app.ca, &state, task, &issuer)?;
         // Tried again at the next look: there may be no leader just now.
         if let Err(error) = app.replica.write(Command::Authority(command)).await {
             tracing::debug!(%error, ?task, "not written yet");
-            return Ok(());
+            return Ok(false);
         }
     }
-    Ok(())
+    Ok(!tasks.is_empty())
+}
+
+/// The leader tells peers whose roots everybody here trusts by now.
+async fn confirm_to_peers(app: &App, told: &mut BTreeMap<String, u64>) {
+    if !app.replica.is_leader() {
+        // Another leader has told others.
+        told.clear();
+        return;
+    }
+    let state = app.replica.applied();
+    for peer in trust::to_confirm(&state, told) {
+        match trust::tell(app, peer).await {
+            Ok(()) => drop(told.insert(peer.cluster.clone(), peer.trust.generation)),
+            Err(reason) => tracing::debug!(peer = peer.cluster, reason, "not told of our trust yet"),
+        }
+    }
 }
 
 fn command(
@@ -146,6 +202,10 @@ fn command(
         },
         Task::TellIssuer => AuthorityCommand::Issuer { replica: id, issuer: issuer.clone() },
         Task::ForgetRevoked => AuthorityCommand::ForgetRevoked,
+        Task::Confirm(confirmation) => {
+            AuthorityCommand::Confirm { member: Member::Replica(id), confirmation: confirmation.clone() }
+        }
+        Task::EndPhase { number, phase } => AuthorityCommand::EndPhase { number: *number, phase: *phase },
     })
 }
 
@@ -183,7 +243,12 @@ mod tests {
 
     fn tasks_of(state: &State, id: u64, leader: u64) -> Vec<Task> {
         let (key, issuer) = (vec![id as u8; 32], issuer());
-        tasks(state, Own { id, sealing_key: &key, unsealed: None, issuer: &issuer }, Some(leader), 0)
+        tasks(
+            state,
+            Own { id, sealing_key: &key, unsealed: None, issuer: &issuer, trusts_all: false },
+            Some(leader),
+            0,
+        )
     }
 
     #[test]
@@ -213,7 +278,7 @@ mod tests {
     #[test]
     fn the_founder_seals_the_key_that_it_made() {
         let (state, key, issuer, root) = (state(&[]), vec![1; 32], issuer(), "r".to_owned());
-        let own = Own { id: 1, sealing_key: &key, unsealed: Some(&root), issuer: &issuer };
+        let own = Own { id: 1, sealing_key: &key, unsealed: Some(&root), issuer: &issuer, trusts_all: false };
         assert_eq!(tasks(&state, own, Some(1), 0).len(), 3);
     }
 }

@@ -12,6 +12,8 @@ pub(crate) mod files;
 pub mod keeper;
 mod keys;
 pub mod newcomer;
+pub mod service;
+pub mod trust;
 
 use std::{
     path::Path,
@@ -157,7 +159,8 @@ impl Ca {
         self.sealing.public()
     }
 
-    /// Signs a leaf. Of the request only the key is used.
+    /// Signs a leaf. Of the request only the key is used. `registration` is that of the node it is for, or on
+    /// whose behalf; zero for a replica.
     ///
     /// # Errors
     /// The request is malformed, or the issuer has expired.
@@ -165,10 +168,11 @@ impl Ca {
         &self,
         csr: &[u8],
         id: &SpiffeId,
+        registration: u64,
         ttl: Duration,
         now: SystemTime,
     ) -> Result<Vec<Vec<u8>>, CaError> {
-        Ok(self.issuer.load().sign(csr, id, ttl, now)?.iter().map(|c| c.to_vec()).collect())
+        Ok(self.issuer.load().sign_for(csr, id, registration, ttl, now)?.iter().map(|c| c.to_vec()).collect())
     }
 
     /// The root that issuers are to be signed by now, with its key.

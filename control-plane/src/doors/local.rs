@@ -6,12 +6,16 @@ use std::{future::Future, path::Path, sync::Arc};
 use mesh_tls::grpc;
 use tokio::net::UnixListener;
 use tonic::transport::Server;
-use xds_proto::isthmus::admin::v1::{admin_server::AdminServer, replicas_server::ReplicasServer};
+use xds_proto::isthmus::{
+    admin::v1::{admin_server::AdminServer, replicas_server::ReplicasServer},
+    ca::v1::certificate_authority_server::CertificateAuthorityServer,
+};
 
 use super::MAX_ADMIN_MESSAGE;
 use crate::{
     admin::{AdminService, replicas::ReplicasService},
     app::App,
+    ca::service::AuthorityService,
     xds::csds,
 };
 
@@ -38,13 +42,16 @@ pub async fn serve(
 ) -> anyhow::Result<()> {
     let replicas = ReplicasServer::new(ReplicasService(app.clone()));
     let clients = csds::service::server(app.clone());
-    let admin = AdminServer::new(AdminService(app))
+    let admin = AdminServer::new(AdminService(app.clone()))
         .max_decoding_message_size(MAX_ADMIN_MESSAGE)
         .max_encoding_message_size(usize::MAX);
+    let authority =
+        CertificateAuthorityServer::new(AuthorityService(app)).max_encoding_message_size(usize::MAX);
     Server::builder()
         .add_service(admin)
         .add_service(replicas)
         .add_service(clients)
+        .add_service(authority)
         .serve_with_incoming_shutdown(grpc::incoming_unix(listener), stop)
         .await?;
     Ok(())

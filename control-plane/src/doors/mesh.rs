@@ -12,6 +12,7 @@ use xds_proto::isthmus::{
         bootstrap_server::BootstrapServer, certificates_server::CertificatesServer,
         endpoints_server::EndpointsServer,
     },
+    ca::v1::certificate_authority_server::CertificateAuthorityServer,
     federation::v1::federation_server::FederationServer,
     raft::v1::raft_server::RaftServer,
 };
@@ -20,7 +21,7 @@ use super::{MAX_ADMIN_MESSAGE, MAX_SMALL_MESSAGE, MAX_STREAMS_PER_CONNECTION};
 use crate::{
     admin::{AdminService, replicas::ReplicasService},
     app::App,
-    ca::{bootstrap::BootstrapService, certificates::CertificatesService},
+    ca::{bootstrap::BootstrapService, certificates::CertificatesService, service::AuthorityService},
     federation::service::FederationService,
     raft::RaftService,
     sources::nodes::EndpointsService,
@@ -40,9 +41,13 @@ pub async fn serve(
     stop: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
     let tls = server_config(app.ca.own().clone(), app.bundles.clone(), ClientAuth::Optional, &[ALPN_H2])?;
+    let authority = CertificateAuthorityServer::new(AuthorityService(app.clone()))
+        .max_decoding_message_size(MAX_SMALL_MESSAGE)
+        .max_encoding_message_size(usize::MAX);
     let routes = xds
         .routes()
         .add_service(raft)
+        .add_service(authority)
         .add_service(
             BootstrapServer::new(BootstrapService(app.clone())).max_decoding_message_size(MAX_SMALL_MESSAGE),
         )

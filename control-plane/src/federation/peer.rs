@@ -128,6 +128,9 @@ fn description(
     if said.cluster != peer.cluster || said.trust_domain != peer.trust_domain {
         return Err(format!("it describes {:?} of {}", said.cluster, said.trust_domain));
     }
-    let same = said.roots == peer.roots && said.doors == peer.doors && said.gateways == peer.gateways;
+    let same = said.roots == peer.roots
+        && said.doors == peer.doors
+        && said.gateways == peer.gateways
+        && said.trust.revoked == peer.trust.revoked;
     Ok(if same { Heard::Nothing } else { Heard::Commit(Box::new(Command::PutPeer(said))) })
 }

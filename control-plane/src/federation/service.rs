@@ -5,13 +5,15 @@ use std::sync::Arc;
 use clustermesh::{token::Purpose, trust};
 use mesh_store::{Command, TokenPurpose};
 use tonic::{Request, Response, Status};
-use xds_proto::isthmus::federation::v1::{JoinRequest, JoinResponse, federation_server::Federation};
+use xds_proto::isthmus::federation::v1::{
+    ConfirmTrustRequest, ConfirmTrustResponse, JoinRequest, JoinResponse, federation_server::Federation,
+};
 
 use super::{describe, own};
 use crate::{
     app::{App, read_status, write_status},
-    authz::Action,
-    ca::admission,
+    authz::{Action, Caller},
+    ca::{admission, trust as confirmations},
 };
 
 /// The service.
@@ -41,5 +43,17 @@ impl Federation for FederationService {
         tracing::info!(peer = %peer.cluster, trust_domain = %peer.trust_domain, "a cluster joins");
         app.replica.write(Command::PutPeer(peer)).await.map_err(write_status)?;
         Ok(Response::new(JoinResponse { joined: Some(describe(app)?) }))
+    }
+
+    async fn confirm_trust(
+        &self,
+        request: Request<ConfirmTrustRequest>,
+    ) -> Result<Response<ConfirmTrustResponse>, Status> {
+        let caller = self.0.admit(request.extensions(), Action::ConfirmTrust)?;
+        let Caller::Peer(domain) = caller else {
+            return Err(Status::permission_denied(format!("{caller} is no peer")));
+        };
+        confirmations::peer_confirms(&self.0, &domain, &request.get_ref().roots_sha256).await?;
+        Ok(Response::new(ConfirmTrustResponse {}))
     }
 }

@@ -61,10 +61,17 @@ impl Endpoints for EndpointsService {
         request: Request<Streaming<FlowBatch>>,
     ) -> Result<Response<ReportFlowsResponse>, Status> {
         let node = self.0.admit_node(request.extensions(), Action::ReportEndpoints)?;
-        let mut batches = request.into_inner();
+        let (_, extensions, mut batches) = request.into_parts();
+        let mut changes = self.0.replica.changes();
         loop {
             let next = tokio::select! {
                 next = batches.message() => next?,
+                // A right lasts as long as its reason: the node may have been revoked.
+                changed = changes.changed() => {
+                    changed.map_err(|_| Status::unavailable("this replica is shutting down"))?;
+                    self.0.admit_node(&extensions, Action::ReportEndpoints)?;
+                    continue;
+                }
                 () = self.0.stop.cancelled() => None,
             };
             let Some(batch) = next else { break };

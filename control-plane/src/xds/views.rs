@@ -11,6 +11,8 @@ use super::ResourceSet;
 pub struct PeerIdentity {
     /// Absent on connections without a client certificate.
     pub spiffe_id: Option<SpiffeId>,
+    /// The registration of the node that the certificate comes of.
+    pub registration: Option<u64>,
     /// Absent on unix sockets.
     pub addr: Option<SocketAddr>,
 }

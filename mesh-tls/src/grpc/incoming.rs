@@ -24,7 +24,7 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tonic::transport::server::Connected;
 
-use crate::{handshake_error, peer_spiffe_id};
+use crate::{handshake_error, peer_spiffe_id, registration};
 
 /// Longest time for one handshake.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -41,6 +41,8 @@ const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 pub struct PeerInfo {
     /// The verified identity; `None` if the client offered no certificate.
     pub spiffe_id: Option<SpiffeId>,
+    /// The registration of the node that its certificate comes of.
+    pub registration: Option<u64>,
     /// Where the connection comes from.
     pub addr: SocketAddr,
 }
@@ -161,11 +163,13 @@ async fn accept(
 async fn handshake(acceptor: TlsAcceptor, tcp: TcpStream, addr: SocketAddr) -> io::Result<TlsIncoming> {
     tcp.set_nodelay(true)?;
     let stream = acceptor.accept(tcp).await?;
-    let spiffe_id = match stream.get_ref().1.peer_certificates() {
-        Some(chain) => Some(peer_spiffe_id(chain).map_err(io::Error::other)?),
-        None => None,
+    let (spiffe_id, registration) = match stream.get_ref().1.peer_certificates() {
+        Some(chain) => {
+            (Some(peer_spiffe_id(chain).map_err(io::Error::other)?), chain.first().and_then(registration))
+        }
+        None => (None, None),
     };
-    Ok(TlsIncoming { stream, peer: PeerInfo { spiffe_id, addr } })
+    Ok(TlsIncoming { stream, peer: PeerInfo { spiffe_id, registration, addr } })
 }
 
 /// Handshakes in flight by address.
@@ -283,7 +287,10 @@ mod tests {
             let (client, server) = tokio::join!(connecting, accepted.next());
             let (mut client, mut server) = (client.unwrap(), server.unwrap().unwrap());
             let wanted = named.then(|| SpiffeId::parse(WEB).unwrap());
-            assert_eq!(server.connect_info(), PeerInfo { spiffe_id: wanted, addr: local });
+            assert_eq!(
+                server.connect_info(),
+                PeerInfo { spiffe_id: wanted, registration: None, addr: local }
+            );
             client.write_all(b"hello").await.unwrap();
             let mut read = [0; 5];
             server.read_exact(&mut read).await.unwrap();

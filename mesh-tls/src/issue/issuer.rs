@@ -7,7 +7,7 @@ use rcgen::{ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, PublicKeyDa
 use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
 
-use super::{MAX_LEAF_TTL, certificates_from_pem, key_from_pem, params, to_pem, trust_domain_of};
+use super::{MAX_LEAF_TTL, certificates_from_pem, key_from_pem, params, serial_of, to_pem, trust_domain_of};
 use crate::{
     Error,
     csr::{new_key, request, verified_key},
@@ -99,6 +99,22 @@ impl Issuer {
         ttl: Duration,
         now: SystemTime,
     ) -> Result<Vec<CertificateDer<'static>>, Error> {
+        self.sign_for(csr, id, 0, ttl, now)
+    }
+
+    /// As [`Issuer::sign`], for a node or on a node's behalf: the serial number tells the node's registration. Zero
+    /// is none.
+    ///
+    /// # Errors
+    /// As [`Issuer::sign`].
+    pub fn sign_for(
+        &self,
+        csr: &[u8],
+        id: &SpiffeId,
+        registration: u64,
+        ttl: Duration,
+        now: SystemTime,
+    ) -> Result<Vec<CertificateDer<'static>>, Error> {
         if id.trust_domain() != &self.trust_domain {
             return Err(Error::Issue(format!("{id} is not of the trust domain {}", self.trust_domain)));
         }
@@ -115,6 +131,9 @@ impl Issuer {
         let key = verified_key(csr)?;
         let limit = not_after(&self.certificate, now)?;
         let mut params = params(id.path().trim_start_matches('/'), &id.to_string(), ttl, Some(limit), now)?;
+        if registration != 0 {
+            params.serial_number = Some(serial_of(registration)?);
+        }
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages =
@@ -235,6 +254,19 @@ mod tests {
         for ttl in [Duration::ZERO, MAX_LEAF_TTL + Duration::from_secs(1)] {
             assert!(west.issuer.sign(&csr, &pay(), ttl, now()).is_err());
         }
+    }
+
+    #[test]
+    fn a_certificate_tells_the_registration_that_it_comes_of() {
+        let west = Ca::new("west.example");
+        let (csr, _) = generate(&pay()).unwrap();
+        for number in [1, 7, 0x00ff_ffff_ffff_ffff] {
+            let chain = west.issuer.sign_for(&csr, &pay(), number, LEAF_TTL, now()).unwrap();
+            assert_eq!(crate::registration(&chain[0]), Some(number));
+        }
+        let chain = west.issuer.sign(&csr, &pay(), LEAF_TTL, now()).unwrap();
+        assert_eq!(crate::registration(&chain[0]), None);
+        assert_eq!(crate::registration(&CertificateDer::from(vec![1, 2])), None);
     }
 
     #[test]

@@ -75,6 +75,30 @@ fn serial() -> Result<SerialNumber, Error> {
     Ok(SerialNumber::from_slice(&bytes))
 }
 
+/// First byte of a serial number that tells a registration. Random ones begin with 0x40 to 0x7f.
+const REGISTERED: u8 = 0x21;
+
+/// A serial number that says which registration of a node the certificate comes of, so that all that ever came of it
+/// can be refused by one number, with no record of each. Seven bytes of it, then eight at random.
+fn serial_of(registration: u64) -> Result<SerialNumber, Error> {
+    let mut bytes = serial()?.to_bytes();
+    bytes[..8].copy_from_slice(&registration.to_be_bytes());
+    bytes[0] = REGISTERED;
+    Ok(SerialNumber::from_slice(&bytes))
+}
+
+/// The registration that a serial number tells; None if it tells none.
+pub(crate) fn registration_in(serial: &[u8]) -> Option<u64> {
+    let number: [u8; 8] = serial.get(..8)?.try_into().ok()?;
+    (serial.len() == 16 && number[0] == REGISTERED)
+        .then(|| {
+            u64::from_be_bytes([
+                0, number[1], number[2], number[3], number[4], number[5], number[6], number[7],
+            ])
+        })
+        .filter(|number| *number != 0)
+}
+
 /// The trust domain that a signing certificate names (X.509-SVID section 4.2).
 fn trust_domain_of(certificate: &CertificateDer<'_>) -> Result<TrustDomain, Error> {
     match crate::peer_spiffe_id(std::slice::from_ref(certificate)) {

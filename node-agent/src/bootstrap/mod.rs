@@ -7,7 +7,7 @@ mod upstream;
 
 pub use register::{RegisterError, register};
 pub use renew::renew_for_ever;
-pub(crate) use renew::{unix_now, until_renewal};
+pub(crate) use renew::unix_now;
 pub use state::{NodeState, StateError};
 pub(crate) use state::{hex, hex_list};
 pub use upstream::{Upstream, UpstreamError};

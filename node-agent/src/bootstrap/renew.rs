@@ -5,11 +5,12 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use mesh_tls::{CertificateDer, SharedIdentity, certificate_info, certified, csr};
+use mesh_tls::{CertificateDer, Life, SharedIdentity, certified, csr};
 use rand::Rng;
 use xds_proto::isthmus::bootstrap::v1::{RenewNodeRequest, certificates_client::CertificatesClient};
 
 use super::{NodeState, Upstream};
+use crate::{engine::Engine, identity::RENEWAL_SPREAD};
 
 /// After a failed attempt.
 const RETRY: Duration = Duration::from_secs(30);
@@ -19,34 +20,45 @@ pub(crate) fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// How long to wait until half the life of a certificate is over, with up to a tenth of it as jitter, so that
-/// the nodes of a cluster that were started together do not renew together. At least a second.
-pub(crate) fn until_renewal(not_before: u64, not_after: u64, now: u64, jitter: f64) -> Duration {
-    let life = not_after.saturating_sub(not_before);
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
-    let due = not_before + life / 2 - ((life as f64 / 10.0) * jitter.clamp(0.0, 1.0)) as u64;
-    Duration::from_secs(due.saturating_sub(now).max(1))
-}
-
-/// Renews for ever, with a new key each time. Stop it by dropping the future.
+/// Renews for ever, with a new key each time: at half of the certificate's life, or when another root signs. Stop it by
+/// dropping the future.
 pub async fn renew_for_ever(
     mut state: NodeState,
     dir: PathBuf,
     upstream: Upstream,
+    engine: Engine,
     identity: SharedIdentity,
 ) {
+    let mut changes = engine.changes();
     loop {
-        let wait = match state.chain.first().map(|leaf| certificate_info(&CertificateDer::from(leaf.clone())))
-        {
-            Some(Ok(info)) => until_renewal(
-                info.not_before_unix,
-                info.not_after_unix,
-                unix_now(),
-                rand::rng().random_range(0.0..1.0),
-            ),
+        changes.borrow_and_update();
+        let chain: Vec<_> = state.chain.iter().cloned().map(CertificateDer::from).collect();
+        let is_active =
+            || engine.resources(|r| r.bundles.get(&state.trust_domain).is_none_or(|b| b.is_active(&chain)));
+        let (active, jitter) = (is_active(), rand::rng().random_range(0.0..1.0));
+        let wait = match chain.first().map(Life::of) {
+            Some(Ok(_)) if !active => RENEWAL_SPREAD.mul_f64(jitter).max(Duration::from_millis(500)),
+            Some(Ok(life)) => life.due_in(unix_now(), jitter).max(Duration::from_secs(1)),
             Some(Err(_)) | None => RETRY,
         };
-        tokio::time::sleep(wait).await;
+        let due = tokio::time::sleep(wait);
+        tokio::pin!(due);
+        let changed = loop {
+            tokio::select! {
+                () = &mut due => break false,
+                changed = changes.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    if is_active() != active {
+                        break true;
+                    }
+                }
+            }
+        };
+        if changed {
+            continue;
+        }
         match renew(&state, &upstream).await {
             Ok(renewed) => {
                 let stored = renewed.identity().map_err(|error| error.to_string());
@@ -80,17 +92,4 @@ async fn renew(state: &NodeState, upstream: &Upstream) -> Result<NodeState, Stri
         .await
         .map_err(|status| status.message().to_owned())?;
     Ok(NodeState { chain: answer.chain, key: key.secret_der().to_vec(), ..state.clone() })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn renewal_comes_before_half_of_the_life_is_over_and_never_at_once() {
-        assert_eq!(until_renewal(1000, 2000, 1000, 0.0), Duration::from_secs(500));
-        assert_eq!(until_renewal(1000, 2000, 1000, 1.0), Duration::from_secs(400));
-        assert_eq!(until_renewal(1000, 2000, 1900, 0.5), Duration::from_secs(1));
-        assert_eq!(until_renewal(2000, 1000, 0, 7.0), Duration::from_secs(2000));
-    }
 }

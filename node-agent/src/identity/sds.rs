@@ -48,6 +48,7 @@ impl SdsService {
     ) -> Result<(), Status> {
         let mut session = Session::default();
         let mut workload: Option<NamespacedName> = None;
+        let mut acking = None;
         let (mut certificates, mut engine) = (self.secrets.changes(), self.engine.changes());
         loop {
             tokio::select! {
@@ -57,6 +58,7 @@ impl SdsService {
                         // Only the first request of a stream must name the node.
                         let known = self.callers.workload(caller, request.node_id())?;
                         self.secrets.keep(&known);
+                        acking = Some(self.secrets.acks().open(known.clone()));
                         workload = Some(known);
                     }
                     request.tell(&mut session).map_err(|error| Status::invalid_argument(error.to_string()))?;
@@ -77,6 +79,9 @@ impl SdsService {
                 && responses.send(Ok(response)).await.is_err()
             {
                 return Ok(());
+            }
+            if let Some(acking) = &acking {
+                acking.update(session.wanted(), session.acked());
             }
         }
     }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use mesh_model::{identity::SpiffeId, resource::NamespacedName};
-use mesh_tls::{CertificateDer, Identity, PrivateKeyDer, certificate_info, certified, csr, peer_spiffe_id};
+use mesh_tls::{CertificateDer, Identity, Life, PrivateKeyDer, certified, csr, peer_spiffe_id};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 use tokio::{sync::watch, task::AbortHandle};
@@ -24,9 +24,9 @@ use xds_proto::{
     to_any,
 };
 
-use super::pem;
+use super::{pem, session, trust::Acks};
 use crate::{
-    bootstrap::{Upstream, hex, hex_list, unix_now, until_renewal},
+    bootstrap::{Upstream, hex, hex_list, unix_now},
     engine::Engine,
     persist,
 };
@@ -35,6 +35,8 @@ use crate::{
 pub const OWN_CERTIFICATE: &str = "default";
 /// Name of the secret with the roots of every trust domain that is trusted.
 pub const TRUST_BUNDLE: &str = "ROOTCA";
+/// When the root is another one, certificates are replaced within this time, and not all at once.
+pub(crate) const RENEWAL_SPREAD: Duration = Duration::from_secs(5);
 /// After a refusal or a lost connection.
 const RETRY: Duration = Duration::from_secs(2);
 
@@ -50,14 +52,18 @@ struct Certificate {
 }
 
 impl Certificate {
-    /// Who it names, and from when to when (seconds since 1970) it is valid; `None` if it is unusable.
-    fn facts(&self) -> Option<(SpiffeId, u64, u64)> {
-        let chain: Vec<_> = self.chain.iter().cloned().map(CertificateDer::from).collect();
+    fn certificates(&self) -> Vec<CertificateDer<'static>> {
+        self.chain.iter().cloned().map(CertificateDer::from).collect()
+    }
+
+    /// Who it names, and from when to when it is valid; `None` if it is unusable.
+    fn facts(&self) -> Option<(SpiffeId, Life)> {
+        let chain = self.certificates();
         let id = peer_spiffe_id(&chain).ok()?;
-        let info = certificate_info(chain.first()?).ok()?;
+        let life = Life::of(chain.first()?).ok()?;
         let key = PrivateKeyDer::try_from(self.key.clone()).ok()?;
         certified(Identity { chain, key }).ok()?;
-        Some((id, info.not_before_unix, info.not_after_unix))
+        Some((id, life))
     }
 }
 
@@ -69,6 +75,7 @@ pub struct Secrets {
     dir: Arc<PathBuf>,
     inner: Arc<Mutex<BTreeMap<NamespacedName, Entry>>>,
     changes: Arc<watch::Sender<u64>>,
+    acks: Acks,
 }
 
 struct Entry {
@@ -90,7 +97,34 @@ impl Secrets {
             dir: Arc::new(dir),
             inner: Arc::default(),
             changes: Arc::new(watch::Sender::new(0)),
+            acks: Acks::default(),
         })
+    }
+
+    /// Forgets the certificates that an earlier registration left in a state directory.
+    ///
+    /// # Errors
+    /// They can't be removed.
+    pub fn discard(state_dir: &Path) -> std::io::Result<()> {
+        match std::fs::remove_dir_all(state_dir.join("workloads")) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    /// What the streams that serve these have ACKed.
+    pub(super) fn acks(&self) -> &Acks {
+        &self.acks
+    }
+
+    /// The chains that workloads of this node show, leaf first.
+    pub(super) fn chains(&self) -> Vec<Vec<CertificateDer<'static>>> {
+        self.lock().values().filter_map(|entry| Some(entry.certificate.as_ref()?.certificates())).collect()
+    }
+
+    /// The version of a secret, as streams ACK it.
+    pub(super) fn version(&self, workload: &NamespacedName, name: &str) -> Option<String> {
+        self.secret(workload, name).map(|secret| session::version(&secret))
     }
 
     /// Obtains a certificate for a workload, and keeps it fresh from now on.
@@ -124,7 +158,7 @@ impl Secrets {
     /// When a workload's certificate ends, in seconds since 1970.
     pub fn not_after(&self, workload: &NamespacedName) -> Option<u64> {
         let certificate = self.lock().get(workload)?.certificate.clone()?;
-        certificate.facts().map(|(_, _, not_after)| not_after)
+        certificate.facts().map(|(_, life)| life.not_after_unix)
     }
 
     /// A secret by its name; `None` if there is none of that name, or not yet.
@@ -150,9 +184,12 @@ impl Secrets {
         let trust_domains: Vec<_> = self.engine.resources(|resources| {
             let bundles = resources.bundles.iter();
             bundles
-                .map(|(domain, roots)| spiffe_cert_validator_config::TrustDomain {
+                .map(|(domain, bundle)| spiffe_cert_validator_config::TrustDomain {
                     name: domain.to_string(),
-                    trust_bundle: Some(inline(pem::certificates(roots.iter().map(Vec::as_slice)))),
+                    trust_bundle: Some(inline(
+                        mesh_tls::revoked_remark(&bundle.revoked)
+                            + &pem::certificates(bundle.roots.iter().map(Vec::as_slice)),
+                    )),
                     ..Default::default()
                 })
                 .collect()
@@ -187,13 +224,22 @@ impl Secrets {
                 }
                 continue;
             };
-            let facts = current.as_ref().and_then(Certificate::facts).filter(|(named, ..)| *named == id);
-            if let Some((_, not_before, not_after)) = facts {
-                let jitter = rand::rng().random_range(0.0..1.0);
-                let due = until_renewal(not_before, not_after, unix_now(), jitter);
-                let due = tokio::time::sleep(due);
+            let facts = current.as_ref().and_then(|held| Some((held, held.facts()?)));
+            if let Some((held, (_, life))) = facts.filter(|(_, (named, _))| *named == id) {
+                let is_active = |engine: &Engine| {
+                    engine.resources(|r| {
+                        r.bundles.get(id.trust_domain()).is_none_or(|b| b.is_active(&held.certificates()))
+                    })
+                };
+                let (active, jitter) = (is_active(&self.engine), rand::rng().random_range(0.0..1.0));
+                let wait = match active {
+                    true => life.due_in(unix_now(), jitter).max(Duration::from_secs(1)),
+                    // Another root signs now. All workloads of all nodes hear of it at the same moment.
+                    false => RENEWAL_SPREAD.mul_f64(jitter).max(Duration::from_millis(500)),
+                };
+                let due = tokio::time::sleep(wait);
                 tokio::pin!(due);
-                let renamed = loop {
+                let changed = loop {
                     tokio::select! {
                         () = &mut due => break false,
                         changed = engine.changed() => {
@@ -201,13 +247,13 @@ impl Secrets {
                                 return;
                             }
                             let now = self.engine.resources(|r| r.locals.get(&workload).map(|l| l.spiffe_id.clone()));
-                            if now.is_some_and(|now| now != id) {
+                            if now.is_some_and(|now| now != id) || is_active(&self.engine) != active {
                                 break true;
                             }
                         }
                     }
                 };
-                if renamed {
+                if changed {
                     continue;
                 }
             }
@@ -264,8 +310,8 @@ impl Secrets {
     fn read(&self, workload: &NamespacedName) -> Option<Certificate> {
         let bytes = persist::read_optional(&self.path(workload)).ok()??;
         let certificate: Certificate = serde_json::from_slice(&bytes).ok()?;
-        let (_, _, not_after) = certificate.facts()?;
-        (not_after > unix_now()).then_some(certificate)
+        let (_, life) = certificate.facts()?;
+        (!life.is_over(unix_now())).then_some(certificate)
     }
 
     fn write(&self, workload: &NamespacedName, certificate: &Certificate) {

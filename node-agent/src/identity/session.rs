@@ -23,6 +23,8 @@ pub(super) struct Session {
     wanted: BTreeSet<String>,
     /// Name to the version that was sent last; an empty version says that its absence was told.
     sent: BTreeMap<String, String>,
+    /// Name to the version that was ACKed last.
+    acked: BTreeMap<String, String>,
     nonce: u64,
 }
 
@@ -42,7 +44,9 @@ impl Session {
         let wanted: BTreeSet<String> = request.resource_names.iter().cloned().collect();
         self.check_count(wanted.len())?;
         self.sent.retain(|name, _| wanted.contains(name));
+        self.acked.retain(|name, _| wanted.contains(name));
         self.wanted = wanted;
+        self.hear(&request.response_nonce, request.error_detail.is_some());
         Ok(())
     }
 
@@ -64,7 +68,26 @@ impl Session {
                 self.sent.insert(name.clone(), version.clone());
             }
         }
+        self.acked.retain(|name, _| self.wanted.contains(name));
+        self.hear(&request.response_nonce, request.error_detail.is_some());
         self.check_count(self.wanted.len())
+    }
+
+    /// An answer to the newest response is an answer to all of them: streams are in order. A refusal is none.
+    fn hear(&mut self, nonce: &str, refused: bool) {
+        if !refused && self.nonce > 0 && nonce == self.nonce.to_string() {
+            self.acked.clone_from(&self.sent);
+        }
+    }
+
+    /// Names that are subscribed to.
+    pub(super) fn wanted(&self) -> &BTreeSet<String> {
+        &self.wanted
+    }
+
+    /// Name to the version that was ACKed last.
+    pub(super) fn acked(&self) -> &BTreeMap<String, String> {
+        &self.acked
     }
 
     fn check_count(&self, count: usize) -> Result<(), SessionError> {
@@ -128,10 +151,19 @@ impl Session {
     fn found(&self, secret: impl Fn(&str) -> Option<Secret>) -> BTreeMap<String, (String, Any)> {
         let found = self.wanted.iter().filter_map(|name| {
             let any = to_any(&secret(name)?);
-            Some((name.clone(), (fingerprint(&any.encode_to_vec()), any)))
+            Some((name.clone(), (version_of(&any), any)))
         });
         found.collect()
     }
+}
+
+/// The version of a secret.
+pub(super) fn version(secret: &Secret) -> String {
+    version_of(&to_any(secret))
+}
+
+fn version_of(any: &Any) -> String {
+    fingerprint(&any.encode_to_vec())
 }
 
 fn check_type(found: &str) -> Result<(), SessionError> {

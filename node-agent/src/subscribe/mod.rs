@@ -9,7 +9,8 @@ pub use cache::Cache;
 pub use client::{Subscriber, subscribe_for_ever};
 pub use parse::ParseError;
 pub use resources::{
-    Address, Class, Local, NodeRoute, Peer, Resources, Rule, Service, ServiceBackend, ServicePort, TYPES,
+    Address, Bundle, Class, Local, NodeRoute, Peer, Resources, Rule, Service, ServiceBackend, ServicePort,
+    TYPES,
 };
 
 #[cfg(test)]

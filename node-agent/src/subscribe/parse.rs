@@ -11,13 +11,17 @@ use mesh_model::{
 use thiserror::Error;
 use xds_proto::isthmus::agent::v1 as wire;
 
-use super::resources::{Address, Class, Local, NodeRoute, Peer, Rule, Service, ServiceBackend, ServicePort};
+use super::resources::{
+    Address, Bundle, Class, Local, NodeRoute, Peer, Rule, Service, ServiceBackend, ServicePort,
+};
 use crate::config::{dns_label, dns_name};
 
 /// Most rules of one class: each becomes at most 30 entries of the kernel's trie.
 const MAX_RULES: usize = 16_384;
 /// Most ports of a service, captured ports of a workload, addresses of anything.
 const MAX_LIST: usize = 1_024;
+/// Revoked registrations of one trust domain: what a control plane remembers at most.
+const MAX_REVOKED: usize = 10_000;
 /// Most backends of one service port.
 const MAX_BACKENDS: usize = 4_096;
 
@@ -216,13 +220,19 @@ pub(super) fn service(resource: &str, message: wire::Service) -> Result<Service,
     })
 }
 
-pub(super) fn bundle(resource: &str, message: wire::TrustBundle) -> Result<Vec<Vec<u8>>, ParseError> {
+pub(super) fn bundle(resource: &str, message: wire::TrustBundle) -> Result<Bundle, ParseError> {
+    at_most(resource, "revoked", &message.revoked, MAX_REVOKED)?;
     let domain = trust_domain(resource)?;
     let roots: Vec<_> = message.roots.iter().cloned().map(mesh_tls::CertificateDer::from).collect();
     mesh_tls::TrustBundles::new()
         .insert(domain, roots)
         .map_err(|error| bad(resource, "roots", error, "expected root certificates of the trust domain"))?;
-    Ok(message.roots)
+    Ok(Bundle {
+        roots: message.roots,
+        generation: message.generation,
+        active_root: message.active_root,
+        revoked: message.revoked.into_iter().collect(),
+    })
 }
 
 pub(super) fn node(resource: &str, message: wire::Node) -> Result<NodeRoute, ParseError> {

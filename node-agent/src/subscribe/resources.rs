@@ -121,6 +121,29 @@ pub struct NodeRoute {
     pub pod_cidrs: Vec<Ipv4Net>,
 }
 
+/// The roots of a trust domain, and what belongs to them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Bundle {
+    /// DER.
+    pub roots: Vec<Vec<u8>>,
+    /// Goes up whenever the roots change; unique among all domains.
+    pub generation: u64,
+    /// Of the own domain: SHA-256 of the root that leaves are to chain to.
+    pub active_root: String,
+    /// Registrations of nodes whose certificates are refused.
+    pub revoked: BTreeSet<u64>,
+}
+
+impl Bundle {
+    /// Whether a chain of leaf and issuer leads to the root that it should.
+    pub fn is_active(&self, chain: &[mesh_tls::CertificateDer<'_>]) -> bool {
+        let roots: Vec<_> = self.roots.iter().cloned().map(mesh_tls::CertificateDer::from).collect();
+        let root = mesh_tls::root_of(chain, &roots)
+            .map(|root| crate::bootstrap::hex::encode(&mesh_tls::fingerprint(root)));
+        self.active_root.is_empty() || root.as_ref() == Some(&self.active_root)
+    }
+}
+
 /// Everything that the control plane told, at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[allow(missing_docs)]
@@ -129,8 +152,7 @@ pub struct Resources {
     pub locals: BTreeMap<NamespacedName, Local>,
     pub classes: BTreeMap<u32, Class>,
     pub services: BTreeMap<NamespacedName, Service>,
-    /// Trust domain to roots, DER.
-    pub bundles: BTreeMap<TrustDomain, Vec<Vec<u8>>>,
+    pub bundles: BTreeMap<TrustDomain, Bundle>,
     pub nodes: BTreeMap<String, NodeRoute>,
     /// Classes that the control plane took back while an endpoint here still named them. They stay until no
     /// one does: types arrive one after the other, and an endpoint must not be without policy in between.

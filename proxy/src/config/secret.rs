@@ -1,6 +1,9 @@
 //! `Secret`: certificates and roots, always inline.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use mesh_model::identity::{SpiffeId, TrustDomain};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
@@ -46,6 +49,8 @@ impl fmt::Debug for CertificateSecret {
 pub struct ValidationSecret {
     /// Never empty.
     pub roots: BTreeMap<TrustDomain, Vec<CertificateDer<'static>>>,
+    /// By trust domain, registrations of nodes whose certificates are refused.
+    pub revoked: BTreeMap<TrustDomain, BTreeSet<u64>>,
 }
 
 pub(super) fn convert(path: &Path<'_>, wire: WireSecret) -> Result<Secret> {
@@ -129,12 +134,13 @@ fn validation(path: &Path<'_>, wire: CertificateValidationContext) -> Result<Val
         return Err(matchers.unsupported());
     }
     let validator_path = path.field("custom_validator_config");
+    let mut revoked = BTreeMap::new();
     let roots = match custom_validator_config {
         // With the SPIFFE validator Envoy takes roots from it alone, and so does this proxy.
         Some(config) => {
             let path = validator_path.field("typed_config");
             let any = config.typed_config.ok_or_else(|| path.missing())?;
-            spiffe(&path, unpack(&path, &any)?)?
+            spiffe(&path, unpack(&path, &any)?, &mut revoked)?
         }
         None => {
             let path = path.field("trusted_ca");
@@ -142,12 +148,13 @@ fn validation(path: &Path<'_>, wire: CertificateValidationContext) -> Result<Val
             by_their_own_names(&path, certificates(&path, &pem)?)?
         }
     };
-    Ok(ValidationSecret { roots })
+    Ok(ValidationSecret { roots, revoked })
 }
 
 fn spiffe(
     path: &Path<'_>,
     wire: SpiffeCertValidatorConfig,
+    revoked: &mut BTreeMap<TrustDomain, BTreeSet<u64>>,
 ) -> Result<BTreeMap<TrustDomain, Vec<CertificateDer<'static>>>> {
     let SpiffeCertValidatorConfig { trust_domains, trust_bundles } = wire;
     refuse!(path; trust_bundles);
@@ -163,6 +170,11 @@ fn spiffe(
         let domain = TrustDomain::parse(&name).map_err(|e| path.field("name").invalid(&name, e))?;
         let bundle_path = path.field("trust_bundle");
         let pem = inline(&bundle_path, trust_bundle.ok_or_else(|| bundle_path.missing())?)?;
+        // Beside the certificates, in what is a comment to Envoy.
+        let refused = mesh_tls::revoked_in(&String::from_utf8_lossy(&pem));
+        if !refused.is_empty() {
+            revoked.insert(domain.clone(), refused);
+        }
         if roots.insert(domain, certificates(&bundle_path, &pem)?).is_some() {
             return Err(path.field("name").duplicate(name));
         }

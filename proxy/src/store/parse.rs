@@ -126,8 +126,10 @@ fn material(secret: Secret) -> Result<Material, ConfigError> {
         Secret::Validation(validation) => {
             let path = root.field("validation_context");
             let mut bundles = TrustBundles::new();
+            let mut revoked = validation.revoked;
             for (domain, roots) in validation.roots {
-                bundles.insert(domain, roots).map_err(|e| path.malformed(e))?;
+                let refused = revoked.remove(&domain).unwrap_or_default();
+                bundles.insert_but(domain, roots, refused).map_err(|e| path.malformed(e))?;
             }
             Ok(Material::Bundles(bundles))
         }

@@ -176,8 +176,12 @@ pub fn keepalive(server: tonic::transport::Server) -> tonic::transport::Server {
 
 fn peer<T>(request: &tonic::Request<T>) -> PeerIdentity {
     match request.extensions().get::<mesh_tls::grpc::PeerInfo>() {
-        Some(info) => PeerIdentity { spiffe_id: info.spiffe_id.clone(), addr: Some(info.addr) },
-        None => PeerIdentity { spiffe_id: None, addr: request.remote_addr() },
+        Some(info) => PeerIdentity {
+            spiffe_id: info.spiffe_id.clone(),
+            registration: info.registration,
+            addr: Some(info.addr),
+        },
+        None => PeerIdentity { addr: request.remote_addr(), ..PeerIdentity::default() },
     }
 }
 

@@ -445,8 +445,12 @@ fn the_identity_of_the_connection_is_that_of_its_certificate() {
     let addr = "127.0.0.1:9".parse().unwrap();
     let mut request = tonic::Request::new(());
     assert_eq!(peer(&request), PeerIdentity::default());
-    request.extensions_mut().insert(mesh_tls::grpc::PeerInfo { spiffe_id: Some(id.clone()), addr });
-    assert_eq!(peer(&request), PeerIdentity { spiffe_id: Some(id), addr: Some(addr) });
+    request.extensions_mut().insert(mesh_tls::grpc::PeerInfo {
+        spiffe_id: Some(id.clone()),
+        registration: Some(3),
+        addr,
+    });
+    assert_eq!(peer(&request), PeerIdentity { spiffe_id: Some(id), registration: Some(3), addr: Some(addr) });
 }
 
 /// How a SotW stream ends that begins with an (adjusted) request for clusters.

@@ -3,7 +3,7 @@
 use mesh_model::{
     compile::{Action, Direction, MeshService, MeshWorkload, PolicyClass, PolicyRule, RulePeer},
     identity::TrustDomain,
-    records::NodeRecord,
+    records::{DomainTrust, NodeRecord},
     resource::{Protocol, ProxyMode},
 };
 use xds_proto::isthmus::agent::v1 as wire;
@@ -101,9 +101,20 @@ pub fn service(service: &MeshService) -> wire::Service {
     }
 }
 
-/// The roots of one trust domain.
-pub fn trust_bundle(trust_domain: &TrustDomain, roots: &[Vec<u8>]) -> wire::TrustBundle {
-    wire::TrustBundle { trust_domain: trust_domain.to_string(), roots: roots.to_vec() }
+/// The roots of one trust domain, and what belongs to them.
+pub fn trust_bundle(
+    trust_domain: &TrustDomain,
+    roots: &[Vec<u8>],
+    trust: Option<&DomainTrust>,
+) -> wire::TrustBundle {
+    let trust = trust.cloned().unwrap_or_default();
+    wire::TrustBundle {
+        trust_domain: trust_domain.to_string(),
+        roots: roots.to_vec(),
+        generation: trust.generation,
+        active_root: trust.active_root,
+        revoked: trust.revoked.into_iter().collect(),
+    }
 }
 
 /// A node, for routes to its pods.

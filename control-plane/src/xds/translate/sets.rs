@@ -9,6 +9,8 @@ use std::{
 use clustermesh::export::ExportFacts;
 use mesh_model::{
     compile::MeshModel,
+    identity::TrustDomain,
+    records::DomainTrust,
     resource::NamespacedName,
     view::{self, AgentView, GatewayView, GrpcView, SidecarView, names},
 };
@@ -64,7 +66,7 @@ impl Translation {
     /// What the agent of a node is to have.
     pub fn agent(&self, model: &MeshModel, node: &str) -> ResourceSet {
         let view = view::for_agent(model, node);
-        let mut set = self.agents.get_or_init(|| all_agents(&view, self.before.as_ref())).clone();
+        let mut set = self.agents.get_or_init(|| all_agents(&view, model, self.before.as_ref())).clone();
         set.revision = model.revision;
         for workload in &view.local {
             set.insert(Encoded::new(workload.name.to_string(), &agent::local_endpoint(workload)));
@@ -115,7 +117,7 @@ fn kept<M: Name>(
     old.cloned().unwrap_or_else(|| Arc::new(Encoded::new(name, &make())))
 }
 
-fn all_agents(view: &AgentView<'_>, before: Option<&Before>) -> ResourceSet {
+fn all_agents(view: &AgentView<'_>, model: &MeshModel, before: Option<&Before>) -> ResourceSet {
     let mut set = ResourceSet::new(0);
     let old = before.and_then(|b| b.agents.as_ref());
     for workload in view.workloads.iter().filter(|w| w.binding.is_some()) {
@@ -133,7 +135,10 @@ fn all_agents(view: &AgentView<'_>, before: Option<&Before>) -> ResourceSet {
         set.insert(Encoded::new(node.name.as_str(), &agent::node(node)));
     }
     for (domain, roots) in &view.trust_bundles {
-        set.insert(Encoded::new(domain.as_str(), &agent::trust_bundle(domain, roots)));
+        set.insert(Encoded::new(
+            domain.as_str(),
+            &agent::trust_bundle(domain, roots, trust_of(model, domain)),
+        ));
     }
     // Whole types that are equal are then the same in memory, and cost each client one comparison.
     if let Some(old) = old {
@@ -203,6 +208,14 @@ fn all_grpc(view: &GrpcView<'_>, model: &MeshModel, before: Option<&Before>) -> 
         set.share_with(old);
     }
     set
+}
+
+/// What belongs to the roots of a trust domain.
+fn trust_of<'a>(model: &'a MeshModel, domain: &TrustDomain) -> Option<&'a DomainTrust> {
+    if &model.cluster.trust_domain == domain {
+        return Some(&model.cluster.trust);
+    }
+    model.peers.values().find(|peer| &peer.trust_domain == domain).map(|peer| &peer.trust)
 }
 
 /// Names of the outbound resources whose service is what it was.

@@ -1,0 +1,198 @@
+//! `CertificateAuthority`: the authority and the nodes, for administrators.
+
+use std::{sync::Arc, time::SystemTime};
+
+use mesh_store::{AuthorityCommand, Command, RootRecord, State, fingerprint_of, missing};
+use mesh_tls::{CertificateDer, Life, issue};
+use tonic::{Request, Response, Status};
+use xds_proto::isthmus::ca::v1::{
+    Issuer, ListNodesRequest, ListNodesResponse, Node, NodeRequest, NodeResponse, Root, RotateRequest,
+    Rotation, StatusRequest, StatusResponse, certificate_authority_server::CertificateAuthority,
+};
+
+use super::{certificates::ca_status, seal_to_all, unix};
+use crate::{
+    app::{App, read_status, write_status},
+    authz::Action,
+};
+
+/// Members that are named in an answer.
+const MAX_NAMED: usize = 100;
+/// A root that ends within this time should be replaced: a year, in seconds.
+const ROOT_SOON: u64 = 365 * 24 * 3600;
+
+/// The service.
+#[derive(Debug, Clone)]
+pub struct AuthorityService(pub Arc<App>);
+
+#[tonic::async_trait]
+impl CertificateAuthority for AuthorityService {
+    async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        self.0.admit(request.extensions(), Action::InspectAuthority)?;
+        let state = self.0.replica.linearizable().await.map_err(read_status)?;
+        Ok(Response::new(describe(&state, unix(SystemTime::now()))))
+    }
+
+    async fn rotate(&self, request: Request<RotateRequest>) -> Result<Response<StatusResponse>, Status> {
+        let app = &self.0;
+        app.admit(request.extensions(), Action::RotateRoot)?;
+        let RotateRequest { skip_unconfirmed, retire_now } = request.into_inner();
+        let state = app.replica.linearizable().await.map_err(read_status)?;
+        if state.authority.rotation.is_none() {
+            let now = SystemTime::now();
+            let root = issue::Root::generate(app.trust_domain().clone(), now)
+                .map_err(|error| Status::internal(error.to_string()))?;
+            let command = AuthorityCommand::BeginRotation {
+                certificate: root.certificate().to_vec(),
+                sealed: seal_to_all(&root, &state.authority).map_err(ca_status)?,
+            };
+            drop(state);
+            app.replica.write(Command::Authority(command)).await.map_err(write_status)?;
+            tracing::info!(to = fingerprint_of(root.certificate()), "a rotation of the root begins");
+        }
+        let state = app.replica.linearizable().await.map_err(read_status)?;
+        let number = state.authority.rotation.as_ref().map(|rotation| rotation.number);
+        drop(state);
+        if let Some(number) = number.filter(|_| skip_unconfirmed || retire_now) {
+            let command = AuthorityCommand::Hurry { number, skip_unconfirmed, retire_now };
+            app.replica.write(Command::Authority(command)).await.map_err(write_status)?;
+        }
+        let state = app.replica.linearizable().await.map_err(read_status)?;
+        Ok(Response::new(describe(&state, unix(SystemTime::now()))))
+    }
+
+    async fn list_nodes(
+        &self,
+        request: Request<ListNodesRequest>,
+    ) -> Result<Response<ListNodesResponse>, Status> {
+        self.0.admit(request.extensions(), Action::InspectAuthority)?;
+        let state = self.0.replica.linearizable().await.map_err(read_status)?;
+        Ok(Response::new(ListNodesResponse { nodes: nodes(&state) }))
+    }
+
+    async fn revoke_node(&self, request: Request<NodeRequest>) -> Result<Response<NodeResponse>, Status> {
+        let app = &self.0;
+        app.admit(request.extensions(), Action::EndRegistration)?;
+        let name = request.into_inner().name;
+        let unbound = bound(&*app.replica.linearizable().await.map_err(read_status)?, &name);
+        let command = AuthorityCommand::RevokeNode { name: name.clone() };
+        let applied = app.replica.write(Command::Authority(command)).await.map_err(write_status)?;
+        tracing::warn!(node = name, revision = applied.revision, "revoked a node");
+        Ok(Response::new(NodeResponse { revision: applied.revision, unbound }))
+    }
+
+    async fn remove_node(&self, request: Request<NodeRequest>) -> Result<Response<NodeResponse>, Status> {
+        let app = &self.0;
+        app.admit(request.extensions(), Action::EndRegistration)?;
+        let name = request.into_inner().name;
+        let runs = bound(&*app.replica.linearizable().await.map_err(read_status)?, &name);
+        if let Some(first) = runs.first() {
+            let others = runs.len() - 1;
+            return Err(Status::failed_precondition(format!(
+                "node {name} runs {first} and {others} other workloads: end them first, or use `clustermesh node revoke`"
+            )));
+        }
+        let command = Command::RemoveNode { name: name.clone() };
+        let applied = app.replica.write(command).await.map_err(write_status)?;
+        tracing::info!(node = name, revision = applied.revision, "removed a node");
+        Ok(Response::new(NodeResponse { revision: applied.revision, unbound: Vec::new() }))
+    }
+}
+
+fn bound(state: &State, node: &str) -> Vec<String> {
+    let here = state.bindings.iter().filter(|(_, binding)| binding.node == node);
+    here.map(|(workload, _)| workload.to_string()).collect()
+}
+
+fn nodes(state: &State) -> Vec<Node> {
+    let mut workloads = std::collections::BTreeMap::<&str, u32>::new();
+    for binding in state.bindings.values() {
+        *workloads.entry(&binding.node).or_default() += 1;
+    }
+    let told = |name: &str| state.authority.confirmed_nodes.get(name).map(|told| told.under.clone());
+    state
+        .nodes
+        .values()
+        .map(|node| Node {
+            name: node.name.clone(),
+            address: node.address.to_string(),
+            pod_cidr: node.pod_cidr.to_string(),
+            registration: node.registration,
+            workloads: workloads.get(node.name.as_str()).copied().unwrap_or(0),
+            root_sha256: told(&node.name).unwrap_or_default(),
+        })
+        .collect()
+}
+
+/// The authority as an administrator sees it. PURE.
+pub fn describe(state: &State, now_unix: u64) -> StatusResponse {
+    let authority = &state.authority;
+    let empty = RootRecord::default();
+    let roots: Vec<Root> = state
+        .cluster
+        .iter()
+        .flat_map(|cluster| &cluster.roots)
+        .map(|der| {
+            let sha256 = fingerprint_of(der);
+            let life = Life::of(&CertificateDer::from(der.as_slice()));
+            let record = authority.roots.get(&sha256).unwrap_or(&empty);
+            Root {
+                not_before_unix: life.as_ref().map_or(0, |life| life.not_before_unix),
+                not_after_unix: life.as_ref().map_or(0, |life| life.not_after_unix),
+                active: sha256 == authority.active,
+                sealed_to: record.sealed.keys().copied().collect(),
+                left_with: record.left_with.iter().copied().collect(),
+                sha256,
+            }
+        })
+        .collect();
+    let issuers = authority.issuers.iter().map(|(replica, issuer)| Issuer {
+        replica: *replica,
+        serial: issuer.serial.clone(),
+        root_sha256: issuer.root.clone(),
+        not_before_unix: issuer.not_before_unix,
+        not_after_unix: issuer.not_after_unix,
+        leaf_seconds: issuer.leaf_seconds,
+    });
+    let rotation = authority.rotation.as_ref().map(|rotation| {
+        let waiting = missing(state, rotation);
+        Rotation {
+            number: rotation.number,
+            phase: rotation.phase.as_str().to_owned(),
+            to_sha256: rotation.to.clone(),
+            since_unix: rotation.since_unix,
+            waiting_for: waiting.iter().take(MAX_NAMED).map(ToString::to_string).collect(),
+            waiting: u32::try_from(waiting.len()).unwrap_or(u32::MAX),
+            skip_unconfirmed: rotation.skip_unconfirmed,
+            retire_now: rotation.retire_now,
+        }
+    });
+    StatusResponse {
+        advice: advice(state, &roots, now_unix),
+        roots,
+        issuers: issuers.collect(),
+        rotation,
+        rotations: authority.rotations,
+        revoked_registrations: u32::try_from(authority.revoked.len()).unwrap_or(u32::MAX),
+    }
+}
+
+fn advice(state: &State, roots: &[Root], now_unix: u64) -> Vec<String> {
+    let mut advice = Vec::new();
+    for root in roots.iter().filter(|root| root.active) {
+        if let Some(gone) = root.left_with.first() {
+            advice.push(format!(
+                "replica {gone} was removed and had a copy of the root's key: rotate the root with `clustermesh ca rotate`"
+            ));
+        }
+        if root.not_after_unix < now_unix.saturating_add(ROOT_SOON) {
+            advice.push("the root ends within a year: rotate it with `clustermesh ca rotate`".to_owned());
+        }
+        if let Some(without) = state.replicas.keys().find(|id| !root.sealed_to.contains(id)) {
+            advice.push(format!(
+                "replica {without} has no copy of the root's key yet: it can't renew its issuer nor admit replicas"
+            ));
+        }
+    }
+    advice
+}
