@@ -270,6 +270,7 @@ mod tests {
             trust_domain: "east.example".to_owned(),
             mesh_domain: "mesh.local".to_owned(),
             roots: vec![root("east.example")],
+            revoked: vec![],
             doors: vec!["192.0.2.2:9443".to_owned()],
             gateways: vec!["192.0.2.3:15443".to_owned()],
         }

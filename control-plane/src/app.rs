@@ -106,7 +106,7 @@ impl App {
         let facts = state.cluster.as_ref().map(|cluster| &cluster.trust.revoked);
         caller.unless_revoked(
             registration,
-            |name| state.nodes.get(name),
+            |name| state.nodes.get(name).map(|node| node.registration),
             |n| facts.is_some_and(|f| f.contains(&n)),
         )
     }

@@ -76,11 +76,11 @@ pub fn to_confirm<'a>(state: &'a State, told: &BTreeMap<String, u64>) -> Vec<&'a
     let nodes = oldest(Box::new(state.nodes.keys().map(|name| of(authority.confirmed_nodes.get(name)))));
     let (Some(replicas), Some(nodes)) = (replicas, nodes) else { return Vec::new() };
     let everybody = replicas.min(nodes);
-    let due = |peer: &&PeerRecord| {
+    let due = |peer: &&'a PeerRecord| {
         let generation = peer.trust.generation;
         generation <= everybody && told.get(&peer.cluster) != Some(&generation)
     };
-    state.peers.values().filter(due).collect()
+    state.peers.values().map(AsRef::as_ref).filter(due).collect()
 }
 
 /// Tells a peer at the first of its doors that answers.
@@ -128,7 +128,7 @@ mod tests {
             origin_revision: 0,
             imports: Default::default(),
         };
-        state.peers.insert("east".into(), peer);
+        state.peers.insert("east".into(), peer.into());
         state.replicas.insert(1, ReplicaRecord { id: 1, address: "10.0.0.1:1".into() });
         let node = NodeRecord {
             name: "n1".into(),
@@ -136,7 +136,7 @@ mod tests {
             pod_cidr: "10.1.0.0/24".parse().unwrap(),
             registration: 1,
         };
-        state.nodes.insert("n1".into(), node);
+        state.nodes.insert("n1".into(), node.into());
         let at = |generation| Confirmation { generation, under: String::new() };
         let mut told = BTreeMap::new();
         let due = |state: &State, told: &BTreeMap<String, u64>| to_confirm(state, told).len();

@@ -30,6 +30,8 @@ pub const SOON: Duration = Duration::from_secs(30);
 pub struct Cluster {
     pub running: Running,
     pub admin: AdminClient<Channel>,
+    /// For the services beside the main one.
+    pub admin_channel: Channel,
     folder: TempDir,
 }
 
@@ -45,8 +47,9 @@ impl Cluster {
         let flags: Vec<&str> =
             ["--name", name, "--trust-domain", &domain].iter().chain(flags).copied().collect();
         let running = run(folder.path(), &flags).await;
-        let admin = AdminClient::new(grpc::connect_unix(folder.path().join("admin.sock")).await.unwrap());
-        Self { running, admin, folder }
+        let admin_channel = grpc::connect_unix(folder.path().join("admin.sock")).await.unwrap();
+        let admin = AdminClient::new(admin_channel.clone());
+        Self { running, admin, admin_channel, folder }
     }
 
     /// `host:port` of the mesh door.

@@ -70,7 +70,7 @@ impl State {
             domain: domain.clone(),
         };
         let roots = vec![state.root.certificate().to_vec()];
-        state.put(domain.as_str(), &agent::TrustBundle { trust_domain: domain.to_string(), roots });
+        state.put(domain.as_str(), &agent::TrustBundle { trust_domain: domain.to_string(), roots, ..Default::default() });
         Arc::new(state)
     }
 
@@ -192,6 +192,13 @@ impl certificates_server::Certificates for Fake {
 
     async fn renew_node(&self, _: Request<RenewNodeRequest>) -> Result<Response<RenewNodeResponse>, Status> {
         Err(Status::unimplemented("not in this test"))
+    }
+
+    async fn report_trust(
+        &self,
+        _: Request<ReportTrustRequest>,
+    ) -> Result<Response<ReportTrustResponse>, Status> {
+        Ok(Response::new(ReportTrustResponse {}))
     }
 }
 
