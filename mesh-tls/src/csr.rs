@@ -37,6 +37,14 @@ pub(crate) fn request(key: &KeyPair, uri: &str) -> Result<Vec<u8>, Error> {
     Ok(csr.der().to_vec())
 }
 
+/// Whether a request could be signed: what reads it is open to strangers.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check(csr: &[u8]) -> Result<(), Error> {
+    verified_key(csr).map(drop)
+}
+
 /// The public key of a request whose self signature is right, and nothing else of it: every name, usage and
 /// constraint that it asks for is ignored.
 pub(crate) fn verified_key(csr: &[u8]) -> Result<SubjectPublicKeyInfo, Error> {

@@ -7,6 +7,9 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::Error;
 
+/// Largest certificate that is looked at, in bytes. Ours have about 600.
+pub(crate) const MAX_CERTIFICATE: usize = 64 * 1024;
+
 /// What `status` and renewal want to know of a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertificateInfo {
@@ -121,6 +124,12 @@ pub fn is_signed_by(certificate: &CertificateDer<'_>, signer: &CertificateDer<'_
 }
 
 pub(crate) fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, Error> {
+    if certificate.len() > MAX_CERTIFICATE {
+        return Err(Error::Parse(format!(
+            "it has {} bytes, {MAX_CERTIFICATE} are allowed",
+            certificate.len()
+        )));
+    }
     let (rest, parsed) =
         X509Certificate::from_der(certificate.as_ref()).map_err(|e| Error::Parse(e.to_string()))?;
     if !rest.is_empty() {

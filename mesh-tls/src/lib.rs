@@ -21,8 +21,11 @@ mod pinned;
 mod policy;
 mod renewal;
 pub mod seal;
+mod sources;
 mod verify;
 
+#[cfg(test)]
+mod bytes_tests;
 #[cfg(test)]
 mod fixtures;
 #[cfg(test)]
@@ -43,6 +46,7 @@ pub use renewal::Life;
 pub use rustls::sign::CertifiedKey;
 pub use rustls::{ClientConfig, ServerConfig};
 pub use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+pub use sources::{Entered, Sources};
 pub use verify::{Usage, verify_peer};
 
 /// ALPN protocol of gRPC.

@@ -1,12 +1,11 @@
 //! The server's side: TCP connections become TLS streams, concurrently and within limits.
 
 use std::{
-    collections::HashMap,
     io,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll},
@@ -24,14 +23,15 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tonic::transport::server::Connected;
 
-use crate::{handshake_error, peer_spiffe_id, registration};
+use super::refusals::Refusals;
+use crate::{Sources, handshake_error, peer_spiffe_id, registration};
 
 /// Longest time for one handshake.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most handshakes in flight on one listener; further connections wait in the kernel's backlog.
 pub const MAX_HANDSHAKES: usize = 512;
-/// Most handshakes in flight from one address; further ones are closed at once, so that one slow or hostile
-/// client cannot use up the slots of all others.
+/// Most handshakes in flight from one address. Beyond, the oldest of that address makes room: one slow or hostile
+/// client can't use up the slots of all others, nor keep out those that share its address.
 pub const MAX_HANDSHAKES_PER_ADDRESS: usize = 64;
 /// After an accept error (out of file descriptors, mostly), so that the loop does not spin.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
@@ -114,7 +114,8 @@ async fn accept(
     done: mpsc::Sender<io::Result<TlsIncoming>>,
 ) {
     let slots = Arc::new(Semaphore::new(MAX_HANDSHAKES));
-    let addresses = Addresses::default();
+    let addresses = Sources::at_most(MAX_HANDSHAKES_PER_ADDRESS);
+    let refusals = Arc::new(Refusals::default());
     loop {
         let next = async {
             // The semaphore is never closed, so that an error can only mean the end.
@@ -133,27 +134,30 @@ async fn accept(
                 None => return,
             },
         };
-        let Some(address) = addresses.enter(addr.ip()) else {
-            REFUSED.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(%addr, "connection closed: too many handshakes in flight from this address");
-            continue;
-        };
-        let (acceptor, done) = (acceptor.clone(), done.clone());
+        let address = addresses.enter_in_place_of_the_oldest(addr.ip());
+        let (acceptor, done, refusals) = (acceptor.clone(), done.clone(), refusals.clone());
         tokio::spawn(async move {
-            let handshake = tokio::time::timeout(timeout, handshake(acceptor, tcp, addr));
-            match handshake.await {
-                Ok(Ok(stream)) => {
+            let reason = tokio::select! {
+                done = tokio::time::timeout(timeout, handshake(acceptor, tcp, addr)) => match done {
+                    Ok(Ok(stream)) => Ok(stream),
+                    Ok(Err(error)) => Err(handshake_error(&error)),
+                    Err(_) => Err(format!("it took longer than {timeout:?}")),
+                },
+                () = address.evicted() => {
+                    Err(format!("more than {MAX_HANDSHAKES_PER_ADDRESS} are in flight from this address"))
+                }
+            };
+            match reason {
+                Ok(stream) => {
                     drop((slot, address));
                     // An error means that the server has gone.
                     let _ = done.send(Ok(stream)).await;
                 }
-                Ok(Err(error)) => {
+                Err(error) => {
                     REFUSED.fetch_add(1, Ordering::Relaxed);
-                    tracing::info!(%addr, error = handshake_error(&error), "TLS handshake failed");
-                }
-                Err(_) => {
-                    REFUSED.fetch_add(1, Ordering::Relaxed);
-                    tracing::info!(%addr, "TLS handshake took longer than {timeout:?}");
+                    if let Some(unsaid) = refusals.worth_a_line(addr.ip()) {
+                        tracing::info!(%addr, error, unsaid, "TLS handshake failed");
+                    }
                 }
             }
         });
@@ -170,41 +174,6 @@ async fn handshake(acceptor: TlsAcceptor, tcp: TcpStream, addr: SocketAddr) -> i
         None => (None, None),
     };
     Ok(TlsIncoming { stream, peer: PeerInfo { spiffe_id, registration, addr } })
-}
-
-/// Handshakes in flight by address.
-#[derive(Debug, Clone, Default)]
-struct Addresses(Arc<Mutex<HashMap<IpAddr, usize>>>);
-
-/// Counts one handshake until dropped.
-#[derive(Debug)]
-struct Entered {
-    address: IpAddr,
-    all: Addresses,
-}
-
-impl Addresses {
-    fn enter(&self, address: IpAddr) -> Option<Entered> {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(address).or_insert(0);
-        if *count >= MAX_HANDSHAKES_PER_ADDRESS {
-            return None;
-        }
-        *count += 1;
-        Some(Entered { address, all: self.clone() })
-    }
-}
-
-impl Drop for Entered {
-    fn drop(&mut self) {
-        let mut counts = self.all.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.address);
-            }
-        }
-    }
 }
 
 impl AsyncRead for TlsIncoming {
@@ -343,20 +312,5 @@ mod tests {
         for bad in ["nowhere", ":80", "host:0", "host:99999", "ho st:80"] {
             assert!(crate::grpc::connect(bad, tls.clone(), "replica").await.is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn one_address_cannot_take_every_slot() {
-        let addresses = Addresses::default();
-        let one = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
-        let other = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
-        let mut held: Vec<_> =
-            (0..MAX_HANDSHAKES_PER_ADDRESS).map(|_| addresses.enter(one).unwrap()).collect();
-        assert!(addresses.enter(one).is_none());
-        assert!(addresses.enter(other).is_some());
-        held.pop();
-        assert!(addresses.enter(one).is_some());
-        held.clear();
-        assert!(addresses.0.lock().unwrap().is_empty());
     }
 }

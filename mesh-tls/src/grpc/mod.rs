@@ -3,6 +3,7 @@
 
 mod connect;
 mod incoming;
+mod refusals;
 mod unix;
 
 pub use connect::{CONNECT_TIMEOUT, connect, connect_lazy, connect_unix};

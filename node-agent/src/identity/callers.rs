@@ -2,15 +2,16 @@
 //! sends, but not which network namespace it is in.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     io,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     task::{Context, Poll},
 };
 
 use futures::Stream;
 use mesh_model::resource::NamespacedName;
+use mesh_tls::{Entered, Sources};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{UnixListener, UnixStream},
@@ -54,7 +55,7 @@ impl CallerInfo {
 pub struct Attested {
     stream: UnixStream,
     caller: CallerInfo,
-    _counted: Counted,
+    _counted: Entered<Option<NetnsId>>,
 }
 
 impl Connected for Attested {
@@ -67,7 +68,8 @@ impl Connected for Attested {
 
 /// Connections for tonic's `serve_with_incoming`; requests carry [`CallerInfo`].
 pub fn attest(listener: UnixListener) -> impl Stream<Item = io::Result<Attested>> + Send + 'static {
-    let connections = Connections::default();
+    // One pod must not use up the agent's file descriptors.
+    let connections = Sources::at_most(MAX_CONNECTIONS);
     futures::stream::unfold((listener, connections), |(listener, connections)| async move {
         loop {
             match listener.accept().await {
@@ -89,41 +91,6 @@ pub fn attest(listener: UnixListener) -> impl Stream<Item = io::Result<Attested>
             }
         }
     })
-}
-
-/// Connections by network namespace: one pod must not use up the agent's file descriptors.
-#[derive(Debug, Clone, Default)]
-struct Connections(Arc<Mutex<BTreeMap<Option<NetnsId>, usize>>>);
-
-/// Counts one connection until dropped.
-#[derive(Debug)]
-struct Counted {
-    netns: Option<NetnsId>,
-    all: Connections,
-}
-
-impl Connections {
-    fn enter(&self, netns: Option<NetnsId>) -> Option<Counted> {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(netns).or_insert(0);
-        if *count >= MAX_CONNECTIONS {
-            return None;
-        }
-        *count += 1;
-        Some(Counted { netns, all: self.clone() })
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        let mut counts = self.all.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.netns) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.netns);
-            }
-        }
-    }
 }
 
 /// Decides who a caller is.
@@ -266,17 +233,6 @@ mod tests {
             callers.check_operator(caller(0, Some(pod))).is_err(),
             "root of a pod is not root of the node"
         );
-    }
-
-    #[test]
-    fn one_namespace_cannot_take_the_connections_of_all() {
-        let connections = Connections::default();
-        let greedy = Some(NetnsId::for_test(7));
-        let mut held: Vec<_> = (0..MAX_CONNECTIONS).map(|_| connections.enter(greedy).unwrap()).collect();
-        assert!(connections.enter(greedy).is_none());
-        assert!(connections.enter(Some(NetnsId::for_test(8))).is_some());
-        held.pop();
-        assert!(connections.enter(greedy).is_some());
     }
 
     #[test]
