@@ -129,7 +129,7 @@ mod tests {
             imports: Default::default(),
         };
         state.peers.insert("east".into(), peer.into());
-        state.replicas.insert(1, ReplicaRecord { id: 1, address: "10.0.0.1:1".into() });
+        state.replicas.insert(1, ReplicaRecord { id: 1, address: "10.0.0.1:1".into(), learner: false });
         let node = NodeRecord {
             name: "n1".into(),
             address: [10, 0, 0, 2].into(),
