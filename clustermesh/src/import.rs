@@ -16,11 +16,11 @@ use crate::{
 };
 
 /// Most ports of an imported service.
-pub const MAX_PORTS: usize = 64;
+pub use mesh_model::limits::MAX_PORTS_PER_IMPORT as MAX_PORTS;
 /// Most identities that may serve an imported service.
-pub const MAX_SPIFFE_IDS: usize = 256;
+pub use mesh_model::limits::MAX_IDENTITIES_PER_IMPORT as MAX_SPIFFE_IDS;
 /// Most services that one peer may offer.
-pub const MAX_SERVICES: usize = 10_000;
+pub use mesh_model::limits::MAX_IMPORTS_PER_PEER as MAX_SERVICES;
 
 /// Why an offered service is refused. The peer's other services are not touched.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]

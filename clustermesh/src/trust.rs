@@ -17,13 +17,15 @@ use xds_proto::isthmus::federation::v1::ClusterDescription;
 use crate::names::{is_dns_label, is_dns_name, is_host_port, shown};
 
 /// Most mesh doors of a peer.
-pub const MAX_DOORS: usize = 16;
+pub use mesh_model::limits::MAX_PEER_DOORS as MAX_DOORS;
 /// Most east-west gateways of a peer.
-pub const MAX_GATEWAYS: usize = 64;
+pub use mesh_model::limits::MAX_PEER_GATEWAYS as MAX_GATEWAYS;
 /// Revoked registrations that a description may tell: what a cluster remembers at most.
 pub const MAX_REVOKED: usize = 10_000;
 /// Largest root certificate, in bytes.
-pub const MAX_ROOT: usize = 16 * 1024;
+pub use mesh_model::limits::MAX_ROOT_BYTES as MAX_ROOT;
+// One number in two crates, neither of which knows the other.
+const _: () = assert!(MAX_ROOTS == mesh_model::limits::MAX_ROOTS);
 
 /// Why a description is refused.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]

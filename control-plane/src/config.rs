@@ -36,6 +36,8 @@ pub enum Command {
     /// Make a new raft group of a stopped replica's disk, without the others. Says what would happen unless
     /// --cluster confirms it.
     Recover(RecoverArgs),
+    /// Make a new cluster of one replica from a backup.
+    Restore(RestoreArgs),
 }
 
 /// Which disk.
@@ -47,6 +49,23 @@ pub struct RecoverArgs {
     /// The cluster's name: yes, the other replicas are lost for good.
     #[arg(long)]
     pub cluster: Option<String>,
+}
+
+/// From what, and where to.
+#[derive(Debug, Clone, Args)]
+pub struct RestoreArgs {
+    /// The new replica's folder: without a store, and with the keys of one of the cluster's replicas.
+    #[arg(long)]
+    pub data_dir: PathBuf,
+    /// The backup.
+    #[arg(long)]
+    pub from: PathBuf,
+    /// host:port under which others will reach the new replica.
+    #[arg(long, value_parser = host_port)]
+    pub advertise: String,
+    /// The keys of the cluster are lost: make a new root.
+    #[arg(long)]
+    pub new_authority: bool,
 }
 
 /// How log lines look.

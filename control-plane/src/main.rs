@@ -5,7 +5,7 @@ use std::{io::Write, path::Path, process::ExitCode};
 use control_plane::{
     config::{self, Command, Config, EXIT_REMOVED, EXIT_USAGE, LogFormat, Usage},
     notify::{self, Notifier},
-    recover,
+    recover, restore,
     start::{self, Removed, Running},
     telemetry::log,
 };
@@ -26,7 +26,7 @@ fn main() -> ExitCode {
     };
     log::to_stderr(match &command {
         Command::Run(config) => config.log_format,
-        Command::Recover(_) => LogFormat::Text,
+        Command::Recover(_) | Command::Restore(_) => LogFormat::Text,
     });
     let outcome = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -49,6 +49,10 @@ async fn execute(command: Command) -> anyhow::Result<()> {
             let report = recover::run(&args).await?;
             Ok(std::io::stdout().write_all(report.as_bytes())?)
         }
+        Command::Restore(args) => {
+            let report = restore::run(&args).await?;
+            Ok(std::io::stdout().write_all(report.as_bytes())?)
+        }
     }
 }
 
@@ -62,7 +66,12 @@ async fn run(config: Config) -> anyhow::Result<()> {
         let _ = std::fs::remove_file(path);
     }
     let notifier = Notifier::from_environment();
-    let mut running = start::start(config).await?;
+    // A replica whose disk is damaged may take its time.
+    let mut running = tokio::select! {
+        started = start::start(config) => started?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
     let failure = tokio::select! {
         error = serve(&mut running, ready_file.as_deref(), &notifier) => Some(error),
         _ = terminate.recv() => None,

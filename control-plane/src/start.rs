@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 use clustermesh::token_source::join_token;
 use mesh_model::records::{ClusterInfo, ReplicaRecord};
 use mesh_store::Command;
-use mesh_tls::shared_bundles;
+use mesh_tls::{SharedBundles, shared_bundles};
 use tokio::{net::TcpListener, task::JoinSet, time::sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -23,7 +23,8 @@ use crate::{
     federation,
     federation::liveness::Liveness,
     group::{self, Group},
-    raft::{Dialer, RaftConfig, Replica},
+    quarantine,
+    raft::{Dialer, OpenError, RaftConfig, Replica},
     replicas::Replicas,
     sources,
     telemetry::{self, flows::FlowRing},
@@ -71,13 +72,21 @@ pub async fn start(mut config: Config) -> anyhow::Result<Running> {
         None => None,
     };
     let metrics_at = metrics.as_ref().map(TcpListener::local_addr).transpose()?;
-    let socket = doors::local::bind(&config.admin_socket)?;
-    let ca = authority(&config, &keys).await?;
+    let mut socket = doors::local::bind(&config.admin_socket)?;
+    let mut ca = authority(&config, &keys).await?;
+    let (bundles, replicas, replica) = loop {
+        match open(&config, &keys, &ca).await {
+            Ok(opened) => break opened,
+            Err(Unopened::Damaged(damage)) => {
+                drop(socket);
+                ca = quarantine::leave(&config, ca, damage).await?;
+                socket = doors::local::bind(&config.admin_socket)?;
+            }
+            Err(Unopened::Other(error)) => return Err(error),
+        }
+    };
     let id = ca.replica().id;
     let trust_domain = ca.replica().trust_domain.clone();
-    let bundles = shared_bundles(trust_bundles(&ca, &mesh_store::State::default()));
-    let replicas = Replicas::new(ca.own().clone(), bundles.clone(), trust_domain.clone());
-    let replica = Arc::new(open_replica(&config, &keys, &ca, replicas.dialer()).await?);
     // Nobody is answered before this; the keeper goes on with it.
     ca.refresh(&replica.applied(), SystemTime::now(), 0.0)?;
     let views = Arc::new(ModelViews::new(trust_domain, config.gateways.clone(), &replica.applied()));
@@ -115,6 +124,7 @@ pub async fn start(mut config: Config) -> anyhow::Result<Running> {
     }
     tasks.spawn(follow_state(app.clone()));
     tasks.spawn(keeper::run(app.clone()));
+    tasks.spawn(quarantine::keep_contacts(app.clone()));
     tasks.spawn(federation::subscribe::run(app.clone()));
     if app.config.kubernetes {
         tasks.spawn(sources::kubernetes::run(app.clone()));
@@ -122,6 +132,31 @@ pub async fn start(mut config: Config) -> anyhow::Result<Running> {
     let running = Running { app, door, metrics: metrics_at, xds, stop, doors, tasks };
     running.found().await?;
     Ok(running)
+}
+
+/// Why there is no replica.
+enum Unopened {
+    /// Its store can't be believed: there is a way back.
+    Damaged(String),
+    Other(anyhow::Error),
+}
+
+impl From<anyhow::Error> for Unopened {
+    fn from(error: anyhow::Error) -> Self {
+        Unopened::Other(error)
+    }
+}
+
+/// Opens this replica's store, with what it needs to reach the others.
+async fn open(
+    config: &Config,
+    keys: &Path,
+    ca: &Ca,
+) -> Result<(SharedBundles, Replicas, Arc<Replica>), Unopened> {
+    let bundles = shared_bundles(trust_bundles(ca, &mesh_store::State::default()));
+    let replicas = Replicas::new(ca.own().clone(), bundles.clone(), ca.replica().trust_domain.clone());
+    let replica = open_replica(config, keys, ca, replicas.dialer()).await?;
+    Ok((bundles, replicas, Arc::new(replica)))
 }
 
 /// This replica's authority: as it was left, newly made, or given by the cluster that it joins.
@@ -155,20 +190,27 @@ async fn authority(config: &Config, keys: &Path) -> anyhow::Result<Ca> {
 }
 
 /// The replica in its folder, unless the folder is not what its keys belong to.
-async fn open_replica(config: &Config, keys: &Path, ca: &Ca, dialer: Dialer) -> anyhow::Result<Replica> {
+async fn open_replica(config: &Config, keys: &Path, ca: &Ca, dialer: Dialer) -> Result<Replica, Unopened> {
     let group = Group::open(keys)?;
     let own = ca.replica();
     let mut raft_config = RaftConfig::new(own.id, config.advertised(), config.data_dir.join("raft"));
     raft_config.group = group.as_ref().map(|group| group.id.clone()).unwrap_or_default();
     let folder = raft_config.dir.clone();
-    let replica = Replica::open(raft_config, dialer).await?;
+    let replica = Replica::open(raft_config, dialer).await.map_err(|error| match error {
+        OpenError::Disk(error) if error.is_damage() => Unopened::Damaged(error.to_string()),
+        error => Unopened::Other(error.into()),
+    })?;
     let which = format!("replica {} of {}", own.id, own.cluster);
     match group::check(group.clone(), replica.is_member().await, &which, &folder) {
         Ok(now) if group.as_ref() == Some(&now) => Ok(replica),
-        Ok(now) => now.keep(keys).map(|()| replica),
+        Ok(now) => Ok(now.keep(keys).map(|()| replica)?),
         Err(refusal) => {
             replica.shutdown().await;
-            bail!(refusal)
+            // Without anybody to come back from, it is for a person to read.
+            Err(match quarantine::has_contacts(&config.data_dir, own.id) {
+                true => Unopened::Damaged(refusal),
+                false => Unopened::Other(anyhow::anyhow!(refusal)),
+            })
         }
     }
 }

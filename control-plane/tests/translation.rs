@@ -86,7 +86,12 @@ fn shop() -> (State, MeshModel) {
     let mut run = |command: Command| {
         keys += 1;
         let key = Bytes16(keys.to_be_bytes());
-        apply(&mut state, &Envelope { key, now_unix_ms: 1_000_000, random: key, command }).outcome.unwrap()
+        apply(
+            &mut state,
+            &Envelope { key, now_unix_ms: 1_000_000, first_unix_ms: None, random: key, command },
+        )
+        .outcome
+        .unwrap()
     };
     let td = |name: &str| TrustDomain::parse(name).unwrap();
     run(Command::Init(ClusterInfo {
@@ -436,7 +441,9 @@ fn what_did_not_change_is_not_translated_again_and_comes_out_the_same() {
     let binding =
         WorkloadBinding { node: "n1".into(), addresses: vec!["10.1.0.7".parse().unwrap()], ready: false };
     let command = Command::BindWorkload { workload: NamespacedName::new("shop", "db-1"), binding };
-    apply(&mut state, &Envelope { key, now_unix_ms: 2_000_000, random: key, command }).outcome.unwrap();
+    apply(&mut state, &Envelope { key, now_unix_ms: 2_000_000, first_unix_ms: None, random: key, command })
+        .outcome
+        .unwrap();
     let model = compile(&state.input().unwrap());
     let second = Translation::after(std::sync::Arc::new(before.clone()), &first);
     for (incremental, whole) in [

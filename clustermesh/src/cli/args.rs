@@ -4,7 +4,10 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use super::duration::parse_duration;
+use super::{
+    backup_args::{BackupArgs, RestoreArgs},
+    duration::parse_duration,
+};
 
 /// Where the control plane's administrators' socket is unless told otherwise.
 pub(crate) const DEFAULT_SOCKET: &str = "/run/isthmus/admin.sock";
@@ -65,6 +68,10 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: super::node::NodeCommand,
     },
+    /// Write one revision of the cluster to a file, and check it.
+    Backup(BackupArgs),
+    /// Make a new cluster of one replica from a backup.
+    Restore(RestoreArgs),
     /// Print a completion script, for instance for: source <(clustermesh completions bash)
     Completions { shell: Shell },
 }

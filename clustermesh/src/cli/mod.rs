@@ -3,6 +3,8 @@
 mod apply;
 pub(crate) mod args;
 pub(crate) mod ca;
+mod backup;
+mod backup_args;
 mod client;
 mod delete;
 mod describe;
@@ -18,6 +20,7 @@ mod object;
 mod observe;
 mod out;
 mod proxy_status;
+mod rejoin;
 mod render;
 mod replica;
 mod replica_args;
@@ -47,6 +50,8 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
         Command::ProxyStatus(args) => proxy_status::run(socket, &args).await,
         Command::Ca { command } => ca::run(socket, &command).await,
         Command::Node { command } => node::run(socket, &command).await,
+        Command::Backup(args) => backup::run(socket, &args).await,
+        Command::Restore(args) => backup::restore(&args),
         Command::Completions { shell } => completions(shell),
     }
 }

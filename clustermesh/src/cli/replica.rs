@@ -34,6 +34,7 @@ pub(crate) async fn run(socket: &Path, command: &ReplicaCommand) -> Result<(), F
         ReplicaCommand::Remove(args) => remove(socket, args).await,
         ReplicaCommand::Promote(args) => promote(socket, args).await,
         ReplicaCommand::Recover(args) => recover(args),
+        ReplicaCommand::Rejoin => super::rejoin::run(socket).await,
     }
 }
 

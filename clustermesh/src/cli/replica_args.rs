@@ -20,6 +20,9 @@ pub(crate) enum ReplicaCommand {
     Promote(PromoteArgs),
     /// When a majority is lost for good: make a new group of one survivor's disk. The replica must be stopped.
     Recover(RecoverArgs),
+    /// On a replica that refuses to take part because of its disk: keep the damaged store aside, and come back from
+    /// the others with another number and an empty log.
+    Rejoin,
 }
 
 #[derive(Debug, Args)]
@@ -101,6 +104,7 @@ mod tests {
             "clustermesh replica promote 4",
             "clustermesh replica promote 4 --demote",
             "clustermesh replica recover --data-dir /d --force --yes",
+            "clustermesh replica rejoin",
         ] {
             parse(line).unwrap_or_else(|e| panic!("{line}: {e}"));
         }

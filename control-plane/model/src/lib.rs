@@ -4,6 +4,7 @@
 
 pub mod compile;
 pub mod identity;
+pub mod limits;
 pub mod policy;
 pub mod records;
 pub mod resource;

@@ -3,6 +3,7 @@
 pub mod barrier;
 pub mod objects;
 pub mod observe;
+pub mod recovery;
 pub mod render;
 pub mod replicas;
 pub mod selector;

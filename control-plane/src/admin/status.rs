@@ -64,6 +64,7 @@ pub fn local(app: &App) -> StatusResponse {
         objects: objects.into_iter().collect(),
         no_quorum: view.no_quorum.as_ref().map(no_quorum),
         raft_group: view.group.clone(),
+        failure: view.failure.unwrap_or_default(),
     }
 }
 

@@ -72,6 +72,8 @@ pub enum Action {
     Write,
     /// `Admin.List`, `Admin.Watch`
     Read,
+    /// `Recovery.*`
+    Backup,
     /// `Admin.Status`
     Status,
     /// `Admin.Observe`
@@ -114,9 +116,10 @@ pub enum Action {
 
 impl Action {
     /// Every action.
-    pub const ALL: [Action; 21] = [
+    pub const ALL: [Action; 22] = [
         Action::Write,
         Action::Read,
+        Action::Backup,
         Action::Status,
         Action::Observe,
         Action::ClientStatus,

@@ -7,7 +7,7 @@ pub fn allowed(role: Role, action: Action) -> bool {
     use Action as A;
     use Role as R;
     match action {
-        A::Write | A::Read | A::CreateToken | A::JoinMesh | A::ManageReplicas => {
+        A::Write | A::Read | A::Backup | A::CreateToken | A::JoinMesh | A::ManageReplicas => {
             matches!(role, R::LocalRoot | R::Admin)
         }
         A::InspectAuthority | A::RotateRoot | A::EndRegistration => matches!(role, R::LocalRoot | R::Admin),
@@ -29,10 +29,11 @@ mod tests {
     /// A line for each action, in the order of `Action::ALL`; columns in that of `Role::ALL`. Written out, so that a
     /// change of the rules is a change of this picture.
     #[rustfmt::skip]
-    const TABLE: [(&str, &str); 21] = [
+    const TABLE: [(&str, &str); 22] = [
         //                   LocalRoot Replica Node Admin Workload Peer Revoked Stranger Anonymous
         ("Write",            "y         -       -    y     -        -    -       -        -"),
         ("Read",             "y         -       -    y     -        -    -       -        -"),
+        ("Backup",           "y         -       -    y     -        -    -       -        -"),
         ("Status",           "y         y       -    y     -        -    -       -        -"),
         ("Observe",          "y         y       -    y     -        -    -       -        -"),
         ("ClientStatus",     "y         y       -    y     -        -    -       -        -"),

@@ -14,6 +14,7 @@ mod keys;
 pub mod newcomer;
 pub mod service;
 pub mod trust;
+pub mod restore;
 
 use std::{
     path::Path,
@@ -112,6 +113,18 @@ impl Ca {
             unsealed: ArcSwapOption::from_pointee(unsealed),
             own: shared_identity(None),
         }))
+    }
+
+    /// The same replica under another number of its cluster. It has no certificate until [`Ca::refresh`], and its
+    /// copy of the root's key is sealed to it anew.
+    ///
+    /// # Errors
+    /// The folder can't be written.
+    pub fn renumbered(mut self, id: u64) -> Result<Self, CaError> {
+        self.replica.id = id;
+        self.keys.write_replica(&self.replica)?;
+        self.own.store(None);
+        Ok(self)
     }
 
     /// What this replica is.

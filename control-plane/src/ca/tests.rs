@@ -43,7 +43,7 @@ impl Store {
     fn write(&mut self, command: Command) {
         self.1 += 1;
         let key = Bytes16(self.1.to_be_bytes());
-        let envelope = Envelope { key, now_unix_ms: 1, random: key, command };
+        let envelope = Envelope { key, now_unix_ms: 1, first_unix_ms: None, random: key, command };
         apply(&mut self.0, &envelope).outcome.unwrap();
     }
 

@@ -7,13 +7,13 @@ use mesh_tls::grpc;
 use tokio::net::UnixListener;
 use tonic::transport::Server;
 use xds_proto::isthmus::{
-    admin::v1::{admin_server::AdminServer, replicas_server::ReplicasServer},
+    admin::v1::{admin_server::AdminServer, recovery_server::RecoveryServer, replicas_server::ReplicasServer},
     ca::v1::certificate_authority_server::CertificateAuthorityServer,
 };
 
 use super::MAX_ADMIN_MESSAGE;
 use crate::{
-    admin::{AdminService, replicas::ReplicasService},
+    admin::{AdminService, recovery::RecoveryService, replicas::ReplicasService},
     app::App,
     ca::service::AuthorityService,
     xds::csds,
@@ -42,6 +42,7 @@ pub async fn serve(
 ) -> anyhow::Result<()> {
     let replicas = ReplicasServer::new(ReplicasService(app.clone()));
     let clients = csds::service::server(app.clone());
+    let recovery = RecoveryServer::new(RecoveryService(app.clone()));
     let admin = AdminServer::new(AdminService(app.clone()))
         .max_decoding_message_size(MAX_ADMIN_MESSAGE)
         .max_encoding_message_size(usize::MAX);
@@ -52,6 +53,7 @@ pub async fn serve(
         .add_service(replicas)
         .add_service(clients)
         .add_service(authority)
+        .add_service(recovery)
         .serve_with_incoming_shutdown(grpc::incoming_unix(listener), stop)
         .await?;
     Ok(())

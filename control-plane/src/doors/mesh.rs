@@ -7,7 +7,9 @@ use mesh_tls::{ALPN_H2, ClientAuth, grpc, server_config};
 use tokio::net::TcpListener;
 use tonic::transport::Server;
 use xds_proto::isthmus::{
-    admin::v1::{admin_server::AdminServer, replicas_server::ReplicasServer},
+    admin::v1::{
+        admin_server::AdminServer, recovery_server::RecoveryServer, replicas_server::ReplicasServer,
+    },
     bootstrap::v1::{
         bootstrap_server::BootstrapServer, certificates_server::CertificatesServer,
         endpoints_server::EndpointsServer,
@@ -19,7 +21,7 @@ use xds_proto::isthmus::{
 
 use super::{MAX_ADMIN_MESSAGE, MAX_SMALL_MESSAGE, MAX_STREAMS_PER_CONNECTION};
 use crate::{
-    admin::{AdminService, replicas::ReplicasService},
+    admin::{AdminService, recovery::RecoveryService, replicas::ReplicasService},
     app::App,
     ca::{bootstrap::BootstrapService, certificates::CertificatesService, service::AuthorityService},
     federation::service::FederationService,
@@ -65,6 +67,9 @@ pub async fn serve(
         .add_service(csds::service::server(app.clone()))
         .add_service(
             ReplicasServer::new(ReplicasService(app.clone())).max_decoding_message_size(MAX_SMALL_MESSAGE),
+        )
+        .add_service(
+            RecoveryServer::new(RecoveryService(app.clone())).max_decoding_message_size(MAX_SMALL_MESSAGE),
         )
         .add_service(
             AdminServer::new(AdminService(app.clone()))

@@ -42,20 +42,41 @@ async fn concurrent_writes_share_entries_and_each_gets_its_own_answer() {
     let running = Running::start(1, dir.path(), None, |_| {}).await;
     running.replica.initialize().await.expect("the first member");
     running.replica.write(init()).await.expect("initialised");
-    let before = running.replica.metrics();
+    let before = running.replica.metrics().counters;
     let names: Vec<String> = (0..400).map(|n| format!("w{n}")).collect();
     let writes = names.iter().map(|name| running.replica.write(put(name)));
     let mut revisions: Vec<u64> =
         join_all(writes).await.into_iter().map(|applied| applied.expect("written").revision).collect();
     revisions.sort_unstable();
     assert_eq!(revisions, (2..402).collect::<Vec<u64>>(), "each write has a revision of its own");
-    let after = running.replica.metrics();
+    let after = running.replica.metrics().counters;
+    let (commands, syncs) =
+        (after.commands_proposed - before.commands_proposed, after.waited_syncs - before.waited_syncs);
     let (entries, groups) =
-        (after.entries_written - before.entries_written, after.groups_synced - before.groups_synced);
+        (after.entries_proposed - before.entries_proposed, after.groups_synced - before.groups_synced);
+    assert_eq!(commands, 400);
     assert!(entries < 100 && groups < 200, "{entries} entries, {groups} groups for 400 writes");
+    assert!(syncs <= groups + 2, "{syncs} syncs for {groups} groups: one each");
     let events = running.replica.events_after(1).expect("all are kept");
     assert_eq!(events.len(), 400);
     running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn concurrent_linearizable_reads_share_rounds_and_see_what_was_written_before() {
+    let dirs = folders();
+    let all = three(&dirs, |_| {}).await;
+    all[0].replica.write(put("before")).await.expect("written");
+    let before = all[0].replica.metrics().counters.read_rounds;
+    let readers = all.iter().flat_map(|running| (0..100).map(|_| running.replica.linearizable()));
+    for state in join_all(readers).await {
+        assert!(has(&state.expect("a leader"), "before"));
+    }
+    let rounds = all[0].replica.metrics().counters.read_rounds - before;
+    assert!(rounds < 60, "{rounds} rounds for 300 reads");
+    for running in all {
+        running.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -70,9 +91,9 @@ async fn any_replica_takes_writes_and_linearizable_reads() {
             assert!(has(&state, &name), "{name} is not at replica {}", reader.replica.id());
         }
     }
-    let key = Bytes16([7; 16]);
-    let first = all[1].replica.write_once(key, put("once")).await.expect("written");
-    let again = all[2].replica.write_once(key, put("once")).await.expect("the same answer");
+    let (key, begun) = (Bytes16([7; 16]), std::time::SystemTime::now());
+    let first = all[1].replica.write_once(key, None, put("once")).await.expect("written");
+    let again = all[2].replica.write_once(key, Some(begun), put("once")).await.expect("the same answer");
     assert!(!first.replayed && again.replayed);
     assert_eq!((again.revision, again.outcomes), (first.revision, first.outcomes));
     let refused = all[2].replica.write(init_other()).await;

@@ -8,7 +8,7 @@ use thiserror::Error;
 use super::contact::NoQuorum;
 
 /// What to do about a replica whose disk can't be believed.
-const REJOIN: &str = "this replica neither votes nor serves; if the others are well, remove it, empty its data directory and join it anew";
+const REJOIN: &str = "it must not vote; the way back is from the other replicas";
 
 /// What is wrong with a replica's files. Where it matters, both sides of the contradiction are named.
 #[derive(Debug, Error)]
@@ -41,6 +41,13 @@ pub enum DiskError {
     Entry { file: PathBuf, index: u64, reason: String },
     #[error("{}: is missing although {} holds a log; {REJOIN}", file.display(), log.display())]
     WatermarkMissing { file: PathBuf, log: PathBuf },
+    #[error("{}: is missing although {} holds a log; {REJOIN}", file.display(), log.display())]
+    JournalMissing { file: PathBuf, log: PathBuf },
+    #[error(
+        "{}: holds the log up to group {has}, but {} begins with group {first}: it was cut or rolled back; {REJOIN}",
+        file.display(), journal.display()
+    )]
+    StoreBehind { file: PathBuf, journal: PathBuf, has: u64, first: u64 },
     #[error("{}: is damaged: {reason}; {REJOIN}", file.display())]
     Damaged { file: PathBuf, reason: String },
     #[error(
@@ -53,6 +60,16 @@ pub enum DiskError {
 }
 
 impl DiskError {
+    /// Whether what is on the disk can't be believed: waiting, freeing space or another release won't help.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            // Unreadable sectors.
+            DiskError::Io { source, .. } => source.raw_os_error() == Some(nix::libc::EIO),
+            DiskError::InUse { .. } | DiskError::Newer { .. } => false,
+            _ => true,
+        }
+    }
+
     pub(crate) fn io(file: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> DiskError {
         let file = file.into();
         |source| DiskError::Io { file, source }

@@ -1,23 +1,27 @@
 //! The state machine: applies committed entries, publishes the state, takes and installs snapshots.
 
 use std::{
-    io::Cursor,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    time::Instant,
 };
 
 use arc_swap::ArcSwap;
-use mesh_store::{Envelope, Event, History, Outcome, State, limits::MAX_HISTORY_EVENTS};
+use mesh_store::{
+    Envelope, Event, History, Outcome, State,
+    limits::{MAX_HISTORY_BYTES, MAX_HISTORY_EVENTS},
+};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder, storage::RaftStateMachine};
 use tokio::sync::watch;
 
 use super::{
     DiskError,
     blocking::blocking,
-    disk::Snapshots,
+    disk::{SnapshotFile, Snapshots},
     types::{
         Answers, Entry, LogId, Snapshot, SnapshotMeta, StorageError, StorageIOError, StoredMembership,
         TypeConfig, any_error,
     },
+    view::{Counting, add},
 };
 
 /// What readers see. Everything in it is of the last applied entry or a later one.
@@ -61,24 +65,20 @@ pub(crate) struct Machine {
     snapshots: Snapshots,
     last_applied: Option<LogId>,
     membership: StoredMembership,
+    counting: Arc<Counting>,
 }
 
 impl Machine {
     /// Starts from the snapshot on disk, if there is one.
-    pub(crate) fn open(snapshots: Snapshots) -> Result<(Self, Arc<Published>), DiskError> {
-        let (meta, state) = match snapshots.load()? {
-            Some(snapshot) => {
-                let state = mesh_store::decode(snapshot.snapshot.get_ref()).map_err(|error| {
-                    DiskError::Damaged { file: snapshots.path().to_owned(), reason: error.to_string() }
-                })?;
-                (snapshot.meta, state)
-            }
-            None => (SnapshotMeta::default(), State::default()),
-        };
+    pub(crate) fn open(
+        snapshots: Snapshots,
+        counting: Arc<Counting>,
+    ) -> Result<(Self, Arc<Published>), DiskError> {
+        let (meta, state) = snapshots.load()?.unwrap_or_default();
         let published = Arc::new(Published {
             revision: watch::Sender::new(state.revision),
             applied: watch::Sender::new(meta.last_log_id.map_or(0, |last| last.index + 1)),
-            history: Mutex::new(History::starting_at(state.revision, MAX_HISTORY_EVENTS)),
+            history: Mutex::new(History::starting_at(state.revision, MAX_HISTORY_EVENTS, MAX_HISTORY_BYTES)),
             state: ArcSwap::from_pointee(state),
         });
         let machine = Self {
@@ -86,6 +86,7 @@ impl Machine {
             snapshots,
             last_applied: meta.last_log_id,
             membership: meta.last_membership,
+            counting,
         };
         Ok((machine, published))
     }
@@ -156,6 +157,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
         Builder {
             state: self.published.state(),
             snapshots: self.snapshots.clone(),
+            counting: self.counting.clone(),
             meta: SnapshotMeta {
                 last_log_id: self.last_applied,
                 last_membership: self.membership.clone(),
@@ -164,24 +166,22 @@ impl RaftStateMachine<TypeConfig> for Machine {
         }
     }
 
-    async fn begin_receiving_snapshot(&mut self) -> Result<Box<Cursor<Vec<u8>>>, StorageError> {
-        Ok(Box::default())
+    async fn begin_receiving_snapshot(&mut self) -> Result<Box<SnapshotFile>, StorageError> {
+        let failed = |error: DiskError| StorageIOError::write_snapshot(None, any_error(error));
+        Ok(Box::new(self.snapshots.arriving().map_err(failed)?))
     }
 
     async fn install_snapshot(
         &mut self,
         meta: &SnapshotMeta,
-        snapshot: Box<Cursor<Vec<u8>>>,
+        snapshot: Box<SnapshotFile>,
     ) -> Result<(), StorageError> {
         let failed = |reason: String| {
             StorageError::from(StorageIOError::write_snapshot(Some(meta.signature()), any_error(reason)))
         };
         let (snapshots, described) = (self.snapshots.clone(), meta.clone());
         let state = tokio::task::spawn_blocking(move || {
-            let bytes = snapshot.into_inner();
-            let state = mesh_store::decode(&bytes).map_err(|error| error.to_string())?;
-            snapshots.save(&described, &bytes).map_err(|error| error.to_string())?;
-            Ok::<_, String>(state)
+            snapshots.install(&described, *snapshot).map_err(|error| error.to_string())
         })
         .await
         .map_err(|error| failed(error.to_string()))?
@@ -189,6 +189,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
         self.last_applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
         let revision = state.revision;
+        add(&self.counting.snapshots_installed, 1);
         self.publish(state, Vec::new());
         self.published.history().reset(revision);
         self.publish_index();
@@ -197,7 +198,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, StorageError> {
         let snapshots = self.snapshots.clone();
-        tokio::task::spawn_blocking(move || snapshots.load())
+        tokio::task::spawn_blocking(move || snapshots.current())
             .await
             .map_err(|error| StorageIOError::read_snapshot(None, any_error(error)))?
             .map_err(|error| StorageIOError::read_snapshot(None, any_error(error)).into())
@@ -214,6 +215,7 @@ fn apply(state: &mut State, envelope: &Envelope, events: &mut Vec<Event>) -> Out
 pub(crate) struct Builder {
     state: Arc<State>,
     snapshots: Snapshots,
+    counting: Arc<Counting>,
     meta: SnapshotMeta,
 }
 
@@ -222,11 +224,17 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
         let (state, snapshots, meta) = (self.state.clone(), self.snapshots.clone(), self.meta.clone());
         let signature = meta.signature();
         let failed = |reason: String| StorageIOError::write_snapshot(Some(signature), any_error(reason));
+        let counting = self.counting.clone();
         let built = tokio::task::spawn_blocking(move || {
-            let bytes = mesh_store::encode(&state).map_err(|error| error.to_string())?;
-            drop(state);
-            snapshots.save(&meta, &bytes).map_err(|error| error.to_string())?;
-            Ok::<_, String>(Snapshot { meta, snapshot: Box::new(Cursor::new(bytes)) })
+            let started = Instant::now();
+            let bytes = snapshots.save(&meta, &state).map_err(|error| error.to_string())?;
+            let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+            add(&counting.snapshots_built, 1);
+            counting.last_snapshot_bytes.store(bytes, Ordering::Relaxed);
+            counting.last_snapshot_micros.store(micros, Ordering::Relaxed);
+            // A newer one may have come from the leader meanwhile.
+            let current = snapshots.current().map_err(|error| error.to_string())?;
+            current.ok_or_else(|| "the snapshot is gone".to_owned())
         });
         match built.await {
             Ok(Ok(snapshot)) => Ok(snapshot),

@@ -34,7 +34,21 @@ pub(crate) mod testing;
 
 pub use config::{RaftConfig, Timings};
 pub use contact::NoQuorum;
+pub use disk::is_snapshot;
 pub use error::{DiskError, OpenError, ReadError, WriteError};
 pub use network::{Authorize, DialError, Dialer, RaftService, is_frame};
 pub use replica::Replica;
-pub use view::{MemberView, ReplicaView, Role};
+pub use view::{Counters, MemberView, ReplicaView, Role};
+
+/// Makes the store of a group of one replica, whose state is given, in a folder that is not there yet.
+///
+/// # Errors
+/// One sentence that names the file.
+pub async fn found(
+    dir: &std::path::Path,
+    id: u64,
+    address: &str,
+    state: &mesh_store::State,
+) -> Result<(), OpenError> {
+    disk::found(dir, id, address, state).await.map_err(|error| OpenError::Raft(error.to_string()))
+}

@@ -19,6 +19,7 @@ use super::{
     network::{Forward, LeaderError, Peers, forward},
     transfer::Gate,
     types::{Batch, Metrics, Raft},
+    view::{Counting, add},
 };
 
 /// Between attempts while nothing tells that there is a new leader.
@@ -41,10 +42,17 @@ struct Pending {
 
 impl Queue {
     /// Starts the queue's task, which ends with the last handle.
-    pub(crate) fn start(id: u64, raft: Raft, peers: Arc<Peers>, contact: Arc<Contact>, gate: Gate) -> Self {
+    pub(crate) fn start(
+        id: u64,
+        raft: Raft,
+        peers: Arc<Peers>,
+        contact: Arc<Contact>,
+        gate: Gate,
+        counting: Arc<Counting>,
+    ) -> Self {
         let (entrance, waiting) = mpsc::channel(MAX_QUEUED_COMMANDS);
         let metrics = raft.metrics();
-        tokio::spawn(run(waiting, Arc::new(Submitter { id, raft, peers, metrics, contact, gate })));
+        tokio::spawn(run(waiting, Arc::new(Submitter { id, raft, peers, metrics, contact, gate, counting })));
         Self { entrance }
     }
 
@@ -133,6 +141,7 @@ struct Submitter {
     metrics: watch::Receiver<Metrics>,
     contact: Arc<Contact>,
     gate: Gate,
+    counting: Arc<Counting>,
 }
 
 enum Attempt {
@@ -151,11 +160,16 @@ impl Submitter {
         let mut reason = "there is no leader".to_owned();
         let mut metrics = self.metrics.clone();
         let mut tried = false;
+        let mut again = false;
         loop {
             expire(&mut batch, &reason);
             let Some(patience) = batch.iter().map(|pending| pending.deadline).max() else { return };
-            let envelopes =
-                Arc::new(batch.iter().map(|pending| pending.envelope.clone()).collect::<Vec<_>>());
+            let attempt = batch.iter().map(|Pending { envelope, .. }| Envelope {
+                first_unix_ms: envelope.first_unix_ms.or(again.then_some(envelope.now_unix_ms)),
+                ..envelope.clone()
+            });
+            let envelopes = Arc::new(attempt.collect::<Vec<_>>());
+            again = true;
             metrics.mark_unchanged();
             let attempt = tokio::time::timeout_at(patience, async {
                 tokio::select! {
@@ -230,7 +244,11 @@ impl Submitter {
         // Closed while leadership is handed over.
         let _open = self.gate.read().await;
         match self.raft.client_write(Batch(envelopes.clone())).await {
-            Ok(response) => Attempt::Done(response.data.0),
+            Ok(response) => {
+                add(&self.counting.entries_proposed, 1);
+                add(&self.counting.commands_proposed, envelopes.len() as u64);
+                Attempt::Done(response.data.0)
+            }
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) if forwarded => Attempt::NotLeader,
             Err(RaftError::APIError(error)) => Attempt::Again(error.to_string()),
             Err(RaftError::Fatal(fatal)) => Attempt::Fatal(fatal.to_string()),

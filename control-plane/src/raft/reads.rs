@@ -1,10 +1,16 @@
 //! Linearizable reads on any replica (ReadIndex, Raft dissertation section 6.4).
+//!
+//! Reads that wait share one round: whoever comes while a round is under way takes the next one, because a round
+//! answers only for what was acknowledged before it began.
 
 use std::{sync::Arc, time::Duration};
 
 use mesh_store::State;
 use openraft::error::RaftError;
-use tokio::time::Instant;
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 
 use super::{
     ReadError,
@@ -13,31 +19,68 @@ use super::{
     machine::Published,
     network::{LeaderError, Peers, read_index},
     types::Raft,
+    view::{Counting, add},
 };
 
 /// Between attempts.
 const RETRY: Duration = Duration::from_millis(50);
 /// For one attempt: a leader that has vanished without a word is not waited for.
 const ATTEMPT: Duration = Duration::from_secs(1);
+/// Reads that wait for the next round; further ones wait before they enter.
+const MAX_WAITING: usize = 1024;
+
+type Answer = oneshot::Sender<Result<u64, Failure>>;
 
 /// Reads of one replica.
 #[derive(Clone)]
 pub(crate) struct Reads {
-    pub(crate) id: u64,
-    pub(crate) raft: Raft,
-    pub(crate) peers: Arc<Peers>,
-    pub(crate) published: Arc<Published>,
-    pub(crate) contact: Arc<Contact>,
+    published: Arc<Published>,
+    contact: Arc<Contact>,
+    counting: Arc<Counting>,
+    /// Rounds wherever the leader is, for readers of this replica.
+    anywhere: mpsc::Sender<Answer>,
+    /// Rounds of this replica as the leader, for others and itself.
+    here: mpsc::Sender<Answer>,
+}
+
+/// What a round needs.
+struct Rounds {
+    id: u64,
+    raft: Raft,
+    peers: Arc<Peers>,
+    here: mpsc::Sender<Answer>,
 }
 
 impl Reads {
+    /// Starts the tasks of the rounds, which end with the last handle.
+    pub(crate) fn start(
+        id: u64,
+        raft: Raft,
+        peers: Arc<Peers>,
+        published: Arc<Published>,
+        contact: Arc<Contact>,
+        counting: Arc<Counting>,
+    ) -> Self {
+        let (anywhere, asking_anywhere) = mpsc::channel(MAX_WAITING);
+        let (here, asking_here) = mpsc::channel(MAX_WAITING);
+        let rounds = Rounds { id, raft: raft.clone(), peers, here: here.clone() };
+        let counted = counting.clone();
+        tokio::spawn(share(asking_anywhere, async move || rounds.anywhere().await));
+        tokio::spawn(share(asking_here, async move || {
+            add(&counted.read_rounds, 1);
+            confirm(&raft).await
+        }));
+        Self { published, contact, counting, anywhere, here }
+    }
+
     /// A state that holds every write that was acknowledged before this was called.
     pub(crate) async fn linearizable(&self) -> Result<Arc<State>, ReadError> {
+        add(&self.counting.reads, 1);
         let deadline = Instant::now() + READ_DEADLINE;
         let mut reason = "there is no leader".to_owned();
         let read = async {
             loop {
-                let attempt = tokio::time::timeout(ATTEMPT, self.read_index()).await;
+                let attempt = tokio::time::timeout(ATTEMPT, ask(&self.anywhere)).await;
                 match attempt.unwrap_or_else(|_| Err(Failure::Again("the leader does not answer".to_owned())))
                 {
                     Ok(index) => {
@@ -60,7 +103,15 @@ impl Reads {
         }
     }
 
-    async fn read_index(&self) -> Result<u64, Failure> {
+    /// How many entries must have been applied for a read to be linearizable, if this replica is the leader: a
+    /// majority has confirmed that it is since this was called.
+    pub(crate) async fn local_read_index(&self) -> Result<u64, Failure> {
+        ask(&self.here).await
+    }
+}
+
+impl Rounds {
+    async fn anywhere(&self) -> Result<u64, Failure> {
         let leader = {
             let metrics = self.raft.metrics();
             let metrics = metrics.borrow();
@@ -74,7 +125,7 @@ impl Reads {
         };
         match leader {
             None => Err(Failure::Again("there is no leader".to_owned())),
-            Some((id, _)) if id == self.id => self.local_read_index().await,
+            Some((id, _)) if id == self.id => ask(&self.here).await,
             Some((id, address)) => read_index(&self.peers, (id, &address)).await.map_err(|error| {
                 Failure::Again(match error {
                     LeaderError::NotLeader => format!("replica {id} is not the leader any more"),
@@ -83,20 +134,77 @@ impl Reads {
             }),
         }
     }
+}
 
-    /// How many entries must have been applied for a read to be linearizable, if this replica is the leader: a
-    /// majority has confirmed that it is since this was called.
-    pub(crate) async fn local_read_index(&self) -> Result<u64, Failure> {
-        match self.raft.get_read_log_id().await {
-            Ok((read, _)) => Ok(read.map_or(0, |read| read.index + 1)),
-            Err(RaftError::APIError(error)) => Err(Failure::Again(error.to_string())),
-            Err(RaftError::Fatal(fatal)) => Err(Failure::Stopped(fatal.to_string())),
+async fn confirm(raft: &Raft) -> Result<u64, Failure> {
+    match raft.get_read_log_id().await {
+        Ok((read, _)) => Ok(read.map_or(0, |read| read.index + 1)),
+        Err(RaftError::APIError(error)) => Err(Failure::Again(error.to_string())),
+        Err(RaftError::Fatal(fatal)) => Err(Failure::Stopped(fatal.to_string())),
+    }
+}
+
+async fn ask(rounds: &mpsc::Sender<Answer>) -> Result<u64, Failure> {
+    let gone = || Failure::Stopped("it is shutting down".to_owned());
+    let (answer, answered) = oneshot::channel();
+    rounds.send(answer).await.map_err(|_| gone())?;
+    answered.await.map_err(|_| gone())?
+}
+
+/// One round after the other, each for all that wait when it begins.
+async fn share(mut asking: mpsc::Receiver<Answer>, round: impl AsyncFn() -> Result<u64, Failure>) {
+    let mut waiting = Vec::new();
+    while asking.recv_many(&mut waiting, MAX_WAITING).await > 0 {
+        // A leader that has vanished must not keep the next round from asking its successor.
+        let late = |_| Err(Failure::Again("the leader does not answer".to_owned()));
+        let result = tokio::time::timeout(ATTEMPT, round()).await.unwrap_or_else(late);
+        for answer in waiting.drain(..) {
+            // Whoever has gone away does not want the answer.
+            let _ = answer.send(result.clone());
         }
     }
 }
 
 /// Why there is no read index now.
+#[derive(Debug, Clone)]
 pub(crate) enum Failure {
     Again(String),
     Stopped(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn readers_that_wait_share_a_round_and_nobody_joins_one_that_has_begun() {
+        let (asking, requests) = mpsc::channel(MAX_WAITING);
+        let (let_go, held) = tokio::sync::watch::channel(0);
+        let rounds = Arc::new(AtomicU64::new(0));
+        let (counted, begun) = (rounds.clone(), tokio::sync::watch::Sender::new(0));
+        let mut beginning = begun.subscribe();
+        tokio::spawn(share(requests, async move || {
+            let n = counted.fetch_add(1, Ordering::Relaxed) + 1;
+            begun.send_replace(n);
+            // Each round ends when it is let go.
+            let _ = held.clone().wait_for(|round| *round >= n).await;
+            Ok(n)
+        }));
+        let reader = |asking: mpsc::Sender<Answer>| tokio::spawn(async move { ask(&asking).await });
+        let first = reader(asking.clone());
+        beginning.wait_for(|n| *n == 1).await.expect("it runs");
+        let others: Vec<_> = (0..50).map(|_| reader(asking.clone())).collect();
+        // All of them wait before the first round ends.
+        while asking.capacity() > MAX_WAITING - 50 {
+            tokio::task::yield_now().await;
+        }
+        let_go.send_replace(9);
+        assert!(matches!(first.await.expect("no panic"), Ok(1)));
+        for other in others {
+            assert!(matches!(other.await.expect("no panic"), Ok(2)), "the round began after it had asked");
+        }
+        assert_eq!(rounds.load(Ordering::Relaxed), 2);
+    }
 }

@@ -26,7 +26,7 @@ use super::{
     reads::Reads,
     transfer::{self, Gate},
     types::Raft,
-    view,
+    view::{self, Counting},
 };
 use crate::telemetry::Histogram;
 
@@ -46,6 +46,7 @@ pub struct Replica {
     reads: Reads,
     disk: Arc<DiskStats>,
     write_times: Histogram,
+    counting: Arc<Counting>,
     in_use: Box<dyn Fn() -> bool + Send + Sync>,
 }
 
@@ -67,9 +68,11 @@ impl Replica {
     pub async fn open(config: RaftConfig, dialer: Dialer) -> Result<Self, OpenError> {
         let settings = config.openraft()?;
         let dir = config.dir.clone();
+        let counting = Arc::new(Counting::default());
+        let counted = counting.clone();
         let (log, machine, published) = tokio::task::spawn_blocking(move || {
-            let (log, snapshots) = disk::open(&dir)?;
-            let (machine, published) = Machine::open(snapshots)?;
+            let (log, snapshots) = disk::open(&dir, disk::Options::default())?;
+            let (machine, published) = Machine::open(snapshots, counted)?;
             Ok::<_, OpenError>((log, machine, published))
         })
         .await
@@ -81,7 +84,14 @@ impl Replica {
             .await
             .map_err(|error| OpenError::Raft(error.to_string()))?;
         let gate = Gate::default();
-        let queue = Queue::start(config.id, raft.clone(), peers.clone(), contact.clone(), gate.clone());
+        let queue = Queue::start(
+            config.id,
+            raft.clone(),
+            peers.clone(),
+            contact.clone(),
+            gate.clone(),
+            counting.clone(),
+        );
         let elections = Elections {
             id: config.id,
             raft: raft.clone(),
@@ -91,13 +101,14 @@ impl Replica {
         };
         tokio::spawn(elections.clone().run());
         tokio::spawn(membership::follow_records(elections.clone(), gate.clone(), published.clone()));
-        let reads = Reads {
-            id: config.id,
-            raft: raft.clone(),
-            peers: peers.clone(),
-            published: published.clone(),
-            contact: contact.clone(),
-        };
+        let reads = Reads::start(
+            config.id,
+            raft.clone(),
+            peers.clone(),
+            published.clone(),
+            contact.clone(),
+            counting.clone(),
+        );
         Ok(Self {
             config,
             raft,
@@ -110,6 +121,7 @@ impl Replica {
             reads,
             disk,
             write_times: Histogram::default(),
+            counting,
             in_use,
         })
     }
@@ -154,20 +166,27 @@ impl Replica {
     /// [`WriteError::Refused`] if the command was refused; any other error leaves open whether it takes effect,
     /// but for [`WriteError::TooLarge`].
     pub async fn write(&self, command: Command) -> Result<Applied, WriteError> {
-        self.write_once(Bytes16(rand::random()), command).await
+        self.write_once(Bytes16(rand::random()), None, command).await
     }
 
     /// Like [`Replica::write`], with the caller's own idempotency key: 128 random bits. Repeating a command with
-    /// the same key, on any replica, within a minute, applies it once.
+    /// the same key, on any replica, applies it once: a repetition is answered like the first attempt, or, if
+    /// what became of that is not remembered any more (after a minute, or 65,536 writes), refused.
+    ///
+    /// `first` is when the first attempt was made, by the caller's clock: None for the first attempt itself.
     ///
     /// # Errors
-    /// As [`Replica::write`].
-    pub async fn write_once(&self, key: Bytes16, command: Command) -> Result<Applied, WriteError> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-        let now_unix_ms = u64::try_from(now).unwrap_or(u64::MAX);
+    /// As [`Replica::write`]; [`mesh_store::Refusal::RetryTooLate`] as said.
+    pub async fn write_once(
+        &self,
+        key: Bytes16,
+        first: Option<SystemTime>,
+        command: Command,
+    ) -> Result<Applied, WriteError> {
+        let (now_unix_ms, first_unix_ms) = (unix_ms(SystemTime::now()), first.map(unix_ms));
+        let random = Bytes16(rand::random());
         let started = Instant::now();
-        let envelope = Envelope { key, now_unix_ms, random: Bytes16(rand::random()), command };
-        let outcome = self.queue.write(envelope).await;
+        let outcome = self.queue.write(Envelope { key, now_unix_ms, first_unix_ms, random, command }).await;
         if outcome.is_ok() {
             self.write_times.observe(started.elapsed());
         }
@@ -214,7 +233,13 @@ impl Replica {
 
     /// How this replica sees the group.
     pub fn metrics(&self) -> ReplicaView {
-        view::view(&self.raft.metrics().borrow(), &self.peers, &self.disk, self.contact.no_quorum())
+        view::view(
+            &self.raft.metrics().borrow(),
+            &self.peers,
+            &self.disk,
+            &self.counting,
+            self.contact.no_quorum(),
+        )
     }
 
     /// None while a majority of the voters can be reached, as far as this replica knows.
@@ -324,4 +349,8 @@ impl Replica {
     pub fn is_leader(&self) -> bool {
         self.raft.metrics().borrow().state == openraft::ServerState::Leader
     }
+}
+
+fn unix_ms(time: SystemTime) -> u64 {
+    u64::try_from(time.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
 }

@@ -94,6 +94,7 @@ pub async fn make_group(dir: &Path, id: u64) -> Result<Survivor, SalvageError> {
     let forget = Envelope {
         key: Bytes16(rand::random()),
         now_unix_ms: u64::try_from(now).unwrap_or(u64::MAX),
+        first_unix_ms: None,
         random: Bytes16(rand::random()),
         command: Command::KeepOnlyReplica { id },
     };
@@ -107,8 +108,8 @@ pub async fn make_group(dir: &Path, id: u64) -> Result<Survivor, SalvageError> {
 }
 
 async fn open(dir: &Path, id: u64) -> Result<Opened, SalvageError> {
-    let (mut log, snapshots) = disk::open(dir)?;
-    let (mut machine, published) = Machine::open(snapshots)?;
+    let (mut log, snapshots) = disk::open(dir, disk::Options::default())?;
+    let (mut machine, published) = Machine::open(snapshots, Default::default())?;
     let (applied, _) = machine.applied_state().await?;
     let last = log.get_log_state().await?.last_log_id.max(applied);
     let Some(last) = last else {

@@ -1,6 +1,6 @@
 //! openraft's type parameters, filled in.
 
-use std::{io::Cursor, sync::Arc};
+use std::sync::Arc;
 
 use mesh_store::{Envelope, Outcome};
 use serde::{Deserialize, Serialize};
@@ -21,7 +21,7 @@ openraft::declare_raft_types!(
         NodeId = u64,
         Node = openraft::BasicNode,
         Entry = openraft::Entry<TypeConfig>,
-        SnapshotData = Cursor<Vec<u8>>,
+        SnapshotData = super::disk::SnapshotFile,
         Responder = openraft::impls::OneshotResponder<TypeConfig>,
         AsyncRuntime = openraft::TokioRuntime,
 );

@@ -1,6 +1,6 @@
 //! How a replica sees the group, for status and metrics.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{contact::NoQuorum, disk::DiskStats, network::Peers, types::Metrics};
 
@@ -78,18 +78,93 @@ pub struct ReplicaView {
     pub group: String,
     /// By id.
     pub members: Vec<MemberView>,
-    /// Log entries written since the start.
-    pub entries_written: u64,
-    /// Groups of them made durable since the start: two disk syncs each.
-    pub groups_synced: u64,
+    /// What was counted since the start.
+    pub counters: Counters,
     /// Why it has stopped.
     pub failure: Option<String>,
+}
+
+/// What one replica has counted since its start. All of them only grow, but for the one that says "last".
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counters {
+    /// Log entries written.
+    pub entries_written: u64,
+    /// Their bytes, as JSON.
+    pub entry_bytes: u64,
+    /// Groups of entries, votes and removals that were made durable together.
+    pub groups_synced: u64,
+    /// Data syncs that an acknowledgement waited for: one a group, and now and then another.
+    pub waited_syncs: u64,
+    /// Data syncs behind the journal, which nobody waited for.
+    pub idle_syncs: u64,
+    /// Microseconds from taking a group to its being durable, all groups together, and the last one.
+    pub group_micros: u64,
+    /// See [`Counters::group_micros`].
+    pub last_group_micros: u64,
+    /// Commands that this replica put into the log as the leader.
+    pub commands_proposed: u64,
+    /// Log entries that they shared.
+    pub entries_proposed: u64,
+    /// Linearizable reads asked of this replica.
+    pub reads: u64,
+    /// Rounds that they shared: to the leader, and of the leader to a majority.
+    pub read_rounds: u64,
+    /// Snapshots of the state that were taken here.
+    pub snapshots_built: u64,
+    /// Snapshots that came from the leader.
+    pub snapshots_installed: u64,
+    /// Bytes of the last snapshot, built or installed.
+    pub last_snapshot_bytes: u64,
+    /// Microseconds that the last one took to build.
+    pub last_snapshot_micros: u64,
+}
+
+/// What is counted outside the disk.
+#[derive(Debug, Default)]
+pub(crate) struct Counting {
+    pub(crate) commands_proposed: AtomicU64,
+    pub(crate) entries_proposed: AtomicU64,
+    pub(crate) reads: AtomicU64,
+    pub(crate) read_rounds: AtomicU64,
+    pub(crate) snapshots_built: AtomicU64,
+    pub(crate) snapshots_installed: AtomicU64,
+    pub(crate) last_snapshot_bytes: AtomicU64,
+    pub(crate) last_snapshot_micros: AtomicU64,
+}
+
+impl Counting {
+    fn read(&self, disk: &DiskStats) -> Counters {
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counters {
+            entries_written: of(&disk.entries),
+            entry_bytes: of(&disk.bytes),
+            groups_synced: of(&disk.groups),
+            waited_syncs: of(&disk.waited_syncs),
+            idle_syncs: of(&disk.idle_syncs),
+            group_micros: of(&disk.group_micros),
+            last_group_micros: of(&disk.last_group_micros),
+            commands_proposed: of(&self.commands_proposed),
+            entries_proposed: of(&self.entries_proposed),
+            reads: of(&self.reads),
+            read_rounds: of(&self.read_rounds),
+            snapshots_built: of(&self.snapshots_built),
+            snapshots_installed: of(&self.snapshots_installed),
+            last_snapshot_bytes: of(&self.last_snapshot_bytes),
+            last_snapshot_micros: of(&self.last_snapshot_micros),
+        }
+    }
+}
+
+/// So many more.
+pub(crate) fn add(counter: &AtomicU64, count: u64) {
+    counter.fetch_add(count, Ordering::Relaxed);
 }
 
 pub(crate) fn view(
     metrics: &Metrics,
     peers: &Peers,
     disk: &DiskStats,
+    counters: &Counting,
     no_quorum: Option<NoQuorum>,
 ) -> ReplicaView {
     let failure = metrics.running_state.as_ref().err().map(ToString::to_string);
@@ -142,8 +217,7 @@ pub(crate) fn view(
         no_quorum,
         changing: membership.get_joint_config().len() > 1,
         group: peers.group().to_owned(),
-        entries_written: disk.entries.load(Ordering::Relaxed),
-        groups_synced: disk.groups.load(Ordering::Relaxed),
+        counters: counters.read(disk),
         failure,
     }
 }

@@ -89,12 +89,12 @@ fn raft(app: &App, page: &mut Page<'_>) -> fmt::Result {
     page.counter(
         "isthmus_raft_entries_written",
         "Log entries written since the start",
-        view.entries_written,
+        view.counters.entries_written,
     )?;
     page.counter(
         "isthmus_raft_groups_synced",
         "Groups of log entries made durable since the start; each costs a sync of the log and one of the watermark",
-        view.groups_synced,
+        view.counters.groups_synced,
     )?;
     page.gauge(
         "isthmus_raft_disk_bytes",

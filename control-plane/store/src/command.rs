@@ -17,6 +17,9 @@ pub struct Envelope {
     pub key: Bytes16,
     /// The clock of the replica that took the write, milliseconds since 1970.
     pub now_unix_ms: u64,
+    /// For a retry: when the same clock made the first attempt. None for the first attempt itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_unix_ms: Option<u64>,
     /// Drawn by the replica that took the write; uids are derived from it.
     pub random: Bytes16,
     /// What is to change.
@@ -102,6 +105,13 @@ pub enum Command {
         id: u64,
         /// What it is to be.
         learner: bool,
+    },
+    /// A replica that has lost its log comes back under the next number. See `apply::replace`.
+    ReplaceReplica {
+        /// The number that has lost its log.
+        old: u64,
+        /// Where it will be.
+        address: String,
     },
     /// Takes a replica out of the group.
     RemoveReplica {

@@ -130,7 +130,7 @@ impl Store {
     pub(crate) fn envelope(&mut self, command: Command) -> Envelope {
         self.next += 1;
         let bytes = Bytes16(self.next.to_be_bytes());
-        Envelope { key: bytes, now_unix_ms: self.now_unix_ms, random: bytes, command }
+        Envelope { key: bytes, now_unix_ms: self.now_unix_ms, first_unix_ms: None, random: bytes, command }
     }
 
     pub(crate) fn apply(&mut self, command: Command) -> Applying {

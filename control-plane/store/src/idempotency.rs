@@ -12,12 +12,26 @@ use crate::{
 
 /// The answers of the last writes. Refused ones are not remembered: they changed nothing, so a retry is harmless.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(from = "Vec<Remembered>", into = "Vec<Remembered>")]
+#[serde(from = "Form", into = "Form")]
 pub struct AppliedKeys {
     answers: OrdMap<Bytes16, Arc<Applied>>,
     /// In the order of application, with the envelope's time.
     order: Vector<(Bytes16, u64)>,
     outcomes: usize,
+    /// The newest envelope that was forgotten is of this time.
+    forgotten_until: u64,
+}
+
+/// As it is kept in a snapshot.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Form {
+    Now {
+        forgotten_until: u64,
+        answers: Vec<Remembered>,
+    },
+    /// Of the first format.
+    Old(Vec<Remembered>),
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -31,6 +45,11 @@ impl AppliedKeys {
     /// The answer to an envelope that was applied before.
     pub fn answer(&self, key: &Bytes16) -> Option<&Applied> {
         self.answers.get(key).map(Arc::as_ref)
+    }
+
+    /// Envelopes up to this time may have been applied without being remembered; 0 if all are remembered.
+    pub fn forgotten_until(&self) -> u64 {
+        self.forgotten_until
     }
 
     /// How many are remembered.
@@ -55,6 +74,7 @@ impl AppliedKeys {
                 break;
             }
             self.order.pop_front();
+            self.forgotten_until = self.forgotten_until.max(at);
             if let Some(forgotten) = self.answers.remove(&oldest) {
                 self.outcomes -= forgotten.outcomes.len();
             }
@@ -71,9 +91,13 @@ impl AppliedKeys {
     }
 }
 
-impl From<Vec<Remembered>> for AppliedKeys {
-    fn from(list: Vec<Remembered>) -> Self {
-        let mut keys = AppliedKeys::default();
+impl From<Form> for AppliedKeys {
+    fn from(form: Form) -> Self {
+        let (forgotten_until, list) = match form {
+            Form::Now { forgotten_until, answers } => (forgotten_until, answers),
+            Form::Old(answers) => (0, answers),
+        };
+        let mut keys = AppliedKeys { forgotten_until, ..AppliedKeys::default() };
         for Remembered { key, at, answer } in list {
             keys.push(key, at, answer);
         }
@@ -81,16 +105,16 @@ impl From<Vec<Remembered>> for AppliedKeys {
     }
 }
 
-impl From<AppliedKeys> for Vec<Remembered> {
+impl From<AppliedKeys> for Form {
     fn from(keys: AppliedKeys) -> Self {
-        let AppliedKeys { mut answers, order, .. } = keys;
+        let AppliedKeys { mut answers, order, forgotten_until, .. } = keys;
         let mut list = Vec::with_capacity(order.len());
         for (key, at) in order {
             if let Some(answer) = answers.remove(&key) {
                 list.push(Remembered { key, at, answer });
             }
         }
-        list
+        Form::Now { forgotten_until, answers: list }
     }
 }
 
@@ -115,7 +139,7 @@ mod tests {
         assert!(keys.answer(&key(1)).is_some());
         keys.remember(key(3), 1_001 + KEY_MEMORY_MS, answer(3));
         assert!(keys.answer(&key(1)).is_none());
-        assert_eq!(keys.len(), 2);
+        assert_eq!((keys.len(), keys.forgotten_until()), (2, 1_000));
     }
 
     #[test]
@@ -136,5 +160,8 @@ mod tests {
         }
         let json = serde_json::to_string(&keys).expect("plain data");
         assert_eq!(serde_json::from_str::<AppliedKeys>(&json).expect("its own output"), keys);
+        let now: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+        let old = now["answers"].to_string();
+        assert_eq!(serde_json::from_str::<AppliedKeys>(&old).expect("the first format"), keys);
     }
 }

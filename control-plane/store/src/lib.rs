@@ -10,8 +10,10 @@
 
 mod apply;
 mod authority;
+pub mod backup;
 mod bytes16;
 mod command;
+pub mod container;
 mod event;
 mod history;
 mod idempotency;
@@ -41,6 +43,6 @@ pub use idempotency::AppliedKeys;
 pub use mesh_model::records::StoredMeta;
 pub use outcome::{Applied, Granted, ObjectChange, ObjectOutcome, Outcome, Refusal};
 pub use rotation::{Next, missing, next_step};
-pub use snapshot::{FORMAT, SnapshotError, decode, encode};
+pub use snapshot::{FORMAT, SnapshotError, decode, encode, encode_to};
 pub use state::{Cursors, State};
 pub use token::{TokenPurpose, TokenRecord};

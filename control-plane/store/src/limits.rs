@@ -2,9 +2,12 @@
 
 use mesh_model::resource::Kind;
 
-/// Bytes of one object as JSON. etcd refuses requests above 1.5 MiB; objects of the kinds here that are larger
-/// than this are lists that belong in several objects (EndpointSlices, policies).
-pub const MAX_OBJECT_BYTES: usize = 512 * 1024;
+// What the parsers and the doors keep to as well. Objects that are larger than `MAX_OBJECT_BYTES` are lists that
+// belong in several objects (EndpointSlices, policies); etcd refuses requests above 1.5 MiB.
+pub use mesh_model::limits::{
+    MAX_IDENTITIES_PER_IMPORT, MAX_IMPORTS_PER_PEER, MAX_OBJECT_BYTES, MAX_PEER_DOORS, MAX_PEER_GATEWAYS,
+    MAX_PORTS_PER_IMPORT, MAX_ROOT_BYTES, MAX_ROOTS,
+};
 
 /// Objects in one all-or-nothing `Apply`, and keys in one `Delete`.
 pub const MAX_OBJECTS_PER_COMMAND: usize = 5_000;
@@ -41,16 +44,6 @@ pub const MAX_REPLICAS: usize = 15;
 pub const RECOVERY_REVISIONS: u64 = 1_000_000;
 /// Clusters joined to this one.
 pub const MAX_PEERS: usize = 128;
-/// Services that one peer may export to this cluster.
-pub const MAX_IMPORTS_PER_PEER: usize = 10_000;
-/// Ports of one imported service, and identities that may serve it.
-pub const MAX_PORTS_PER_IMPORT: usize = 64;
-/// See [`MAX_PORTS_PER_IMPORT`].
-pub const MAX_IDENTITIES_PER_IMPORT: usize = 256;
-/// Roots, doors and gateways of one peer, each.
-pub const MAX_PEER_ADDRESSES: usize = 32;
-/// Bytes of one DER root certificate.
-pub const MAX_ROOT_BYTES: usize = 16 * 1024;
 /// Bytes of a private key that is sealed to one replica.
 pub const MAX_SEALED_BYTES: usize = 4 * 1024;
 /// Registrations of nodes that ended before their certificates did; beyond, the oldest are forgotten.
@@ -64,8 +57,11 @@ pub const TOKEN_GRACE_SECONDS: u64 = 24 * 3600;
 pub const MAX_KEYS: usize = 65_536;
 /// See [`MAX_KEYS`].
 pub const MAX_REMEMBERED_OUTCOMES: usize = 262_144;
-/// Idempotency keys are remembered this long, by the envelopes' time. Retries give up long before.
+/// Idempotency keys are remembered this long, by the envelopes' time, unless there are more than [`MAX_KEYS`].
+/// A retry of which it can't be known any more whether it was applied is refused, see `Refusal::RetryTooLate`.
 pub const KEY_MEMORY_MS: u64 = 60_000;
 
-/// Events that a watcher may be behind before it is told "compacted" and lists again.
+/// Events that a watcher may be behind before it is told "compacted" and lists again,
 pub const MAX_HISTORY_EVENTS: usize = 20_000;
+/// and their bytes, with objects as JSON.
+pub const MAX_HISTORY_BYTES: usize = 64 * 1024 * 1024;

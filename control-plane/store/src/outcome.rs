@@ -119,6 +119,10 @@ pub enum Refusal {
     #[error("the token {id:?} is for {made_for}, not for {wanted}")]
     TokenPurpose { id: String, made_for: String, wanted: String },
     #[error(
+        "the write was first tried {seconds_ago} s ago, and what became of it is not remembered any more ({limit_seconds} s, or {limit_writes} writes): read what is there before you write again"
+    )]
+    RetryTooLate { seconds_ago: u64, limit_seconds: u64, limit_writes: usize },
+    #[error(
         "peer {cluster:?} sent its revision {got} after its revision {have}: it went back, so it is not believed"
     )]
     PeerWentBack { cluster: String, have: u64, got: u64 },

@@ -14,7 +14,7 @@ use thiserror::Error;
 use crate::{AppliedKeys, Authority, Cursors, State, StoredMeta, TokenRecord, index::Index};
 
 /// Version of the format that [`encode`] writes. [`decode`] reads this one and every older one.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// Why bytes are no state.
 #[derive(Debug, Error)]
@@ -80,23 +80,36 @@ struct Format {
 /// # Errors
 /// [`SnapshotError::Malformed`] if a value has no JSON form, which none of the types here lack.
 pub fn encode(state: &State) -> Result<Vec<u8>, SnapshotError> {
+    let mut bytes = Vec::new();
+    encode_to(state, &mut bytes)?;
+    Ok(bytes)
+}
+
+/// The same, a piece at a time.
+///
+/// # Errors
+/// Those of the writer.
+pub fn encode_to(state: &State, writer: impl std::io::Write) -> Result<(), SnapshotError> {
     let objects = state.objects.values().zip(state.object_meta.values()).collect();
-    Ok(serde_json::to_vec(&Out {
-        format: FORMAT,
-        revision: state.revision,
-        cluster: &state.cluster,
-        objects,
-        identities: &state.identities,
-        nodes: &state.nodes,
-        bindings: &state.bindings,
-        allocations: &state.allocations,
-        peers: &state.peers,
-        tokens: &state.tokens,
-        replicas: &state.replicas,
-        authority: &state.authority,
-        cursors: state.cursors,
-        applied_keys: &state.applied_keys,
-    })?)
+    Ok(serde_json::to_writer(
+        writer,
+        &Out {
+            format: FORMAT,
+            revision: state.revision,
+            cluster: &state.cluster,
+            objects,
+            identities: &state.identities,
+            nodes: &state.nodes,
+            bindings: &state.bindings,
+            allocations: &state.allocations,
+            peers: &state.peers,
+            tokens: &state.tokens,
+            replicas: &state.replicas,
+            authority: &state.authority,
+            cursors: state.cursors,
+            applied_keys: &state.applied_keys,
+        },
+    )?)
 }
 
 /// The state that [`encode`] was given.
@@ -149,8 +162,8 @@ mod tests {
 
     #[test]
     fn a_newer_format_is_refused_by_name_even_if_all_else_is_unknown() {
-        let error = decode(br#"{"format": 2, "everything": "else"}"#).expect_err("newer");
-        assert!(matches!(error, SnapshotError::Newer { found: 2 }), "{error}");
+        let error = decode(br#"{"format": 3, "everything": "else"}"#).expect_err("newer");
+        assert!(matches!(error, SnapshotError::Newer { found: 3 }), "{error}");
     }
 
     #[test]

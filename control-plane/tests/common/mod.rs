@@ -52,6 +52,11 @@ impl Cluster {
         Self { running, admin, admin_channel, folder }
     }
 
+    /// Where its data directory and its socket are.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     /// `host:port` of the mesh door.
     pub fn door(&self) -> String {
         self.running.door.to_string()

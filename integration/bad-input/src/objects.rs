@@ -45,5 +45,5 @@ fn cluster() -> State {
 
 fn envelope(number: u128, command: Command) -> Envelope {
     let key = Bytes16(number.to_be_bytes());
-    Envelope { key, now_unix_ms: 1_000_000, random: key, command }
+    Envelope { key, now_unix_ms: 1_000_000, first_unix_ms: None, random: key, command }
 }

@@ -16,6 +16,9 @@ const SOON: u64 = 6 * 3600;
 /// `-o table`
 pub(crate) fn render(s: &StatusResponse, now: u64, paint: Paint) -> String {
     let mut out = replicas::warning(s, paint);
+    if !s.failure.is_empty() {
+        out.push_str(&format!("{}\n\n", paint.paint(Tone::Bad, &s.failure)));
+    }
     let mut cluster =
         Table::new(["CLUSTER", "TRUST-DOMAIN", "MESH-DOMAIN", "REVISION", "LEADER", "ANSWERED-BY"]);
     let leader = if s.leader == 0 { Cell::toned("<none>", Tone::Bad) } else { s.leader.to_string().into() };
@@ -172,7 +175,7 @@ pub(crate) fn value(s: &StatusResponse) -> Value {
     });
     json!({
         "cluster": s.cluster, "trustDomain": s.trust_domain, "meshDomain": s.mesh_domain,
-        "revision": s.revision, "leader": s.leader, "answeredBy": s.answered_by,
+        "revision": s.revision, "leader": s.leader, "answeredBy": s.answered_by, "failure": s.failure,
         "raftGroup": s.raft_group, "noQuorum": replicas::no_quorum(s),
         "replicas": replicas::values(&s.replicas),
         "peers": peers.collect::<Vec<_>>(),

@@ -9,13 +9,15 @@ use std::ops::RangeInclusive;
 pub(super) const CHUNK_BYTES: usize = 8 * 1024;
 /// sled's segment size.
 pub(super) const SEGMENT_BYTES: usize = 1024 * 1024;
-/// Written into the database when it is made.
-pub(super) const FORMAT: u32 = 1;
+/// Written into the database when it is made. Format 1 had no journal.
+pub(super) const FORMAT: u32 = 2;
 
 pub(super) const FORMAT_KEY: &[u8] = b"m/format";
 pub(super) const VOTE_KEY: &[u8] = b"m/vote";
 pub(super) const PURGED_KEY: &[u8] = b"m/purged";
 pub(super) const COMMITTED_KEY: &[u8] = b"m/committed";
+/// The number of the last journal record that is in the database.
+pub(super) const JOURNAL_KEY: &[u8] = b"m/journal";
 
 /// Length and checksum, at the beginning of an entry's first chunk.
 const HEADER_BYTES: usize = 8;

@@ -21,9 +21,10 @@ use tokio::sync::oneshot;
 
 use super::{
     batch::{Done, Write},
+    journal::Journal,
     layout, recover,
     watermark::{Mark, Watermark},
-    writer::{DiskStats, Writer, panic_text},
+    writer::{DiskStats, Options, Writer, panic_text},
 };
 use crate::raft::{
     DiskError,
@@ -67,31 +68,57 @@ struct Log {
 
 impl LogStore {
     /// Opens the log in a replica's folder and starts its writer thread.
-    pub(crate) fn open(folder: &Path) -> Result<Self, DiskError> {
-        let (dir, path) = (folder.join("log"), folder.join("watermark"));
+    pub(crate) fn open(folder: &Path, options: Options) -> Result<Self, DiskError> {
+        let (dir, path, journal_path) =
+            (folder.join("log"), folder.join("watermark"), folder.join("journal"));
         let watermark = Watermark::open(&path)?;
-        let (db, recovered) = recover::open(&dir)?;
+        let journal = Journal::open(&journal_path)?;
+        let db = recover::open(&dir)?;
+        let (journal, records) =
+            journal.map_or((None, Vec::new()), |(journal, records)| (Some(journal), records));
+        let sequence = recover::replay(&dir, &journal_path, &db, &records)?;
+        let recovered = recover::read_all(&dir, &db)?;
+        if journal.is_none() && recovered.format.is_some_and(|format| format > 1) {
+            return Err(DiskError::JournalMissing { file: journal_path, log: dir });
+        }
         let (watermark, mark) = match watermark {
             Some((watermark, mark)) => {
-                recovered.check(&dir, &path, &mark)?;
+                // If the database is short of what the journal begins with, it was named above.
+                let short = if journal.is_some() { &journal_path } else { &dir };
+                recovered.check(short, &path, &mark)?;
                 (watermark, mark)
             }
             None if recovered.is_empty() => (Watermark::create(&path)?, Mark::default()),
             None => return Err(DiskError::WatermarkMissing { file: path, log: dir }),
         };
+        let journal = match journal {
+            Some(journal) => journal,
+            None => Journal::create(&journal_path, options.journal_bytes)?,
+        };
+        super::sync_dir(folder)?;
+        if recovered.format != Some(layout::FORMAT) {
+            recover::mark_format(&dir, &db)?;
+        }
         super::sync_dir(&dir)?;
         let file = dir.join("db");
         let file = std::fs::File::open(&file).map_err(DiskError::io(file))?;
+        // From here on the journal begins anew, so what was in it must be safe in the database.
+        file.sync_data().map_err(DiskError::io(dir.join("db")))?;
+        super::writer::sync_blobs(&dir)?;
         let last = recovered.last();
         let durable = Arc::new(AtomicU64::new(last.map_or(0, |last| last.index)));
         let stats = Arc::new(DiskStats::default());
         let token = Arc::new(());
         let writer = Writer {
+            options,
             db: db.clone(),
             dir: dir.clone(),
             file,
+            journal,
+            sequence,
             watermark,
             mark,
+            untidy: false,
             stats: stats.clone(),
             durable: durable.clone(),
             token: token.clone(),

@@ -2,16 +2,22 @@
 //!
 //! | file | holds | made durable by |
 //! | --- | --- | --- |
-//! | `log/` | log entries, vote: a sled database | flush, then fdatasync of its file, before each acknowledgement |
-//! | `watermark` | what was acknowledged last | fdatasync after the log's, before the acknowledgement |
+//! | `journal` | the last writes of the log and the vote | one fdatasync before each acknowledgement |
+//! | `log/` | log entries, vote: a sled database | flush and fdatasync every half second, and when it is idle |
+//! | `watermark` | what was acknowledged last | written before each acknowledgement, synced with `log/` |
 //! | `snapshot` | the state at one log entry | a new file, fsync, rename |
 //!
-//! sled rolls a damaged file back to the last state that it can read, without an error. The watermark is what
-//! tells: a log that ends before it has lost what others rely on, and the replica must not vote.
+//! What the journal has and the database lacks is done again at start. sled rolls a damaged file back to the last
+//! state that it can read, without an error, and the end of a damaged journal looks like one that was never
+//! acknowledged. The watermark is what tells: a log that ends before it has lost what others rely on, and the
+//! replica must not vote.
 
 mod batch;
+mod found;
+mod journal;
 mod layout;
 mod log_store;
+mod ops;
 mod recover;
 mod snapshots;
 mod watermark;
@@ -24,9 +30,11 @@ mod suite_tests;
 
 use std::path::Path;
 
+pub(crate) use found::found;
 pub(crate) use log_store::LogStore;
-pub(crate) use snapshots::Snapshots;
-pub(crate) use writer::DiskStats;
+pub use snapshots::is_snapshot;
+pub(crate) use snapshots::{SnapshotFile, Snapshots};
+pub(crate) use writer::{DiskStats, Options};
 
 use super::DiskError;
 
@@ -34,11 +42,11 @@ use super::DiskError;
 ///
 /// # Errors
 /// Anything that makes the log doubtful: see [`DiskError`].
-pub(crate) fn open(dir: &Path) -> Result<(LogStore, Snapshots), DiskError> {
+pub(crate) fn open(dir: &Path, options: Options) -> Result<(LogStore, Snapshots), DiskError> {
     std::fs::create_dir_all(dir).map_err(DiskError::io(dir))?;
     let snapshots = Snapshots::open(dir)?;
-    let log = LogStore::open(dir)?;
-    let (purged, snapshot) = (log.purged_index(), snapshots.last_index()?);
+    let log = LogStore::open(dir, options)?;
+    let (purged, snapshot) = (log.purged_index(), snapshots.last_index());
     if purged > snapshot {
         return Err(DiskError::SnapshotBehind { file: snapshots.path().to_owned(), snapshot, purged });
     }

@@ -8,7 +8,9 @@ use std::{
 use serde::{Deserialize, de::DeserializeOwned};
 
 use super::{
-    layout::{self, COMMITTED_KEY, FORMAT, FORMAT_KEY, PURGED_KEY, SEGMENT_BYTES, VOTE_KEY},
+    journal::Record,
+    layout::{self, COMMITTED_KEY, FORMAT, FORMAT_KEY, JOURNAL_KEY, PURGED_KEY, SEGMENT_BYTES, VOTE_KEY},
+    ops,
     watermark::Mark,
     writer::panic_text,
 };
@@ -23,6 +25,8 @@ const CACHE_BYTES: u64 = 64 * 1024 * 1024;
 /// What the log holds.
 #[derive(Debug, Default)]
 pub(super) struct Recovered {
+    /// None in a new database.
+    pub(super) format: Option<u32>,
     pub(super) vote: Option<Vote>,
     pub(super) committed: Option<LogId>,
     pub(super) purged: Option<LogId>,
@@ -40,9 +44,9 @@ impl Recovered {
         self.vote.is_none() && self.last().is_none()
     }
 
-    /// Whether all that was acknowledged is there.
-    pub(super) fn check(&self, log: &Path, watermark: &Path, mark: &Mark) -> Result<(), DiskError> {
-        let (file, watermark) = (log.to_owned(), watermark.to_owned());
+    /// Whether all that was acknowledged is there. `file` is named if not.
+    pub(super) fn check(&self, file: &Path, watermark: &Path, mark: &Mark) -> Result<(), DiskError> {
+        let (file, watermark) = (file.to_owned(), watermark.to_owned());
         if let Some(acknowledged) = mark.last {
             let recovered = self.last().map_or(0, |last| last.index);
             if self.last().is_none() || recovered < acknowledged.index {
@@ -81,9 +85,9 @@ impl Recovered {
     }
 }
 
-/// Opens the database and reads all of it once. sled panics on some damage; that is an error here.
-pub(super) fn open(dir: &Path) -> Result<(sled::Db, Recovered), DiskError> {
-    let opened = catch_unwind(AssertUnwindSafe(|| {
+/// Opens the database. sled panics on some damage; that is an error here, as in what follows.
+pub(super) fn open(dir: &Path) -> Result<sled::Db, DiskError> {
+    caught(dir, || {
         let db = sled::Config::new()
             .path(dir)
             .mode(sled::Mode::HighThroughput)
@@ -92,10 +96,53 @@ pub(super) fn open(dir: &Path) -> Result<(sled::Db, Recovered), DiskError> {
             .flush_every_ms(None)
             .open()
             .map_err(|error| open_error(dir, error))?;
-        let recovered = read(dir, &db)?;
-        Ok((db, recovered))
-    }));
-    opened.unwrap_or_else(|panic| {
+        Ok(db)
+    })
+}
+
+/// Does what the journal has and the database lacks. Durable when this returns.
+pub(super) fn replay(
+    dir: &Path,
+    journal: &Path,
+    db: &sled::Db,
+    records: &[Record],
+) -> Result<u64, DiskError> {
+    caught(dir, || {
+        let failed = |error: sled::Error| DiskError::Log { file: dir.to_owned(), reason: error.to_string() };
+        let has: u64 = value(dir, db, JOURNAL_KEY)?.unwrap_or(0);
+        let Some(first) = records.first() else { return Ok(has) };
+        if first.sequence > has + 1 {
+            return Err(DiskError::StoreBehind {
+                file: dir.to_owned(),
+                journal: journal.to_owned(),
+                has,
+                first: first.sequence,
+            });
+        }
+        for record in records.iter().filter(|record| record.sequence > has) {
+            ops::apply(db, &record.ops, Some(record.sequence)).map_err(failed)?;
+        }
+        db.flush().map_err(failed)?;
+        Ok(has.max(records.last().map_or(0, |last| last.sequence)))
+    })
+}
+
+/// Reads all of the database once.
+pub(super) fn read_all(dir: &Path, db: &sled::Db) -> Result<Recovered, DiskError> {
+    caught(dir, || read(dir, db))
+}
+
+/// Remembers that the journal goes with the database from now on.
+pub(super) fn mark_format(dir: &Path, db: &sled::Db) -> Result<(), DiskError> {
+    caught(dir, || {
+        let failed = |error: sled::Error| DiskError::Log { file: dir.to_owned(), reason: error.to_string() };
+        db.insert(FORMAT_KEY, FORMAT.to_string().as_bytes()).map_err(failed)?;
+        db.flush().map_err(failed).map(drop)
+    })
+}
+
+fn caught<T>(dir: &Path, work: impl FnOnce() -> Result<T, DiskError>) -> Result<T, DiskError> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         Err(DiskError::Log { file: dir.to_owned(), reason: panic_text(panic.as_ref()) })
     })
 }
@@ -119,6 +166,7 @@ fn read(dir: &Path, db: &sled::Db) -> Result<Recovered, DiskError> {
         return Err(DiskError::Newer { file: dir.to_owned(), found, supported: FORMAT });
     }
     let mut recovered = Recovered {
+        format,
         vote: value(dir, db, VOTE_KEY)?,
         committed: value::<Option<LogId>>(dir, db, COMMITTED_KEY)?.flatten(),
         purged: value(dir, db, PURGED_KEY)?,
@@ -142,9 +190,6 @@ fn read(dir: &Path, db: &sled::Db) -> Result<Recovered, DiskError> {
         recovered.entries.push(log_id(dir, index, &record)?);
     }
     check_order(dir, &recovered)?;
-    if format.is_none() {
-        db.insert(FORMAT_KEY, FORMAT.to_string().as_bytes()).map_err(failed)?;
-    }
     Ok(recovered)
 }
 

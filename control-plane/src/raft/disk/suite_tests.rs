@@ -2,7 +2,7 @@
 
 use openraft::testing::{StoreBuilder, Suite};
 
-use super::{LogStore, open};
+use super::{LogStore, Options, open};
 use crate::raft::{
     machine::Machine,
     types::{StorageError, TypeConfig},
@@ -13,8 +13,9 @@ struct Folder;
 impl StoreBuilder<TypeConfig, LogStore, Machine, tempfile::TempDir> for Folder {
     async fn build(&self) -> Result<(tempfile::TempDir, LogStore, Machine), StorageError> {
         let dir = tempfile::tempdir().expect("a folder");
-        let (log, snapshots) = open(dir.path()).expect("a new folder");
-        let (machine, _) = Machine::open(snapshots).expect("a new folder");
+        let (log, snapshots) =
+            open(dir.path(), Options { journal_bytes: 1 << 20, ..Options::default() }).expect("a new folder");
+        let (machine, _) = Machine::open(snapshots, Default::default()).expect("a new folder");
         Ok((dir, log, machine))
     }
 }

@@ -1,7 +1,12 @@
 //! The file that says what was acknowledged last.
 //!
-//! Two slots, written in turn: a torn write damages the one that is being written, and the other still says
-//! what was acknowledged before. Each write is in place in a file of fixed size, so it costs one data sync.
+//! Three slots, each in a block of its own. [`Watermark::note`] writes the last one and leaves it to the kernel:
+//! that survives the end of the process, whatever its cause. [`Watermark::write`] writes the first two in turn and
+//! syncs: a torn write damages the one that is being written, and the other still says what was acknowledged
+//! before. The newest slot that is whole counts.
+//!
+//! So after a power cut the watermark may be as old as the last sync (half a second). It then misses only what
+//! was lost *again* within that time from a disk that had said that it was durable: see `writer`.
 
 use std::{
     fs::{File, OpenOptions},
@@ -16,11 +21,14 @@ use super::super::{
     types::{LogId, Vote},
 };
 
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 const MAGIC: &[u8; 8] = b"isthmus\0";
 /// A slot begins at a sector and a page of its own.
 const SLOT_BYTES: usize = 4096;
 const HEADER_BYTES: usize = 16;
+
+/// The slot that is not synced. Files of the first release end before it.
+const NOTED: u64 = 2;
 
 /// What was acknowledged last.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -49,7 +57,10 @@ struct Format {
 pub(super) struct Watermark {
     path: PathBuf,
     file: File,
+    /// Of the newest slot.
     sequence: u64,
+    /// Which of the two synced slots is written next.
+    next: u64,
 }
 
 impl Watermark {
@@ -60,25 +71,31 @@ impl Watermark {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(DiskError::io(path)(error)),
         };
-        let slots = [read_slot(path, &file, 0), read_slot(path, &file, 1)];
-        let mut newest: Option<Slot> = None;
+        let length = file.metadata().map_err(DiskError::io(path))?.len();
+        let mut slots = Vec::with_capacity(3);
         let mut reasons = Vec::new();
-        for slot in slots {
-            match slot {
-                Ok(slot) if newest.as_ref().is_none_or(|other| slot.sequence > other.sequence) => {
-                    newest = Some(slot)
-                }
-                Ok(_) => {}
+        for n in 0..=NOTED {
+            match read_slot(path, &file, n) {
+                Ok(slot) => slots.push((n, slot)),
                 Err(SlotError::Damaged(reason)) => reasons.push(reason),
                 Err(SlotError::Fatal(error)) => return Err(error),
             }
         }
-        match newest {
-            Some(slot) => {
-                Ok(Some((Self { path: path.to_owned(), file, sequence: slot.sequence }, slot.mark)))
-            }
-            None => Err(DiskError::Damaged { file: path.to_owned(), reason: reasons.join("; ") }),
+        let damaged = |reason: String| DiskError::Damaged { file: path.to_owned(), reason };
+        let whole = (NOTED + 1) * SLOT_BYTES as u64;
+        if length != whole && slots.iter().any(|(_, slot)| slot.format > 1) {
+            return Err(damaged(format!("it has {length} of {whole} bytes")));
         }
+        let sequence_of = |n: u64| slots.iter().find(|(at, _)| *at == n).map(|(_, slot)| slot.sequence);
+        // One that is damaged is replaced first: None is less than any number.
+        let next = u64::from(sequence_of(0) > sequence_of(1));
+        let Some((_, newest)) = slots.into_iter().max_by_key(|(_, slot)| slot.sequence) else {
+            return Err(damaged(reasons.join("; ")));
+        };
+        if length != whole {
+            file.set_len(whole).map_err(DiskError::io(path))?;
+        }
+        Ok(Some((Self { path: path.to_owned(), file, sequence: newest.sequence, next }, newest.mark)))
     }
 
     /// A new file that says that nothing was acknowledged. It replaces an unfinished one.
@@ -86,8 +103,8 @@ impl Watermark {
         let temporary = path.with_extension("new");
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&temporary);
         let file = file.map_err(DiskError::io(&temporary))?;
-        file.set_len(2 * SLOT_BYTES as u64).map_err(DiskError::io(&temporary))?;
-        let mut watermark = Self { path: path.to_owned(), file, sequence: 0 };
+        file.set_len((NOTED + 1) * SLOT_BYTES as u64).map_err(DiskError::io(&temporary))?;
+        let mut watermark = Self { path: path.to_owned(), file, sequence: 0, next: 0 };
         watermark.write(&Mark::default())?;
         watermark.write(&Mark::default())?;
         watermark.file.sync_all().map_err(DiskError::io(path))?;
@@ -97,17 +114,26 @@ impl Watermark {
 
     /// Durable when this returns.
     pub(super) fn write(&mut self, mark: &Mark) -> Result<(), DiskError> {
+        self.put(mark, self.next)?;
+        self.next = 1 - self.next;
+        self.file.sync_data().map_err(DiskError::io(&self.path))
+    }
+
+    /// Survives the end of the process when this returns, and a power cut some time later.
+    pub(super) fn note(&mut self, mark: &Mark) -> Result<(), DiskError> {
+        self.put(mark, NOTED)
+    }
+
+    fn put(&mut self, mark: &Mark, slot: u64) -> Result<(), DiskError> {
         let sequence = self.sequence + 1;
         let json = serde_json::to_vec(&Slot { format: FORMAT, sequence, mark: mark.clone() })
             .map_err(|error| DiskError::Damaged { file: self.path.clone(), reason: error.to_string() })?;
-        let mut slot = Vec::with_capacity(HEADER_BYTES + json.len());
-        slot.extend(MAGIC);
-        slot.extend((json.len() as u32).to_le_bytes());
-        slot.extend(crc32c::crc32c(&json).to_le_bytes());
-        slot.extend(&json);
-        let at = (sequence % 2) * SLOT_BYTES as u64;
-        self.file.write_all_at(&slot, at).map_err(DiskError::io(&self.path))?;
-        self.file.sync_data().map_err(DiskError::io(&self.path))?;
+        let mut bytes = Vec::with_capacity(HEADER_BYTES + json.len());
+        bytes.extend(MAGIC);
+        bytes.extend((json.len() as u32).to_le_bytes());
+        bytes.extend(crc32c::crc32c(&json).to_le_bytes());
+        bytes.extend(&json);
+        self.file.write_all_at(&bytes, slot * SLOT_BYTES as u64).map_err(DiskError::io(&self.path))?;
         self.sequence = sequence;
         Ok(())
     }
@@ -170,14 +196,14 @@ mod tests {
     }
 
     #[test]
-    fn a_torn_write_leaves_what_was_before_and_two_damaged_slots_are_refused() {
+    fn a_torn_write_leaves_what_was_before_and_a_file_without_a_whole_slot_is_refused() {
         let dir = tempfile::tempdir().expect("a folder");
         let path = dir.path().join("watermark");
         let mut watermark = Watermark::create(&path).expect("created");
         watermark.write(&mark(1)).expect("written");
         watermark.write(&mark(2)).expect("written");
         let mut bytes = std::fs::read(&path).expect("readable");
-        let newest = (watermark.sequence % 2) as usize * SLOT_BYTES;
+        let newest = (1 - watermark.next) as usize * SLOT_BYTES;
         bytes[newest + 40] ^= 1;
         std::fs::write(&path, &bytes).expect("written");
         assert_eq!(reopen(&path).expect("the other slot"), mark(1));
@@ -185,5 +211,25 @@ mod tests {
         std::fs::write(&path, &bytes).expect("written");
         let error = reopen(&path).expect_err("nothing left");
         assert!(error.to_string().contains("checksum"), "{error}");
+    }
+
+    #[test]
+    fn what_is_only_noted_counts_until_a_later_write_and_its_loss_leaves_the_last_write() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("watermark");
+        let mut watermark = Watermark::create(&path).expect("created");
+        watermark.write(&mark(1)).expect("written");
+        watermark.note(&mark(2)).expect("written");
+        assert_eq!(reopen(&path).expect("readable"), mark(2));
+        let noted = std::fs::read(&path).expect("readable");
+        let mut torn = noted.clone();
+        torn[2 * SLOT_BYTES + 30] ^= 1;
+        std::fs::write(&path, &torn).expect("written");
+        assert_eq!(reopen(&path).expect("the synced slot"), mark(1));
+        std::fs::write(&path, &noted).expect("written");
+        watermark.write(&mark(1)).expect("a log that was truncated goes back");
+        assert_eq!(reopen(&path).expect("readable"), mark(1));
+        std::fs::write(&path, &noted[..2 * SLOT_BYTES]).expect("written");
+        assert!(matches!(Watermark::open(&path), Err(DiskError::Damaged { .. })), "it was cut");
     }
 }

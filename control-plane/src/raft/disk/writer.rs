@@ -1,4 +1,12 @@
-//! The one thread that writes the log. Whatever waits when it comes round shares one flush (group commit).
+//! The one thread that writes the log. Whatever waits when it comes round shares one write and one sync of the
+//! journal (group commit); then it is acknowledged, and then it goes to the database.
+//!
+//! What if power is cut? Acknowledged groups are in the journal, synced, each in blocks of its own, so that no
+//! later write touches them; what the database lacks is done again from there. The database itself is synced every
+//! half second ([`Options`]), before the journal begins again at its start. The watermark is synced with it:
+//! were a disk to lose a group that it had said was durable, within half a second of a power cut, the log would
+//! end a group early and the watermark might not tell. Every other loss it tells: that of a process at once, any
+//! damage to files at rest always.
 
 use std::{
     fs::File,
@@ -7,41 +15,78 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
-        mpsc::Receiver,
+        mpsc::{Receiver, RecvTimeoutError},
     },
+    time::{Duration, Instant},
 };
 
 use super::{
     batch::{Done, Write},
-    layout::{self, COMMITTED_KEY, PURGED_KEY, VOTE_KEY},
+    journal::{Journal, Room},
+    ops::{self, Op, Single},
     watermark::{Mark, Watermark},
 };
 use crate::raft::{DiskError, types::TypeConfig};
 
-/// Bytes of entries that share one flush, at most.
-const MAX_GROUP_BYTES: usize = 16 * 1024 * 1024;
+/// Bytes of entries that share one group, unless a single append has more.
+const MAX_GROUP_BYTES: usize = 4 * 1024 * 1024;
 
 /// What the disk was asked to do so far.
 #[derive(Debug, Default)]
 pub(crate) struct DiskStats {
     /// Log entries appended.
     pub(crate) entries: AtomicU64,
-    /// Groups made durable; each costs one data sync of the log and one of the watermark.
+    /// Groups made durable.
     pub(crate) groups: AtomicU64,
-    /// Microseconds that the last group took.
+    /// Data syncs that an acknowledgement waited for.
+    pub(crate) waited_syncs: AtomicU64,
+    /// Data syncs that nobody waited for: of the database and the watermark, behind the journal.
+    pub(crate) idle_syncs: AtomicU64,
+    /// Bytes of log entries, as JSON.
+    pub(crate) bytes: AtomicU64,
+    /// Microseconds that the last group took until it was acknowledged, and all of them together.
     pub(crate) last_group_micros: AtomicU64,
+    pub(crate) group_micros: AtomicU64,
+}
+
+/// How the disk is used.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Options {
+    /// Of the journal, when it is made.
+    pub(crate) journal_bytes: u64,
+    /// How long database and watermark may stay behind the journal while there is work,
+    pub(crate) tidy_every: Duration,
+    /// and while there is none.
+    pub(crate) tidy_when_idle: Duration,
+}
+
+/// The journal has room for two of the largest commands, or for half a second of small ones.
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            journal_bytes: 16 * 1024 * 1024,
+            tidy_every: Duration::from_millis(500),
+            tidy_when_idle: Duration::from_millis(50),
+        }
+    }
 }
 
 /// What the thread owns.
 pub(super) struct Writer {
+    pub(super) options: Options,
     pub(super) db: sled::Db,
     pub(super) dir: PathBuf,
     /// The database's file. Held open, because a new handle would not learn of an earlier failure.
     pub(super) file: File,
+    pub(super) journal: Journal,
+    /// Of the last journal record.
+    pub(super) sequence: u64,
     pub(super) watermark: Watermark,
     pub(super) mark: Mark,
+    /// Something is in the journal that is not synced elsewhere.
+    pub(super) untidy: bool,
     pub(super) stats: Arc<DiskStats>,
-    /// The last entry that is durable; older ones may leave the cache.
+    /// The last entry that is in the database; older ones may leave the cache.
     pub(super) durable: Arc<AtomicU64>,
     /// Dropped after the database: see [`super::LogStore::in_use`].
     #[allow(dead_code)]
@@ -54,32 +99,52 @@ enum Waiter {
     Other(Done),
 }
 
+/// What a group comes to.
+struct Group {
+    ops: Vec<Op>,
+    mark: Mark,
+    /// The log ends earlier than before.
+    lowered: bool,
+    entries: u64,
+    waiters: Vec<Waiter>,
+}
+
 impl Writer {
     /// Works until nobody can ask any more. After a failure nothing is written again: what a failed sync has
     /// left on the disk is unknown, and a later successful one would not tell.
     pub(super) fn run(mut self, requests: &Receiver<Write>) {
         let mut failed: Option<String> = None;
         let mut next = None;
+        let mut tidied = Instant::now();
         loop {
-            let Some(first) = next.take().or_else(|| requests.recv().ok()) else { return };
-            let (group, rest) = gather(first, requests);
-            next = rest;
-            let started = std::time::Instant::now();
-            let (result, waiters) = match &failed {
-                Some(reason) => (Err(reason.clone()), group.into_iter().filter_map(waiter).collect()),
-                None => self.write(group),
+            let first = match next.take() {
+                Some(first) => first,
+                None if self.untidy && failed.is_none() => {
+                    match requests.recv_timeout(self.options.tidy_when_idle) {
+                        Ok(first) => first,
+                        Err(RecvTimeoutError::Timeout) => {
+                            self.attempt(&mut failed, Self::tidy);
+                            tidied = Instant::now();
+                            continue;
+                        }
+                        Err(RecvTimeoutError::Disconnected) => break,
+                    }
+                }
+                None => match requests.recv() {
+                    Ok(first) => first,
+                    Err(_) => break,
+                },
             };
-            if !waiters.is_empty() {
-                self.stats.groups.fetch_add(1, Ordering::Relaxed);
-                let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
-                self.stats.last_group_micros.store(micros, Ordering::Relaxed);
+            let (writes, rest) = gather(first, requests);
+            next = rest;
+            let mut group = self.plan(writes);
+            let waiters = std::mem::take(&mut group.waiters);
+            if failed.is_none() {
+                let started = Instant::now();
+                self.attempt(&mut failed, |writer| writer.make_durable(&group, !waiters.is_empty()));
+                self.count(&group, waiters.len(), started.elapsed());
             }
-            if let Err(reason) = &result
-                && failed.is_none()
-            {
-                tracing::error!(dir = %self.dir.display(), reason, "the log can't be written: this replica stops");
-                failed = Some(reason.clone());
-            }
+            let result = failed.clone().map_or(Ok(()), Err);
             for waiter in waiters {
                 match waiter {
                     Waiter::Append(done) => {
@@ -88,96 +153,164 @@ impl Writer {
                     Waiter::Other(done) => drop(done.send(result.clone())),
                 }
             }
+            if failed.is_none() {
+                self.attempt(&mut failed, |writer| writer.store(&group));
+            }
+            if failed.is_none() && self.untidy && tidied.elapsed() >= self.options.tidy_every {
+                self.attempt(&mut failed, Self::tidy);
+                tidied = Instant::now();
+            }
+        }
+        if failed.is_none() && self.untidy {
+            self.attempt(&mut failed, Self::tidy);
         }
     }
 
-    fn write(&mut self, group: Vec<Write>) -> (Result<(), String>, Vec<Waiter>) {
-        let mut waiters = Vec::with_capacity(group.len());
-        let mut batch = sled::Batch::default();
-        let mut mark = self.mark.clone();
-        let mut lowered = false;
-        let mut removals = Vec::new();
-        for write in group {
+    /// sled panics on some I/O errors.
+    fn attempt(
+        &mut self,
+        failed: &mut Option<String>,
+        work: impl FnOnce(&mut Self) -> Result<(), DiskError>,
+    ) {
+        let reason = match catch_unwind(AssertUnwindSafe(|| work(self))) {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(panic) => format!("{}: {}", self.dir.display(), panic_text(panic.as_ref())),
+        };
+        tracing::error!(dir = %self.dir.display(), reason, "the log can't be written: this replica stops");
+        *failed = Some(reason);
+    }
+
+    fn plan(&self, writes: Vec<Write>) -> Group {
+        let mark = self.mark.clone();
+        let mut group = Group { ops: Vec::new(), mark, lowered: false, entries: 0, waiters: Vec::new() };
+        for write in writes {
             match write {
                 Write::Append { entries, last, done } => {
-                    self.stats.entries.fetch_add(entries.len() as u64, Ordering::Relaxed);
-                    for (index, json) in entries {
-                        layout::chunks(index, &json).for_each(|(key, chunk)| batch.insert(&key, chunk));
-                    }
-                    mark.last = Some(last);
-                    waiters.push(Waiter::Append(done));
+                    group.entries += entries.len() as u64;
+                    group.ops.extend(entries.into_iter().map(|(index, json)| Op::Put { index, json }));
+                    group.mark.last = Some(last);
+                    group.waiters.push(Waiter::Append(done));
                 }
                 Write::Vote { vote, done } => {
-                    batch.insert(VOTE_KEY, to_json(&vote));
-                    mark.vote = Some(vote);
-                    waiters.push(Waiter::Other(done));
+                    group.ops.push(Op::Set { key: Single::Vote, json: to_json(&vote) });
+                    group.mark.vote = Some(vote);
+                    group.waiters.push(Waiter::Other(done));
                 }
-                Write::Committed(committed) => batch.insert(COMMITTED_KEY, to_json(&committed)),
+                Write::Committed(committed) => {
+                    group.ops.push(Op::Set { key: Single::Committed, json: to_json(&committed) });
+                }
                 Write::Truncate { since, last, done } => {
-                    removals.push(since..=u64::MAX);
-                    lowered |= mark.last > last;
-                    mark.last = last;
-                    waiters.push(Waiter::Other(done));
+                    group.ops.push(Op::Remove { from: since, to: u64::MAX });
+                    group.lowered |= group.mark.last > last;
+                    group.mark.last = last;
+                    group.waiters.push(Waiter::Other(done));
                 }
                 Write::Purge { upto, done } => {
-                    removals.push(0..=upto.index);
-                    batch.insert(PURGED_KEY, to_json(&upto));
-                    mark.last = mark.last.max(Some(upto));
-                    waiters.push(Waiter::Other(done));
+                    group.ops.push(Op::Remove { from: 0, to: upto.index });
+                    group.ops.push(Op::Set { key: Single::Purged, json: to_json(&upto) });
+                    group.mark.last = group.mark.last.max(Some(upto));
+                    group.waiters.push(Waiter::Other(done));
                 }
             }
         }
-        // sled panics on some I/O errors.
-        let result = catch_unwind(AssertUnwindSafe(|| -> Result<(), DiskError> {
-            // The watermark may never be ahead of the log: it goes down before the log does, and up after.
-            if lowered {
-                self.watermark.write(&mark)?;
-            }
-            let failed =
-                |reason: sled::Error| DiskError::Log { file: self.dir.clone(), reason: reason.to_string() };
-            for range in removals {
-                for key in self.db.range(layout::keys(range)).keys() {
-                    batch.remove(key.map_err(failed)?);
-                }
-            }
-            self.db.apply_batch(batch).map_err(failed)?;
-            if waiters.is_empty() {
-                return Ok(());
-            }
-            self.db.flush().map_err(failed)?;
-            self.file.sync_data().map_err(DiskError::io(self.dir.join("db")))?;
-            sync_blobs(&self.dir)?;
-            if mark != self.mark {
-                self.watermark.write(&mark)?;
-            }
-            Ok(())
-        }));
-        let result = match result {
-            Ok(result) => result.map_err(|error| error.to_string()),
-            Err(panic) => Err(format!("{}: {}", self.dir.display(), panic_text(panic.as_ref()))),
-        };
-        if result.is_ok() {
-            self.durable.store(mark.last.map_or(0, |last| last.index), Ordering::Release);
-            self.mark = mark;
+        group
+    }
+
+    /// Everything that must be on the disk before anybody is told so.
+    fn make_durable(&mut self, group: &Group, awaited: bool) -> Result<(), DiskError> {
+        if !awaited {
+            return Ok(());
         }
-        (result, waiters)
+        // The watermark may never be ahead of the log: it goes down before the log does, and up after.
+        if group.lowered {
+            self.watermark.write(&group.mark)?;
+            self.stats.waited_syncs.fetch_add(1, Ordering::Relaxed);
+        }
+        let bytes = ops::encode(&group.ops);
+        let sequence = self.sequence + 1;
+        match self.journal.has_room(bytes.len()) {
+            Room::Here => self.journal.append(sequence, &bytes)?,
+            Room::AtStart => {
+                self.sync_store()?;
+                self.journal.append(sequence, &bytes)?;
+            }
+            // Larger than the whole journal: the database must do by itself.
+            Room::Nowhere => {
+                ops::apply(&self.db, &group.ops, Some(sequence)).map_err(|error| self.failed(&error))?;
+                self.sync_store()?;
+            }
+        }
+        self.stats.waited_syncs.fetch_add(1, Ordering::Relaxed);
+        self.sequence = sequence;
+        self.untidy = true;
+        if group.mark != self.mark {
+            self.watermark.note(&group.mark)?;
+        }
+        Ok(())
+    }
+
+    /// Brings the database up to what was acknowledged.
+    fn store(&mut self, group: &Group) -> Result<(), DiskError> {
+        ops::apply(&self.db, &group.ops, Some(self.sequence)).map_err(|error| self.failed(&error))?;
+        self.durable.store(group.mark.last.map_or(0, |last| last.index), Ordering::Release);
+        self.mark = group.mark.clone();
+        Ok(())
+    }
+
+    fn tidy(&mut self) -> Result<(), DiskError> {
+        self.sync_store()?;
+        self.watermark.write(&self.mark)?;
+        self.stats.idle_syncs.fetch_add(2, Ordering::Relaxed);
+        self.untidy = false;
+        Ok(())
+    }
+
+    /// Makes the database durable, after which the journal begins again.
+    fn sync_store(&mut self) -> Result<(), DiskError> {
+        self.db.flush().map_err(|error| self.failed(&error))?;
+        self.file.sync_data().map_err(DiskError::io(self.dir.join("db")))?;
+        sync_blobs(&self.dir)?;
+        self.journal.restart();
+        Ok(())
+    }
+
+    fn failed(&self, error: &sled::Error) -> DiskError {
+        DiskError::Log { file: self.dir.clone(), reason: error.to_string() }
+    }
+
+    fn count(&self, group: &Group, waiters: usize, took: Duration) {
+        if waiters == 0 {
+            return;
+        }
+        let stats = &self.stats;
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let bytes =
+            group.ops.iter().map(|op| if let Op::Put { json, .. } = op { json.len() as u64 } else { 0 });
+        stats.entries.fetch_add(group.entries, Ordering::Relaxed);
+        stats.groups.fetch_add(1, Ordering::Relaxed);
+        stats.bytes.fetch_add(bytes.sum(), Ordering::Relaxed);
+        stats.last_group_micros.store(micros, Ordering::Relaxed);
+        stats.group_micros.fetch_add(micros, Ordering::Relaxed);
     }
 }
 
-/// Takes what waits. A truncation ends a group, and so begins the next one: entries that it removes and
-/// entries that come in their place must not meet in one batch.
+/// Takes what waits. A truncation is a group of its own: entries that it removes and entries that come in their
+/// place must not meet in one batch of the database.
 fn gather(first: Write, requests: &Receiver<Write>) -> (Vec<Write>, Option<Write>) {
     let size = |write: &Write| match write {
         Write::Append { entries, .. } => entries.iter().map(|(_, json)| json.len()).sum(),
         _ => 0,
     };
+    let alone = |write: &Write| matches!(write, Write::Truncate { .. } | Write::Purge { .. });
     let mut bytes: usize = size(&first);
-    let mut alone = matches!(first, Write::Truncate { .. } | Write::Purge { .. });
+    if alone(&first) {
+        return (vec![first], None);
+    }
     let mut group = vec![first];
-    while !alone && bytes < MAX_GROUP_BYTES {
+    while bytes < MAX_GROUP_BYTES {
         let Ok(next) = requests.try_recv() else { break };
-        alone = matches!(next, Write::Truncate { .. } | Write::Purge { .. });
-        if alone {
+        if alone(&next) {
             return (group, Some(next));
         }
         bytes += size(&next);
@@ -186,18 +319,8 @@ fn gather(first: Write, requests: &Receiver<Write>) -> (Vec<Write>, Option<Write
     (group, None)
 }
 
-fn waiter(write: Write) -> Option<Waiter> {
-    match write {
-        Write::Append { done, .. } => Some(Waiter::Append(done)),
-        Write::Vote { done, .. } | Write::Truncate { done, .. } | Write::Purge { done, .. } => {
-            Some(Waiter::Other(done))
-        }
-        Write::Committed(_) => None,
-    }
-}
-
 /// sled's second kind of file: empty unless a page outgrew a segment, which the chunks are there to prevent.
-fn sync_blobs(dir: &Path) -> Result<(), DiskError> {
+pub(super) fn sync_blobs(dir: &Path) -> Result<(), DiskError> {
     let blobs = dir.join("blobs");
     let entries = std::fs::read_dir(&blobs).map_err(DiskError::io(&blobs))?;
     for entry in entries {

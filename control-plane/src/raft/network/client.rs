@@ -17,7 +17,7 @@ use xds_proto::isthmus::raft::v1::{Payload, raft_client::RaftClient};
 use super::{
     Peers,
     append::{self, Appending},
-    wire::{self, Chunk, Forward, Forwarded, NotLeader, PreVote, PreVoted, RaftResult, ReadIndex, TakeOver},
+    wire::{self, Forward, Forwarded, NotLeader, PreVote, PreVoted, RaftResult, ReadIndex, TakeOver},
 };
 use crate::raft::{
     blocking::{are_long as are_long_commands, blocking},
@@ -108,8 +108,9 @@ impl RaftNetwork<TypeConfig> for Client {
         request: InstallSnapshotRequest<TypeConfig>,
         _option: RPCOption,
     ) -> Result<InstallSnapshotResponse<u64>, CallError<InstallSnapshotError>> {
-        let chunk = Chunk::from(request);
+        let (chunk, piece) = wire::cut(request);
         let payload = self.target.peers.pack("piece of a snapshot", &chunk).map_err(network_error)?;
+        let payload = Payload { attachment: piece, ..payload };
         let response = self.target.connect().await?.install_snapshot(payload).await;
         self.target.answer("snapshot response", response)
     }

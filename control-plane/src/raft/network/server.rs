@@ -2,9 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, VoteRequest, VoteResponse,
-};
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest, VoteResponse};
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use tonic::{Extensions, Request, Response, Status, metadata::MetadataValue};
 use xds_proto::isthmus::raft::v1::{
@@ -153,8 +151,7 @@ impl Raft for RaftService {
 
     async fn install_snapshot(&self, request: Request<Payload>) -> Result<Response<Payload>, Status> {
         let (chunk, _sender) = self.open::<Chunk>("piece of a snapshot", &request)?;
-        let piece = InstallSnapshotRequest::try_from(chunk);
-        let piece = piece.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let piece = wire::join(chunk, request.into_inner().attachment);
         if piece.offset.saturating_add(piece.data.len() as u64) > MAX_SNAPSHOT_BYTES {
             return Err(Status::out_of_range(format!(
                 "the snapshot has more than {MAX_SNAPSHOT_BYTES} bytes"

@@ -71,32 +71,23 @@ pub(crate) struct TakeOver {
     pub(crate) term: u64,
 }
 
-/// A piece of a snapshot. JSON would spell openraft's own type as a list of numbers.
+/// A piece of a snapshot, without its bytes: JSON would spell them as a list of numbers, so they go beside it.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Chunk {
     vote: Vote,
     meta: SnapshotMeta,
     offset: u64,
-    data: String,
     done: bool,
 }
 
-impl From<InstallSnapshotRequest<TypeConfig>> for Chunk {
-    fn from(request: InstallSnapshotRequest<TypeConfig>) -> Self {
-        use base64::{Engine, prelude::BASE64_STANDARD};
-        let InstallSnapshotRequest { vote, meta, offset, data, done } = request;
-        Chunk { vote, meta, offset, data: BASE64_STANDARD.encode(data), done }
-    }
+/// Takes a piece of a snapshot apart.
+pub(crate) fn cut(request: InstallSnapshotRequest<TypeConfig>) -> (Chunk, Vec<u8>) {
+    let InstallSnapshotRequest { vote, meta, offset, data, done } = request;
+    (Chunk { vote, meta, offset, done }, data)
 }
 
-impl TryFrom<Chunk> for InstallSnapshotRequest<TypeConfig> {
-    type Error = Malformed;
-    fn try_from(chunk: Chunk) -> Result<Self, Malformed> {
-        use base64::{Engine, prelude::BASE64_STANDARD};
-        let Chunk { vote, meta, offset, data, done } = chunk;
-        let data = BASE64_STANDARD
-            .decode(data)
-            .map_err(|error| Malformed { what: "piece of a snapshot", reason: error.to_string() })?;
-        Ok(Self { vote, meta, offset, data, done })
-    }
+/// Puts it together again.
+pub(crate) fn join(chunk: Chunk, data: Vec<u8>) -> InstallSnapshotRequest<TypeConfig> {
+    let Chunk { vote, meta, offset, done } = chunk;
+    InstallSnapshotRequest { vote, meta, offset, data, done }
 }

@@ -139,7 +139,7 @@ fn a_rotation_adds_the_root_first_makes_it_active_next_and_drops_the_old_last() 
     let seen = |store: &Store| {
         let (cluster, authority) = (store.state.cluster.clone().unwrap(), &store.state.authority);
         let phase = authority.rotation.as_ref().map(|r| r.phase);
-        (cluster.roots.len(), cluster.trust.active_root, authority.active.clone(), phase)
+        (cluster.roots.len(), cluster.trust.active_root.clone(), authority.active.clone(), phase)
     };
     assert!(!store.state.authority.roots[&new].sealed.contains_key(&7), "no member");
     assert_eq!(seen(&store), (2, old.clone(), old.clone(), Some(Phase::Preparing)));

@@ -5,7 +5,7 @@ use mesh_model::records::ClusterInfo;
 use super::{Done, address, authority, transaction::Transaction, valid};
 use crate::{
     Refusal,
-    limits::{MAX_PEER_ADDRESSES, MAX_ROOT_BYTES, NODE_SLICE_BITS},
+    limits::{MAX_ROOT_BYTES, MAX_ROOTS, NODE_SLICE_BITS},
 };
 
 pub(super) fn init(tx: &mut Transaction<'_>, info: &ClusterInfo) -> Result<Done, Refusal> {
@@ -56,7 +56,7 @@ pub(super) fn check_roots(roots: &[Vec<u8>]) -> Result<(), Refusal> {
     if roots.is_empty() {
         return Err(Refusal::invalid("roots", "[]", "names no root certificate"));
     }
-    valid::at_most("roots of one trust domain", roots.len(), MAX_PEER_ADDRESSES)?;
+    valid::at_most("roots of one trust domain", roots.len(), MAX_ROOTS)?;
     let largest = roots.iter().map(Vec::len).max().unwrap_or(0);
     valid::at_most("bytes of a root certificate", largest, MAX_ROOT_BYTES)
 }

@@ -7,6 +7,7 @@ mod identities;
 mod nodes;
 mod objects;
 mod peers;
+mod replace;
 mod replicas;
 mod services;
 mod tokens;
@@ -18,7 +19,11 @@ mod authority_tests;
 #[cfg(test)]
 mod tests;
 
-use crate::{Applied, Command, Envelope, Event, Granted, ObjectOutcome, Outcome, Refusal, State};
+use crate::{
+    Applied, Command, Envelope, Event, Granted, ObjectOutcome, Outcome, Refusal, State,
+    limits::{KEY_MEMORY_MS, MAX_KEYS},
+};
+pub(crate) use objects::json_bytes;
 use transaction::Transaction;
 
 /// What became of an envelope, and what there is to tell about it.
@@ -50,6 +55,15 @@ pub fn apply(state: &mut State, envelope: &Envelope) -> Applying {
     if let Some(answer) = state.applied_keys.answer(&envelope.key) {
         let outcome = Ok(Applied { replayed: true, ..answer.clone() });
         return Applying { outcome, events: Vec::new() };
+    }
+    // It may have been applied and forgotten since. Doing nothing is the one answer that is right either way.
+    if envelope.first_unix_ms.is_some_and(|first| first <= state.applied_keys.forgotten_until()) {
+        let refusal = Refusal::RetryTooLate {
+            seconds_ago: envelope.now_unix_ms.saturating_sub(envelope.first_unix_ms.unwrap_or(0)) / 1000,
+            limit_seconds: KEY_MEMORY_MS / 1000,
+            limit_writes: MAX_KEYS,
+        };
+        return Applying { outcome: Err(refusal), events: Vec::new() };
     }
     let dry_run = matches!(envelope.command, Command::Apply { dry_run: true, .. });
     let mut transaction = Transaction::begin(state, envelope);
@@ -96,6 +110,7 @@ fn run(tx: &mut Transaction<'_>, command: &Command) -> Result<Done, Refusal> {
             replicas::admit(tx, token, secret_sha256, address)
         }
         Command::SetReplicaRole { id, learner } => replicas::set_role(tx, *id, *learner),
+        Command::ReplaceReplica { old, address } => replace::replace(tx, *old, address),
         Command::RemoveReplica { id } => replicas::remove(tx, *id),
         Command::Authority(command) => authority::run(tx, command),
         Command::KeepOnlyReplica { id } => replicas::keep_only(tx, *id),

@@ -107,11 +107,21 @@ fn allocate(tx: &mut Transaction<'_>, objects: &[Object], outcomes: &[ObjectOutc
     Ok(())
 }
 
+/// The size that the parser limits: that of the form in which users write objects. It takes a while to make, and
+/// is little larger than that in which they are kept.
 fn check_size(key: &ObjectKey, object: &Object) -> Result<(), Refusal> {
+    if json_bytes(object) < MAX_OBJECT_BYTES / 4 {
+        return Ok(());
+    }
+    valid::at_most(&format!("bytes of {key}"), json_bytes(&object.to_json()), MAX_OBJECT_BYTES)
+}
+
+/// Bytes of a value as JSON.
+pub(crate) fn json_bytes(value: &impl serde::Serialize) -> usize {
     let mut counter = Counter(0);
     // Writing to a counter does not fail, and none of the types lacks a JSON form.
-    let _ = serde_json::to_writer(&mut counter, object);
-    valid::at_most(&format!("bytes of {key}"), counter.0, MAX_OBJECT_BYTES)
+    let _ = serde_json::to_writer(&mut counter, value);
+    counter.0
 }
 
 struct Counter(usize);

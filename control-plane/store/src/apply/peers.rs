@@ -12,7 +12,8 @@ use super::{Done, authority, cluster::check_roots, services, transaction::Transa
 use crate::{
     Member, Refusal,
     limits::{
-        MAX_IDENTITIES_PER_IMPORT, MAX_IMPORTS_PER_PEER, MAX_PEER_ADDRESSES, MAX_PEERS, MAX_PORTS_PER_IMPORT,
+        MAX_IDENTITIES_PER_IMPORT, MAX_IMPORTS_PER_PEER, MAX_PEER_DOORS, MAX_PEER_GATEWAYS, MAX_PEERS,
+        MAX_PORTS_PER_IMPORT,
     },
 };
 
@@ -106,8 +107,8 @@ fn known<'a>(tx: &'a Transaction<'_>, cluster: &str) -> Result<&'a PeerRecord, R
 fn check(tx: &Transaction<'_>, peer: &PeerRecord) -> Result<(), Refusal> {
     valid::label("peer.cluster", &peer.cluster)?;
     check_roots(&peer.roots)?;
-    valid::at_most("doors of one peer", peer.doors.len(), MAX_PEER_ADDRESSES)?;
-    valid::at_most("gateways of one peer", peer.gateways.len(), MAX_PEER_ADDRESSES)?;
+    valid::at_most("doors of one peer", peer.doors.len(), MAX_PEER_DOORS)?;
+    valid::at_most("gateways of one peer", peer.gateways.len(), MAX_PEER_GATEWAYS)?;
     peer.doors.iter().try_for_each(|door| valid::host_port("peer.doors", door))?;
     peer.gateways.iter().try_for_each(|gateway| valid::host_port("peer.gateways", gateway))?;
     let own = tx.cluster()?;

@@ -8,7 +8,7 @@ use mesh_model::{
 use crate::{
     Change, Command, Granted, ObjectChange, Refusal, TokenPurpose, TokenRecord, apply,
     fixtures::{NOON, Store, cluster, imported, ip, name, peer, populated, put, service, token, workload},
-    limits::{MAX_OBJECT_BYTES, MAX_OBJECTS_PER_COMMAND, MAX_PROXY_PORT, MIN_PROXY_PORT},
+    limits::{KEY_MEMORY_MS, MAX_OBJECT_BYTES, MAX_OBJECTS_PER_COMMAND, MAX_PROXY_PORT, MIN_PROXY_PORT},
 };
 
 fn svc(text: &str) -> Object {
@@ -172,6 +172,28 @@ fn a_retried_envelope_is_applied_once_and_answered_alike() {
 }
 
 #[test]
+fn a_retry_whose_first_attempt_may_be_forgotten_is_refused_and_a_first_attempt_never() {
+    let mut store = Store::initialised();
+    let mut envelope = store.envelope(put([wl("a/b")]));
+    let first_ms = envelope.now_unix_ms;
+    apply(&mut store.state, &envelope).outcome.expect("created");
+    store.run(Command::Delete { keys: vec![key(Kind::Workload, "a/b")] }).expect("deleted");
+    // A minute later it is remembered still: nothing came that made it be forgotten.
+    envelope.first_unix_ms = Some(first_ms);
+    envelope.now_unix_ms = first_ms + KEY_MEMORY_MS + 5_000;
+    assert!(apply(&mut store.state, &envelope).outcome.expect("the first answer").replayed);
+    store.now_unix_ms = first_ms + KEY_MEMORY_MS + 5_000;
+    store.run(put([wl("a/other")])).expect("created");
+    let before = store.state.clone();
+    let refusal = apply(&mut store.state, &envelope).outcome.expect_err("nobody knows any more");
+    assert!(matches!(refusal, Refusal::RetryTooLate { seconds_ago: 65, limit_seconds: 60, .. }), "{refusal}");
+    assert_eq!(store.state, before, "the deleted object was not made again");
+    // A replica whose clock is far behind can still write, and retry what it has just begun.
+    store.now_unix_ms = first_ms - 600_000;
+    store.run(put([wl("a/late-clock")])).expect("a first attempt");
+}
+
+#[test]
 fn deleting_what_is_not_there_is_said_and_no_error() {
     let mut store = Store::initialised();
     let applied = store.run(Command::Delete { keys: vec![key(Kind::Service, "a/b")] }).expect("no error");
@@ -247,9 +269,9 @@ fn a_headless_service_has_no_address() {
 #[test]
 fn proxy_ports_run_out_with_a_refusal() {
     let mut store = Store::initialised();
-    for quarter in 0..4 {
-        let ports: Vec<u16> = (1..=(MAX_PROXY_PORT - MIN_PROXY_PORT + 1) / 4).collect();
-        store.run(put([Object::Service(service(&format!("a/q{quarter}"), &ports))])).expect("there is room");
+    for part in 0..16 {
+        let ports: Vec<u16> = (1..=(MAX_PROXY_PORT - MIN_PROXY_PORT + 1) / 16).collect();
+        store.run(put([Object::Service(service(&format!("a/p{part}"), &ports))])).expect("there is room");
     }
     let refusal = store.refused(put([svc("a/one-more")]));
     assert!(refusal.to_string().contains("proxy ports"), "{refusal}");

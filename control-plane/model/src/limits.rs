@@ -1,0 +1,20 @@
+//! Limits that more than one crate keeps to: what is parsed at a door must be storable, and the other way round.
+//!
+//! The rest of what a cluster holds at most is in `mesh_store::limits`; `docs/operations.md` lists both.
+
+pub use crate::resource::{MAX_OBJECT_BYTES, MAX_OBJECT_DEPTH};
+
+/// Roots of one trust domain: enough for a rotation with several CAs.
+pub const MAX_ROOTS: usize = 16;
+/// Bytes of one DER root certificate.
+pub const MAX_ROOT_BYTES: usize = 16 * 1024;
+/// Mesh doors of one peer.
+pub const MAX_PEER_DOORS: usize = 16;
+/// East-west gateways of one peer.
+pub const MAX_PEER_GATEWAYS: usize = 64;
+/// Services that one peer may export to another.
+pub const MAX_IMPORTS_PER_PEER: usize = 10_000;
+/// Ports of one imported service.
+pub const MAX_PORTS_PER_IMPORT: usize = 64;
+/// Identities that may serve one imported service.
+pub const MAX_IDENTITIES_PER_IMPORT: usize = 256;
