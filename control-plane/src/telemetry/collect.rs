@@ -93,7 +93,7 @@ fn raft(app: &App, page: &mut Page<'_>) -> fmt::Result {
     )?;
     page.counter(
         "isthmus_raft_groups_synced",
-        "Groups of log entries made durable since the start; each costs a sync of the log and one of the watermark",
+        "Groups of log entries made durable since the start; each costs one sync, of the journal",
         view.counters.groups_synced,
     )?;
     page.gauge(
