@@ -111,6 +111,8 @@ impl Cluster {
     pub async fn node(&mut self, name: &str) -> Node {
         let token = self.token("node").await;
         let (answer, identity) = register(&self.door(), &token, name).await.unwrap();
+        // A list is answered once the views know its revision: the node is served from then on.
+        self.revision().await;
         let channel = self.connect(Some(identity.clone())).await.unwrap();
         Node { name: name.to_owned(), answer, channel, identity }
     }
