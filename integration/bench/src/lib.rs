@@ -3,6 +3,7 @@
 //!
 //! The arithmetic (`stats`, `report`) is pure; `process` and the folders beside it start real programs.
 
+pub mod compile;
 pub mod control;
 pub mod machine;
 pub mod process;

@@ -9,7 +9,8 @@ use crate::resource::{
 };
 
 /// The Gateway API's order of precedence (HTTPRouteRule.matches): the least is tried first. Among hostnames the
-/// exact come before the wildcards, and the longer before the shorter.
+/// exact come before the wildcards, and the longer before the shorter. Where regular expressions come is left to the
+/// implementation: after every prefix, as in Istio (`getURIRank`).
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Precedence {
     hostname: (u8, Reverse<usize>),

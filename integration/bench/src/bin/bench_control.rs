@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use bench::{
+    compile,
     control::{EtcdTimings, Group, etcd, leader_loss, ours, syncs, writes},
     machine,
     report::{self, Goal, Row},
@@ -42,6 +43,8 @@ enum Area {
     Writes,
     /// SIGKILL of the leader to the next acknowledged write.
     Loss,
+    /// The mesh from the state: whole, and after one change.
+    Compile,
 }
 
 #[tokio::main]
@@ -49,13 +52,14 @@ async fn main() -> Result<()> {
     let arguments = Arguments::parse();
     mesh_tls::install_provider();
     println!("{}", machine::describe());
-    let all = [Area::Writes, Area::Loss];
+    let all = [Area::Writes, Area::Loss, Area::Compile];
     let areas: &[Area] = if arguments.areas.is_empty() { &all } else { &arguments.areas };
     let mut rows = Vec::new();
     for area in areas {
         rows.extend(match area {
             Area::Writes => measure_writes(&arguments).await?,
             Area::Loss => measure_loss(&arguments).await?,
+            Area::Compile => measure_compile(),
         });
         // What was measured is kept, whatever becomes of the rest.
         report::write(&arguments.folder.join("control.json"), &rows)?;
@@ -158,4 +162,20 @@ async fn measure_loss(arguments: &Arguments) -> Result<Vec<Row>> {
         rows.push(Row::compared(name, "ms", &found.gap_ms[0], &found.gap_ms[1], &theirs.name, None));
     }
     Ok(rows)
+}
+
+/// At two sizes, because one change is to cost the same in both.
+fn measure_compile() -> Vec<Row> {
+    let mut rows = Vec::new();
+    for services in [1_000, 10_000] {
+        let found = compile::measure(services, 300);
+        let size = format!("{services} services, {} endpoints", services * compile::ENDPOINTS);
+        rows.push(Row::alone(format!("compile all, {size}"), "ms", &found.full, None));
+        let changes = [("endpoint", found.endpoint), ("policy", found.policy), ("label", found.label)];
+        for (what, series) in changes {
+            let name = format!("compile after one {what}, {size}");
+            rows.push(Row::alone(name, "ms", &series, Some(Goal::AtMost(1.0))));
+        }
+    }
+    rows
 }

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use super::labels::Labelled;
+use super::{super::class::OwnPort, labels::Labelled};
 use crate::{
     identity::{IdentityKey, IdentityNumber},
     resource::{NamespacedName, Protocol, Workload},
@@ -17,7 +17,7 @@ type Ports = BTreeMap<(Protocol, String), BTreeMap<u16, usize>>;
 #[derive(Debug, Clone, Default)]
 pub(super) struct Counted {
     /// What each workload was counted as.
-    of: BTreeMap<NamespacedName, (IdentityNumber, Vec<(Protocol, String, u16)>)>,
+    of: BTreeMap<NamespacedName, (IdentityNumber, Vec<OwnPort>)>,
     known: BTreeMap<IdentityNumber, Identity>,
     pub(super) labelled: Labelled<IdentityNumber>,
 }
@@ -41,9 +41,11 @@ pub(super) struct Shift {
     pub(super) ports: bool,
 }
 
+/// What of an identity classes depend on.
+type Shown = (Arc<IdentityKey>, BTreeSet<OwnPort>);
+
 /// What was there before a round of changes, by number.
-pub(super) type Before =
-    BTreeMap<IdentityNumber, Option<(Arc<IdentityKey>, BTreeSet<(Protocol, String, u16)>)>>;
+pub(super) type Before = BTreeMap<IdentityNumber, Option<Shown>>;
 
 impl Counted {
     pub(super) fn numbers(&self) -> impl Iterator<Item = IdentityNumber> {
@@ -114,7 +116,7 @@ impl Counted {
         before.entry(number).or_insert_with(|| self.shown(number));
     }
 
-    fn shown(&self, number: IdentityNumber) -> Option<(Arc<IdentityKey>, BTreeSet<(Protocol, String, u16)>)> {
+    fn shown(&self, number: IdentityNumber) -> Option<Shown> {
         let identity = self.known.get(&number)?;
         let ports = identity.ports.iter().flat_map(|((protocol, name), numbers)| {
             numbers.keys().map(|port| (*protocol, name.clone(), *port))
