@@ -42,8 +42,8 @@ mod tests {
 
     #[test]
     fn the_bootstrap_names_the_server_and_the_files() {
-        let text =
-            bootstrap(Path::new("/run/isthmus/agent.sock"), Path::new("/etc/isthmus"), "grpc~shop/web");
+        let server = SocketAddr::from(([127, 0, 0, 1], 15010));
+        let text = bootstrap(server, Path::new("/etc/isthmus"), "grpc~shop/web");
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(value["xds_servers"][0]["server_uri"], "127.0.0.1:15010");
         assert_eq!(value["node"]["id"], "grpc~shop/web");
