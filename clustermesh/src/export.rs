@@ -35,7 +35,8 @@ pub fn exported_services(
         .collect()
 }
 
-fn exported_service(model: &MeshModel, service: &MeshService, facts: ExportFacts) -> Option<ExportedService> {
+/// What peers may know of one service that is exported; None if they could not reach it.
+pub fn exported_service(model: &MeshModel, service: &MeshService, facts: ExportFacts) -> Option<ExportedService> {
     let mut spiffe_ids = BTreeSet::new();
     let mut ready = BTreeSet::new();
     let mut ports = Vec::new();

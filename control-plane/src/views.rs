@@ -2,19 +2,20 @@
 //! who share it, kept per client while it does not change.
 
 use std::{
-    collections::BTreeMap,
+    collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
 };
 
 use arc_swap::ArcSwap;
 use clustermesh::export::{ExportFacts, describe_cluster};
+use imbl::{OrdMap, ordmap::DiffItem};
 use mesh_model::{
     compile::{Compiler, MeshModel},
     identity::TrustDomain,
     resource::{Kind, NamespacedName, ObjectKey, ProxyMode},
     view::gateway_addresses,
 };
-use mesh_store::State;
+use mesh_store::{State, StoredMeta};
 use tokio::sync::watch;
 use tonic::Status;
 use xds_proto::isthmus::federation::v1::ClusterDescription;
@@ -23,7 +24,10 @@ use crate::{
     authz::{self, Action, Caller},
     xds::{
         Client, PeerIdentity, ProxyKind, ResourceSet, Views,
-        translate::sets::{self, Translation},
+        translate::{
+            peer::Exports,
+            sets::{Made, Translation},
+        },
     },
 };
 
@@ -35,10 +39,17 @@ struct Compiled {
     model: Option<Arc<MeshModel>>,
     /// Mesh doors of the replicas, in the order of their numbers.
     doors: Vec<String>,
-    /// Of the services that have a ServiceExport.
-    exports: BTreeMap<NamespacedName, ExportFacts>,
+    /// When each object changed, for what peers are told of exported services.
+    object_meta: OrdMap<ObjectKey, Arc<StoredMeta>>,
+    exports: Exports,
     translation: Translation,
 }
+
+/// What one client has, for all of its streams.
+type Entry = Arc<Mutex<Option<Made>>>;
+
+/// Sets of clients that have gone are looked for once in so many revisions.
+const REVISIONS_BETWEEN_CLEANINGS: u64 = 64;
 
 /// The views of all clients of this replica.
 #[derive(Debug)]
@@ -47,8 +58,8 @@ pub struct ModelViews {
     /// From the command line, beside those that are declared as workloads.
     gateways: Vec<String>,
     compiled: ArcSwap<Compiled>,
-    /// The last set of each client, with the revision at which it was found to be right.
-    sets: Mutex<BTreeMap<Client, (u64, Arc<ResourceSet>)>>,
+    /// Each with a lock of its own: clients don't wait for each other's translation.
+    clients: Mutex<HashMap<Client, Entry>>,
     changed: watch::Sender<u64>,
     compiler: Mutex<Compiler>,
 }
@@ -63,26 +74,28 @@ impl ModelViews {
             own,
             gateways,
             compiled: ArcSwap::from_pointee(compiled),
-            sets: Mutex::new(BTreeMap::new()),
+            clients: Mutex::default(),
             changed,
             compiler: Mutex::new(compiler),
         }
     }
 
-    /// Takes over a newer state. Costs what compiling costs: not for a thread that serves.
+    /// Takes over a newer state, whatever number of revisions newer: under a burst of writes only the newest is
+    /// compiled. Compiles and translates what changed, which is not for a thread that serves.
     pub fn update(&self, state: Arc<State>) {
+        let mut compiler = self.compiler.lock().unwrap_or_else(PoisonError::into_inner);
         let last = self.compiled.load_full();
         let (before, revision) = (last.revision, state.revision);
         if revision <= before {
             return;
         }
-        let mut compiler = self.compiler.lock().unwrap_or_else(PoisonError::into_inner);
         let compiled = compile(&mut compiler, &state, Some(&last));
         drop(compiler);
         drop(state);
         self.compiled.store(Arc::new(compiled));
-        // Clients that did not ask since the revision before have gone; a slow one costs one translation more.
-        self.sets.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, (at, _)| *at >= before);
+        if before / REVISIONS_BETWEEN_CLEANINGS != revision / REVISIONS_BETWEEN_CLEANINGS {
+            self.forget_the_gone();
+        }
         self.changed.send_replace(revision);
     }
 
@@ -95,49 +108,73 @@ impl ModelViews {
     /// peer that moves between replicas sees no change.
     pub fn description(&self) -> Option<ClusterDescription> {
         let compiled = self.compiled.load();
-        let model = compiled.model.as_ref()?;
+        Some(self.describe(&compiled, compiled.model.as_ref()?))
+    }
+
+    fn describe(&self, compiled: &Compiled, model: &MeshModel) -> ClusterDescription {
         let declared = gateway_addresses(model).into_iter().map(|address| address.to_string());
         let mut gateways: Vec<String> = self.gateways.iter().cloned().chain(declared).collect();
         gateways.sort_unstable();
         gateways.dedup();
-        Some(describe_cluster(&model.cluster, compiled.doors.clone(), gateways))
+        describe_cluster(&model.cluster, compiled.doors.clone(), gateways)
     }
 
-    fn make(&self, compiled: &Compiled, client: &Client) -> ResourceSet {
-        let empty = || ResourceSet::new(compiled.revision);
-        let Some(model) = &compiled.model else { return empty() };
-        let named = |text: &str| NamespacedName::parse(text);
-        match client {
-            Client::Agent { node } => compiled.translation.agent(model, node),
-            Client::Proxy { workload, kind } => {
-                named(workload).map_or_else(empty, |name| compiled.translation.sidecar(model, &name, *kind))
+    fn make(&self, compiled: &Compiled, client: &Client, before: Option<&Made>) -> Made {
+        match (&compiled.model, client) {
+            (None, _) => Made::alone(ResourceSet::new(compiled.revision)),
+            (Some(model), Client::Peer { cluster }) => {
+                let description = self.describe(compiled, model);
+                let mut set = compiled.exports.view(model, cluster, description);
+                // A peer tells our replicas apart by the revision: it must not stay behind, so the set is a new one.
+                if let Some(before) = before {
+                    set.share_with(&before.set);
+                }
+                Made::alone(set)
             }
-            Client::Grpc { workload } => {
-                named(workload).map_or_else(empty, |name| compiled.translation.grpc(model, &name))
-            }
-            Client::Gateway { workload } => {
-                named(workload).map_or_else(empty, |name| sets::gateway(model, &name))
-            }
-            Client::Peer { cluster } => match self.description() {
-                Some(description) => sets::peer(model, cluster, description, |name| {
-                    compiled.exports.get(name).copied().unwrap_or_default()
-                }),
-                None => empty(),
-            },
+            (Some(model), _) => compiled.translation.view(model, client, before),
         }
+    }
+
+    fn entry(&self, client: &Client) -> Entry {
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        match clients.get(client) {
+            Some(entry) => entry.clone(),
+            None => clients.entry(client.clone()).or_default().clone(),
+        }
+    }
+
+    /// A client whose set no stream holds has gone. (One that is just being looked up makes its own again.)
+    fn forget_the_gone(&self) {
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        clients.retain(|_, entry| match entry.try_lock() {
+            Ok(made) => made.as_ref().is_some_and(|made| Arc::strong_count(&made.set) > 1),
+            Err(_) => true,
+        });
     }
 }
 
 fn compile(compiler: &mut Compiler, state: &State, before: Option<&Compiled>) -> Compiled {
-    let exports = state.objects.keys().filter(|key| key.kind == Kind::ServiceExport);
+    let compiled = state.input().map(|input| compiler.compile(input));
+    let mut exports = before.map(|before| before.exports.clone()).unwrap_or_default();
+    let mut translation = Translation::default();
+    if let Some((model, changes)) = &compiled {
+        let old_meta = before.map(|before| before.object_meta.clone()).unwrap_or_default();
+        let moved = old_meta.diff(&state.object_meta).map(|item| match item {
+            DiffItem::Add(key, _) | DiffItem::Remove(key, _) | DiffItem::Update { new: (key, _), .. } => key,
+        });
+        let moved = moved.filter(|key| matches!(key.kind, Kind::Service | Kind::ServiceExport));
+        exports.update(model, changes, moved.map(|key| key.name.clone()), |name| export_facts(state, name));
+        if let Some((before, old)) = before.and_then(|before| Some((before, before.model.as_ref()?))) {
+            translation = before.translation.after(old, model, changes);
+        }
+    }
     Compiled {
         revision: state.revision,
-        model: state.input().map(|input| compiler.compile(input).0),
+        model: compiled.map(|(model, _)| model),
         doors: state.replicas.values().map(|replica| replica.address.clone()).collect(),
-        exports: exports.map(|key| (key.name.clone(), export_facts(state, &key.name))).collect(),
-        translation: before
-            .and_then(|b| Some(Translation::after(b.model.clone()?, &b.translation)))
-            .unwrap_or_default(),
+        object_meta: state.object_meta.clone(),
+        exports,
+        translation,
     }
 }
 
@@ -153,34 +190,15 @@ fn export_facts(state: &State, name: &NamespacedName) -> ExportFacts {
 impl Views for ModelViews {
     fn resources(&self, client: &Client) -> Arc<ResourceSet> {
         let compiled = self.compiled.load_full();
-        let revision = compiled.revision;
-        let before = {
-            let sets = self.sets.lock().unwrap_or_else(PoisonError::into_inner);
-            sets.get(client).cloned()
-        };
-        if let Some((at, set)) = &before
-            && *at >= revision
-        {
-            return set.clone();
-        }
-        // Not under the lock: clients don't wait for each other's translation.
-        let new = self.make(&compiled, client);
-        let set = match &before {
-            // A peer tells our replicas apart by the revision: it must not stay behind.
-            Some((_, before)) if matches!(client, Client::Peer { .. }) => {
-                let mut new = new;
-                new.share_with(before);
-                Arc::new(new)
-            }
-            Some((_, before)) => sets::keep_equal(new, before),
-            None => Arc::new(new),
-        };
-        let mut sets = self.sets.lock().unwrap_or_else(PoisonError::into_inner);
-        match sets.get(client) {
+        let entry = self.entry(client);
+        let mut entry = entry.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*entry {
             // Another stream of the same client was faster, or saw a newer revision.
-            Some((at, newer)) if *at >= revision => newer.clone(),
-            _ => {
-                sets.insert(client.clone(), (revision, set.clone()));
+            Some(made) if made.at >= compiled.revision => made.set.clone(),
+            before => {
+                let made = self.make(&compiled, client, before.as_ref());
+                let set = made.set.clone();
+                *entry = Some(made);
                 set
             }
         }

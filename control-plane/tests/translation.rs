@@ -9,12 +9,9 @@ use std::{
     time::SystemTime,
 };
 
-use control_plane::xds::{
-    ProxyKind, ResourceSet, kinds,
-    translate::sets::{self, Translation},
-};
+use control_plane::xds::{Client, ProxyKind, ResourceSet, kinds, translate::sets::Translation};
 use mesh_model::{
-    compile::{MeshModel, compile},
+    compile::{MeshModel, compile, diff},
     identity::{SpiffeId, TrustDomain},
     records::{ClusterInfo, ImportedPort, ImportedService, PeerRecord, WorkloadBinding},
     resource::{AppProtocol, NamespacedName, Object, Protocol},
@@ -200,12 +197,21 @@ fn decoded<M: Message + Default>(set: &ResourceSet, type_url: &str) -> Vec<M> {
     resources.map(|resource| M::decode(resource.any.value.as_slice()).unwrap()).collect()
 }
 
+/// What a client gets that nobody has asked for before.
+fn view(model: &MeshModel, client: &Client) -> ResourceSet {
+    (*Translation::default().view(model, client, None).set).clone()
+}
+
+fn agent_of(node: &str) -> Client {
+    Client::Agent { node: node.into() }
+}
+
 fn sidecar(model: &MeshModel, kind: ProxyKind) -> ResourceSet {
-    Translation::default().sidecar(model, &NamespacedName::new("shop", "cards-1"), kind)
+    view(model, &Client::Proxy { workload: "shop/cards-1".into(), kind })
 }
 
 fn gateway(model: &MeshModel) -> ResourceSet {
-    sets::gateway(model, &NamespacedName::new("shop", "gateway"))
+    view(model, &Client::Gateway { workload: "shop/gateway".into() })
 }
 
 /// The cluster by which a proxy reaches its agent; nobody is dialled in validation.
@@ -413,7 +419,8 @@ fn weights_and_matches_arrive_in_the_order_of_precedence() {
 fn an_agent_gets_its_own_endpoints_and_everybodys_addresses() {
     let (_, model) = shop();
     let translation = Translation::default();
-    let (here, elsewhere) = (translation.agent(&model, "n1"), translation.agent(&model, "n2"));
+    let set = |node| translation.view(&model, &agent_of(node), None).set;
+    let (here, elsewhere) = (set("n1"), set("n2"));
     let count = |set: &ResourceSet, kind: &str| set.of(kind).map_or(0, |all| all.len());
     assert_eq!(count(&here, kinds::LOCAL_ENDPOINT), 6, "five pods and the gateway at the node's own address");
     assert_eq!(count(&elsewhere, kinds::LOCAL_ENDPOINT), 0);
@@ -429,26 +436,30 @@ fn an_agent_gets_its_own_endpoints_and_everybodys_addresses() {
 fn what_did_not_change_is_not_translated_again_and_comes_out_the_same() {
     let (mut state, before) = shop();
     let first = Translation::default();
-    let name = NamespacedName::new("shop", "cards-1");
-    first.agent(&before, "n1");
-    first.sidecar(&before, &name, ProxyKind::Envoy);
+    let cards = Client::Proxy { workload: "shop/cards-1".into(), kind: ProxyKind::Envoy };
+    let clients = [agent_of("n1"), cards, Client::Gateway { workload: "shop/gateway".into() }];
+    let made = clients.each_ref().map(|client| first.view(&before, client, None));
     let key = Bytes16([200; 16]);
     let binding =
         WorkloadBinding { node: "n1".into(), addresses: vec!["10.1.0.7".parse().unwrap()], ready: false };
     let command = Command::BindWorkload { workload: NamespacedName::new("shop", "db-1"), binding };
     apply(&mut state, &Envelope { key, now_unix_ms: 2_000_000, random: key, command }).outcome.unwrap();
     let model = compile(&state.input().unwrap());
-    let second = Translation::after(std::sync::Arc::new(before.clone()), &first);
-    for (incremental, whole) in [
-        (second.agent(&model, "n1"), Translation::default().agent(&model, "n1")),
-        (second.sidecar(&model, &name, ProxyKind::Envoy), sidecar(&model, ProxyKind::Envoy)),
-    ] {
-        assert_eq!(incremental, whole);
+    let second = first.after(&before, &model, &diff(&before, &model));
+    for (client, made) in clients.iter().zip(&made) {
+        let incremental = second.view(&model, client, Some(made));
+        assert_eq!(incremental.at, model.revision);
+        let unchanged = matches!(client, Client::Gateway { .. });
+        assert_eq!(std::sync::Arc::ptr_eq(&incremental.set, &made.set), unchanged, "{client}");
+        if !unchanged {
+            assert_eq!(*incremental.set, view(&model, client));
+        }
     }
-    let (old, new) =
-        (first.sidecar(&before, &name, ProxyKind::Envoy), second.sidecar(&model, &name, ProxyKind::Envoy));
-    assert!(old.of(kinds::ROUTE).unwrap().ptr_eq(new.of(kinds::ROUTE).unwrap()));
+    let (old, new) = (&made[1].set, second.view(&model, &clients[1], Some(&made[1])).set);
+    for same in [kinds::ROUTE, kinds::LISTENER, kinds::CLUSTER] {
+        assert!(old.of(same).unwrap().ptr_eq(new.of(same).unwrap()), "{same}");
+    }
     let endpoints =
         |set: &ResourceSet| set.get(kinds::ENDPOINT, "outbound|80|db.shop").unwrap().version.clone();
-    assert_ne!(endpoints(&old), endpoints(&new));
+    assert_ne!(endpoints(old), endpoints(&new));
 }

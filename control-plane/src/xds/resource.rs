@@ -198,10 +198,23 @@ impl ResourceSet {
         insert(&mut self.named, resource.into());
     }
 
-    /// Puts a whole type in place, shared with other sets.
+    /// Adds a resource or replaces the one of that type and name, unless that is equal: then the map stays the
+    /// very same.
+    pub fn put(&mut self, resource: impl Into<Arc<Encoded>>) {
+        let resource = resource.into();
+        if self.get(&resource.any.type_url, &resource.name) != Some(&resource) {
+            self.insert(resource);
+        }
+    }
+
+    /// Puts a whole type in place, shared with other sets. An empty one is left out.
     pub fn insert_type(&mut self, type_url: &str, resources: TypeResources) {
         self.aliases = OnceLock::new();
-        self.types.insert(kinds::interned(type_url), resources);
+        if resources.is_empty() {
+            self.types.remove(type_url);
+        } else {
+            self.types.insert(kinds::interned(type_url), resources);
+        }
     }
 
     /// The same for what is to be had by name only: see [`insert_named`](Self::insert_named).
@@ -213,7 +226,14 @@ impl ResourceSet {
     /// Takes a resource out.
     pub fn remove(&mut self, type_url: &str, name: &str) -> Option<Arc<Encoded>> {
         self.aliases = OnceLock::new();
-        self.types.get_mut(type_url)?.remove(name)
+        let of_type = self.types.get_mut(type_url)?;
+        // A removal of nothing would still copy the path to where it would be.
+        let there = of_type.contains_key(name);
+        let removed = if there { of_type.remove(name) } else { None };
+        if of_type.is_empty() {
+            self.types.remove(type_url);
+        }
+        removed
     }
 
     /// All of a type.

@@ -31,13 +31,8 @@ pub struct AgentView<'a> {
 
 /// What the agent of this node is to have. A node that is not registered has no local workloads.
 pub fn for_agent<'a>(model: &'a MeshModel, node: &str) -> AgentView<'a> {
-    let has_address = |w: &&MeshWorkload| w.binding.as_ref().is_some_and(|b| !b.addresses.is_empty());
-    let workloads: Vec<&MeshWorkload> =
-        model.workloads.values().map(Arc::as_ref).filter(has_address).collect();
-    let registered = model.nodes.contains_key(node);
-    let on_node = model.index.on_node(node).filter(|_| registered);
-    let local: Vec<&MeshWorkload> =
-        on_node.filter_map(|name| model.workloads.get(name)).map(Arc::as_ref).collect();
+    let workloads = model.workloads.values().map(Arc::as_ref).filter(|w| has_address(w)).collect();
+    let local = local_workloads(model, node);
     let classes: BTreeSet<u32> = local.iter().map(|w| w.policy_class).collect();
     AgentView {
         workloads,
@@ -51,4 +46,16 @@ pub fn for_agent<'a>(model: &'a MeshModel, node: &str) -> AgentView<'a> {
         trust_bundles: trust_bundles(model),
         nodes: model.nodes.values().map(Arc::as_ref).collect(),
     }
+}
+
+/// Whether packets to and from a workload can be told.
+pub fn has_address(workload: &MeshWorkload) -> bool {
+    workload.binding.as_ref().is_some_and(|binding| !binding.addresses.is_empty())
+}
+
+/// The workloads that run on a node: none if it is not registered.
+pub fn local_workloads<'a>(model: &'a MeshModel, node: &str) -> Vec<&'a MeshWorkload> {
+    let registered = model.nodes.contains_key(node);
+    let on_node = model.index.on_node(node).filter(|_| registered);
+    on_node.filter_map(|name| model.workloads.get(name)).map(Arc::as_ref).collect()
 }

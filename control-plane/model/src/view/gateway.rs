@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use super::names;
 use crate::{
-    compile::{MeshEndpoint, MeshModel, MeshServicePort, MeshWorkload},
+    compile::{MeshEndpoint, MeshModel, MeshService, MeshServicePort, MeshWorkload},
     resource::{NamespacedName, Protocol, ProxyMode},
 };
 
@@ -38,16 +38,18 @@ pub fn for_gateway<'a>(model: &'a MeshModel, workload: &NamespacedName) -> Optio
     let workload = model.workloads.get(workload).filter(|w| w.proxy == ProxyMode::Gateway)?;
     let port = workload.gateway_port;
     let exported = model.index.exported().filter_map(|name| model.services.get(name));
-    let passthroughs = exported
-        .flat_map(|s| s.ports.iter().map(|p| (&s.name, p)))
-        .filter(|(_, p)| p.protocol == Protocol::Tcp && forwardable(p).next().is_some())
-        .map(|(service, p)| Passthrough {
-            sni: &p.sni,
-            cluster: names::gateway_cluster(service, p.port),
-            endpoints: forwardable(p).collect(),
-        })
-        .collect();
+    let passthroughs = exported.flat_map(|service| passthroughs_of(service)).collect();
     Some(GatewayView { workload, listener: names::gateway_listener(port), port, passthroughs })
+}
+
+/// What a gateway forwards to one service: nothing if it is not exported.
+pub fn passthroughs_of(service: &MeshService) -> impl Iterator<Item = Passthrough<'_>> {
+    let ports = service.ports.iter().filter(|_| service.exported);
+    ports.filter(|p| p.protocol == Protocol::Tcp && forwardable(p).next().is_some()).map(|p| Passthrough {
+        sni: &p.sni,
+        cluster: names::gateway_cluster(&service.name, p.port),
+        endpoints: forwardable(p).collect(),
+    })
 }
 
 /// Endpoints that a gateway can forward to, ready or not.

@@ -5,7 +5,7 @@ use super::{
     sidecar::{OutboundCluster, outbound_cluster, tcp_ports},
 };
 use crate::{
-    compile::{MeshModel, MeshRoute},
+    compile::{MeshModel, MeshRoute, MeshService},
     resource::{NamespacedName, ProxyMode},
 };
 
@@ -35,19 +35,29 @@ pub struct GrpcTarget<'a> {
 /// What the gRPC clients of a workload are to have, beside a sidecar or without one. None: there is no such
 /// workload, or it is a gateway.
 pub fn for_grpc<'a>(model: &'a MeshModel, workload: &NamespacedName) -> Option<GrpcView<'a>> {
-    model.workloads.get(workload).filter(|w| w.proxy != ProxyMode::Gateway)?;
-    let mut view = GrpcView { targets: Vec::new(), clusters: Vec::new() };
-    for (service, port) in tcp_ports(model) {
-        let name = names::outbound(service, port.port);
+    if !has_grpc(model, workload) {
+        return None;
+    }
+    let services = model.services.values();
+    let (targets, clusters) = services.flat_map(|s| targets_of(&model.cluster.mesh_domain, s)).unzip();
+    Some(GrpcView { targets, clusters })
+}
+
+/// Whether there is such a workload, and it is no gateway.
+pub fn has_grpc(model: &MeshModel, workload: &NamespacedName) -> bool {
+    model.workloads.get(workload).is_some_and(|found| found.proxy != ProxyMode::Gateway)
+}
+
+/// One service as gRPC's clients have it, port by port.
+pub fn targets_of<'a>(
+    mesh_domain: &str,
+    service: &'a MeshService,
+) -> impl Iterator<Item = (GrpcTarget<'a>, OutboundCluster<'a>)> {
+    tcp_ports(service).map(move |port| {
+        let name = names::outbound(&service.name, port.port);
         let mut cluster = outbound_cluster(name.clone(), port);
         cluster.endpoints.retain(|endpoint| endpoint.priority == 0);
-        view.clusters.push(cluster);
-        view.targets.push(GrpcTarget {
-            listeners: names::grpc(service, port.port, &model.cluster.mesh_domain),
-            name,
-            port: port.port,
-            routes: &port.routes,
-        });
-    }
-    Some(view)
+        let listeners = names::grpc(&service.name, port.port, mesh_domain);
+        (GrpcTarget { listeners, name, port: port.port, routes: &port.routes }, cluster)
+    })
 }

@@ -13,11 +13,14 @@ pub mod names;
 mod peer;
 mod sidecar;
 
-pub use agent::{AgentView, for_agent};
-pub use gateway::{GATEWAY_PORT, GatewayView, Passthrough, for_gateway, gateway_addresses};
-pub use grpc::{GrpcTarget, GrpcView, for_grpc};
+pub use agent::{AgentView, for_agent, has_address, local_workloads};
+pub use gateway::{GATEWAY_PORT, GatewayView, Passthrough, for_gateway, gateway_addresses, passthroughs_of};
+pub use grpc::{GrpcTarget, GrpcView, for_grpc, has_grpc, targets_of};
 pub use peer::{PeerView, for_peer};
-pub use sidecar::{InboundListener, OutboundCluster, OutboundListener, SidecarView, for_sidecar};
+pub use sidecar::{
+    InboundListener, OutboundCluster, OutboundListener, SidecarView, for_sidecar, inbound_of, outbound_of,
+    tcp_ports,
+};
 
 use std::collections::BTreeMap;
 

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::SocketAddr};
 
 use super::names;
 use crate::{
-    compile::{MeshEndpoint, MeshModel, MeshRoute, MeshServicePort, MeshWorkload},
+    compile::{MeshEndpoint, MeshModel, MeshRoute, MeshService, MeshServicePort, MeshWorkload},
     identity::SpiffeId,
     resource::{AppProtocol, NamespacedName, Protocol, ProxyMode},
 };
@@ -65,29 +65,36 @@ pub struct InboundListener {
 /// What a workload's sidecar is to have. None: there is no such workload, or it has no sidecar.
 pub fn for_sidecar<'a>(model: &'a MeshModel, workload: &NamespacedName) -> Option<SidecarView<'a>> {
     let workload = model.workloads.get(workload).filter(|w| w.proxy == ProxyMode::Sidecar)?;
-    let mut outbound = Vec::new();
-    let mut clusters = Vec::new();
-    for (service, port) in tcp_ports(model) {
-        let name = names::outbound(service, port.port);
-        if port.proxy_port != 0 {
-            outbound.push(OutboundListener {
-                name: name.clone(),
-                proxy_port: port.proxy_port,
-                protocol: port.app_protocol,
-                routes: &port.routes,
-            });
-        }
-        clusters.push(outbound_cluster(name, port));
-    }
+    let (outbound, clusters): (Vec<_>, Vec<_>) = model.services.values().flat_map(|s| outbound_of(s)).unzip();
+    let outbound = outbound.into_iter().flatten().collect();
     Some(SidecarView { workload, outbound, clusters, inbound: inbound(model, workload) })
 }
 
-pub(super) fn tcp_ports(model: &MeshModel) -> impl Iterator<Item = (&NamespacedName, &MeshServicePort)> {
-    model
-        .services
-        .values()
-        .flat_map(|s| s.ports.iter().map(|p| (&s.name, p)))
-        .filter(|(_, p)| p.protocol == Protocol::Tcp)
+/// One service as its callers have it, port by port: where they reach it, and its endpoints.
+pub fn outbound_of(
+    service: &MeshService,
+) -> impl Iterator<Item = (Option<OutboundListener<'_>>, OutboundCluster<'_>)> {
+    tcp_ports(service).map(|port| {
+        let name = names::outbound(&service.name, port.port);
+        let listener = (port.proxy_port != 0).then(|| OutboundListener {
+            name: name.clone(),
+            proxy_port: port.proxy_port,
+            protocol: port.app_protocol,
+            routes: &port.routes,
+        });
+        (listener, outbound_cluster(name, port))
+    })
+}
+
+/// The ports of a service that proxies speak of.
+pub fn tcp_ports(service: &MeshService) -> impl Iterator<Item = &MeshServicePort> {
+    service.ports.iter().filter(|port| port.protocol == Protocol::Tcp)
+}
+
+/// What a workload's sidecar serves in its stead. None: there is no such workload, or it has no sidecar.
+pub fn inbound_of(model: &MeshModel, workload: &NamespacedName) -> Option<Vec<InboundListener>> {
+    let workload = model.workloads.get(workload).filter(|w| w.proxy == ProxyMode::Sidecar)?;
+    Some(inbound(model, workload))
 }
 
 pub(super) fn outbound_cluster(name: String, port: &MeshServicePort) -> OutboundCluster<'_> {

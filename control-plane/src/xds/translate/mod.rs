@@ -6,9 +6,11 @@ pub mod cluster;
 pub mod endpoint;
 pub mod grpc;
 pub mod listener;
+pub mod peer;
 pub mod route;
 pub mod secret;
 pub mod sets;
+mod shared;
 pub mod tls;
 mod wire;
 

@@ -1,258 +1,269 @@
-//! From a client's view to its resources. What several clients have in common is translated once, and what has
-//! not changed since the revision before is not translated again.
+//! From the mesh to what one client is to have: what it shares with all of its kind, and its own part.
+//!
+//! # Whom a revision concerns
+//!
+//! The set of a client is the very same `Arc`, with its older [`ResourceSet::revision`], as long as nothing in it is
+//! different; a set that differs from the one before has the revision that it was made from. So a revision concerns a
+//! client if and only if its set changed between the last revision compiled before it and the first compiled from it on
+//! ([`ResourceSet::shares_all`] is false of the two).
 
 use std::{
-    collections::HashSet,
-    sync::{Arc, OnceLock},
+    collections::{BTreeSet, VecDeque},
+    sync::Arc,
 };
 
-use clustermesh::export::ExportFacts;
 use mesh_model::{
-    compile::MeshModel,
+    compile::{MeshModel, ModelDiff},
     resource::NamespacedName,
-    view::{self, AgentView, GatewayView, GrpcView, SidecarView, names},
-};
-use xds_proto::{
-    Name,
-    isthmus::federation::v1::{ClusterDescription, PeerCluster},
+    view,
 };
 
 use super::{
-    agent,
-    cluster::{self, Encryption},
-    endpoint, grpc, listener, route, secret, tls,
+    agent, cluster, listener,
+    shared::{Part, Shared, served},
 };
-use crate::xds::{Encoded, ProxyKind, ResourceSet};
+use crate::xds::{Client, Encoded, ResourceSet, TypeResources, kinds};
+
+/// How many revisions back it is known whom they concerned. A client that has missed more has its own part made anew.
+const STEPS: usize = 64;
 
 /// The resources of one revision, made as clients ask for them.
 #[derive(Debug, Default)]
 pub struct Translation {
-    /// What every agent has.
-    agents: OnceLock<ResourceSet>,
-    /// What every sidecar of ours has: the way out.
-    proxies: OnceLock<ResourceSet>,
-    /// The same for Envoys.
-    envoys: OnceLock<ResourceSet>,
-    /// What every gRPC client has.
-    grpc: OnceLock<ResourceSet>,
-    before: Option<Before>,
+    shared: Shared,
+    /// Oldest first; each begins where the one before ends.
+    steps: VecDeque<Arc<Step>>,
 }
 
-/// The revision before, as far as somebody had asked for it.
+/// Whose own part may be another one after a revision.
 #[derive(Debug)]
-struct Before {
-    model: Arc<MeshModel>,
-    agents: Option<ResourceSet>,
-    proxies: Option<ResourceSet>,
-    envoys: Option<ResourceSet>,
-    grpc: Option<ResourceSet>,
+struct Step {
+    /// The revision before.
+    before: u64,
+    revision: u64,
+    everybody: bool,
+    nodes: BTreeSet<String>,
+    /// As `<namespace>/<name>`.
+    workloads: BTreeSet<String>,
+    classes: BTreeSet<u32>,
+    /// What gateways forward to.
+    exported: bool,
+}
+
+/// What a client has, and what it was made of.
+#[derive(Debug, Clone)]
+pub struct Made {
+    /// What it has.
+    pub set: Arc<ResourceSet>,
+    /// The newest revision at which that was right.
+    pub at: u64,
+    shared: Option<Arc<ResourceSet>>,
+    own: Arc<Own>,
+}
+
+/// What a client does not share.
+#[derive(Debug, Default)]
+struct Own {
+    resources: Vec<Arc<Encoded>>,
+    /// Policy classes of an agent's workloads.
+    classes: BTreeSet<u32>,
+    /// It has no business here, or not any more: it is to have nothing.
+    stranger: bool,
+}
+
+impl Made {
+    /// A set that nothing in is shared by plan.
+    pub fn alone(set: ResourceSet) -> Self {
+        Self { at: set.revision, set: Arc::new(set), shared: None, own: Arc::default() }
+    }
 }
 
 impl Translation {
-    /// Of the revision after one whose model and translation these are.
-    pub fn after(model: Arc<MeshModel>, before: &Translation) -> Self {
-        let before = Before {
-            model,
-            agents: before.agents.get().cloned(),
-            proxies: before.proxies.get().cloned(),
-            envoys: before.envoys.get().cloned(),
-            grpc: before.grpc.get().cloned(),
+    /// Of the revision after one whose model is `old`.
+    pub fn after(&self, old: &MeshModel, new: &MeshModel, changes: &ModelDiff) -> Self {
+        let mut steps = self.steps.clone();
+        if steps.len() == STEPS {
+            steps.pop_front();
+        }
+        steps.push_back(Arc::new(Step::of(old, new, changes)));
+        Self { shared: self.shared.after(old, new, changes), steps }
+    }
+
+    /// What a client is to have at the revision of `model`, and what of that it had `before` is the same. Peers have
+    /// their own: see [`Exports`](super::peer::Exports).
+    pub fn view(&self, model: &MeshModel, client: &Client, before: Option<&Made>) -> Made {
+        let part = match client {
+            Client::Agent { .. } => Part::Agents,
+            Client::Proxy { kind, .. } => Part::Sidecars(*kind),
+            Client::Grpc { .. } => Part::Grpc,
+            Client::Gateway { .. } => Part::Gateways,
+            Client::Peer { .. } => return Made::alone(ResourceSet::new(model.revision)),
         };
-        Self { before: Some(before), ..Self::default() }
-    }
-
-    /// What the agent of a node is to have.
-    pub fn agent(&self, model: &MeshModel, node: &str) -> ResourceSet {
-        let view = view::for_agent(model, node);
-        let mut set = self.agents.get_or_init(|| all_agents(&view, self.before.as_ref())).clone();
-        set.revision = model.revision;
-        for workload in &view.local {
-            set.insert(Encoded::new(workload.name.to_string(), &agent::local_endpoint(workload)));
-        }
-        for class in &view.policy_classes {
-            set.insert(Encoded::new(class.id.to_string(), &agent::policy_class(class)));
-        }
-        set
-    }
-
-    /// What the proxy of a workload is to have: nothing if it has no business having one.
-    pub fn sidecar(&self, model: &MeshModel, workload: &NamespacedName, kind: ProxyKind) -> ResourceSet {
-        let Some(view) = view::for_sidecar(model, workload) else { return ResourceSet::new(model.revision) };
-        let shared = match kind {
-            ProxyKind::Proxy => &self.proxies,
-            ProxyKind::Envoy => &self.envoys,
+        let same_own = before.filter(|before| !self.concerns(client, before)).map(|before| &before.own);
+        let own = same_own.cloned().unwrap_or_else(|| Arc::new(self.own(model, client)));
+        let shared = (!own.stranger).then(|| self.shared.part(part, model).clone());
+        let same_shared = |before: &&Made| match (&before.shared, &shared) {
+            (Some(old), Some(new)) => Arc::ptr_eq(old, new),
+            (None, None) => true,
+            _ => false,
         };
-        let mut set = shared.get_or_init(|| all_sidecars(&view, model, kind, self.before.as_ref())).clone();
-        set.revision = model.revision;
-        for inbound in &view.inbound {
-            let Some((first, also)) = inbound.addresses.split_first() else { continue };
-            let listener =
-                listener::inbound(&inbound.name, *first, also, &inbound.server_names, inbound.protocol);
-            set.insert(Encoded::new(inbound.name.as_str(), &listener));
-            let application = cluster::inbound(&inbound.name, inbound.port, inbound.protocol);
-            set.insert(Encoded::new(inbound.name.as_str(), &application));
+        if let Some(before) = before.filter(same_shared)
+            && same_own.is_some()
+        {
+            return Made { at: model.revision, ..before.clone() };
         }
-        set
-    }
-
-    /// What a workload's own gRPC clients are to have: nothing if it is none.
-    pub fn grpc(&self, model: &MeshModel, workload: &NamespacedName) -> ResourceSet {
-        let Some(view) = view::for_grpc(model, workload) else { return ResourceSet::new(model.revision) };
-        let mut set = self.grpc.get_or_init(|| all_grpc(&view, model, self.before.as_ref())).clone();
-        set.revision = model.revision;
-        set
-    }
-}
-
-/// What was made of equal data before, or made now.
-fn kept<M: Name>(
-    before: Option<&ResourceSet>,
-    same: bool,
-    name: &str,
-    make: impl FnOnce() -> M,
-) -> Arc<Encoded> {
-    let old = before.filter(|_| same).and_then(|set| set.get(&M::type_url(), name));
-    old.cloned().unwrap_or_else(|| Arc::new(Encoded::new(name, &make())))
-}
-
-fn all_agents(view: &AgentView<'_>, before: Option<&Before>) -> ResourceSet {
-    let mut set = ResourceSet::new(0);
-    let old = before.and_then(|b| b.agents.as_ref());
-    for workload in view.workloads.iter().filter(|w| w.binding.is_some()) {
-        let same =
-            before.is_some_and(|b| b.model.workloads.get(&workload.name).map(Arc::as_ref) == Some(*workload));
-        let make = || agent::workload_address(workload).unwrap_or_default();
-        set.insert(kept(old, same, &workload.name.to_string(), make));
-    }
-    for service in &view.services {
-        let same =
-            before.is_some_and(|b| b.model.services.get(&service.name).map(Arc::as_ref) == Some(*service));
-        set.insert(kept(old, same, &service.name.to_string(), || agent::service(service)));
-    }
-    for node in &view.nodes {
-        set.insert(Encoded::new(node.name.as_str(), &agent::node(node)));
-    }
-    for (domain, roots) in &view.trust_bundles {
-        set.insert(Encoded::new(domain.as_str(), &agent::trust_bundle(domain, roots)));
-    }
-    // Whole types that are equal are then the same in memory, and cost each client one comparison.
-    if let Some(old) = old {
-        set.share_with(old);
-    }
-    set
-}
-
-fn all_sidecars(
-    view: &SidecarView<'_>,
-    model: &MeshModel,
-    kind: ProxyKind,
-    before: Option<&Before>,
-) -> ResourceSet {
-    let mut set = ResourceSet::new(0);
-    let old = before.and_then(|b| match kind {
-        ProxyKind::Proxy => b.proxies.as_ref(),
-        ProxyKind::Envoy => b.envoys.as_ref(),
-    });
-    let unchanged = before.map(|b| unchanged_ports(model, &b.model)).unwrap_or_default();
-    for outbound in &view.outbound {
-        let (name, same) = (outbound.name.as_str(), unchanged.contains(&outbound.name));
-        let make = || listener::outbound(name, outbound.proxy_port, outbound.protocol);
-        set.insert(kept(old, same, name, make));
-        if listener::is_http(outbound.protocol) {
-            set.insert(kept(old, same, name, || route::outbound(name, outbound.routes)));
-        }
-    }
-    for c in &view.clusters {
-        let (name, same) = (c.name.as_str(), unchanged.contains(&c.name));
-        let (encryption, endpoints) = match (kind, Encryption::of(&c.endpoints)) {
-            // Our proxy has one transport per cluster; Envoy chooses by endpoint.
-            (ProxyKind::Proxy, Encryption::Mixed) => Encryption::decide(&c.endpoints),
-            (ProxyKind::Proxy | ProxyKind::Envoy, encryption) => (encryption, c.endpoints.clone()),
+        let set = compose(model.revision, shared.as_deref(), &own, before);
+        let set = match before {
+            Some(before) if set.shares_all(&before.set) => before.set.clone(),
+            _ => Arc::new(set),
         };
-        let make = || cluster::outbound(name, c.sni, c.spiffe_ids, c.protocol, encryption);
-        set.insert(kept(old, same, name, make));
-        set.insert(kept(old, same, name, || endpoint::assignment(name, &endpoints)));
+        Made { set, at: model.revision, shared, own }
     }
-    let bundles = view::trust_bundles(model);
-    let secret = secret::trust_bundles(bundles.iter().map(|(domain, roots)| (domain, roots.as_slice())));
-    set.insert(Encoded::new(tls::TRUST_BUNDLES, &secret));
-    if let Some(old) = old {
-        set.share_with(old);
-    }
-    set
-}
 
-fn all_grpc(view: &GrpcView<'_>, model: &MeshModel, before: Option<&Before>) -> ResourceSet {
-    let mut set = ResourceSet::new(0);
-    let old = before.and_then(|b| b.grpc.as_ref());
-    let unchanged = before.map(|b| unchanged_ports(model, &b.model)).unwrap_or_default();
-    for target in &view.targets {
-        let (name, same) = (target.name.as_str(), unchanged.contains(&target.name));
-        for listener in &target.listeners {
-            set.insert(kept(old, same, listener, || grpc::listener(listener, name)));
+    /// Whether something has changed that the client's own part is made of.
+    fn concerns(&self, client: &Client, made: &Made) -> bool {
+        for step in self.steps.iter().rev() {
+            if step.revision <= made.at {
+                return false;
+            }
+            if step.concerns(client, &made.own) {
+                return true;
+            }
+            if step.before <= made.at {
+                return false;
+            }
         }
-        set.insert(kept(old, same, name, || grpc::routes(name, target.port, target.routes)));
+        true
     }
-    for c in &view.clusters {
-        let (name, same) = (c.name.as_str(), unchanged.contains(&c.name));
-        let (encryption, endpoints) = Encryption::decide(&c.endpoints);
-        set.insert(kept(old, same, name, || grpc::cluster(name, c.sni, c.spiffe_ids, encryption)));
-        set.insert(kept(old, same, name, || endpoint::assignment(name, &endpoints)));
+
+    fn own(&self, model: &MeshModel, client: &Client) -> Own {
+        let own = match client {
+            Client::Agent { node } => Some(self.agents_own(model, node)),
+            Client::Proxy { workload, .. } => {
+                NamespacedName::parse(workload).and_then(|name| sidecars_own(model, &name))
+            }
+            // All of theirs is shared.
+            Client::Grpc { workload } => NamespacedName::parse(workload)
+                .and_then(|name| view::has_grpc(model, &name).then(Own::default)),
+            Client::Gateway { workload } => {
+                NamespacedName::parse(workload).and_then(|name| gateways_own(model, &name))
+            }
+            Client::Peer { .. } => None,
+        };
+        own.unwrap_or(Own { stranger: true, ..Own::default() })
     }
-    if let Some(old) = old {
-        set.share_with(old);
+
+    fn agents_own(&self, model: &MeshModel, node: &str) -> Own {
+        let local = view::local_workloads(model, node);
+        let classes: BTreeSet<u32> = local.iter().map(|workload| workload.policy_class).collect();
+        let all = self.shared.part(Part::Classes, model);
+        let policy = classes.iter().filter_map(|id| all.get(kinds::POLICY_CLASS, &id.to_string()).cloned());
+        let endpoints = local
+            .iter()
+            .map(|workload| Encoded::new(workload.name.to_string(), &agent::local_endpoint(workload)).into());
+        Own { resources: policy.chain(endpoints).collect(), classes, stranger: false }
+    }
+}
+
+fn sidecars_own(model: &MeshModel, workload: &NamespacedName) -> Option<Own> {
+    let mut resources: Vec<Arc<Encoded>> = Vec::new();
+    for inbound in view::inbound_of(model, workload)? {
+        let Some((first, also)) = inbound.addresses.split_first() else { continue };
+        let listener =
+            listener::inbound(&inbound.name, *first, also, &inbound.server_names, inbound.protocol);
+        resources.push(Encoded::new(inbound.name.as_str(), &listener).into());
+        let application = cluster::inbound(&inbound.name, inbound.port, inbound.protocol);
+        resources.push(Encoded::new(inbound.name.as_str(), &application).into());
+    }
+    Some(Own { resources, ..Own::default() })
+}
+
+fn gateways_own(model: &MeshModel, workload: &NamespacedName) -> Option<Own> {
+    let view = view::for_gateway(model, workload)?;
+    let listener = listener::gateway(&view.listener, view.port, &view.passthroughs);
+    let resources = listener.map(|message| Encoded::new(view.listener.as_str(), &message).into());
+    Some(Own { resources: resources.into_iter().collect(), ..Own::default() })
+}
+
+/// The shared part with the own one put in. Types of which neither is another than before are the very same maps.
+fn compose(revision: u64, shared: Option<&ResourceSet>, own: &Own, before: Option<&Made>) -> ResourceSet {
+    let mut set = ResourceSet::new(revision);
+    let Some(shared) = shared else { return set };
+    for (type_url, resources) in shared.types() {
+        set.insert_type(type_url, resources.clone());
+    }
+    let old_own = before.map_or(&[][..], |before| &before.own.resources[..]);
+    // A type of which it has nothing of its own any more is the shared map, not that map with what is gone taken out.
+    let types: BTreeSet<&str> = own.resources.iter().map(|own| own.any.type_url.as_str()).collect();
+    for type_url in types {
+        let of_type = |resource: &&Arc<Encoded>| resource.any.type_url == type_url;
+        let others = shared.of(type_url);
+        let kept = before.filter(|before| {
+            let old = before.shared.as_deref().and_then(|old| old.of(type_url));
+            match (old, others) {
+                (Some(old), Some(new)) => old.ptr_eq(new),
+                (None, None) => before.shared.is_some(),
+                _ => false,
+            }
+        });
+        if let Some(before) = kept {
+            set.insert_type(type_url, before.set.of(type_url).cloned().unwrap_or_default());
+            let names: BTreeSet<&str> = own.resources.iter().filter(of_type).map(|own| &*own.name).collect();
+            for gone in old_own.iter().filter(of_type).filter(|old| !names.contains(&*old.name)) {
+                set.remove(type_url, &gone.name);
+            }
+        } else {
+            set.insert_type(type_url, others.cloned().unwrap_or_else(TypeResources::new));
+        }
+        own.resources.iter().filter(of_type).for_each(|resource| set.put(resource.clone()));
     }
     set
 }
 
-/// Names of the outbound resources whose service is what it was.
-fn unchanged_ports(model: &MeshModel, before: &MeshModel) -> HashSet<String> {
-    let same = model.services.values().filter(|service| before.services.get(&service.name) == Some(*service));
-    same.flat_map(|service| service.ports.iter().map(|port| names::outbound(&service.name, port.port)))
-        .collect()
-}
+impl Step {
+    fn of(old: &MeshModel, new: &MeshModel, changes: &ModelDiff) -> Self {
+        let mut step = Self {
+            before: old.revision,
+            revision: new.revision,
+            everybody: changes.cluster,
+            nodes: changes.nodes.changed.iter().chain(&changes.nodes.removed).cloned().collect(),
+            workloads: BTreeSet::new(),
+            classes: changes
+                .policy_classes
+                .changed
+                .iter()
+                .chain(&changes.policy_classes.removed)
+                .copied()
+                .collect(),
+            exported: false,
+        };
+        for name in changes.workloads.changed.iter().chain(&changes.workloads.removed) {
+            step.workloads.insert(name.to_string());
+            let both = [old.workloads.get(name), new.workloads.get(name)];
+            let bindings = both.into_iter().flatten().filter_map(|workload| workload.binding.as_ref());
+            step.nodes.extend(bindings.map(|binding| binding.node.clone()));
+        }
+        for name in changes.services.changed.iter().chain(&changes.services.removed) {
+            let both = [old.services.get(name), new.services.get(name)].map(|found| found.map(Arc::as_ref));
+            step.exported |= both.into_iter().flatten().any(|service| service.exported);
+            let [before, now] = both.map(served);
+            step.workloads
+                .extend(before.symmetric_difference(&now).map(|(workload, ..)| workload.to_string()));
+        }
+        step
+    }
 
-/// What a gateway is to have.
-pub fn gateway(model: &MeshModel, workload: &NamespacedName) -> ResourceSet {
-    let mut set = ResourceSet::new(model.revision);
-    let Some(GatewayView { listener: name, port, passthroughs, .. }) = view::for_gateway(model, workload)
-    else {
-        return set;
-    };
-    if let Some(message) = listener::gateway(&name, port, &passthroughs) {
-        set.insert(Encoded::new(name.as_str(), &message));
+    fn concerns(&self, client: &Client, own: &Own) -> bool {
+        self.everybody
+            || match client {
+                Client::Agent { node } => {
+                    self.nodes.contains(node) || !self.classes.is_disjoint(&own.classes)
+                }
+                Client::Proxy { workload, .. } | Client::Grpc { workload } => {
+                    self.workloads.contains(workload)
+                }
+                Client::Gateway { workload } => self.exported || self.workloads.contains(workload),
+                Client::Peer { .. } => true,
+            }
     }
-    for p in &passthroughs {
-        set.insert(Encoded::new(p.cluster.as_str(), &cluster::gateway(&p.cluster)));
-        set.insert(Encoded::new(p.cluster.as_str(), &endpoint::assignment(&p.cluster, &p.endpoints)));
-    }
-    set
-}
-
-/// What another cluster is to have: nothing until it has joined.
-pub fn peer(
-    model: &MeshModel,
-    cluster: &str,
-    description: ClusterDescription,
-    facts: impl Fn(&NamespacedName) -> ExportFacts,
-) -> ResourceSet {
-    let mut set = ResourceSet::new(model.revision);
-    if !model.peers.contains_key(cluster) {
-        return set;
-    }
-    let exported = clustermesh::export::exported_services(model, facts);
-    // Changes with what is exported and not with the whole state: a peer is not to be woken for nothing.
-    let revision = exported.values().map(|service| service.origin_revision).max().unwrap_or(0);
-    let name = description.cluster.clone();
-    set.insert(Encoded::new(name, &PeerCluster { description: Some(description), revision }));
-    for (name, service) in exported {
-        set.insert(Encoded::new(name, &service));
-    }
-    set
-}
-
-/// Shares what is equal to a client's resources before; the very same set if all of it is.
-pub fn keep_equal(mut new: ResourceSet, before: &Arc<ResourceSet>) -> Arc<ResourceSet> {
-    new.share_with(before);
-    if new.shares_all(before) { before.clone() } else { Arc::new(new) }
 }

@@ -1,0 +1,266 @@
+//! Views kept up to date by what changed are those that would be made anew, whatever changes in whatever order.
+
+#![allow(clippy::unwrap_used)]
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use control_plane::{
+    views::ModelViews,
+    xds::{Client, ProxyKind, ResourceSet, TypeResources, Views},
+};
+use mesh_model::{
+    identity::{SpiffeId, TrustDomain},
+    records::{ClusterInfo, ImportedPort, ImportedService, PeerRecord, WorkloadBinding},
+    resource::{AppProtocol, Kind, NamespacedName, Object, ObjectKey, Protocol},
+};
+use mesh_store::{Bytes16, Command, Envelope, State, apply};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+const WORKLOADS: usize = 5;
+const SERVICES: usize = 3;
+
+fn name(prefix: &str, number: usize) -> String {
+    format!("{prefix}{number}")
+}
+
+fn meta(name: &str) -> Value {
+    json!({"name": name, "namespace": "shop"})
+}
+
+fn workload(number: usize, variant: usize) -> Value {
+    let proxy = ["sidecar", "none", "sidecar"][variant % 3];
+    json!({
+        "apiVersion": "isthmus.io/v1", "kind": "Workload", "metadata": {
+            "name": name("w", number), "namespace": "shop",
+            "labels": {"app": name("s", (number + variant / 3) % SERVICES)},
+        },
+        "spec": {"serviceAccount": name("a", number % 2), "proxy": proxy, "ports": [{"port": 8080}, {"port": 8081}]},
+    })
+}
+
+fn gateway() -> Value {
+    json!({
+        "apiVersion": "isthmus.io/v1", "kind": "Workload", "metadata": meta("gateway"),
+        "spec": {"proxy": "gateway", "address": "192.0.2.1", "ports": [{"port": 15443}]},
+    })
+}
+
+fn service(number: usize, variant: usize) -> Value {
+    let protocol = ["http", "tcp", "grpc"][variant % 3];
+    let ports = [
+        json!({"name": "a", "port": 80, "targetPort": 8080, "appProtocol": protocol}),
+        json!({"name": "b", "port": 81, "targetPort": 8081, "appProtocol": "http"}),
+    ];
+    json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": meta(&name("s", number)),
+        "spec": {"selector": {"app": name("s", number)}, "ports": ports[..1 + variant / 3 % 2]},
+    })
+}
+
+fn policy(number: usize, variant: usize) -> Value {
+    json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": meta(&name("p", number)),
+        "spec": {
+            "podSelector": {"matchLabels": {"app": name("s", number)}}, "policyTypes": ["Ingress"],
+            "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": name("s", variant % SERVICES)}}}]}],
+        },
+    })
+}
+
+fn route(number: usize, variant: usize) -> Value {
+    json!({
+        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": meta(&name("r", number)),
+        "spec": {
+            "parentRefs": [{"kind": "Service", "group": "", "name": name("s", number), "port": 80}],
+            "rules": [{"backendRefs": [{"name": name("s", variant % SERVICES), "port": 80}]}],
+        },
+    })
+}
+
+fn export(number: usize) -> Value {
+    json!({
+        "apiVersion": "multicluster.x-k8s.io/v1alpha1", "kind": "ServiceExport",
+        "metadata": meta(&name("s", number)),
+    })
+}
+
+fn put(object: Value) -> Command {
+    Command::Apply { objects: vec![Object::parse(&object).unwrap()], dry_run: false }
+}
+
+fn delete(kind: Kind, name: String) -> Command {
+    Command::Delete { keys: vec![ObjectKey { kind, name: NamespacedName::new("shop", name) }] }
+}
+
+fn peer(number: usize) -> PeerRecord {
+    PeerRecord {
+        cluster: name("peer", number),
+        trust_domain: TrustDomain::parse(&format!("peer{number}.example")).unwrap(),
+        mesh_domain: "mesh.local".to_owned(),
+        roots: vec![vec![number as u8]],
+        trust: Default::default(),
+        doors: vec!["192.0.2.65:9443".to_owned()],
+        gateways: vec!["192.0.2.65:15443".to_owned()],
+        origin_revision: 0,
+        imports: Default::default(),
+    }
+}
+
+fn import(service: usize, endpoints: u32, at: u64) -> Command {
+    let imported = ImportedService {
+        ports: vec![ImportedPort {
+            name: "a".to_owned(),
+            port: 80,
+            protocol: Protocol::Tcp,
+            app_protocol: AppProtocol::Http,
+        }],
+        spiffe_ids: vec![SpiffeId::workload(&TrustDomain::parse("peer0.example").unwrap(), "shop", "a0")],
+        ready_endpoints: endpoints,
+        exported_at_unix: 1,
+    };
+    Command::ImportServices {
+        cluster: name("peer", 0),
+        origin_revision: at,
+        upserts: vec![(NamespacedName::new("shop", name("s", service)), imported)],
+        removals: Vec::new(),
+    }
+}
+
+fn command() -> impl Strategy<Value = Command> {
+    let address = |node: usize, host: usize| format!("10.1.{node}.{}", host + 5).parse().unwrap();
+    prop_oneof![
+        3 => (0..WORKLOADS, 0..6usize).prop_map(|(n, v)| put(workload(n, v))),
+        2 => (0..SERVICES, 0..6usize).prop_map(|(n, v)| put(service(n, v))),
+        2 => (0..SERVICES, 0..6usize).prop_map(|(n, v)| put(policy(n, v))),
+        1 => (0..SERVICES, 0..6usize).prop_map(|(n, v)| put(route(n, v))),
+        1 => (0..SERVICES).prop_map(|n| put(export(n))),
+        1 => Just(put(gateway())),
+        6 => (0..WORKLOADS, 0..2usize, any::<bool>()).prop_map(move |(n, node, ready)| Command::BindWorkload {
+            workload: NamespacedName::new("shop", name("w", n)),
+            binding: WorkloadBinding { node: name("n", node), addresses: vec![address(node, n)], ready },
+        }),
+        1 => (0..WORKLOADS, 0..2usize).prop_map(|(n, node)| Command::UnbindWorkload {
+            workload: NamespacedName::new("shop", name("w", n)),
+            node: name("n", node),
+        }),
+        1 => (0..2usize).prop_map(|n| Command::RegisterNode {
+            name: name("n", n),
+            address: format!("192.0.2.{}", n + 1).parse().unwrap(),
+        }),
+        1 => (0..2usize).prop_map(|n| Command::RemoveNode { name: name("n", n) }),
+        1 => (0..2usize).prop_map(|n| Command::PutPeer(peer(n))),
+        1 => (0..2usize).prop_map(|n| Command::RemovePeer { cluster: name("peer", n) }),
+        1 => (0..SERVICES, 0..3u32, 1..99u64).prop_map(|(n, ready, at)| import(n, ready, at)),
+        1 => (0..WORKLOADS).prop_map(|n| delete(Kind::Workload, name("w", n))),
+        1 => (0..SERVICES).prop_map(|n| delete(Kind::Service, name("s", n))),
+        1 => (0..SERVICES).prop_map(|n| delete(Kind::NetworkPolicy, name("p", n))),
+        1 => (0..SERVICES).prop_map(|n| delete(Kind::HttpRoute, name("r", n))),
+        1 => (0..SERVICES).prop_map(|n| delete(Kind::ServiceExport, name("s", n))),
+    ]
+}
+
+fn clients() -> Vec<Client> {
+    let proxies = (0..WORKLOADS).flat_map(|n| {
+        [ProxyKind::Proxy, ProxyKind::Envoy]
+            .map(|kind| Client::Proxy { workload: format!("shop/{}", name("w", n)), kind })
+    });
+    let grpc = Client::Grpc { workload: format!("shop/{}", name("w", 0)) };
+    let agents = (0..2).map(|n| Client::Agent { node: name("n", n) });
+    let peers = (0..2).map(|n| Client::Peer { cluster: name("peer", n) });
+    let gateway = Client::Gateway { workload: "shop/gateway".to_owned() };
+    proxies.chain(agents).chain(peers).chain([gateway, grpc]).collect()
+}
+
+/// Names and contents.
+fn contents(set: &ResourceSet) -> BTreeMap<(String, String), Vec<u8>> {
+    let of_type = |(type_url, all): (&str, &TypeResources)| {
+        let type_url = type_url.to_owned();
+        all.iter()
+            .map(move |(name, resource)| ((type_url.clone(), name.to_string()), resource.any.value.clone()))
+            .collect::<Vec<_>>()
+    };
+    set.types().flat_map(of_type).collect()
+}
+
+fn cluster() -> ClusterInfo {
+    ClusterInfo {
+        name: "west".to_owned(),
+        trust_domain: TrustDomain::parse("west.example").unwrap(),
+        mesh_domain: "mesh.local".to_owned(),
+        pod_cidr: "10.1.0.0/16".parse().unwrap(),
+        service_cidr: "10.101.0.0/16".parse().unwrap(),
+        roots: vec![vec![9]],
+        trust: Default::default(),
+    }
+}
+
+/// A state that commands are applied to.
+struct World {
+    state: State,
+    commands: u128,
+}
+
+impl World {
+    fn take(&mut self, command: Command) {
+        self.commands += 1;
+        let key = Bytes16(self.commands.to_be_bytes());
+        // Refusals change nothing, which is a step too.
+        let _ = apply(&mut self.state, &Envelope { key, now_unix_ms: 1_000_000, random: key, command });
+    }
+
+    fn views(&self) -> ModelViews {
+        ModelViews::new(cluster().trust_domain, Vec::new(), &self.state)
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn incremental_views_are_equal_to_whole_ones_and_shared_while_they_are(
+        steps in prop::collection::vec((command(), 0..4usize), 1..50),
+    ) {
+        let mut world = World { state: State::default(), commands: 0 };
+        world.take(Command::Init(cluster()));
+        for n in 0..2 {
+            let address = format!("192.0.2.{}", n + 1).parse().unwrap();
+            world.take(Command::RegisterNode { name: name("n", n), address });
+            world.take(Command::PutPeer(peer(n)));
+        }
+        (0..WORKLOADS).for_each(|n| world.take(put(workload(n, 0))));
+        (0..SERVICES).for_each(|n| world.take(put(service(n, 0))));
+        let views = world.views();
+        let clients = clients();
+        let mut held: Vec<Arc<ResourceSet>> = clients.iter().map(|client| views.resources(client)).collect();
+        let mut seen = vec![true; clients.len()];
+        for (index, (command, turn)) in steps.into_iter().enumerate() {
+            world.take(command);
+            // Some revisions are never compiled.
+            if turn == 3 {
+                continue;
+            }
+            views.update(Arc::new(world.state.clone()));
+            let whole = world.views();
+            for (number, client) in clients.iter().enumerate() {
+                // Some clients miss some revisions.
+                if (index + number) % 4 == turn {
+                    seen[number] = false;
+                    continue;
+                }
+                let (set, expected) = (views.resources(client), contents(&whole.resources(client)));
+                prop_assert_eq!(contents(&set), expected.clone(), "{}", client);
+                // Who has missed a change and its undoing has equal resources in another map.
+                if seen[number] && expected == contents(&held[number]) {
+                    let apart = |(type_url, all): &(&str, &TypeResources)| {
+                        !held[number].of(type_url).is_some_and(|old| old.ptr_eq(all))
+                    };
+                    let apart: Vec<_> = set.types().filter(apart).map(|(type_url, _)| type_url).collect();
+                    prop_assert_eq!(apart, Vec::<&str>::new(), "{} has other maps of equal resources at {}", client, index);
+                }
+                seen[number] = true;
+                held[number] = set;
+            }
+        }
+    }
+}
