@@ -185,3 +185,5 @@ fn peer<T>(request: &tonic::Request<T>) -> PeerIdentity {
 mod service_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod unread_tests;

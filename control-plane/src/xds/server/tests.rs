@@ -83,7 +83,7 @@ impl Views for TestViews {
 pub(super) struct Running {
     pub(super) views: Arc<TestViews>,
     pub(super) server: XdsServer<TestViews>,
-    address: std::net::SocketAddr,
+    pub(super) address: std::net::SocketAddr,
     /// Where our own clients connect to.
     route: Arc<Mutex<std::net::SocketAddr>>,
 }
@@ -111,7 +111,7 @@ impl Running {
     }
 
     /// Subscribes with our own client; what it accepts and refuses is decided by `accept`.
-    fn subscribe(
+    pub(super) fn subscribe(
         &self,
         node: &str,
         subscriptions: Vec<Subscription>,
@@ -154,7 +154,7 @@ impl Running {
     }
 }
 
-struct Follower {
+pub(super) struct Follower {
     commands: mpsc::Sender<SubscribeCommand>,
     updates: mpsc::UnboundedReceiver<Update>,
     task: tokio::task::JoinHandle<()>,
@@ -162,7 +162,7 @@ struct Follower {
 
 impl Follower {
     /// The next update, as `+name=contents -name`.
-    async fn next(&mut self) -> String {
+    pub(super) async fn next(&mut self) -> String {
         let update = tokio::time::timeout(WAIT, self.updates.recv()).await.unwrap().unwrap();
         let added = update
             .added
@@ -178,7 +178,7 @@ impl Drop for Follower {
     }
 }
 
-fn always(_: &Update) -> bool {
+pub(super) fn always(_: &Update) -> bool {
     true
 }
 

@@ -26,12 +26,12 @@ struct Parts {
 impl Session {
     /// The next response of one type.
     pub(super) fn respond(&mut self, index: usize) -> Option<Response> {
+        if self.types[index].in_flight.is_some() || !self.types[index].unsent(true) {
+            return None;
+        }
         let gates = self.gates(index);
         let now = self.now;
         let state = &mut self.types[index];
-        if state.in_flight.is_some() || !state.unsent(true) {
-            return None;
-        }
         let view = state.view.clone();
         let of_type = Some(&view);
         let bytes = self.limits.response_bytes;

@@ -299,6 +299,9 @@ impl Session {
             state.on_change(&old, &self.set, self.revision);
         }
         for index in 0..self.types.len() {
+            if self.types[index].in_flight.is_none() {
+                continue;
+            }
             let now = self.covers(index);
             // What was not complete when it was sent does not become so by something else going away.
             if let Some(InFlight { covers, .. }) = &mut self.types[index].in_flight {

@@ -46,6 +46,10 @@ impl Session {
     /// Up to which revision the client has answered everything of a type.
     pub(super) fn settled(&self, index: usize) -> u64 {
         let state = &self.types[index];
+        if state.in_flight.is_none() && !state.unsent(true) {
+            // Nearly always: what is held need not be found out.
+            return self.revision;
+        }
         if state.in_flight.is_some() || state.unsent(!self.removals_held(index)) {
             state.settled
         } else {
