@@ -8,3 +8,4 @@ pub mod machine;
 pub mod process;
 pub mod report;
 pub mod stats;
+pub mod xds;

@@ -113,7 +113,7 @@ impl Group {
 }
 
 /// Where a program of this workspace is: beside this one.
-fn beside(name: &str) -> Result<std::path::PathBuf> {
+pub(crate) fn beside(name: &str) -> Result<std::path::PathBuf> {
     let myself = std::env::current_exe()?;
     let path = myself.parent().unwrap_or(Path::new(".")).join(name);
     anyhow::ensure!(path.exists(), "{} is missing: build the workspace in the same profile", path.display());
