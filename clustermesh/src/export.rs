@@ -36,7 +36,11 @@ pub fn exported_services(
 }
 
 /// What peers may know of one service that is exported; None if they could not reach it.
-pub fn exported_service(model: &MeshModel, service: &MeshService, facts: ExportFacts) -> Option<ExportedService> {
+pub fn exported_service(
+    model: &MeshModel,
+    service: &MeshService,
+    facts: ExportFacts,
+) -> Option<ExportedService> {
     let mut spiffe_ids = BTreeSet::new();
     let mut ready = BTreeSet::new();
     let mut ports = Vec::new();

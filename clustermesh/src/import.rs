@@ -15,12 +15,12 @@ use crate::{
     names::{is_dns_label, shown},
 };
 
-/// Most ports of an imported service.
-pub use mesh_model::limits::MAX_PORTS_PER_IMPORT as MAX_PORTS;
 /// Most identities that may serve an imported service.
 pub use mesh_model::limits::MAX_IDENTITIES_PER_IMPORT as MAX_SPIFFE_IDS;
 /// Most services that one peer may offer.
 pub use mesh_model::limits::MAX_IMPORTS_PER_PEER as MAX_SERVICES;
+/// Most ports of an imported service.
+pub use mesh_model::limits::MAX_PORTS_PER_IMPORT as MAX_PORTS;
 
 /// Why an offered service is refused. The peer's other services are not touched.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]

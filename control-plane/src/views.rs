@@ -218,7 +218,11 @@ impl Views for ModelViews {
         let is_peer = |domain: &TrustDomain| model.peers.values().any(|p| &p.trust_domain == domain);
         let caller = authz::caller(peer.spiffe_id.as_ref(), &self.own, is_peer);
         let revoked = |number| model.cluster.trust.revoked.contains(&number);
-        let caller = caller.unless_revoked(peer.registration, |name| model.nodes.get(name).map(|node| node.registration), revoked);
+        let caller = caller.unless_revoked(
+            peer.registration,
+            |name| model.nodes.get(name).map(|node| node.registration),
+            revoked,
+        );
         if let Caller::Peer(domain) = &caller {
             authz::check(&caller, Action::SubscribeAsPeer)?;
             let record = model.peers.values().find(|p| &p.trust_domain == domain);

@@ -40,7 +40,12 @@ fn a_full_disk_stops_the_replica_and_loses_nothing() {
     }
     let folder = tempfile::tempdir().expect("a folder");
     let child = Command::new(std::env::current_exe().expect("this program"))
-        .args(["--exact", "a_full_disk_stops_the_replica_and_loses_nothing", "--nocapture", "--test-threads=1"])
+        .args([
+            "--exact",
+            "a_full_disk_stops_the_replica_and_loses_nothing",
+            "--nocapture",
+            "--test-threads=1",
+        ])
         .env(ROLE, folder.path())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -119,7 +124,7 @@ fn init() -> mesh_store::Command {
 }
 
 fn put(number: usize) -> mesh_store::Command {
-    let name = NamespacedName::new("test", &format!("w{number}"));
+    let name = NamespacedName::new("test", format!("w{number}"));
     let note = [("note".to_owned(), "x".repeat(20_000))].into();
     let meta = Meta { name, labels: Labels::new(), annotations: note, resource_version: None };
     let workload = Workload {

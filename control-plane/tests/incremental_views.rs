@@ -206,7 +206,10 @@ impl World {
         self.commands += 1;
         let key = Bytes16(self.commands.to_be_bytes());
         // Refusals change nothing, which is a step too.
-        let _ = apply(&mut self.state, &Envelope { key, now_unix_ms: 1_000_000, random: key, command });
+        let _ = apply(
+            &mut self.state,
+            &Envelope { key, now_unix_ms: 1_000_000, first_unix_ms: None, random: key, command },
+        );
     }
 
     fn views(&self) -> ModelViews {

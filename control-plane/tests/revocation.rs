@@ -122,7 +122,9 @@ async fn a_revoked_node_is_refused_at_every_door_at_once_and_comes_back_as_anoth
 
     assert!(register(&west.door(), &token, "n1").await.is_err(), "a token admits once");
     let fresh = west.token("node").await;
-    let (_, again) = register(&west.door(), &fresh, "n1").await.unwrap();
+    let (answer, again) = register(&west.door(), &fresh, "n1").await.unwrap();
     let channel = west.connect(Some(again)).await.unwrap();
-    EndpointsClient::new(channel).report(report).await.unwrap();
+    // Another registration has another slice.
+    let addresses = vec![answer.pod_cidr.replace(".0/24", ".9")];
+    EndpointsClient::new(channel).report(ReportEndpointRequest { addresses, ..report }).await.unwrap();
 }

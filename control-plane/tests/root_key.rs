@@ -6,13 +6,12 @@ mod common;
 
 use std::{
     path::{Path, PathBuf},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use common::{SOON, run};
-use control_plane::{ca::Ca, start::Running};
-use mesh_model::identity::TrustDomain;
+use control_plane::start::Running;
 use mesh_tls::grpc;
 use tempfile::TempDir;
 use xds_proto::isthmus::admin::v1::{CreateTokenRequest, admin_client::AdminClient};
@@ -96,12 +95,15 @@ fn sealed_to(running: &Running, count: usize) -> bool {
 async fn the_root_key_is_only_sealed_and_outlives_the_replica_that_made_it() {
     let folder = tempfile::tempdir().unwrap();
     let keys = folder.path().join("data/keys");
-    std::fs::create_dir_all(keys.parent().unwrap()).unwrap();
-    Ca::create(&keys, "west", &TrustDomain::parse("west.example").unwrap(), SystemTime::now()).unwrap();
-    let root_key = scalar(&std::fs::read_to_string(keys.join("root.pem")).unwrap());
-    assert_eq!(holders(folder.path(), &root_key), [keys.join("root.pem")], "the search finds what is there");
+    let first = run(folder.path(), &["--name", "west", "--trust-domain", "west.example"]).await;
+    let state = first.app.replica.applied();
+    let pem = first.app.ca.active_root(&state).unwrap().to_pem();
+    let root_key = scalar(&pem);
+    let elsewhere = tempfile::tempdir().unwrap();
+    std::fs::write(elsewhere.path().join("key"), &pem).unwrap();
+    let found = holders(elsewhere.path(), &root_key);
+    assert_eq!(found, [elsewhere.path().join("key")], "the search finds what is there");
 
-    let first = run(folder.path(), &[]).await;
     until("the file of the root's key is removed", || !keys.join("root.pem").exists()).await;
     let (second, two) = joined(&folder).await;
     let (third, three) = joined(&folder).await;

@@ -50,7 +50,12 @@ spec: {serviceAccount: one, proxy: sidecar}
 apiVersion: isthmus.io/v1
 kind: Workload
 metadata: {name: two, namespace: shop}
-spec: {serviceAccount: two, proxy: sidecar}";
+spec: {serviceAccount: two, proxy: sidecar}
+---
+apiVersion: isthmus.io/v1
+kind: Workload
+metadata: {name: three, namespace: shop}
+spec: {serviceAccount: three, proxy: sidecar}";
 
 /// A node with one workload, as its agent keeps it.
 struct Node {
@@ -299,7 +304,7 @@ async fn a_rotation_drops_no_connection_and_every_handshake_succeeds_in_every_ph
         assert_eq!(under(identity, &new), status.roots[0].sha256);
     }
     // A newcomer finds its way by a token of now.
-    let _late = Node::start(&mut west, "n3", "one").await;
+    let _late = Node::start(&mut west, "n3", "three").await;
     drop((one.tasks, two.tasks));
     for (running, _folder) in others {
         running.drain(Duration::from_secs(5)).await;

@@ -119,10 +119,10 @@ impl TrustBundles {
 
     /// Whether the other says the same of every trust domain.
     pub fn says_the_same(&self, other: &Self) -> bool {
-        let same = |(one, two): ((&TrustDomain, &Arc<Domain>), (&TrustDomain, &Arc<Domain>))| {
-            one.0 == two.0 && one.1.roots == two.1.roots && one.1.revoked == two.1.revoked
-        };
-        self.domains.len() == other.domains.len() && self.domains.iter().zip(other.domains.iter()).all(same)
+        self.domains.len() == other.domains.len()
+            && self.domains.iter().zip(other.domains.iter()).all(|((one, mine), (two, theirs))| {
+                one == two && mine.roots == theirs.roots && mine.revoked == theirs.revoked
+            })
     }
 
     pub(crate) fn anchors(&self, trust_domain: &TrustDomain) -> Option<&[TrustAnchor<'static>]> {

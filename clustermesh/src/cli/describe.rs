@@ -8,13 +8,12 @@ use super::{
     failure::Failure,
     get, kinds, now_unix,
     out::{self, Paint},
-    render,
-    selector::Selector,
+    render, selector,
 };
 
 pub(crate) async fn run(socket: &Path, args: &DescribeArgs) -> Result<(), Failure> {
     let targets = kinds::parse(&args.what)?;
-    Selector::parse(&args.selector)?;
+    selector::check(&args.selector)?;
     let namespace = args.scope.wire();
     let mut admin = connect(socket).await?;
     let found = get::list(&mut admin, &targets, &namespace, &args.selector).await?;

@@ -17,8 +17,7 @@ use super::{
         self,
         columns::{self, Style},
     },
-    selector::Selector,
-    watch,
+    selector, watch,
 };
 
 /// What a list brought.
@@ -31,7 +30,7 @@ pub(crate) struct Found {
 
 pub(crate) async fn run(socket: &Path, args: &GetArgs) -> Result<(), Failure> {
     let targets = kinds::parse(&args.what)?;
-    Selector::parse(&args.selector)?;
+    selector::check(&args.selector)?;
     if args.watch && targets.len() != 1 {
         return Err(Failure::usage("watch one kind, or one object, at a time"));
     }

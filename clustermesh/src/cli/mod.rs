@@ -2,9 +2,9 @@
 
 mod apply;
 pub(crate) mod args;
-pub(crate) mod ca;
 mod backup;
 mod backup_args;
+pub(crate) mod ca;
 mod client;
 mod delete;
 mod describe;

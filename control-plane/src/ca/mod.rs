@@ -12,9 +12,9 @@ pub(crate) mod files;
 pub mod keeper;
 mod keys;
 pub mod newcomer;
+pub mod restore;
 pub mod service;
 pub mod trust;
-pub mod restore;
 
 use std::{
     path::Path,

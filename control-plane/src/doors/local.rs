@@ -7,7 +7,9 @@ use mesh_tls::grpc;
 use tokio::net::UnixListener;
 use tonic::transport::Server;
 use xds_proto::isthmus::{
-    admin::v1::{admin_server::AdminServer, recovery_server::RecoveryServer, replicas_server::ReplicasServer},
+    admin::v1::{
+        admin_server::AdminServer, recovery_server::RecoveryServer, replicas_server::ReplicasServer,
+    },
     ca::v1::certificate_authority_server::CertificateAuthorityServer,
 };
 

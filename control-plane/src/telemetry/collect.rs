@@ -41,13 +41,8 @@ impl Collector for Metrics {
 
 fn raft(app: &App, page: &mut Page<'_>) -> fmt::Result {
     let view = app.replica.metrics();
-    let roles = [
-        RaftRole::Leader,
-        RaftRole::Follower,
-        RaftRole::Candidate,
-        RaftRole::Learner,
-        RaftRole::Stopped,
-    ];
+    let roles =
+        [RaftRole::Leader, RaftRole::Follower, RaftRole::Candidate, RaftRole::Learner, RaftRole::Stopped];
     let flag = |holds: bool| if holds { 1.0 } else { 0.0 };
     page.gauge("isthmus_raft_term", "Raft's term", number(view.term))?;
     page.gauge(
@@ -161,7 +156,8 @@ fn xds(app: &App, page: &mut Page<'_>) -> fmt::Result {
         app.subscribers.oldest_acked().map(|revision| (Labels::new(), number(revision))),
     )?;
     page.counter("isthmus_xds_streams_opened", "Streams that were authorized", metrics.opened.load(Relaxed))?;
-    let types: [(&str, &str, fn(&super::xds::TypeCounters) -> u64); 6] = [
+    type Count = fn(&super::xds::TypeCounters) -> u64;
+    let types: [(&str, &str, Count); 6] = [
         ("isthmus_xds_pushes", "Responses sent, by type", |row| row.pushes.load(Relaxed)),
         ("isthmus_xds_resources", "Resources sent, by type", |row| row.resources.load(Relaxed)),
         ("isthmus_xds_removals", "Names said to be gone, by type", |row| row.removals.load(Relaxed)),

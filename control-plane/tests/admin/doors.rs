@@ -98,7 +98,7 @@ async fn workload_identity(cluster: &mut Cluster) -> SharedIdentity {
     let id = SpiffeId::workload(&cluster.trust_domain(), "shop", "pay");
     let (request, key) = csr::generate(&id).unwrap();
     let life = std::time::Duration::from_secs(3600);
-    let chain = cluster.running.app.ca.sign(&request, &id, life, SystemTime::now()).unwrap();
+    let chain = cluster.running.app.ca.sign(&request, &id, 0, life, SystemTime::now()).unwrap();
     let chain = chain.into_iter().map(Into::into).collect();
     shared_identity(Some(certified(Identity { chain, key }).unwrap()))
 }
@@ -123,7 +123,7 @@ async fn a_certificate_of_somebody_elses_root_does_not_pass_the_handshake() {
     let id = SpiffeId::admin(&cluster.trust_domain(), "root");
     let (request, key) = csr::generate(&id).unwrap();
     let life = std::time::Duration::from_secs(3600);
-    let chain = other.running.app.ca.sign(&request, &id, life, SystemTime::now()).unwrap();
+    let chain = other.running.app.ca.sign(&request, &id, 0, life, SystemTime::now()).unwrap();
     let chain = chain.into_iter().map(Into::into).collect();
     let impostor = shared_identity(Some(certified(Identity { chain, key }).unwrap()));
     // In TLS 1.3 a client hears of it with its first read.

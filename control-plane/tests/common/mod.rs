@@ -132,11 +132,6 @@ impl Cluster {
         let tls = client_config(identity, self.bundles(), policy, &[ALPN_H2])?;
         grpc::connect(door, tls, "replica.isthmus").await
     }
-
-    /// The folder that the replica was started in.
-    pub fn folder(&self) -> &Path {
-        self.folder.path()
-    }
 }
 
 /// A registered node.

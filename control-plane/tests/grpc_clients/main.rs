@@ -10,7 +10,6 @@ mod agent;
 #[path = "../common/mod.rs"]
 mod common;
 #[path = "../envoy_ads/envoy.rs"]
-#[allow(dead_code)]
 mod envoy;
 mod process;
 

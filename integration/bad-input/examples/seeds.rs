@@ -179,7 +179,10 @@ fn shop() -> std::io::Result<State> {
     let mut state = State::default();
     let mut run = |number: u128, command: Command| {
         let key = Bytes16(number.to_be_bytes());
-        let made = apply(&mut state, &Envelope { key, now_unix_ms: 1_000_000, first_unix_ms: None, random: key, command });
+        let made = apply(
+            &mut state,
+            &Envelope { key, now_unix_ms: 1_000_000, first_unix_ms: None, random: key, command },
+        );
         assert!(made.outcome.is_ok(), "{:?}", made.outcome);
     };
     run(

@@ -105,7 +105,7 @@ impl Mesh {
                 };
                 mesh.input.bindings.insert(workload.meta.name.clone(), Arc::new(binding));
                 mesh.put(Object::Workload(workload));
-                if number % WORKLOADS_PER_NODE == 0 {
+                if number.is_multiple_of(WORKLOADS_PER_NODE) {
                     let node = NodeRecord {
                         name: node_name(number),
                         address: address([192, 168], number),

@@ -70,7 +70,10 @@ impl State {
             domain: domain.clone(),
         };
         let roots = vec![state.root.certificate().to_vec()];
-        state.put(domain.as_str(), &agent::TrustBundle { trust_domain: domain.to_string(), roots, ..Default::default() });
+        state.put(
+            domain.as_str(),
+            &agent::TrustBundle { trust_domain: domain.to_string(), roots, ..Default::default() },
+        );
         Arc::new(state)
     }
 

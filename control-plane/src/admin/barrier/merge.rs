@@ -161,7 +161,7 @@ impl Merge {
         let key = (replica, report.stream);
         let known = self.planes.contains_key(&report.id);
         match report.standing.as_str() {
-            "unconcerned" | "closed" if !known => return,
+            "unconcerned" | "closed" if !known => {}
             "unconcerned" => {
                 let Some(plane) = self.planes.get_mut(&report.id) else { return };
                 plane.streams.remove(&key);

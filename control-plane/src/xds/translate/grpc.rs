@@ -237,7 +237,7 @@ mod tests {
         );
         assert!(host.routes.iter().all(|r| r.r#match.as_ref().unwrap().headers.is_empty()));
         let Some(Action::Route(action)) = &host.routes[0].action else { panic!("{host:?}") };
-        let limit = action.max_stream_duration.clone().unwrap().max_stream_duration.unwrap();
+        let limit = action.max_stream_duration.unwrap().max_stream_duration.unwrap();
         assert_eq!((limit.seconds, limit.nanos), (1, 500_000_000));
         assert_eq!((&action.retry_policy, &action.timeout), (&None, &None));
     }

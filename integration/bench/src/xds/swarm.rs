@@ -145,12 +145,7 @@ impl Swarm {
 
     /// Waits until nothing is said any more.
     async fn settle(&mut self) -> Result<()> {
-        loop {
-            match tokio::time::timeout(QUIET, self.latencies.recv()).await {
-                Ok(Some(_)) => {}
-                Ok(None) | Err(_) => break,
-            }
-        }
+        while let Ok(Some(_)) = tokio::time::timeout(QUIET, self.latencies.recv()).await {}
         match self.tally.ended.load(Ordering::Relaxed) {
             0 => Ok(()),
             ended => bail!("{ended} streams have ended"),
