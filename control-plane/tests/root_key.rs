@@ -61,7 +61,7 @@ fn holders(folder: &Path, secret: &[u8]) -> Vec<PathBuf> {
         let bytes = std::fs::read(path).unwrap_or_default();
         // PEM has line ends within its base64.
         let joined: Vec<u8> = bytes.iter().copied().filter(|b| *b != b'\n').collect();
-        let within = |bytes: &[u8], w: &[u8]| bytes.windows(w.len()).any(|window| window == w);
+        let within = |bytes: &[u8], w: &[u8]| memchr::memmem::find(bytes, w).is_some();
         writings.iter().any(|w| within(&bytes, w) || within(&joined, w))
     };
     files(folder).into_iter().filter(holds).collect()
