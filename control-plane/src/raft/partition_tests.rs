@@ -164,6 +164,8 @@ async fn a_leader_that_is_cut_off_steps_down_says_so_and_refuses_at_once() {
     let term = second.replica.metrics().term;
     net.heal();
     first.until("it follows", |state| has(state, "elsewhere") && !has(state, "lonely")).await;
+    // It has the entry before it has looked again whether it hears a leader.
+    eventually("it knows that there is a quorum again", async || first.replica.no_quorum().is_none()).await;
     first.replica.write(put("again")).await.expect("by way of the new leader");
     for replica in [&first, &second, &third] {
         assert_eq!(replica.replica.metrics().term, term, "its return has cost no election");
