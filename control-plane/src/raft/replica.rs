@@ -2,7 +2,7 @@
 
 use std::{
     sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
 use mesh_model::records::ReplicaRecord;
@@ -29,9 +29,6 @@ use super::{
     view::{self, Counting},
 };
 use crate::telemetry::Histogram;
-
-/// Longest wait for the disk to be let go at shutdown.
-const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// One replica of the cluster's state.
 pub struct Replica {
@@ -335,12 +332,7 @@ impl Replica {
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(%error, "raft did not end well");
         }
-        let closed = async {
-            while (self.in_use)() {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        if tokio::time::timeout(CLOSE_PATIENCE, closed).await.is_err() {
+        if !disk::closed(&self.in_use).await {
             tracing::warn!("the log is still in use");
         }
     }

@@ -153,11 +153,6 @@ fn others(membership: &StoredMembership, id: u64) -> BTreeMap<u64, (String, bool
 async fn close(log: LogStore) {
     let in_use = log.in_use();
     drop(log);
-    let closed = async {
-        while in_use() {
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-        }
-    };
-    // Whoever opens it next is told that it is in use.
-    let _ = tokio::time::timeout(std::time::Duration::from_secs(5), closed).await;
+    // Whoever opens it next is told if it still is.
+    super::disk::closed(in_use).await;
 }

@@ -27,9 +27,8 @@ pub(crate) async fn found(dir: &Path, id: u64, address: &str, state: &State) -> 
     log.purge(last).await?;
     let in_use = log.in_use();
     drop(log);
-    while in_use() {
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-    }
+    // Whoever opens it next is told if it still is.
+    super::closed(in_use).await;
     super::sync_dir(dir)?;
     Ok(())
 }

@@ -28,7 +28,7 @@ mod damage_tests;
 #[cfg(test)]
 mod suite_tests;
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 pub(crate) use found::found;
 pub(crate) use log_store::LogStore;
@@ -55,6 +55,20 @@ pub(crate) fn open(dir: &Path, options: Options) -> Result<(LogStore, Snapshots)
         sync_dir(parent)?;
     }
     Ok((log, snapshots))
+}
+
+/// Longest wait for a log to be closed.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Waits until nobody uses a log that was dropped ([`LogStore::in_use`]): its folder can be opened again. False if
+/// somebody still does. It is asked again and again because the database's threads end without telling.
+pub(crate) async fn closed(in_use: impl Fn() -> bool) -> bool {
+    let waiting = async {
+        while in_use() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(CLOSE_PATIENCE, waiting).await.is_ok()
 }
 
 /// Makes the names in a folder durable.
