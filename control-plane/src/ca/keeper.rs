@@ -17,6 +17,8 @@ use crate::app::App;
 
 /// How often it is looked at, besides when the state changes. Clocks jump, so no wait is longer.
 const LOOK: Duration = Duration::from_secs(2);
+/// The least time between two looks: most changes of the state are none of the authority's.
+const CALM: Duration = Duration::from_millis(50);
 
 /// What this replica has to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,7 +125,9 @@ pub async fn run(app: Arc<App>) {
         }
         confirm_to_peers(&app, &mut told).await;
         // A closed channel means that the replica is going; then the task is ended from outside.
+        let calm = tokio::time::sleep(CALM);
         let _ = tokio::time::timeout(LOOK, changes.changed()).await;
+        calm.await;
     }
 }
 

@@ -19,7 +19,7 @@ use super::{
     disk::{SnapshotFile, Snapshots},
     types::{
         Answers, Entry, LogId, Snapshot, SnapshotMeta, StorageError, StorageIOError, StoredMembership,
-        TypeConfig, any_error,
+        TypeConfig, any_error, are_long,
     },
     view::{Counting, add},
 };
@@ -149,8 +149,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
         I::IntoIter: OptionalSend,
     {
         let entries: Vec<Entry> = entries.into_iter().collect();
-        let long = entries.iter().any(|entry| matches!(entry.payload, EntryPayload::Normal(_)));
-        Ok(blocking(long, || self.apply_all(entries)))
+        Ok(blocking(are_long(&entries), || self.apply_all(entries)))
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder {

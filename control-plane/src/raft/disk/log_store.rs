@@ -118,6 +118,7 @@ impl LogStore {
             sequence,
             watermark,
             mark,
+            pending: Vec::new(),
             untidy: false,
             stats: stats.clone(),
             durable: durable.clone(),

@@ -104,7 +104,10 @@ fn json(bytes: &mut &[u8]) -> Option<Vec<u8>> {
     Some(json.to_vec())
 }
 
-/// Does to the store what a group says, all of it or nothing. Durable once the store is flushed and synced.
+/// Does to the store what groups say, in their order. Durable once the store is flushed and synced.
+///
+/// The number of the last group comes last: if the process ends on the way, the groups that are not numbered yet are
+/// done again from the journal, and doing one twice is doing it once.
 pub(super) fn apply(db: &sled::Db, ops: &[Op], sequence: Option<u64>) -> sled::Result<()> {
     let mut batch = sled::Batch::default();
     for op in ops {
@@ -114,6 +117,8 @@ pub(super) fn apply(db: &sled::Db, ops: &[Op], sequence: Option<u64>) -> sled::R
             }
             Op::Set { key, json } => batch.insert(key.key(), json.as_slice()),
             Op::Remove { from, to } => {
+                // What is to go must be there to be found.
+                db.apply_batch(std::mem::take(&mut batch))?;
                 for key in db.range(layout::keys(*from..=*to)).keys() {
                     batch.remove(key?);
                 }
@@ -142,10 +147,33 @@ mod tests {
         ]
     }
 
+    /// Operations on few entries, so that they meet.
+    fn near() -> impl Strategy<Value = Op> {
+        prop_oneof![
+            (0u64..6, any::<u8>()).prop_map(|(index, byte)| Op::Put { index, json: vec![byte] }),
+            (0u64..6, 0u64..6).prop_map(|(from, more)| Op::Remove { from, to: from + more }),
+            any::<u8>().prop_map(|byte| Op::Set { key: Single::Vote, json: vec![byte] }),
+        ]
+    }
+
     proptest! {
         #[test]
         fn operations_are_read_back(ops in proptest::collection::vec(op(), 0..8)) {
             prop_assert_eq!(decode(&encode(&ops)), Some(ops));
+        }
+
+        /// Truncations and what comes in their place may meet in one go.
+        #[test]
+        fn many_groups_at_once_do_what_they_do_one_by_one(ops in proptest::collection::vec(near(), 1..24)) {
+            let contents = |in_one_go: bool| {
+                let db = sled::Config::new().temporary(true).flush_every_ms(None).open().expect("a database");
+                let groups: Vec<&[Op]> = if in_one_go { vec![&ops] } else { ops.chunks(1).collect() };
+                for group in groups {
+                    apply(&db, group, Some(7)).expect("it is applied");
+                }
+                db.iter().map(|item| item.expect("it is read")).collect::<Vec<_>>()
+            };
+            prop_assert_eq!(contents(true), contents(false));
         }
 
         #[test]

@@ -1,5 +1,6 @@
 //! The one thread that writes the log. Whatever waits when it comes round shares one write and one sync of the
-//! journal (group commit); then it is acknowledged, and then it goes to the database.
+//! journal (group commit); then it is acknowledged. It goes to the database later, with all that came meanwhile:
+//! sled writes its file at every batch, and would compete with the journal for the disk.
 //!
 //! What if power is cut? Acknowledged groups are in the journal, synced, each in blocks of its own, so that no
 //! later write touches them; what the database lacks is done again from there. The database itself is synced every
@@ -83,6 +84,8 @@ pub(super) struct Writer {
     pub(super) sequence: u64,
     pub(super) watermark: Watermark,
     pub(super) mark: Mark,
+    /// What the database lacks yet. No more than fits the journal.
+    pub(super) pending: Vec<Op>,
     /// Something is in the journal that is not synced elsewhere.
     pub(super) untidy: bool,
     pub(super) stats: Arc<DiskStats>,
@@ -141,8 +144,17 @@ impl Writer {
             let waiters = std::mem::take(&mut group.waiters);
             if failed.is_none() {
                 let started = Instant::now();
-                self.attempt(&mut failed, |writer| writer.make_durable(&group, !waiters.is_empty()));
-                self.count(&group, waiters.len(), started.elapsed());
+                let bytes = group.entry_bytes();
+                self.attempt(&mut failed, |writer| writer.make_durable(&mut group, !waiters.is_empty()));
+                self.mark = group.mark;
+                self.pending.append(&mut group.ops);
+                if group.lowered {
+                    // Nobody may take an entry that was replaced for one that is in the database.
+                    self.attempt(&mut failed, Self::drain);
+                }
+                if !waiters.is_empty() {
+                    self.count(group.entries, bytes, started.elapsed());
+                }
             }
             let result = failed.clone().map_or(Ok(()), Err);
             for waiter in waiters {
@@ -153,15 +165,12 @@ impl Writer {
                     Waiter::Other(done) => drop(done.send(result.clone())),
                 }
             }
-            if failed.is_none() {
-                self.attempt(&mut failed, |writer| writer.store(&group));
-            }
             if failed.is_none() && self.untidy && tidied.elapsed() >= self.options.tidy_every {
                 self.attempt(&mut failed, Self::tidy);
                 tidied = Instant::now();
             }
         }
-        if failed.is_none() && self.untidy {
+        if failed.is_none() && (self.untidy || !self.pending.is_empty()) {
             self.attempt(&mut failed, Self::tidy);
         }
     }
@@ -218,7 +227,7 @@ impl Writer {
     }
 
     /// Everything that must be on the disk before anybody is told so.
-    fn make_durable(&mut self, group: &Group, awaited: bool) -> Result<(), DiskError> {
+    fn make_durable(&mut self, group: &mut Group, awaited: bool) -> Result<(), DiskError> {
         if !awaited {
             return Ok(());
         }
@@ -237,7 +246,8 @@ impl Writer {
             }
             // Larger than the whole journal: the database must do by itself.
             Room::Nowhere => {
-                ops::apply(&self.db, &group.ops, Some(sequence)).map_err(|error| self.failed(&error))?;
+                self.sequence = sequence;
+                self.pending.append(&mut group.ops);
                 self.sync_store()?;
             }
         }
@@ -250,14 +260,6 @@ impl Writer {
         Ok(())
     }
 
-    /// Brings the database up to what was acknowledged.
-    fn store(&mut self, group: &Group) -> Result<(), DiskError> {
-        ops::apply(&self.db, &group.ops, Some(self.sequence)).map_err(|error| self.failed(&error))?;
-        self.durable.store(group.mark.last.map_or(0, |last| last.index), Ordering::Release);
-        self.mark = group.mark.clone();
-        Ok(())
-    }
-
     fn tidy(&mut self) -> Result<(), DiskError> {
         self.sync_store()?;
         self.watermark.write(&self.mark)?;
@@ -266,8 +268,17 @@ impl Writer {
         Ok(())
     }
 
-    /// Makes the database durable, after which the journal begins again.
+    /// Brings the database up to what was acknowledged.
+    fn drain(&mut self) -> Result<(), DiskError> {
+        ops::apply(&self.db, &self.pending, Some(self.sequence)).map_err(|error| self.failed(&error))?;
+        self.pending.clear();
+        self.durable.store(self.mark.last.map_or(0, |last| last.index), Ordering::Release);
+        Ok(())
+    }
+
+    /// Brings the database up to what was acknowledged and makes that durable, after which the journal begins again.
     fn sync_store(&mut self) -> Result<(), DiskError> {
+        self.drain()?;
         self.db.flush().map_err(|error| self.failed(&error))?;
         self.file.sync_data().map_err(DiskError::io(self.dir.join("db")))?;
         sync_blobs(&self.dir)?;
@@ -279,19 +290,22 @@ impl Writer {
         DiskError::Log { file: self.dir.clone(), reason: error.to_string() }
     }
 
-    fn count(&self, group: &Group, waiters: usize, took: Duration) {
-        if waiters == 0 {
-            return;
-        }
+    fn count(&self, entries: u64, bytes: u64, took: Duration) {
         let stats = &self.stats;
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        let bytes =
-            group.ops.iter().map(|op| if let Op::Put { json, .. } = op { json.len() as u64 } else { 0 });
-        stats.entries.fetch_add(group.entries, Ordering::Relaxed);
+        stats.entries.fetch_add(entries, Ordering::Relaxed);
         stats.groups.fetch_add(1, Ordering::Relaxed);
-        stats.bytes.fetch_add(bytes.sum(), Ordering::Relaxed);
+        stats.bytes.fetch_add(bytes, Ordering::Relaxed);
         stats.last_group_micros.store(micros, Ordering::Relaxed);
         stats.group_micros.fetch_add(micros, Ordering::Relaxed);
+    }
+}
+
+impl Group {
+    /// Of its log entries, as JSON.
+    fn entry_bytes(&self) -> u64 {
+        let bytes = |op: &Op| if let Op::Put { json, .. } = op { json.len() as u64 } else { 0 };
+        self.ops.iter().map(bytes).sum()
     }
 }
 
