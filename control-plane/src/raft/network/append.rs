@@ -1,19 +1,19 @@
 //! Appends that take longer than a heartbeat.
 //!
 //! openraft gives an append one heartbeat's time, drops it and sends the same entries again. A large entry would
-//! never arrive, and its follower, hearing nothing else, would stand for election. So an append goes on here when
+//! never arrive, and its follower, hearing nothing else, would stand for election. So an append is kept here when
 //! openraft drops it, and the next attempt waits for the same one. Meanwhile heartbeats go out beside it.
+//!
+//! It is no task of its own: most appends are answered at once, and a task costs two more hand-overs.
 
-use std::time::Duration;
+use std::{
+    pin::Pin,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
-use openraft::{
-    error::NetworkError,
-    raft::{AppendEntriesRequest, AppendEntriesResponse},
-};
-use tokio::{
-    task::JoinHandle,
-    time::{Instant, timeout},
-};
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse};
+use tokio::time::{Instant, timeout};
 
 use super::client::{CallError, Target};
 use crate::raft::{
@@ -22,6 +22,7 @@ use crate::raft::{
 };
 
 type Answer = Result<AppendEntriesResponse<u64>, CallError>;
+type Call = Pin<Box<dyn Future<Output = Answer> + Send>>;
 
 /// An append that is under way. Ends with its owner.
 pub(super) struct Appending {
@@ -29,13 +30,8 @@ pub(super) struct Appending {
     after: Option<LogId>,
     last: Option<LogId>,
     started: Instant,
-    task: JoinHandle<Answer>,
-}
-
-impl Drop for Appending {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
+    /// Locked by nobody: openraft wants its clients to be `Sync`, which a future need not be.
+    call: Mutex<Call>,
 }
 
 impl Appending {
@@ -43,8 +39,13 @@ impl Appending {
         let (vote, after) = (request.vote, request.prev_log_id);
         let last = request.entries.last().map(|entry| entry.log_id);
         let target = target.clone();
-        let task = tokio::spawn(async move { target.append(request).await });
-        Self { vote, after, last, started: Instant::now(), task }
+        let call: Call = Box::pin(async move { target.append(request).await });
+        Self { vote, after, last, started: Instant::now(), call: Mutex::new(call) }
+    }
+
+    /// To be waited for, and to be given up and waited for again.
+    fn call(&mut self) -> &mut Call {
+        self.call.get_mut().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether it carries the entries that a request begins with: one leader has one entry after another.
@@ -73,10 +74,10 @@ pub(super) async fn entries(
     let under_way = slot.take().filter(|appending| appending.begins(&request));
     // It stays in the slot while it is waited for: whoever calls may lose patience first.
     let appending = slot.insert(under_way.unwrap_or_else(|| Appending::start(target, request)));
-    let answer = match timeout(patience, &mut appending.task).await {
+    let answer = match timeout(patience, appending.call()).await {
         Ok(answer) => answer,
         // A follower without any entry has nothing to agree on yet.
-        Err(_) if heartbeat.prev_log_id.is_none() => (&mut appending.task).await,
+        Err(_) if heartbeat.prev_log_id.is_none() => appending.call().await,
         Err(_) => {
             let arrived = heartbeat.prev_log_id;
             return match target.append(heartbeat).await? {
@@ -87,7 +88,7 @@ pub(super) async fn entries(
     };
     let last = appending.last;
     *slot = None;
-    match answer.map_err(|error| NetworkError::new(&error))?? {
+    match answer? {
         // More entries came to be since it was sent.
         AppendEntriesResponse::Success if last < wanted => Ok(AppendEntriesResponse::PartialSuccess(last)),
         other => Ok(other),
