@@ -32,7 +32,8 @@ fn main() -> ExitCode {
         .enable_all()
         .build()
         .map_err(anyhow::Error::from)
-        .and_then(|runtime| runtime.block_on(execute(command)));
+        // A task like the others: woken on the runtime's own threads, not on this one.
+        .and_then(|runtime| Ok(runtime.block_on(runtime.spawn(execute(command)))??));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

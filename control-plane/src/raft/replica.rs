@@ -320,10 +320,12 @@ impl Replica {
     /// Returns once this replica does not take part any more, with the reason: a failed disk, mostly. The process
     /// should end then: it serves nothing that can be relied upon.
     pub async fn stopped(&self) -> String {
-        let mut metrics = self.raft.metrics();
-        let failed = metrics.wait_for(|metrics| metrics.running_state.is_err()).await;
-        let reason =
-            failed.ok().and_then(|metrics| metrics.running_state.as_ref().err().map(ToString::to_string));
+        // These change with leaders and members only, and end with raft itself. All its metrics change with every
+        // entry, which would wake whoever waits here several times per write.
+        let mut server = self.raft.server_metrics();
+        while server.changed().await.is_ok() {}
+        let metrics = self.raft.metrics();
+        let reason = metrics.borrow().running_state.as_ref().err().map(ToString::to_string);
         reason.unwrap_or_else(|| "it was shut down".to_owned())
     }
 
