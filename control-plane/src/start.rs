@@ -120,7 +120,8 @@ pub async fn start(mut config: Config) -> anyhow::Result<Running> {
     doors.spawn(doors::local::serve(app.clone(), socket, stop.clone().cancelled_owned()));
     let mut tasks = JoinSet::new();
     if let Some(listener) = metrics {
-        tasks.spawn(telemetry::serve::serve(app.clone(), listener));
+        let metrics = Box::new(telemetry::collect::Metrics(app.clone()));
+        tasks.spawn(mesh_telemetry::serve(listener, metrics, app.stop.clone()));
     }
     tasks.spawn(follow_state(app.clone()));
     tasks.spawn(keeper::run(app.clone()));

@@ -5,9 +5,8 @@
 
 mod common;
 
-use common::{Cluster, SOON, register};
-use mesh_model::identity::{SpiffeId, TrustDomain};
-use mesh_tls::{CertificateDer, PeerPolicy, Usage, csr, registration, verify_peer};
+use common::{Cluster, SOON, anybodys_csr, pod, register};
+use mesh_tls::{CertificateDer, PeerPolicy, Usage, registration, verify_peer};
 use tonic::Code;
 use xds_proto::{
     envoy::service::discovery::v3::{
@@ -16,8 +15,8 @@ use xds_proto::{
     isthmus::{
         agent::v1::Node as NodeResource,
         bootstrap::v1::{
-            FlowBatch, RenewNodeRequest, ReportEndpointRequest, SignWorkloadRequest,
-            certificates_client::CertificatesClient, endpoints_client::EndpointsClient,
+            FlowBatch, RenewNodeRequest, SignWorkloadRequest, certificates_client::CertificatesClient,
+            endpoints_client::EndpointsClient,
         },
         ca::v1::{ListNodesRequest, NodeRequest, certificate_authority_client::CertificateAuthorityClient},
     },
@@ -31,8 +30,7 @@ metadata: {name: web, namespace: shop}
 spec: {serviceAccount: web, proxy: sidecar}";
 
 fn request() -> Vec<u8> {
-    let anybody = TrustDomain::parse("unregistered.invalid").unwrap();
-    csr::generate(&SpiffeId::node(&anybody, "whoever")).unwrap().0
+    anybodys_csr().0
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -42,12 +40,7 @@ async fn a_revoked_node_is_refused_at_every_door_at_once_and_comes_back_as_anoth
     let token = west.token("node").await;
     let (answer, identity) = register(&west.door(), &token, "n1").await.unwrap();
     let channel = west.connect(Some(identity.clone())).await.unwrap();
-    let report = ReportEndpointRequest {
-        namespace: "shop".to_owned(),
-        workload: "web".to_owned(),
-        addresses: vec![answer.pod_cidr.replace(".0/24", ".9")],
-        ready: true,
-    };
+    let report = pod(&answer.pod_cidr, "web");
     EndpointsClient::new(channel.clone()).report(report.clone()).await.unwrap();
     let sign =
         SignWorkloadRequest { namespace: "shop".to_owned(), workload: "web".to_owned(), csr: request() };
@@ -99,7 +92,7 @@ async fn a_revoked_node_is_refused_at_every_door_at_once_and_comes_back_as_anoth
     let renewed = certificates.renew_node(RenewNodeRequest { csr: request() }).await.unwrap_err();
     assert_eq!(renewed.code(), Code::PermissionDenied, "{renewed}");
     assert!(certificates.sign_workload(sign).await.is_err());
-    assert!(EndpointsClient::new(channel).report(report.clone()).await.is_err());
+    assert!(EndpointsClient::new(channel).report(report).await.is_err());
     // ... and by a new one: the handshake itself is refused.
     let bundles = west.running.app.bundles.load_full();
     let now = rustls::pki_types::UnixTime::now();
@@ -125,6 +118,5 @@ async fn a_revoked_node_is_refused_at_every_door_at_once_and_comes_back_as_anoth
     let (answer, again) = register(&west.door(), &fresh, "n1").await.unwrap();
     let channel = west.connect(Some(again)).await.unwrap();
     // Another registration has another slice.
-    let addresses = vec![answer.pod_cidr.replace(".0/24", ".9")];
-    EndpointsClient::new(channel).report(ReportEndpointRequest { addresses, ..report }).await.unwrap();
+    EndpointsClient::new(channel).report(pod(&answer.pod_cidr, "web")).await.unwrap();
 }

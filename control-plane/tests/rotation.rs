@@ -13,12 +13,12 @@ use std::{
     time::Duration,
 };
 
-use common::{Cluster, SOON, register, run};
-use mesh_model::identity::{SpiffeId, TrustDomain};
+use common::{Cluster, SOON, anybodys_csr, pod, register, run, show};
+use mesh_model::identity::TrustDomain;
 use mesh_store::{Phase, fingerprint_of};
 use mesh_tls::{
-    CertificateDer, ClientAuth, Identity, PeerPolicy, SharedBundles, SharedIdentity, TrustBundles, certified,
-    client_config, csr, fingerprint, grpc, root_of, server_config, shared_identity,
+    CertificateDer, ClientAuth, PeerPolicy, SharedBundles, SharedIdentity, TrustBundles, client_config,
+    fingerprint, grpc, root_of, server_config, shared_identity,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -33,7 +33,7 @@ use xds_proto::{
         admin::v1::JoinRequest,
         agent::v1::TrustBundle,
         bootstrap::v1::{
-            RenewNodeRequest, ReportEndpointRequest, ReportTrustRequest, SignWorkloadRequest,
+            RenewNodeRequest, ReportTrustRequest, SignWorkloadRequest,
             certificates_client::CertificatesClient, endpoints_client::EndpointsClient,
         },
         ca::v1::{RotateRequest, StatusRequest, certificate_authority_client::CertificateAuthorityClient},
@@ -80,14 +80,7 @@ impl Node {
         )
         .unwrap();
         let channel = grpc::connect(&cluster.door(), tls, "replica.isthmus").await.unwrap();
-        let address = answer.pod_cidr.replace(".0/24", ".9");
-        let report = ReportEndpointRequest {
-            namespace: "shop".to_owned(),
-            workload: workload.to_owned(),
-            addresses: vec![address],
-            ready: true,
-        };
-        EndpointsClient::new(channel.clone()).report(report).await.unwrap();
+        EndpointsClient::new(channel.clone()).report(pod(&answer.pod_cidr, workload)).await.unwrap();
         let (latest, told) = watch::channel(TrustBundle::default());
         let (reports, may_report) = watch::channel(true);
         let mut tasks = JoinSet::new();
@@ -122,21 +115,17 @@ impl Node {
 }
 
 async fn sign(channel: &Channel, workload: &str, into: &SharedIdentity) {
-    let anybody = TrustDomain::parse("unregistered.invalid").unwrap();
-    let (csr, key) = csr::generate(&SpiffeId::node(&anybody, "whoever")).unwrap();
+    let (csr, key) = anybodys_csr();
     let request = SignWorkloadRequest { namespace: "shop".to_owned(), workload: workload.to_owned(), csr };
     let answer = CertificatesClient::new(channel.clone()).sign_workload(request).await.unwrap().into_inner();
-    let chain = answer.chain.into_iter().map(Into::into).collect();
-    into.store(Some(certified(Identity { chain, key }).unwrap()));
+    show(&answer.chain, key, into);
 }
 
 async fn renew(channel: &Channel, into: &SharedIdentity) {
-    let anybody = TrustDomain::parse("unregistered.invalid").unwrap();
-    let (csr, key) = csr::generate(&SpiffeId::node(&anybody, "whoever")).unwrap();
+    let (csr, key) = anybodys_csr();
     let request = RenewNodeRequest { csr };
     let answer = CertificatesClient::new(channel.clone()).renew_node(request).await.unwrap().into_inner();
-    let chain = answer.chain.into_iter().map(Into::into).collect();
-    into.store(Some(certified(Identity { chain, key }).unwrap()));
+    show(&answer.chain, key, into);
 }
 
 fn under(identity: &SharedIdentity, roots: &[Vec<u8>]) -> String {

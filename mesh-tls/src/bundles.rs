@@ -180,7 +180,7 @@ mod tests {
         use rustls_pki_types::pem::PemObject;
         let revoked = BTreeSet::from([3, 70]);
         let root = Ca::new("west.example").root_der();
-        let text = revoked_remark(&revoked) + &crate::issue::to_pem(&root);
+        let text = revoked_remark(&revoked) + &crate::pem::certificate(&root);
         assert_eq!(revoked_in(&text), revoked);
         let read: Vec<_> = CertificateDer::pem_slice_iter(text.as_bytes()).map(Result::unwrap).collect();
         assert_eq!(read, [root]);

@@ -1,16 +1,12 @@
 //! Bootstrap: the only thing known of the server is the fingerprint of its root, from a join token.
 
-use mesh_model::identity::Role;
-use rustls::{
-    DigitallySignedStruct, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-};
+use rustls::client::danger::{ServerCertVerified, ServerCertVerifier};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use crate::{
-    Error, Usage, fingerprint,
+    Error, PeerPolicy, Usage, fingerprint,
     inspect::{parse_root, peer_spiffe_id},
-    verify::{algorithms, no_tls12, verify_chain},
+    verify::{chain, tls13_signatures_only, verify_chain},
 };
 
 /// Accepts a replica whose chain carries the root with this fingerprint, and verifies up to that root.
@@ -29,10 +25,7 @@ impl PinnedVerifier {
         let anchor = webpki::anchor_from_trusted_cert(root).map_err(|e| Error::NotARoot(e.to_string()))?;
         verify_chain(&id, &[anchor], chain, Usage::Server, now)?;
         // A token leads to the control plane: a workload of the same domain must not receive its secret.
-        match id.role() {
-            Role::Replica(_) => Ok(()),
-            _ => Err(Error::Refused { id, wanted: "a control-plane replica".to_owned() }),
-        }
+        PeerPolicy::Replicas(id.trust_domain().clone()).check(&id)
     }
 }
 
@@ -45,30 +38,9 @@ impl ServerCertVerifier for PinnedVerifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let chain: Vec<_> = std::iter::once(end_entity).chain(intermediates).cloned().collect();
-        self.verify(&chain, now)?;
+        self.verify(&chain(end_entity, intermediates), now)?;
         Ok(ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        no_tls12()
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &algorithms())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        algorithms().supported_schemes()
-    }
+    tls13_signatures_only!();
 }

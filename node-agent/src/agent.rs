@@ -7,11 +7,12 @@ use clustermesh::token_source::join_token;
 use mesh_model::resource::NamespacedName;
 use mesh_tls::{SharedBundles, TrustBundles, certified, shared_bundles, shared_identity};
 use tokio::{
-    net::UnixListener,
+    net::{TcpListener, UnixListener},
     signal::unix::{SignalKind, signal},
     sync::watch,
     task::JoinSet,
 };
+use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use xds_proto::{
     envoy::service::{
@@ -32,10 +33,12 @@ use crate::{
     kernel::Kernel,
     local::StatusService,
     maps::KernelMaps,
-    masquerade, persist,
+    masquerade,
+    metrics::Metrics,
+    persist,
     relay::{MAX_MESSAGE, Relay},
     routes::RouteKeeper,
-    subscribe::{Cache, Subscriber, subscribe_for_ever},
+    subscribe::{Cache, Progress, Subscriber, log_connection_for_ever, subscribe_for_ever},
 };
 
 /// A first start waits this long for a control plane that is still starting itself.
@@ -53,6 +56,10 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     mesh_tls::install_provider();
     persist::private_dir(&args.state_dir)
         .with_context(|| format!("--state-dir {}", args.state_dir.display()))?;
+    let metrics = match args.metrics {
+        Some(at) => Some(TcpListener::bind(at).await.with_context(|| format!("--metrics {at}"))?),
+        None => None,
+    };
     let state = node_state(&args).await?;
     cni::prepare_host()?;
 
@@ -91,21 +98,20 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let callers = Callers::new(registry.clone(), gateways.clone()).context("own network namespace")?;
     let secrets = Secrets::new(&args.state_dir, engine.clone(), upstream.clone()).context("workload keys")?;
     let queue = Queue::default();
-    let (stream, stream_status) = watch::channel(xds_client::Status::default());
-    let (revision, revision_status) = watch::channel(0);
-    let cni =
-        CniService::new(creator, upstream.clone(), callers.clone(), secrets.clone(), stream_status.clone());
+    let progress = Progress::default();
+    let connection = progress.status().subscribe();
+    let cni = CniService::new(creator, upstream.clone(), callers.clone(), secrets.clone(), connection);
     cni.untold().extend(lost);
 
     let mut tasks = JoinSet::new();
+    tasks.spawn(log_connection_for_ever(progress.status().subscribe()));
     let subscriber = Subscriber {
         node: state.node.clone(),
         cluster: state.cluster.clone(),
         upstream: upstream.clone(),
         engine: engine.clone(),
         cache: cache.clone(),
-        status: stream,
-        revision,
+        progress: progress.clone(),
     };
     let (engine_of_trust, state_of_trust) = (engine.clone(), state.clone());
     tasks.spawn(subscribe_for_ever(subscriber, move || {
@@ -122,7 +128,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         state.trust_domain.clone(),
         engine.clone(),
         secrets.clone(),
-        identity,
+        identity.clone(),
         upstream.clone(),
     ));
     let route_keeper =
@@ -152,9 +158,12 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         secrets,
         callers,
         flows: queue,
-        stream: stream_status,
-        revision: revision_status,
+        progress,
     };
+    if let Some(listener) = metrics {
+        let told = Metrics { status: status.clone(), identity, relay: relay.clone(), sds: sds.clone() };
+        tasks.spawn(mesh_telemetry::serve(listener, Box::new(told), CancellationToken::new()));
+    }
     let (stop, stopped) = watch::channel(false);
     let mut stopping = stopped.clone();
     let server = Server::builder()

@@ -1,6 +1,9 @@
 //! The command line, parsed into what the parts need.
 
-use std::{net::Ipv4Addr, path::PathBuf};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+};
 
 use clap::{Args, Parser, Subcommand};
 use clustermesh::token_source::TOKEN_VARIABLE;
@@ -59,6 +62,10 @@ pub struct RunArgs {
     /// Replicas to use instead of those learnt at registration; repeat it in order of preference.
     #[arg(long = "replica", value_name = "HOST:PORT")]
     pub replicas: Vec<String>,
+    /// Serves metrics for Prometheus at http://IP:PORT/metrics, in plain text and to whoever reaches it: give it a loopback
+    /// address or one of a management network.
+    #[arg(long, value_name = "IP:PORT")]
+    pub metrics: Option<SocketAddr>,
     /// Created once the agent serves, with its process id in it.
     #[arg(long)]
     pub ready_file: Option<PathBuf>,

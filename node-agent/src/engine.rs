@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use ebpf_shared::{Direction, Metric, Reason};
 use mesh_model::resource::NamespacedName;
 use tokio::sync::watch;
 use xds_client::Update;
@@ -130,6 +131,16 @@ impl Engine {
         self.lock().maps.lost_events()
     }
 
+    /// Packets and bytes by direction and what became of them, ever.
+    pub fn packets(&self) -> Vec<(Direction, Reason, Metric)> {
+        self.lock().maps.packets()
+    }
+
+    /// Whether the kernel has refused a write that is still to be made.
+    pub fn is_behind(&self) -> bool {
+        self.lock().behind.is_some()
+    }
+
     /// Notes a pod without writing: for those that were there when the agent started.
     pub fn load_pod(&self, workload: NamespacedName, pod: Pod) {
         self.lock().pods.insert(workload, pod);
@@ -199,8 +210,9 @@ impl Engine {
     pub async fn retry_for_ever(&self) {
         loop {
             tokio::time::sleep(RETRY).await;
-            let behind = self.lock().behind.is_some();
-            if behind && let Err(error) = self.synchronise() {
+            if self.is_behind()
+                && let Err(error) = self.synchronise()
+            {
                 tracing::error!(%error, "the kernel still refuses a write");
             }
         }

@@ -20,6 +20,7 @@ pub mod kernel;
 pub mod local;
 pub mod maps;
 pub mod masquerade;
+pub mod metrics;
 mod persist;
 pub mod relay;
 pub mod routes;

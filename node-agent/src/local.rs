@@ -1,17 +1,18 @@
 //! What the agent says of itself on its socket.
 
-use tokio::sync::watch;
+use mesh_tls::{CertificateDer, fingerprint};
 use tonic::{Request, Response, Status};
 use xds_proto::isthmus::local::v1::{
-    AgentEndpoint, AgentStatusRequest, AgentStatusResponse, agent_server::Agent,
+    AgentEndpoint, AgentStatusRequest, AgentStatusResponse, AgentTrust, agent_server::Agent,
 };
 
 use crate::{
-    bootstrap::Upstream,
+    bootstrap::{Upstream, hex},
     cni::SharedRegistry,
     engine::Engine,
     flows::Queue,
     identity::{Callers, Secrets},
+    subscribe::Progress,
 };
 
 /// Serves the status.
@@ -25,12 +26,32 @@ pub struct StatusService {
     pub secrets: Secrets,
     pub callers: Callers,
     pub flows: Queue,
-    pub stream: watch::Receiver<xds_client::Status>,
-    pub revision: watch::Receiver<u64>,
+    pub progress: Progress,
 }
 
 impl StatusService {
-    fn endpoints(&self) -> Vec<AgentEndpoint> {
+    /// The replica answers.
+    pub fn connected(&self) -> bool {
+        *self.progress.status().borrow() == xds_client::Status::Connected
+    }
+
+    /// Whose roots are trusted.
+    fn trust(&self) -> Vec<AgentTrust> {
+        let shown = |root: &Vec<u8>| hex::encode(&fingerprint(&CertificateDer::from(root.as_slice())));
+        self.engine.resources(|resources| {
+            let bundles = resources.bundles.iter();
+            bundles
+                .map(|(domain, bundle)| AgentTrust {
+                    trust_domain: domain.to_string(),
+                    roots_sha256: bundle.roots.iter().map(shown).collect(),
+                    revoked: u32::try_from(bundle.revoked.len()).unwrap_or(u32::MAX),
+                })
+                .collect()
+        })
+    }
+
+    /// The pods of this node.
+    pub fn endpoints(&self) -> Vec<AgentEndpoint> {
         let known: Vec<_> = self.registry.lock().iter().cloned().collect();
         known
             .into_iter()
@@ -72,13 +93,14 @@ impl Agent for StatusService {
         Ok(Response::new(AgentStatusResponse {
             node: self.node.clone(),
             replica: self.upstream.replica().to_owned(),
-            connected: *self.stream.borrow() == xds_client::Status::Connected,
-            revision: *self.revision.borrow(),
+            connected: self.connected(),
+            revision: *self.progress.revision().borrow(),
             endpoints: self.endpoints(),
             policy_classes: classes,
             services,
             ipcache: identities,
             flows_lost: self.flows.lost_ever(),
+            trust: self.trust(),
         }))
     }
 }

@@ -25,6 +25,16 @@ fn render(status: &AgentStatusResponse, mut out: impl Write) -> std::io::Result<
         status.policy_classes, status.services, status.ipcache
     )?;
     writeln!(out, "flows lost      {}", status.flows_lost)?;
+    for trust in &status.trust {
+        let roots: Vec<_> = trust.roots_sha256.iter().map(|root| root.get(..16).unwrap_or(root)).collect();
+        writeln!(
+            out,
+            "trusts          {} by {}, {} registrations revoked",
+            trust.trust_domain,
+            roots.join(" "),
+            trust.revoked
+        )?;
+    }
     writeln!(out)?;
     writeln!(
         out,
@@ -45,7 +55,7 @@ fn render(status: &AgentStatusResponse, mut out: impl Write) -> std::io::Result<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use xds_proto::isthmus::local::v1::AgentEndpoint;
+    use xds_proto::isthmus::local::v1::{AgentEndpoint, AgentTrust};
 
     #[test]
     fn the_status_names_the_replica_and_every_pod() {
@@ -59,6 +69,11 @@ mod tests {
                 state: "ready".into(),
                 ..Default::default()
             }],
+            trust: vec![AgentTrust {
+                trust_domain: "west.example".into(),
+                roots_sha256: vec!["ab".repeat(32), "cd".repeat(32)],
+                revoked: 3,
+            }],
             ..Default::default()
         };
         let mut out = Vec::new();
@@ -66,5 +81,7 @@ mod tests {
         let text = String::from_utf8(out).unwrap();
         assert!(text.contains("connected to 192.0.2.1:9443, revision 7"), "{text}");
         assert!(text.contains("shop/web"), "{text}");
+        let trusts = "west.example by abababababababab cdcdcdcdcdcdcdcd, 3 registrations revoked";
+        assert!(text.contains(trusts), "{text}");
     }
 }

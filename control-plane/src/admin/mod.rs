@@ -1,5 +1,6 @@
 //! The door for people and tools.
 
+mod absent;
 pub mod barrier;
 pub mod objects;
 pub mod observe;

@@ -9,11 +9,11 @@ use std::{
 use futures::future::join_all;
 use tonic::{Request, Status};
 use xds_proto::isthmus::admin::v1::{
-    CertificateStatus, DataPlaneStatus, NoQuorum, PeerStatus, StatusRequest, StatusResponse,
+    CertificateStatus, DataPlaneStatus, Departure, NoQuorum, PeerStatus, StatusRequest, StatusResponse,
     admin_client::AdminClient,
 };
 
-use super::replicas;
+use super::{absent, replicas};
 use crate::{app::App, ca::unix, federation::liveness::Heard, xds::session::Protocol};
 
 /// Metadata by which a replica asks another for its own part only, so that asking does not go in circles.
@@ -65,6 +65,7 @@ pub fn local(app: &App) -> StatusResponse {
         no_quorum: view.no_quorum.as_ref().map(no_quorum),
         raft_group: view.group.clone(),
         failure: view.failure.unwrap_or_default(),
+        departures: departures(app),
     }
 }
 
@@ -99,8 +100,14 @@ fn data_planes(app: &App) -> Vec<DataPlaneStatus> {
                 Protocol::Sotw => "sotw".to_owned(),
                 Protocol::Delta => "delta".to_owned(),
             },
+            since_unix_ms: 0,
         })
         .collect()
+}
+
+fn departures(app: &App) -> Vec<Departure> {
+    let of = |(id, at): (Arc<str>, SystemTime)| Departure { id: id.to_string(), unix_ms: unix(at) * 1000 };
+    app.subscribers.departures().into_iter().map(of).collect()
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -140,6 +147,11 @@ pub async fn everywhere(app: &App) -> StatusResponse {
         }
     }
     replicas::mark_reachable(&mut answer.replicas, answer.answered_by, &unreachable);
+    let state = app.replica.applied();
+    let nodes = state.nodes.keys().map(String::as_str);
+    let departures = std::mem::take(&mut answer.departures);
+    let absent = absent::agents(nodes, &answer.data_planes, &departures, &unreachable);
+    answer.data_planes.extend(absent);
     answer.data_planes.sort_by(|a, b| (&a.id, a.replica).cmp(&(&b.id, b.replica)));
     // Every replica has the root.
     answer.certificates.sort_by(|a, b| {
@@ -173,6 +185,7 @@ fn merge(answer: &mut StatusResponse, other: StatusResponse) {
     replicas::merge(&mut answer.replicas, &other);
     answer.data_planes.extend(other.data_planes);
     answer.certificates.extend(other.certificates);
+    answer.departures.extend(other.departures);
     for theirs in other.peers {
         let ours = answer.peers.iter_mut().find(|peer| peer.cluster == theirs.cluster);
         if let Some(ours) = ours.filter(|ours| ours.last_heard_unix_ms < theirs.last_heard_unix_ms) {

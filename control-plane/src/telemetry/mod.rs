@@ -5,11 +5,9 @@ pub mod commits;
 pub mod flows;
 pub mod histogram;
 pub mod log;
-pub mod page;
-pub mod process;
-pub mod serve;
 pub mod xds;
 
 pub use commits::Commits;
 pub use histogram::Histogram;
+pub use mesh_telemetry::{page, process};
 pub use xds::XdsMetrics;

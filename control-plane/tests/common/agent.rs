@@ -4,6 +4,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr, path::PathBuf};
 
+use ebpf_shared::{Direction, Metric, Reason};
 use mesh_model::resource::NamespacedName;
 use mesh_tls::{TrustBundles, certified, shared_bundles, shared_identity};
 use node_agent::{
@@ -14,10 +15,10 @@ use node_agent::{
     identity::{Callers, SdsService, Secrets, attest},
     maps::{MapError, Maps},
     relay::Relay,
-    subscribe::{Cache, Subscriber, subscribe_for_ever},
+    subscribe::{Cache, Progress, Subscriber, subscribe_for_ever},
 };
 use tempfile::TempDir;
-use tokio::{sync::watch, task::JoinSet};
+use tokio::task::JoinSet;
 use tonic::transport::Server;
 use xds_proto::{
     envoy::service::{
@@ -64,8 +65,7 @@ impl Agent {
             upstream: upstream.clone(),
             engine: engine.clone(),
             cache: Cache::new(folder.path()).unwrap(),
-            status: watch::Sender::new(xds_client::Status::default()),
-            revision: watch::Sender::new(0),
+            progress: Progress::default(),
         };
         tasks.spawn(subscribe_for_ever(subscriber, || {}));
         let socket = folder.path().join("agent.sock");
@@ -145,5 +145,9 @@ impl Maps for NoKernel {
 
     fn lost_events(&mut self) -> u64 {
         0
+    }
+
+    fn packets(&mut self) -> Vec<(Direction, Reason, Metric)> {
+        Vec::new()
     }
 }

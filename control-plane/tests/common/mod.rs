@@ -11,8 +11,8 @@ use control_plane::{
 };
 use mesh_model::identity::{SpiffeId, TrustDomain};
 use mesh_tls::{
-    ALPN_H2, Identity, PeerPolicy, SharedBundles, SharedIdentity, TrustBundles, certified, client_config,
-    client_config_pinned, csr, grpc, shared_bundles, shared_identity,
+    ALPN_H2, Identity, PeerPolicy, PrivateKeyDer, SharedBundles, SharedIdentity, TrustBundles, certified,
+    client_config, client_config_pinned, csr, grpc, shared_bundles, shared_identity,
 };
 use tempfile::TempDir;
 use tonic::{Status, transport::Channel};
@@ -20,7 +20,9 @@ use xds_proto::isthmus::{
     admin::v1::{
         ApplyRequest, CreateTokenRequest, DeleteRequest, ListRequest, ObjectRef, admin_client::AdminClient,
     },
-    bootstrap::v1::{RegisterNodeRequest, RegisterNodeResponse, bootstrap_client::BootstrapClient},
+    bootstrap::v1::{
+        RegisterNodeRequest, RegisterNodeResponse, ReportEndpointRequest, bootstrap_client::BootstrapClient,
+    },
 };
 
 /// Longest wait for anything that must happen.
@@ -173,8 +175,7 @@ pub async fn register(
     let pinned = JoinToken::decode(token).unwrap().root_sha256;
     let tls = client_config_pinned(pinned, &[ALPN_H2]).unwrap();
     let channel = grpc::connect(door, tls, "replica.isthmus").await.unwrap();
-    let anybody = TrustDomain::parse("unregistered.invalid").unwrap();
-    let (request, key) = csr::generate(&SpiffeId::node(&anybody, "whoever")).unwrap();
+    let (request, key) = anybodys_csr();
     let answer = BootstrapClient::new(channel)
         .register_node(RegisterNodeRequest {
             token: token.to_owned(),
@@ -185,9 +186,31 @@ pub async fn register(
         })
         .await?
         .into_inner();
-    let chain = answer.chain.iter().cloned().map(Into::into).collect();
-    let identity = certified(Identity { chain, key }).unwrap();
-    Ok((answer, shared_identity(Some(identity))))
+    let shown = shared_identity(None);
+    show(&answer.chain, key, &shown);
+    Ok((answer, shown))
+}
+
+/// A request for a certificate, with its key. What name it asks for is nobody's: the signer decides.
+pub fn anybodys_csr() -> (Vec<u8>, PrivateKeyDer<'static>) {
+    let anybody = TrustDomain::parse("unregistered.invalid").unwrap();
+    csr::generate(&SpiffeId::node(&anybody, "whoever")).unwrap()
+}
+
+/// Handshakes show this chain from now on.
+pub fn show(chain: &[Vec<u8>], key: PrivateKeyDer<'static>, into: &SharedIdentity) {
+    let chain = chain.iter().cloned().map(Into::into).collect();
+    into.store(Some(certified(Identity { chain, key }).unwrap()));
+}
+
+/// A pod of the namespace `shop` at the ninth address of a node's slice.
+pub fn pod(slice: &str, workload: &str) -> ReportEndpointRequest {
+    ReportEndpointRequest {
+        namespace: "shop".to_owned(),
+        workload: workload.to_owned(),
+        addresses: vec![slice.replace(".0/24", ".9")],
+        ready: true,
+    }
 }
 
 /// Waits for a state of a cluster.

@@ -134,7 +134,8 @@ fn bootstrap_as(api: Api, node_id: &str, control_plane: Vec<serde_json::Value>) 
     let ads = json!({"ads": {}, "resource_api_version": "V3"});
     let replicas = control_plane.into_iter().map(|address| json!({"endpoint": {"address": address}}));
     json!({
-        "node": {"id": node_id, "cluster": "west"},
+        // That it can be told of times to live is Envoy's to do and its operator's to say.
+        "node": {"id": node_id, "cluster": "west", "client_features": ["xds.config.resource-in-sotw"]},
         "admin": {"address": socket_address(SocketAddr::from(([127, 0, 0, 1], 0)))},
         "dynamic_resources": {
             "ads_config": {

@@ -13,6 +13,7 @@ mod common;
 mod envoy;
 mod real;
 mod resources;
+mod ttl;
 
 use std::{
     sync::{

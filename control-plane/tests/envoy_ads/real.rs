@@ -37,9 +37,7 @@ impl Shop {
             workload("web", "web", "sidecar", None),
             workload("pay-1", "pay", "none", Some(ports[0])),
             workload("pay-2", "pay", "none", Some(ports[1])),
-            "{apiVersion: v1, kind: Service, metadata: {name: pay, namespace: shop}, spec: {\
-             selector: {app: pay}, ports: [{port: 80, targetPort: http, appProtocol: http}]}}"
-                .to_owned(),
+            service("http"),
         ];
         cluster.apply(&yaml.join("\n---\n")).await.unwrap();
         for (host, name) in [(10, "shop/web"), (11, "shop/pay-1")] {
@@ -78,6 +76,13 @@ fn workload(name: &str, app: &str, proxy: &str, port: Option<u16>) -> String {
         "{{apiVersion: isthmus.io/v1, kind: Workload, \
           metadata: {{name: {name}, namespace: shop, labels: {{app: {app}}}}}, \
           spec: {{serviceAccount: {app}, proxy: {proxy}, ports: [{ports}]}}}}"
+    )
+}
+
+fn service(protocol: &str) -> String {
+    format!(
+        "{{apiVersion: v1, kind: Service, metadata: {{name: pay, namespace: shop}}, \
+          spec: {{selector: {{app: pay}}, ports: [{{port: 80, targetPort: http, appProtocol: {protocol}}}]}}}}"
     )
 }
 
@@ -124,6 +129,37 @@ async fn sidecar(api: Api) {
     assert_eq!((listed.nacks, listed.nacked_revision), (1, None), "{listed:?}");
 }
 
+/// The cluster becomes another and its endpoints move, again and again, and nobody waits for Envoy: endpoints change while
+/// it warms the cluster that was sent before. None of it is lost, and nothing waits for Envoy's own timer.
+async fn changes_while_warming(api: Api) {
+    let _ports = common::proxy_ports();
+    let Some(mut shop) = Shop::start(api).await else { return };
+    let _a = Backend::start_at(shop.backend(1), "a").await;
+    let _b = Backend::start_at(shop.backend(2), "b").await;
+    shop.answers("a").await;
+    for round in 0..11 {
+        let odd = round % 2 == 1;
+        shop.cluster.apply(&service(if odd { "http2" } else { "grpc" })).await.unwrap();
+        let (come, gone) = if odd { ("shop/pay-1", "shop/pay-2") } else { ("shop/pay-2", "shop/pay-1") };
+        let host = if odd { 11 } else { 12 };
+        shop.agent.bind(come, host).await;
+        shop.cluster.apply(&service("http")).await.unwrap();
+        shop.agent.unbind(gone).await;
+    }
+    shop.acked("the last cluster and the last endpoints").await;
+    shop.envoy.settled("cluster_manager.warming_clusters").await;
+    shop.answers("b").await;
+    for _ in 0..20 {
+        assert_eq!(get(shop.port).await.as_deref(), Ok("b"), "{}", shop.envoy.log());
+    }
+    let stats = shop.envoy.admin("/stats?filter=init_fetch_timeout|cluster_manager.cluster_modified").await;
+    let number = |line: &str| line.rsplit(' ').next().and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+    let of = |part: &str| stats.lines().filter(|line| line.contains(part)).map(number).sum::<u64>();
+    assert!(of("cluster_modified") >= 2 && of("init_fetch_timeout") == 0, "{stats}");
+    let listed = shop.listed().unwrap();
+    assert_eq!(listed.nacks, 0, "{listed:?}");
+}
+
 /// The replica that serves it drains. The agent finds another one, and nothing is sent again.
 async fn another_replica(api: Api) {
     let _ports = common::proxy_ports();
@@ -142,9 +178,7 @@ async fn another_replica(api: Api) {
     let yaml = [
         workload("web", "web", "sidecar", None),
         workload("pay-1", "pay", "none", Some(port)),
-        "{apiVersion: v1, kind: Service, metadata: {name: pay, namespace: shop}, spec: {\
-         selector: {app: pay}, ports: [{port: 80, targetPort: http, appProtocol: http}]}}"
-            .to_owned(),
+        service("http"),
     ];
     cluster.apply(&yaml.join("\n---\n")).await.unwrap();
     for (host, name) in [(10, "shop/web"), (11, "shop/pay-1")] {
@@ -177,6 +211,16 @@ async fn a_sidecar_envoy_follows_a_whole_control_plane_by_state_of_the_world() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sidecar_envoy_follows_a_whole_control_plane_by_delta() {
     sidecar(Api::Delta).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_endpoints_are_lost_that_change_while_a_cluster_warms_by_state_of_the_world() {
+    changes_while_warming(Api::Sotw).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_endpoints_are_lost_that_change_while_a_cluster_warms_by_delta() {
+    changes_while_warming(Api::Delta).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -42,16 +42,29 @@ pub struct Mesh {
     pub stat_prefix: &'static str,
     /// A virtual host without domains, which Envoy refuses.
     pub bad_route: bool,
+    pub listener_ttl: Option<std::time::Duration>,
 }
 
 impl Mesh {
     pub fn new(port: u16, endpoint: u16) -> Self {
-        Self { port, endpoint, cluster: "first", connect_timeout: 5, stat_prefix: "web", bad_route: false }
+        Self {
+            port,
+            endpoint,
+            cluster: "first",
+            connect_timeout: 5,
+            stat_prefix: "web",
+            bad_route: false,
+            listener_ttl: None,
+        }
     }
 
     pub fn resources(&self, revision: u64) -> ResourceSet {
         let mut set = ResourceSet::new(revision);
-        set.insert(Encoded::new("web", &self.listener()));
+        let listener = Encoded::new("web", &self.listener());
+        set.insert(match self.listener_ttl {
+            Some(ttl) => listener.with_ttl(ttl),
+            None => listener,
+        });
         set.insert(Encoded::new("web", &self.route()));
         set.insert(Encoded::new(self.cluster, &self.cluster()));
         set.insert(Encoded::new(self.cluster, &self.endpoints()));

@@ -7,9 +7,9 @@ use serde_json::Value;
 
 use super::{
     Narrator, Step, World,
-    world::{count, example, identities},
+    world::{example, identities},
 };
-use crate::testbed::wait_until;
+use crate::testbed::{traffic::count, wait_until};
 
 /// All steps, in order.
 pub fn steps() -> Vec<Step<World>> {
@@ -204,7 +204,7 @@ fn failover(world: &mut World, narrator: &dyn Narrator) -> Result<Vec<String>> {
     }
     let killed = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis() as u64;
     narrator.progress("waiting for the load to end");
-    let report = report(load)?;
+    let report = load.report()?;
     let first = count(&report, "/first_from/east");
     ensure!(first > 0, "no request reached east: {report}");
     ensure!(
@@ -263,7 +263,7 @@ fn restart(world: &mut World, narrator: &dyn Narrator) -> Result<Vec<String>> {
         west.start_agent(bed, node)?;
     }
     narrator.progress("waiting for the load to end");
-    let (l7, l4) = (report(l7)?, report(l4)?);
+    let (l7, l4) = (l7.report()?, l4.report()?);
     for (what, report) in [("cards", &l7), ("ledger", &l4)] {
         ensure!(count(report, "/sent") > 100, "{what}: too few requests to tell: {report}");
         ensure!(count(report, "/failed") == 0, "{what}: {} requests lost: {report}", report["failed"]);
@@ -272,12 +272,6 @@ fn restart(world: &mut World, narrator: &dyn Narrator) -> Result<Vec<String>> {
         "both agents of west killed and started again; new connections all the while: cards {} requests, ledger {}; lost: 0",
         l7["sent"], l4["sent"]
     )])
-}
-
-fn report(child: std::process::Child) -> Result<Value> {
-    let output = child.wait_with_output()?;
-    ensure!(output.status.success(), "shop call failed: {}", String::from_utf8_lossy(&output.stderr).trim());
-    serde_json::from_slice(&output.stdout).context("shop call printed no JSON")
 }
 
 fn array<'a>(value: &'a Value, name: &str) -> &'a [Value] {
@@ -289,5 +283,5 @@ fn text<'a>(value: &'a Value, name: &str) -> &'a str {
 }
 
 fn data_planes(status: &Value, kind: &str) -> usize {
-    array(status, "dataPlanes").iter().filter(|d| d["kind"] == kind).count()
+    array(status, "dataPlanes").iter().filter(|d| d["kind"] == kind && d["state"] != "disconnected").count()
 }

@@ -1,12 +1,12 @@
 //! What the steps of the full story share.
 
-use std::{path::PathBuf, thread, time::Duration};
+use std::{path::PathBuf, thread};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use super::Narrator;
-use crate::testbed::{Cluster, ClusterPlan, DataPlane, Pod, PodPlan, Testbed, wait_until};
+use crate::testbed::{Cluster, ClusterPlan, DataPlane, Pod, PodPlan, Testbed, traffic::Load};
 
 /// The testbed and its two clusters.
 #[derive(Debug)]
@@ -130,35 +130,23 @@ impl World {
     /// # Errors
     /// When the client could not run.
     pub fn call(&self, from: &str, service: &str, more: &[&str]) -> Result<Value> {
-        self.pod(from)?
-            .call(&self.bed, &self.words(service, more)?.iter().map(String::as_str).collect::<Vec<_>>())
+        self.west()?.call(&self.bed, from, service, more)
     }
 
     /// As [`World::call`], in the background.
     ///
     /// # Errors
     /// When the client could not be started.
-    pub fn call_in_background(
-        &self,
-        from: &str,
-        service: &str,
-        more: &[&str],
-    ) -> Result<std::process::Child> {
-        let words = self.words(service, more)?;
-        self.pod(from)?.call_in_background(&self.bed, &words.iter().map(String::as_str).collect::<Vec<_>>())
+    pub fn call_in_background(&self, from: &str, service: &str, more: &[&str]) -> Result<Load> {
+        self.west()?.load(&self.bed, from, service, more)
     }
 
-    /// Calls until one request succeeds: configuration reaches proxies a moment after it was accepted.
+    /// Calls until one request succeeds.
     ///
     /// # Errors
     /// With the last report when none succeeded in time.
     pub fn call_until_ok(&self, from: &str, service: &str) -> Result<Value> {
-        let mut last = Value::Null;
-        wait_until(&format!("an answer of {service} to {from}"), Duration::from_secs(15), || {
-            last = self.call(from, service, &[])?;
-            ensure!(last["ok"] == 1, "{last}");
-            Ok(Some(last.clone()))
-        })
+        self.west()?.call_until_ok(&self.bed, from, service)
     }
 
     /// A pod of west.
@@ -166,15 +154,7 @@ impl World {
     /// # Errors
     /// When there is none of that name.
     pub fn pod(&self, name: &str) -> Result<&Pod> {
-        self.west()?.pods.get(name).with_context(|| format!("west has no pod {name}"))
-    }
-
-    fn words(&self, service: &str, more: &[&str]) -> Result<Vec<String>> {
-        let ip = self.west()?.virtual_ip("shop", service)?;
-        let mut words =
-            vec!["--to".to_owned(), format!("{ip}:8080"), "--host".into(), format!("{service}.shop:8080")];
-        words.extend(more.iter().map(|w| (*w).to_owned()));
-        Ok(words)
+        self.west()?.pod(name)
     }
 }
 
@@ -194,11 +174,6 @@ pub fn identities(report: &Value) -> Result<(String, String)> {
         (Some(caller), Some(server)) => Ok((caller, server)),
         _ => bail!("x-forwarded-client-cert {header:?} lacks By or URI"),
     }
-}
-
-/// A count of a report, 0 where absent.
-pub fn count(report: &Value, pointer: &str) -> u64 {
-    report.pointer(pointer).and_then(Value::as_u64).unwrap_or_default()
 }
 
 /// A file of the repository's `examples` folder.

@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use super::{
     ClusterPlan, Place, Pod, Process, Testbed, ledger::Made, plan::GATEWAY_PORT, process::wait_until,
+    traffic::METRICS,
 };
 
 /// A debug build on a busy two-core machine is slow to start.
@@ -101,6 +102,7 @@ impl Cluster {
             ("--pod-cidr", self.plan.pod_cidr()),
             ("--service-cidr", self.plan.service_cidr()),
             ("--gateway", &self.plan.gateway()),
+            ("--metrics", METRICS),
             ("--ready-file", &ready.display().to_string()),
         ]);
         if new && replica > 1 {
@@ -135,10 +137,11 @@ impl Cluster {
             ("run", ""),
             ("--node", &name),
             ("--address", &self.plan.node_address(node).to_string()),
-            ("--state-dir", &folder.join("state").display().to_string()),
+            ("--state-dir", &self.agent_state(node).display().to_string()),
             ("--socket", &self.agent_socket(node).display().to_string()),
             ("--cgroup", &self.node_cgroups[&node].display().to_string()),
             ("--bpffs", &self.bpffs(node).display().to_string()),
+            ("--metrics", METRICS),
             ("--ready-file", &ready.display().to_string()),
         ]);
         if node == 1 {
@@ -180,6 +183,25 @@ impl Cluster {
         let process = Process::spawn(&bed.ledger, "gateway", &place, &bed.binary("proxy"), &args, log)?;
         self.gateway = Some(process);
         Ok(())
+    }
+
+    /// What an agent keeps on its disk.
+    pub fn agent_state(&self, node: u8) -> PathBuf {
+        self.folder.join(format!("n{node}")).join("state")
+    }
+
+    /// `node-agent status` of a node.
+    ///
+    /// # Errors
+    /// The agent's own sentence.
+    pub fn agent_status(&self, bed: &Testbed, node: u8) -> Result<String> {
+        let socket = self.agent_socket(node);
+        let output =
+            Command::new(bed.binary("node-agent")).args(["status", "--socket"]).arg(socket).output()?;
+        if !output.status.success() {
+            bail!("node-agent status: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// The agent's socket on a node.

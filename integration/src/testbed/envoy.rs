@@ -28,6 +28,11 @@ pub fn bootstrap(node_id: &str, agent_socket: &Path, admin_socket: &Path) -> Val
             "lds_config": { "ads": {}, "resource_api_version": "V3" },
             "cds_config": { "ads": {}, "resource_api_version": "V3" },
         },
+        "cluster_manager": { "load_stats_config": {
+            "api_type": "GRPC",
+            "transport_api_version": "V3",
+            "grpc_services": [{ "envoy_grpc": { "cluster_name": "isthmus_agent" } }],
+        } },
         "static_resources": { "clusters": [{
             "name": "isthmus_agent",
             "type": "STATIC",
@@ -70,7 +75,7 @@ pub(super) fn start(
     place: &Place,
     folder: &Path,
 ) -> Result<Process> {
-    let admin = folder.join("envoy.sock");
+    let admin = admin_socket(folder);
     let config = folder.join("envoy.json");
     let node_id = format!("envoy~{}/{}", plan.namespace, plan.name);
     fs::write(
@@ -98,6 +103,20 @@ pub(super) fn start(
     })
     .with_context(|| format!("its last words:\n{}", process.last_words()))?;
     Ok(process)
+}
+
+fn admin_socket(folder: &Path) -> PathBuf {
+    folder.join("envoy.sock")
+}
+
+impl Cluster {
+    /// Asks the Envoy of a pod, at its admin socket.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn envoy(&self, pod: &str, path: &str) -> Result<String> {
+        admin_get(&admin_socket(&self.folder.join(pod)), path)
+    }
 }
 
 /// GET on Envoy's admin socket.

@@ -6,6 +6,7 @@
 pub mod ledger;
 pub mod plan;
 pub mod process;
+pub mod traffic;
 
 mod cluster;
 mod envoy;

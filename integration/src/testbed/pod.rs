@@ -87,6 +87,14 @@ impl Pod {
 }
 
 impl Cluster {
+    /// A pod.
+    ///
+    /// # Errors
+    /// When there is none of that name.
+    pub fn pod(&self, name: &str) -> Result<&Pod> {
+        self.pods.get(name).with_context(|| format!("{} has no pod {name}", self.plan.name))
+    }
+
     /// Makes a pod: namespace, CNI ADD, application, data plane; returns when both serve.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use rcgen::{ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, PublicKeyDa
 use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
 
-use super::{MAX_LEAF_TTL, certificates_from_pem, key_from_pem, params, serial_of, to_pem, trust_domain_of};
+use super::{MAX_LEAF_TTL, certificates_from_pem, key_from_pem, params, serial_of, trust_domain_of};
 use crate::{
     Error,
     csr::{new_key, request, verified_key},
@@ -156,7 +156,7 @@ impl Issuer {
 
     /// Certificate, then private key, in PEM. For a file that only its owner reads.
     pub fn to_pem(&self) -> String {
-        format!("{}{}", to_pem(&self.certificate), self.key.serialize_pem())
+        format!("{}{}", crate::pem::certificate(&self.certificate), self.key.serialize_pem())
     }
 
     /// Reads what [`Issuer::to_pem`] wrote.

@@ -9,7 +9,6 @@ mod root;
 
 use std::time::{Duration, SystemTime};
 
-use base64::{Engine, engine::general_purpose::STANDARD};
 use mesh_model::identity::TrustDomain;
 use rcgen::{
     CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ECDSA_P256_SHA256, SanType, SerialNumber,
@@ -124,18 +123,4 @@ fn certificates_from_pem(pem: &str) -> Result<Vec<CertificateDer<'static>>, Erro
         return Err(Error::Pem("holds no CERTIFICATE".to_owned()));
     }
     Ok(certificates)
-}
-
-/// A certificate as PEM text.
-pub fn to_pem(certificate: &CertificateDer<'_>) -> String {
-    // 64 characters a line (RFC 7468 section 2).
-    let encoded = STANDARD.encode(certificate);
-    let mut text = String::with_capacity(encoded.len() + encoded.len() / 64 + 64);
-    text.push_str("-----BEGIN CERTIFICATE-----\n");
-    for line in encoded.as_bytes().chunks(64) {
-        text.extend(line.iter().map(|b| char::from(*b)));
-        text.push('\n');
-    }
-    text.push_str("-----END CERTIFICATE-----\n");
-    text
 }

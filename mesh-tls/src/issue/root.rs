@@ -6,9 +6,7 @@ use mesh_model::identity::TrustDomain;
 use rcgen::{BasicConstraints, IsCa, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256};
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 
-use super::{
-    ISSUER_TTL, ROOT_TTL, certificates_from_pem, key_from_pem, params, serial, to_pem, trust_domain_of,
-};
+use super::{ISSUER_TTL, ROOT_TTL, certificates_from_pem, key_from_pem, params, serial, trust_domain_of};
 use crate::{
     Error, certificate_info,
     csr::{new_key, verified_key},
@@ -104,7 +102,7 @@ impl Root {
 
     /// Certificate, then private key, in PEM. For a file that only its owner reads.
     pub fn to_pem(&self) -> String {
-        format!("{}{}", to_pem(&self.certificate), self.key.serialize_pem())
+        format!("{}{}", crate::pem::certificate(&self.certificate), self.key.serialize_pem())
     }
 
     /// Reads what [`Root::to_pem`] wrote.
@@ -146,7 +144,7 @@ mod tests {
     fn a_root_with_the_key_of_another_is_refused() {
         let one = Root::generate(td("west.example"), now()).unwrap();
         let two = Root::generate(td("west.example"), now()).unwrap();
-        let mixed = format!("{}{}", to_pem(one.certificate()), two.key.serialize_pem());
+        let mixed = format!("{}{}", crate::pem::certificate(one.certificate()), two.key.serialize_pem());
         assert!(matches!(Root::from_pem(&mixed), Err(Error::Key(_))));
         assert!(matches!(Root::from_pem("nonsense"), Err(Error::Pem(_))));
         assert!(matches!(Root::from_pem(&two.key.serialize_pem()), Err(Error::Pem(_))));

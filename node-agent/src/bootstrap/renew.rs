@@ -60,7 +60,10 @@ pub async fn renew_for_ever(
             continue;
         }
         match renew(&state, &upstream).await {
-            Ok(renewed) => {
+            Ok(mut renewed) => {
+                // Those of registration may be gone by now; should the cache be lost, these lead to the control plane.
+                let told = engine.resources(|r| r.bundles.get(&state.trust_domain).map(|b| b.roots.clone()));
+                renewed.roots = told.unwrap_or(renewed.roots);
                 let stored = renewed.identity().map_err(|error| error.to_string());
                 match stored.and_then(|own| certified(own).map_err(|error| error.to_string())) {
                     Ok(key) => {

@@ -14,7 +14,7 @@ use xds_proto::envoy::service::discovery::v3::{
     aggregated_discovery_service_server::{AggregatedDiscoveryService, AggregatedDiscoveryServiceServer},
 };
 
-use crate::relay::MAX_MESSAGE;
+use crate::relay::{MAX_MESSAGE, client};
 
 /// Passes streams on to the agent.
 #[derive(Debug, Clone)]
@@ -26,9 +26,7 @@ impl ToAgent {
     async fn client(&self) -> Result<AggregatedDiscoveryServiceClient<tonic::transport::Channel>, Status> {
         let channel = mesh_tls::grpc::connect_unix(&self.socket).await;
         let channel = channel.map_err(|error| Status::unavailable(error.to_string()))?;
-        Ok(AggregatedDiscoveryServiceClient::new(channel)
-            .max_decoding_message_size(MAX_MESSAGE)
-            .max_encoding_message_size(MAX_MESSAGE))
+        Ok(client(channel))
     }
 }
 

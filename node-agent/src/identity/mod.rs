@@ -1,7 +1,6 @@
 //! Who calls, and which certificate it gets. Keys of workloads are made here and never leave the node.
 
 mod callers;
-mod pem;
 mod sds;
 mod secrets;
 mod session;

@@ -38,6 +38,11 @@ impl SdsService {
         Self { callers, secrets, engine, streams: Arc::new(Semaphore::new(MAX_STREAMS)) }
     }
 
+    /// Streams of secrets that are open.
+    pub fn open_streams(&self) -> usize {
+        MAX_STREAMS.saturating_sub(self.streams.available_permits())
+    }
+
     /// Runs a stream of either kind to its end.
     async fn serve<Q: Asks, R>(
         self,

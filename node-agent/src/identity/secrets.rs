@@ -8,7 +8,7 @@ use std::{
 };
 
 use mesh_model::{identity::SpiffeId, resource::NamespacedName};
-use mesh_tls::{CertificateDer, Identity, Life, PrivateKeyDer, certified, csr, peer_spiffe_id};
+use mesh_tls::{CertificateDer, Identity, Life, PrivateKeyDer, certified, csr, peer_spiffe_id, pem};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 use tokio::{sync::watch, task::AbortHandle};
@@ -24,7 +24,7 @@ use xds_proto::{
     to_any,
 };
 
-use super::{pem, session, trust::Acks};
+use super::{session, trust::Acks};
 use crate::{
     bootstrap::{Upstream, hex, hex_list, unix_now},
     engine::Engine,
@@ -120,6 +120,15 @@ impl Secrets {
     /// The chains that workloads of this node show, leaf first.
     pub(super) fn chains(&self) -> Vec<Vec<CertificateDer<'static>>> {
         self.lock().values().filter_map(|entry| Some(entry.certificate.as_ref()?.certificates())).collect()
+    }
+
+    /// When each workload's certificate ends, in seconds since 1970.
+    pub fn expiries(&self) -> Vec<(NamespacedName, u64)> {
+        let of = |(name, entry): (&NamespacedName, &Entry)| {
+            let (_, life) = entry.certificate.as_ref()?.facts()?;
+            Some((name.clone(), life.not_after_unix))
+        };
+        self.lock().iter().filter_map(of).collect()
     }
 
     /// The version of a secret, as streams ACK it.

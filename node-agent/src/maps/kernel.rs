@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use ebpf_shared::{Class, Endpoint, ServiceKey, SocketAddr4};
+use ebpf_shared::{Class, Direction, Endpoint, Metric, Reason, ServiceKey, SocketAddr4};
 
 use super::{MapError, Maps};
 use crate::{
@@ -108,6 +108,10 @@ impl Maps for KernelMaps {
 
     fn lost_events(&mut self) -> u64 {
         self.kernel.lost().unwrap_or(0)
+    }
+
+    fn packets(&mut self) -> Vec<(Direction, Reason, Metric)> {
+        self.kernel.metrics().unwrap_or_default()
     }
 }
 

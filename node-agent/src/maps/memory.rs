@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use ebpf_shared::{Direction, Metric, Reason};
+
 use super::{MapError, Maps};
 use crate::desired::{Desired, MapOp};
 
@@ -46,5 +48,10 @@ impl Maps for MemoryMaps {
 
     fn lost_events(&mut self) -> u64 {
         0
+    }
+
+    fn packets(&mut self) -> Vec<(Direction, Reason, Metric)> {
+        let dropped = Metric { packets: 2, bytes: 120 };
+        vec![(Direction::Ingress, Reason::DefaultDeny, dropped)]
     }
 }

@@ -1,5 +1,6 @@
 //! Carries writes out. The agent knows the kernel by this trait only.
 
+use ebpf_shared::{Direction, Metric, Reason};
 use thiserror::Error;
 
 use crate::desired::{Desired, MapOp};
@@ -60,4 +61,7 @@ pub trait Maps: Send {
 
     /// Flow events that found no room, ever.
     fn lost_events(&mut self) -> u64;
+
+    /// Packets and bytes by direction and what became of them, ever; what never happened may be left out.
+    fn packets(&mut self) -> Vec<(Direction, Reason, Metric)>;
 }

@@ -54,6 +54,11 @@ impl Relay {
         Self { callers, upstream, engine, streams: Arc::new(Semaphore::new(MAX_STREAMS)) }
     }
 
+    /// Streams of proxies that are carried.
+    pub fn open_streams(&self) -> usize {
+        MAX_STREAMS.saturating_sub(self.streams.available_permits())
+    }
+
     fn open<K: Kind>(
         &self,
         request: Request<Streaming<K::Request>>,
@@ -177,7 +182,8 @@ struct StateOfTheWorld;
 /// `DeltaAggregatedResources`.
 struct Delta;
 
-fn client(channel: Channel) -> AggregatedDiscoveryServiceClient<Channel> {
+/// A client that takes messages of the size that the agent's socket does.
+pub(crate) fn client(channel: Channel) -> AggregatedDiscoveryServiceClient<Channel> {
     AggregatedDiscoveryServiceClient::new(channel)
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE)

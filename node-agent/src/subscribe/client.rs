@@ -1,10 +1,10 @@
 //! The agent's stream: from any replica into the engine.
 
-use tokio::sync::{mpsc, watch};
-use xds_client::{Config, Names, Status, Subscription, Update};
+use tokio::sync::mpsc;
+use xds_client::{Config, Names, Subscription, Update};
 use xds_proto::{isthmus::agent::v1::TrustBundle, type_url};
 
-use super::{Cache, TYPES};
+use super::{Cache, Progress, TYPES};
 use crate::{bootstrap::Upstream, engine::Engine};
 
 /// The agent's stream, and whom it tells what.
@@ -15,25 +15,24 @@ pub struct Subscriber {
     pub upstream: Upstream,
     pub engine: Engine,
     pub cache: Cache,
-    /// Told of every change of the connection.
-    pub status: watch::Sender<Status>,
-    /// Told what was last enforced.
-    pub revision: watch::Sender<u64>,
+    /// Told how it goes.
+    pub progress: Progress,
 }
 
 /// Subscribes for ever: what the engine takes is remembered, what it refuses is answered with its words.
 /// `bundles` is called after each change of trust. Stop it by dropping the future.
 pub async fn subscribe_for_ever(subscriber: Subscriber, mut bundles: impl FnMut()) {
-    let Subscriber { node, cluster, upstream, engine, cache, status, revision } = subscriber;
+    let Subscriber { node, cluster, upstream, engine, cache, progress } = subscriber;
     let id = xds_client::node(format!("agent~{node}"), cluster);
     let subscriptions =
         TYPES.iter().map(|type_url| Subscription { type_url: type_url.clone(), names: Names::Wildcard });
     let mut config = Config::new(id, subscriptions.collect());
     config.held = cache.held();
-    config.status = Some(status);
-    config.heartbeats = Some(watch::Sender::new(Default::default()));
+    config.status = Some(progress.status().clone());
+    config.heartbeats = Some(progress.heartbeat().clone());
     let handler = |update: Update| {
         let result = engine.apply(&update);
+        progress.answered(&update.type_url, result.is_ok());
         if let Err(reason) = &result {
             tracing::error!(reason, type_url = update.type_url, "refused an update of the control plane");
             return result;
@@ -43,7 +42,7 @@ pub async fn subscribe_for_ever(subscriber: Subscriber, mut bundles: impl FnMut(
             bundles();
         }
         if let Ok(number) = update.system_version.parse() {
-            revision.send_replace(number);
+            progress.revision().send_replace(number);
         }
         tracing::debug!(
             type_url = update.type_url,

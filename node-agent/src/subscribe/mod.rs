@@ -3,11 +3,13 @@
 mod cache;
 mod client;
 mod parse;
+mod progress;
 mod resources;
 
 pub use cache::Cache;
 pub use client::{Subscriber, subscribe_for_ever};
 pub use parse::ParseError;
+pub use progress::{Progress, log_connection_for_ever};
 pub use resources::{
     Address, Bundle, Class, Local, NodeRoute, Peer, Resources, Rule, Service, ServiceBackend, ServicePort,
     TYPES,

@@ -3,7 +3,10 @@
 use std::{net::SocketAddr, time::SystemTime};
 
 use mesh_model::identity::{SpiffeId, TrustDomain};
-use mesh_tls::issue::{self, Issuer, Root};
+use mesh_tls::{
+    issue::{self, Issuer, Root},
+    pem,
+};
 use rustls::pki_types::PrivateKeyDer;
 use xds_proto::{
     Name,
@@ -346,7 +349,7 @@ impl Ca {
         let id = SpiffeId::parse(id).unwrap();
         let (csr, key) = mesh_tls::csr::generate(&id).unwrap();
         let chain = self.issuer.sign(&csr, &id, issue::LEAF_TTL, SystemTime::now()).unwrap();
-        let chain: String = chain.iter().map(issue::to_pem).collect();
+        let chain: String = pem::certificates(chain.iter().map(AsRef::as_ref));
         let certificate = TlsCertificate {
             certificate_chain: bytes(chain),
             private_key: bytes(key_pem(&key)),
@@ -359,7 +362,7 @@ impl Ca {
 impl Ca {
     /// Its root as `trusted_ca`.
     pub fn plain_roots(&self) -> Secret {
-        trusted_ca(issue::to_pem(self.root.certificate()))
+        trusted_ca(pem::certificate(self.root.certificate()))
     }
 }
 
@@ -373,7 +376,7 @@ pub fn trusted_ca(pem: String) -> Secret {
 pub fn roots(cas: &[&Ca]) -> Secret {
     let domain = |ca: &&Ca| spiffe_cert_validator_config::TrustDomain {
         name: ca.root.trust_domain().to_string(),
-        trust_bundle: bytes(issue::to_pem(ca.root.certificate())),
+        trust_bundle: bytes(pem::certificate(ca.root.certificate())),
         ..Default::default()
     };
     let validator = SpiffeCertValidatorConfig {

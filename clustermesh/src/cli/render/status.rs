@@ -100,16 +100,21 @@ fn data_planes(planes: &[DataPlaneStatus], now: u64) -> Option<Table> {
             "syncing" => Tone::Warning,
             _ => Tone::Bad,
         };
-        let connected = (d.connected_unix_ms > 0).then_some(d.connected_unix_ms / 1000);
+        let connected = match (d.state.as_str(), d.since_unix_ms) {
+            ("disconnected", 0) => "not seen".to_owned(),
+            ("disconnected", since) => format!("until {} ago", age(Some(since / 1000), now)),
+            _ => age((d.connected_unix_ms > 0).then_some(d.connected_unix_ms / 1000), now),
+        };
+        let replica = if d.replica == 0 { "-".to_owned() } else { d.replica.to_string() };
         table.row(vec![
             d.id.as_str().into(),
             d.kind.as_str().into(),
-            d.replica.to_string().into(),
+            replica.into(),
             Cell::toned(&*d.state, tone),
             d.sent_revision.to_string().into(),
             d.acked_revision.to_string().into(),
             lag(d.lag_revisions, d.lag_ms),
-            age(connected, now).into(),
+            connected.into(),
             Cell::toned(d.nacked.to_string(), if d.nacked == 0 { Tone::Plain } else { Tone::Bad }),
             error(&d.last_error),
         ]);
@@ -165,6 +170,7 @@ pub(crate) fn value(s: &StatusResponse) -> Value {
             "ackedRevision": d.acked_revision, "nacked": d.nacked, "lastError": d.last_error,
             "connectedUnixMs": d.connected_unix_ms, "state": d.state, "protocol": d.protocol,
             "lagRevisions": d.lag_revisions, "lagMs": d.lag_ms, "silentMs": d.silent_ms,
+            "sinceUnixMs": d.since_unix_ms,
         })
     });
     let certificates = s.certificates.iter().map(|c| {
@@ -237,6 +243,7 @@ mod tests {
                 lag_ms: 350,
                 silent_ms: 1_000,
                 protocol: "delta".into(),
+                since_unix_ms: 0,
             }],
             certificates: vec![CertificateStatus {
                 subject: "spiffe://west.example/isthmus/replica/1".into(),
@@ -274,6 +281,18 @@ mod tests {
              \n\
              Objects: 1 HTTPRoute, 3 Service\n"
         );
+    }
+
+    #[test]
+    fn an_agent_that_is_connected_nowhere_is_shown_with_when_it_was() {
+        let mut status = sample();
+        let plane = &mut status.data_planes[0];
+        (plane.state, plane.replica, plane.since_unix_ms) = ("disconnected".into(), 0, (NOW - 300) * 1000);
+        let text = render(&status, NOW, Paint::PLAIN);
+        assert!(text.contains("agent   -         disconnected") && text.contains("until 5m ago"), "{text}");
+        status.data_planes[0].since_unix_ms = 0;
+        assert!(render(&status, NOW, Paint::PLAIN).contains("not seen"));
+        assert_eq!(value(&status)["dataPlanes"][0]["state"], "disconnected");
     }
 
     #[test]

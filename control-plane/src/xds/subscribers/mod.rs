@@ -3,6 +3,7 @@
 //! Every stream has an entry with a lock of its own, so that streams don't wait for each other; the list of all is
 //! locked only when one opens or ends, or when somebody asks for all of them.
 
+pub mod departures;
 pub mod position;
 pub mod wait;
 
@@ -129,6 +130,7 @@ pub struct Subscribers {
     open_waits: AtomicUsize,
     gate: Arc<Gate>,
     metrics: XdsMetrics,
+    departures: departures::Departures,
     inspectors: Inspectors,
     loads: Loads,
 }
@@ -236,6 +238,7 @@ impl Subscribers {
             waits: Mutex::default(),
             open_waits: AtomicUsize::new(0),
             metrics: XdsMetrics::default(),
+            departures: departures::Departures::default(),
             inspectors: Inspectors::default(),
             loads: Loads::default(),
         }
@@ -265,6 +268,11 @@ impl Subscribers {
     pub fn list(&self) -> Vec<Subscriber> {
         let (entries, now) = (self.snapshot(), Instant::now());
         entries.iter().map(|entry| entry.subscriber(&self.metrics, now)).collect()
+    }
+
+    /// Agents that were connected to this replica, and when their last stream ended.
+    pub fn departures(&self) -> Vec<(Arc<str>, SystemTime)> {
+        self.departures.list()
     }
 
     /// All streams, added up by kind of client and protocol.
@@ -375,6 +383,7 @@ impl Subscribers {
         }
         let connected = Connected { registry: self, entry };
         connected.tell(|wait| wait.look(&connected.entry, true));
+        self.departures.arrived(&connected.entry.opening);
         Ok(connected)
     }
 
@@ -474,6 +483,7 @@ impl Connected<'_> {
 
 impl Drop for Connected<'_> {
     fn drop(&mut self) {
+        self.registry.departures.left(&self.entry.opening, SystemTime::now());
         {
             let mut listed = self.registry.listed();
             listed.entries.remove(&self.entry.stream);

@@ -1,7 +1,7 @@
 //! Trust bundles as an Envoy secret. Private keys are never here: certificates come from the agent.
 
-use base64::{Engine, engine::general_purpose::STANDARD};
 use mesh_model::identity::TrustDomain;
+use mesh_tls::pem;
 use xds_proto::{
     envoy::{
         config::core::v3::{DataSource, TypedExtensionConfig, data_source::Specifier},
@@ -22,7 +22,7 @@ pub fn trust_bundles<'a>(domains: impl IntoIterator<Item = (&'a TrustDomain, &'a
         .map(|(name, roots)| spiffe_cert_validator_config::TrustDomain {
             name: name.to_string(),
             trust_bundle: Some(DataSource {
-                specifier: Some(Specifier::InlineString(roots.iter().map(|der| pem(der)).collect())),
+                specifier: Some(Specifier::InlineString(pem::certificates(roots.iter().map(Vec::as_slice)))),
                 ..Default::default()
             }),
             ..Default::default()
@@ -39,15 +39,4 @@ pub fn trust_bundles<'a>(domains: impl IntoIterator<Item = (&'a TrustDomain, &'a
             ..Default::default()
         })),
     }
-}
-
-/// RFC 7468: lines of 64 characters.
-fn pem(der: &[u8]) -> String {
-    let mut text = String::from("-----BEGIN CERTIFICATE-----\n");
-    let encoded = STANDARD.encode(der);
-    for line in encoded.as_bytes().chunks(64) {
-        text.extend(line.iter().map(|b| char::from(*b)));
-        text.push('\n');
-    }
-    text + "-----END CERTIFICATE-----\n"
 }

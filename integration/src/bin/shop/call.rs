@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
+    path::PathBuf,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -39,6 +40,9 @@ pub(crate) struct Call {
     /// Goes on for so long.
     #[arg(long)]
     for_ms: Option<u64>,
+    /// Goes on until this file exists.
+    #[arg(long)]
+    until: Option<PathBuf>,
     /// Pause of each worker between two requests.
     #[arg(long, default_value_t = 0)]
     pause_ms: u64,
@@ -59,6 +63,8 @@ pub(crate) struct Report {
     /// Answered with 2xx.
     ok: u64,
     failed: u64,
+    /// Connections made: as many as workers, if none was lost.
+    connections: u64,
     /// By status code.
     statuses: BTreeMap<String, u64>,
     /// By text, for requests without an answer.
@@ -105,11 +111,12 @@ impl Call {
     async fn worker(self, report: Arc<Mutex<Report>>, left: Arc<AtomicU64>, end: Option<Instant>) {
         let mut connection = None;
         while end.is_none_or(|end| Instant::now() < end)
+            && self.until.as_ref().is_none_or(|file| !file.exists())
             && left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok()
         {
             let start = Instant::now();
             let outcome =
-                timeout(Duration::from_millis(self.timeout_ms), self.request(&mut connection)).await;
+                timeout(Duration::from_millis(self.timeout_ms), self.request(&mut connection, &report)).await;
             let outcome = outcome.unwrap_or_else(|_| Err(anyhow!("no answer in time")));
             if outcome.is_err() || self.new_connections {
                 connection = None;
@@ -125,12 +132,14 @@ impl Call {
     async fn request(
         &self,
         connection: &mut Option<SendRequest<Empty<Bytes>>>,
+        report: &Mutex<Report>,
     ) -> Result<(StatusCode, Value)> {
         let sender = match connection {
             Some(sender) if !sender.is_closed() => sender,
             _ => {
                 let stream = TcpStream::connect(self.to).await.context("connect")?;
                 stream.set_nodelay(true)?;
+                report.lock().unwrap_or_else(std::sync::PoisonError::into_inner).connections += 1;
                 let (sender, driver) = http1::handshake(TokioIo::new(stream)).await?;
                 tokio::spawn(driver);
                 connection.insert(sender)

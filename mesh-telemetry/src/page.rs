@@ -7,8 +7,6 @@ use prometheus_client::{
     metrics::MetricType,
 };
 
-use super::Histogram;
-
 /// Names and values of labels.
 pub type Labels = Vec<(&'static str, String)>;
 
@@ -95,7 +93,7 @@ impl<'a> Page<'a> {
     ///
     /// # Errors
     /// See [`Page::gauge`].
-    pub fn histogram(&mut self, name: &str, help: &str, histogram: &Histogram) -> fmt::Result {
+    pub fn histogram(&mut self, name: &str, help: &str, histogram: &impl EncodeMetric) -> fmt::Result {
         histogram.encode(self.encoder.encode_descriptor(name, help, None, MetricType::Histogram)?)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::page::{Page, number};
+use crate::page::{Page, number};
 
 /// Clock ticks a second: `USER_HZ`, 100 on every Linux that we run on.
 const TICKS: f64 = 100.0;

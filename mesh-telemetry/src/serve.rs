@@ -8,14 +8,12 @@ use hyper::{
     Method, Request, Response, StatusCode, body::Bytes, body::Incoming, header, service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use prometheus_client::{encoding::text::encode, registry::Registry};
+use prometheus_client::{collector::Collector, encoding::text::encode, registry::Registry};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Mutex, Semaphore},
 };
-
-use super::collect::Metrics;
-use crate::app::App;
+use tokio_util::sync::CancellationToken;
 
 /// Connections at once; further ones wait.
 const MAX_CONNECTIONS: usize = 16;
@@ -29,11 +27,10 @@ const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 /// Of OpenMetrics 1.0.
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Serves until the replica drains.
-pub async fn serve(app: Arc<App>, listener: TcpListener) {
-    let stop = app.stop.clone();
+/// Serves what the collector tells, until `stop`.
+pub async fn serve(listener: TcpListener, collector: Box<dyn Collector>, stop: CancellationToken) {
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(Metrics(app)));
+    registry.register_collector(collector);
     // One scrape at a time: each looks at every stream.
     let registry = Arc::new(Mutex::new(registry));
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));

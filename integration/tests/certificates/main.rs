@@ -1,0 +1,62 @@
+//! Certificates in use: two joined clusters with real agents, proxies and an Envoy, in network namespaces. A node is
+//! revoked, load is reported, and both roots are replaced under traffic.
+//!
+//! Needs root and eBPF; SKIP_PRIVILEGED=1 leaves it out.
+
+// In a test an unwrap is the failure; clippy sees helpers of integration tests as plain code.
+#![allow(clippy::unwrap_used)]
+
+mod load;
+mod mesh;
+mod revocation;
+mod rotation;
+mod thief;
+
+use integration::story::{self, Narrator, Outcome, Step, Told};
+use mesh::Mesh;
+
+/// On the test's output, with what proved each step.
+struct Printed;
+
+impl Narrator for Printed {
+    fn begins(&self, number: usize, of: usize, title: &str) {
+        println!("[{number}/{of}] {title}");
+    }
+    fn progress(&self, doing: &str) {
+        println!("    {doing}");
+    }
+    fn ended(&self, told: &Told) {
+        println!("    {:?} {:?}", told.outcome, told.took);
+    }
+}
+
+#[test]
+fn certificates_are_revoked_and_replaced_under_traffic_in_two_clusters() {
+    if std::env::var_os("SKIP_PRIVILEGED").is_some_and(|value| value == "1") {
+        println!("skipped: needs root and eBPF, and SKIP_PRIVILEGED=1 is set");
+        return;
+    }
+    let steps = [
+        Step { title: "Two clusters start and join", vital: true, run: mesh::start },
+        Step {
+            title: "A node is revoked, and what it has opens nothing",
+            vital: false,
+            run: revocation::revoke,
+        },
+        Step { title: "The revoked node's agent does not come back", vital: false, run: revocation::restart },
+        Step { title: "Both roots are replaced under traffic", vital: false, run: rotation::rotate },
+        Step { title: "An Envoy's load reaches the control plane", vital: false, run: load::report },
+    ];
+    let mut mesh = Mesh::new().unwrap();
+    let told = story::tell(&steps, &mut mesh, &Printed);
+    drop(mesh);
+    let failed: Vec<_> = told
+        .iter()
+        .filter_map(|t| match &t.outcome {
+            Outcome::Failed(why) => Some(format!("{}: {why}", t.title)),
+            Outcome::NotRun => Some(format!("{}: not run", t.title)),
+            Outcome::Proved(_) => None,
+        })
+        .collect();
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
