@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_model::{
     compile::{MeshModel, MeshService},
-    resource::{AppProtocol, NamespacedName, Protocol},
+    resource::{AppProtocol, NamespacedName, Protocol, Visibility},
 };
 use xds_proto::isthmus::federation::v1::{ClusterDescription, ExportedPort, ExportedService};
 
@@ -71,8 +71,18 @@ pub fn exported_service(
         ready_endpoints: u32::try_from(ready.len()).unwrap_or(u32::MAX),
         origin_revision: facts.origin_revision,
         exported_at_unix: facts.exported_at_unix,
+        export_to: export_to(&service.visibility),
     })
 }
+
+/// As the wire spells who may know of a service.
+pub(crate) fn export_to(visibility: &Visibility) -> Vec<String> {
+    let namespaces: Vec<String> = visibility.only().map(str::to_owned).collect();
+    if namespaces.is_empty() && !visibility.is_everywhere() { vec![NOBODY.to_owned()] } else { namespaces }
+}
+
+/// Stands for no namespace at all.
+pub(crate) const NOBODY: &str = "~";
 
 /// How this cluster describes itself to a peer: never with a key.
 pub fn describe_cluster(info: &ClusterInfo, doors: Vec<String>, gateways: Vec<String>) -> ClusterDescription {
@@ -146,7 +156,8 @@ mod tests {
 
     fn model(exported: bool, ports: Vec<MeshServicePort>) -> MeshModel {
         let name = NamespacedName::new("shop", "pay");
-        let service = MeshService { name: name.clone(), virtual_ip: None, ports, exported };
+        let visibility = Visibility::Everywhere;
+        let service = MeshService { name: name.clone(), virtual_ip: None, ports, exported, visibility };
         let mut model = MeshModel::empty(std::sync::Arc::new(ClusterInfo {
             name: "west".to_owned(),
             trust_domain: td("west.example"),

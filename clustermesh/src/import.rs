@@ -5,16 +5,18 @@ use std::collections::BTreeSet;
 use mesh_model::{
     identity::{Role, SpiffeId, TrustDomain},
     records::{ImportedPort, ImportedService},
-    resource::{AppProtocol, NamespacedName, Protocol},
+    resource::{AppProtocol, NamespacedName, Protocol, Visibility},
 };
 use thiserror::Error;
 use xds_proto::isthmus::federation::v1::{ExportedPort, ExportedService};
 
 use crate::{
-    export::{app_protocol_text, protocol_text},
+    export::{NOBODY, app_protocol_text, protocol_text},
     names::{is_dns_label, shown},
 };
 
+/// Most namespaces that may know of an imported service, where not all may.
+pub use mesh_model::limits::MAX_EXPORT_TO;
 /// Most identities that may serve an imported service.
 pub use mesh_model::limits::MAX_IDENTITIES_PER_IMPORT as MAX_SPIFFE_IDS;
 /// Most services that one peer may offer.
@@ -89,11 +91,26 @@ pub fn import_service(
         }
         spiffe_ids.insert(id);
     }
+    if received.export_to.len() > MAX_EXPORT_TO {
+        let count = received.export_to.len().to_string();
+        return Err(bad("export_to".to_owned(), &count, "entries are more than 100"));
+    }
+    let visibility = match received.export_to.as_slice() {
+        [] => Visibility::Everywhere,
+        [nobody] if nobody == NOBODY => Visibility::Only(BTreeSet::new()),
+        namespaces => {
+            if let Some(i) = namespaces.iter().position(|namespace| !is_dns_label(namespace)) {
+                return Err(bad(format!("export_to[{i}]"), &namespaces[i], "is no DNS label"));
+            }
+            Visibility::Only(namespaces.iter().cloned().collect())
+        }
+    };
     let service = ImportedService {
         ports,
         spiffe_ids: spiffe_ids.into_iter().collect(),
         ready_endpoints: received.ready_endpoints,
         exported_at_unix: received.exported_at_unix,
+        visibility,
     };
     Ok((NamespacedName::new(&received.namespace, &received.name), service))
 }
@@ -200,6 +217,7 @@ mod tests {
             ready_endpoints: 2,
             origin_revision: 5,
             exported_at_unix: 100,
+            export_to: Vec::new(),
         }
     }
 
@@ -209,6 +227,15 @@ mod tests {
         assert_eq!(name, NamespacedName::new("shop", "pay"));
         assert_eq!(service.ports[0].port, 8080);
         assert_eq!(service.ready_endpoints, 2);
+    }
+
+    #[test]
+    fn who_may_know_of_a_service_arrives_as_it_was_sent() {
+        let only = |names: &[&str]| Visibility::Only(names.iter().map(ToString::to_string).collect());
+        for visibility in [Visibility::Everywhere, only(&[]), only(&["shop"]), only(&["bank", "shop"])] {
+            let offer = ExportedService { export_to: crate::export::export_to(&visibility), ..offered() };
+            assert_eq!(import_service(&offer, &east()).unwrap().1.visibility, visibility);
+        }
     }
 
     #[test]
@@ -229,7 +256,7 @@ mod tests {
     #[test]
     fn every_field_is_checked_and_named() {
         type Spoil = fn(&mut ExportedService);
-        let cases: [(&str, Spoil); 11] = [
+        let cases: [(&str, Spoil); 13] = [
             ("namespace", |s| s.namespace = "a/b".into()),
             ("name", |s| s.name.clear()),
             ("ports", |s| s.ports.clear()),
@@ -241,6 +268,8 @@ mod tests {
             ("ports[0].app_protocol", |s| s.ports[0].app_protocol = "mysql".into()),
             ("ports[1].name", |s| s.ports.push(ExportedPort { port: 1, ..s.ports[0].clone() })),
             ("spiffe_ids", |s| s.spiffe_ids.clear()),
+            ("export_to", |s| s.export_to = vec!["a".into(); 101]),
+            ("export_to[1]", |s| s.export_to = vec!["shop".into(), "~".into()]),
         ];
         for (field, spoil) in cases {
             let mut offer = offered();
@@ -264,6 +293,7 @@ mod tests {
             spiffe_ids: Vec::new(),
             ready_endpoints: 0,
             exported_at_unix: at,
+            visibility: Visibility::Everywhere,
         }
     }
 

@@ -11,7 +11,7 @@ use control_plane::{
 use mesh_model::{
     identity::{SpiffeId, TrustDomain},
     records::{ClusterInfo, ImportedPort, ImportedService, PeerRecord, WorkloadBinding},
-    resource::{AppProtocol, Kind, NamespacedName, Object, ObjectKey, Protocol},
+    resource::{AppProtocol, EXPORT_TO_ANNOTATION, Kind, NamespacedName, Object, ObjectKey, Protocol},
 };
 use mesh_store::{Bytes16, Command, Envelope, State, apply};
 use proptest::prelude::*;
@@ -32,7 +32,7 @@ fn workload(number: usize, variant: usize) -> Value {
     let proxy = ["sidecar", "none", "sidecar"][variant % 3];
     json!({
         "apiVersion": "isthmus.io/v1", "kind": "Workload", "metadata": {
-            "name": name("w", number), "namespace": "shop",
+            "name": name("w", number), "namespace": home(number),
             "labels": {"app": name("s", (number + variant / 3) % SERVICES)},
         },
         "spec": {"serviceAccount": name("a", number % 2), "proxy": proxy, "ports": [{"port": 8080}, {"port": 8081}]},
@@ -46,6 +46,11 @@ fn gateway() -> Value {
     })
 }
 
+/// Services and workloads are in `shop`, but for the last workload.
+fn home(number: usize) -> &'static str {
+    if number == WORKLOADS - 1 { "bank" } else { "shop" }
+}
+
 fn service(number: usize, variant: usize) -> Value {
     let protocol = ["http", "tcp", "grpc"][variant % 3];
     let ports = [
@@ -55,6 +60,34 @@ fn service(number: usize, variant: usize) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Service", "metadata": meta(&name("s", number)),
         "spec": {"selector": {"app": name("s", number)}, "ports": ports[..1 + variant / 3 % 2]},
+    })
+}
+
+/// The same service, visible to some.
+fn service_for(number: usize, variant: usize, export_to: &str) -> Value {
+    let mut service = service(number, variant);
+    service["metadata"]["annotations"] = json!({EXPORT_TO_ANNOTATION: export_to});
+    service
+}
+
+const SIDECARS: [&str; 4] = ["shop/default", "shop/selected", "bank/default", "istio-system/default"];
+
+fn sidecar(at: usize, variant: usize) -> Value {
+    let name = NamespacedName::parse(SIDECARS[at]).unwrap();
+    let hosts = [
+        json!(["./*"]),
+        json!(["*/*"]),
+        json!(["~/*"]),
+        json!(["shop/s0.shop"]),
+        json!(["*/s1.shop", "./*"]),
+    ];
+    let mut spec = json!({"egress": [{"hosts": hosts[variant % hosts.len()]}]});
+    if name.name == "selected" {
+        spec["workloadSelector"] = json!({"labels": {"app": "s1"}});
+    }
+    json!({
+        "apiVersion": "networking.istio.io/v1", "kind": "Sidecar",
+        "metadata": {"name": name.name, "namespace": name.namespace}, "spec": spec,
     })
 }
 
@@ -90,7 +123,11 @@ fn put(object: Value) -> Command {
 }
 
 fn delete(kind: Kind, name: String) -> Command {
-    Command::Delete { keys: vec![ObjectKey { kind, name: NamespacedName::new("shop", name) }] }
+    delete_in("shop", kind, name)
+}
+
+fn delete_in(namespace: &str, kind: Kind, name: String) -> Command {
+    Command::Delete { keys: vec![ObjectKey { kind, name: NamespacedName::new(namespace, name) }] }
 }
 
 fn peer(number: usize) -> PeerRecord {
@@ -118,6 +155,7 @@ fn import(service: usize, endpoints: u32, at: u64) -> Command {
         spiffe_ids: vec![SpiffeId::workload(&TrustDomain::parse("peer0.example").unwrap(), "shop", "a0")],
         ready_endpoints: endpoints,
         exported_at_unix: 1,
+        visibility: Default::default(),
     };
     Command::ImportServices {
         cluster: name("peer", 0),
@@ -137,11 +175,11 @@ fn command() -> impl Strategy<Value = Command> {
         1 => (0..SERVICES).prop_map(|n| put(export(n))),
         1 => Just(put(gateway())),
         6 => (0..WORKLOADS, 0..2usize, any::<bool>()).prop_map(move |(n, node, ready)| Command::BindWorkload {
-            workload: NamespacedName::new("shop", name("w", n)),
+            workload: NamespacedName::new(home(n), name("w", n)),
             binding: WorkloadBinding { node: name("n", node), addresses: vec![address(node, n)], ready },
         }),
         1 => (0..WORKLOADS, 0..2usize).prop_map(|(n, node)| Command::UnbindWorkload {
-            workload: NamespacedName::new("shop", name("w", n)),
+            workload: NamespacedName::new(home(n), name("w", n)),
             node: name("n", node),
         }),
         1 => (0..2usize).prop_map(|n| Command::RegisterNode {
@@ -152,7 +190,14 @@ fn command() -> impl Strategy<Value = Command> {
         1 => (0..2usize).prop_map(|n| Command::PutPeer(peer(n))),
         1 => (0..2usize).prop_map(|n| Command::RemovePeer { cluster: name("peer", n) }),
         1 => (0..SERVICES, 0..3u32, 1..99u64).prop_map(|(n, ready, at)| import(n, ready, at)),
-        1 => (0..WORKLOADS).prop_map(|n| delete(Kind::Workload, name("w", n))),
+        1 => (0..WORKLOADS).prop_map(|n| delete_in(home(n), Kind::Workload, name("w", n))),
+        3 => (0..SERVICES, 0..6usize, prop::sample::select(vec!["*", ".", "~", "bank", "bank,shop"]))
+            .prop_map(|(n, v, to)| put(service_for(n, v, to))),
+        4 => (0..SIDECARS.len(), 0..5usize).prop_map(|(at, v)| put(sidecar(at, v))),
+        3 => (0..SIDECARS.len()).prop_map(|at| {
+            let name = NamespacedName::parse(SIDECARS[at]).unwrap();
+            delete_in(&name.namespace, Kind::Sidecar, name.name.clone())
+        }),
         1 => (0..SERVICES).prop_map(|n| delete(Kind::Service, name("s", n))),
         1 => (0..SERVICES).prop_map(|n| delete(Kind::NetworkPolicy, name("p", n))),
         1 => (0..SERVICES).prop_map(|n| delete(Kind::HttpRoute, name("r", n))),
@@ -163,24 +208,25 @@ fn command() -> impl Strategy<Value = Command> {
 fn clients() -> Vec<Client> {
     let proxies = (0..WORKLOADS).flat_map(|n| {
         [ProxyKind::Proxy, ProxyKind::Envoy]
-            .map(|kind| Client::Proxy { workload: format!("shop/{}", name("w", n)), kind })
+            .map(|kind| Client::Proxy { workload: format!("{}/{}", home(n), name("w", n)), kind })
     });
-    let grpc = Client::Grpc { workload: format!("shop/{}", name("w", 0)) };
+    let grpc = [0, WORKLOADS - 1].map(|n| Client::Grpc { workload: format!("{}/{}", home(n), name("w", n)) });
     let agents = (0..2).map(|n| Client::Agent { node: name("n", n) });
     let peers = (0..2).map(|n| Client::Peer { cluster: name("peer", n) });
     let gateway = Client::Gateway { workload: "shop/gateway".to_owned() };
-    proxies.chain(agents).chain(peers).chain([gateway, grpc]).collect()
+    proxies.chain(agents).chain(peers).chain([gateway]).chain(grpc).collect()
 }
 
-/// Names and contents.
+/// Names and contents; what there is by name only is marked.
 fn contents(set: &ResourceSet) -> BTreeMap<(String, String), Vec<u8>> {
-    let of_type = |(type_url, all): (&str, &TypeResources)| {
-        let type_url = type_url.to_owned();
+    let of_type = |(type_url, all): (&str, &TypeResources), mark: &str| {
+        let type_url = format!("{mark}{type_url}");
         all.iter()
             .map(move |(name, resource)| ((type_url.clone(), name.to_string()), resource.any.value.clone()))
             .collect::<Vec<_>>()
     };
-    set.types().flat_map(of_type).collect()
+    let named = set.named_types().flat_map(|named| of_type(named, "named "));
+    set.types().flat_map(|whole| of_type(whole, "")).chain(named).collect()
 }
 
 fn cluster() -> ClusterInfo {

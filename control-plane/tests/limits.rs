@@ -24,6 +24,7 @@ fn the_table_of_limits_in_the_documents_is_that_of_the_program() {
         ("service exports", Kind::ServiceExport),
         ("network policies", Kind::NetworkPolicy),
         ("HTTP routes", Kind::HttpRoute),
+        ("sidecars", Kind::Sidecar),
     ];
     assert_eq!(kinds.len(), Kind::ALL.len(), "a new kind has a limit: say it");
     let mut program: BTreeMap<&str, usize> =
@@ -39,6 +40,7 @@ fn the_table_of_limits_in_the_documents_is_that_of_the_program() {
         ("peers", limits::MAX_PEERS),
         ("services that one peer exports", limits::MAX_IMPORTS_PER_PEER),
         ("ports of an imported service", limits::MAX_PORTS_PER_IMPORT),
+        ("namespaces in exportTo", limits::MAX_EXPORT_TO),
         ("identities of an imported service", limits::MAX_IDENTITIES_PER_IMPORT),
         ("roots of one trust domain", limits::MAX_ROOTS),
         ("bytes of a root certificate", limits::MAX_ROOT_BYTES),

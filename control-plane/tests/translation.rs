@@ -183,6 +183,7 @@ fn shop() -> (State, MeshModel) {
         spiffe_ids: vec![SpiffeId::workload(&td("east.example"), "shop", account)],
         ready_endpoints: 1,
         exported_at_unix: 1,
+        visibility: Default::default(),
     };
     run(Command::ImportServices {
         cluster: "east".to_owned(),

@@ -240,7 +240,7 @@ impl Scope {
 #[derive(Debug, Args)]
 pub(crate) struct GetArgs {
     /// KIND [NAME...], KIND/NAME..., KIND,KIND or 'all'. Kinds: workload (wl, po), service (svc),
-    /// endpointslice (eps), networkpolicy (netpol), httproute, serviceexport (svcexport).
+    /// endpointslice (eps), networkpolicy (netpol), httproute, serviceexport (svcexport), sidecar.
     #[arg(required = true, value_name = "KIND [NAME]")]
     pub(crate) what: Vec<String>,
     #[command(flatten)]

@@ -65,7 +65,7 @@ fn one_kind(word: &str) -> Result<Kind, Failure> {
 fn unknown(text: &str) -> Failure {
     Failure::usage(format!(
         "there is no kind {text:?}; use workload (wl), service (svc), endpointslice (eps), \
-         networkpolicy (netpol), httproute, serviceexport (svcexport) or all"
+         networkpolicy (netpol), httproute, serviceexport (svcexport), sidecar or all"
     ))
 }
 

@@ -16,5 +16,7 @@ pub const MAX_PEER_GATEWAYS: usize = 64;
 pub const MAX_IMPORTS_PER_PEER: usize = 10_000;
 /// Ports of one imported service.
 pub const MAX_PORTS_PER_IMPORT: usize = 64;
+/// Namespaces that may know of one service, where not all may.
+pub const MAX_EXPORT_TO: usize = 100;
 /// Identities that may serve one imported service.
 pub const MAX_IDENTITIES_PER_IMPORT: usize = 256;

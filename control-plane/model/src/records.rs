@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     identity::{SpiffeId, TrustDomain},
-    resource::{AppProtocol, NamespacedName, Protocol},
+    resource::{AppProtocol, NamespacedName, Protocol, Visibility},
 };
 
 /// Chosen at `init`, never changed afterwards but for the roots.
@@ -113,6 +113,9 @@ pub struct ImportedService {
     pub spiffe_ids: Vec<SpiffeId>,
     pub ready_endpoints: u32,
     pub exported_at_unix: u64,
+    /// Namespaces that may know of it, there as here.
+    #[serde(default, skip_serializing_if = "Visibility::is_everywhere")]
+    pub visibility: Visibility,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

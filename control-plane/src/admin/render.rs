@@ -1,10 +1,10 @@
 //! Objects as people read them: what they wrote, what the store knows of it, and the status.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use mesh_model::{
-    compile::{MeshModel, MeshService},
-    resource::{HttpRoute, NamespacedName, NetworkPolicy, Object, ServiceExport, Workload},
+    compile::{MeshModel, MeshService, MeshWorkload},
+    resource::{HttpRoute, NamespacedName, NetworkPolicy, Object, ServiceExport, Sidecar, Workload},
 };
 use mesh_store::{State, StoredMeta};
 use serde_json::{Map, Value, json};
@@ -34,6 +34,7 @@ pub fn status(object: &Object, state: &State, model: &MeshModel) -> Option<Value
         Object::NetworkPolicy(o) => Some(network_policy(o, state)),
         Object::HttpRoute(o) => Some(http_route(o, model)),
         Object::ServiceExport(o) => Some(service_export(o, model)),
+        Object::Sidecar(o) => Some(sidecar(o, model)),
         Object::EndpointSlice(_) => None,
     }
 }
@@ -45,6 +46,9 @@ fn workload(o: &Workload, model: &MeshModel) -> Option<Value> {
     status.insert("spiffeId".to_owned(), json!(compiled.spiffe_id.to_string()));
     status.insert("policyClass".to_owned(), json!(compiled.policy_class));
     status.insert("ready".to_owned(), json!(compiled.binding.as_ref().is_some_and(|b| b.ready)));
+    if let Some(sidecar) = &compiled.egress_scope {
+        status.insert("sidecar".to_owned(), json!(sidecar.to_string()));
+    }
     if let Some(binding) = &compiled.binding {
         let addresses: Vec<String> = binding.addresses.iter().map(ToString::to_string).collect();
         status.insert("node".to_owned(), json!(binding.node));
@@ -98,12 +102,16 @@ fn service(name: &NamespacedName, model: &MeshModel) -> Option<Value> {
         .filter(|peer| peer.imports.contains_key(name))
         .map(|peer| &peer.cluster)
         .collect();
-    Some(json!({
+    let mut status = json!({
         "virtualIP": compiled.virtual_ip.map(|ip| ip.to_string()),
         "exported": compiled.exported,
         "importedFrom": imported,
         "endpoints": endpoints,
-    }))
+    });
+    if !compiled.visibility.is_everywhere() {
+        status["visibleTo"] = compiled.visibility.only().collect();
+    }
+    Some(status)
 }
 
 fn network_policy(o: &NetworkPolicy, state: &State) -> Value {
@@ -183,6 +191,12 @@ fn service_export(o: &ServiceExport, model: &MeshModel) -> Value {
         if exported { String::new() } else { format!("there is no service/{} to export", o.meta.name) };
     let reason = if exported { "Exported" } else { "NoService" };
     json!({ "conditions": [condition("Valid", exported, reason, message)] })
+}
+
+/// How many workloads it holds for: those that it selects and no other goes before.
+fn sidecar(o: &Sidecar, model: &MeshModel) -> Value {
+    let under = |workload: &&Arc<MeshWorkload>| workload.egress_scope.as_ref() == Some(&o.meta.name);
+    json!({ "workloads": model.workloads.values().filter(under).count() })
 }
 
 fn condition(kind: &str, holds: bool, reason: &str, message: String) -> Value {

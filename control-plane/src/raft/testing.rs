@@ -178,7 +178,14 @@ pub(crate) fn put_services(count: usize) -> Command {
             app_protocol: AppProtocol::Http,
         };
         let selector = Labels::from([("app".to_owned(), format!("app-{n}"))]);
-        Object::Service(Service { meta, selector, ports: vec![port], cluster_ip: None, headless: false })
+        Object::Service(Service {
+            meta,
+            selector,
+            ports: vec![port],
+            cluster_ip: None,
+            headless: false,
+            visibility: Default::default(),
+        })
     };
     Command::Apply { objects: (0..count).map(service).collect(), dry_run: false }
 }

@@ -223,6 +223,19 @@ impl ResourceSet {
         self.named.insert(kinds::interned(type_url), resources);
     }
 
+    /// What there is by name only is from now on what another set has for everybody, of these types.
+    pub fn name_types_of(&mut self, other: &Self, types: &[&str]) {
+        self.aliases = OnceLock::new();
+        let there = types.iter().filter_map(|type_url| other.types.get_key_value(*type_url));
+        self.named = there.map(|(type_url, resources)| (type_url.clone(), resources.clone())).collect();
+    }
+
+    /// The same, from what that set has by name only.
+    pub fn name_same_as(&mut self, other: &Self) {
+        self.aliases = OnceLock::new();
+        self.named.clone_from(&other.named);
+    }
+
     /// Takes a resource out.
     pub fn remove(&mut self, type_url: &str, name: &str) -> Option<Arc<Encoded>> {
         self.aliases = OnceLock::new();
@@ -286,6 +299,16 @@ impl ResourceSet {
     /// The types that it has, with their resources.
     pub fn types(&self) -> impl Iterator<Item = (&str, &TypeResources)> {
         self.types.iter().map(|(type_url, resources)| (&**type_url, resources))
+    }
+
+    /// The types of which there is something by name only, with their resources.
+    pub fn named_types(&self) -> impl Iterator<Item = (&str, &TypeResources)> {
+        self.named.iter().map(|(type_url, resources)| (&**type_url, resources))
+    }
+
+    /// Whether what goes out unasked is shared with the other set, type by type.
+    pub fn shares_unasked(&self, other: &Self) -> bool {
+        same(&self.types, &other.types)
     }
 
     /// Whether every type shares its map with the other set, so that nothing in them differs.

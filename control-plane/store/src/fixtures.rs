@@ -8,7 +8,7 @@ use mesh_model::{
     records::{ClusterInfo, ImportedPort, ImportedService, PeerRecord, ReplicaRecord, WorkloadBinding},
     resource::{
         AppProtocol, Labels, Meta, NamespacedName, Object, PortRef, Protocol, ProxyMode, Service,
-        ServicePort, Workload,
+        ServicePort, Visibility, Workload,
     },
 };
 
@@ -64,7 +64,14 @@ pub(crate) fn service(text: &str, ports: &[u16]) -> Service {
             app_protocol: AppProtocol::Http,
         })
         .collect();
-    Service { meta: meta(text), selector: Labels::new(), ports, cluster_ip: None, headless: false }
+    Service {
+        meta: meta(text),
+        selector: Labels::new(),
+        ports,
+        cluster_ip: None,
+        headless: false,
+        visibility: Visibility::Everywhere,
+    }
 }
 
 pub(crate) fn imported(port: u16) -> ImportedService {
@@ -78,6 +85,7 @@ pub(crate) fn imported(port: u16) -> ImportedService {
         spiffe_ids: vec![SpiffeId::parse("spiffe://east.example/ns/shop/sa/pay").expect("an id")],
         ready_endpoints: 1,
         exported_at_unix: NOON,
+        visibility: Visibility::Everywhere,
     }
 }
 

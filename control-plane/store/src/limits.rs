@@ -5,8 +5,8 @@ use mesh_model::resource::Kind;
 // What the parsers and the doors keep to as well. Objects that are larger than `MAX_OBJECT_BYTES` are lists that
 // belong in several objects (EndpointSlices, policies); etcd refuses requests above 1.5 MiB.
 pub use mesh_model::limits::{
-    MAX_IDENTITIES_PER_IMPORT, MAX_IMPORTS_PER_PEER, MAX_OBJECT_BYTES, MAX_PEER_DOORS, MAX_PEER_GATEWAYS,
-    MAX_PORTS_PER_IMPORT, MAX_ROOT_BYTES, MAX_ROOTS,
+    MAX_EXPORT_TO, MAX_IDENTITIES_PER_IMPORT, MAX_IMPORTS_PER_PEER, MAX_OBJECT_BYTES, MAX_PEER_DOORS,
+    MAX_PEER_GATEWAYS, MAX_PORTS_PER_IMPORT, MAX_ROOT_BYTES, MAX_ROOTS,
 };
 
 /// Objects in one all-or-nothing `Apply`, and keys in one `Delete`.
@@ -21,7 +21,7 @@ pub fn max_objects(kind: Kind) -> usize {
         Kind::Workload | Kind::EndpointSlice => 200_000,
         // Bounded by the proxy ports too: see MIN_PROXY_PORT.
         Kind::Service | Kind::ServiceExport => 20_000,
-        Kind::NetworkPolicy | Kind::HttpRoute => 50_000,
+        Kind::NetworkPolicy | Kind::HttpRoute | Kind::Sidecar => 50_000,
     }
 }
 

@@ -205,6 +205,7 @@ fn mesh_service(service: usize) -> Service {
         }],
         cluster_ip: None,
         headless: false,
+        visibility: Default::default(),
     }
 }
 

@@ -36,6 +36,7 @@ pub(crate) fn table(kind: Kind, style: Style) -> Table {
         Kind::NetworkPolicy => &["POD-SELECTOR", "SELECTED"],
         Kind::HttpRoute => &["HOSTNAMES", "PARENTS", "ACCEPTED"],
         Kind::ServiceExport => &["VALID"],
+        Kind::Sidecar => &["SELECTOR", "WORKLOADS"],
     };
     let wide: &[&str] = match (style.wide, kind) {
         (true, Kind::Workload) => &["SERVICE-ACCOUNT", "PORTS", "IDENTITY", "SPIFFE-ID"],
@@ -43,6 +44,7 @@ pub(crate) fn table(kind: Kind, style: Style) -> Table {
         (true, Kind::NetworkPolicy) => &["POLICY-TYPES"],
         (true, Kind::HttpRoute) => &["BACKENDS"],
         (true, Kind::ServiceExport) => &["MESSAGE"],
+        (true, Kind::Sidecar) => &["HOSTS"],
         (true, Kind::EndpointSlice) | (false, _) => &[],
     };
     let headings = namespace.into_iter().chain(["NAME"]).chain(own.iter().copied()).chain(["AGE"]);
@@ -65,6 +67,7 @@ pub(crate) fn row(kind: Kind, object: &Value, style: Style) -> Vec<Cell> {
         Kind::NetworkPolicy => network_policy(object),
         Kind::HttpRoute => http_route(object),
         Kind::ServiceExport => service_export(object),
+        Kind::Sidecar => sidecar(object),
     };
     cells.extend(own);
     cells.push(age(object::created_unix(object), style.now).into());
@@ -172,6 +175,14 @@ fn http_route(o: &Value) -> Cells {
         .collect();
     backends.dedup();
     (vec![hostnames.into(), parents.join(",").into(), accepted], vec![backends.join(",").into()])
+}
+
+fn sidecar(o: &Value) -> Cells {
+    let selector = or(&labels(o.pointer("/spec/workloadSelector/labels")), "<all>");
+    let workloads = o.pointer("/status/workloads").map(number).unwrap_or_default();
+    let hosts: Vec<_> =
+        items(o.pointer("/spec/egress")).iter().flat_map(|entry| texts(entry.get("hosts"))).collect();
+    (vec![selector.into(), workloads.into()], vec![hosts.join(",").into()])
 }
 
 fn service_export(o: &Value) -> Cells {
@@ -316,6 +327,16 @@ mod tests {
         assert_eq!(
             render(Kind::ServiceExport, &[export], style()),
             "NAME   VALID   AGE\npay    True    20s\n"
+        );
+        let sidecar = object(
+            "Sidecar",
+            json!({"workloadSelector": {"labels": {"app": "web"}}, "egress": [{"hosts": ["./*", "ops/*"]}]}),
+            json!({"workloads": 3}),
+        );
+        let text = render(Kind::Sidecar, &[sidecar], Style { wide: true, ..style() });
+        assert_eq!(
+            text,
+            "NAME   SELECTOR   WORKLOADS   AGE   HOSTS\npay    app=web    3           20s   ./*,ops/*\n"
         );
         let slice = json!({"metadata": {"name": "pay"}, "addressType": "IPv4", "ports": [{"port": 80}],
             "endpoints": [{"addresses": ["1.1.1.1"]}, {"addresses": ["1.1.1.2"]}, {"addresses": ["1.1.1.3"]}, {"addresses": ["1.1.1.4"]}]});

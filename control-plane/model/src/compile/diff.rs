@@ -25,6 +25,7 @@ pub struct ModelDiff {
     pub services: Changes<NamespacedName>,
     pub policy_classes: Changes<u32>,
     pub peers: Changes<String>,
+    pub egress_scopes: Changes<NamespacedName>,
 }
 
 /// Compares everything but the revisions. Costs what the two models do not share.
@@ -36,6 +37,7 @@ pub fn diff(old: &MeshModel, new: &MeshModel) -> ModelDiff {
         services: changes(&old.services, &new.services),
         policy_classes: changes(&old.policy_classes, &new.policy_classes),
         peers: changes(&old.peers, &new.peers),
+        egress_scopes: changes(&old.egress_scopes, &new.egress_scopes),
     }
 }
 
@@ -48,6 +50,7 @@ impl ModelDiff {
             && self.services.is_empty()
             && self.policy_classes.is_empty()
             && self.peers.is_empty()
+            && self.egress_scopes.is_empty()
     }
 }
 

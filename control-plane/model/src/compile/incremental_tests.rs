@@ -29,7 +29,7 @@ use crate::{
 enum Op {
     Put(Value),
     Delete(Kind, &'static str),
-    Age(&'static str, u64),
+    Age(Kind, &'static str, u64),
     Bind(&'static str, &'static str, u8, bool),
     Unbind(&'static str),
     Allocate(&'static str, u16),
@@ -112,9 +112,15 @@ fn service() -> impl Strategy<Value = Value> {
         json!({"port": 53, "protocol": "UDP", "targetPort": "dns"}),
         json!({"port": 8080, "targetPort": 80}),
     ]);
-    (name(), selector, port).prop_map(|(name, selector, mut port)| {
+    let export_to = prop::option::of(prop::sample::select(vec!["*", ".", "~", "a,b", "b"]));
+    (name(), selector, port, export_to).prop_map(|(name, selector, mut port, export_to)| {
         port["name"] = json!("web");
-        object("Service", "v1", name, json!({}), json!({"selector": selector, "ports": [port]}))
+        let mut out =
+            object("Service", "v1", name, json!({}), json!({"selector": selector, "ports": [port]}));
+        if let Some(text) = export_to {
+            out["metadata"]["annotations"] = json!({crate::resource::EXPORT_TO_ANNOTATION: text});
+        }
+        out
     })
 }
 
@@ -158,10 +164,25 @@ fn route() -> impl Strategy<Value = Value> {
     })
 }
 
+fn sidecar() -> impl Strategy<Value = Value> {
+    let name = prop_oneof![4 => name(), 1 => Just("istio-system/x"), 1 => Just("istio-system/y")];
+    let hosts = prop::sample::select(vec!["./*", "*/*", "~/*", "b/x.b", "*/*.a"]);
+    (name, labels(), any::<bool>(), hosts).prop_map(|(name, labels, selects, host)| {
+        let mut spec = json!({"egress": [{"hosts": [host]}]});
+        if selects && labels != json!({}) {
+            spec["workloadSelector"] = json!({"labels": labels});
+        }
+        object("Sidecar", "networking.istio.io/v1", name, json!({}), spec)
+    })
+}
+
 fn op() -> impl Strategy<Value = Op> {
     let peer = || prop::sample::select(vec!["east", "north"]);
     let node = || prop::sample::select(vec!["n1", "n2", "n3"]);
     let kind = prop::sample::select(Kind::ALL.to_vec());
+    let aged = prop::sample::select(vec![Kind::HttpRoute, Kind::Sidecar]);
+    let any_name = prop_oneof![4 => name(), 1 => Just("istio-system/x")];
+    let gone = prop_oneof![6 => name(), 1 => Just("istio-system/x"), 1 => Just("istio-system/y")];
     let policy = (name(), policy_spec())
         .prop_map(|(name, spec)| object("NetworkPolicy", "networking.k8s.io/v1", name, json!({}), spec));
     let export = name().prop_map(|name| {
@@ -170,12 +191,11 @@ fn op() -> impl Strategy<Value = Op> {
         export.as_object_mut().unwrap().remove("spec");
         export
     });
-    let put =
-        prop_oneof![4 => workload(), 3 => service(), 2 => slice(), 2 => route(), 4 => policy, 1 => export];
+    let put = prop_oneof![4 => workload(), 3 => service(), 2 => slice(), 2 => route(), 4 => policy, 1 => export, 3 => sidecar()];
     prop_oneof![
         24 => put.prop_map(Op::Put),
-        8 => (kind, name()).prop_map(|(kind, name)| Op::Delete(kind, name)),
-        2 => (name(), 1u64..4).prop_map(|(name, age)| Op::Age(name, age)),
+        8 => (kind, gone).prop_map(|(kind, name)| Op::Delete(kind, name)),
+        2 => (aged, any_name, 1u64..4).prop_map(|(kind, name, age)| Op::Age(kind, name, age)),
         6 => (name(), node(), 1u8..5, any::<bool>()).prop_map(|(w, n, a, r)| Op::Bind(w, n, a, r)),
         2 => name().prop_map(Op::Unbind),
         2 => (name(), 1u16..4).prop_map(|(name, port)| Op::Allocate(name, port)),
@@ -207,7 +227,7 @@ fn run(cluster: &mut TestCluster, op: Op) {
             cluster.objects.insert(object.key(), Arc::new(object));
         }
         Op::Delete(kind, name) => drop(cluster.objects.remove(&ObjectKey { kind, name: named(name) })),
-        Op::Age(name, age) => drop(cluster.created(Kind::HttpRoute, name, age)),
+        Op::Age(kind, name, age) => drop(cluster.created(kind, name, age)),
         Op::Bind(name, node, last, ready) => {
             cluster.bind(name, node, &format!("10.1.1.{last}"));
             Arc::make_mut(cluster.bindings.get_mut(&named(name)).unwrap()).ready = ready;
@@ -294,6 +314,7 @@ fn assert_same(ours: &MeshModel, reference: &MeshModel) {
     assert_eq!(plain(&ours.workloads), plain(&reference.workloads));
     assert_eq!(plain(&ours.services), plain(&reference.services));
     assert_eq!(plain(&ours.peers), plain(&reference.peers));
+    assert_eq!(plain(&ours.egress_scopes), plain(&reference.egress_scopes));
     assert_index(&ours.index, reference);
 }
 
@@ -325,6 +346,15 @@ fn assert_index(index: &ModelIndex, model: &MeshModel) {
     let gateways = model.workloads.values().filter(|w| w.proxy == crate::resource::ProxyMode::Gateway);
     assert!(index.gateways().eq(gateways.map(|w| &w.name)));
     assert!(index.exported().eq(model.services.values().filter(|s| s.exported).map(|s| &s.name)));
+    for namespace in ["a", "b", "c"] {
+        let only =
+            |s: &&Arc<super::MeshService>| !s.visibility.is_everywhere() && s.visibility.includes(namespace);
+        assert!(index.restricted_to(namespace).eq(model.services.values().filter(only).map(|s| &s.name)));
+    }
+    for name in NAMES.map(named) {
+        let leads = |s: &&Arc<super::MeshService>| s.backends().any(|backend| *backend == name);
+        assert!(index.routed_to(&name).eq(model.services.values().filter(leads).map(|s| &s.name)), "{name}");
+    }
 }
 
 fn follow(batches: Vec<Vec<Op>>, mask: u32) {
@@ -349,6 +379,7 @@ fn follow(batches: Vec<Vec<Op>>, mask: u32) {
             services: plain_changes(&last.services, &model.services),
             policy_classes: plain_changes(&last.policy_classes, &model.policy_classes),
             peers: plain_changes(&last.peers, &model.peers),
+            egress_scopes: plain_changes(&last.egress_scopes, &model.egress_scopes),
         };
         assert_eq!(changes, expected);
         assert_eq!(super::diff(&last, &model), expected);

@@ -16,6 +16,10 @@ pub struct ModelIndex {
     serves: OrdMap<NamespacedName, Arc<Vec<Serves>>>,
     gateways: OrdSet<NamespacedName>,
     exported: OrdSet<NamespacedName>,
+    /// Services that are not visible everywhere, by the namespaces in which they are.
+    restricted: OrdMap<Arc<str>, OrdSet<NamespacedName>>,
+    /// Services whose routes lead to a service.
+    routed: OrdMap<NamespacedName, OrdSet<NamespacedName>>,
 }
 
 /// A service port that has a workload among its endpoints.
@@ -55,6 +59,16 @@ impl ModelIndex {
     /// Services that are offered to peers.
     pub fn exported(&self) -> impl Iterator<Item = &NamespacedName> {
         self.exported.iter()
+    }
+
+    /// Services that a namespace is told of and not every other one is.
+    pub fn restricted_to(&self, namespace: &str) -> impl Iterator<Item = &NamespacedName> {
+        self.restricted.get(namespace).into_iter().flatten()
+    }
+
+    /// Services whose routes lead to this one.
+    pub fn routed_to(&self, service: &NamespacedName) -> impl Iterator<Item = &NamespacedName> {
+        self.routed.get(service).into_iter().flatten()
     }
 
     /// A workload is new, different or gone.
@@ -104,10 +118,44 @@ impl ModelIndex {
                 list.insert(place, serves.clone());
             }
         }
+        self.restrict(old, new);
+        self.route(old, new);
         match (old, new) {
             (_, Some(new)) if new.exported => drop(self.exported.insert(new.name.clone())),
             (Some(gone), _) | (_, Some(gone)) => drop(self.exported.remove(&gone.name)),
             (None, None) => {}
+        }
+    }
+}
+
+impl ModelIndex {
+    fn restrict(&mut self, old: Option<&MeshService>, new: Option<&MeshService>) {
+        if let (Some(old), Some(new)) = (old, new)
+            && old.visibility == new.visibility
+        {
+            return;
+        }
+        if let Some(old) = old {
+            old.visibility.only().for_each(|namespace| remove(&mut self.restricted, namespace, &old.name));
+        }
+        if let Some(new) = new {
+            for namespace in new.visibility.only() {
+                self.restricted.entry(namespace.into()).or_default().insert(new.name.clone());
+            }
+        }
+    }
+
+    fn route(&mut self, old: Option<&MeshService>, new: Option<&MeshService>) {
+        let backends = |service: Option<&'_ MeshService>| -> BTreeSet<NamespacedName> {
+            service.into_iter().flat_map(MeshService::backends).cloned().collect()
+        };
+        let (before, after) = (backends(old), backends(new));
+        let Some(parent) = new.or(old).map(|service| &service.name) else { return };
+        for backend in before.difference(&after) {
+            remove(&mut self.routed, backend, parent);
+        }
+        for backend in after.difference(&before) {
+            self.routed.entry(backend.clone()).or_default().insert(parent.clone());
         }
     }
 }

@@ -14,6 +14,9 @@ mod policy;
 mod policy_tests;
 mod routes;
 mod scan;
+mod scope;
+#[cfg(test)]
+mod scope_tests;
 #[cfg(test)]
 mod service_tests;
 mod services;
@@ -26,6 +29,7 @@ pub use evaluate::{ClassPeer, decide};
 pub use incremental::Compiler;
 pub use index::{ModelIndex, Serves};
 pub use model::*;
+pub use scope::ROOT_NAMESPACE;
 
 use std::sync::Arc;
 
@@ -51,6 +55,7 @@ fn compile_numbered(input: &Input, numbering: Numbering) -> MeshModel {
         services: services.into_iter().map(|(name, service)| (name, Arc::new(service))).collect(),
         policy_classes: policy_classes.into_iter().map(|(id, class)| (id, Arc::new(class))).collect(),
         peers: input.peers.clone(),
+        egress_scopes: scope::all(input),
         index,
     }
 }

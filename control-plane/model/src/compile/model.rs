@@ -14,7 +14,10 @@ use super::ModelIndex;
 use crate::{
     identity::{IdentityNumber, IdentityTable, SpiffeId},
     records::{ClusterInfo, NodeRecord, PeerRecord, ServiceAllocation, StoredMeta, WorkloadBinding},
-    resource::{AppProtocol, HttpRouteRule, Kind, NamespacedName, Object, ObjectKey, Protocol, ProxyMode},
+    resource::{
+        AppProtocol, EgressHost, HttpRouteRule, Kind, NamespacedName, Object, ObjectKey, Protocol, ProxyMode,
+        Visibility,
+    },
 };
 
 /// Everything that a compilation reads, shared with the store's state: a clone costs nothing, and what two inputs
@@ -77,6 +80,8 @@ pub struct MeshModel {
     /// Every class that a workload has. Class 0, which permits everything, is there too where it is used.
     pub policy_classes: OrdMap<u32, Arc<PolicyClass>>,
     pub peers: OrdMap<String, Arc<PeerRecord>>,
+    /// Every Sidecar object, by its name.
+    pub egress_scopes: OrdMap<NamespacedName, Arc<EgressScope>>,
     /// Derived from the rest.
     pub index: ModelIndex,
 }
@@ -96,6 +101,8 @@ pub struct MeshWorkload {
     pub port_protocols: BTreeMap<u16, AppProtocol>,
     /// Where it listens if it is a gateway: its first TCP port, or 15443. 0 for everything else.
     pub gateway_port: u16,
+    /// The Sidecar object that says what it calls.
+    pub egress_scope: Option<NamespacedName>,
     /// None until its node reports it.
     pub binding: Option<Arc<WorkloadBinding>>,
 }
@@ -109,6 +116,15 @@ pub struct MeshService {
     pub ports: Vec<MeshServicePort>,
     /// Offered to peers.
     pub exported: bool,
+    /// Namespaces whose workloads are told of it, here and at peers.
+    pub visibility: Visibility,
+}
+
+/// What a Sidecar object says of the workloads that it applies to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EgressScope {
+    /// Any of them; empty: no service.
+    pub hosts: Vec<EgressHost>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -157,8 +173,17 @@ impl MeshModel {
             services: OrdMap::new(),
             policy_classes: OrdMap::new(),
             peers: OrdMap::new(),
+            egress_scopes: OrdMap::new(),
             index: ModelIndex::default(),
         }
+    }
+}
+
+impl MeshService {
+    /// Services that its routes lead to.
+    pub fn backends(&self) -> impl Iterator<Item = &NamespacedName> {
+        let rules = self.ports.iter().flat_map(|port| &port.routes).map(|route| &route.rule);
+        rules.flat_map(|rule| &rule.backends).map(|backend| &backend.service)
     }
 }
 

@@ -93,6 +93,7 @@ impl<'a> Builder<'a, '_> {
             virtual_ip: if service.headless { None } else { allocated.or(service.cluster_ip) },
             ports,
             exported,
+            visibility: service.visibility.clone(),
         }
     }
 
@@ -104,6 +105,8 @@ impl<'a> Builder<'a, '_> {
             virtual_ip: self.input.allocations.get(name).and_then(|a| a.virtual_ip),
             ports,
             exported: false,
+            // The same service there and here, so what the older export says of namespaces holds in both.
+            visibility: offers.first().map(|(_, service)| service.visibility.clone()).unwrap_or_default(),
         }
     }
 

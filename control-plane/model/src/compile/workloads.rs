@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
-use super::{Input, MeshWorkload};
+use super::{Input, MeshWorkload, scope};
 use crate::{
     identity::{IdentityKey, SpiffeId},
     records::WorkloadBinding,
@@ -59,6 +59,7 @@ pub(super) fn one(
             .filter_map(|p| Some((p.port, p.app_protocol?)))
             .collect(),
         gateway_port: gateway_port(workload),
+        egress_scope: scope::of(input, workload),
         binding,
     }
 }

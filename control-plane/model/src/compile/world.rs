@@ -13,7 +13,7 @@ use crate::{
         ClusterInfo, ImportedPort, ImportedService, NodeRecord, PeerRecord, ServiceAllocation, StoredMeta,
         WorkloadBinding,
     },
-    resource::{AppProtocol, Kind, NamespacedName, Object, ObjectKey, Protocol},
+    resource::{AppProtocol, Kind, NamespacedName, Object, ObjectKey, Protocol, Visibility},
 };
 
 #[derive(Debug)]
@@ -143,6 +143,7 @@ impl TestCluster {
                 spiffe_ids: vec![spiffe_id],
                 ready_endpoints: 2,
                 exported_at_unix: exported_at,
+                visibility: Visibility::Everywhere,
             }),
         );
         self

@@ -41,7 +41,7 @@ const fn row(
     Coverage { kind, field, support, example, note }
 }
 
-use Kind::{EndpointSlice, HttpRoute, NetworkPolicy, Service, ServiceExport, Workload};
+use Kind::{EndpointSlice, HttpRoute, NetworkPolicy, Service, ServiceExport, Sidecar, Workload};
 use Support::{Ignored, Partly, Refused, Yes};
 
 /// Every field of every kind.
@@ -71,6 +71,7 @@ pub const COVERAGE: &[Coverage] = &[
     row(Workload, "spec.ports[].appProtocol", Yes, r#""grpc""#, ""),
     row(Workload, "status", Ignored, "{}", ""),
 
+    row(Service, "metadata.annotations", Yes, r#"{"networking.istio.io/exportTo":".,pay"}"#, "exportTo: who may know of it"),
     row(Service, "spec.selector", Yes, r#"{"app":"x"}"#, ""),
     row(Service, "spec.ports[].name", Yes, r#""http""#, ""),
     row(Service, "spec.ports[].port", Yes, "80", ""),
@@ -145,6 +146,18 @@ pub const COVERAGE: &[Coverage] = &[
     row(ServiceExport, "spec.exportedLabels", Refused, r#"{"a":"b"}"#, ""),
     row(ServiceExport, "spec.exportedAnnotations", Refused, r#"{"a":"b"}"#, ""),
     row(ServiceExport, "status", Ignored, "{}", ""),
+
+    row(Sidecar, "spec.workloadSelector.labels", Yes, r#"{"app":"x"}"#, "required with workloadSelector"),
+    row(Sidecar, "spec.egress", Partly, r#"[{"hosts":["./*"]}]"#, "one entry, required"),
+    row(Sidecar, "spec.egress[].hosts", Yes, r#"["./*","*/*.pay.svc.mesh.local","shop/a.b"]"#, ""),
+    row(Sidecar, "spec.egress[].port", Refused, r#"{"number":80,"protocol":"HTTP","name":"http"}"#, ""),
+    row(Sidecar, "spec.egress[].bind", Refused, r#""127.0.0.1""#, ""),
+    row(Sidecar, "spec.egress[].captureMode", Refused, r#""NONE""#, "DEFAULT is accepted"),
+    row(Sidecar, "spec.ingress", Refused, "[]", "a workload's ports are captured as it declares them"),
+    row(Sidecar, "spec.inboundConnectionPool", Refused, "{}", ""),
+    row(Sidecar, "spec.outboundTrafficPolicy.mode", Refused, r#""REGISTRY_ONLY""#, "ALLOW_ANY is accepted"),
+    row(Sidecar, "spec.outboundTrafficPolicy.egressProxy", Refused, "{}", ""),
+    row(Sidecar, "status", Ignored, "{}", ""),
 ];
 
 #[cfg(test)]
@@ -165,6 +178,7 @@ mod tests {
                 "addressType": "IPv4", "endpoints": [{"addresses": ["10.0.0.7"]}], "ports": [{"port": 1}],
             }),
             Kind::NetworkPolicy => json!({"spec": {}}),
+            Kind::Sidecar => json!({"spec": {"egress": [{"hosts": ["*/*"]}]}}),
             Kind::HttpRoute => json!({"spec": {"parentRefs": [{"kind": "Service", "name": "a"}]}}),
         };
         out.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());

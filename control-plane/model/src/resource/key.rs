@@ -20,17 +20,20 @@ pub enum Kind {
     HttpRoute,
     /// `multicluster.x-k8s.io/v1alpha1`
     ServiceExport,
+    /// `networking.istio.io/v1`
+    Sidecar,
 }
 
 impl Kind {
     /// Every kind, in listing order.
-    pub const ALL: [Kind; 6] = [
+    pub const ALL: [Kind; 7] = [
         Kind::Workload,
         Kind::Service,
         Kind::EndpointSlice,
         Kind::NetworkPolicy,
         Kind::HttpRoute,
         Kind::ServiceExport,
+        Kind::Sidecar,
     ];
 
     /// As `kind:` spells it.
@@ -42,6 +45,7 @@ impl Kind {
             Kind::NetworkPolicy => "NetworkPolicy",
             Kind::HttpRoute => "HTTPRoute",
             Kind::ServiceExport => "ServiceExport",
+            Kind::Sidecar => "Sidecar",
         }
     }
 
@@ -54,6 +58,20 @@ impl Kind {
             Kind::NetworkPolicy => "networking.k8s.io/v1",
             Kind::HttpRoute => "gateway.networking.k8s.io/v1",
             Kind::ServiceExport => "multicluster.x-k8s.io/v1alpha1",
+            Kind::Sidecar => "networking.istio.io/v1",
+        }
+    }
+
+    /// Other versions that are read as the same.
+    pub(super) fn older_versions(self) -> &'static [&'static str] {
+        match self {
+            Kind::Sidecar => &["networking.istio.io/v1beta1", "networking.istio.io/v1alpha3"],
+            Kind::Workload
+            | Kind::Service
+            | Kind::EndpointSlice
+            | Kind::NetworkPolicy
+            | Kind::HttpRoute
+            | Kind::ServiceExport => &[],
         }
     }
 
@@ -66,6 +84,7 @@ impl Kind {
             "networkpolicy" | "networkpolicies" | "netpol" => Kind::NetworkPolicy,
             "httproute" | "httproutes" => Kind::HttpRoute,
             "serviceexport" | "serviceexports" | "svcexport" | "svcex" => Kind::ServiceExport,
+            "sidecar" | "sidecars" => Kind::Sidecar,
             _ => return None,
         })
     }

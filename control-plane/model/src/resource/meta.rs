@@ -45,7 +45,7 @@ impl WireMeta {
         // A service's name becomes part of host names and SNI: one label.
         match kind {
             Kind::Service | Kind::ServiceExport => check::dns_label(&name, &at.field("name"))?,
-            Kind::Workload | Kind::EndpointSlice | Kind::NetworkPolicy | Kind::HttpRoute => {
+            Kind::Workload | Kind::EndpointSlice | Kind::NetworkPolicy | Kind::HttpRoute | Kind::Sidecar => {
                 check::dns_subdomain(&name, &at.field("name"))?;
             }
         }

@@ -12,6 +12,7 @@ use super::{
     network_policy::{self, WirePolicy},
     service::{self, WireService},
     service_export::{self, WireExport},
+    sidecar::{self, WireSidecar},
     workload::{self, WireWorkload},
 };
 
@@ -44,6 +45,7 @@ impl Object {
             Object::NetworkPolicy(o) => drop(out.insert("spec".to_owned(), network_policy::render(o))),
             Object::HttpRoute(o) => drop(out.insert("spec".to_owned(), http_route::render(o))),
             Object::ServiceExport(_) => {}
+            Object::Sidecar(o) => drop(out.insert("spec".to_owned(), sidecar::render(o))),
         }
         Value::Object(out)
     }
@@ -94,6 +96,10 @@ fn parse(value: &Value) -> Result<Object, Fault> {
         Kind::ServiceExport => {
             let (meta, spec) = envelope::<WireExport>(&value, kind)?;
             Object::ServiceExport(service_export::parse(spec, meta)?)
+        }
+        Kind::Sidecar => {
+            let (meta, spec) = envelope::<WireSidecar>(&value, kind)?;
+            Object::Sidecar(required(spec)?.parse(meta)?)
         }
     })
 }
@@ -163,7 +169,7 @@ fn kind_of(map: &Map<String, Value>) -> Result<Kind, Fault> {
         let hint = near.map(|k| format!("; did you mean {k}?")).unwrap_or_default();
         return at.refuse(kind, format!("is not a supported kind{hint}; supported are {}", supported()));
     };
-    if known.api_version() != api_version {
+    if known.api_version() != api_version && !known.older_versions().contains(&api_version) {
         return At::new("apiVersion")
             .refuse(api_version, format!("is not supported for {known}; write {}", known.api_version()));
     }

@@ -317,6 +317,100 @@ fn routes_attach_to_services_of_their_own_namespace() {
 }
 
 #[test]
+fn a_sidecar_says_which_services_are_called_and_nothing_that_this_mesh_does_otherwise() {
+    let sidecar = |spec: Value| object("networking.istio.io/v1", "Sidecar", spec);
+    let with = |field: &str, value: Value| {
+        let mut spec = json!({"egress": [{"hosts": ["./*"]}]});
+        spec[field] = value;
+        sidecar(spec)
+    };
+    refused(
+        &object("networking.istio.io/v1alpha1", "Sidecar", json!({})),
+        "apiVersion",
+        "write networking.istio.io/v1",
+    );
+    refused(&sidecar(json!({})), "spec.egress", "required");
+    refused(&with("egress", json!([])), "spec.egress", "required");
+    refused(&with("ingress", json!([])), "spec.ingress", "not supported");
+    refused(&with("inboundConnectionPool", json!({})), "spec.inboundConnectionPool", "not supported");
+    refused(&with("workloadSelector", json!({})), "spec.workloadSelector.labels", "required");
+    refused(
+        &with("workloadSelector", json!({"labels": {"app": "*"}})),
+        "spec.workloadSelector.labels[app]",
+        "must be",
+    );
+    refused(
+        &with("workloadSelector", json!({"matchLabels": {"app": "x"}})),
+        "spec.workloadSelector.matchLabels",
+        "unknown field",
+    );
+    let policy = |policy: Value| with("outboundTrafficPolicy", policy);
+    let mode = "spec.outboundTrafficPolicy.mode";
+    refused(&policy(json!({"mode": "REGISTRY_ONLY"})), mode, "only ALLOW_ANY is");
+    let error = Object::parse(&policy(json!({}))).unwrap_err();
+    assert_eq!(
+        (error.path.as_str(), error.value.as_str()),
+        (mode, "REGISTRY_ONLY"),
+        "what Istio reads there"
+    );
+    refused(&policy(json!({"egressProxy": {}})), "spec.outboundTrafficPolicy.egressProxy", "not supported");
+    let egress = |entry: Value| with("egress", json!([entry]));
+    refused(
+        &egress(json!({"hosts": ["./*"], "port": {"number": 80}})),
+        "spec.egress[0].port",
+        "not supported",
+    );
+    refused(&egress(json!({"hosts": ["./*"], "bind": "0.0.0.0"})), "spec.egress[0].bind", "not supported");
+    refused(
+        &egress(json!({"hosts": ["./*"], "captureMode": "NONE"})),
+        "spec.egress[0].captureMode",
+        "only DEFAULT is",
+    );
+    refused(&egress(json!({})), "spec.egress[0].hosts", "required");
+    let two = json!([{"hosts": ["./*"]}, {"hosts": ["a/*"]}]);
+    refused(&with("egress", two), "spec.egress[1]", "second entry");
+    let hosts = |all: &[&str]| egress(json!({"hosts": all}));
+    for bad in [
+        "pay",
+        "shop/",
+        "/pay",
+        "Shop/*",
+        "a.b/*",
+        "shop/Pay",
+        "shop/*pay",
+        "shop/*.",
+        "shop/a.*",
+        "shop/a/b",
+        "shop/**",
+    ] {
+        refused(&hosts(&[bad]), "spec.egress[0].hosts[0]", "must be <namespace>/<DNS name>");
+    }
+    refused(&hosts(&["./*", "~/*"]), "spec.egress[0].hosts[1]", "no service at all");
+    refused(&hosts(&["~/pay.shop"]), "spec.egress[0].hosts[0]", "no service at all");
+    refused(&hosts(&["a/*", "b/*", "a/*"]), "spec.egress[0].hosts[2]", "twice");
+    let many: Vec<String> = (0..=1000).map(|n| format!("ns{n}/*")).collect();
+    refused(&egress(json!({"hosts": many})), "spec.egress[0].hosts", "at most 1000");
+}
+
+#[test]
+fn an_annotation_that_says_who_may_know_of_a_service_must_make_sense() {
+    let exported = |text: &str| {
+        let mut value = service(json!({"ports": [{"port": 80}]}));
+        value["metadata"]["annotations"] = json!({"networking.istio.io/exportTo": text});
+        value
+    };
+    let at = "metadata.annotations[networking.istio.io/exportTo]";
+    refused(&exported(""), at, "must be '.'");
+    refused(&exported("a,"), at, "must be '.'");
+    refused(&exported("Bank"), at, "must be '.'");
+    refused(&exported("shop,."), at, "names namespace shop twice");
+    refused(&exported("*,bank"), at, "beside others");
+    refused(&exported("., ~"), at, "beside others");
+    let many: Vec<String> = (0..=100).map(|n| format!("ns{n}")).collect();
+    refused(&exported(&many.join(",")), at, "at most 100");
+}
+
+#[test]
 fn objects_that_are_too_large_or_too_deep_are_refused() {
     let mut large = workload(json!({}));
     large["metadata"]["annotations"] = json!({"note": "x".repeat(MAX_OBJECT_BYTES)});

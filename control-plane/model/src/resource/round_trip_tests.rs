@@ -52,6 +52,59 @@ fn what_kubernetes_prints_is_accepted() {
 }
 
 #[test]
+fn a_sidecar_as_istio_documents_it_is_accepted_in_all_its_versions() {
+    for version in ["v1", "v1beta1", "v1alpha3"] {
+        let object = round_trips(&json!({
+            "apiVersion": format!("networking.istio.io/{version}"), "kind": "Sidecar",
+            "metadata": {"name": "ratings", "namespace": "prod-us1"},
+            "spec": {
+                "workloadSelector": {"labels": {"app": "ratings"}},
+                "outboundTrafficPolicy": {"mode": "ALLOW_ANY"},
+                "egress": [{"captureMode": "DEFAULT",
+                            "hosts": ["./*", "istio-system/*", "*/*.example.com", "prod-apis/api.prod-apis.svc.mesh.local"]}],
+            },
+        }));
+        assert_eq!(object.to_json()["apiVersion"], "networking.istio.io/v1");
+        let Object::Sidecar(sidecar) = object else { panic!() };
+        assert_eq!(sidecar.hosts.len(), 4);
+        assert_eq!(sidecar.hosts[2].pattern, HostPattern::Suffix(".example.com".to_owned()));
+    }
+    let nothing = json!({
+        "apiVersion": "networking.istio.io/v1", "kind": "Sidecar", "metadata": {"name": "default"},
+        "spec": {"egress": [{"hosts": ["~/*"]}]},
+    });
+    let Object::Sidecar(sidecar) = round_trips(&nothing) else { panic!() };
+    assert!(sidecar.hosts.is_empty() && sidecar.workloads.is_empty());
+}
+
+#[test]
+fn who_may_know_of_a_service_is_read_from_istios_annotation() {
+    let visibility = |text: &str| {
+        let Object::Service(service) = round_trips(&json!({
+            "apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": "pay", "namespace": "shop", "annotations": {EXPORT_TO_ANNOTATION: text}},
+            "spec": {"ports": [{"port": 80}]},
+        })) else {
+            panic!()
+        };
+        service.visibility
+    };
+    let only = |names: &[&str]| Visibility::Only(names.iter().map(ToString::to_string).collect());
+    assert_eq!(visibility("*"), Visibility::Everywhere);
+    assert_eq!(visibility("~"), only(&[]));
+    assert_eq!(visibility(".,bank , audit"), only(&["audit", "bank", "shop"]));
+    assert!(visibility(".").includes("shop") && !visibility(".").includes("bank"));
+}
+
+#[test]
+fn a_service_that_was_stored_before_it_could_be_hidden_is_visible_everywhere() {
+    let service = json!({"kind": "Service", "meta": {"name": "shop/pay", "labels": {}, "annotations": {}, "resource_version": null},
+        "selector": {}, "ports": [], "cluster_ip": null, "headless": false});
+    let Object::Service(service) = serde_json::from_value(service).unwrap() else { panic!() };
+    assert!(service.visibility.is_everywhere());
+}
+
+#[test]
 fn defaults_are_kubernetes_defaults() {
     let Object::Workload(workload) =
         round_trips(&json!({"apiVersion": "isthmus.io/v1", "kind": "Workload", "metadata": {"name": "a"}}))
@@ -137,8 +190,15 @@ fn workload() -> impl Strategy<Value = Object> {
 
 fn service() -> impl Strategy<Value = Object> {
     let ports = prop::collection::btree_map(1..=u16::MAX, (port_ref(), protocol(), app_protocol()), 1..4);
-    (meta(), labels(), ports, any::<Option<u8>>(), any::<bool>()).prop_map(
-        |(meta, selector, ports, ip, headless)| {
+    let told = prop::option::of(prop::collection::btree_set(name(), 0..3));
+    (meta(), labels(), ports, any::<Option<u8>>(), any::<bool>(), told).prop_map(
+        |(mut meta, selector, ports, ip, headless, told)| {
+            let visibility = told.map_or(Visibility::Everywhere, Visibility::Only);
+            if !visibility.is_everywhere() {
+                let words: Vec<&str> = visibility.only().collect();
+                let text = if words.is_empty() { "~".to_owned() } else { words.join(", ") };
+                meta.annotations.insert(EXPORT_TO_ANNOTATION.to_owned(), text);
+            }
             let ports = ports
                 .into_iter()
                 .map(|(port, (target_port, protocol, app_protocol))| ServicePort {
@@ -150,7 +210,7 @@ fn service() -> impl Strategy<Value = Object> {
                 })
                 .collect();
             let cluster_ip = ip.filter(|_| !headless).map(|ip| [10, 0, 0, ip].into());
-            Object::Service(Service { meta, selector, ports, cluster_ip, headless })
+            Object::Service(Service { meta, selector, ports, cluster_ip, headless, visibility })
         },
     )
 }
@@ -314,9 +374,32 @@ fn slice() -> impl Strategy<Value = Object> {
         })
 }
 
+fn sidecar() -> impl Strategy<Value = Object> {
+    let namespace = prop_oneof![
+        Just(EgressNamespace::Own),
+        Just(EgressNamespace::Any),
+        name().prop_map(EgressNamespace::Named),
+    ];
+    let pattern = prop_oneof![
+        Just(HostPattern::Any),
+        "[a-z]{1,4}(\\.[a-z]{1,4}){0,2}".prop_map(HostPattern::Exact),
+        "(\\.[a-z]{1,4}){1,3}".prop_map(HostPattern::Suffix),
+    ];
+    let host = (namespace, pattern).prop_map(|(namespace, pattern)| EgressHost { namespace, pattern });
+    (meta(), labels(), prop::collection::vec(host, 0..5)).prop_map(|(meta, workloads, all)| {
+        let mut hosts: Vec<EgressHost> = Vec::new();
+        for host in all {
+            if !hosts.contains(&host) {
+                hosts.push(host);
+            }
+        }
+        Object::Sidecar(Sidecar { meta, workloads, hosts })
+    })
+}
+
 fn any_object() -> impl Strategy<Value = Object> {
     let export = meta().prop_map(|meta| Object::ServiceExport(ServiceExport { meta }));
-    prop_oneof![workload(), service(), slice(), policy(), route(), export]
+    prop_oneof![workload(), service(), slice(), policy(), route(), export, sidecar()]
 }
 
 fn any_json() -> impl Strategy<Value = Value> {
@@ -332,7 +415,7 @@ fn any_json() -> impl Strategy<Value = Value> {
             prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
             prop::collection::hash_map(
                 prop::sample::select(vec![
-                    "spec", "ports", "port", "name", "from", "ingress", "rules", "matches"
+                    "spec", "ports", "port", "name", "from", "ingress", "rules", "matches", "egress", "hosts"
                 ])
                 .prop_map(str::to_owned),
                 inner,

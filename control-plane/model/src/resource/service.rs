@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use super::{
     Labels, Meta, PortRef, Service, ServicePort, check,
     error::{At, Fault},
+    export_to,
     port::{self, WirePort},
 };
 
@@ -89,7 +90,8 @@ impl WireService {
             }
             ports.push(port);
         }
-        Ok(Service { meta, selector: self.selector, ports, cluster_ip, headless })
+        let visibility = export_to::parse(&meta)?;
+        Ok(Service { meta, selector: self.selector, ports, cluster_ip, headless, visibility })
     }
 
     fn refuse_unsupported(&self, at: &At) -> Result<(), Fault> {

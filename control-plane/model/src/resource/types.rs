@@ -1,11 +1,11 @@
 //! The plain types that the parsers in this folder yield.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, fmt, net::IpAddr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{Kind, NamespacedName, ObjectKey};
+use super::{Kind, NamespacedName, ObjectKey, Visibility};
 
 /// Labels, and the map form of a selector.
 pub type Labels = BTreeMap<String, String>;
@@ -35,6 +35,7 @@ pub enum Object {
     #[serde(rename = "HTTPRoute")]
     HttpRoute(HttpRoute),
     ServiceExport(ServiceExport),
+    Sidecar(Sidecar),
 }
 
 impl Object {
@@ -47,6 +48,7 @@ impl Object {
             Object::NetworkPolicy(_) => Kind::NetworkPolicy,
             Object::HttpRoute(_) => Kind::HttpRoute,
             Object::ServiceExport(_) => Kind::ServiceExport,
+            Object::Sidecar(_) => Kind::Sidecar,
         }
     }
 
@@ -59,6 +61,7 @@ impl Object {
             Object::NetworkPolicy(o) => &o.meta,
             Object::HttpRoute(o) => &o.meta,
             Object::ServiceExport(o) => &o.meta,
+            Object::Sidecar(o) => &o.meta,
         }
     }
 
@@ -163,6 +166,9 @@ pub struct Service {
     pub cluster_ip: Option<IpAddr>,
     /// `clusterIP: None`.
     pub headless: bool,
+    /// From the annotation `networking.istio.io/exportTo`.
+    #[serde(default, skip_serializing_if = "Visibility::is_everywhere")]
+    pub visibility: Visibility,
 }
 
 /// One port of a service.
@@ -364,4 +370,57 @@ pub struct BackendRef {
 #[allow(missing_docs)]
 pub struct ServiceExport {
     pub meta: Meta,
+}
+
+/// `networking.istio.io Sidecar`: which services the proxies of workloads are told of without having asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Sidecar {
+    pub meta: Meta,
+    /// Empty: every workload of the namespace that no other Sidecar selects.
+    pub workloads: Labels,
+    /// Any of them; empty: no service at all (`~/*`).
+    pub hosts: Vec<EgressHost>,
+}
+
+/// `<namespace>/<DNS name>` of `egress[].hosts`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct EgressHost {
+    pub namespace: EgressNamespace,
+    pub pattern: HostPattern,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub enum EgressNamespace {
+    /// `.`: that of the workload, also where a Sidecar of the root namespace says it.
+    Own,
+    Any,
+    Named(String),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub enum HostPattern {
+    Any,
+    /// In full, lower case.
+    Exact(String),
+    /// Begins with the dot.
+    Suffix(String),
+}
+
+impl fmt::Display for EgressHost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let namespace = match &self.namespace {
+            EgressNamespace::Own => ".",
+            EgressNamespace::Any => "*",
+            EgressNamespace::Named(name) => name,
+        };
+        match &self.pattern {
+            HostPattern::Any => write!(f, "{namespace}/*"),
+            HostPattern::Exact(name) => write!(f, "{namespace}/{name}"),
+            HostPattern::Suffix(suffix) => write!(f, "{namespace}/*{suffix}"),
+        }
+    }
 }

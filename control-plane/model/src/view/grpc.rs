@@ -1,7 +1,7 @@
 //! The view of a process that is its own proxy: gRPC's xDS client, which reads configuration by itself.
 
 use super::{
-    names,
+    Reach, Scope, names,
     sidecar::{OutboundCluster, outbound_cluster, tcp_ports},
 };
 use crate::{
@@ -9,7 +9,8 @@ use crate::{
     resource::{NamespacedName, ProxyMode},
 };
 
-/// Borrowed from the model, in the order of names.
+/// Borrowed from the model, in the order of names. It asks for everything by name, so that a Sidecar object keeps
+/// nothing from it that its namespace may know of.
 #[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs)]
 pub struct GrpcView<'a> {
@@ -38,7 +39,8 @@ pub fn for_grpc<'a>(model: &'a MeshModel, workload: &NamespacedName) -> Option<G
     if !has_grpc(model, workload) {
         return None;
     }
-    let services = model.services.values();
+    let scope = Scope::of(model, model.workloads.get(workload)?);
+    let services = model.services.values().filter(|service| scope.reach(model, service) > Reach::Hidden);
     let (targets, clusters) = services.flat_map(|s| targets_of(&model.cluster.mesh_domain, s)).unzip();
     Some(GrpcView { targets, clusters })
 }

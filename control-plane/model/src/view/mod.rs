@@ -2,21 +2,23 @@
 //! its client subscribes to, which `control-plane/src/xds/translate` turns into protobuf one to one.
 //!
 //! Nobody receives what only concerns somebody else: an agent gets local endpoints and policy of its own node
-//! only, a sidecar its own inbound configuration only, a peer exported services only. Two choices are wide on
-//! purpose: every agent gets the addresses and identities of all workloads (it enforces policy against them), and
-//! every sidecar may call the services of all namespaces, as in Istio.
+//! only, a sidecar its own inbound configuration and the services of its scope only, a peer exported services only.
+//! One choice is wide on purpose: every agent gets the addresses and identities of all workloads, against which it
+//! enforces policy, and all services, for the workloads that have no proxy.
 
 mod agent;
 mod gateway;
 mod grpc;
 pub mod names;
 mod peer;
+mod scope;
 mod sidecar;
 
 pub use agent::{AgentView, for_agent, has_address, local_workloads};
 pub use gateway::{GATEWAY_PORT, GatewayView, Passthrough, for_gateway, gateway_addresses, passthroughs_of};
 pub use grpc::{GrpcTarget, GrpcView, for_grpc, has_grpc, targets_of};
 pub use peer::{PeerView, for_peer};
+pub use scope::{Reach, Scope};
 pub use sidecar::{
     InboundListener, OutboundCluster, OutboundListener, SidecarView, for_sidecar, inbound_of, outbound_of,
     tcp_ports,

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::SocketAddr};
 
-use super::names;
+use super::{Reach, Scope, names};
 use crate::{
     compile::{MeshEndpoint, MeshModel, MeshRoute, MeshService, MeshServicePort, MeshWorkload},
     identity::SpiffeId,
@@ -14,6 +14,7 @@ use crate::{
 #[allow(missing_docs)]
 pub struct SidecarView<'a> {
     pub workload: &'a MeshWorkload,
+    /// Of the services in its scope: of others it has to ask by name.
     pub outbound: Vec<OutboundListener<'a>>,
     pub clusters: Vec<OutboundCluster<'a>>,
     pub inbound: Vec<InboundListener>,
@@ -65,8 +66,15 @@ pub struct InboundListener {
 /// What a workload's sidecar is to have. None: there is no such workload, or it has no sidecar.
 pub fn for_sidecar<'a>(model: &'a MeshModel, workload: &NamespacedName) -> Option<SidecarView<'a>> {
     let workload = model.workloads.get(workload).filter(|w| w.proxy == ProxyMode::Sidecar)?;
-    let (outbound, clusters): (Vec<_>, Vec<_>) = model.services.values().flat_map(|s| outbound_of(s)).unzip();
-    let outbound = outbound.into_iter().flatten().collect();
+    let scope = Scope::of(model, workload);
+    let (mut outbound, mut clusters) = (Vec::new(), Vec::new());
+    for service in model.services.values() {
+        let reach = scope.reach(model, service);
+        for (listener, cluster) in outbound_of(service).filter(|_| reach >= Reach::Backend) {
+            outbound.extend(listener.filter(|_| reach == Reach::Whole));
+            clusters.push(cluster);
+        }
+    }
     Some(SidecarView { workload, outbound, clusters, inbound: inbound(model, workload) })
 }
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use mesh_model::{
-    compile::MeshModel,
+    compile::{MeshModel, ROOT_NAMESPACE},
     resource::{Kind, Object, ObjectKey},
 };
 use mesh_store::{Change, Event, State, StoredMeta};
@@ -128,11 +128,20 @@ fn dependents(change: &Change) -> Vec<(Kind, String)> {
             let key = object.key();
             let namespace = key.name.namespace.as_str();
             match key.kind {
-                Kind::Workload => of(&[Kind::Service, Kind::NetworkPolicy], namespace),
+                Kind::Workload => {
+                    let here = [Kind::Service, Kind::NetworkPolicy, Kind::Sidecar];
+                    [of(&here, namespace), of(&[Kind::Sidecar], ROOT_NAMESPACE)].concat()
+                }
                 Kind::NetworkPolicy => of(&[Kind::Workload], namespace),
                 Kind::EndpointSlice | Kind::ServiceExport => of(&[Kind::Service], namespace),
                 // Routes of any namespace may refer to a service.
                 Kind::Service => [of(&[Kind::ServiceExport], namespace), of(&[Kind::HttpRoute], "")].concat(),
+                // Of a namespace, or of the root where it leaves all to the root's.
+                Kind::Sidecar if namespace == ROOT_NAMESPACE => of(&[Kind::Sidecar, Kind::Workload], ""),
+                Kind::Sidecar => {
+                    let here = of(&[Kind::Sidecar, Kind::Workload], namespace);
+                    [here, of(&[Kind::Sidecar], ROOT_NAMESPACE)].concat()
+                }
                 Kind::HttpRoute => Vec::new(),
             }
         }

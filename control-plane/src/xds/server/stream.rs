@@ -109,13 +109,13 @@ async fn run<W: Wire, V: Views>(
 
     let stream = shared.subscribers.next_stream();
     let revision = *revisions.borrow_and_update();
-    let mut set = shared.views.resources(&client);
+    let set = shared.views.resources(&client);
     let revision = revision.max(set.revision);
     let connected = shared.subscribers.connect(stream, opening::<W>(&client, &node_id, revision))?;
     let metrics = shared.subscribers.metrics();
     metrics.opened.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     tracing::info!(%client, stream, protocol = ?W::PROTOCOL, revision, "xDS stream opened");
-    let mut session = Session::new(W::PROTOCOL, stream, shared.options.limits, set.clone(), revision)
+    let mut session = Session::new(W::PROTOCOL, stream, shared.options.limits, set, revision)
         .for_features(&node.client_features);
     let mut heartbeats = Heartbeats::new(stream, shared.options.heartbeat);
     let mut rate = request_rate(shared, opened);
@@ -164,11 +164,10 @@ async fn run<W: Wire, V: Views>(
                 let revision = *revisions.borrow_and_update();
                 let new = shared.views.resources(&client);
                 let revision = revision.max(new.revision);
-                if !new.shares_all(&set) {
+                if session.is_concerned_by(&new) {
                     connected.view_changed(session.revision(), revision);
                 }
-                set = new;
-                session.on_snapshot(set.clone(), revision);
+                session.on_snapshot(new, revision);
                 more = true;
             }
             question = inspected.question() => {

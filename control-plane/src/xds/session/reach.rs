@@ -5,10 +5,24 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::type_state::TypeState;
+use super::{Session, type_state::TypeState};
 use crate::xds::{ResourceSet, resource::changed_names};
 
+impl Session {
+    /// Whether another view is anything to the client: what it gets unasked is different, or what it asked for by name.
+    /// To be asked before the session is told of the view.
+    pub fn is_concerned_by(&self, new: &ResourceSet) -> bool {
+        !new.shares_unasked(&self.set) || self.types.iter().any(|state| state.asked_for_other(&self.set, new))
+    }
+}
+
 impl TypeState {
+    fn asked_for_other(&self, old: &ResourceSet, new: &ResourceSet) -> bool {
+        let changed = changed_names(old.named(&self.type_url), new.named(&self.type_url));
+        // What an authority stands for is found by more than its name.
+        changed.iter().any(|name| self.kind.aliases || self.names.contains(name))
+    }
+
     /// Sees a set for the first time.
     pub(super) fn see(&mut self, set: &ResourceSet) {
         self.view = set.of(&self.type_url).cloned().unwrap_or_default();

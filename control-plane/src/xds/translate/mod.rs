@@ -2,12 +2,14 @@
 //! client may have.
 
 pub mod agent;
+mod callers;
 pub mod cluster;
 pub mod endpoint;
 pub mod grpc;
 pub mod listener;
 pub mod peer;
 pub mod route;
+mod scoped;
 pub mod secret;
 pub mod sets;
 mod shared;

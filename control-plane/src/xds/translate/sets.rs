@@ -5,7 +5,8 @@
 //! The set of a client is the very same `Arc`, with its older [`ResourceSet::revision`], as long as nothing in it is
 //! different; a set that differs from the one before has the revision that it was made from. So a revision concerns a
 //! client if and only if its set changed between the last revision compiled before it and the first compiled from it on
-//! ([`ResourceSet::shares_all`] is false of the two).
+//! ([`ResourceSet::shares_all`] is false of the two); but for what it may have by name and has not asked for, which only
+//! its session can tell ([`Session::is_concerned_by`](crate::xds::session::Session::is_concerned_by)).
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -15,11 +16,13 @@ use std::{
 use mesh_model::{
     compile::{MeshModel, ModelDiff},
     resource::NamespacedName,
-    view,
+    view::{self, Scope},
 };
 
 use super::{
-    agent, cluster, listener,
+    agent,
+    callers::Callers,
+    cluster, listener,
     shared::{Part, Shared, served},
 };
 use crate::xds::{Client, Encoded, ResourceSet, TypeResources, kinds};
@@ -57,6 +60,8 @@ pub struct Made {
     pub set: Arc<ResourceSet>,
     /// The newest revision at which that was right.
     pub at: u64,
+    /// Which services it is told of, if it calls any.
+    scope: Option<Scope>,
     shared: Option<Arc<ResourceSet>>,
     own: Arc<Own>,
 }
@@ -74,7 +79,7 @@ struct Own {
 impl Made {
     /// A set that nothing in is shared by plan.
     pub fn alone(set: ResourceSet) -> Self {
-        Self { at: set.revision, set: Arc::new(set), shared: None, own: Arc::default() }
+        Self { at: set.revision, set: Arc::new(set), scope: None, shared: None, own: Arc::default() }
     }
 }
 
@@ -92,16 +97,12 @@ impl Translation {
     /// What a client is to have at the revision of `model`, and what of that it had `before` is the same. Peers have
     /// their own: see [`Exports`](super::peer::Exports).
     pub fn view(&self, model: &MeshModel, client: &Client, before: Option<&Made>) -> Made {
-        let part = match client {
-            Client::Agent { .. } => Part::Agents,
-            Client::Proxy { kind, .. } => Part::Sidecars(*kind),
-            Client::Grpc { .. } => Part::Grpc,
-            Client::Gateway { .. } => Part::Gateways,
-            Client::Peer { .. } => return Made::alone(ResourceSet::new(model.revision)),
-        };
+        if matches!(client, Client::Peer { .. }) {
+            return Made::alone(ResourceSet::new(model.revision));
+        }
         let same_own = before.filter(|before| !self.concerns(client, before)).map(|before| &before.own);
         let own = same_own.cloned().unwrap_or_else(|| Arc::new(self.own(model, client)));
-        let shared = (!own.stranger).then(|| self.shared.part(part, model).clone());
+        let (scope, shared) = if own.stranger { (None, None) } else { self.shared_of(model, client) };
         let same_shared = |before: &&Made| match (&before.shared, &shared) {
             (Some(old), Some(new)) => Arc::ptr_eq(old, new),
             (None, None) => true,
@@ -112,12 +113,31 @@ impl Translation {
         {
             return Made { at: model.revision, ..before.clone() };
         }
-        let set = compose(model.revision, shared.as_deref(), &own, before);
+        let mut set = compose(model.revision, shared.as_deref(), &own, before);
+        // Maps of another descent: what is equal in them is to be the same as before.
+        if let Some(before) = before.filter(|before| before.scope != scope) {
+            set.share_with(&before.set);
+        }
         let set = match before {
             Some(before) if set.shares_all(&before.set) => before.set.clone(),
             _ => Arc::new(set),
         };
-        Made { set, at: model.revision, shared, own }
+        Made { set, at: model.revision, scope, shared, own }
+    }
+
+    /// What a client has in common with others, and with which of its kind, if not with all.
+    fn shared_of(&self, model: &MeshModel, client: &Client) -> (Option<Scope>, Option<Arc<ResourceSet>>) {
+        let (callers, workload) = match client {
+            Client::Agent { .. } => return (None, Some(self.shared.part(Part::Agents, model).clone())),
+            Client::Gateway { .. } => return (None, Some(self.shared.part(Part::Gateways, model).clone())),
+            Client::Peer { .. } => return (None, None),
+            Client::Proxy { workload, kind } => (Callers::Sidecars(*kind), workload),
+            Client::Grpc { workload } => (Callers::Grpc, workload),
+        };
+        let found = NamespacedName::parse(workload).and_then(|name| model.workloads.get(&name));
+        let scope = found.map(|workload| Scope::of(model, workload));
+        let shared = scope.as_ref().map(|scope| self.shared.of_scope(callers, scope, model));
+        (scope, shared)
     }
 
     /// Whether something has changed that the client's own part is made of.
@@ -189,12 +209,10 @@ fn gateways_own(model: &MeshModel, workload: &NamespacedName) -> Option<Own> {
 fn compose(revision: u64, shared: Option<&ResourceSet>, own: &Own, before: Option<&Made>) -> ResourceSet {
     let mut set = ResourceSet::new(revision);
     let Some(shared) = shared else { return set };
-    for (type_url, resources) in shared.types() {
-        set.insert_type(type_url, resources.clone());
-    }
     let old_own = before.map_or(&[][..], |before| &before.own.resources[..]);
-    // A type of which it has nothing of its own any more is the shared map, not that map with what is gone taken out.
-    let types: BTreeSet<&str> = own.resources.iter().map(|own| own.any.type_url.as_str()).collect();
+    let types = shared.types().map(|(type_url, _)| type_url);
+    let types: BTreeSet<&str> =
+        types.chain(own.resources.iter().map(|own| own.any.type_url.as_str())).collect();
     for type_url in types {
         let of_type = |resource: &&Arc<Encoded>| resource.any.type_url == type_url;
         let others = shared.of(type_url);
@@ -206,9 +224,11 @@ fn compose(revision: u64, shared: Option<&ResourceSet>, own: &Own, before: Optio
                 _ => false,
             }
         });
-        if let Some(before) = kept {
+        let names: BTreeSet<&str> = own.resources.iter().filter(of_type).map(|own| &*own.name).collect();
+        // A type of which it has nothing of its own any more is the shared map, not that map with what is gone taken out.
+        let emptied = names.is_empty() && old_own.iter().any(|old| of_type(&old));
+        if let Some(before) = kept.filter(|_| !emptied) {
             set.insert_type(type_url, before.set.of(type_url).cloned().unwrap_or_default());
-            let names: BTreeSet<&str> = own.resources.iter().filter(of_type).map(|own| &*own.name).collect();
             for gone in old_own.iter().filter(of_type).filter(|old| !names.contains(&*old.name)) {
                 set.remove(type_url, &gone.name);
             }
@@ -217,6 +237,7 @@ fn compose(revision: u64, shared: Option<&ResourceSet>, own: &Own, before: Optio
         }
         own.resources.iter().filter(of_type).for_each(|resource| set.put(resource.clone()));
     }
+    set.name_same_as(shared);
     set
 }
 

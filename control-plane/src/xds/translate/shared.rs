@@ -11,14 +11,10 @@ use mesh_model::{
     identity::TrustDomain,
     records::DomainTrust,
     resource::NamespacedName,
-    view,
+    view::{self, Scope},
 };
 
-use super::{
-    agent,
-    cluster::{self, Encryption},
-    endpoint, grpc, listener, route, secret, tls,
-};
+use super::{agent, callers::Callers, cluster, endpoint, scoped::ScopedSets, secret, tls};
 use crate::xds::{Encoded, ProxyKind, ResourceSet, kinds};
 
 /// What there is to have in common.
@@ -28,20 +24,25 @@ pub(super) enum Part {
     Agents,
     /// Every policy class, of which each agent has those of its own workloads.
     Classes,
-    /// The way out of every sidecar of this kind.
-    Sidecars(ProxyKind),
-    /// What gRPC's own clients have.
-    Grpc,
+    /// The services that are visible everywhere, as these call them.
+    Public(Callers),
+    /// The others. Nobody has all of these: see [`scoped`](super::scoped).
+    Restricted(Callers),
     /// What every gateway forwards to.
     Gateways,
 }
 
-const PARTS: [Part; 6] = [
+const PROXIES: Callers = Callers::Sidecars(ProxyKind::Proxy);
+const ENVOYS: Callers = Callers::Sidecars(ProxyKind::Envoy);
+const PARTS: [Part; 9] = [
     Part::Agents,
     Part::Classes,
-    Part::Sidecars(ProxyKind::Proxy),
-    Part::Sidecars(ProxyKind::Envoy),
-    Part::Grpc,
+    Part::Public(PROXIES),
+    Part::Public(ENVOYS),
+    Part::Public(Callers::Grpc),
+    Part::Restricted(PROXIES),
+    Part::Restricted(ENVOYS),
+    Part::Restricted(Callers::Grpc),
     Part::Gateways,
 ];
 
@@ -49,6 +50,8 @@ const PARTS: [Part; 6] = [
 #[derive(Debug, Default)]
 pub(super) struct Shared {
     parts: [OnceLock<Arc<ResourceSet>>; PARTS.len()],
+    /// Selections from them, for those who are not told of everything.
+    scoped: ScopedSets,
 }
 
 impl Shared {
@@ -64,7 +67,20 @@ impl Shared {
             // Nobody else has the new parts yet.
             let _ = after.set(set);
         }
+        self.scoped.carry_over(&next, old, new, changes);
         next
+    }
+
+    /// What clients of a scope have, at this revision, whose model it is.
+    pub(super) fn of_scope(&self, callers: Callers, scope: &Scope, model: &MeshModel) -> Arc<ResourceSet> {
+        match scope {
+            Scope::Public => self.part(Part::Public(callers), model).clone(),
+            Scope::Namespace(_) | Scope::Egress { .. } => self.scoped.get(self, callers, scope, model),
+        }
+    }
+
+    pub(super) fn scoped(&self) -> &ScopedSets {
+        &self.scoped
     }
 
     /// A part of this revision, whose model it is.
@@ -85,24 +101,22 @@ impl Part {
         match self {
             Part::Agents => agents(set, new, changes),
             Part::Classes => classes(set, new, changes),
-            Part::Sidecars(kind) => {
-                for name in each(&changes.services) {
-                    let before = old.and_then(|old| old.services.get(name)).map(Arc::as_ref);
-                    way_out(set, kind, before, new.services.get(name).map(Arc::as_ref));
+            Part::Public(callers) | Part::Restricted(callers) => {
+                let public = matches!(self, Part::Public(_));
+                let domains = [old.unwrap_or(new), new].map(|model| model.cluster.mesh_domain.as_str());
+                // The domain of the mesh is in every name that gRPC asks for.
+                let all = changes.cluster && callers == Callers::Grpc;
+                let all = all.then(|| new.services.keys()).into_iter().flatten();
+                for name in each(&changes.services).chain(all) {
+                    let found = |model: &'_ MeshModel| model.services.get(name).cloned();
+                    let both = [old.and_then(found), found(new)];
+                    let both = both.map(|found| found.filter(|s| s.visibility.is_everywhere() == public));
+                    callers.put(set, domains, both[0].as_deref(), both[1].as_deref());
                 }
-                if bundles_changed(changes) {
+                if public && callers != Callers::Grpc && bundles_changed(changes) {
                     let bundles = view::trust_bundles(new);
                     let roots = bundles.iter().map(|(domain, roots)| (domain, roots.as_slice()));
                     set.put(Encoded::new(tls::TRUST_BUNDLES, &secret::trust_bundles(roots)));
-                }
-            }
-            Part::Grpc => {
-                let domains = [old, Some(new)].map(|model| Some(model?.cluster.mesh_domain.as_str()));
-                // The domain of the mesh is in every name.
-                let all = changes.cluster.then(|| new.services.keys()).into_iter().flatten();
-                for name in each(&changes.services).chain(all) {
-                    let before = old.and_then(|old| old.services.get(name)).map(Arc::as_ref);
-                    named_target(set, domains, before, new.services.get(name).map(Arc::as_ref));
                 }
             }
             Part::Gateways => {
@@ -116,7 +130,7 @@ impl Part {
 }
 
 /// Names of what is different and of what is gone.
-fn each<K>(changes: &Changes<K>) -> impl Iterator<Item = &K> {
+pub(super) fn each<K>(changes: &Changes<K>) -> impl Iterator<Item = &K> {
     changes.changed.iter().chain(&changes.removed)
 }
 
@@ -172,86 +186,6 @@ fn classes(set: &mut ResourceSet, new: &MeshModel, changes: &ModelDiff) {
             Some(class) => set.put(Encoded::new(id.to_string(), &agent::policy_class(class))),
             None => drop(set.remove(kinds::POLICY_CLASS, &id.to_string())),
         }
-    }
-}
-
-/// One service, as its callers reach it.
-fn way_out(set: &mut ResourceSet, kind: ProxyKind, before: Option<&MeshService>, now: Option<&MeshService>) {
-    let mut gone: BTreeSet<String> =
-        before.into_iter().flat_map(view::outbound_of).map(|(_, cluster)| cluster.name).collect();
-    let ports = now.into_iter().flat_map(view::tcp_ports);
-    for ((listener, cluster), port) in now.into_iter().flat_map(view::outbound_of).zip(ports) {
-        gone.remove(&cluster.name);
-        let old = before.and_then(|before| view::tcp_ports(before).find(|old| old.port == port.port));
-        if old == Some(port) {
-            continue;
-        }
-        let name = cluster.name.as_str();
-        // Endpoints change all the time, and what leads to them does not.
-        let same_way = old.is_some_and(|old| {
-            (old.proxy_port, old.app_protocol) == (port.proxy_port, port.app_protocol)
-                && old.routes == port.routes
-        });
-        match listener {
-            _ if same_way => {}
-            None => {
-                set.remove(kinds::LISTENER, name);
-                set.remove(kinds::ROUTE, name);
-            }
-            Some(way) => {
-                set.put(Encoded::new(name, &listener::outbound(name, way.proxy_port, way.protocol)));
-                if listener::is_http(way.protocol) {
-                    set.put(Encoded::new(name, &route::outbound(name, way.routes)));
-                } else {
-                    set.remove(kinds::ROUTE, name);
-                }
-            }
-        }
-        let (encryption, endpoints) = match (kind, Encryption::of(&cluster.endpoints)) {
-            // Our proxy has one transport per cluster; Envoy chooses by endpoint.
-            (ProxyKind::Proxy, Encryption::Mixed) => Encryption::decide(&cluster.endpoints),
-            (ProxyKind::Proxy | ProxyKind::Envoy, encryption) => (encryption, cluster.endpoints.clone()),
-        };
-        let message = cluster::outbound(name, cluster.sni, cluster.spiffe_ids, cluster.protocol, encryption);
-        set.put(Encoded::new(name, &message));
-        set.put(Encoded::new(name, &endpoint::assignment(name, &endpoints)));
-    }
-    for name in gone {
-        for type_url in [kinds::LISTENER, kinds::ROUTE, kinds::CLUSTER, kinds::ENDPOINT] {
-            set.remove(type_url, &name);
-        }
-    }
-}
-
-/// One service, as gRPC's own clients reach it.
-fn named_target(
-    set: &mut ResourceSet,
-    domains: [Option<&str>; 2],
-    before: Option<&MeshService>,
-    now: Option<&MeshService>,
-) {
-    let [old_domain, domain] = domains.map(|domain| domain.unwrap_or_default());
-    let mut gone = BTreeSet::new();
-    for (target, _) in before.into_iter().flat_map(|service| view::targets_of(old_domain, service)) {
-        gone.extend(target.listeners.map(|listener| (kinds::LISTENER, listener)));
-        gone.extend([kinds::ROUTE, kinds::CLUSTER, kinds::ENDPOINT].map(|kind| (kind, target.name.clone())));
-    }
-    for (target, c) in now.into_iter().flat_map(|service| view::targets_of(domain, service)) {
-        let name = target.name.as_str();
-        let (encryption, endpoints) = Encryption::decide(&c.endpoints);
-        for listener in &target.listeners {
-            set.put(Encoded::new(listener.as_str(), &grpc::listener(listener, name)));
-            gone.remove(&(kinds::LISTENER, listener.clone()));
-        }
-        set.put(Encoded::new(name, &grpc::routes(name, target.port, target.routes)));
-        set.put(Encoded::new(name, &grpc::cluster(name, c.sni, c.spiffe_ids, encryption)));
-        set.put(Encoded::new(name, &endpoint::assignment(name, &endpoints)));
-        for kind in [kinds::ROUTE, kinds::CLUSTER, kinds::ENDPOINT] {
-            gone.remove(&(kind, target.name.clone()));
-        }
-    }
-    for (type_url, name) in gone {
-        set.remove(type_url, &name);
     }
 }
 

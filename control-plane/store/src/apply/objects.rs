@@ -155,6 +155,7 @@ fn without_precondition(object: &Object) -> Object {
         Object::NetworkPolicy(o) => &mut o.meta,
         Object::HttpRoute(o) => &mut o.meta,
         Object::ServiceExport(o) => &mut o.meta,
+        Object::Sidecar(o) => &mut o.meta,
     };
     meta.resource_version = None;
     object

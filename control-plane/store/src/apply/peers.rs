@@ -12,8 +12,8 @@ use super::{Done, authority, cluster::check_roots, services, transaction::Transa
 use crate::{
     Member, Refusal,
     limits::{
-        MAX_IDENTITIES_PER_IMPORT, MAX_IMPORTS_PER_PEER, MAX_PEER_DOORS, MAX_PEER_GATEWAYS, MAX_PEERS,
-        MAX_PORTS_PER_IMPORT,
+        MAX_EXPORT_TO, MAX_IDENTITIES_PER_IMPORT, MAX_IMPORTS_PER_PEER, MAX_PEER_DOORS, MAX_PEER_GATEWAYS,
+        MAX_PEERS, MAX_PORTS_PER_IMPORT,
     },
 };
 
@@ -147,6 +147,11 @@ fn check(tx: &Transaction<'_>, peer: &PeerRecord) -> Result<(), Refusal> {
 fn check_import(name: &NamespacedName, service: &ImportedService) -> Result<(), Refusal> {
     valid::label("import.namespace", &name.namespace)?;
     valid::label("import.name", &name.name)?;
+    valid::at_most(
+        &format!("namespaces of the import {name}"),
+        service.visibility.only().count(),
+        MAX_EXPORT_TO,
+    )?;
     valid::at_most(&format!("ports of the import {name}"), service.ports.len(), MAX_PORTS_PER_IMPORT)?;
     valid::at_most(
         &format!("identities of the import {name}"),

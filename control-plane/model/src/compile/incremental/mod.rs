@@ -8,6 +8,7 @@ mod identities;
 mod labels;
 mod peers;
 mod policies;
+mod scopes;
 mod services;
 
 use std::{
@@ -116,7 +117,9 @@ impl Last {
         let (dirty, renumbered) = self.dirty_workloads(&old, &objects, &nodes);
         let round = self.classify(&old, &objects, &dirty, &renumbered);
         let mut touched = BTreeSet::new();
-        let workloads = self.compile_workloads(&old, &dirty, &round.moved, &mut touched);
+        let moved = round.moved.union(&self.rescoped(&old, &objects)).cloned().collect();
+        let workloads = self.compile_workloads(&old, &dirty, &moved, &mut touched);
+        let egress_scopes = self.compile_scopes(&objects);
         let policy_classes = self.take_classes(round);
         self.touch_services(&old, &objects, &mut touched);
         for (cluster, old, new) in &peers {
@@ -135,6 +138,7 @@ impl Last {
             services,
             policy_classes,
             peers: names(peers),
+            egress_scopes,
         }
     }
 

@@ -93,7 +93,7 @@ impl Services {
                     }
                 }
             }
-            Kind::Workload | Kind::NetworkPolicy => {}
+            Kind::Workload | Kind::NetworkPolicy | Kind::Sidecar => {}
         }
     }
 
