@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use control_plane::{
     views::ModelViews,
-    xds::{Client, ProxyKind, ResourceSet, TypeResources, Views},
+    xds::{Client, ProxyKind, ResourceSet, TypeResources, Views, kinds},
 };
 use mesh_model::{
     identity::{SpiffeId, TrustDomain},
@@ -312,4 +312,36 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn clients_that_are_told_of_the_same_services_share_one_map_and_everybody_the_resources() {
+    let mut world = World { state: State::default(), commands: 0 };
+    world.take(Command::Init(cluster()));
+    (0..WORKLOADS).for_each(|n| world.take(put(workload(n, 0))));
+    (0..SERVICES).for_each(|n| world.take(put(service(n, 0))));
+    world.take(put(sidecar(0, 3)));
+    let views = world.views();
+    let view = |n: usize| {
+        let workload = format!("{}/{}", home(n), name("w", n));
+        views.resources(&Client::Proxy { workload, kind: ProxyKind::Proxy })
+    };
+    let (one, other, unscoped) = (view(0), view(1), view(WORKLOADS - 1));
+    let endpoints = |set: &ResourceSet| set.of(kinds::ENDPOINT).unwrap().clone();
+    let listed = "outbound|80|s0.shop";
+    assert!(endpoints(&one).keys().map(|name| &**name).eq([listed]));
+    assert_eq!(endpoints(&unscoped).len(), SERVICES);
+    assert!(endpoints(&one).ptr_eq(&endpoints(&other)));
+    assert!(
+        endpoints(&unscoped).ptr_eq(one.named(kinds::ENDPOINT).unwrap()),
+        "what is there by name is the same map"
+    );
+    assert!(Arc::ptr_eq(&endpoints(&one)[listed], &endpoints(&unscoped)[listed]), "encoded once");
+
+    // A change of what is out of scope leaves everything as it was that is sent unasked.
+    world.take(put(service(2, 1)));
+    views.update(Arc::new(world.state.clone()));
+    let workload = format!("shop/{}", name("w", 0));
+    let now = views.resources(&Client::Proxy { workload, kind: ProxyKind::Proxy });
+    assert!(now.shares_unasked(&one) && !now.shares_all(&one));
 }

@@ -8,6 +8,7 @@
 #[path = "../envoy_ads/envoy.rs"]
 mod envoy;
 mod resources;
+mod scoped;
 
 use std::{
     net::SocketAddr,
@@ -224,6 +225,39 @@ async fn envoy_asks_for_virtual_hosts_when_it_needs_them_with_the_rest_in_state_
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn envoy_asks_for_clusters_outside_of_its_view_when_it_needs_them() {
     clusters(Api::Delta).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn envoy_asks_for_services_outside_of_its_sidecar_objects_scope_and_gets_those_that_are_visible() {
+    let backend = Backend::start("log").await;
+    let port = envoy::free_port();
+    let mut mesh = scoped::Mesh::new(backend.port);
+    let view = |mesh: &scoped::Mesh| {
+        let mut set = mesh.view();
+        resources::front(&mut set, port);
+        set
+    };
+    let Some(story) = Story::start(Api::Delta, port, view(&mesh)).await else { return };
+    story.answers("web.shop", "outbound|80|log.ops", 200, "log").await;
+    let asked = story.envoy.admin("/clusters").await;
+    assert!(asked.contains("log.ops") && !asked.contains("trace.ops"), "only what it asked for: {asked}");
+    let begun = Instant::now();
+    story.answers("web.shop", "outbound|80|pay.ops", 503, "").await;
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+
+    // It becomes visible, and another request for it finds it.
+    mesh.service("pay", "*");
+    story.views.publish(view(&mesh));
+    story.answers("web.shop", "outbound|80|pay.ops", 200, "log").await;
+
+    // Without the Sidecar everything is there unasked.
+    mesh.unscope();
+    story.views.publish(view(&mesh));
+    let all =
+        eventually(|| async { story.envoy.admin("/clusters").await.contains("trace.ops").then_some(()) });
+    assert!(all.await.is_some(), "{}", story.envoy.log());
+    let refused = story.subscribers.list().iter().map(|subscriber| subscriber.nacks).sum::<u32>();
+    assert_eq!(refused, 0, "{:?}", story.subscribers.list());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,6 +1,9 @@
 //! A listener with the on-demand filter, and what it may ask for.
 
-use control_plane::xds::{Encoded, ResourceSet};
+use control_plane::xds::{
+    Encoded, ResourceSet,
+    kinds::{LISTENER, ROUTE},
+};
 use xds_proto::{
     Name,
     envoy::{
@@ -65,6 +68,17 @@ pub fn mesh(revision: u64, port: u16, endpoint: u16, routes: Routes) -> Resource
     set.insert(cluster("near"));
     set.insert(endpoints("near", endpoint));
     set
+}
+
+/// Puts a listener in front of a view: it sends a request to the cluster that it names.
+pub fn front(set: &mut ResourceSet, port: u16) {
+    let mesh = mesh(0, port, 0, Routes::ByHeader);
+    for type_url in [LISTENER, ROUTE] {
+        mesh.of(type_url)
+            .into_iter()
+            .flat_map(|all| all.values())
+            .for_each(|front| set.insert(front.clone()));
+    }
 }
 
 /// A virtual host for VHDS, to `near`.

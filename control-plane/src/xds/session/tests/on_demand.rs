@@ -74,6 +74,25 @@ fn a_cluster_that_moves_into_the_view_of_the_client_is_not_sent_again() {
 }
 
 #[test]
+fn what_a_client_may_have_by_name_concerns_it_once_it_has_asked_for_it() {
+    for protocol in BOTH {
+        let mut script = by_name(protocol);
+        script.open(CDS, "*");
+        script.settle();
+        let named = [(CDS, "far=2"), (RDS, "r"), (EDS, "far")];
+        assert!(!script.concerned_by(&[(CDS, "a")], &named));
+        assert!(script.concerned_by(&[(CDS, "a=2")], &[(CDS, "far"), (RDS, "r"), (EDS, "far")]));
+        match protocol {
+            Protocol::Sotw => drop(script.want(CDS, "* far", &script.nonce(CDS))),
+            Protocol::Delta => drop(script.subscribe(CDS, "far")),
+        }
+        assert!(script.concerned_by(&[(CDS, "a")], &named));
+        assert!(!script.concerned_by(&[(CDS, "a")], &[(CDS, "far other"), (RDS, "r"), (EDS, "far")]));
+        assert!(script.concerned_by(&[(CDS, "a")], &[]), "it is gone");
+    }
+}
+
+#[test]
 fn a_route_configuration_is_served_by_name_though_no_listener_of_the_view_refers_to_it() {
     for protocol in BOTH {
         let mut script = by_name(protocol);

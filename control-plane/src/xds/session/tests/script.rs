@@ -112,6 +112,13 @@ impl Script {
         Self { session: session.for_features([RESOURCE_IN_SOTW]), set }
     }
 
+    /// Whether the client would be concerned by a revision at which all of it is this.
+    pub(super) fn concerned_by(&self, types: &[(&str, &str)], named: &[(&str, &str)]) -> bool {
+        let mut next = with_named(set(self.set.revision + 1, types), named);
+        next.share_with(&self.set);
+        self.session.is_concerned_by(&next)
+    }
+
     /// The next revision: all of it is this now.
     pub(super) fn replace(&mut self, types: &[(&str, &str)], named: &[(&str, &str)]) {
         let mut next = with_named(set(self.set.revision + 1, types), named);
