@@ -50,6 +50,11 @@ fn objects() -> std::io::Result<()> {
     save("objects", "deep.yaml", format!("a: {}", "[".repeat(5_000)))?;
     save("objects", "deep.json", format!("{{\"a\": {}", "[".repeat(5_000)))?;
     save("objects", "indented.yaml", (0..200).map(|n| format!("{}a:\n", " ".repeat(n))).collect::<String>())?;
+    save(
+        "objects",
+        "scope.yaml",
+        "apiVersion: networking.istio.io/v1beta1\nkind: Sidecar\nmetadata: {name: a, namespace: b}\nspec: {workloadSelector: {labels: {a: b}}, egress: [{hosts: [./*, \"*/*.c.d\", ~/*, /, \"*/\"]}]}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: a, annotations: {networking.istio.io/exportTo: \"., *,~,\"}}\nspec: {ports: [{port: 1}]}\n",
+    )?;
     save("objects", "many.json", "{}".repeat(20_000))?;
     save("objects", "markers.yaml", "---\n".repeat(5_000))?;
     save(

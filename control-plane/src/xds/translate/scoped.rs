@@ -120,6 +120,7 @@ impl Selection<'_> {
         let set = if relisted {
             let mut set = self.whole();
             set.share_with(before);
+            self.put_the_rest(&mut set);
             set
         } else {
             let mut set = (**before).clone();
