@@ -67,8 +67,13 @@ impl Stream {
         let response = message.ok_or_else(|| Status::unavailable("the stream has ended"))?;
         let key = |name: &str| (response.type_url.clone(), name.to_owned());
         for resource in &response.resources {
-            self.denied.remove(&key(&resource.name));
-            self.held.insert(key(&resource.name));
+            // An authority that nothing serves is answered by a resource without contents.
+            let (there, gone) = match resource.resource {
+                Some(_) => (&mut self.held, &mut self.denied),
+                None => (&mut self.denied, &mut self.held),
+            };
+            there.insert(key(&resource.name));
+            gone.remove(&key(&resource.name));
         }
         for name in &response.removed_resources {
             self.held.remove(&key(name));
@@ -172,8 +177,8 @@ async fn clients_in_two_namespaces_are_told_what_each_may_use() {
     for authority in ["pay.bank", "pay.bank.svc.mesh.local:80", "*"] {
         let name = format!("{PAY}/{authority}");
         shop.ask(kinds::VIRTUAL_HOST, &[&name]).await;
+        shop.until(kinds::VIRTUAL_HOST, &name, false).await;
     }
-    shop.next().await.unwrap();
     assert_eq!(shop.names(kinds::VIRTUAL_HOST), [""; 0]);
 
     // It becomes visible: who has asked for it gets it, and nobody else does.
