@@ -39,10 +39,16 @@ fn workload(number: usize, variant: usize) -> Value {
     })
 }
 
-fn gateway() -> Value {
+/// A gateway that policies may select, at one of two addresses.
+fn gateway(variant: usize) -> Value {
+    let address = format!("192.0.2.{}", 1 + variant % 2);
     json!({
-        "apiVersion": "isthmus.io/v1", "kind": "Workload", "metadata": meta("gateway"),
-        "spec": {"proxy": "gateway", "address": "192.0.2.1", "ports": [{"port": 15443}]},
+        "apiVersion": "isthmus.io/v1", "kind": "Workload", "metadata": {
+            "name": "gateway", "namespace": "shop", "labels": {"app": name("s", variant / 2)},
+        },
+        "spec": {
+            "serviceAccount": name("a", 0), "proxy": "gateway", "address": address, "ports": [{"port": 15443}],
+        },
     })
 }
 
@@ -92,11 +98,15 @@ fn sidecar(at: usize, variant: usize) -> Value {
 }
 
 fn policy(number: usize, variant: usize) -> Value {
+    let mut peers = vec![json!({"podSelector": {"matchLabels": {"app": name("s", variant % SERVICES)}}})];
+    if variant >= SERVICES {
+        peers.push(json!({"ipBlock": {"cidr": "192.0.2.0/24"}}));
+    }
     json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": meta(&name("p", number)),
         "spec": {
             "podSelector": {"matchLabels": {"app": name("s", number)}}, "policyTypes": ["Ingress"],
-            "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": name("s", variant % SERVICES)}}}]}],
+            "ingress": [{"from": peers}],
         },
     })
 }
@@ -166,14 +176,19 @@ fn import(service: usize, endpoints: u32, at: u64) -> Command {
 }
 
 fn command() -> impl Strategy<Value = Command> {
-    let address = |node: usize, host: usize| format!("10.1.{node}.{}", host + 5).parse().unwrap();
+    // The first shares its node's address, and perhaps the gateway's.
+    let address = |node: usize, host: usize| match host {
+        0 => format!("192.0.2.{}", node + 1).parse().unwrap(),
+        _ => format!("10.1.{node}.{}", host + 5).parse().unwrap(),
+    };
     prop_oneof![
         3 => (0..WORKLOADS, 0..6usize).prop_map(|(n, v)| put(workload(n, v))),
         2 => (0..SERVICES, 0..6usize).prop_map(|(n, v)| put(service(n, v))),
         2 => (0..SERVICES, 0..6usize).prop_map(|(n, v)| put(policy(n, v))),
         1 => (0..SERVICES, 0..6usize).prop_map(|(n, v)| put(route(n, v))),
         1 => (0..SERVICES).prop_map(|n| put(export(n))),
-        1 => Just(put(gateway())),
+        1 => (0..4usize).prop_map(|v| put(gateway(v))),
+        1 => Just(delete(Kind::Workload, "gateway".to_owned())),
         6 => (0..WORKLOADS, 0..2usize, any::<bool>()).prop_map(move |(n, node, ready)| Command::BindWorkload {
             workload: NamespacedName::new(home(n), name("w", n)),
             binding: WorkloadBinding { node: name("n", node), addresses: vec![address(node, n)], ready },

@@ -75,8 +75,27 @@ fn service(name: &str, app_protocol: &str) -> Value {
     })
 }
 
+/// Admits accounts, a gateway, and addresses outside of the mesh, by port and range.
+fn policy() -> Value {
+    json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"name": "callers", "namespace": "shop"},
+        "spec": {
+            "podSelector": {"matchLabels": {"app": "cards"}},
+            "ingress": [{
+                "from": [
+                    {"podSelector": {"matchLabels": {"app": "pay"}}},
+                    {"podSelector": {"matchExpressions": [{"key": "app", "operator": "DoesNotExist"}]}},
+                    {"ipBlock": {"cidr": "0.0.0.0/0", "except": ["198.51.100.0/24"]}},
+                ],
+                "ports": [{"port": "http"}, {"port": 8000, "endPort": 9000}],
+            }],
+        },
+    })
+}
+
 /// A small shop with everything that is translated: HTTP, gRPC and TCP, with and without proxies, mixed, routed
-/// by every kind of match, exported, and imported from a peer.
+/// by every kind of match, restricted by a policy, exported, and imported from a peer.
 fn shop() -> (State, MeshModel) {
     let mut state = State::default();
     let mut keys = 0u128;
@@ -152,6 +171,7 @@ fn shop() -> (State, MeshModel) {
         service("db", "tcp"),
         service("mixed", "http"),
         route,
+        policy(),
         export,
         gateway,
     ];

@@ -2,7 +2,7 @@
 //!
 //! Bytes come in through [`inbound`], are understood and sent on by [`forward`], and leave through [`outbound`]; a
 //! connection that only passes goes through [`gateway`]. What to do is decided by pure modules: [`config`] (wire to plain
-//! data), [`store`] (which update changes what), [`route`], [`balance`], [`retry`].
+//! data), [`store`] (which update changes what), [`policy`] (who may), [`route`], [`balance`], [`retry`].
 
 #![forbid(unsafe_code)]
 
@@ -15,6 +15,7 @@ pub mod inbound;
 pub mod io;
 pub mod limits;
 pub mod outbound;
+pub mod policy;
 mod proxy;
 pub mod retry;
 pub mod route;

@@ -1,5 +1,5 @@
 //! The real Envoy as a client of our xDS server, SotW and delta: of resources made by hand, over plain HTTP/2 on
-//! loopback; and in [`real`] of a whole control plane, through a node's agent.
+//! loopback; and in [`real`] and [`rbac`] of a whole control plane, through a node's agent.
 //!
 //! Needs the Envoy binary: `ENVOY_BIN`, or the one that `make test` installs below the target folder. Fails without it,
 //! unless `SKIP_ENVOY=1`.
@@ -11,6 +11,7 @@ mod agent;
 #[path = "../common/mod.rs"]
 mod common;
 mod envoy;
+mod rbac;
 mod real;
 mod resources;
 mod ttl;

@@ -12,7 +12,8 @@ use xds_proto::{
         },
         extensions::{
             filters::network::{
-                http_connection_manager::v3::HttpConnectionManager, tcp_proxy::v3::TcpProxy as WireTcpProxy,
+                http_connection_manager::v3::HttpConnectionManager, rbac::v3::Rbac as WireRbac,
+                tcp_proxy::v3::TcpProxy as WireTcpProxy,
             },
             transport_sockets::{raw_buffer::v3::RawBuffer, tls::v3::DownstreamTlsContext},
         },
@@ -22,11 +23,12 @@ use xds_proto::{
 use super::{
     error::Path,
     hcm::{self, HttpManager},
+    rbac,
     tcp_proxy::{self, TcpProxy},
     tls::{self, DownstreamTls},
     wire::{Result, duration_or, refuse, unpack},
 };
-use crate::limits;
+use crate::{limits, policy::Rbac};
 
 /// A pattern for the server name that a client asks for, lower case.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -80,8 +82,22 @@ pub struct FilterChain {
     pub tls: Option<DownstreamTls>,
     /// For the TLS handshake.
     pub handshake_timeout: Duration,
+    /// Who may connect: all of these must permit it.
+    pub access: Vec<Rbac>,
     /// What serves the connection.
     pub filter: NetworkFilter,
+}
+
+impl FilterChain {
+    /// Whether another chain does the same, for whomever it may be.
+    pub fn serves_alike(&self, other: &Self) -> bool {
+        let Self { name, matches, tls, handshake_timeout, access: _, filter } = self;
+        *name == other.name
+            && *matches == other.matches
+            && *tls == other.tls
+            && *handshake_timeout == other.handshake_timeout
+            && *filter == other.filter
+    }
 }
 
 #[allow(deprecated)]
@@ -101,10 +117,19 @@ pub(super) fn convert(path: &Path<'_>, wire: WireChain) -> Result<FilterChain> {
         None => None,
     };
     let list = path.field("filters");
-    if filters.len() > 1 {
-        return Err(list.index(1).unsupported());
+    let last = filters.len().checked_sub(1).ok_or_else(|| list.missing())?;
+    let mut access = Vec::new();
+    let mut terminal = None;
+    for (at, wire) in filters.into_iter().enumerate() {
+        let path = list.index(at);
+        match network_filter(&path, wire)? {
+            Either::Access(rbac) => access.push(rbac),
+            Either::Terminal(filter) if at == last => terminal = Some(filter),
+            Either::Terminal(_) => return Err(list.index(at + 1).unsupported()),
+        }
     }
-    let filter = filters.into_iter().next().ok_or_else(|| list.missing())?;
+    // Nothing would come of whom they let in.
+    let filter = terminal.ok_or_else(|| list.index(last).unsupported())?;
     let timeout_path = path.field("transport_socket_connect_timeout");
     Ok(FilterChain {
         name,
@@ -115,7 +140,8 @@ pub(super) fn convert(path: &Path<'_>, wire: WireChain) -> Result<FilterChain> {
             &transport_socket_connect_timeout,
             limits::HANDSHAKE_TIMEOUT,
         )?,
-        filter: network_filter(&list.index(0), filter)?,
+        access,
+        filter,
     })
 }
 
@@ -170,7 +196,12 @@ fn downstream(path: &Path<'_>, wire: TransportSocket) -> Result<Option<Downstrea
     tls::downstream(&path, unpack::<DownstreamTlsContext>(&path, &any)?).map(Some)
 }
 
-fn network_filter(path: &Path<'_>, wire: Filter) -> Result<NetworkFilter> {
+enum Either {
+    Access(Rbac),
+    Terminal(NetworkFilter),
+}
+
+fn network_filter(path: &Path<'_>, wire: Filter) -> Result<Either> {
     let any = match wire.config_type {
         Some(filter::ConfigType::TypedConfig(any)) => any,
         Some(filter::ConfigType::ConfigDiscovery(_)) => {
@@ -180,8 +211,11 @@ fn network_filter(path: &Path<'_>, wire: Filter) -> Result<NetworkFilter> {
     };
     let path = path.field("typed_config");
     if any.type_url == WireTcpProxy::type_url() {
-        return tcp_proxy::convert(&path, unpack(&path, &any)?).map(NetworkFilter::Tcp);
+        return Ok(Either::Terminal(NetworkFilter::Tcp(tcp_proxy::convert(&path, unpack(&path, &any)?)?)));
+    }
+    if any.type_url == WireRbac::type_url() {
+        return rbac::network(&path, unpack(&path, &any)?).map(Either::Access);
     }
     let manager: HttpConnectionManager = unpack(&path, &any)?;
-    hcm::convert(&path, manager).map(|m| NetworkFilter::Http(Box::new(m)))
+    hcm::convert(&path, manager).map(|m| Either::Terminal(NetworkFilter::Http(Box::new(m))))
 }

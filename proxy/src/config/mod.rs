@@ -6,9 +6,9 @@
 //! | message | fields |
 //! | --- | --- |
 //! | `Listener` | `name`, `address` and `additional_addresses` (`socket_address`), `filter_chains`, `default_filter_chain`, `listener_filters` (`tls_inspector`), `listener_filters_timeout`, `continue_on_listener_filters_timeout`, `tcp_backlog_size`, `drain_type` DEFAULT, `bind_to_port` true |
-//! | `FilterChain` | `filter_chain_match` (`server_names`, `transport_protocol`), one filter, `transport_socket`, `transport_socket_connect_timeout`, `name` |
-//! | network filters | `http_connection_manager`, `tcp_proxy` |
-//! | HTTP filters | `router`, as the only one |
+//! | `FilterChain` | `filter_chain_match` (`server_names`, `transport_protocol`), filters (`rbac` any number of times, then one other), `transport_socket`, `transport_socket_connect_timeout`, `name` |
+//! | network filters | `rbac` (see the head of `rbac.rs`), `http_connection_manager`, `tcp_proxy` |
+//! | HTTP filters | `rbac` (the same), and `router` as the last one |
 //! | transport sockets | `tls` (downstream, upstream), `raw_buffer` |
 //! | TLS | certificates and validation by SDS, SPIFFE validator or `trusted_ca`, URI SAN matchers, ALPN, TLS 1.3 |
 //! | `RouteConfiguration` | see the heads of `route.rs` and `route_action.rs` |
@@ -29,6 +29,7 @@ mod header_ops;
 mod listener;
 mod matcher;
 mod outlier;
+mod rbac;
 mod route;
 mod route_action;
 mod secret;

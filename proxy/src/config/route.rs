@@ -218,7 +218,7 @@ fn route_match(path: &Path<'_>, wire: WireMatch) -> Result<RouteMatch> {
 }
 
 #[allow(deprecated)]
-fn header(path: &Path<'_>, wire: HeaderMatcher) -> Result<HeaderTest> {
+pub(super) fn header(path: &Path<'_>, wire: HeaderMatcher) -> Result<HeaderTest> {
     let HeaderMatcher { name, invert_match, treat_missing_header_as_empty, header_match_specifier } = wire;
     let header = match name.as_str() {
         ":method" => HeaderMatch::Method,

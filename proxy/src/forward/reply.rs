@@ -34,6 +34,11 @@ impl Reply {
         Self::new(StatusCode::NOT_FOUND, "", Flag::NoRoute)
     }
 
+    /// A rule denies it.
+    pub fn access_denied() -> Self {
+        Self::new(StatusCode::FORBIDDEN, "RBAC: access denied", Flag::None)
+    }
+
     /// The cluster does not exist.
     pub fn no_cluster(status: u16) -> Self {
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);

@@ -175,6 +175,7 @@ mod tests {
             stat_prefix: String::new(),
             codec: Codec::Auto,
             routes: RouteSource::Inline(Arc::new(table)),
+            access: vec![],
             append_forwarded_for: true,
             set_client_cert: true,
             generate_request_id: true,

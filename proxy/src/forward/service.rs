@@ -1,7 +1,6 @@
 //! The service of an HTTP filter chain.
 
 use std::{
-    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -21,6 +20,7 @@ use super::{
 use crate::{
     config::HttpManager,
     outbound::{IdleTimer, ReplayHandle, UpstreamBody},
+    policy::{Connection, Facts, decide},
     route::{Action, Destination, Forward, RequestView, Route, RouteTable, redirect_location, rewrite_path},
     shared::Shared,
     telemetry::{AccessRecord, Flag, ListenerStats},
@@ -49,8 +49,8 @@ pub struct HttpChain {
 /// A client's connection.
 #[derive(Debug)]
 pub struct Client {
-    /// Where it comes from.
-    pub address: SocketAddr,
+    /// What is known of it.
+    pub connection: Connection,
     /// `http` or `https`.
     pub scheme: &'static str,
     /// Value of `x-forwarded-client-cert`, for a verified client.
@@ -73,7 +73,7 @@ pub async fn handle(
         parts,
         &chain.manager,
         client.scheme,
-        client.address,
+        client.connection.remote,
         client.certificate.as_ref(),
         &mut rand::rng(),
     );
@@ -84,8 +84,18 @@ pub async fn handle(
             if chain.manager.request_id_in_response {
                 request_id = head.headers.get(super::request::X_REQUEST_ID).cloned();
             }
-            let table = chain.routes.load_full();
-            route(chain, &table, head, incoming, http2_client, grpc, record.as_deref_mut()).await
+            match denied(chain, &client.connection, &head) {
+                Some(policy) => {
+                    if let Some(record) = &mut record {
+                        record.denied_by = Some(policy);
+                    }
+                    Reply::access_denied().response(grpc)
+                }
+                None => {
+                    let table = chain.routes.load_full();
+                    route(chain, &table, head, incoming, http2_client, grpc, record.as_deref_mut()).await
+                }
+            }
         }
     };
     finish(&mut response, &chain.manager, request_id);
@@ -108,13 +118,7 @@ async fn route(
     grpc: bool,
     record: Option<&mut AccessRecord>,
 ) -> Response<ResponseBody> {
-    let view = RequestView {
-        method: head.method.as_str(),
-        scheme: head.scheme,
-        authority: head.authority.as_str(),
-        path_and_query: head.path.as_str(),
-        headers: &head.headers,
-    };
+    let view = view(&head);
     let Some(route) = table.find(&view) else {
         note(record, Flag::NoRoute);
         return Reply::no_route().response(grpc);
@@ -142,6 +146,29 @@ async fn route(
             response
         }
     }
+}
+
+fn view(head: &Head) -> RequestView<'_> {
+    RequestView {
+        method: head.method.as_str(),
+        scheme: head.scheme,
+        authority: head.authority.as_str(),
+        path_and_query: head.path.as_str(),
+        headers: &head.headers,
+    }
+}
+
+/// The policy that denies a request, if one does.
+fn denied(chain: &HttpChain, connection: &Connection, head: &Head) -> Option<Arc<str>> {
+    let access = &chain.manager.access;
+    if access.is_empty() {
+        return None;
+    }
+    let verdict = decide(access, Facts { connection, request: Some(&view(head)) });
+    verdict.would_deny.iter().for_each(|policy| chain.stats.shadow_denied.count(policy));
+    let policy = verdict.denied?;
+    chain.stats.denied.count(&policy);
+    Some(policy)
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -240,12 +267,13 @@ fn record(chain: &HttpChain, client: &Client, parts: &http::request::Parts, star
     AccessRecord {
         start,
         listener: chain.listener.clone(),
-        client: client.address,
+        client: client.connection.remote,
         method: parts.method.to_string(),
         authority: parts.uri.authority().map(|a| a.as_str()).or(host).unwrap_or("-").to_owned(),
         path: parts.uri.path_and_query().map_or("/", |p| p.as_str()).to_owned(),
         status: 0,
         flag: Flag::None,
+        denied_by: None,
         cluster: None,
         upstream: None,
         attempts: 0,

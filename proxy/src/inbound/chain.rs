@@ -5,7 +5,10 @@ use std::sync::Arc;
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
-use super::select::{FirstBytes, choose};
+use super::{
+    gate::Gate,
+    select::{FirstBytes, choose},
+};
 use crate::{
     config::{FilterChain, Listener, NetworkFilter, RouteSource, TcpProxy},
     forward::{HttpChain, RouteSlot},
@@ -37,7 +40,9 @@ pub(super) enum Filter {
 /// A chain. Connections hold it, so that it outlives its place in the listener.
 #[derive(Debug)]
 pub(super) struct Chain {
+    /// Without its rules of access, which are in `gate`: they change while connections stand.
     pub(super) config: FilterChain,
+    pub(super) gate: Gate,
     pub(super) tls: Option<ServerTls>,
     pub(super) filter: Filter,
     /// Its connections are to finish.
@@ -60,7 +65,8 @@ pub(super) struct Parts<'a> {
 }
 
 impl Chains {
-    /// Sets up the chains of a listener. Those that have not changed are taken over, with their connections.
+    /// Sets up the chains of a listener. Those that have not changed are taken over, with their connections; if only
+    /// who may connect has, they are given the new rules, once all chains are set up.
     pub(super) fn build(
         listener: Arc<Listener>,
         parts: &Parts<'_>,
@@ -68,11 +74,14 @@ impl Chains {
     ) -> Result<Self, ChainError> {
         let name: Arc<str> = listener.name.as_str().into();
         let build = |config: &FilterChain| {
-            let same = former.and_then(|f| f.all().find(|chain| chain.config == *config));
+            let same = former.and_then(|f| f.all().find(|chain| chain.config.serves_alike(config)));
             same.map_or_else(|| chain(config, &name, parts).map(Arc::new), |chain| Ok(chain.clone()))
         };
-        let chains = listener.chains.iter().map(build).collect::<Result<_, _>>()?;
+        let chains = listener.chains.iter().map(build).collect::<Result<Vec<_>, _>>()?;
         let default = listener.default_chain.as_ref().map(build).transpose()?;
+        for (chain, config) in chains.iter().chain(&default).zip(listener.all_chains()) {
+            chain.gate.set(&config.access);
+        }
         Ok(Self { listener, chains, default })
     }
 
@@ -113,5 +122,11 @@ fn chain(config: &FilterChain, listener: &Arc<str>, parts: &Parts<'_>) -> Result
         ServerTls::new(&parts.shared.secrets, tls, codec)
             .map_err(|source| ChainError::Tls { chain: config.name.clone(), source })
     });
-    Ok(Chain { config: config.clone(), tls: tls.transpose()?, filter, drain: CancellationToken::new() })
+    Ok(Chain {
+        config: FilterChain { access: Vec::new(), ..config.clone() },
+        gate: Gate::new(&config.access),
+        tls: tls.transpose()?,
+        filter,
+        drain: CancellationToken::new(),
+    })
 }

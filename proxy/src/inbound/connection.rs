@@ -12,6 +12,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::{
     chain::{Chain, Chains, Filter},
+    gate::Who,
     http::{self, Version},
     select::FirstBytes,
 };
@@ -20,6 +21,7 @@ use crate::{
     forward::Client,
     gateway::{self, Inspected},
     io::{Io, Rewind},
+    policy::Connection,
     shared::Shared,
     telemetry::ListenerStats,
     tls::{ServerTls, forwarded_client_cert},
@@ -37,6 +39,8 @@ pub(super) async fn serve(accepted: Accepted) {
     let Accepted { mut stream, client, chains, stats, shared } = accepted;
     let listener = chains.listener.clone();
     let _ = stream.set_nodelay(true);
+    // Without it the other end is gone.
+    let Ok(local) = stream.local_addr() else { return };
     let (prefix, first) = if listener.inspects() {
         match gateway::inspect(&mut stream, listener.inspect_timeout).await {
             Inspected::Hello { bytes, server_name } => (bytes, FirstBytes::Tls { server_name }),
@@ -56,10 +60,16 @@ pub(super) async fn serve(accepted: Accepted) {
     drop(chains);
     let stream = Rewind::new(prefix, stream);
     let drain = chain.drain.clone();
+    let who = Who { listener: &listener.name, stats: &stats, wanted: shared.access_log };
+    let server_name = match first {
+        FirstBytes::Tls { server_name } => server_name,
+        FirstBytes::Unseen | FirstBytes::Raw => None,
+    };
+    let connection = Connection { local, remote: client, peer: None, server_name };
     let serving = async {
         match &chain.tls {
-            None => plain(&chain, Io::Client(stream), client, &shared).await,
-            Some(tls) => encrypted(&chain, tls, stream, client, &stats, &shared).await,
+            None => plain(&chain, who, stream, connection, &shared).await,
+            Some(tls) => encrypted(&chain, tls, who, stream, connection, &shared).await,
         }
     };
     tokio::select! {
@@ -70,17 +80,22 @@ pub(super) async fn serve(accepted: Accepted) {
     }
 }
 
-async fn plain(chain: &Chain, io: Io, client: SocketAddr, shared: &Arc<Shared>) {
+async fn plain(chain: &Chain, who: Who<'_>, stream: Rewind, connection: Connection, shared: &Arc<Shared>) {
+    let io = Io::Client(stream);
     match &chain.filter {
-        Filter::Tcp(tcp) => gateway::tunnel(shared, tcp, io, client).await,
+        Filter::Tcp(tcp) => {
+            let tunnel = gateway::tunnel(shared, tcp, io, connection.remote);
+            chain.gate.guard(who, &connection, tunnel).await;
+        }
         Filter::Http(service) => {
             let version = match service.manager.codec {
                 Codec::Auto => Version::Either,
                 Codec::Http1 => Version::Http1,
                 Codec::Http2 => Version::Http2,
             };
-            let client = Client { address: client, scheme: "http", certificate: None };
-            http::serve(io, service.clone(), client, version, &chain.drain).await;
+            let client = Client { connection: connection.clone(), scheme: "http", certificate: None };
+            let serving = http::serve(io, service.clone(), client, version, &chain.drain);
+            chain.gate.guard(who, &connection, serving).await;
         }
     }
 }
@@ -88,15 +103,16 @@ async fn plain(chain: &Chain, io: Io, client: SocketAddr, shared: &Arc<Shared>) 
 async fn encrypted(
     chain: &Chain,
     tls: &ServerTls,
+    who: Who<'_>,
     stream: Rewind,
-    client: SocketAddr,
-    stats: &ListenerStats,
+    mut connection: Connection,
     shared: &Arc<Shared>,
 ) {
+    let client = connection.remote;
     let acceptor = TlsAcceptor::from(tls.config.clone());
     let handshake = tokio::time::timeout(chain.config.handshake_timeout, acceptor.accept(stream));
     let failed = |reason: &dyn std::fmt::Display| {
-        stats.handshake_failures.fetch_add(1, Ordering::Relaxed);
+        who.stats.handshake_failures.fetch_add(1, Ordering::Relaxed);
         tracing::debug!(chain = %chain.config.name, %client, %reason, "TLS handshake failed");
     };
     let stream = match handshake.await {
@@ -108,6 +124,9 @@ async fn encrypted(
     if tls.require_sni && session.server_name().is_none() {
         return failed(&"no server name");
     }
+    connection.server_name = session.server_name().map(str::to_owned);
+    let peer = session.peer_certificates().and_then(|certs| mesh_tls::peer_spiffe_id(certs).ok());
+    connection.peer = peer.map(|id| id.to_string());
     let certificate = session
         .peer_certificates()
         .and_then(|certs| forwarded_client_cert(tls.own_id().as_deref(), certs))
@@ -115,7 +134,10 @@ async fn encrypted(
     let chosen = session.alpn_protocol().map(<[u8]>::to_vec);
     let io = Io::ClientTls(Box::new(stream));
     match &chain.filter {
-        Filter::Tcp(tcp) => gateway::tunnel(shared, tcp, io, client).await,
+        Filter::Tcp(tcp) => {
+            let tunnel = gateway::tunnel(shared, tcp, io, client);
+            chain.gate.guard(who, &connection, tunnel).await;
+        }
         Filter::Http(service) => {
             let version = match (service.manager.codec, chosen.as_deref()) {
                 (Codec::Http1, _) => Version::Http1,
@@ -124,8 +146,9 @@ async fn encrypted(
                 (Codec::Auto, Some(mesh_tls::ALPN_HTTP11)) => Version::Http1,
                 (Codec::Auto, _) => Version::Either,
             };
-            let client = Client { address: client, scheme: "https", certificate };
-            http::serve(io, service.clone(), client, version, &chain.drain).await;
+            let client = Client { connection: connection.clone(), scheme: "https", certificate };
+            let serving = http::serve(io, service.clone(), client, version, &chain.drain);
+            chain.gate.guard(who, &connection, serving).await;
         }
     }
 }

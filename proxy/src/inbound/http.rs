@@ -64,7 +64,7 @@ pub(super) async fn serve(
 ) {
     let builder = builder(&chain.manager, version);
     let idle = chain.manager.idle_timeout;
-    let address = client.address;
+    let address = client.connection.remote;
     let state =
         Arc::new(Connection { chain, client, requests: AtomicUsize::new(0), seen: AtomicUsize::new(0) });
     let service = {

@@ -107,7 +107,9 @@ impl Listeners {
         let parts = Parts { shared: &self.shared, stats: &stats, routes: &find };
         let former = state.listeners.get(&name);
         let former_chains = former.map(|active| active.chains.load_full());
-        let chains = Chains::build(listener.clone(), &parts, former_chains.as_deref())?;
+        // At other addresses everything is new: what stands is to finish.
+        let kept = former_chains.as_deref().filter(|old| old.listener.addresses == listener.addresses);
+        let chains = Chains::build(listener.clone(), &parts, kept)?;
         if let (Some(active), Some(old)) = (former, &former_chains)
             && old.listener.addresses == listener.addresses
         {

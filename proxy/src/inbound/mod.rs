@@ -3,6 +3,7 @@
 mod chain;
 mod connection;
 mod framing;
+mod gate;
 mod http;
 mod listeners;
 mod select;

@@ -128,7 +128,8 @@ pub struct HeaderTest {
 }
 
 impl HeaderTest {
-    fn matches(&self, request: &RequestView<'_>) -> bool {
+    /// Whether the condition holds.
+    pub fn matches(&self, request: &RequestView<'_>) -> bool {
         let value = self.header.value(request);
         match (&self.text, value) {
             (None, value) => (value.is_some() == self.present) != self.invert,

@@ -1,6 +1,8 @@
-//! One line per request.
+//! One line per request, and one per connection that is denied.
 
 use std::{net::SocketAddr, sync::Arc, time::Instant};
+
+use crate::policy::Connection;
 
 /// Why an answer is not an endpoint's, in Envoy's response flags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -62,6 +64,8 @@ pub struct AccessRecord {
     pub status: u16,
     /// See [`Flag`].
     pub flag: Flag,
+    /// The policy that denied it.
+    pub denied_by: Option<Arc<str>>,
     /// Where it went.
     pub cluster: Option<Arc<str>>,
     /// Which endpoint answered.
@@ -94,11 +98,44 @@ impl Drop for AccessRecord {
                     path = %self.path,
                     status = self.status,
                     flag = self.flag.as_str(),
+                    denied_by = self.denied_by.as_deref().unwrap_or("-"),
                     cluster = self.cluster.as_deref().unwrap_or("-"),
                     upstream = %self.upstream.map_or_else(|| "-".to_owned(), |u| u.to_string()),
                     attempts = self.attempts,
                     bytes = self.bytes,
                     ms = self.start.elapsed().as_secs_f64() * 1e3,
+                )
+            };
+        }
+        if self.wanted { line!(info) } else { line!(debug) }
+    }
+}
+
+/// A connection that a rule denies.
+#[derive(Debug, Clone, Copy)]
+pub struct AccessDenial<'a> {
+    /// Name of the listener.
+    pub listener: &'a str,
+    /// Whose it is.
+    pub connection: &'a Connection,
+    /// Which policy denies it, or which filter if none permits it.
+    pub policy: &'a str,
+    /// Whether it goes out at level info (asked for) or debug.
+    pub wanted: bool,
+}
+
+impl AccessDenial<'_> {
+    /// Writes the line.
+    pub fn log(&self) {
+        macro_rules! line {
+            ($level:ident) => {
+                tracing::$level!(
+                    target: "access",
+                    listener = self.listener,
+                    client = %self.connection.remote,
+                    peer = self.connection.peer.as_deref().unwrap_or("-"),
+                    denied_by = self.policy,
+                    "connection denied"
                 )
             };
         }

@@ -12,7 +12,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::{ClusterStats, ListenerStats, Stats};
+use super::{ClusterStats, Denials, ListenerStats, Stats};
 
 type Pick<S> = fn(&S) -> u64;
 
@@ -92,6 +92,15 @@ impl Collector for Stats {
         for (name, help, pick) in LISTENER_COUNTERS {
             counters(&mut encoder, name, help, "listener", by_listener().map(|(n, s)| (n, pick(s))))?;
         }
+        let denied: [(_, _, fn(&ListenerStats) -> &Denials); 2] = [
+            ("rbac_denied", "Connections and requests that a policy denied", |s| &s.denied),
+            ("rbac_shadow_denied", "Those that a policy that is tried out would have denied", |s| {
+                &s.shadow_denied
+            }),
+        ];
+        for (name, help, pick) in denied {
+            denials(&mut encoder, name, help, by_listener().map(|(n, s)| (n, pick(s))))?;
+        }
         for (name, help, pick) in CLUSTER_GAUGES {
             gauges(&mut encoder, name, help, "cluster", by_cluster().map(|(n, s)| (n, pick(s))))?;
         }
@@ -125,6 +134,23 @@ fn codes<'a>(
     for (owner, codes) in all {
         for (status, count) in codes.seen() {
             let labels = [(label, owner.to_owned()), ("code", status.to_string())];
+            ConstCounter::new(count).encode(metric.encode_family(&labels)?)?;
+        }
+    }
+    Ok(())
+}
+
+fn denials<'a>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    all: impl Iterator<Item = (&'a str, &'a Denials)>,
+) -> Result<(), fmt::Error> {
+    let mut metric =
+        encoder.encode_descriptor(name, help, None, prometheus_client::metrics::MetricType::Counter)?;
+    for (listener, denials) in all {
+        for (policy, count) in denials.seen() {
+            let labels = [("listener", listener), ("policy", &*policy)];
             ConstCounter::new(count).encode(metric.encode_family(&labels)?)?;
         }
     }
@@ -173,10 +199,13 @@ mod tests {
         cluster.codes.count(200);
         cluster.codes.count(503);
         stats.listener("inbound|80").active_connections.fetch_add(2, Ordering::Relaxed);
+        stats.listener("inbound|80").denied.count(&"networkpolicy/shop/pay#default-deny-ingress".into());
         let page = stats.prometheus().unwrap();
         for line in [
             "isthmus_proxy_upstream_requests_total{cluster=\"outbound|80|web.shop\",code=\"503\"} 1",
             "isthmus_proxy_downstream_active_connections{listener=\"inbound|80\"} 2",
+            "isthmus_proxy_rbac_denied_total{listener=\"inbound|80\",\
+             policy=\"networkpolicy/shop/pay#default-deny-ingress\"} 1",
             "isthmus_proxy_updates_total 0",
         ] {
             assert!(page.contains(line), "{line} is not in:\n{page}");

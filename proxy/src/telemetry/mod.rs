@@ -4,5 +4,5 @@ mod access;
 mod collector;
 mod stats;
 
-pub use access::{AccessRecord, Flag};
-pub use stats::{ClusterStats, Codes, ListenerStats, Stats};
+pub use access::{AccessDenial, AccessRecord, Flag};
+pub use stats::{ClusterStats, Codes, Denials, ListenerStats, Stats};

@@ -63,6 +63,29 @@ pub struct ClusterStats {
     pub ejections: AtomicU64,
 }
 
+/// Most policies that denials are counted by; those of further ones are counted together.
+const POLICIES: usize = 1_000;
+
+/// Denials by policy.
+#[derive(Debug, Default)]
+pub struct Denials(Mutex<BTreeMap<Arc<str>, u64>>);
+
+impl Denials {
+    /// Counts one.
+    pub fn count(&self, policy: &Arc<str>) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let full = all.len() >= POLICIES && !all.contains_key(policy);
+        let key = if full { "others".into() } else { policy.clone() };
+        *all.entry(key).or_default() += 1;
+    }
+
+    /// All of them.
+    pub fn seen(&self) -> Vec<(Arc<str>, u64)> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().map(|(policy, count)| (policy.clone(), *count)).collect()
+    }
+}
+
 /// What is counted of a listener.
 #[derive(Debug, Default)]
 pub struct ListenerStats {
@@ -78,6 +101,10 @@ pub struct ListenerStats {
     pub handshake_failures: AtomicU64,
     /// Connections that no filter chain matches.
     pub no_chain: AtomicU64,
+    /// Connections and requests that a rule denied.
+    pub denied: Denials,
+    /// Those that a rule would have denied that is only tried out.
+    pub shadow_denied: Denials,
 }
 
 /// Everything that is counted.
@@ -136,5 +163,16 @@ mod tests {
             codes.count(status);
         }
         assert_eq!(codes.seen().collect::<Vec<_>>(), [(100, 1), (200, 2), (599, 3)]);
+    }
+
+    #[test]
+    fn denials_are_counted_by_policy_up_to_a_limit() {
+        let denials = Denials::default();
+        for number in 0..POLICIES + 5 {
+            denials.count(&number.to_string().into());
+        }
+        denials.count(&"0".into());
+        let seen: BTreeMap<_, _> = denials.seen().into_iter().collect();
+        assert_eq!((seen.len(), seen["0"], seen["others"]), (POLICIES + 1, 2, 5));
     }
 }

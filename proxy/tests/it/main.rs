@@ -12,6 +12,7 @@ mod gateway;
 mod http;
 mod load;
 mod mtls;
+mod rbac;
 mod refusal;
 mod resources;
 mod store;

@@ -156,7 +156,7 @@ pub fn tcp_filter(cluster: &str) -> Filter {
     filter("envoy.filters.network.tcp_proxy", &tcp)
 }
 
-fn filter<M: Name>(name: &str, config: &M) -> Filter {
+pub fn filter<M: Name>(name: &str, config: &M) -> Filter {
     Filter { name: name.to_owned(), config_type: Some(filter::ConfigType::TypedConfig(to_any(config))) }
 }
 

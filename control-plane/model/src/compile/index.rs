@@ -1,12 +1,16 @@
 //! What the views look up: who runs where, who has which address, who serves what. Kept with the model, so that
 //! one client's own part of it costs its own things and not a walk over the mesh.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr, ops::Bound, sync::Arc};
 
 use imbl::{OrdMap, OrdSet};
+use ipnet::IpNet;
 
-use super::{MeshService, MeshWorkload};
-use crate::resource::{NamespacedName, Protocol, ProxyMode};
+use super::{Direction, MeshService, MeshWorkload, PolicyClass, RulePeer};
+use crate::{
+    identity::{IdentityNumber, SpiffeId},
+    resource::{NamespacedName, Protocol, ProxyMode},
+};
 
 /// Derived from the workloads and services of a model.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -20,7 +24,14 @@ pub struct ModelIndex {
     restricted: OrdMap<Arc<str>, OrdSet<NamespacedName>>,
     /// Services whose routes lead to a service.
     routed: OrdMap<NamespacedName, OrdSet<NamespacedName>>,
+    accounts: OrdMap<SpiffeId, Account>,
+    account_of: OrdMap<IdentityNumber, SpiffeId>,
+    admits: OrdMap<IdentityNumber, OrdSet<u32>>,
+    admits_outsiders: OrdSet<u32>,
 }
+
+/// Workloads of one SPIFFE ID, by the identity that their labels make of it. 0 are those without a number.
+pub type Account = OrdMap<IdentityNumber, OrdSet<NamespacedName>>;
 
 /// A service port that has a workload among its endpoints.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,6 +55,33 @@ impl ModelIndex {
     /// Workloads that have an address, in the order of their names. Several do if they share their node's.
     pub fn at(&self, address: IpAddr) -> impl Iterator<Item = &NamespacedName> {
         self.by_address.get(&address).into_iter().flatten()
+    }
+
+    /// Addresses of workloads that do not lie in a block, in order: in ours, of those that are no pods.
+    pub fn addresses_outside(&self, block: IpNet) -> impl Iterator<Item = IpAddr> {
+        let below = self.by_address.range(..block.network());
+        let above = self.by_address.range((Bound::Excluded(block.broadcast()), Bound::Unbounded));
+        below.chain(above).map(|(address, _)| *address)
+    }
+
+    /// The SPIFFE ID that goes with an identity, if a workload has it.
+    pub fn account_of(&self, identity: IdentityNumber) -> Option<&SpiffeId> {
+        self.account_of.get(&identity)
+    }
+
+    /// The workloads of a SPIFFE ID.
+    pub fn account(&self, id: &SpiffeId) -> Option<&Account> {
+        self.accounts.get(id)
+    }
+
+    /// Policy classes with an ingress rule that names an identity.
+    pub fn admitting(&self, identity: IdentityNumber) -> impl Iterator<Item = u32> {
+        self.admits.get(&identity).into_iter().flatten().copied()
+    }
+
+    /// Policy classes with an ingress rule for addresses outside of the mesh.
+    pub fn admitting_outsiders(&self) -> impl Iterator<Item = u32> {
+        self.admits_outsiders.iter().copied()
     }
 
     /// What a workload is an endpoint of, in order.
@@ -73,6 +111,7 @@ impl ModelIndex {
 
     /// A workload is new, different or gone.
     pub(super) fn workload(&mut self, old: Option<&MeshWorkload>, new: Option<&MeshWorkload>) {
+        self.enlist(old, new);
         if let (Some(old), Some(new)) = (old, new)
             && old.binding == new.binding
             && old.proxy == new.proxy
@@ -98,6 +137,51 @@ impl ModelIndex {
             if new.proxy == ProxyMode::Gateway {
                 self.gateways.insert(new.name.clone());
             }
+        }
+    }
+
+    fn enlist(&mut self, old: Option<&MeshWorkload>, new: Option<&MeshWorkload>) {
+        if let (Some(old), Some(new)) = (old, new)
+            && (old.identity, &old.spiffe_id) == (new.identity, &new.spiffe_id)
+        {
+            return;
+        }
+        if let Some(old) = old
+            && let Some(account) = self.accounts.get_mut(&old.spiffe_id)
+        {
+            remove(account, &old.identity, &old.name);
+            // Where identities swap numbers, the number may be another account's by now.
+            if !account.contains_key(&old.identity)
+                && self.account_of.get(&old.identity) == Some(&old.spiffe_id)
+            {
+                self.account_of.remove(&old.identity);
+            }
+            if account.is_empty() {
+                self.accounts.remove(&old.spiffe_id);
+            }
+        }
+        if let Some(new) = new {
+            let account = self.accounts.entry(new.spiffe_id.clone()).or_default();
+            account.entry(new.identity).or_default().insert(new.name.clone());
+            if new.identity != 0 {
+                self.account_of.insert(new.identity, new.spiffe_id.clone());
+            }
+        }
+    }
+
+    /// A policy class is new, different or gone.
+    pub(super) fn class(&mut self, id: u32, old: Option<&PolicyClass>, new: Option<&PolicyClass>) {
+        let ((before, outsiders_before), (after, outsiders)) = (admitted(old), admitted(new));
+        for identity in before.difference(&after) {
+            remove(&mut self.admits, identity, &id);
+        }
+        for identity in after.difference(&before) {
+            self.admits.entry(*identity).or_default().insert(id);
+        }
+        match (outsiders_before, outsiders) {
+            (false, true) => drop(self.admits_outsiders.insert(id)),
+            (true, false) => drop(self.admits_outsiders.remove(&id)),
+            _ => {}
         }
     }
 
@@ -177,10 +261,25 @@ fn served(service: Option<&MeshService>) -> BTreeSet<(&NamespacedName, Serves)> 
         .collect()
 }
 
-fn remove<K, Q>(map: &mut OrdMap<K, OrdSet<NamespacedName>>, key: &Q, name: &NamespacedName)
+/// Whom the ingress rules of a class name, and whether they name addresses.
+fn admitted(class: Option<&PolicyClass>) -> (BTreeSet<IdentityNumber>, bool) {
+    let rules = class.into_iter().flat_map(|class| &class.rules);
+    let (mut identities, mut outsiders) = (BTreeSet::new(), false);
+    for rule in rules.filter(|rule| rule.direction == Direction::Ingress) {
+        match rule.peer {
+            RulePeer::Any => {}
+            RulePeer::Identity(identity) => drop(identities.insert(identity)),
+            RulePeer::Cidr(_) => outsiders = true,
+        }
+    }
+    (identities, outsiders)
+}
+
+fn remove<K, Q, T>(map: &mut OrdMap<K, OrdSet<T>>, key: &Q, name: &T)
 where
     K: Ord + Clone + std::borrow::Borrow<Q>,
     Q: Ord + ?Sized,
+    T: Ord + Clone,
 {
     if let Some(set) = map.get_mut(key) {
         set.remove(name);

@@ -27,7 +27,7 @@ pub(crate) mod world;
 pub use diff::{Changes, ModelDiff, diff};
 pub use evaluate::{ClassPeer, decide};
 pub use incremental::Compiler;
-pub use index::{ModelIndex, Serves};
+pub use index::{Account, ModelIndex, Serves};
 pub use model::*;
 pub use scope::ROOT_NAMESPACE;
 
@@ -47,6 +47,7 @@ fn compile_numbered(input: &Input, numbering: Numbering) -> MeshModel {
     let mut index = ModelIndex::default();
     workloads.values().for_each(|workload| index.workload(None, Some(workload)));
     services.values().for_each(|service| index.service(None, Some(service)));
+    policy_classes.iter().for_each(|(id, class)| index.class(*id, None, Some(class)));
     MeshModel {
         revision: input.revision,
         cluster: input.cluster.clone(),

@@ -6,6 +6,9 @@
 //! One choice is wide on purpose: every agent gets the addresses and identities of all workloads, against which it
 //! enforces policy, and all services, for the workloads that have no proxy.
 
+mod access;
+#[cfg(test)]
+mod access_tests;
 mod agent;
 mod gateway;
 mod grpc;
@@ -14,6 +17,7 @@ mod peer;
 mod scope;
 mod sidecar;
 
+pub use access::{Access, AccessRule, Caller, access};
 pub use agent::{AgentView, for_agent, has_address, local_workloads};
 pub use gateway::{GATEWAY_PORT, GatewayView, Passthrough, for_gateway, gateway_addresses, passthroughs_of};
 pub use grpc::{GrpcTarget, GrpcView, for_grpc, has_grpc, targets_of};

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::SocketAddr};
 
-use super::{Reach, Scope, names};
+use super::{Access, Reach, Scope, access::access, names};
 use crate::{
     compile::{MeshEndpoint, MeshModel, MeshRoute, MeshService, MeshServicePort, MeshWorkload},
     identity::SpiffeId,
@@ -61,6 +61,8 @@ pub struct InboundListener {
     pub server_names: Vec<String>,
     /// What the workload says, else what the services say, else opaque (they disagree).
     pub protocol: AppProtocol,
+    /// Who may connect. None: anybody.
+    pub access: Option<Access>,
 }
 
 /// What a workload's sidecar is to have. None: there is no such workload, or it has no sidecar.
@@ -146,6 +148,7 @@ fn inbound(model: &MeshModel, workload: &MeshWorkload) -> Vec<InboundListener> {
                 .into_iter()
                 .collect(),
             protocol: workload.port_protocols.get(&port).copied().unwrap_or(implied),
+            access: access(model, workload, port),
         })
     };
     workload.captured_ports.iter().filter_map(|port| listener(*port)).collect()

@@ -2,7 +2,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use mesh_model::{resource::AppProtocol, view::Passthrough};
+use mesh_model::{
+    resource::AppProtocol,
+    view::{Access, Passthrough},
+};
 use xds_proto::{
     Name,
     envoy::{
@@ -28,7 +31,7 @@ use xds_proto::{
 };
 
 use super::{
-    route, tls,
+    rbac, route, tls,
     wire::{address, ads, loopback, millis},
 };
 
@@ -60,13 +63,14 @@ pub fn outbound(name: &str, proxy_port: u16, protocol: AppProtocol) -> Listener 
 }
 
 /// The listener that serves an application's port in its stead: mesh mTLS only, for the SNIs of the services
-/// that have this workload as an endpoint on that port.
+/// that have this workload as an endpoint on that port, and for whom its policies let in.
 pub fn inbound(
     name: &str,
     at: SocketAddr,
     also: &[SocketAddr],
     server_names: &[String],
     protocol: AppProtocol,
+    access: Option<&Access>,
 ) -> Listener {
     let (filter, alpn): (_, &[&str]) = match protocol {
         AppProtocol::Tcp => (tcp_proxy(name, name), &[]),
@@ -92,7 +96,7 @@ pub fn inbound(
         filter_chains: vec![FilterChain {
             name: name.to_owned(),
             filter_chain_match: Some(by_sni(server_names)),
-            filters: vec![filter],
+            filters: access.map(rbac::filters).into_iter().flatten().chain([filter]).collect(),
             transport_socket: Some(tls::downstream(alpn)),
             ..Default::default()
         }],

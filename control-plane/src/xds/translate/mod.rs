@@ -1,6 +1,7 @@
 //! The way out: from the model's plain data to Envoy's types and our own. Pure; nothing here decides what a
 //! client may have.
 
+mod admitted;
 pub mod agent;
 mod callers;
 pub mod cluster;
@@ -8,6 +9,7 @@ pub mod endpoint;
 pub mod grpc;
 pub mod listener;
 pub mod peer;
+mod rbac;
 pub mod route;
 mod scoped;
 pub mod secret;

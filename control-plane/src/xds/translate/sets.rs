@@ -20,7 +20,7 @@ use mesh_model::{
 };
 
 use super::{
-    agent,
+    admitted, agent,
     callers::Callers,
     cluster, listener,
     shared::{Part, Shared, served},
@@ -49,6 +49,8 @@ struct Step {
     /// As `<namespace>/<name>`.
     workloads: BTreeSet<String>,
     classes: BTreeSet<u32>,
+    /// Classes that may admit other callers than before, though they say the same.
+    admitting: BTreeSet<u32>,
     /// What gateways forward to.
     exported: bool,
 }
@@ -70,7 +72,7 @@ pub struct Made {
 #[derive(Debug, Default)]
 struct Own {
     resources: Vec<Arc<Encoded>>,
-    /// Policy classes of an agent's workloads.
+    /// Policy classes of an agent's workloads, or of a sidecar's.
     classes: BTreeSet<u32>,
     /// It has no business here, or not any more: it is to have nothing.
     stranger: bool,
@@ -189,13 +191,14 @@ fn sidecars_own(model: &MeshModel, workload: &NamespacedName) -> Option<Own> {
     let mut resources: Vec<Arc<Encoded>> = Vec::new();
     for inbound in view::inbound_of(model, workload)? {
         let Some((first, also)) = inbound.addresses.split_first() else { continue };
-        let listener =
-            listener::inbound(&inbound.name, *first, also, &inbound.server_names, inbound.protocol);
+        let (names, access) = (&inbound.server_names, inbound.access.as_ref());
+        let listener = listener::inbound(&inbound.name, *first, also, names, inbound.protocol, access);
         resources.push(Encoded::new(inbound.name.as_str(), &listener).into());
         let application = cluster::inbound(&inbound.name, inbound.port, inbound.protocol);
         resources.push(Encoded::new(inbound.name.as_str(), &application).into());
     }
-    Some(Own { resources, ..Own::default() })
+    let classes = model.workloads.get(workload).map(|workload| workload.policy_class).into_iter().collect();
+    Some(Own { resources, classes, stranger: false })
 }
 
 fn gateways_own(model: &MeshModel, workload: &NamespacedName) -> Option<Own> {
@@ -256,8 +259,12 @@ impl Step {
                 .chain(&changes.policy_classes.removed)
                 .copied()
                 .collect(),
+            admitting: BTreeSet::new(),
             exported: false,
         };
+        let concerned = admitted::concerned(old, new, changes);
+        step.admitting = concerned.classes;
+        step.workloads = concerned.workloads;
         for name in changes.workloads.changed.iter().chain(&changes.workloads.removed) {
             step.workloads.insert(name.to_string());
             let both = [old.workloads.get(name), new.workloads.get(name)];
@@ -280,9 +287,11 @@ impl Step {
                 Client::Agent { node } => {
                     self.nodes.contains(node) || !self.classes.is_disjoint(&own.classes)
                 }
-                Client::Proxy { workload, .. } | Client::Grpc { workload } => {
+                Client::Proxy { workload, .. } => {
                     self.workloads.contains(workload)
+                        || [&self.classes, &self.admitting].iter().any(|all| !all.is_disjoint(&own.classes))
                 }
+                Client::Grpc { workload } => self.workloads.contains(workload),
                 Client::Gateway { workload } => self.exported || self.workloads.contains(workload),
                 Client::Peer { .. } => true,
             }

@@ -283,7 +283,9 @@ impl Last {
     fn take_classes(&mut self, round: Round) -> Changes<u32> {
         let mut changes = Changes::none();
         for (id, class) in round.classes {
-            if self.model.policy_classes.get(&id).map(Arc::as_ref) != class.as_ref() {
+            let before = self.model.policy_classes.get(&id).map(Arc::as_ref);
+            if before != class.as_ref() {
+                self.model.index.class(id, before, class.as_ref());
                 changes.put(&mut self.model.policy_classes, &id, class.map(Arc::new));
             }
         }

@@ -1,0 +1,225 @@
+//! Who may connect to a captured port: the ingress rules of a workload's policy class, in terms that a proxy can
+//! check by itself. A proxy sees two things of a caller: the SPIFFE ID of its certificate, and the address that it
+//! connects from. The kernel judges by the second alone.
+//!
+//! A SPIFFE ID is a service account, and a rule chooses by labels, of which an account's workloads may have
+//! different ones. So:
+//! * Where a rule admits every workload of an account, the ID says it, and pods come and go without a change here.
+//! * Where it admits some of them, it is the ID *and* one of their addresses: two facts that must agree.
+//! * What a peer's workloads send arrives from the address of a gateway, which the rule has to admit, as it has to
+//!   for the kernel. A gateway passes on and never speaks for itself, so that is the address and an ID of another
+//!   trust domain: who is of this one and comes by way of the gateway is not let in as the gateway.
+//! * A block of addresses means those outside of the mesh: nobody of this trust domain, no pod and no other
+//!   workload.
+//!
+//! Nothing is admitted that the oracle denies ([`crate::policy::verdict`]). Denied though the oracle allows: what
+//! comes from an address that is not reported yet, or that the rule's workloads share with others of their account
+//! (for a gateway, with anybody) that it does not admit; and from an address among the pods' that no workload has.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+
+use crate::{
+    compile::{Action, Direction, MeshModel, MeshWorkload, PolicyRule, RulePeer},
+    identity::{IdentityNumber, SpiffeId, TrustDomain},
+    resource::{Protocol, ProxyMode},
+};
+
+/// What decides about a connection to one port. Rules that deny go before those that permit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Access {
+    /// Of this cluster.
+    pub trust_domain: TrustDomain,
+    /// Provenance of the denial of whom no rule permits. None: who is not denied by a rule may connect.
+    pub default_deny: Option<String>,
+    #[allow(missing_docs)]
+    pub deny: Vec<AccessRule>,
+    #[allow(missing_docs)]
+    pub allow: Vec<AccessRule>,
+}
+
+/// What one rule of a policy says about the port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccessRule {
+    /// The object and the rule in it.
+    pub provenance: Arc<str>,
+    /// The rule's own ports, inclusive; all of them hold the port that this is about. None: any.
+    pub ports: Vec<Option<(u16, u16)>>,
+    /// One of them is enough. Never empty.
+    pub callers: Vec<Caller>,
+}
+
+/// Who connects.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Caller {
+    /// Whoever has come so far.
+    Anybody,
+    /// Every workload of a service account.
+    Account(SpiffeId),
+    /// A workload of a service account, at one of these addresses.
+    At {
+        #[allow(missing_docs)]
+        id: SpiffeId,
+        #[allow(missing_docs)]
+        addresses: Vec<IpNet>,
+    },
+    /// A workload of another trust domain, by way of one of these gateways.
+    Through(Vec<IpNet>),
+    /// Somebody of another trust domain, in one of these blocks and in no exception.
+    Outside {
+        #[allow(missing_docs)]
+        blocks: Vec<IpNet>,
+        #[allow(missing_docs)]
+        except: Vec<IpNet>,
+    },
+    /// Whoever connects from there: for denials, which may go too far, but not fall short.
+    From(Vec<IpNet>),
+}
+
+/// Who may connect to a TCP port of a workload. None: no policy restricts it.
+pub fn access(model: &MeshModel, workload: &MeshWorkload, port: u16) -> Option<Access> {
+    let of = |allow: Vec<AccessRule>, deny, default_deny| Access {
+        trust_domain: model.cluster.trust_domain.clone(),
+        default_deny,
+        deny,
+        allow: itself(model, workload).into_iter().chain(allow).collect(),
+    };
+    let Some(class) = model.policy_classes.get(&workload.policy_class) else {
+        return Some(of(Vec::new(), Vec::new(), Some(format!("workload/{}#no-policy-class", workload.name))));
+    };
+    let mut drafts: BTreeMap<(Action, &Arc<str>), Draft> = BTreeMap::new();
+    for rule in class.rules.iter().filter(|rule| concerns(rule, port)) {
+        drafts.entry((rule.action, &rule.provenance)).or_default().add(rule);
+    }
+    let (mut deny, mut allow) = (Vec::new(), Vec::new());
+    for ((action, provenance), draft) in drafts {
+        let (rules, callers) = match action {
+            Action::Deny => (&mut deny, draft.denied(model)),
+            Action::Allow => (&mut allow, draft.allowed(model)),
+        };
+        // Whoever it means is not to be told from others, or not known yet.
+        if !callers.is_empty() {
+            let ports = draft.ports.into_iter().collect();
+            rules.push(AccessRule { provenance: provenance.clone(), ports, callers });
+        }
+    }
+    let restricted = class.ingress_default_deny.is_some() || !deny.is_empty();
+    restricted.then(|| of(allow, deny, class.ingress_default_deny.clone()))
+}
+
+fn concerns(rule: &PolicyRule, port: u16) -> bool {
+    rule.direction == Direction::Ingress
+        && rule.protocol.is_none_or(|protocol| protocol == Protocol::Tcp)
+        && rule.ports.is_none_or(|(first, last)| (first..=last).contains(&port))
+}
+
+/// A workload may always talk to itself.
+fn itself(model: &MeshModel, workload: &MeshWorkload) -> Option<AccessRule> {
+    let id = &workload.spiffe_id;
+    let own = |other: &MeshWorkload| other.name == workload.name || other.spiffe_id != *id;
+    let addresses = addresses(workload).filter(|ip| everybody_at(model, *ip, own));
+    let addresses: Vec<IpNet> = addresses.map(IpNet::from).collect();
+    (!addresses.is_empty()).then(|| AccessRule {
+        provenance: format!("workload/{}#itself", workload.name).into(),
+        ports: vec![None],
+        callers: vec![Caller::At { id: id.clone(), addresses }],
+    })
+}
+
+/// What the compiled rules of one rule of a policy say together. They are a product of peers and ports but for those
+/// that an earlier policy says as well; among those that hold one port, every peer goes with every range.
+#[derive(Default)]
+struct Draft {
+    ports: BTreeSet<Option<(u16, u16)>>,
+    anybody: bool,
+    identities: BTreeSet<IdentityNumber>,
+    blocks: Vec<IpNet>,
+}
+
+impl Draft {
+    fn add(&mut self, rule: &PolicyRule) {
+        self.ports.insert(rule.ports);
+        match rule.peer {
+            RulePeer::Any => self.anybody = true,
+            RulePeer::Identity(identity) => drop(self.identities.insert(identity)),
+            RulePeer::Cidr(block) => self.blocks.push(block),
+        }
+    }
+
+    fn accounts<'a>(&self, model: &'a MeshModel) -> BTreeSet<&'a SpiffeId> {
+        self.identities.iter().filter_map(|identity| model.index.account_of(*identity)).collect()
+    }
+
+    /// The workloads of an account that it means.
+    fn meant<'a>(&self, model: &'a MeshModel, id: &SpiffeId) -> impl Iterator<Item = &'a MeshWorkload> {
+        let account = model.index.account(id).into_iter().flatten();
+        let meant = account.filter(move |(identity, _)| self.identities.contains(identity));
+        meant.flat_map(|(_, names)| names).filter_map(|name| model.workloads.get(name)).map(Arc::as_ref)
+    }
+
+    fn allowed(&self, model: &MeshModel) -> Vec<Caller> {
+        if self.anybody {
+            return vec![Caller::Anybody];
+        }
+        let mut callers = Vec::new();
+        let mut gateways = Vec::new();
+        for id in self.accounts(model) {
+            let account = model.index.account(id);
+            if account.is_some_and(|account| account.keys().all(|i| self.identities.contains(i))) {
+                callers.push(Caller::Account(id.clone()));
+            } else {
+                let alike = |w: &MeshWorkload| w.spiffe_id != *id || self.identities.contains(&w.identity);
+                let speaking = self.meant(model, id).filter(|w| w.proxy != ProxyMode::Gateway);
+                let at = speaking.flat_map(addresses).filter(|ip| everybody_at(model, *ip, alike));
+                let addresses = aggregated(at);
+                if !addresses.is_empty() {
+                    callers.push(Caller::At { id: id.clone(), addresses });
+                }
+            }
+            let alike = |w: &MeshWorkload| self.identities.contains(&w.identity);
+            let passing = self.meant(model, id).filter(|w| w.proxy == ProxyMode::Gateway);
+            gateways.extend(passing.flat_map(addresses).filter(|ip| everybody_at(model, *ip, alike)));
+        }
+        if !gateways.is_empty() {
+            callers.push(Caller::Through(aggregated(gateways.into_iter())));
+        }
+        if !self.blocks.is_empty() {
+            let pods = model.cluster.pod_cidr;
+            let others = model.index.addresses_outside(pods).map(IpNet::from);
+            let inside = |net: &IpNet| self.blocks.iter().any(|b| b.contains(net) || net.contains(b));
+            let except = [pods].into_iter().chain(others).filter(inside).collect();
+            callers.push(Caller::Outside { blocks: self.blocks.clone(), except });
+        }
+        callers
+    }
+
+    fn denied(&self, model: &MeshModel) -> Vec<Caller> {
+        if self.anybody {
+            return vec![Caller::Anybody];
+        }
+        let accounts = self.accounts(model);
+        let meant = accounts.iter().flat_map(|id| self.meant(model, id)).flat_map(addresses);
+        let nets = self.blocks.iter().copied().chain(meant.map(IpNet::from)).collect();
+        let nets = IpNet::aggregate(&nets);
+        let from = (!nets.is_empty()).then_some(Caller::From(nets));
+        accounts.into_iter().map(|id| Caller::Account(id.clone())).chain(from).collect()
+    }
+}
+
+fn addresses(workload: &MeshWorkload) -> impl Iterator<Item = IpAddr> {
+    workload.binding.iter().flat_map(|binding| &binding.addresses).copied()
+}
+
+/// Whether this holds for all workloads that have an address: if not, the address does not tell who it is.
+fn everybody_at(model: &MeshModel, address: IpAddr, holds: impl Fn(&MeshWorkload) -> bool) -> bool {
+    model.index.at(address).filter_map(|name| model.workloads.get(name)).all(|workload| holds(workload))
+}
+
+fn aggregated(addresses: impl Iterator<Item = IpAddr>) -> Vec<IpNet> {
+    IpNet::aggregate(&addresses.map(IpNet::from).collect())
+}

@@ -1,0 +1,337 @@
+//! Who may connect and who may ask: RBAC filters at work.
+
+use proxy::config;
+use xds_proto::{
+    envoy::{
+        config::{
+            core::v3::CidrRange,
+            listener::v3::Listener,
+            rbac::v3::{
+                Permission, Policy, Principal, Rbac,
+                permission::Rule,
+                principal::{Authenticated, Identifier, Set},
+                rbac::Action,
+            },
+        },
+        extensions::filters::{
+            http::rbac::v3::Rbac as HttpRbac,
+            network::{
+                http_connection_manager::v3::{HttpFilter, http_filter},
+                rbac::v3::Rbac as NetworkRbac,
+            },
+        },
+        r#type::{
+            matcher::v3::{PathMatcher, StringMatcher, path_matcher, string_matcher::MatchPattern},
+            v3::Int32Range,
+        },
+    },
+    google::protobuf::{Duration, UInt32Value},
+    to_any,
+};
+
+use crate::{
+    backend::Backend,
+    client::{get, get1, raw, send},
+    control::{Control, named},
+    mtls::{SNI, Side, WEB, outbound},
+    resources::*,
+};
+
+const OTHER: &str = "spiffe://west.example/ns/shop/sa/other";
+
+fn text(pattern: MatchPattern) -> StringMatcher {
+    StringMatcher { match_pattern: Some(pattern), ..StringMatcher::default() }
+}
+
+fn caller(id: &str) -> Principal {
+    let principal_name = Some(text(MatchPattern::Exact(id.to_owned())));
+    Principal { identifier: Some(Identifier::Authenticated(Authenticated { principal_name })) }
+}
+
+fn from(address_prefix: &str, bits: u32) -> Principal {
+    let range = CidrRange {
+        address_prefix: address_prefix.to_owned(),
+        prefix_len: Some(UInt32Value { value: bits }),
+    };
+    Principal { identifier: Some(Identifier::DirectRemoteIp(range)) }
+}
+
+fn anything() -> Permission {
+    Permission { rule: Some(Rule::Any(true)) }
+}
+
+fn rules(action: Action, name: &str, permission: Permission, principals: Vec<Principal>) -> Rbac {
+    let policy = Policy { permissions: vec![permission], principals, ..Policy::default() };
+    Rbac { action: action as i32, policies: [(name.to_owned(), policy)].into(), ..Rbac::default() }
+}
+
+fn allow(ids: &[&str]) -> Rbac {
+    rules(Action::Allow, "callers", anything(), ids.iter().map(|id| caller(id)).collect())
+}
+
+fn guarded(mut listener: Listener, rules: Rbac) -> Listener {
+    let rbac =
+        NetworkRbac { stat_prefix: "default-deny".to_owned(), rules: Some(rules), ..NetworkRbac::default() };
+    let filters = &mut listener.filter_chains[0].filters;
+    filters.insert(0, filter("envoy.filters.network.rbac", &rbac));
+    listener
+}
+
+fn mutual(filter: xds_proto::envoy::config::listener::v3::Filter, rules: Rbac) -> Listener {
+    guarded(listener("in", vec![with_tls(chain(filter), &[SNI], &downstream_tls(&[]))]), rules)
+}
+
+async fn status(side: &Side, path: &str) -> u16 {
+    get1(side.proxy.listener("out").await.unwrap(), path).await.status.as_u16()
+}
+
+async fn page(side: &Side) -> String {
+    get1(side.proxy.admin_address().unwrap(), "/stats/prometheus").await.text().to_owned()
+}
+
+#[tokio::test]
+async fn who_is_not_permitted_is_cut_off_and_counted_and_a_change_concerns_nobody_else() {
+    let ca = Ca::new("west.example");
+    let pay_id = "spiffe://west.example/ns/shop/sa/pay";
+    let app = Backend::start("app").await;
+    let http = || http_filter(&telling_the_peer(hcm(inline(all_to("in", "app")))));
+    let control = Control::start().await;
+    control.set([
+        named(mutual(http(), allow(&[WEB, OTHER]))),
+        named(static_cluster("app", &[app.address])),
+        named(ca.identity(pay_id)),
+        named(roots(&[&ca])),
+    ]);
+    let server = Side { proxy: control.proxy().await, control };
+    let at = server.proxy.listener("in").await.unwrap();
+    let web = outbound(at, &ca, WEB, &[&ca], &[pay_id]).await;
+    let other = outbound(at, &ca, OTHER, &[&ca], &[pay_id]).await;
+    assert_eq!((status(&web, "/").await, status(&other, "/").await), (200, 200));
+    let accepted = |page: &str| {
+        let line = page.lines().find(|l| l.contains("downstream_connections_total{listener=\"in\"")).unwrap();
+        line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap()
+    };
+    assert_eq!(accepted(&page(&server).await), 2);
+
+    // One caller less: its connection is closed, and a new one is refused.
+    server.control.set([named(mutual(http(), allow(&[WEB])))]);
+    while status(&other, "/").await == 200 {}
+    assert_eq!(status(&other, "/").await, 503);
+    let requests = app.requests();
+    assert_eq!(status(&web, "/").await, 200);
+    assert_eq!(app.requests(), requests + 1);
+    let denied = page(&server).await;
+    let line = "isthmus_proxy_rbac_denied_total{listener=\"in\",policy=\"default-deny\"}";
+    assert!(denied.contains(line), "{denied}");
+    let pool = "upstream_connections_total{cluster=\"pay\"} 1";
+    let kept = page(&web).await;
+    assert!(kept.contains(pool), "the connection of the other is still its first:\n{kept}");
+
+    // And back again.
+    server.control.set([named(mutual(http(), allow(&[OTHER])))]);
+    while status(&web, "/").await == 200 {}
+    while status(&other, "/").await != 200 {}
+}
+
+#[tokio::test]
+async fn bytes_without_a_certificate_are_judged_by_their_address() {
+    let app = Backend::start("app").await;
+    let control = Control::start().await;
+    let plain = |rules| guarded(listener("in", vec![chain(tcp_filter("app"))]), rules);
+    let here = rules(Action::Allow, "here", anything(), vec![from("127.0.0.0", 8)]);
+    control.set([named(plain(here)), named(static_cluster("app", &[app.address]))]);
+    let proxy = control.proxy().await;
+    let at = proxy.listener("in").await.unwrap();
+    assert_eq!(get1(at, "/").await.status, 200);
+    let mut progress = proxy.engine().progress();
+    let nobody = Rbac::default();
+    for denying in [
+        nobody,
+        rules(Action::Deny, "here", anything(), vec![from("127.0.0.0", 8)]),
+        rules(Action::Allow, "web", anything(), vec![caller(WEB)]),
+    ] {
+        let before = progress.borrow_and_update().updates;
+        control.set([named(plain(denying))]);
+        progress.wait_for(|p| p.updates > before).await.unwrap();
+        assert_eq!(raw(at, b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await, "");
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_is_not_permitted_is_answered_with_403_in_envoys_words() {
+    let app = Backend::start("app").await;
+    let control = Control::start().await;
+    let path = PathMatcher {
+        rule: Some(path_matcher::Rule::Path(text(MatchPattern::Prefix("/public".to_owned())))),
+    };
+    let public = Permission { rule: Some(Rule::UrlPath(path)) };
+    let anybody = Principal { identifier: Some(Identifier::Any(true)) };
+    let rbac = HttpRbac {
+        rules: Some(rules(Action::Allow, "public", public, vec![anybody])),
+        rules_stat_prefix: "http".to_owned(),
+        ..HttpRbac::default()
+    };
+    let mut manager = hcm(inline(all_to("in", "app")));
+    manager.http_filters.insert(
+        0,
+        HttpFilter {
+            name: "envoy.filters.http.rbac".to_owned(),
+            config_type: Some(http_filter::ConfigType::TypedConfig(to_any(&rbac))),
+            ..HttpFilter::default()
+        },
+    );
+    let listener = listener("in", vec![chain(http_filter(&manager))]);
+    control.set([named(listener), named(static_cluster("app", &[app.address]))]);
+    let proxy = control.proxy().await;
+    let at = proxy.listener("in").await.unwrap();
+    assert_eq!(get1(at, "/public/a?b=/private").await.status, 200);
+    let denied = get1(at, "/private?x=/public").await;
+    assert_eq!((denied.status.as_u16(), denied.text()), (403, "RBAC: access denied"));
+    let mut grpc = get("/private");
+    grpc.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+    let denied = send(at, http::Version::HTTP_2, grpc).await;
+    assert_eq!((denied.status.as_u16(), denied.headers["grpc-status"].to_str().unwrap()), (200, "7"));
+    assert_eq!(app.requests(), 1);
+}
+
+#[tokio::test]
+async fn a_tunnel_is_closed_when_its_caller_is_not_permitted_any_more() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let echo = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = echo.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = echo.accept().await {
+            tokio::spawn(async move {
+                let (mut read, mut write) = stream.split();
+                let _ = tokio::io::copy(&mut read, &mut write).await;
+            });
+        }
+    });
+    let plain = |ids: &[&str]| {
+        let mut all = allow(ids);
+        if let Some(policy) = all.policies.get_mut("callers") {
+            policy.principals.push(from("127.0.0.2", 32));
+            if ids.is_empty() {
+                policy.principals.push(from("127.0.0.1", 32));
+            }
+        }
+        guarded(listener("in", vec![chain(tcp_filter("app"))]), all)
+    };
+    let control = Control::start().await;
+    control.set([named(plain(&[])), named(static_cluster("app", &[address]))]);
+    let proxy = control.proxy().await;
+    let at = proxy.listener("in").await.unwrap();
+    let mut connections = Vec::new();
+    for source in ["127.0.0.1:0", "127.0.0.2:0"] {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(source.parse().unwrap()).unwrap();
+        let mut stream = socket.connect(at).await.unwrap();
+        stream.write_all(b"a").await.unwrap();
+        assert_eq!(stream.read_u8().await.unwrap(), b'a');
+        connections.push(stream);
+    }
+    control.set([named(plain(&[WEB]))]);
+    let mut rest = Vec::new();
+    let _ = connections[0].read_to_end(&mut rest).await;
+    assert!(rest.is_empty(), "closed, and nothing more came");
+    connections[1].write_all(b"b").await.unwrap();
+    assert_eq!(connections[1].read_u8().await.unwrap(), b'b', "the other did not notice");
+}
+
+fn refused(edit: impl FnOnce(&mut NetworkRbac)) -> String {
+    let mut rbac = NetworkRbac {
+        stat_prefix: "x".to_owned(),
+        rules: Some(rules(Action::Allow, "a", anything(), vec![caller(WEB)])),
+        ..NetworkRbac::default()
+    };
+    edit(&mut rbac);
+    let mut wire = plain_listener("in");
+    wire.filter_chains[0].filters.insert(0, filter("rbac", &rbac));
+    let path = config::listener(wire).unwrap_err().path;
+    path.strip_prefix("filter_chains[0].filters[0].typed_config.").unwrap_or(&path).to_owned()
+}
+
+fn in_policy(edit: impl FnOnce(&mut Policy)) -> String {
+    refused(|rbac| edit(rbac.rules.as_mut().unwrap().policies.get_mut("a").unwrap()))
+}
+
+#[test]
+fn what_is_not_supported_is_refused_by_its_path() {
+    let permission = |rule| in_policy(|p| p.permissions[0].rule = Some(rule));
+    let principal = |id| in_policy(|p| p.principals[0].identifier = Some(id));
+    let range = |address: &str, bits| CidrRange {
+        address_prefix: address.to_owned(),
+        prefix_len: Some(UInt32Value { value: bits }),
+    };
+    let a = "rules.policies[\"a\"]";
+    let (what, who) = (format!("{a}.permissions[0]"), format!("{a}.principals[0]"));
+    for (found, expected) in [
+        (refused(|r| r.matcher = Some(Default::default())), "matcher".to_owned()),
+        (refused(|r| r.delay_deny = Some(Duration::default())), "delay_deny".to_owned()),
+        (refused(|r| r.rules.as_mut().unwrap().action = 2), "rules.action".to_owned()),
+        (
+            refused(|r| r.shadow_rules = Some(Rbac { action: 9, ..Rbac::default() })),
+            "shadow_rules.action".to_owned(),
+        ),
+        (in_policy(|p| p.condition = Some(Default::default())), format!("{a}.condition")),
+        (in_policy(|p| p.permissions.clear()), format!("{a}.permissions")),
+        (in_policy(|p| p.principals.clear()), format!("{a}.principals")),
+        (in_policy(|p| p.principals[0].identifier = None), who.clone()),
+        (permission(Rule::Any(false)), format!("{what}.any")),
+        (permission(Rule::DestinationPort(65_536)), format!("{what}.destination_port")),
+        (
+            permission(Rule::DestinationPortRange(Int32Range { start: 5, end: 5 })),
+            format!("{what}.destination_port_range"),
+        ),
+        (permission(Rule::Matcher(Default::default())), format!("{what}.matcher")),
+        (permission(Rule::UrlPath(PathMatcher::default())), format!("{what}.url_path")),
+        (permission(Rule::AndRules(Default::default())), format!("{what}.and_rules.rules")),
+        (principal(Identifier::Header(Default::default())), format!("{who}.header")),
+        (principal(Identifier::FilterState(Default::default())), format!("{who}.filter_state")),
+        (principal(Identifier::OrIds(Set::default())), format!("{who}.or_ids.ids")),
+        (
+            principal(Identifier::DirectRemoteIp(range("10.0.0", 8))),
+            format!("{who}.direct_remote_ip.address_prefix"),
+        ),
+        (principal(Identifier::RemoteIp(range("10.0.0.0", 33))), format!("{who}.remote_ip.prefix_len")),
+        (principal(Identifier::NotId(Box::new(Principal { identifier: None }))), format!("{who}.not_id")),
+    ] {
+        assert_eq!(found, expected);
+    }
+}
+
+#[test]
+fn filters_that_decide_stand_before_the_one_that_serves() {
+    let rbac = NetworkRbac { stat_prefix: "x".to_owned(), ..NetworkRbac::default() };
+    let rbac = || filter("rbac", &rbac);
+    let with = |filters| {
+        let mut wire = plain_listener("in");
+        wire.filter_chains[0].filters = filters;
+        config::listener(wire).map(|l| l.chains[0].access.len()).map_err(|e| e.path)
+    };
+    assert_eq!(with(vec![rbac(), rbac(), tcp_filter("app")]), Ok(2));
+    assert_eq!(with(vec![tcp_filter("app"), rbac()]), Err("filter_chains[0].filters[1]".to_owned()));
+    assert_eq!(with(vec![rbac()]), Err("filter_chains[0].filters[0]".to_owned()));
+}
+
+#[test]
+fn a_client_is_not_taken_at_its_word_for_its_address() {
+    let range = CidrRange { address_prefix: "10.0.0.0".to_owned(), ..CidrRange::default() };
+    let remote = Principal { identifier: Some(Identifier::RemoteIp(range)) };
+    let rules = rules(Action::Allow, "a", anything(), vec![remote]);
+    let with = |use_remote_address| {
+        let rbac = HttpRbac { rules: Some(rules.clone()), ..HttpRbac::default() };
+        let mut manager = hcm(inline(all_to("in", "app")));
+        manager.use_remote_address = use_remote_address;
+        manager.http_filters.insert(
+            0,
+            HttpFilter {
+                config_type: Some(http_filter::ConfigType::TypedConfig(to_any(&rbac))),
+                ..HttpFilter::default()
+            },
+        );
+        config::listener(listener("in", vec![chain(http_filter(&manager))])).map_err(|e| e.path)
+    };
+    assert!(with(None).unwrap_err().ends_with("rules.policies[\"a\"].principals[0].remote_ip"));
+    assert!(with(Some(xds_proto::google::protobuf::BoolValue { value: true })).is_ok());
+}
