@@ -6,6 +6,7 @@ const FILES: &[&str] = &[
     "isthmus/admin/v1/admin.proto",
     "isthmus/admin/v1/replicas.proto",
     "isthmus/admin/v1/recovery.proto",
+    "isthmus/admin/v1/tokens.proto",
     "isthmus/agent/v1/resources.proto",
     "isthmus/bootstrap/v1/bootstrap.proto",
     "isthmus/ca/v1/ca.proto",

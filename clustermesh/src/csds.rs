@@ -9,3 +9,6 @@ pub const REPLICA: &str = "isthmus.replica";
 pub const PROTOCOL: &str = "isthmus.protocol";
 /// Up to this revision the client has ACKed everything that concerns it.
 pub const ACKED_REVISION: &str = "isthmus.acked_revision";
+
+/// Metadata of the answer: the replicas that did not tell of their clients, by number, separated by commas.
+pub const SILENT_REPLICAS: &str = "x-isthmus-silent-replicas";

@@ -79,7 +79,8 @@ pub async fn start(mut config: Config) -> anyhow::Result<Running> {
             Ok(opened) => break opened,
             Err(Unopened::Damaged(damage)) => {
                 drop(socket);
-                ca = quarantine::leave(&config, ca, damage).await?;
+                let ports = [Some(&listener), metrics.as_ref()];
+                ca = quarantine::leave(&config, ca, damage, ports.into_iter().flatten()).await?;
                 socket = doors::local::bind(&config.admin_socket)?;
             }
             Err(Unopened::Other(error)) => return Err(error),

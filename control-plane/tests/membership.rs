@@ -3,10 +3,14 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "common/process.rs"]
+mod process;
+#[path = "common/writers.rs"]
+mod writers;
+
 use std::{
     collections::BTreeMap,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Command,
     sync::{
         Arc, Mutex, RwLock,
         atomic::{AtomicBool, Ordering},
@@ -15,202 +19,21 @@ use std::{
 };
 
 use mesh_tls::grpc;
-use tempfile::TempDir;
-use tonic::{Code, Status};
+use process::{Replica, WEST, apply, names, token, until, voters};
+use tonic::Code;
+use writers::{Written, write};
 use xds_proto::isthmus::admin::v1::{
-    ApplyRequest, CreateTokenRequest, ListRequest, RemoveReplicaRequest, ReplicaStatus,
-    SetReplicaRoleRequest, StatusRequest, StatusResponse, admin_client::AdminClient,
-    replicas_client::ReplicasClient,
+    RemoveReplicaRequest, ReplicaStatus, SetReplicaRoleRequest, replicas_client::ReplicasClient,
 };
 
-/// Longest wait for anything that must happen, on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(90);
 /// Far above any election: what would be broken, not slow.
 const SANE_GAP: Duration = Duration::from_secs(20);
 const WRITERS: usize = 3;
 
-/// One replica and its process.
-struct Replica {
-    folder: TempDir,
-    door: u16,
-    child: Option<Child>,
-}
-
-impl Replica {
-    /// A first start, with what it takes.
-    fn first_start(flags: &[&str], token: Option<&str>) -> Self {
-        // Held by nobody between here and the bind; loopback ports of the kernel's choice are not given out again soon.
-        let door = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let mut replica = Self { folder: tempfile::tempdir().unwrap(), door, child: None };
-        replica.start(flags, token);
-        replica
-    }
-
-    fn data(&self) -> PathBuf {
-        self.folder.path().join("data")
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.folder.path().join("admin.sock")
-    }
-
-    fn start(&mut self, flags: &[&str], token: Option<&str>) {
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log()).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_control-plane"));
-        command
-            .args(["run", "--listen", &format!("127.0.0.1:{}", self.door), "--data-dir"])
-            .arg(self.data())
-            .arg("--admin-socket")
-            .arg(self.socket())
-            .args(flags)
-            .stdout(Stdio::null())
-            .stderr(log);
-        if let Some(token) = token {
-            command.env("CLUSTERMESH_JOIN_TOKEN", token);
-        }
-        self.child = Some(command.spawn().unwrap());
-    }
-
-    fn log(&self) -> PathBuf {
-        self.folder.path().join("log")
-    }
-
-    fn signal(&mut self, signal: nix::sys::signal::Signal) {
-        let child = self.child.as_ref().unwrap();
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
-        nix::sys::signal::kill(pid, signal).unwrap();
-    }
-
-    /// The code with which it ends.
-    async fn ended(&mut self) -> Option<i32> {
-        let mut child = self.child.take().unwrap();
-        let waiting = tokio::task::spawn_blocking(move || {
-            let end = Instant::now() + PATIENCE;
-            loop {
-                match child.try_wait().unwrap() {
-                    Some(status) => return status.code(),
-                    None if Instant::now() > end => {
-                        child.kill().unwrap();
-                        panic!("it did not end");
-                    }
-                    None => std::thread::sleep(Duration::from_millis(20)),
-                }
-            }
-        });
-        waiting.await.unwrap()
-    }
-}
-
-impl Drop for Replica {
-    fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-        if std::thread::panicking() {
-            let log = std::fs::read_to_string(self.log()).unwrap_or_default();
-            let tail: Vec<&str> = log.lines().rev().take(15).collect();
-            eprintln!("{}:\n{}", self.door, tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
-        }
-    }
-}
-
-async fn admin(socket: &Path) -> Result<AdminClient<tonic::transport::Channel>, mesh_tls::Error> {
-    Ok(AdminClient::new(grpc::connect_unix(socket).await?))
-}
-
-async fn status(socket: &Path) -> Result<StatusResponse, Status> {
-    let mut admin = admin(socket).await.map_err(|e| Status::unavailable(e.to_string()))?;
-    Ok(admin.status(StatusRequest {}).await?.into_inner())
-}
-
-/// Asks until the answer is as wanted.
-async fn until(socket: &Path, what: &str, wanted: impl Fn(&StatusResponse) -> bool) -> StatusResponse {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        let seen = status(socket).await;
-        match seen {
-            Ok(seen) if wanted(&seen) => return seen,
-            _ => assert!(Instant::now() < end, "never: {what}: {seen:?}"),
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-}
-
-fn voters(status: &StatusResponse) -> usize {
-    status.replicas.iter().filter(|replica| replica.voter).count()
-}
-
-async fn token(socket: &Path, learner: bool) -> String {
-    let request = CreateTokenRequest { purpose: "replica".to_owned(), learner, ..Default::default() };
-    admin(socket).await.unwrap().create_token(request).await.unwrap().into_inner().token
-}
-
-async fn apply(socket: &Path, name: &str) -> Result<u64, Status> {
-    let object = format!(
-        r#"{{"apiVersion":"v1","kind":"Service","metadata":{{"name":"{name}","namespace":"shop"}},"spec":{{"clusterIP":"None","ports":[{{"port":80}}]}}}}"#
-    );
-    let mut admin = admin(socket).await.map_err(|e| Status::unavailable(e.to_string()))?;
-    let request = ApplyRequest { objects: vec![object.into_bytes()], ..Default::default() };
-    Ok(admin.apply(request).await?.into_inner().revision)
-}
-
-/// The names of all services, read linearizably.
-async fn names(socket: &Path) -> Vec<String> {
-    let request = ListRequest { kind: "Service".to_owned(), ..Default::default() };
-    let listed = admin(socket).await.unwrap().list(request).await.unwrap().into_inner();
-    let name = |json: &Vec<u8>| {
-        let value: serde_json::Value = serde_json::from_slice(json).unwrap();
-        value["metadata"]["name"].as_str().unwrap().to_owned()
-    };
-    listed.objects.iter().map(name).collect()
-}
-
-/// What was acknowledged, and when the last acknowledgement came.
-#[derive(Default)]
-struct Written {
-    revisions: BTreeMap<String, u64>,
-    last: Option<Instant>,
-    longest_gap: Duration,
-}
-
-/// Writes until told to stop, to whichever replica takes it.
-async fn write(
-    n: usize,
-    sockets: Arc<RwLock<Vec<PathBuf>>>,
-    written: Arc<Mutex<Written>>,
-    stop: Arc<AtomicBool>,
-) {
-    let (mut count, mut before, mut turn) = (0, 0, n);
-    while !stop.load(Ordering::Relaxed) {
-        let socket = {
-            let sockets = sockets.read().unwrap();
-            sockets[turn % sockets.len()].clone()
-        };
-        let name = format!("w{n}-{count}");
-        // What failed may have taken effect: its name is not used again, and nothing is claimed of it.
-        count += 1;
-        let Ok(Ok(revision)) = tokio::time::timeout(Duration::from_secs(12), apply(&socket, &name)).await
-        else {
-            turn += 1;
-            tokio::time::sleep(Duration::from_millis(10)).await;
-            continue;
-        };
-        assert!(revision > before, "writer {n}: revision {revision} after {before}");
-        before = revision;
-        let mut written = written.lock().unwrap();
-        let now = Instant::now();
-        if let Some(last) = written.last.replace(now) {
-            written.longest_gap = written.longest_gap.max(now - last);
-        }
-        written.revisions.insert(name, revision);
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_grows_to_five_and_shrinks_to_three_while_it_is_written_to() {
     let mut all: BTreeMap<u64, Replica> = BTreeMap::new();
-    all.insert(1, Replica::first_start(&["--name", "west", "--trust-domain", "west.example"], None));
+    all.insert(1, Replica::first_start(&WEST, None));
     let home = all[&1].socket();
     until(&home, "the first leads", |status| status.leader == 1).await;
 
@@ -223,8 +46,7 @@ async fn a_cluster_grows_to_five_and_shrinks_to_three_while_it_is_written_to() {
     let phase = |what: &str| {
         let mut written = written.lock().unwrap();
         println!("{what}: {} writes, longest gap {:?}", written.revisions.len(), written.longest_gap);
-        written.last = None;
-        std::mem::take(&mut written.longest_gap)
+        written.take_gap()
     };
 
     let mut gaps = Vec::new();
@@ -306,7 +128,7 @@ fn recover(replica: &Replica, extra: &[&str]) -> (bool, String) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_survivor_says_that_it_is_alone_and_becomes_a_cluster_again() {
     use nix::sys::signal::Signal::{SIGKILL, SIGTERM};
-    let mut first = Replica::first_start(&["--name", "west", "--trust-domain", "west.example"], None);
+    let mut first = Replica::first_start(&WEST, None);
     until(&first.socket(), "the first leads", |status| status.leader == 1).await;
     let mut second = Replica::first_start(&[], Some(&token(&first.socket(), false).await));
     let mut third = Replica::first_start(&[], Some(&token(&first.socket(), false).await));
@@ -366,7 +188,7 @@ async fn a_survivor_says_that_it_is_alone_and_becomes_a_cluster_again() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_whose_log_is_gone_make_no_new_group() {
-    let mut only = Replica::first_start(&["--name", "west", "--trust-domain", "west.example"], None);
+    let mut only = Replica::first_start(&WEST, None);
     until(&only.socket(), "it leads", |status| status.leader == 1).await;
     // Membership is remembered once the replica is ready.
     let group = only.data().join("keys/group.json");
@@ -375,7 +197,7 @@ async fn keys_whose_log_is_gone_make_no_new_group() {
     only.signal(nix::sys::signal::Signal::SIGTERM);
     assert_eq!(only.ended().await, Some(0));
     std::fs::remove_dir_all(only.data().join("raft")).unwrap();
-    only.start(&["--name", "west", "--trust-domain", "west.example"], None);
+    only.start(&WEST, None);
     assert_eq!(only.ended().await, Some(1));
     let said = std::fs::read_to_string(only.log()).unwrap();
     let sentence = said.lines().last().unwrap();

@@ -9,6 +9,7 @@ use std::{fs, path::Path, time::Duration};
 use common::{Cluster, SOON, run};
 use control_plane::{config, start};
 use mesh_tls::grpc;
+use tokio::io::AsyncReadExt;
 use xds_proto::isthmus::admin::v1::{
     ApplyRequest, ListRequest, RejoinRequest, StatusRequest, StatusResponse, admin_client::AdminClient,
     recovery_client::RecoveryClient,
@@ -121,6 +122,10 @@ async fn a_damaged_replica_comes_back_by_itself_once_and_then_waits_to_be_told()
     for word in ["replica 4 neither votes nor serves", "raft/journal", "clustermesh replica rejoin"] {
         assert!(said.failure.contains(word), "{word}: {}", said.failure);
     }
+    // Its mesh door keeps nobody waiting.
+    let mut stream = tokio::net::TcpStream::connect(&listen).await.unwrap();
+    let end = tokio::time::timeout(SOON, stream.read_to_end(&mut Vec::new())).await;
+    assert!(matches!(end, Ok(Ok(0) | Err(_))), "{end:?}");
     let channel = grpc::connect_unix(&socket).await.unwrap();
     let refused = AdminClient::new(channel.clone()).list(ListRequest::default()).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::FailedPrecondition);

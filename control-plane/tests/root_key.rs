@@ -14,7 +14,9 @@ use common::{SOON, run};
 use control_plane::start::Running;
 use mesh_tls::grpc;
 use tempfile::TempDir;
-use xds_proto::isthmus::admin::v1::{CreateTokenRequest, admin_client::AdminClient};
+use xds_proto::isthmus::admin::v1::{
+    BackupRequest, CreateTokenRequest, admin_client::AdminClient, recovery_client::RecoveryClient,
+};
 
 /// The private scalar of a P-256 key in PEM: what must not be found, whatever is around it.
 fn scalar(pem: &str) -> Vec<u8> {
@@ -82,6 +84,16 @@ async fn token(folder: &TempDir) -> String {
     AdminClient::new(channel).create_token(request).await.unwrap().into_inner().token
 }
 
+async fn backup(folder: &TempDir) -> Vec<u8> {
+    let channel = grpc::connect_unix(folder.path().join("admin.sock")).await.unwrap();
+    let mut chunks = RecoveryClient::new(channel).backup(BackupRequest {}).await.unwrap().into_inner();
+    let mut file = Vec::new();
+    while let Some(chunk) = chunks.message().await.unwrap() {
+        file.extend(chunk.data);
+    }
+    file
+}
+
 async fn joined(by: &TempDir) -> (Running, TempDir) {
     let (token, folder) = (token(by).await, tempfile::tempdir().unwrap());
     (run(folder.path(), &["--join", &token]).await, folder)
@@ -119,6 +131,27 @@ async fn the_root_key_is_only_sealed_and_outlives_the_replica_that_made_it() {
         let issuer = folder.path().join("data/keys/issuer.pem");
         assert_eq!(holders(folder.path(), &scalar(&std::fs::read_to_string(&issuer).unwrap())), [issuer]);
     }
+
+    // Nor is any in a backup, whichever replica makes it: not the root's, no issuer's, none that opens sealed copies.
+    let backups = tempfile::tempdir().unwrap();
+    for (number, by) in [&folder, &two, &three].into_iter().enumerate() {
+        std::fs::write(backups.path().join(number.to_string()), backup(by).await).unwrap();
+    }
+    let mut secrets = vec![root_key.clone()];
+    for folder in [&folder, &two, &three] {
+        let file = |name: &str| std::fs::read_to_string(folder.path().join("data/keys").join(name)).unwrap();
+        secrets.push(scalar(&file("issuer.pem")));
+        let private = file("sealing.key").lines().nth(1).unwrap().to_owned();
+        let byte = |at: usize| u8::from_str_radix(&private[at..at + 2], 16).unwrap();
+        secrets.push((0..private.len()).step_by(2).map(byte).collect());
+    }
+    for secret in &secrets {
+        assert_eq!(secret.len(), 32);
+        assert_eq!(holders(backups.path(), secret), Vec::<PathBuf>::new());
+    }
+    // The sealed copies are in it, so it is no wonder that a backup can be restored.
+    let (_, state) = mesh_store::backup::read(&*backup(&two).await).unwrap();
+    assert!(state.authority.roots.values().all(|root| root.sealed.len() == 3));
 
     first.drain(Duration::from_secs(5)).await;
     drop(folder);

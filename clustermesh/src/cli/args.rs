@@ -13,7 +13,7 @@ use super::{
 pub(crate) const DEFAULT_SOCKET: &str = "/run/isthmus/admin.sock";
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 refused or failed; 3 not found; 4 a wait timed out; \
-    5 no quorum (what is shown was known last); 6 stored, but a data plane refused it; 64 usage; \
+    5 no quorum (a change was refused, or what is shown was known last); 6 stored, but a data plane refused it; 64 usage; \
     69 the control plane is unreachable.";
 
 /// Run and connect Isthmus clusters.
@@ -31,7 +31,7 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Start the first replica of a new cluster.
     Init(InitArgs),
-    /// Invite a peer cluster, a node or a replica.
+    /// Invite a peer cluster, a node or a replica; list and withdraw invitations.
     Token {
         #[command(subcommand)]
         command: TokenCommand,
@@ -120,6 +120,12 @@ pub(crate) struct InitArgs {
 pub(crate) enum TokenCommand {
     /// Make a join token. It is printed once, works once, and is as good as a password until then.
     Create(TokenCreateArgs),
+    /// List the tokens that were made, without their secrets.
+    #[command(visible_alias = "ls")]
+    List(super::tokens::ListArgs),
+    /// Withdraw a token that nobody has used yet.
+    #[command(visible_alias = "rm")]
+    Revoke(super::tokens::RevokeArgs),
 }
 
 #[derive(Debug, Args)]
@@ -380,6 +386,8 @@ mod tests {
             "clustermesh describe netpol pay-callers -n shop",
             "clustermesh observe -f --verdict dropped -n shop --workload web",
             "clustermesh token create --for node --ttl 10m --node west-n1",
+            "clustermesh token list -o json",
+            "clustermesh token revoke abc def",
             "clustermesh status --watch -o json",
             "clustermesh proxy-status",
             "clustermesh proxy-status envoy~shop/web -o yaml",
@@ -404,6 +412,7 @@ mod tests {
             "clustermesh delete svc pay -f x.yaml",
             "clustermesh observe --verdict MAYBE",
             "clustermesh token create",
+            "clustermesh token revoke",
             "clustermesh token create --for friend",
             "clustermesh completions tcsh",
             "clustermesh init --name west --listen nowhere",

@@ -12,12 +12,15 @@ pub(crate) const USAGE: u8 = 64;
 pub(crate) const NOT_FOUND: u8 = 3;
 /// A wait ended before its condition held.
 pub(crate) const TIMED_OUT: u8 = 4;
-/// No majority of the replicas answers: what was shown is what one of them knew last.
+/// No majority of the replicas answers: a change was refused, or what was shown is what one of them knew last.
 pub(crate) const NO_QUORUM: u8 = 5;
 /// Stored, but a data plane refused it.
 pub(crate) const REFUSED: u8 = 6;
 /// `EX_UNAVAILABLE` of sysexits.h: the control plane can't be reached.
 pub(crate) const UNREACHABLE: u8 = 69;
+
+/// How the control plane begins the sentence about it.
+const LOST_QUORUM: &str = "no quorum: ";
 
 /// Why a command ends early. An empty sentence prints nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,6 +88,7 @@ impl From<Status> for Failure {
         let said = if message.is_empty() { format!("{:?}", status.code()) } else { message.to_owned() };
         let lost = message.contains("transport error") || message.contains("h2 protocol error");
         match status.code() {
+            Code::Unavailable if message.contains(LOST_QUORUM) => Self::no_quorum(said),
             Code::NotFound => Self::not_found(said),
             Code::DeadlineExceeded => Self::timed_out(said),
             Code::Unavailable => Self::unreachable(format!(
@@ -124,6 +128,10 @@ mod tests {
         assert_eq!(Failure::from(Status::not_found("no such service")).code, NOT_FOUND);
         assert_eq!(Failure::from(Status::deadline_exceeded("late")).code, TIMED_OUT);
         assert_eq!(Failure::from(Status::unavailable("no leader")).code, UNREACHABLE);
+        assert_eq!(
+            Failure::from(Status::unavailable("no quorum: 1 of 3 replicas reachable")).code,
+            NO_QUORUM
+        );
         assert_eq!(Failure::from(Status::unknown("transport error")).code, UNREACHABLE);
         assert_eq!(Failure::from(Status::permission_denied("not you")).code, FAILED);
         assert_eq!(Failure::from(Status::new(Code::Aborted, "")).sentence, "Aborted");

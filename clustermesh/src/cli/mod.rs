@@ -27,6 +27,7 @@ mod replica_args;
 mod selector;
 mod status;
 mod token;
+pub(crate) mod tokens;
 mod wait;
 mod watch;
 

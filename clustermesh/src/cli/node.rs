@@ -31,20 +31,32 @@ pub(crate) async fn run(socket: &Path, command: &NodeCommand) -> Result<(), Fail
     match command {
         NodeCommand::List => {
             let nodes = within(REQUEST_TIMEOUT, client.list_nodes(ListNodesRequest {})).await?.nodes;
+            if nodes.is_empty() {
+                out::remark("no node has registered");
+                return Ok(());
+            }
             out::print(&table(&nodes, out::Paint::for_stdout()))
         }
         NodeCommand::Revoke { name } => {
             let request = NodeRequest { name: name.clone() };
             let answer = within(REQUEST_TIMEOUT, client.revoke_node(request)).await?;
             for workload in &answer.unbound {
-                out::line(&format!("workload {workload} unbound"))?;
+                out::line(&format!("workload/{workload} unbound"))?;
             }
-            out::line(&format!("node {name} revoked at revision {}", answer.revision))
+            out::line(&format!("node/{name} revoked (revision {})", answer.revision))?;
+            // Whoever has the machine may have seen such a token; which it was, nobody knows.
+            if let Ok(open @ 1..) = super::tokens::for_any_node(socket).await {
+                let tokens = if open == 1 { "token lets" } else { "tokens let" };
+                out::remark(&format!(
+                    "{open} unused {tokens} any node in: see 'clustermesh token list', and 'clustermesh token revoke'"
+                ));
+            }
+            Ok(())
         }
         NodeCommand::Remove { name } => {
             let request = NodeRequest { name: name.clone() };
             let answer = within(REQUEST_TIMEOUT, client.remove_node(request)).await?;
-            out::line(&format!("node {name} removed at revision {}", answer.revision))
+            out::line(&format!("node/{name} removed (revision {})", answer.revision))
         }
     }
 }

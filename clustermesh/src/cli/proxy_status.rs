@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use clustermesh::csds::SILENT_REPLICAS;
 use xds_proto::envoy::{
     service::status::v3::{ClientConfig, ClientStatusRequest},
     r#type::matcher::v3::{NodeMatcher, StringMatcher, string_matcher::MatchPattern},
@@ -23,11 +24,25 @@ pub(crate) async fn run(socket: &Path, args: &ProxyStatusArgs) -> Result<(), Fai
         node: None,
         exclude_resource_contents: true,
     };
-    let clients = within(REQUEST_TIMEOUT, csds.fetch_client_status(request)).await?.config;
+    let mut silent = String::new();
+    let asked = async {
+        let answer = csds.fetch_client_status(request).await?;
+        let list = answer.metadata().get(SILENT_REPLICAS).and_then(|list| list.to_str().ok());
+        silent = list.unwrap_or_default().to_owned();
+        Ok(answer)
+    };
+    let clients = within(REQUEST_TIMEOUT, asked).await?.config;
+    if !silent.is_empty() {
+        out::remark(&remark(&silent));
+    }
     if let (Some(client), true) = (&args.client, clients.is_empty()) {
         return Err(Failure::not_found(format!(
             "no data plane {client} is connected; 'clustermesh proxy-status' lists those that are"
         )));
+    }
+    if clients.is_empty() && args.output == StatusOutput::Table {
+        out::remark("no data plane is connected");
+        return Ok(());
     }
     out::print(&text(&clients, args)?)
 }
@@ -42,6 +57,13 @@ fn text(clients: &[ClientConfig], args: &ProxyStatusArgs) -> Result<String, Fail
     }
 }
 
+/// Which replicas the answer is without: numbers, separated by commas.
+fn remark(silent: &str) -> String {
+    let numbers = silent.replace(',', ", ");
+    let who = if silent.contains(',') { "replicas" } else { "replica" };
+    format!("no answer of {who} {numbers}: data planes that are connected there are not shown")
+}
+
 /// By the name as it is listed, or by what follows its kind.
 fn matchers(client: &str) -> Vec<NodeMatcher> {
     let matcher = |pattern| NodeMatcher {
@@ -49,4 +71,15 @@ fn matchers(client: &str) -> Vec<NodeMatcher> {
         node_metadatas: Vec::new(),
     };
     vec![matcher(MatchPattern::Exact(client.to_owned())), matcher(MatchPattern::Suffix(format!("~{client}")))]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_did_not_answer_is_named() {
+        assert!(remark("2").starts_with("no answer of replica 2: "));
+        assert!(remark("2,3").starts_with("no answer of replicas 2, 3: "));
+    }
 }

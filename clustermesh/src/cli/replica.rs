@@ -8,9 +8,12 @@ use std::{
 };
 
 use serde_json::json;
-use xds_proto::isthmus::admin::v1::{
-    CreateTokenRequest, RemoveReplicaRequest, ReplicaStatus, SetReplicaRoleRequest, StatusRequest,
-    StatusResponse, replicas_client::ReplicasClient,
+use xds_proto::isthmus::{
+    admin::v1::{
+        CreateTokenRequest, RemoveReplicaRequest, ReplicaStatus, SetReplicaRoleRequest, StatusRequest,
+        StatusResponse, replicas_client::ReplicasClient,
+    },
+    ca::v1::{self as ca, certificate_authority_client::CertificateAuthorityClient},
 };
 
 use super::{
@@ -127,7 +130,26 @@ async fn remove(socket: &Path, args: &ChangeArgs) -> Result<(), Failure> {
         }
         _ => {}
     }
-    out::line(&format!("replica/{} removed", args.id))
+    out::line(&format!("replica/{} removed", args.id))?;
+    // Not if it was the one that was asked.
+    if let Ok(true) = had_root_key(socket, args.id).await {
+        out::remark(&left_behind(args.id));
+    }
+    Ok(())
+}
+
+/// Whether a replica took a copy of a root's key along.
+async fn had_root_key(socket: &Path, id: u64) -> Result<bool, Failure> {
+    let mut client = CertificateAuthorityClient::new(channel(socket).await?);
+    let authority = within(REQUEST_TIMEOUT, client.status(ca::StatusRequest {})).await?;
+    Ok(authority.roots.iter().any(|root| root.left_with.contains(&id)))
+}
+
+fn left_behind(id: u64) -> String {
+    format!(
+        "its disk can still open the root's key, and what its issuer signed is trusted: destroy the disk, or replace \
+         the root with 'clustermesh ca rotate' (--retire-now if replica {id} is in strange hands)"
+    )
 }
 
 async fn promote(socket: &Path, args: &PromoteArgs) -> Result<(), Failure> {

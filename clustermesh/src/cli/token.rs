@@ -1,4 +1,4 @@
-//! `clustermesh token create`
+//! `clustermesh token create`, and the way to the others
 
 use std::path::Path;
 
@@ -19,6 +19,8 @@ use super::{
 pub(crate) async fn run(socket: &Path, command: &TokenCommand) -> Result<(), Failure> {
     match command {
         TokenCommand::Create(args) => create(socket, args).await,
+        TokenCommand::List(args) => super::tokens::list(socket, args).await,
+        TokenCommand::Revoke(args) => super::tokens::revoke(socket, args).await,
     }
 }
 

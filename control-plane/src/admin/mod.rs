@@ -9,6 +9,7 @@ pub mod render;
 pub mod replicas;
 pub mod selector;
 pub mod status;
+pub mod tokens;
 pub mod watch;
 
 use std::{convert::Infallible, pin::Pin, sync::Arc, time::Duration};

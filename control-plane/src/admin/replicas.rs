@@ -32,7 +32,7 @@ impl Replicas for ReplicasService {
         let app = &self.0;
         app.admit(request.extensions(), Action::ManageReplicas)?;
         let id = request.get_ref().id;
-        app.replica.linearizable().await.map_err(read_status)?;
+        exists(&*app.replica.linearizable().await.map_err(read_status)?, id)?;
         let all = status::everywhere(app).await.replicas;
         if let Some(refusal) = would_lose_quorum(&all, id) {
             return Err(Status::failed_precondition(refusal));
@@ -49,7 +49,7 @@ impl Replicas for ReplicasService {
         let app = &self.0;
         app.admit(request.extensions(), Action::ManageReplicas)?;
         let SetReplicaRoleRequest { id, learner } = *request.get_ref();
-        app.replica.linearizable().await.map_err(read_status)?;
+        exists(&*app.replica.linearizable().await.map_err(read_status)?, id)?;
         let all = status::everywhere(app).await.replicas;
         if learner && let Some(refusal) = would_lose_quorum(&all, id) {
             return Err(Status::failed_precondition(refusal));
@@ -63,6 +63,14 @@ impl Replicas for ReplicasService {
         let applied = app.replica.set_role(id, learner).await.map_err(write_status)?;
         tracing::info!(replica = id, learner, revision = applied.revision, "a replica's role was changed");
         Ok(Response::new(ChangeReplicaResponse { revision: applied.revision }))
+    }
+}
+
+fn exists(state: &State, id: u64) -> Result<(), Status> {
+    match state.replicas.contains_key(&id) {
+        true => Ok(()),
+        false if id <= state.cursors.replica => Err(Status::not_found(format!("replica {id} was removed"))),
+        false => Err(Status::not_found(format!("there is no replica {id}"))),
     }
 }
 

@@ -80,7 +80,7 @@ pub enum Action {
     Observe,
     /// `ClientStatusDiscoveryService.*`: what every data plane was sent, contents included.
     ClientStatus,
-    /// `Admin.CreateToken`
+    /// `Admin.CreateToken`, `Tokens.*`
     CreateToken,
     /// `Admin.Join`: makes this cluster join another.
     JoinMesh,

@@ -74,7 +74,10 @@ impl CertificateAuthority for AuthorityService {
         let app = &self.0;
         app.admit(request.extensions(), Action::EndRegistration)?;
         let name = request.into_inner().name;
-        let unbound = bound(&*app.replica.linearizable().await.map_err(read_status)?, &name);
+        let state = app.replica.linearizable().await.map_err(read_status)?;
+        exists(&state, &name)?;
+        let unbound = bound(&state, &name);
+        drop(state);
         let command = AuthorityCommand::RevokeNode { name: name.clone() };
         let applied = app.replica.write(Command::Authority(command)).await.map_err(write_status)?;
         tracing::warn!(node = name, revision = applied.revision, "revoked a node");
@@ -85,18 +88,34 @@ impl CertificateAuthority for AuthorityService {
         let app = &self.0;
         app.admit(request.extensions(), Action::EndRegistration)?;
         let name = request.into_inner().name;
-        let runs = bound(&*app.replica.linearizable().await.map_err(read_status)?, &name);
-        if let Some(first) = runs.first() {
-            let others = runs.len() - 1;
-            return Err(Status::failed_precondition(format!(
-                "node {name} runs {first} and {others} other workloads: end them first, or use `clustermesh node revoke`"
-            )));
+        let state = app.replica.linearizable().await.map_err(read_status)?;
+        exists(&state, &name)?;
+        if let Some(refusal) = still_runs(&name, &bound(&state, &name)) {
+            return Err(Status::failed_precondition(refusal));
         }
+        drop(state);
         let command = Command::RemoveNode { name: name.clone() };
         let applied = app.replica.write(command).await.map_err(write_status)?;
         tracing::info!(node = name, revision = applied.revision, "removed a node");
         Ok(Response::new(NodeResponse { revision: applied.revision, unbound: Vec::new() }))
     }
+}
+
+fn exists(state: &State, node: &str) -> Result<(), Status> {
+    if state.nodes.contains_key(node) {
+        return Ok(());
+    }
+    let shown: String = node.chars().take(80).collect();
+    Err(Status::not_found(format!("there is no node {shown:?}: `clustermesh node list` shows them")))
+}
+
+fn still_runs(node: &str, workloads: &[String]) -> Option<String> {
+    let what = match workloads {
+        [] => return None,
+        [one] => one.clone(),
+        [first, others @ ..] => format!("{first} and {} more", others.len()),
+    };
+    Some(format!("node {node} runs {what}: end that first, or use `clustermesh node revoke {node}`"))
 }
 
 fn bound(state: &State, node: &str) -> Vec<String> {
@@ -182,7 +201,7 @@ fn advice(state: &State, roots: &[Root], now_unix: u64) -> Vec<String> {
     for root in roots.iter().filter(|root| root.active) {
         if let Some(gone) = root.left_with.first() {
             advice.push(format!(
-                "replica {gone} was removed and had a copy of the root's key: rotate the root with `clustermesh ca rotate`"
+                "replica {gone} was removed, and its disk can still open the root's key: rotate the root with `clustermesh ca rotate`"
             ));
         }
         if root.not_after_unix < now_unix.saturating_add(ROOT_SOON) {

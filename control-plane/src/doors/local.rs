@@ -9,13 +9,14 @@ use tonic::transport::Server;
 use xds_proto::isthmus::{
     admin::v1::{
         admin_server::AdminServer, recovery_server::RecoveryServer, replicas_server::ReplicasServer,
+        tokens_server::TokensServer,
     },
     ca::v1::certificate_authority_server::CertificateAuthorityServer,
 };
 
 use super::MAX_ADMIN_MESSAGE;
 use crate::{
-    admin::{AdminService, recovery::RecoveryService, replicas::ReplicasService},
+    admin::{AdminService, recovery::RecoveryService, replicas::ReplicasService, tokens::TokensService},
     app::App,
     ca::service::AuthorityService,
     xds::csds,
@@ -43,6 +44,7 @@ pub async fn serve(
     stop: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
     let replicas = ReplicasServer::new(ReplicasService(app.clone()));
+    let tokens = TokensServer::new(TokensService(app.clone()));
     let clients = csds::service::server(app.clone());
     let recovery = RecoveryServer::new(RecoveryService(app.clone()));
     let admin = AdminServer::new(AdminService(app.clone()))
@@ -53,6 +55,7 @@ pub async fn serve(
     Server::builder()
         .add_service(admin)
         .add_service(replicas)
+        .add_service(tokens)
         .add_service(clients)
         .add_service(authority)
         .add_service(recovery)

@@ -22,9 +22,13 @@ use std::{
 };
 
 use anyhow::Context;
+use futures::future::join_all;
 use mesh_model::identity::TrustDomain;
 use mesh_tls::shared_bundles;
-use tokio::sync::{Notify, watch};
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, watch},
+};
 use tokio_util::sync::CancellationToken;
 use xds_proto::isthmus::admin::v1::{RejoinResponse, ReplaceRequest, recovery_client::RecoveryClient};
 
@@ -75,11 +79,44 @@ impl Quarantined {
     }
 }
 
-/// Returns once the others have given this replica a new number, under which it may start with an empty log.
+/// Returns once the others have given this replica a new number, under which it may start with an empty log. Whoever
+/// connects to one of its `ports` meanwhile is turned away at once.
 ///
 /// # Errors
 /// The socket is taken, or the folder can't be written.
-pub async fn leave(config: &Config, ca: Ca, damage: String) -> anyhow::Result<Ca> {
+pub async fn leave<'a>(
+    config: &Config,
+    ca: Ca,
+    damage: String,
+    ports: impl IntoIterator<Item = &'a TcpListener>,
+) -> anyhow::Result<Ca> {
+    // Without it the kernel would take connections that nobody answers, and clients would wait.
+    let away = async {
+        join_all(ports.into_iter().map(turn_away)).await;
+        // There were no ports.
+        std::future::pending().await
+    };
+    tokio::select! {
+        ca = ask_to_leave(config, ca, damage) => ca,
+        ca = away => ca,
+    }
+}
+
+/// Accepts and closes: a client hears at once that it should go to another replica.
+async fn turn_away(port: &TcpListener) {
+    loop {
+        match port.accept().await {
+            Ok((connection, _)) => drop(connection),
+            // No file descriptors, for instance: it passes.
+            Err(error) => {
+                tracing::debug!(%error, "a connection was not turned away");
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+async fn ask_to_leave(config: &Config, ca: Ca, damage: String) -> anyhow::Result<Ca> {
     let now = SystemTime::now();
     ca.renew_own(now).context("this replica's certificate")?;
     let own = ca.replica().clone();

@@ -32,6 +32,7 @@ impl Collector for Metrics {
         raft(app, &mut page)?;
         store(app, &mut page)?;
         xds(app, &mut page)?;
+        super::load::encode(app.subscribers.loads(), Instant::now(), &mut page)?;
         authority(app, &mut page)?;
         federation(app, &mut page)?;
         doors(app, &mut page)?;

@@ -4,6 +4,7 @@ pub mod collect;
 pub mod commits;
 pub mod flows;
 pub mod histogram;
+mod load;
 pub mod log;
 pub mod xds;
 

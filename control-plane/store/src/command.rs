@@ -76,6 +76,11 @@ pub enum Command {
         /// Purpose, hash and expiry.
         token: TokenRecord,
     },
+    /// Withdraws a token that nobody has used yet: from now on it admits nobody.
+    RevokeToken {
+        /// Public part of the token.
+        id: String,
+    },
     /// Admits the bearer of a token, once.
     UseToken {
         /// Public part of the token.

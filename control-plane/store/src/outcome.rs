@@ -110,12 +110,18 @@ pub enum Refusal {
     ForeignAddress { workload: String, address: IpAddr, node: String, slice: IpNet },
     #[error("address {address} belongs to {holder} already")]
     AddressHeld { address: IpAddr, holder: String },
-    #[error("the token {id:?} is unknown, wrong, or was forgotten after it expired: create a new one")]
+    #[error(
+        "the token {id:?} is unknown, wrong, withdrawn, or was forgotten after it expired: create a new one"
+    )]
     TokenUnknown { id: String },
     #[error("the token {id:?} expired {seconds_ago} s ago: create a new one")]
     TokenExpired { id: String, seconds_ago: u64 },
     #[error("the token {id:?} was used by {by:?} already: a token admits once, create a new one")]
     TokenUsed { id: String, by: String },
+    #[error(
+        "the token {id:?} was used by {by:?} already: there is nothing to withdraw, revoke or remove {by} itself"
+    )]
+    TokenSpent { id: String, by: String },
     #[error("the token {id:?} is for {made_for}, not for {wanted}")]
     TokenPurpose { id: String, made_for: String, wanted: String },
     #[error(

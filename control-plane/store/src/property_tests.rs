@@ -52,6 +52,7 @@ fn command() -> impl Strategy<Value = Command> {
         }),
         1 => (names(), nodes()).prop_map(|(workload, node)| Command::UnbindWorkload { workload, node }),
         1 => Just(Command::CreateToken { id: "t".to_owned(), token: token(TokenPurpose::Peer) }),
+        1 => prop::sample::select(vec!["t", "u"]).prop_map(|id| Command::RevokeToken { id: id.to_owned() }),
         1 => Just(Command::UseToken {
             id: "t".to_owned(),
             secret_sha256: "ab".repeat(32),

@@ -12,13 +12,20 @@ use tokio::{
     net::TcpStream,
 };
 use tonic::{Code, Status, transport::Channel};
+use xds_proto::envoy::service::status::v3::{
+    ClientStatusRequest, client_status_discovery_service_client::ClientStatusDiscoveryServiceClient,
+};
 use xds_proto::isthmus::{
-    admin::v1::{StatusRequest, WaitHereRequest, WaitRequest, WatchRequest, admin_client::AdminClient, *},
+    admin::v1::{
+        StatusRequest, WaitHereRequest, WaitRequest, WatchRequest, admin_client::AdminClient,
+        recovery_client::RecoveryClient, replicas_client::ReplicasClient, tokens_client::TokensClient, *,
+    },
     bootstrap::v1::{
         FlowBatch, RegisterNodeRequest, RegisterReplicaRequest, RemoveEndpointRequest, RenewNodeRequest,
         ReportEndpointRequest, SignWorkloadRequest, bootstrap_client::BootstrapClient,
         certificates_client::CertificatesClient, endpoints_client::EndpointsClient,
     },
+    ca::v1::{self as ca, certificate_authority_client::CertificateAuthorityClient},
     federation::v1::{self as federation, federation_client::FederationClient},
     raft::v1::{Payload, raft_client::RaftClient},
 };
@@ -33,6 +40,11 @@ async fn knock(channel: &Channel) -> Vec<(&'static str, Status)> {
     let mut certificates = CertificatesClient::new(channel.clone());
     let mut endpoints = EndpointsClient::new(channel.clone());
     let mut federation = FederationClient::new(channel.clone());
+    let mut tokens = TokensClient::new(channel.clone());
+    let mut replicas = ReplicasClient::new(channel.clone());
+    let mut recovery = RecoveryClient::new(channel.clone());
+    let mut authority = CertificateAuthorityClient::new(channel.clone());
+    let mut clients = ClientStatusDiscoveryServiceClient::new(channel.clone());
     let mut answers = Vec::new();
     macro_rules! ask {
         ($($client:ident . $method:ident ( $request:expr )),+ $(,)?) => {
@@ -65,6 +77,20 @@ async fn knock(channel: &Channel) -> Vec<(&'static str, Status)> {
         endpoints.remove(RemoveEndpointRequest::default()),
         endpoints.report_flows(tokio_stream::iter([FlowBatch::default()])),
         federation.join(federation::JoinRequest::default()),
+        federation.confirm_trust(federation::ConfirmTrustRequest::default()),
+        tokens.list(ListTokensRequest {}),
+        tokens.revoke(RevokeTokenRequest { id: "x".to_owned() }),
+        replicas.remove(RemoveReplicaRequest { id: 1 }),
+        replicas.set_role(SetReplicaRoleRequest { id: 1, learner: true }),
+        recovery.backup(BackupRequest {}),
+        recovery.replace(ReplaceRequest::default()),
+        recovery.rejoin(RejoinRequest {}),
+        authority.status(ca::StatusRequest {}),
+        authority.rotate(ca::RotateRequest::default()),
+        authority.list_nodes(ca::ListNodesRequest {}),
+        authority.revoke_node(ca::NodeRequest { name: "n1".to_owned() }),
+        authority.remove_node(ca::NodeRequest { name: "n1".to_owned() }),
+        clients.fetch_client_status(ClientStatusRequest::default()),
     );
     let subscribing = match Raw::open(channel.clone(), "type.googleapis.com/isthmus.agent.v1.Service").await {
         Ok(mut raw) => raw.next().await.unwrap_err(),
@@ -83,7 +109,7 @@ fn is_by_token(method: &str) -> bool {
 async fn without_a_certificate_every_door_is_closed() {
     let cluster = Cluster::start("west").await;
     let answers = knock(&cluster.connect(None).await.unwrap()).await;
-    assert_eq!(answers.len(), 23);
+    assert_eq!(answers.len(), 37);
     for (method, status) in answers {
         let refused = match is_by_token(method) {
             true => matches!(status.code(), Code::InvalidArgument | Code::Unauthenticated),

@@ -10,6 +10,15 @@ use tokio::{
     net::TcpStream,
 };
 use xds_proto::{
+    envoy::{
+        config::{
+            core::v3::Locality,
+            endpoint::v3::{ClusterStats, UpstreamLocalityStats},
+        },
+        service::load_stats::v3::{
+            LoadStatsRequest, load_reporting_service_client::LoadReportingServiceClient,
+        },
+    },
     isthmus::{agent::v1::Service, bootstrap::v1::RegisterNodeRequest},
     type_url,
 };
@@ -109,6 +118,58 @@ async fn what_happens_is_counted() {
     at_least("isthmus_ca_certificate_expiry_timestamp_seconds{", 1.0);
     at_least("isthmus_door_handshakes_refused_total ", 1.0);
     at_least("process_resident_memory_bytes ", 1.0);
+}
+
+/// What one client has seen of one cluster since its last report.
+fn report(issued: u64, failed: u64) -> LoadStatsRequest {
+    let stats = UpstreamLocalityStats {
+        locality: Some(Locality { region: "eu".into(), zone: "a".into(), ..Default::default() }),
+        total_issued_requests: issued,
+        total_successful_requests: issued - failed,
+        total_error_requests: failed,
+        total_requests_in_progress: 3,
+        ..Default::default()
+    };
+    LoadStatsRequest {
+        node: Some(xds_client::node("agent~n1", "west")),
+        cluster_stats: vec![ClusterStats {
+            cluster_name: "pay \"quoted\"".into(),
+            upstream_locality_stats: vec![stats],
+            total_dropped_requests: 2,
+            ..Default::default()
+        }],
+    }
+}
+
+#[tokio::test]
+async fn the_load_that_data_planes_report_is_exported_and_its_labels_can_not_break_the_page() {
+    let mut cluster = Cluster::start_with("west", &["--metrics", "127.0.0.1:0"]).await;
+    let at = cluster.running.metrics.unwrap();
+    let node = cluster.node("n1").await;
+    let (requests, receiver) = tokio::sync::mpsc::channel(4);
+    requests.send(report(10, 1)).await.unwrap();
+    requests.send(report(5, 0)).await.unwrap();
+    let mut client = LoadReportingServiceClient::new(node.channel.clone());
+    let stream = tokio_stream::wrappers::ReceiverStream::new(receiver);
+    let answers = client.stream_load_stats(stream).await.unwrap();
+    let of = r#"{cluster="pay \"quoted\"",locality="eu/a""#;
+    let exported = async {
+        loop {
+            let page = scrape(at).await;
+            let issued = format!("isthmus_load_requests_total{of},outcome=\"issued\"}}");
+            if sample(&page, &issued) == 15.0 {
+                return page;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let page = tokio::time::timeout(crate::common::SOON, exported).await.unwrap();
+    assert_eq!(sample(&page, &format!("isthmus_load_requests_total{of},outcome=\"failed\"}}")), 1.0);
+    assert_eq!(sample(&page, &format!("isthmus_load_requests_in_progress{of}}}")), 3.0);
+    assert_eq!(sample(&page, &format!("isthmus_load_reporters{of}}}")), 1.0);
+    let dropped = r#"isthmus_load_requests_total{cluster="pay \"quoted\"",locality="-",outcome="dropped"}"#;
+    assert_eq!(sample(&page, dropped), 4.0);
+    drop((requests, answers));
 }
 
 #[tokio::test]

@@ -37,8 +37,12 @@ impl Raw {
     }
 
     pub async fn next(&mut self) -> Result<DeltaDiscoveryResponse, Status> {
-        let next = tokio::time::timeout(SOON, self.responses.message()).await;
-        next.expect("a response in time").map(|response| response.expect("the stream goes on"))
+        tokio::time::timeout(SOON, self.next_or_end()).await.expect("a response in time")
+    }
+
+    /// The next one, however long it takes, or the end of the stream.
+    pub async fn next_or_end(&mut self) -> Result<DeltaDiscoveryResponse, Status> {
+        self.responses.message().await?.ok_or_else(|| Status::unavailable("the stream has ended"))
     }
 
     pub async fn ack(&self, response: &DeltaDiscoveryResponse) {

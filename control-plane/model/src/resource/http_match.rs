@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use super::{
     HeaderMatch, HttpRouteMatch, PathMatch, ValueMatch,
     error::{At, Fault},
+    re2,
 };
 
 /// The Gateway API's own limits.
@@ -118,7 +119,7 @@ fn literal_path(path: &str, at: &At) -> Result<(), Fault> {
     }
 }
 
-/// The expression must match the whole value, as in Envoy; the syntax is RE2's, which Rust's `regex` shares.
+/// The expression must match the whole value, as in Envoy; the syntax is what RE2 and Rust's `regex` share.
 fn regex(text: &str, at: &At) -> Result<(), Fault> {
     if text.is_empty() {
         return Err(at.missing());
@@ -132,7 +133,10 @@ fn regex(text: &str, at: &At) -> Result<(), Fault> {
             let reason = error.to_string();
             let last = reason.lines().last().unwrap_or_default().trim().trim_start_matches("error: ");
             at.fault(text, format!("is not a regular expression that can be used: {last}"))
-        })
+        })?;
+    re2::check(text, MAX_REGEX_NESTING).map_err(|reason| {
+        at.fault(text, format!("is not a regular expression that Envoy takes: it {reason}"))
+    })
 }
 
 /// Header or query parameter conditions.

@@ -18,6 +18,7 @@ mod meta;
 mod network_policy;
 mod parse;
 mod port;
+mod re2;
 #[cfg(test)]
 mod refusal_tests;
 #[cfg(test)]

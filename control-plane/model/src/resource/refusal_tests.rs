@@ -243,6 +243,9 @@ fn http_routes_with_bad_values_are_refused() {
     refused(&path("Exact", "/a%zz"), at, "percent-encode");
     refused(&path("RegularExpression", "("), at, "unclosed group");
     refused(&path("RegularExpression", "a{1000}{1000}"), at, "size limit");
+    // What RE2 would refuse, and with it every Envoy.
+    refused(&path("RegularExpression", "/x{1001}"), at, "repeats more than 1000 times");
+    refused(&path("RegularExpression", "/(x{40}){40}"), at, "nested repetitions multiplied");
     refused(&path("Glob", "/a"), "spec.rules[0].matches[0].path.type", "Exact, PathPrefix");
     let header =
         |name: &str, value: &str| route(json!({"matches": [{"headers": [{"name": name, "value": value}]}]}));

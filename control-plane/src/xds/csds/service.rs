@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use clustermesh::csds::SILENT_REPLICAS;
 use futures::future::join_all;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -57,7 +58,8 @@ impl ClientStatusDiscoveryService for CsdsService {
                     () = app.stop.cancelled() => Err(Status::unavailable("this replica is shutting down")),
                 };
                 let answer = match next {
-                    Ok(Some(request)) => answer(&app, request, local).await,
+                    // Who is missing is told in the answer to a single question only: a stream has no room for it.
+                    Ok(Some(request)) => answer(&app, request, local).await.map(|(answer, _)| answer),
                     Ok(None) => return,
                     Err(status) => Err(status),
                 };
@@ -76,28 +78,42 @@ impl ClientStatusDiscoveryService for CsdsService {
     ) -> Result<Response<ClientStatusResponse>, Status> {
         self.0.admit(request.extensions(), Action::ClientStatus)?;
         let local = request.metadata().contains_key(LOCAL_ONLY);
-        answer(&self.0, request.into_inner(), local).await.map(Response::new)
+        let (answer, silent) = answer(&self.0, request.into_inner(), local).await?;
+        let mut response = Response::new(answer);
+        let silent: Vec<String> = silent.iter().map(u64::to_string).collect();
+        if let Ok(list) = MetadataValue::try_from(silent.join(","))
+            && !silent.is_empty()
+        {
+            response.metadata_mut().insert(SILENT_REPLICAS, list);
+        }
+        Ok(response)
     }
 }
 
+/// The clients of all replicas, and the replicas that did not tell of theirs.
 async fn answer(
     app: &App,
     request: ClientStatusRequest,
     local: bool,
-) -> Result<ClientStatusResponse, Status> {
+) -> Result<(ClientStatusResponse, Vec<u64>), Status> {
     let matchers = Matchers::new(request.node_matchers.clone());
     let matchers = Arc::new(matchers.map_err(|error| Status::invalid_argument(error.to_string()))?);
     let contents = !request.exclude_resource_contents;
     let mut size = 0;
     let mut config = of_replica(app.subscribers.inspectors(), &matchers, contents, &mut size).await?;
+    let mut silent = Vec::new();
     if !local {
-        for theirs in elsewhere(app, &request).await {
+        for (replica, theirs) in elsewhere(app, &request).await {
+            let Some(theirs) = theirs else {
+                silent.push(replica);
+                continue;
+            };
             size += theirs.encoded_len();
             within(size)?;
             config.extend(theirs.config);
         }
     }
-    Ok(ClientStatusResponse { config })
+    Ok((ClientStatusResponse { config }, silent))
 }
 
 /// The clients of one replica, one after the other; `size` counts the bytes of the answer.
@@ -136,7 +152,7 @@ fn within(size: usize) -> Result<(), Status> {
     )))
 }
 
-async fn elsewhere(app: &App, request: &ClientStatusRequest) -> Vec<ClientStatusResponse> {
+async fn elsewhere(app: &App, request: &ClientStatusRequest) -> Vec<(u64, Option<ClientStatusResponse>)> {
     let own = app.ca.replica().id;
     let state = app.replica.applied();
     let others = state.replicas.values().filter(|replica| replica.id != own);
@@ -145,11 +161,12 @@ async fn elsewhere(app: &App, request: &ClientStatusRequest) -> Vec<ClientStatus
         let answer =
             answer.unwrap_or_else(|_| Err(Status::deadline_exceeded(format!("no answer within {ASK:?}"))));
         // The clients of a replica that is down go to another one, where they are seen.
-        answer
-            .inspect_err(|error| tracing::warn!(replica = replica.id, %error, "does not tell of its clients"))
-            .ok()
+        let answer = answer.inspect_err(
+            |error| tracing::warn!(replica = replica.id, %error, "does not tell of its clients"),
+        );
+        (replica.id, answer.ok())
     }));
-    answers.await.into_iter().flatten().collect()
+    answers.await
 }
 
 async fn ask(app: &App, address: &str, request: ClientStatusRequest) -> Result<ClientStatusResponse, Status> {

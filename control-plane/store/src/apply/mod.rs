@@ -102,6 +102,7 @@ fn run(tx: &mut Transaction<'_>, command: &Command) -> Result<Done, Refusal> {
         Command::BindWorkload { workload, binding } => nodes::bind(tx, workload, binding),
         Command::UnbindWorkload { workload, node } => nodes::unbind(tx, workload, node),
         Command::CreateToken { id, token } => tokens::create(tx, id, token),
+        Command::RevokeToken { id } => tokens::revoke(tx, id),
         Command::UseToken { id, secret_sha256, purpose, bearer } => {
             tokens::redeem(tx, id, secret_sha256, purpose, bearer)
         }

@@ -36,6 +36,18 @@ pub(super) fn create(tx: &mut Transaction<'_>, id: &str, token: &TokenRecord) ->
     Ok(Done::default())
 }
 
+pub(super) fn revoke(tx: &mut Transaction<'_>, id: &str) -> Result<Done, Refusal> {
+    let id = id.chars().take(64).collect::<String>();
+    let Some(token) = tx.state().tokens.get(&id) else {
+        return Err(Refusal::Unknown { what: "token".to_owned(), name: id });
+    };
+    if let Some(by) = &token.used_by {
+        return Err(Refusal::TokenSpent { by: by.clone(), id });
+    }
+    tx.set_token(&id, None);
+    Ok(Done::default())
+}
+
 pub(super) fn redeem(
     tx: &mut Transaction<'_>,
     id: &str,
@@ -78,5 +90,36 @@ fn forget_old(tx: &mut Transaction<'_>) {
         .collect();
     for id in old {
         tx.set_token(&id, None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{
+        Command, Refusal, TokenPurpose,
+        fixtures::{Store, token},
+    };
+
+    #[test]
+    fn a_token_that_is_withdrawn_admits_nobody_and_one_that_was_used_can_not_be() {
+        let mut store = Store::initialised();
+        let create =
+            |id: &str| Command::CreateToken { id: id.to_owned(), token: token(TokenPurpose::Node(None)) };
+        let redeem = |id: &str| Command::UseToken {
+            id: id.to_owned(),
+            secret_sha256: "ab".repeat(32),
+            purpose: TokenPurpose::Node(Some("n1".to_owned())),
+            bearer: "node n1".to_owned(),
+        };
+        let revoke = |id: &str| Command::RevokeToken { id: id.to_owned() };
+        store.run(create("t1")).expect("created");
+        store.run(create("t2")).expect("created");
+        store.run(revoke("t1")).expect("withdrawn");
+        assert!(matches!(store.refused(redeem("t1")), Refusal::TokenUnknown { .. }));
+        assert!(matches!(store.refused(revoke("t1")), Refusal::Unknown { .. }));
+        store.run(redeem("t2")).expect("the other one is good");
+        let refusal = store.refused(revoke("t2")).to_string();
+        assert!(refusal.contains("used by \"node n1\""), "{refusal}");
+        assert!(store.state.tokens.contains_key("t2"), "who was admitted with what is remembered");
     }
 }
