@@ -31,7 +31,9 @@ pub(crate) async fn run(socket: &Path, args: &ProxyStatusArgs) -> Result<(), Fai
         silent = list.unwrap_or_default().to_owned();
         Ok(answer)
     };
-    let clients = within(REQUEST_TIMEOUT, asked).await?.config;
+    let mut clients = within(REQUEST_TIMEOUT, asked).await?.config;
+    // The same whichever replica was asked.
+    clients.sort_by_cached_key(render::proxy_status::order);
     if !silent.is_empty() {
         out::remark(&remark(&silent));
     }
@@ -41,7 +43,11 @@ pub(crate) async fn run(socket: &Path, args: &ProxyStatusArgs) -> Result<(), Fai
         )));
     }
     if clients.is_empty() && args.output == StatusOutput::Table {
-        out::remark("no data plane is connected");
+        out::remark(if silent.is_empty() {
+            "no data plane is connected"
+        } else {
+            "no other one is connected"
+        });
         return Ok(());
     }
     out::print(&text(&clients, args)?)

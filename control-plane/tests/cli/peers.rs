@@ -25,16 +25,11 @@ fn sample(page: &str, begins: &str) -> Option<f64> {
 
 /// The state of the peer as a user reads it.
 async fn state(replica: &Replica) -> String {
-    let typed = replica.types("status").await.ends(0);
-    typed
-        .rows("CLUSTER")
-        .first()
-        .map(|_| {
-            let peers = typed.out.split("\nPeers\n").nth(1).unwrap_or_default();
-            let row = peers.lines().nth(1).unwrap_or_default();
-            row.split_whitespace().nth(2).unwrap_or_default().to_owned()
-        })
-        .unwrap_or_default()
+    let status = replica.types("status").await.ends(0);
+    if status.out.contains("\nPeers: none\n") {
+        return "none".to_owned();
+    }
+    status.below("Peers").rows("CLUSTER")[0]["STATE"].clone()
 }
 
 async fn until_state(replica: &Replica, wanted: &str) -> Duration {

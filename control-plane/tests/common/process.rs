@@ -181,6 +181,14 @@ impl Typed {
         serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:#?}"))
     }
 
+    /// What stands under a title, up to an empty line.
+    #[track_caller]
+    pub fn below(&self, title: &str) -> Self {
+        let found = self.out.split_once(&format!("\n{title}\n"));
+        let (_, after) = found.unwrap_or_else(|| panic!("no {title}: {self:#?}"));
+        Self { out: after.split("\n\n").next().unwrap_or_default().to_owned(), ..self.clone() }
+    }
+
     /// The rows under a heading that begins so, up to an empty line: by column.
     #[track_caller]
     pub fn rows(&self, heading: &str) -> Vec<std::collections::BTreeMap<String, String>> {

@@ -73,6 +73,11 @@ pub(crate) fn resources(clients: &[ClientConfig], now: u64, paint: Paint) -> Str
     out
 }
 
+/// Clients by name, and streams of the same client by replica.
+pub(crate) fn order(client: &ClientConfig) -> (String, String) {
+    (said(client, CLIENT), said(client, REPLICA))
+}
+
 /// For programs.
 pub(crate) fn value(clients: &[ClientConfig]) -> Value {
     let resource = |config: &GenericXdsConfig| {
