@@ -41,7 +41,7 @@ fix: ## formats and applies what clippy can mend
 # Stable Rust will do: coverage needs no nightly, only the address sanitizer would.
 fuzz: ## looks for inputs that break a reader, SECONDS_EACH (60); what it finds goes to fuzz/artifacts
 	@SETUP_FUZZ=1 $(SETUP)
-	@for target in objects xds raft snapshot token; do \
+	@for target in objects xds raft snapshot backup token; do \
 		mkdir -p fuzz/corpus/$$target; \
 		PATH="$$PWD/target/tools/bin:$$PATH" scripts/step "Fuzzing $$target" cargo fuzz run --sanitizer none $$target \
 			fuzz/corpus/$$target integration/bad-input/corpus/$$target -- \

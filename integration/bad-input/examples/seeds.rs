@@ -1,14 +1,17 @@
 //! Writes the seeds of each corpus: `cargo run -p bad-input --example seeds`. What the fuzzer adds stays.
 
-use std::{fs, path::Path};
+use std::{fs, io::Write, path::Path};
 
 use clustermesh::{
     manifest,
     token::{JoinToken, Purpose},
 };
 use mesh_model::{identity::TrustDomain, records::ClusterInfo, resource::Object};
-use mesh_store::{Bytes16, Command, Envelope, State, apply};
-use serde_json::json;
+use mesh_store::{
+    Bytes16, Command, Envelope, State, apply,
+    container::{Kind, Writer},
+};
+use serde_json::{Value, json};
 use xds_proto::{
     Message,
     envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest},
@@ -24,6 +27,7 @@ fn main() -> std::io::Result<()> {
     xds()?;
     raft()?;
     snapshot()?;
+    backup()?;
     token()
 }
 
@@ -177,6 +181,45 @@ fn snapshot() -> std::io::Result<()> {
     save("snapshot", "cut", &empty[..empty.len() / 2])?;
     save("snapshot", "newer", r#"{"format": 4000000000}"#)?;
     save("snapshot", "deep", format!("{{\"format\": 1, \"x\": {}", "[".repeat(10_000)))
+}
+
+fn backup() -> std::io::Result<()> {
+    let state = shop()?;
+    let bytes = mesh_store::encode(&state).expect("plain data");
+    let write = |state: &State, at: u64| {
+        mesh_store::backup::write(state, at, "0.1.0", Vec::new()).expect("a cluster")
+    };
+    let good = write(&state, 1_800_000_000);
+    save("backup", "shop", &good)?;
+    save("backup", "extremes", write(&State { revision: u64::MAX, ..state.clone() }, u64::MAX))?;
+    save("backup", "cut", &good[..good.len() - 21])?;
+    let mut newer = good.clone();
+    newer[8] = 200;
+    save("backup", "newer", newer)?;
+    // The header's length, header and content: what the target makes a file of.
+    let whole = |header: Value, content: &[u8]| {
+        let header = header.to_string();
+        let length = u16::try_from(header.len()).expect("a small header").to_le_bytes();
+        [&length[..], header.as_bytes(), content].concat()
+    };
+    let header =
+        serde_json::to_value(mesh_store::backup::Header::of(&state, 7, "0.1.0").expect("a cluster"))?;
+    save("backup", "parts", whole(header.clone(), &bytes))?;
+    let mut other = header;
+    other["revision"] = json!(u64::MAX);
+    save("backup", "contradiction", whole(other, &bytes))?;
+    let meta = json!({"last_log_id": null, "last_membership": {"log_id": null, "membership": {"configs": [[1]], "nodes": {"1": {"addr": "a:1"}}}}, "snapshot_id": "x"});
+    save("backup", "snapshot-parts", whole(meta.clone(), &bytes))?;
+    let kind = Kind { magic: *b"isthsnap", name: "snapshot" };
+    let mut file = Writer::new(Vec::new(), kind, meta.to_string().as_bytes())?;
+    file.write_all(&bytes)?;
+    save("backup", "snapshot", file.finish()?.0)?;
+    // A piece that claims more bytes than there are, behind a good header.
+    let mut long = Writer::new(Vec::new(), mesh_store::backup::KIND, b"{}")?.finish()?.0;
+    let at = long.len() - 20;
+    long.truncate(at);
+    long.extend(u32::MAX.to_le_bytes());
+    save("backup", "length", long)
 }
 
 /// The shop of the examples, applied.

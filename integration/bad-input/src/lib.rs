@@ -5,6 +5,7 @@
 //! `fuzz/` runs these under libFuzzer; `tests/replay.rs` runs them on the corpus in every `make test`.
 #![forbid(unsafe_code)]
 
+mod backup;
 mod objects;
 mod raft;
 mod snapshot;
@@ -15,11 +16,12 @@ mod xds;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 6] = [
     ("objects", objects::objects),
     ("xds", xds::xds),
     ("raft", raft::raft),
     ("snapshot", snapshot::snapshot),
+    ("backup", backup::backup),
     ("token", token::token),
 ];
 

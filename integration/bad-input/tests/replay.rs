@@ -47,6 +47,12 @@ fn good_seeds_are_still_good() {
     }
     let token = seeds("token");
     assert!(clustermesh::token::JoinToken::decode(std::str::from_utf8(&token["node"]).unwrap()).is_ok());
+    let backup = seeds("backup");
+    for (name, bytes) in &backup {
+        let good = mesh_store::backup::read(&bytes[..]).is_ok();
+        assert_eq!(good, ["shop", "extremes"].contains(&name.as_str()), "backup/{name}");
+        assert_eq!(control_plane::raft::is_snapshot(bytes), name == "snapshot", "backup/{name}");
+    }
     let snapshot = seeds("snapshot");
     assert!(mesh_store::decode(&snapshot["shop"]).unwrap().objects.len() > 5);
 }

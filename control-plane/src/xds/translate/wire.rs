@@ -14,7 +14,11 @@ use xds_proto::{
             socket_address::PortSpecifier,
             transport_socket,
         },
-        r#type::matcher::v3::{RegexMatcher, StringMatcher, string_matcher::MatchPattern},
+        r#type::matcher::v3::{
+            RegexMatcher, StringMatcher,
+            regex_matcher::{EngineType, GoogleRe2},
+            string_matcher::MatchPattern,
+        },
     },
     google::protobuf::{BoolValue, Duration, UInt32Value},
     to_any,
@@ -98,10 +102,38 @@ pub(super) fn exact(text: &str) -> StringMatcher {
     StringMatcher { ignore_case: false, match_pattern: Some(MatchPattern::Exact(text.to_owned())) }
 }
 
+/// Instructions of a compiled expression that Envoy is to take. What `mesh_model` lets in is far smaller; the limit is
+/// Envoy's to have one at all.
+const MAX_PROGRAM_SIZE: u32 = 65_536;
+/// Characters that compile to less than the 100 instructions which Envoy takes without being told: each is four at most.
+const SURELY_SHORT: usize = 20;
+
+/// An expression. Envoy refuses one of more than 100 instructions (`/[^/]{1,40}` has 126) unless a limit comes with it;
+/// how large they may be was decided when the object was applied.
 pub(super) fn regex(pattern: &str) -> RegexMatcher {
-    RegexMatcher { regex: pattern.to_owned(), ..Default::default() }
+    let short = pattern.len() <= SURELY_SHORT && !pattern.contains('{');
+    RegexMatcher { regex: pattern.to_owned(), engine_type: (!short).then(limited) }
+}
+
+// Deprecated in favour of a runtime key, which is the proxy's bootstrap's to set and not ours.
+#[allow(deprecated)]
+fn limited() -> EngineType {
+    EngineType::GoogleRe2(GoogleRe2 { max_program_size: Some(UInt32Value { value: MAX_PROGRAM_SIZE }) })
 }
 
 pub(super) fn matches_regex(pattern: &str) -> StringMatcher {
     StringMatcher { ignore_case: false, match_pattern: Some(MatchPattern::SafeRegex(regex(pattern))) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_expression_that_may_be_long_comes_with_a_limit_that_it_is_within() {
+        assert_eq!(regex("/v[0-9]+/.*").engine_type, None);
+        for long in ["/x{30}", "/(?:cards|orders)/[0-9a-f]+"] {
+            assert_eq!(regex(long).engine_type, Some(limited()), "{long}");
+        }
+    }
 }
