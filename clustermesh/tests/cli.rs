@@ -1,5 +1,5 @@
 //! The binary against a small control plane on a unix socket: what is sent, what is printed, and how it exits.
-//! (The true control plane is driven by the same binary in `integration/`.)
+//! (The true control plane is driven by the same binary in `control-plane/tests/cli` and in `integration/`.)
 // Helpers of a test may unwrap like the test itself.
 #![allow(clippy::unwrap_used)]
 
