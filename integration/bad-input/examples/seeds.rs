@@ -191,7 +191,9 @@ fn backup() -> std::io::Result<()> {
     };
     let good = write(&state, 1_800_000_000);
     save("backup", "shop", &good)?;
-    save("backup", "extremes", write(&State { revision: u64::MAX, ..state.clone() }, u64::MAX))?;
+    let mut last = state.clone();
+    last.revision = u64::MAX;
+    save("backup", "extremes", write(&last, u64::MAX))?;
     save("backup", "cut", &good[..good.len() - 21])?;
     let mut newer = good.clone();
     newer[8] = 200;
