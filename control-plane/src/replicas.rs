@@ -53,6 +53,11 @@ impl Replicas {
         Arc::new(move |id, address: String| {
             let (identity, bundles, own) = (identity.clone(), bundles.clone(), own.clone());
             async move {
+                if identity.load().is_none() {
+                    // It would be taken for anybody, for as long as the connection lasts.
+                    let reason = "this replica has no certificate yet".to_owned();
+                    return Err(DialError { id, address, reason });
+                }
                 let policy = PeerPolicy::OneOf(vec![SpiffeId::replica(&own, id)]);
                 let failed =
                     |e: mesh_tls::Error| DialError { id, address: address.clone(), reason: e.to_string() };
