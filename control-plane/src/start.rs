@@ -74,12 +74,12 @@ pub async fn start(mut config: Config) -> anyhow::Result<Running> {
     let metrics_at = metrics.as_ref().map(TcpListener::local_addr).transpose()?;
     let mut socket = doors::local::bind(&config.admin_socket)?;
     let mut ca = authority(&config, &keys).await?;
-    // Before raft dials anybody: a connection that was made without a certificate stays one, and raft is not open to it.
-    if let Err(error) = ca.renew_own(SystemTime::now()) {
-        // The issuer has ended. With the state that is about to be opened there may be a new one.
-        tracing::warn!(%error, "this replica has no certificate yet");
-    }
     let (bundles, replicas, replica) = loop {
+        // Before raft dials anybody: a connection made without a certificate stays one, and raft is not open to it.
+        if let Err(error) = ca.renew_own(SystemTime::now()) {
+            // The issuer has ended. With the state that is about to be opened there may be a new one.
+            tracing::warn!(%error, "this replica has no certificate yet");
+        }
         match open(&config, &keys, &ca).await {
             Ok(opened) => break opened,
             Err(Unopened::Damaged(damage)) => {
