@@ -1,24 +1,33 @@
-//! Responses on their way out: framed straight into the transport's buffer from the resources that all streams share.
-//! What most responses consist of is written without being built first; whatever is rare goes by prost.
+//! Responses on their way out: framed into a buffer of their own from the resources that all streams share. What most
+//! responses consist of is written without being built first; whatever is rare goes by prost.
+//!
+//! tonic's encoder would do, but for its buffer: it belongs to the stream and keeps the room of the largest response,
+//! so that a stream that is idle ever after costs as much as what it was sent first.
 
-use std::{marker::PhantomData, sync::Arc};
-
-use prost::{Message, bytes::BufMut, encode_length_delimiter, length_delimiter_len};
-use tonic::{
-    Status,
-    codec::{BufferSettings, Codec, EncodeBuf, Encoder},
+use std::{
+    marker::PhantomData,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
 };
-use tonic_prost::{ProstCodec, ProstDecoder};
+
+use http_body::Frame as BodyFrame;
+use prost::{
+    Message,
+    bytes::{BufMut, Bytes, BytesMut},
+    encode_length_delimiter, length_delimiter_len,
+};
+use tokio::sync::mpsc;
+use tonic::{Status, codegen::http::HeaderMap};
 use xds_proto::google::protobuf::Any;
 
 use super::wire::Wire;
 use crate::xds::{Encoded, session::Response};
 
-/// What a stream keeps for reading and for writing while nothing happens. tonic's own 8 KiB, twice, would be a third of
-/// what an idle stream costs; larger messages get larger buffers for as long as they last.
-const BUFFER_BYTES: usize = 1 << 10;
-/// From here on what was encoded goes to the transport before more is: tonic's default.
-const YIELD_BYTES: usize = 32 << 10;
+/// Most that keys and lengths add to a resource, and the rest to a response without removals. Only a buffer's size.
+const FRAMING: usize = 256;
+/// gRPC's frame: a flag for compression and four bytes of length.
+const HEADER: usize = 5;
 
 /// A response, and who sends it.
 #[derive(Debug)]
@@ -27,56 +36,54 @@ pub(super) struct Frame {
     pub(super) control_plane: Arc<str>,
 }
 
-/// Of one protocol.
-pub(super) struct FrameCodec<W>(PhantomData<fn() -> W>);
+/// Where a stream puts its responses. In boxes, because the channel has room for more than it ever holds.
+pub(super) type Responses = mpsc::Receiver<Result<Box<Frame>, Status>>;
 
-pub(super) struct FrameEncoder<W>(PhantomData<fn() -> W>);
+/// The body of the answer to one call.
+pub(super) struct Outgoing<W> {
+    responses: Responses,
+    ended: bool,
+    wire: PhantomData<fn() -> W>,
+}
 
-impl<W> Default for FrameCodec<W> {
-    fn default() -> Self {
-        Self(PhantomData)
+impl<W> Outgoing<W> {
+    pub(super) fn new(responses: Responses) -> Self {
+        Self { responses, ended: false, wire: PhantomData }
     }
 }
 
-fn buffers() -> BufferSettings {
-    BufferSettings::new(BUFFER_BYTES, YIELD_BYTES)
-}
-
-impl<W: Wire> Codec for FrameCodec<W> {
-    /// In a box, because the channel between a stream and its transport has room for more than it ever holds.
-    type Encode = Box<Frame>;
-    type Decode = W::Request;
-    type Encoder = FrameEncoder<W>;
-    type Decoder = ProstDecoder<W::Request>;
-
-    fn encoder(&mut self) -> Self::Encoder {
-        FrameEncoder(PhantomData)
-    }
-
-    fn decoder(&mut self) -> Self::Decoder {
-        ProstCodec::<W::Request, W::Request>::raw_decoder(buffers())
-    }
-}
-
-impl<W: Wire> Encoder for FrameEncoder<W> {
-    type Item = Box<Frame>;
+impl<W: Wire> http_body::Body for Outgoing<W> {
+    type Data = Bytes;
     type Error = Status;
 
-    fn encode(&mut self, frame: Box<Frame>, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        let Frame { response, control_plane } = *frame;
-        let content: usize = response.resources.iter().map(|resource| resource.wire_size() + FRAMING).sum();
-        buffer.reserve(content + FRAMING);
-        W::encode(response, &control_plane, buffer);
-        Ok(())
-    }
-
-    fn buffer_settings(&self) -> BufferSettings {
-        buffers()
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<BodyFrame<Bytes>, Status>>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let status = match ready!(self.responses.poll_recv(cx)) {
+            Some(Ok(frame)) => return Poll::Ready(Some(Ok(BodyFrame::data(framed::<W>(*frame))))),
+            Some(Err(status)) => status,
+            None => Status::ok(""),
+        };
+        self.ended = true;
+        let mut trailers = HeaderMap::new();
+        Poll::Ready(Some(status.add_header(&mut trailers).map(|()| BodyFrame::trailers(trailers))))
     }
 }
 
-/// Most that keys and lengths add to a resource, and the rest to a response without removals. Only a buffer's size.
-const FRAMING: usize = 256;
+fn framed<W: Wire>(Frame { response, control_plane }: Frame) -> Bytes {
+    let content: usize = response.resources.iter().map(|resource| resource.wire_size() + FRAMING).sum();
+    let mut buffer = BytesMut::with_capacity(content + FRAMING);
+    buffer.put_bytes(0, HEADER);
+    W::encode(response, &control_plane, &mut buffer);
+    // A response of 4 GiB would need as many resources; the client refuses the frame.
+    let length = u32::try_from(buffer.len() - HEADER).unwrap_or(u32::MAX);
+    buffer[1..HEADER].copy_from_slice(&length.to_be_bytes());
+    buffer.freeze()
+}
 
 /// An incremental response: `DeltaDiscoveryResponse`.
 pub(super) fn delta(response: Response, control_plane: &str, buffer: &mut impl BufMut) {

@@ -12,13 +12,12 @@ mod wire;
 use std::{sync::Arc, time::Duration};
 
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Response, Status, Streaming};
+use tonic::Streaming;
 use xds_proto::envoy::service::load_stats::v3::load_reporting_service_server::LoadReportingServiceServer;
 
 use super::{PeerIdentity, Subscribers, Views, session::Limits};
-use codec::Frame;
+use codec::Responses;
 use services::Discovery;
 use stream::Origin;
 use wire::Wire;
@@ -28,9 +27,6 @@ pub const WORKLOAD_METADATA: &str = "x-isthmus-workload";
 /// Metadata that says which revision a reconnecting client has ACKed, in decimal. (SotW clients say it in the version
 /// of their first request.)
 pub const REVISION_METADATA: &str = "x-isthmus-revision";
-
-/// What a streaming method returns.
-type Responses = ReceiverStream<Result<Box<Frame>, Status>>;
 
 /// How the server treats its streams.
 #[derive(Debug, Clone)]
@@ -141,11 +137,11 @@ impl<V: Views> XdsServer<V> {
         &self,
         request: tonic::Request<Streaming<W::Request>>,
         only: Option<&'static str>,
-    ) -> Response<Responses> {
+    ) -> Responses {
         let origin = Origin::of(&request, only);
         let (sender, receiver) = mpsc::channel(1);
         tokio::spawn(stream::serve::<W, V>(self.shared.clone(), origin, request.into_inner(), sender));
-        Response::new(ReceiverStream::new(receiver))
+        receiver
     }
 }
 

@@ -3,18 +3,23 @@
 
 use std::{
     convert::Infallible,
-    future::Ready,
+    future::{Ready, ready},
     marker::PhantomData,
     task::{Context, Poll},
 };
 
-use futures::future::BoxFuture;
+use prost::Message;
 use tonic::{
     Request, Status, Streaming,
     body::Body,
-    codegen::{Service, http},
-    server::{Grpc, NamedService},
+    codec::BufferSettings,
+    codegen::{
+        Service,
+        http::{self, HeaderValue, header::CONTENT_TYPE},
+    },
+    server::NamedService,
 };
+use tonic_prost::ProstDecoder;
 use xds_proto::envoy::service::{
     cluster::v3::cluster_discovery_service_server as cluster,
     discovery::v3::aggregated_discovery_service_server as aggregated,
@@ -30,11 +35,14 @@ use xds_proto::envoy::service::{
 };
 
 use super::{
-    Responses, XdsServer,
-    codec::FrameCodec,
+    XdsServer,
+    codec::Outgoing,
     wire::{Delta, Sotw, Wire},
 };
 use crate::xds::{Views, kinds};
+
+/// What a stream keeps for reading while nothing is said, where tonic would keep 8 KiB. Larger requests get more.
+const BUFFER_BYTES: usize = 1 << 10;
 
 /// What a service is called, and what it serves.
 pub(super) trait Methods: Send + Sync + 'static {
@@ -101,7 +109,7 @@ impl<V, M: Methods> NamedService for Discovery<V, M> {
 impl<V: Views, M: Methods> Service<http::Request<Body>> for Discovery<V, M> {
     type Response = http::Response<Body>;
     type Error = Infallible;
-    type Future = BoxFuture<'static, Result<http::Response<Body>, Infallible>>;
+    type Future = Ready<Result<http::Response<Body>, Infallible>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
@@ -109,46 +117,32 @@ impl<V: Views, M: Methods> Service<http::Request<Body>> for Discovery<V, M> {
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let method = request.uri().path().rsplit('/').next().unwrap_or_default();
-        let (server, sotw) = (self.server.clone(), Some(method) == M::SOTW);
         let reason = match method {
-            _ if sotw => return Box::pin(streams::<Sotw, V>(server, M::ONLY, request)),
-            _ if method == M::DELTA => return Box::pin(streams::<Delta, V>(server, M::ONLY, request)),
+            _ if Some(method) == M::SOTW => return ready(Ok(self.stream::<Sotw>(request))),
+            _ if method == M::DELTA => return ready(Ok(self.stream::<Delta>(request))),
             _ if method.starts_with("Fetch") => {
                 "resources are streamed, not fetched: use the stream or delta method"
             }
             _ => "there is no such method",
         };
-        Box::pin(std::future::ready(Ok(Status::unimplemented(reason).into_http())))
+        ready(Ok(Status::unimplemented(reason).into_http()))
     }
 }
 
-async fn streams<W: Wire, V: Views>(
-    server: XdsServer<V>,
-    only: Option<&'static str>,
-    request: http::Request<Body>,
-) -> Result<http::Response<Body>, Infallible> {
-    let bytes = server.shared().options.request_bytes;
-    let mut grpc = Grpc::new(FrameCodec::<W>::default()).apply_max_message_size_config(Some(bytes), None);
-    Ok(grpc.streaming(Open { server, only, wire: PhantomData::<fn() -> W> }, request).await)
+impl<V: Views, M: Methods> Discovery<V, M> {
+    fn stream<W: Wire>(&self, request: http::Request<Body>) -> http::Response<Body> {
+        let largest = self.server.shared().options.request_bytes;
+        let requests = request.map(|body| requests(body, largest));
+        let responses = self.server.open::<W>(Request::from_http(requests), M::ONLY);
+        let mut response = http::Response::new(Body::new(Outgoing::<W>::new(responses)));
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        response
+    }
 }
 
-/// What opens a stream.
-struct Open<W, V> {
-    server: XdsServer<V>,
-    only: Option<&'static str>,
-    wire: PhantomData<fn() -> W>,
-}
-
-impl<W: Wire, V: Views> Service<Request<Streaming<W::Request>>> for Open<W, V> {
-    type Response = tonic::Response<Responses>;
-    type Error = Status;
-    type Future = Ready<Result<tonic::Response<Responses>, Status>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Status>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Streaming<W::Request>>) -> Self::Future {
-        std::future::ready(Ok(self.server.open::<W>(request, self.only)))
-    }
+/// Requests up to a size, none of them compressed: we never said that they may be.
+fn requests<T: Message + Default + 'static>(body: Body, largest: usize) -> Streaming<T> {
+    // What is decoded at once is nothing to a decoder.
+    let decoder = ProstDecoder::<T>::new(BufferSettings::new(BUFFER_BYTES, BUFFER_BYTES));
+    Streaming::new_request(decoder, body, None, Some(largest))
 }
