@@ -21,7 +21,7 @@ demo: build ## two clusters on this machine, joined, serving real traffic (KEEP=
 test: build ## everything that must hold
 	@scripts/step "Running the tests" $(CARGO) test --workspace
 
-bench-control: setup ## the control plane against etcd, in a release build (AREAS="writes loss": only those)
+bench-control: setup ## the control plane against etcd, in a release build (AREAS="writes loss compile propagation": only those)
 	@SETUP_BENCH=1 $(SETUP)
 	@scripts/step "Building for speed" $(CARGO) build --release -p control-plane -p bench
 	@target/release/bench-control $(AREAS)

@@ -100,6 +100,7 @@ pub async fn start(mut config: Config) -> anyhow::Result<Running> {
     config.limits.iter().for_each(|setting| limits.set(setting));
     let gate = Arc::new(Gate::new(limits));
     let subscribers = Arc::new(Subscribers::within(gate.clone()));
+    views.tell(subscribers.clone());
     bundles.store(Arc::new(trust_bundles(&ca, &replica.applied())));
     let stop = CancellationToken::new();
     let app = Arc::new(App {

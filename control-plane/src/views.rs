@@ -3,7 +3,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
 use arc_swap::ArcSwap;
@@ -23,7 +23,7 @@ use xds_proto::isthmus::federation::v1::ClusterDescription;
 use crate::{
     authz::{self, Action, Caller},
     xds::{
-        Client, PeerIdentity, ProxyKind, ResourceSet, Views,
+        Client, PeerIdentity, ProxyKind, ResourceSet, Subscribers, Views,
         translate::{
             peer::Exports,
             sets::{Made, Translation},
@@ -62,13 +62,15 @@ pub struct ModelViews {
     clients: Mutex<HashMap<Client, Entry>>,
     changed: watch::Sender<u64>,
     compiler: Mutex<Compiler>,
+    /// Who is told whom a revision concerns.
+    subscribers: OnceLock<Arc<Subscribers>>,
 }
 
 impl ModelViews {
     /// Views of a state.
     pub fn new(own: TrustDomain, gateways: Vec<String>, state: &State) -> Self {
         let mut compiler = Compiler::default();
-        let compiled = compile(&mut compiler, state, None);
+        let (compiled, _) = compile(&mut compiler, state, None);
         let (changed, _) = watch::channel(compiled.revision);
         Self {
             own,
@@ -77,7 +79,15 @@ impl ModelViews {
             clients: Mutex::default(),
             changed,
             compiler: Mutex::new(compiler),
+            subscribers: OnceLock::new(),
         }
+    }
+
+    /// From now on streams are told of what concerns them, and sleep through the rest. To be called before there are any.
+    pub fn tell(&self, subscribers: Arc<Subscribers>) {
+        subscribers.reached(self.compiled.load().revision);
+        // A second registry would be a mistake in the start of the replica; the first one stays.
+        let _ = self.subscribers.set(subscribers);
     }
 
     /// Takes over a newer state, whatever number of revisions newer: under a burst of writes only the newest is
@@ -89,14 +99,36 @@ impl ModelViews {
         if revision <= before {
             return;
         }
-        let compiled = compile(&mut compiler, &state, Some(&last));
+        let (compiled, rights) = compile(&mut compiler, &state, Some(&last));
+        // Under the lock of the compiler, so that revisions are told of in their order.
+        let compiled = Arc::new(compiled);
+        self.compiled.store(compiled.clone());
+        if let Some(subscribers) = self.subscribers.get() {
+            self.tell_of(&compiled, before, rights, subscribers);
+        }
         drop(compiler);
         drop(state);
-        self.compiled.store(Arc::new(compiled));
         if before / REVISIONS_BETWEEN_CLEANINGS != revision / REVISIONS_BETWEEN_CLEANINGS {
             self.forget_the_gone();
         }
         self.changed.send_replace(revision);
+    }
+
+    /// Wakes the streams of clients that a revision concerns. `everybody`: it may be that some lose their rights.
+    ///
+    /// Whoever is not listed here yet looks at what there is after it is, so at this revision.
+    fn tell_of(&self, compiled: &Compiled, before: u64, everybody: bool, subscribers: &Subscribers) {
+        let clients: Vec<(Client, Entry)> = {
+            let clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+            clients.iter().map(|(client, entry)| (client.clone(), entry.clone())).collect()
+        };
+        for (client, entry) in clients {
+            let stands = !everybody && compiled.stands(&client, &entry);
+            if !stands {
+                subscribers.concern(&client, before, compiled.revision);
+            }
+        }
+        subscribers.reached(compiled.revision);
     }
 
     /// The newest compiled mesh; None until the cluster is initialised.
@@ -153,10 +185,26 @@ impl ModelViews {
     }
 }
 
-fn compile(compiler: &mut Compiler, state: &State, before: Option<&Compiled>) -> Compiled {
+impl Compiled {
+    /// Whether what a client has is right at this revision too.
+    fn stands(&self, client: &Client, entry: &Entry) -> bool {
+        match (&self.model, &mut *entry.lock().unwrap_or_else(PoisonError::into_inner)) {
+            (Some(model), Some(made)) => {
+                made.at >= self.revision || self.translation.stands(model, client, made)
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Also whether the change is one that rights depend on, beyond what the client itself is made of.
+fn compile(compiler: &mut Compiler, state: &State, before: Option<&Compiled>) -> (Compiled, bool) {
     let compiled = state.input().map(|input| compiler.compile(input));
     let mut exports = before.map(|before| before.exports.clone()).unwrap_or_default();
     let mut translation = Translation::default();
+    let rights = compiled
+        .as_ref()
+        .is_none_or(|(_, changes)| changes.cluster || !changes.peers.is_empty() || !changes.nodes.is_empty());
     if let Some((model, changes)) = &compiled {
         let old_meta = before.map(|before| before.object_meta.clone()).unwrap_or_default();
         let moved = old_meta.diff(&state.object_meta).map(|item| match item {
@@ -168,14 +216,15 @@ fn compile(compiler: &mut Compiler, state: &State, before: Option<&Compiled>) ->
             translation = before.translation.after(old, model, changes);
         }
     }
-    Compiled {
+    let compiled = Compiled {
         revision: state.revision,
         model: compiled.map(|(model, _)| model),
         doors: state.replicas.values().map(|replica| replica.address.clone()).collect(),
         object_meta: state.object_meta.clone(),
         exports,
         translation,
-    }
+    };
+    (compiled, rights)
 }
 
 fn export_facts(state: &State, name: &NamespacedName) -> ExportFacts {
@@ -189,9 +238,10 @@ fn export_facts(state: &State, name: &NamespacedName) -> ExportFacts {
 
 impl Views for ModelViews {
     fn resources(&self, client: &Client) -> Arc<ResourceSet> {
-        let compiled = self.compiled.load_full();
         let entry = self.entry(client);
         let mut entry = entry.lock().unwrap_or_else(PoisonError::into_inner);
+        // After the client is listed: a revision that comes after this one finds it there.
+        let compiled = self.compiled.load_full();
         match &*entry {
             // Another stream of the same client was faster, or saw a newer revision.
             Some(made) if made.at >= compiled.revision => made.set.clone(),
@@ -206,6 +256,14 @@ impl Views for ModelViews {
 
     fn changed(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
+    }
+
+    fn at_hand(&self, client: &Client) -> bool {
+        self.compiled.load().translation.has_shared(client)
+    }
+
+    fn tells(&self) -> bool {
+        self.subscribers.get().is_some()
     }
 
     fn authorize(

@@ -94,6 +94,18 @@ pub trait Views: Send + Sync + 'static {
     /// The newest revision that [`resources`](Self::resources) answers from.
     fn changed(&self) -> tokio::sync::watch::Receiver<u64>;
 
+    /// Whether [`resources`](Self::resources) has no more to do for a client than what is its own. What it shares with
+    /// others may take long to make, for the first of them.
+    fn at_hand(&self, _: &Client) -> bool {
+        true
+    }
+
+    /// Whether whoever a revision concerns, in what it has or in whether it may, is told so by
+    /// [`Subscribers::concern`](super::Subscribers::concern). If not, every stream looks at every revision.
+    fn tells(&self) -> bool {
+        false
+    }
+
     /// Decides who the other end is. `node_id` is a claim; `workload` (`<namespace>/<name>`) is what the agent
     /// that relays a stream says of its origin, to be believed only of workloads on that agent's node.
     /// The error is sent to the client. Asked again at every revision: a stream ends when it is refused or when

@@ -3,12 +3,12 @@
 use std::{fs, io, path::Path};
 
 use comfy_table::{CellAlignment, Table, presets};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::stats::{median, quantile, ratio};
 
 /// One line of the result.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     /// What was measured, for people: `writes, 64 clients`.
     pub name: String,
@@ -117,21 +117,7 @@ pub fn table(rows: &[Row]) -> Table {
     table.load_style(presets::UTF8_HORIZONTAL_ONLY);
     table.set_header(["WHAT", "OURS", "BASELINE", "UNIT", "RATIO", "SPREAD (P10..P90)", "GOAL", "MET"]);
     for row in rows {
-        let (low, high) = row.spread;
-        let baseline = match (&row.baseline, &row.baseline_name) {
-            (Some(value), Some(name)) => format!("{} ({name})", figure(*value)),
-            _ => String::new(),
-        };
-        table.add_row([
-            row.name.clone(),
-            figure(row.ours),
-            baseline,
-            row.unit.clone(),
-            row.ratio.map(figure).unwrap_or_default(),
-            format!("{}..{}", figure(low), figure(high)),
-            row.goal.clone().unwrap_or_default(),
-            row.met.map(|met| if met { "yes" } else { "NO" }.to_owned()).unwrap_or_default(),
-        ]);
+        table.add_row(cells(row));
     }
     for column in [1, 4] {
         if let Some(column) = table.column_mut(column) {
@@ -139,6 +125,39 @@ pub fn table(rows: &[Row]) -> Table {
         }
     }
     table
+}
+
+/// What a file holds, as a table in Markdown.
+///
+/// # Errors
+/// There is no such file, or it is something else.
+pub fn markdown(path: &Path) -> io::Result<String> {
+    let rows: Vec<Row> = serde_json::from_slice(&fs::read(path)?).map_err(io::Error::other)?;
+    let mut text = "| what | ours | baseline | unit | ratio | spread (p10..p90) | goal | met |\n\
+                    | --- | ---: | ---: | --- | ---: | --- | --- | --- |\n"
+        .to_owned();
+    for row in &rows {
+        text += &format!("| {} |\n", cells(row).join(" | "));
+    }
+    Ok(text)
+}
+
+fn cells(row: &Row) -> [String; 8] {
+    let (low, high) = row.spread;
+    let baseline = match (&row.baseline, &row.baseline_name) {
+        (Some(value), Some(name)) => format!("{} ({name})", figure(*value)),
+        _ => String::new(),
+    };
+    [
+        row.name.clone(),
+        figure(row.ours),
+        baseline,
+        row.unit.clone(),
+        row.ratio.map(figure).unwrap_or_default(),
+        format!("{}..{}", figure(low), figure(high)),
+        row.goal.clone().unwrap_or_default(),
+        row.met.map(|met| if met { "yes" } else { "NO" }.to_owned()).unwrap_or_default(),
+    ]
 }
 
 /// Writes the rows, replacing those of the same name and keeping the others: areas can be measured one by one.
@@ -191,6 +210,8 @@ mod tests {
         let rows: Vec<serde_json::Value> = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
         let found: Vec<_> = rows.iter().map(|row| (row["name"].as_str(), row["ours"].as_f64())).collect();
         assert_eq!(found, [(Some("a"), Some(1.0)), (Some("b"), Some(2.0))]);
+        let text = markdown(&path).unwrap();
+        assert!(text.lines().count() == 4 && text.contains("| b | 2.00 |  | ms |"), "{text}");
     }
 
     #[test]

@@ -23,7 +23,7 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tonic::transport::server::Connected;
 
-use super::refusals::Refusals;
+use super::{cork::Corked, refusals::Refusals};
 use crate::{Sources, handshake_error, peer_spiffe_id, registration};
 
 /// Longest time for one handshake.
@@ -62,7 +62,7 @@ pub fn peer<T>(request: &tonic::Request<T>) -> Option<&PeerInfo> {
 /// A TLS connection whose handshake is done.
 #[derive(Debug)]
 pub struct TlsIncoming {
-    stream: TlsStream<TcpStream>,
+    stream: Corked<TlsStream<TcpStream>>,
     peer: PeerInfo,
 }
 
@@ -173,7 +173,7 @@ async fn handshake(acceptor: TlsAcceptor, tcp: TcpStream, addr: SocketAddr) -> i
         }
         None => (None, None),
     };
-    Ok(TlsIncoming { stream, peer: PeerInfo { spiffe_id, registration, addr } })
+    Ok(TlsIncoming { stream: Corked::new(stream), peer: PeerInfo { spiffe_id, registration, addr } })
 }
 
 impl AsyncRead for TlsIncoming {
@@ -189,18 +189,6 @@ impl AsyncRead for TlsIncoming {
 impl AsyncWrite for TlsIncoming {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -2,6 +2,7 @@
 //! no SPIFFE IDs and reads certificates once.
 
 mod connect;
+mod cork;
 mod incoming;
 mod refusals;
 mod unix;

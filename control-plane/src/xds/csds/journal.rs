@@ -8,9 +8,9 @@ use std::{
 
 use crate::xds::session::{Event, Response};
 
-/// Resources of a type whose time is kept apart. Of those before them it is forgotten: memory must not
-/// grow with what a client has.
-const MAX_APART: usize = 512;
+/// Resources of a type whose time is kept apart: some 3 KB a stream. Of those before them it is forgotten: memory must
+/// not grow with what a client has.
+const MAX_APART: usize = 64;
 
 /// The times of one stream.
 #[derive(Debug, Default)]

@@ -4,6 +4,7 @@
 //! read costs at most one response per type in its session, one in the channel and one in HTTP/2's buffers, and
 //! gets the newest state when it reads again.
 
+mod codec;
 mod services;
 pub(super) mod stream;
 mod wire;
@@ -11,26 +12,13 @@ mod wire;
 use std::{sync::Arc, time::Duration};
 
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Response, Status, Streaming};
-use xds_proto::envoy::service::{
-    cluster::v3::cluster_discovery_service_server::ClusterDiscoveryServiceServer,
-    discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer,
-    endpoint::v3::endpoint_discovery_service_server::EndpointDiscoveryServiceServer,
-    extension::v3::extension_config_discovery_service_server::ExtensionConfigDiscoveryServiceServer,
-    listener::v3::listener_discovery_service_server::ListenerDiscoveryServiceServer,
-    load_stats::v3::load_reporting_service_server::LoadReportingServiceServer,
-    route::v3::{
-        route_discovery_service_server::RouteDiscoveryServiceServer,
-        scoped_routes_discovery_service_server::ScopedRoutesDiscoveryServiceServer,
-        virtual_host_discovery_service_server::VirtualHostDiscoveryServiceServer,
-    },
-    runtime::v3::runtime_discovery_service_server::RuntimeDiscoveryServiceServer,
-    secret::v3::secret_discovery_service_server::SecretDiscoveryServiceServer,
-};
+use tonic::Streaming;
+use xds_proto::envoy::service::load_stats::v3::load_reporting_service_server::LoadReportingServiceServer;
 
 use super::{PeerIdentity, Subscribers, Views, session::Limits};
+use codec::Responses;
+use services::Discovery;
 use stream::Origin;
 use wire::Wire;
 
@@ -40,9 +28,6 @@ pub const WORKLOAD_METADATA: &str = "x-isthmus-workload";
 /// of their first request.)
 pub const REVISION_METADATA: &str = "x-isthmus-revision";
 
-/// What a streaming method returns.
-type Responses<T> = ReceiverStream<Result<T, Status>>;
-
 /// How the server treats its streams.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -51,7 +36,7 @@ pub struct Options {
     /// Largest request. Default 16 MiB: a reconnecting client lists the versions of all that it holds.
     pub request_bytes: usize,
     /// Identifier of this replica, sent with every response.
-    pub identifier: String,
+    pub identifier: Arc<str>,
     /// A stream that says nothing for so long is closed. Default 15 s.
     pub first_request: Duration,
     /// How long a client that has seen a newer revision than this replica waits for it to catch up. Default 30 s. After
@@ -67,7 +52,7 @@ pub struct Options {
 
 impl Options {
     /// Defaults.
-    pub fn new(identifier: impl Into<String>) -> Self {
+    pub fn new(identifier: impl Into<Arc<str>>) -> Self {
         Self {
             limits: Limits::default(),
             request_bytes: 16 << 20,
@@ -114,30 +99,24 @@ impl<V: Views> XdsServer<V> {
         let mut routes = tonic::service::RoutesBuilder::default();
         let bytes = self.shared.options.request_bytes;
         macro_rules! add {
-            ($($service:ident),+) => {
-                $(routes.add_service($service::new(self.clone()).max_decoding_message_size(bytes));)+
+            ($($methods:ident),+) => {
+                $(routes.add_service(Discovery::<V, services::$methods>::new(self.clone()));)+
             };
         }
         add!(
-            AggregatedDiscoveryServiceServer,
-            ListenerDiscoveryServiceServer,
-            RouteDiscoveryServiceServer,
-            ClusterDiscoveryServiceServer,
-            EndpointDiscoveryServiceServer,
-            SecretDiscoveryServiceServer,
-            ExtensionConfigDiscoveryServiceServer,
-            ScopedRoutesDiscoveryServiceServer,
-            VirtualHostDiscoveryServiceServer,
-            RuntimeDiscoveryServiceServer,
-            LoadReportingServiceServer
+            Aggregated,
+            Listeners,
+            Routes,
+            Clusters,
+            Endpoints,
+            Secrets,
+            Extensions,
+            ScopedRoutes,
+            VirtualHosts,
+            Runtime
         );
+        routes.add_service(LoadReportingServiceServer::new(self.clone()).max_decoding_message_size(bytes));
         routes.routes()
-    }
-
-    /// ADS alone.
-    pub fn ads(&self) -> AggregatedDiscoveryServiceServer<Self> {
-        AggregatedDiscoveryServiceServer::new(self.clone())
-            .max_decoding_message_size(self.shared.options.request_bytes)
     }
 
     /// Who is connected.
@@ -158,11 +137,11 @@ impl<V: Views> XdsServer<V> {
         &self,
         request: tonic::Request<Streaming<W::Request>>,
         only: Option<&'static str>,
-    ) -> Result<Response<Responses<W::Response>>, Status> {
+    ) -> Responses {
         let origin = Origin::of(&request, only);
         let (sender, receiver) = mpsc::channel(1);
         tokio::spawn(stream::serve::<W, V>(self.shared.clone(), origin, request.into_inner(), sender));
-        Ok(Response::new(ReceiverStream::new(receiver)))
+        receiver
     }
 }
 

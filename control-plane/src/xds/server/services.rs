@@ -1,166 +1,148 @@
-//! tonic's services, all of them the same stream.
+//! The gRPC services of xDS, all of them the same stream. Not tonic's generated ones: those build a message for each
+//! response, of resources that are shared and encoded already.
 
-use tonic::{Request, Response, Status, Streaming};
+use std::{
+    convert::Infallible,
+    future::{Ready, ready},
+    marker::PhantomData,
+    task::{Context, Poll},
+};
+
+use prost::Message;
+use tonic::{
+    Request, Status, Streaming,
+    body::Body,
+    codec::BufferSettings,
+    codegen::{
+        Service,
+        http::{self, HeaderValue, header::CONTENT_TYPE},
+    },
+    server::NamedService,
+};
+use tonic_prost::ProstDecoder;
 use xds_proto::envoy::service::{
-    cluster::v3::cluster_discovery_service_server::ClusterDiscoveryService,
-    discovery::v3::{
-        DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
-        aggregated_discovery_service_server::AggregatedDiscoveryService,
-    },
-    endpoint::v3::endpoint_discovery_service_server::EndpointDiscoveryService,
-    extension::v3::extension_config_discovery_service_server::ExtensionConfigDiscoveryService,
-    listener::v3::listener_discovery_service_server::ListenerDiscoveryService,
+    cluster::v3::cluster_discovery_service_server as cluster,
+    discovery::v3::aggregated_discovery_service_server as aggregated,
+    endpoint::v3::endpoint_discovery_service_server as endpoint,
+    extension::v3::extension_config_discovery_service_server as extension,
+    listener::v3::listener_discovery_service_server as listener,
     route::v3::{
-        route_discovery_service_server::RouteDiscoveryService,
-        scoped_routes_discovery_service_server::ScopedRoutesDiscoveryService,
-        virtual_host_discovery_service_server::VirtualHostDiscoveryService,
+        route_discovery_service_server as route, scoped_routes_discovery_service_server as scoped_routes,
+        virtual_host_discovery_service_server as virtual_host,
     },
-    runtime::v3::runtime_discovery_service_server::RuntimeDiscoveryService,
-    secret::v3::secret_discovery_service_server::SecretDiscoveryService,
+    runtime::v3::runtime_discovery_service_server as runtime,
+    secret::v3::secret_discovery_service_server as secret,
 };
 
 use super::{
-    Responses, XdsServer,
-    wire::{Delta, Sotw},
+    XdsServer,
+    codec::Outgoing,
+    wire::{Delta, Sotw, Wire},
 };
 use crate::xds::{Views, kinds};
 
-#[tonic::async_trait]
-impl<V: Views> AggregatedDiscoveryService for XdsServer<V> {
-    type StreamAggregatedResourcesStream = Responses<DiscoveryResponse>;
-    type DeltaAggregatedResourcesStream = Responses<DeltaDiscoveryResponse>;
+/// What a stream keeps for reading while nothing is said, where tonic would keep 8 KiB. Larger requests get more.
+const BUFFER_BYTES: usize = 1 << 10;
 
-    async fn stream_aggregated_resources(
-        &self,
-        request: Request<Streaming<DiscoveryRequest>>,
-    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
-        self.open::<Sotw>(request, None)
-    }
-
-    async fn delta_aggregated_resources(
-        &self,
-        request: Request<Streaming<DeltaDiscoveryRequest>>,
-    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        self.open::<Delta>(request, None)
-    }
+/// What a service is called, and what it serves.
+pub(super) trait Methods: Send + Sync + 'static {
+    /// The full name.
+    const NAME: &'static str;
+    /// Its method for the state of the world, if it has one.
+    const SOTW: Option<&'static str>;
+    /// Its incremental method.
+    const DELTA: &'static str;
+    /// The only type; None: any.
+    const ONLY: Option<&'static str>;
 }
 
-/// VHDS is incremental only.
-#[tonic::async_trait]
-impl<V: Views> VirtualHostDiscoveryService for XdsServer<V> {
-    type DeltaVirtualHostsStream = Responses<DeltaDiscoveryResponse>;
+macro_rules! services {
+    ($($service:ident: $module:ident, $sotw:expr, $delta:literal, $only:expr;)+) => {
+        $(
+            pub(super) enum $service {}
 
-    async fn delta_virtual_hosts(
-        &self,
-        request: Request<Streaming<DeltaDiscoveryRequest>>,
-    ) -> Result<Response<Self::DeltaVirtualHostsStream>, Status> {
-        self.open::<Delta>(request, Some(kinds::VIRTUAL_HOST))
-    }
-}
-
-/// A service of one type. Its unary `Fetch` method is for polling over REST and is not served.
-macro_rules! service {
-    ($service:ident, $type_url:expr, $stream:ident, $delta:ident, $fetch:ident, $Stream:ident, $Delta:ident) => {
-        #[tonic::async_trait]
-        impl<V: Views> $service for XdsServer<V> {
-            type $Stream = Responses<DiscoveryResponse>;
-            type $Delta = Responses<DeltaDiscoveryResponse>;
-
-            async fn $stream(
-                &self,
-                request: Request<Streaming<DiscoveryRequest>>,
-            ) -> Result<Response<Self::$Stream>, Status> {
-                self.open::<Sotw>(request, Some($type_url))
+            impl Methods for $service {
+                const NAME: &'static str = $module::SERVICE_NAME;
+                const SOTW: Option<&'static str> = $sotw;
+                const DELTA: &'static str = $delta;
+                const ONLY: Option<&'static str> = $only;
             }
-
-            async fn $delta(
-                &self,
-                request: Request<Streaming<DeltaDiscoveryRequest>>,
-            ) -> Result<Response<Self::$Delta>, Status> {
-                self.open::<Delta>(request, Some($type_url))
-            }
-
-            async fn $fetch(
-                &self,
-                _: Request<DiscoveryRequest>,
-            ) -> Result<Response<DiscoveryResponse>, Status> {
-                Err(Status::unimplemented(
-                    "resources are streamed, not fetched: use the stream or delta method",
-                ))
-            }
-        }
+        )+
     };
 }
 
-service!(
-    ListenerDiscoveryService,
-    kinds::LISTENER,
-    stream_listeners,
-    delta_listeners,
-    fetch_listeners,
-    StreamListenersStream,
-    DeltaListenersStream
-);
-service!(
-    RouteDiscoveryService,
-    kinds::ROUTE,
-    stream_routes,
-    delta_routes,
-    fetch_routes,
-    StreamRoutesStream,
-    DeltaRoutesStream
-);
-service!(
-    ClusterDiscoveryService,
-    kinds::CLUSTER,
-    stream_clusters,
-    delta_clusters,
-    fetch_clusters,
-    StreamClustersStream,
-    DeltaClustersStream
-);
-service!(
-    EndpointDiscoveryService,
-    kinds::ENDPOINT,
-    stream_endpoints,
-    delta_endpoints,
-    fetch_endpoints,
-    StreamEndpointsStream,
-    DeltaEndpointsStream
-);
-service!(
-    SecretDiscoveryService,
-    kinds::SECRET,
-    stream_secrets,
-    delta_secrets,
-    fetch_secrets,
-    StreamSecretsStream,
-    DeltaSecretsStream
-);
-service!(
-    ScopedRoutesDiscoveryService,
-    kinds::SCOPED_ROUTE,
-    stream_scoped_routes,
-    delta_scoped_routes,
-    fetch_scoped_routes,
-    StreamScopedRoutesStream,
-    DeltaScopedRoutesStream
-);
-service!(
-    RuntimeDiscoveryService,
-    kinds::RUNTIME,
-    stream_runtime,
-    delta_runtime,
-    fetch_runtime,
-    StreamRuntimeStream,
-    DeltaRuntimeStream
-);
-service!(
-    ExtensionConfigDiscoveryService,
-    kinds::EXTENSION,
-    stream_extension_configs,
-    delta_extension_configs,
-    fetch_extension_configs,
-    StreamExtensionConfigsStream,
-    DeltaExtensionConfigsStream
-);
+services! {
+    Aggregated: aggregated, Some("StreamAggregatedResources"), "DeltaAggregatedResources", None;
+    Listeners: listener, Some("StreamListeners"), "DeltaListeners", Some(kinds::LISTENER);
+    Routes: route, Some("StreamRoutes"), "DeltaRoutes", Some(kinds::ROUTE);
+    Clusters: cluster, Some("StreamClusters"), "DeltaClusters", Some(kinds::CLUSTER);
+    Endpoints: endpoint, Some("StreamEndpoints"), "DeltaEndpoints", Some(kinds::ENDPOINT);
+    Secrets: secret, Some("StreamSecrets"), "DeltaSecrets", Some(kinds::SECRET);
+    Extensions: extension, Some("StreamExtensionConfigs"), "DeltaExtensionConfigs", Some(kinds::EXTENSION);
+    ScopedRoutes: scoped_routes, Some("StreamScopedRoutes"), "DeltaScopedRoutes", Some(kinds::SCOPED_ROUTE);
+    VirtualHosts: virtual_host, None, "DeltaVirtualHosts", Some(kinds::VIRTUAL_HOST);
+    Runtime: runtime, Some("StreamRuntime"), "DeltaRuntime", Some(kinds::RUNTIME);
+}
+
+/// One service.
+pub(super) struct Discovery<V, M> {
+    server: XdsServer<V>,
+    methods: PhantomData<fn() -> M>,
+}
+
+impl<V: Views, M: Methods> Discovery<V, M> {
+    pub(super) fn new(server: XdsServer<V>) -> Self {
+        Self { server, methods: PhantomData }
+    }
+}
+
+impl<V, M> Clone for Discovery<V, M> {
+    fn clone(&self) -> Self {
+        Self { server: self.server.clone(), methods: PhantomData }
+    }
+}
+
+impl<V, M: Methods> NamedService for Discovery<V, M> {
+    const NAME: &'static str = M::NAME;
+}
+
+impl<V: Views, M: Methods> Service<http::Request<Body>> for Discovery<V, M> {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Ready<Result<http::Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let method = request.uri().path().rsplit('/').next().unwrap_or_default();
+        let reason = match method {
+            _ if Some(method) == M::SOTW => return ready(Ok(self.stream::<Sotw>(request))),
+            _ if method == M::DELTA => return ready(Ok(self.stream::<Delta>(request))),
+            _ if method.starts_with("Fetch") => {
+                "resources are streamed, not fetched: use the stream or delta method"
+            }
+            _ => "there is no such method",
+        };
+        ready(Ok(Status::unimplemented(reason).into_http()))
+    }
+}
+
+impl<V: Views, M: Methods> Discovery<V, M> {
+    fn stream<W: Wire>(&self, request: http::Request<Body>) -> http::Response<Body> {
+        let largest = self.server.shared().options.request_bytes;
+        let requests = request.map(|body| requests(body, largest));
+        let responses = self.server.open::<W>(Request::from_http(requests), M::ONLY);
+        let mut response = http::Response::new(Body::new(Outgoing::<W>::new(responses)));
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        response
+    }
+}
+
+/// Requests up to a size, none of them compressed: we never said that they may be.
+fn requests<T: Message + Default + 'static>(body: Body, largest: usize) -> Streaming<T> {
+    // What is decoded at once is nothing to a decoder.
+    let decoder = ProstDecoder::<T>::new(BufferSettings::new(BUFFER_BYTES, BUFFER_BYTES));
+    Streaming::new_request(decoder, body, None, Some(largest))
+}

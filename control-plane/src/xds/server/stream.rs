@@ -8,7 +8,7 @@ use tokio::{
 };
 use tonic::{Status, Streaming};
 
-use super::{REVISION_METADATA, Shared, WORKLOAD_METADATA, peer, wire::Wire};
+use super::{REVISION_METADATA, Shared, WORKLOAD_METADATA, codec::Frame, peer, wire::Wire};
 use crate::{
     doors::{
         bucket::{Bucket, Rate},
@@ -16,7 +16,7 @@ use crate::{
     },
     telemetry::XdsMetrics,
     xds::{
-        Client, PeerIdentity, Session, Views,
+        Client, PeerIdentity, ResourceSet, Session, Views,
         csds::{dump, journal::Journal},
         heartbeat::{self, Heartbeats},
         session::{Event, Request, SessionError},
@@ -73,7 +73,7 @@ pub(super) async fn serve<W: Wire, V: Views>(
     shared: Arc<Shared<V>>,
     origin: Origin,
     requests: Streaming<W::Request>,
-    responses: mpsc::Sender<Result<W::Response, Status>>,
+    responses: mpsc::Sender<Result<Box<Frame>, Status>>,
 ) {
     let end = tokio::select! {
         end = run::<W, V>(&shared, &origin, requests, &responses) => end,
@@ -91,7 +91,7 @@ async fn run<W: Wire, V: Views>(
     shared: &Shared<V>,
     origin: &Origin,
     mut requests: Streaming<W::Request>,
-    responses: &mpsc::Sender<Result<W::Response, Status>>,
+    responses: &mpsc::Sender<Result<Box<Frame>, Status>>,
 ) -> Result<(), Status> {
     let first = timeout(shared.options.first_request, requests.message())
         .await
@@ -109,9 +109,14 @@ async fn run<W: Wire, V: Views>(
 
     let stream = shared.subscribers.next_stream();
     let revision = *revisions.borrow_and_update();
-    let set = shared.views.resources(&client);
-    let revision = revision.max(set.revision);
     let connected = shared.subscribers.connect(stream, opening::<W>(&client, &node_id, revision))?;
+    // What changes from here on it is told of; so now, and not before, is looked at what there is.
+    if authorize()? != client {
+        return Err(another(&client));
+    }
+    let set = first_look(shared, &client).await?;
+    let revision = revision.max(set.revision);
+    connected.opened(revision);
     let metrics = shared.subscribers.metrics();
     metrics.opened.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     tracing::info!(%client, stream, protocol = ?W::PROTOCOL, revision, "xDS stream opened");
@@ -123,10 +128,30 @@ async fn run<W: Wire, V: Views>(
     let mut journal = Journal::default();
     let mut inspected = shared.subscribers.inspectors().register(stream);
     let name = client.to_string();
+    let frame = |response| Box::new(Frame { response, control_plane: shared.options.identifier.clone() });
 
     let reopened = opened + shared.options.reopen;
+    let tells = shared.views.tells();
     let mut more = true;
+    // Something has happened since the registry was told last.
+    let mut moved = true;
     loop {
+        let due = connected.due();
+        let revision = (*revisions.borrow_and_update()).max(due.map_or(0, |due| due.revision));
+        if revision > session.revision() {
+            // A right lasts as long as its reason: the workload may have moved, the peer been removed.
+            if authorize()? != client {
+                return Err(another(&client));
+            }
+            let new = shared.views.resources(&client);
+            let revision = revision.max(new.revision);
+            if session.is_concerned_by(&new) {
+                let before = session.revision().max(due.map_or(0, |due| due.before));
+                connected.view_changed(before, revision);
+            }
+            session.on_snapshot(new, revision);
+            (more, moved) = (true, true);
+        }
         if let Some(request) = pending.take() {
             let now = Instant::now();
             if !rate.take(now.into_std()) {
@@ -140,10 +165,12 @@ async fn run<W: Wire, V: Views>(
                 let events = session.on_request(request).map_err(over_limit)?;
                 journal.note(&events, SystemTime::now());
                 note(&client, &connected, metrics, events);
-                more = true;
+                (more, moved) = (true, true);
             }
         }
-        connected.update(&session.status(), session.revision());
+        if std::mem::take(&mut moved) {
+            connected.update(session.statuses(), session.revision());
+        }
         session.on_time(opened.elapsed());
         let beat = heartbeats.due();
         // What lives for a time only is to be prolonged then, if there is nothing to send before.
@@ -155,20 +182,10 @@ async fn run<W: Wire, V: Views>(
                 let Some(request) = request? else { return Ok(()) };
                 pending = Some(origin.normalise(request)?);
             }
-            changed = revisions.changed() => {
+            // Looked at above.
+            () = connected.woken() => {}
+            changed = revisions.changed(), if !tells => {
                 changed.map_err(|_| Status::unavailable("this replica is shutting down"))?;
-                // A right lasts as long as its reason: the workload may have moved, the peer been removed.
-                if authorize()? != client {
-                    return Err(Status::unavailable(format!("this is no longer {client}: connect again")));
-                }
-                let revision = *revisions.borrow_and_update();
-                let new = shared.views.resources(&client);
-                let revision = revision.max(new.revision);
-                if session.is_concerned_by(&new) {
-                    connected.view_changed(session.revision(), revision);
-                }
-                session.on_snapshot(new, revision);
-                more = true;
             }
             question = inspected.question() => {
                 let whose = dump::Whose { node: &node, client: &name, replica: &shared.options.identifier };
@@ -177,7 +194,7 @@ async fn run<W: Wire, V: Views>(
             () = sleep_until(opened + prolong.unwrap_or_default()), if prolong.is_some() => more = true,
             () = sleep_until(reopened), if session.is_reopening() => {
                 session.reopened();
-                more = true;
+                (more, moved) = (true, true);
             }
             permit = responses.reserve(), if more => {
                 let Ok(permit) = permit else { return Ok(()) };
@@ -189,19 +206,20 @@ async fn run<W: Wire, V: Views>(
                             %client, type_url = %response.type_url, revision = response.revision, nonce = response.nonce,
                             resources = response.resources.len(), removed = response.removed.len(), "sent"
                         );
-                        permit.send(Ok(W::frame(response, &shared.options.identifier)));
+                        permit.send(Ok(frame(response)));
                     }
                     None => more = false,
                 }
+                moved = true;
             }
             // Last: whoever has configuration to answer shows by that that it is alive.
             permit = when(beat, responses), if beat.is_some() => {
                 let Ok(permit) = permit else { return Ok(()) };
                 let now = std::time::Instant::now();
-                let response = heartbeats.next(now, session.revision(), connected.sent_revision());
+                let response = heartbeats.next(now, connected.seen_revision(), connected.sent_revision());
                 connected.heartbeat(Some(now));
                 metrics.sent(&response);
-                permit.send(Ok(W::frame(response, &shared.options.identifier)));
+                permit.send(Ok(frame(response)));
             }
         }
     }
@@ -256,8 +274,23 @@ async fn catch_up<V: Views>(
     }
 }
 
+/// The first client of a kind has translated what all of them share: not on a thread that serves.
+async fn first_look<V: Views>(shared: &Shared<V>, client: &Client) -> Result<Arc<ResourceSet>, Status> {
+    if shared.views.at_hand(client) {
+        return Ok(shared.views.resources(client));
+    }
+    let (views, of) = (shared.views.clone(), client.clone());
+    let made = tokio::task::spawn_blocking(move || views.resources(&of)).await;
+    made.map_err(|error| Status::internal(format!("the view of {client} can't be made: {error}")))
+}
+
+fn another(client: &Client) -> Status {
+    Status::unavailable(format!("this is no longer {client}: connect again"))
+}
+
 fn opening<W: Wire>(client: &Client, node_id: &str, revision: u64) -> Opening {
     Opening {
+        client: client.clone(),
         id: client.to_string().into(),
         kind: client.kind(),
         node_id: node_id[..node_id.floor_char_boundary(MAX_NODE_ID_BYTES)].to_owned(),

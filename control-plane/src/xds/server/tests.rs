@@ -8,7 +8,7 @@ use tokio::{
     sync::{mpsc, watch},
 };
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream, UnixListenerStream};
-use tonic::{Code, transport::Channel};
+use tonic::{Code, Status, transport::Channel};
 use xds_client::{Config, Names, SubscribeCommand, Subscription, Transport, Update};
 use xds_proto::{
     envoy::{

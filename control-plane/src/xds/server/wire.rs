@@ -1,24 +1,24 @@
 //! The two protocols at the edge: what to read from their requests, and how to frame a response.
 
+use prost::bytes::BufMut;
 use xds_proto::envoy::{
     config::core::v3::Node,
-    service::discovery::v3::{
-        DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
-    },
+    service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest},
 };
 
+use super::codec;
 use crate::xds::session::{Protocol, Request, Response};
 
 /// One protocol.
 pub(super) trait Wire: 'static {
-    type Request: Into<Request> + Send + 'static;
-    type Response: Send + 'static;
+    type Request: Into<Request> + prost::Message + Default + Send + 'static;
     const PROTOCOL: Protocol;
 
     fn node(request: &Self::Request) -> Option<&Node>;
     /// The revision that a reconnecting client has ACKed, if the request says it.
     fn revision(request: &Self::Request) -> Option<u64>;
-    fn frame(response: Response, identifier: &str) -> Self::Response;
+    /// Writes a response of the replica with this identifier.
+    fn encode(response: Response, identifier: &str, buffer: &mut impl BufMut);
 }
 
 pub(super) struct Sotw;
@@ -26,7 +26,6 @@ pub(super) struct Delta;
 
 impl Wire for Sotw {
     type Request = DiscoveryRequest;
-    type Response = DiscoveryResponse;
     const PROTOCOL: Protocol = Protocol::Sotw;
 
     fn node(request: &DiscoveryRequest) -> Option<&Node> {
@@ -37,14 +36,13 @@ impl Wire for Sotw {
         request.version_info.parse().ok()
     }
 
-    fn frame(response: Response, identifier: &str) -> DiscoveryResponse {
-        response.into_sotw(identifier)
+    fn encode(response: Response, identifier: &str, buffer: &mut impl BufMut) {
+        codec::sotw(response, identifier, buffer);
     }
 }
 
 impl Wire for Delta {
     type Request = DeltaDiscoveryRequest;
-    type Response = DeltaDiscoveryResponse;
     const PROTOCOL: Protocol = Protocol::Delta;
 
     fn node(request: &DeltaDiscoveryRequest) -> Option<&Node> {
@@ -56,7 +54,7 @@ impl Wire for Delta {
         None
     }
 
-    fn frame(response: Response, identifier: &str) -> DeltaDiscoveryResponse {
-        response.into_delta(identifier)
+    fn encode(response: Response, identifier: &str, buffer: &mut impl BufMut) {
+        codec::delta(response, identifier, buffer);
     }
 }

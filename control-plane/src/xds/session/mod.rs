@@ -167,9 +167,9 @@ pub enum Event {
 
 /// Where one type of one stream stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TypeStatus {
+pub struct TypeStatus<'a> {
     /// Full type URL.
-    pub type_url: Arc<str>,
+    pub type_url: &'a Arc<str>,
     /// Revision of the last response; zero if none was needed.
     pub sent_revision: u64,
     /// Up to this revision everything was answered, by ACK or NACK.
@@ -177,7 +177,7 @@ pub struct TypeStatus {
     /// Up to this revision everything was ACKed.
     pub acked_revision: u64,
     /// The refusal that still stands.
-    pub nacked: Option<Nacked>,
+    pub nacked: Option<&'a Nacked>,
 }
 
 /// One stream.
@@ -343,19 +343,23 @@ impl Session {
     }
 
     /// Where each type stands.
-    pub fn status(&self) -> Vec<TypeStatus> {
-        let of = |(index, state): (usize, &TypeState)| {
+    pub fn status(&self) -> Vec<TypeStatus<'_>> {
+        self.statuses().collect()
+    }
+
+    /// The same, one after the other.
+    pub fn statuses(&self) -> impl Iterator<Item = TypeStatus<'_>> + Clone {
+        self.types.iter().enumerate().map(|(index, state)| {
             let settled_revision = self.settled(index);
             let refused = state.nacked.as_ref().map_or(u64::MAX, |nacked| nacked.since.saturating_sub(1));
             TypeStatus {
-                type_url: state.type_url.clone(),
+                type_url: &state.type_url,
                 sent_revision: state.sent_revision,
                 settled_revision,
                 acked_revision: settled_revision.min(refused),
-                nacked: state.nacked.clone(),
+                nacked: state.nacked.as_ref(),
             }
-        };
-        self.types.iter().enumerate().map(of).collect()
+        })
     }
 
     /// The variant of the protocol that it speaks.

@@ -2,13 +2,17 @@
 //!
 //! Every stream has an entry with a lock of its own, so that streams don't wait for each other; the list of all is
 //! locked only when one opens or ends, or when somebody asks for all of them.
+//!
+//! A stream sleeps through revisions that don't concern its client. Views that know whom a revision concerns say so
+//! ([`concern`](Subscribers::concern)), and then that they are through with it ([`reached`](Subscribers::reached)):
+//! whoever has nothing to do by then is up to date, which its entry takes for granted when it is looked at.
 
 pub mod departures;
 pub mod position;
 pub mod wait;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
@@ -17,10 +21,12 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-pub use position::{Health, Position, Standing};
+pub use position::{Due, Health, Position, Standing};
+use tokio::sync::Notify;
 pub use wait::{News, Report, Wait};
 
 use super::{
+    Client,
     csds::Inspectors,
     load::Loads,
     session::{Protocol, TypeStatus},
@@ -108,6 +114,8 @@ impl fmt::Display for Lagging {
 /// What is said of a stream when it opens.
 #[derive(Debug, Clone)]
 pub struct Opening {
+    /// The client, as authorized.
+    pub client: Client,
     /// See [`Subscriber::id`].
     pub id: Arc<str>,
     /// See [`Subscriber::kind`].
@@ -133,6 +141,8 @@ pub struct Subscribers {
     departures: departures::Departures,
     inspectors: Inspectors,
     loads: Loads,
+    /// Of this revision and those before it, everybody was told whom they concern. Zero: the views don't tell.
+    reached: Arc<AtomicU64>,
 }
 
 impl Default for Subscribers {
@@ -145,7 +155,7 @@ impl Default for Subscribers {
 struct Listed {
     entries: BTreeMap<u64, Arc<Entry>>,
     /// Streams by client.
-    of_client: BTreeMap<Arc<str>, usize>,
+    of_client: HashMap<Client, Vec<Arc<Entry>>>,
 }
 
 /// One stream.
@@ -155,12 +165,20 @@ pub(super) struct Entry {
     opening: Opening,
     connected_at: SystemTime,
     position: Mutex<Position>,
+    /// See [`Subscribers::reached`].
+    reached: Arc<AtomicU64>,
+    /// Something is due.
+    wake: Notify,
 }
 
 impl Entry {
     fn position(&self) -> MutexGuard<'_, Position> {
+        // Before the lock: what was due by then is seen under it.
+        let reached = self.reached.load(Ordering::Acquire);
         // Nothing under the lock can leave it half done.
-        self.position.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut position = self.position.lock().unwrap_or_else(PoisonError::into_inner);
+        position.sleep_until(reached);
+        position
     }
 
     fn report(&self, standing: Option<Standing>, acked: u64, error: String) -> Report {
@@ -201,7 +219,7 @@ impl Entry {
             last_error: position.last_error.clone(),
             nacked_revision: position.nacked,
             connected_at: self.connected_at,
-            acked: position.acked_by_type.clone(),
+            acked: position.acked_by_type.iter().map(|(of, revision)| (of.to_string(), *revision)).collect(),
             health: position.health(now),
             lag_revisions: behind,
             lag,
@@ -241,6 +259,7 @@ impl Subscribers {
             departures: departures::Departures::default(),
             inspectors: Inspectors::default(),
             loads: Loads::default(),
+            reached: Arc::default(),
         }
     }
 
@@ -291,6 +310,21 @@ impl Subscribers {
             sum.stale += u64::from(health == Health::Stale);
         }
         sums
+    }
+
+    /// What came into effect after the revision `before`, with `revision`, concerns a client: its streams are woken. The
+    /// views must serve the revision by now.
+    pub fn concern(&self, client: &Client, before: u64, revision: u64) {
+        let listed = self.listed();
+        for entry in listed.of_client.get(client).into_iter().flatten() {
+            entry.position().note_due(before, revision);
+            entry.wake.notify_one();
+        }
+    }
+
+    /// Everybody whom a revision concerns was told so.
+    pub fn reached(&self, revision: u64) {
+        self.reached.fetch_max(revision, Ordering::AcqRel);
     }
 
     /// The oldest revision that a connected client is up to date with; None without clients.
@@ -363,7 +397,15 @@ impl Subscribers {
     pub(super) fn connect(&self, stream: u64, opening: Opening) -> Result<Connected<'_>, LimitReached> {
         let id = opening.id.clone();
         let position = Mutex::new(Position::new(opening.revision, Instant::now()));
-        let entry = Arc::new(Entry { stream, opening, connected_at: SystemTime::now(), position });
+        let client = opening.client.clone();
+        let entry = Arc::new(Entry {
+            stream,
+            opening,
+            connected_at: SystemTime::now(),
+            position,
+            reached: self.reached.clone(),
+            wake: Notify::new(),
+        });
         {
             let mut listed = self.listed();
             let Limits { xds_streams: all, xds_streams_per_client: each, .. } = self.gate.limits;
@@ -374,11 +416,11 @@ impl Subscribers {
                 let next = "connect to another replica, or raise it with --limit";
                 return Err(reached("xds-streams", all, next));
             }
-            let of_client = listed.of_client.entry(id.clone()).or_default();
-            if *of_client >= each {
+            let of_client = listed.of_client.entry(client).or_default();
+            if of_client.len() >= each {
                 return Err(reached("xds-streams-per-client", each, "close some first"));
             }
-            *of_client += 1;
+            of_client.push(entry.clone());
             listed.entries.insert(stream, entry.clone());
         }
         let connected = Connected { registry: self, entry };
@@ -405,33 +447,28 @@ pub(super) struct Connected<'a> {
 }
 
 impl Connected<'_> {
+    /// The client was served first from this revision, which may be newer than what it opened with.
+    pub(super) fn opened(&self, revision: u64) {
+        self.entry.position().open_at(revision);
+    }
+
+    /// What the stream has to look at, if it was told of anything since it looked.
+    pub(super) fn due(&self) -> Option<Due> {
+        self.entry.position().due
+    }
+
+    /// Returns when there may be something to look at.
+    pub(super) async fn woken(&self) {
+        self.entry.wake.notified().await;
+    }
+
     /// Takes over where the session stands; `revision` is the newest that it has seen.
-    pub(super) fn update(&self, status: &[TypeStatus], revision: u64) {
+    pub(super) fn update<'a>(&self, statuses: impl Iterator<Item = TypeStatus<'a>> + Clone, revision: u64) {
         let moved = {
             let mut position = self.entry.position();
-            let least = |of: fn(&TypeStatus) -> u64| status.iter().map(of).min().unwrap_or(revision);
             let before = (position.seen, position.settled, position.nacked);
-            position.seen = revision;
-            position.sent = status.iter().map(|status| status.sent_revision).max().unwrap_or(0);
-            position.acked = least(|status| status.acked_revision);
-            position.settled = least(|status| status.settled_revision);
-            position.nacked =
-                status.iter().filter_map(|status| status.nacked.as_ref()).map(|nacked| nacked.revision).max();
-            for status in status {
-                match position.acked_by_type.get_mut(&*status.type_url) {
-                    Some(acked) => *acked = status.acked_revision,
-                    None => {
-                        position.acked_by_type.insert(status.type_url.to_string(), status.acked_revision);
-                    }
-                }
-            }
-            let progress = position.settled > before.1;
-            position.unanswered_since = match position.unanswered_since {
-                _ if position.settled >= revision => None,
-                Some(since) if !progress => Some(since),
-                _ => Some(Instant::now()),
-            };
-            before != (position.seen, position.settled, position.nacked)
+            let after = position.update(statuses, revision, Instant::now);
+            before != after
         };
         if moved {
             self.tell(|wait| wait.look(&self.entry, false));
@@ -451,6 +488,11 @@ impl Connected<'_> {
     /// Since when a heartbeat is unanswered.
     pub(super) fn heartbeat(&self, unanswered_since: Option<Instant>) {
         self.entry.position().heartbeat_since = unanswered_since;
+    }
+
+    /// The newest revision that the client has everything of, or is about to be sent.
+    pub(super) fn seen_revision(&self) -> u64 {
+        self.entry.position().seen
     }
 
     /// Revision of the newest response.
@@ -487,10 +529,11 @@ impl Drop for Connected<'_> {
         {
             let mut listed = self.registry.listed();
             listed.entries.remove(&self.entry.stream);
-            if let Some(open) = listed.of_client.get_mut(&self.entry.opening.id) {
-                *open -= 1;
-                if *open == 0 {
-                    listed.of_client.remove(&self.entry.opening.id);
+            let client = &self.entry.opening.client;
+            if let Some(open) = listed.of_client.get_mut(client) {
+                open.retain(|entry| entry.stream != self.entry.stream);
+                if open.is_empty() {
+                    listed.of_client.remove(client);
                 }
             }
         }

@@ -1,9 +1,12 @@
 //! Where a stream stands, and what that means for somebody who waits for a revision. Pure: the time is an argument.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::VecDeque,
+    sync::Arc,
     time::{Duration, Instant},
 };
+
+use crate::xds::session::TypeStatus;
 
 /// Changes of its view that a stream remembers. For older revisions it is not known whether they concerned it.
 const REMEMBERED_CHANGES: usize = 64;
@@ -68,7 +71,7 @@ pub struct Position {
     /// The client's words at its last NACK, with the resources concerned.
     pub last_error: Option<String>,
     /// ACKed revision by type URL.
-    pub acked_by_type: BTreeMap<String, u64>,
+    pub acked_by_type: Vec<(Arc<str>, u64)>,
     /// When the view of the client changed.
     pub changes: Changes,
     /// Since when something is unanswered, without a pause.
@@ -77,6 +80,17 @@ pub struct Position {
     pub heartbeat_since: Option<Instant>,
     /// When the client was last heard.
     pub heard: Instant,
+    /// What the stream was told to look at and has not looked at yet.
+    pub due: Option<Due>,
+}
+
+/// The view of a client may have changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Due {
+    /// Up to this revision nothing concerned the client since its stream looked last.
+    pub before: u64,
+    /// The newest revision that concerns it.
+    pub revision: u64,
 }
 
 /// What a person wants to know of a stream.
@@ -128,12 +142,73 @@ impl Position {
             nacked: None,
             nacks: 0,
             last_error: None,
-            acked_by_type: BTreeMap::new(),
+            acked_by_type: Vec::new(),
             changes: Changes::after(revision),
             unanswered_since: Some(now),
             heartbeat_since: None,
             heard: now,
+            due: None,
         }
+    }
+
+    /// The client is served first from this revision.
+    pub fn open_at(&mut self, revision: u64) {
+        self.seen = self.seen.max(revision);
+        self.changes = Changes::after(self.seen);
+        self.looked();
+    }
+
+    /// A revision concerns the client, and what came into effect with it came after the revision `before`.
+    pub fn note_due(&mut self, before: u64, revision: u64) {
+        let due = self.due.get_or_insert(Due { before, revision });
+        due.revision = due.revision.max(revision);
+    }
+
+    /// Everybody was told whom the revisions up to this one concern. If nothing is due to this stream, they are nothing
+    /// to it, and it is as up to date as before.
+    pub fn sleep_until(&mut self, revision: u64) {
+        if self.due.is_some() || revision <= self.seen {
+            return;
+        }
+        let seen = std::mem::replace(&mut self.seen, revision);
+        let each = self.acked_by_type.iter_mut().map(|(_, acked)| acked);
+        for upto in each.chain([&mut self.settled, &mut self.acked]).filter(|upto| **upto >= seen) {
+            *upto = revision;
+        }
+    }
+
+    /// Takes over where the session stands, at a revision. Returns what waits look at.
+    pub fn update<'a>(
+        &mut self,
+        statuses: impl Iterator<Item = TypeStatus<'a>> + Clone,
+        revision: u64,
+        now: impl FnOnce() -> Instant,
+    ) -> (u64, u64, Option<u64>) {
+        let before = self.settled;
+        self.seen = revision;
+        self.sent = statuses.clone().map(|status| status.sent_revision).max().unwrap_or(0);
+        self.acked = statuses.clone().map(|status| status.acked_revision).min().unwrap_or(revision);
+        self.settled = statuses.clone().map(|status| status.settled_revision).min().unwrap_or(revision);
+        self.nacked = statuses.clone().filter_map(|status| Some(status.nacked?.revision)).max();
+        for status in statuses {
+            let acked = status.acked_revision;
+            match self.acked_by_type.iter_mut().find(|(of, _)| of == status.type_url) {
+                Some((_, before)) => *before = acked,
+                None => self.acked_by_type.push((status.type_url.clone(), acked)),
+            }
+        }
+        self.unanswered_since = match self.unanswered_since {
+            _ if self.settled >= revision => None,
+            Some(since) if self.settled <= before => Some(since),
+            _ => Some(now()),
+        };
+        self.looked();
+        (self.seen, self.settled, self.nacked)
+    }
+
+    /// What is not newer than what was seen is not due any more.
+    fn looked(&mut self) {
+        self.due = self.due.filter(|due| due.revision > self.seen);
     }
 
     /// Whether the client takes part.
@@ -226,6 +301,27 @@ mod tests {
         assert_eq!(forgotten(9).standing(5, None), Standing::Unconcerned);
         assert_eq!(forgotten(4).standing(5, None), Standing::Pending);
         assert_eq!(forgotten(9).standing(5, Some(Standing::Pending)), Standing::Acked);
+    }
+
+    #[test]
+    fn what_concerns_a_sleeping_stream_is_due_until_it_has_looked_and_the_rest_is_nothing_to_it() {
+        let mut sleeping = position(5, 5);
+        sleeping.acked_by_type = vec![("cds".into(), 5), ("eds".into(), 4)];
+        sleeping.sleep_until(7);
+        assert_eq!((sleeping.seen, sleeping.settled, sleeping.acked), (7, 7, 7));
+        assert_eq!(sleeping.acked_by_type, [("cds".into(), 7), ("eds".into(), 4)], "what lagged lags");
+        sleeping.note_due(7, 8);
+        sleeping.note_due(9, 10);
+        sleeping.sleep_until(11);
+        assert_eq!((sleeping.seen, sleeping.due), (7, Some(Due { before: 7, revision: 10 })));
+        assert_eq!(sleeping.standing(9, None), Standing::Pending, "it has not looked");
+        let nothing = || std::iter::empty::<TypeStatus<'_>>();
+        sleeping.update(nothing(), 8, Instant::now);
+        assert_eq!(sleeping.due.map(|due| due.revision), Some(10), "it was told of more since");
+        sleeping.update(nothing(), 10, Instant::now);
+        assert_eq!(sleeping.due, None);
+        sleeping.sleep_until(11);
+        assert_eq!((sleeping.seen, sleeping.settled), (11, 11));
     }
 
     #[test]

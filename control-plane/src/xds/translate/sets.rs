@@ -142,6 +142,28 @@ impl Translation {
         (scope, shared)
     }
 
+    /// Whether what a client shares with its kind has been made.
+    pub fn has_shared(&self, client: &Client) -> bool {
+        Part::of(client).is_none_or(|part| self.shared.has(part))
+    }
+
+    /// Whether what a client has is right at the revision of `model` too. If so it is noted.
+    pub fn stands(&self, model: &MeshModel, client: &Client, made: &mut Made) -> bool {
+        if matches!(client, Client::Peer { .. }) || self.concerns(client, made) {
+            return false;
+        }
+        let shared = if made.own.stranger { None } else { self.shared_of(model, client).1 };
+        let stands = match (&made.shared, &shared) {
+            (Some(old), Some(new)) => Arc::ptr_eq(old, new),
+            (None, None) => true,
+            _ => false,
+        };
+        if stands {
+            made.at = model.revision;
+        }
+        stands
+    }
+
     /// Whether something has changed that the client's own part is made of.
     fn concerns(&self, client: &Client, made: &Made) -> bool {
         for step in self.steps.iter().rev() {

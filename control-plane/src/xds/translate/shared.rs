@@ -15,7 +15,7 @@ use mesh_model::{
 };
 
 use super::{agent, callers::Callers, cluster, endpoint, scoped::ScopedSets, secret, tls};
-use crate::xds::{Encoded, ProxyKind, ResourceSet, kinds};
+use crate::xds::{Client, Encoded, ProxyKind, ResourceSet, kinds};
 
 /// What there is to have in common.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,10 +83,19 @@ impl Shared {
         &self.scoped
     }
 
+    /// Whether a part has been made.
+    pub(super) fn has(&self, part: Part) -> bool {
+        self.place(part).get().is_some()
+    }
+
+    fn place(&self, part: Part) -> &OnceLock<Arc<ResourceSet>> {
+        let index = PARTS.iter().position(|other| *other == part).unwrap_or_default();
+        &self.parts[index]
+    }
+
     /// A part of this revision, whose model it is.
     pub(super) fn part(&self, part: Part, model: &MeshModel) -> &Arc<ResourceSet> {
-        let index = PARTS.iter().position(|other| *other == part).unwrap_or_default();
-        self.parts[index].get_or_init(|| {
+        self.place(part).get_or_init(|| {
             let nothing = MeshModel::empty(model.cluster.clone());
             let everything = ModelDiff { cluster: true, ..diff(&nothing, model) };
             let mut set = ResourceSet::new(0);
@@ -97,6 +106,17 @@ impl Shared {
 }
 
 impl Part {
+    /// What a client shares with its kind, or the most of it. Peers have their own.
+    pub(super) fn of(client: &Client) -> Option<Self> {
+        match client {
+            Client::Agent { .. } => Some(Part::Agents),
+            Client::Proxy { kind, .. } => Some(Part::Public(Callers::Sidecars(*kind))),
+            Client::Grpc { .. } => Some(Part::Public(Callers::Grpc)),
+            Client::Gateway { .. } => Some(Part::Gateways),
+            Client::Peer { .. } => None,
+        }
+    }
+
     fn update(self, set: &mut ResourceSet, old: Option<&MeshModel>, new: &MeshModel, changes: &ModelDiff) {
         match self {
             Part::Agents => agents(set, new, changes),

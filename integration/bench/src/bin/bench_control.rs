@@ -11,6 +11,7 @@ use bench::{
     control::{EtcdTimings, Group, etcd, leader_loss, ours, syncs, writes},
     machine,
     report::{self, Goal, Row},
+    xds,
 };
 use clap::{Parser, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -35,6 +36,9 @@ struct Arguments {
     /// Times that a leader is killed.
     #[arg(long, default_value_t = 20)]
     kills: usize,
+    /// Measures nothing: prints what was measured last as a table for docs/performance.md.
+    #[arg(long)]
+    markdown: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -45,14 +49,21 @@ enum Area {
     Loss,
     /// The mesh from the state: whole, and after one change.
     Compile,
+    /// One endpoint changes: until 1,000 and 10,000 clients and an Envoy have ACKed it.
+    Propagation,
 }
 
 #[tokio::main]
 async fn main() -> Result<()> {
     let arguments = Arguments::parse();
+    let results = arguments.folder.join("control.json");
+    if arguments.markdown {
+        print!("{}", report::markdown(&results)?);
+        return Ok(());
+    }
     mesh_tls::install_provider();
     println!("{}", machine::describe());
-    let all = [Area::Writes, Area::Loss, Area::Compile];
+    let all = [Area::Writes, Area::Loss, Area::Compile, Area::Propagation];
     let areas: &[Area] = if arguments.areas.is_empty() { &all } else { &arguments.areas };
     let mut rows = Vec::new();
     for area in areas {
@@ -60,9 +71,10 @@ async fn main() -> Result<()> {
             Area::Writes => measure_writes(&arguments).await?,
             Area::Loss => measure_loss(&arguments).await?,
             Area::Compile => measure_compile(),
+            Area::Propagation => measure_propagation(&arguments).await?,
         });
         // What was measured is kept, whatever becomes of the rest.
-        report::write(&arguments.folder.join("control.json"), &rows)?;
+        report::write(&results, &rows)?;
     }
     println!("{}", report::table(&rows));
     Ok(())
@@ -162,6 +174,15 @@ async fn measure_loss(arguments: &Arguments) -> Result<Vec<Row>> {
         rows.push(Row::compared(name, "ms", &found.gap_ms[0], &found.gap_ms[1], &theirs.name, None));
     }
     Ok(rows)
+}
+
+async fn measure_propagation(arguments: &Arguments) -> Result<Vec<Row>> {
+    let (folder, plan) = (scratch(arguments)?, xds::Plan::default());
+    let progress = bar("propagation", plan.steps());
+    progress.tick();
+    let found = xds::measure(&plan, folder.path(), || progress.inc(1)).await;
+    progress.finish_and_clear();
+    found
 }
 
 /// At two sizes, because one change is to cost the same in both.

@@ -9,6 +9,9 @@ use mesh_tls::{
     ALPN_H2, CertificateDer, Identity, PeerPolicy, TrustBundles, certified, client_config,
     client_config_pinned, csr, grpc::connect, shared_bundles, shared_identity,
 };
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::{Request, transport::Channel};
 use xds_proto::isthmus::bootstrap::v1::{
     RegisterNodeRequest, ReportEndpointRequest, bootstrap_client::BootstrapClient,
@@ -18,7 +21,7 @@ use xds_proto::isthmus::bootstrap::v1::{
 /// Longest wait for a call.
 const CALL: Duration = Duration::from_secs(30);
 /// What a replica's certificate answers to.
-const REPLICA: &str = "replica.isthmus";
+pub const REPLICA: &str = "replica.isthmus";
 
 /// A registered node.
 #[derive(Debug, Clone)]
@@ -65,6 +68,13 @@ impl Node {
     /// A new connection.
     pub async fn connect(&self) -> Result<Channel> {
         Ok(connect(&self.door, self.tls.clone(), REPLICA).await?)
+    }
+
+    /// A new connection, as nothing but bytes.
+    pub async fn tunnel(&self) -> Result<TlsStream<TcpStream>> {
+        let tcp = TcpStream::connect(&self.door).await?;
+        tcp.set_nodelay(true)?;
+        Ok(TlsConnector::from(self.tls.clone()).connect(ServerName::try_from(REPLICA)?, tcp).await?)
     }
 
     /// Reports where a workload of the namespace `bench` runs. Returns when that is durable.

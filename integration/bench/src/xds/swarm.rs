@@ -2,45 +2,30 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
-use futures::{StreamExt, TryStreamExt, future::BoxFuture, stream};
+use futures::{StreamExt, TryStreamExt, stream};
 use prost::bytes::Bytes;
 use tokio::{sync::mpsc, task::JoinSet};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{
-    Request, client::Grpc, codegen::http::uri::PathAndQuery, metadata::MetadataValue, transport::Channel,
-};
-use tonic_prost::ProstCodec;
-use xds_proto::envoy::{config::core::v3::Node as XdsNode, service::discovery::v3::DeltaDiscoveryRequest};
+use tonic::transport::Channel;
 
 use super::{
     World,
+    stream::{Stream, connection},
     world::{WORKLOADS_PER_NODE, workload_name},
 };
 
-const ADS: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
-/// What an agent subscribes to, in its order.
-const AGENT: [&str; 6] =
-    ["TrustBundle", "Node", "PolicyClass", "WorkloadAddress", "LocalEndpoint", "Service"];
-/// What our proxy subscribes to.
-const PROXY: [&str; 4] = [
-    "config.cluster.v3.Cluster",
-    "config.endpoint.v3.ClusterLoadAssignment",
-    "config.listener.v3.Listener",
-    "config.route.v3.RouteConfiguration",
-];
 /// No answer for so long: everything that there was to say has been said.
 const QUIET: Duration = Duration::from_millis(500);
 /// Longest wait for all to answer.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// Streams that are opened at once.
-const AT_ONCE: usize = 64;
+/// Nodes that connect at once. The server lets 64 handshakes of one address be in flight.
+const AT_ONCE: usize = 32;
 
 /// How the streams are spread over connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,17 +34,6 @@ pub enum Shape {
     Relayed,
     /// A connection for every stream: the worst that could be.
     Alone,
-}
-
-/// A response, as far as it matters here. The rest is skipped unread.
-#[derive(Clone, PartialEq, prost::Message)]
-struct Answer {
-    #[prost(bytes = "bytes", repeated, tag = "2")]
-    resources: Vec<Bytes>,
-    #[prost(string, tag = "4")]
-    type_url: String,
-    #[prost(string, tag = "5")]
-    nonce: String,
 }
 
 /// What all streams write to.
@@ -71,6 +45,8 @@ struct Tally {
     answers: AtomicUsize,
     bytes: AtomicU64,
     ended: AtomicUsize,
+    /// Why the first one ended.
+    reason: OnceLock<String>,
     latencies: mpsc::UnboundedSender<u64>,
 }
 
@@ -104,6 +80,7 @@ impl Swarm {
             answers: AtomicUsize::new(0),
             bytes: AtomicU64::new(0),
             ended: AtomicUsize::new(0),
+            reason: OnceLock::new(),
             latencies: sender,
         });
         let nodes = &world.nodes;
@@ -112,28 +89,33 @@ impl Swarm {
             async move {
                 let node = &nodes[index];
                 let own = streams / nodes.len() + usize::from(index < streams % nodes.len());
-                let shared = node.connect().await?;
-                let mut opened = Vec::new();
+                let mut tasks = JoinSet::new();
+                let mut shared = None;
+                let mut opened = 0;
+                // The agent, and then the proxies.
                 for place in 0..own.min(WORKLOADS_PER_NODE + 1) {
-                    let channel = match shape {
-                        Shape::Relayed => shared.clone(),
-                        Shape::Alone => node.connect().await?,
-                    };
-                    // The agent, and then the proxies.
-                    let workload = match place {
-                        0 => None,
-                        place => Some(workload_name(index * WORKLOADS_PER_NODE + place - 1)),
-                    };
-                    opened.push(subscribe(channel, &node.name, workload, tally.clone()).await?);
+                    if shared.is_none() || shape == Shape::Alone {
+                        let (requests, serving) = connection(node.tunnel().await?).await?;
+                        tasks.spawn(serving);
+                        shared = Some(requests);
+                    }
+                    let connection = shared.clone().context("no connection")?;
+                    let workload = (place > 0).then(|| workload_name(index * WORKLOADS_PER_NODE + place - 1));
+                    let stream = Stream::open(connection, &node.name, workload.as_deref()).await?;
+                    tasks.spawn(follow(stream, tally.clone()));
+                    opened += 1;
                 }
-                anyhow::Ok(opened)
+                anyhow::Ok((opened, tasks))
             }
         };
-        let opened = stream::iter(0..nodes.len()).map(open).buffer_unordered(AT_ONCE);
-        let opened: Vec<Vec<_>> = opened.try_collect().await?;
+        let opened: Vec<(usize, JoinSet<()>)> =
+            stream::iter(0..nodes.len()).map(open).buffer_unordered(AT_ONCE).try_collect().await?;
+        let streams = opened.iter().map(|(count, _)| count).sum();
         let mut tasks = JoinSet::new();
-        opened.into_iter().flatten().for_each(|stream| drop(tasks.spawn(stream)));
-        let mut swarm = Self { streams: tasks.len(), tally, latencies, _tasks: tasks };
+        for (_, mut of_node) in opened {
+            tasks.spawn(async move { while of_node.join_next().await.is_some() {} });
+        }
+        let mut swarm = Self { streams, tally, latencies, _tasks: tasks };
         swarm.settle().await?;
         Ok(swarm)
     }
@@ -148,7 +130,7 @@ impl Swarm {
         while let Ok(Some(_)) = tokio::time::timeout(QUIET, self.latencies.recv()).await {}
         match self.tally.ended.load(Ordering::Relaxed) {
             0 => Ok(()),
-            ended => bail!("{ended} streams have ended"),
+            ended => bail!("{ended} streams have ended: {}", self.tally.reason.get().map_or("?", |r| r)),
         }
     }
 
@@ -159,9 +141,8 @@ impl Swarm {
         let before = Instant::now();
         let from = before.duration_since(self.tally.start).as_nanos();
         self.tally.from.store(u64::try_from(from).unwrap_or(u64::MAX), Ordering::Relaxed);
-        let place = number / 2 % WORKLOADS_PER_NODE;
         let written = async {
-            world.flip(channel, place, number % 2 == 1).await?;
+            world.flip(channel, number).await?;
             anyhow::Ok(before.elapsed())
         };
         let acked = async {
@@ -178,60 +159,28 @@ impl Swarm {
     }
 }
 
-fn full(name: &str, agent: bool) -> String {
-    match agent {
-        true => format!("type.googleapis.com/isthmus.agent.v1.{name}"),
-        false => format!("type.googleapis.com/envoy.{name}"),
-    }
-}
-
-/// Opens a stream and says what it wants. The future that comes back serves it.
-async fn subscribe(
-    channel: Channel,
-    node: &str,
-    workload: Option<String>,
-    tally: Arc<Tally>,
-) -> Result<BoxFuture<'static, ()>> {
-    let (types, id): (&[&str], String) = match &workload {
-        None => (&AGENT, format!("agent~{node}")),
-        Some(workload) => (&PROXY, format!("proxy~bench/{workload}")),
-    };
-    let (requests, outgoing) = mpsc::channel(8);
-    for (index, name) in types.iter().enumerate() {
-        let request = DeltaDiscoveryRequest {
-            node: (index == 0).then(|| XdsNode { id: id.clone(), ..Default::default() }),
-            type_url: full(name, workload.is_none()),
-            resource_names_subscribe: vec!["*".to_owned()],
-            ..Default::default()
+/// Serves one stream. The first ACK after a change is what is told of.
+async fn follow(mut stream: Stream, tally: Arc<Tally>) {
+    let mut told = u64::MAX;
+    let why = loop {
+        let answer = match stream.next().await {
+            Ok(answer) => answer,
+            Err(error) => break error,
         };
-        requests.send(request).await?;
-    }
-    let mut request = Request::new(ReceiverStream::new(outgoing));
-    if let Some(workload) = workload {
-        let value = MetadataValue::try_from(format!("bench/{workload}"))?;
-        request.metadata_mut().insert("x-isthmus-workload", value);
-    }
-    let mut grpc = Grpc::new(channel).max_decoding_message_size(64 << 20);
-    grpc.ready().await?;
-    let codec = ProstCodec::<DeltaDiscoveryRequest, Answer>::default();
-    let mut answers = grpc.streaming(request, PathAndQuery::from_static(ADS), codec).await?.into_inner();
-    Ok(Box::pin(async move {
-        while let Ok(Some(answer)) = answers.message().await {
-            let ack = DeltaDiscoveryRequest {
-                type_url: answer.type_url,
-                response_nonce: answer.nonce,
-                ..Default::default()
-            };
-            if requests.send(ack).await.is_err() {
-                break;
-            }
-            let now = u64::try_from(tally.start.elapsed().as_nanos()).unwrap_or(u64::MAX);
-            let bytes: usize = answer.resources.iter().map(Bytes::len).sum();
-            tally.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-            tally.answers.fetch_add(1, Ordering::Relaxed);
-            // Fails when the swarm is being taken down.
-            let _ = tally.latencies.send(now.saturating_sub(tally.from.load(Ordering::Relaxed)));
+        let bytes: usize = answer.resources.iter().map(Bytes::len).sum();
+        if let Err(error) = stream.acknowledge(answer) {
+            break error;
         }
-        tally.ended.fetch_add(1, Ordering::Relaxed);
-    }))
+        let now = u64::try_from(tally.start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        tally.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        tally.answers.fetch_add(1, Ordering::Relaxed);
+        let from = tally.from.load(Ordering::Relaxed);
+        // Before the first change every answer counts: it shows that there is something to be waited for.
+        if from == 0 || std::mem::replace(&mut told, from) != from {
+            // Fails when the swarm is being taken down.
+            let _ = tally.latencies.send(now.saturating_sub(from));
+        }
+    };
+    let _ = tally.reason.set(format!("{why:#}"));
+    tally.ended.fetch_add(1, Ordering::Relaxed);
 }

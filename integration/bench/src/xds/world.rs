@@ -13,6 +13,10 @@ use crate::process::{Process, free_ports};
 
 /// Workloads that run on one node; with the agent that makes 50 streams to a node.
 pub const WORKLOADS_PER_NODE: usize = 49;
+/// Endpoints of a service. As many in a large mesh as in a small one: a changed service is sent whole.
+const ENDPOINTS: usize = 10;
+/// Addresses of workloads: loopback, so that an Envoy that stands for one can listen there. Room for 256 nodes.
+const PODS: &str = "127.64.0.0/16";
 /// Objects in one write.
 const BATCH: usize = 200;
 /// Calls at once while the mesh is set up.
@@ -23,9 +27,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How large it is.
 #[derive(Debug, Clone, Copy)]
 pub struct Size {
-    /// Nodes that have workloads.
+    /// Nodes that have workloads; at most 256.
     pub nodes: usize,
-    /// Services; the workloads are shared out among them.
+    /// Services. The first ones have ten workloads each, as long as there are any.
     pub services: usize,
 }
 
@@ -48,6 +52,7 @@ impl World {
         let mut arguments: Vec<String> =
             ["run", "--name", "bench", "--trust-domain", "bench.example"].map(str::to_owned).to_vec();
         arguments.extend(["--listen".to_owned(), format!("127.0.0.1:{port}")]);
+        arguments.extend(["--pod-cidr".to_owned(), PODS.to_owned()]);
         arguments.extend(["--data-dir".to_owned(), text(&folder.join("data"))]);
         arguments.extend(["--admin-socket".to_owned(), text(&socket)]);
         // Hundreds of nodes join from one address here, which they do not in life.
@@ -89,8 +94,10 @@ impl World {
         Ok(Self { process, nodes })
     }
 
-    /// One endpoint changes: a workload of the first node becomes ready or not. Returns the revision, durable.
-    pub async fn flip(&self, channel: Channel, place: usize, ready: bool) -> Result<u64> {
+    /// One endpoint changes: a workload of the first node becomes unready, or ready again with the number after. Returns
+    /// the revision, durable.
+    pub async fn flip(&self, channel: Channel, number: usize) -> Result<u64> {
+        let (place, ready) = (number / 2 % WORKLOADS_PER_NODE, number % 2 == 1);
         self.nodes[0].report(channel, &workload_name(place), host(place), ready).await
     }
 }
@@ -140,7 +147,8 @@ fn service(number: usize) -> Value {
 }
 
 fn workload(number: usize, services: usize) -> Value {
-    let app = format!("s{}", number % services);
+    let service = number / ENDPOINTS;
+    let app = if service < services { format!("s{service}") } else { "alone".to_owned() };
     json!({
         "apiVersion": "isthmus.io/v1", "kind": "Workload",
         "metadata": {"name": workload_name(number), "namespace": "bench", "labels": {"app": app}},

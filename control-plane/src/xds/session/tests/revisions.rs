@@ -3,8 +3,8 @@
 use super::script::*;
 use crate::xds::session::TypeStatus;
 
-fn of(script: &Script, type_url: &str) -> TypeStatus {
-    script.session.status().into_iter().find(|status| &*status.type_url == type_url).unwrap()
+fn of<'a>(script: &'a Script, type_url: &str) -> TypeStatus<'a> {
+    script.session.status().into_iter().find(|status| &**status.type_url == type_url).unwrap()
 }
 
 #[test]
