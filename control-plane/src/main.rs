@@ -33,7 +33,7 @@ fn main() -> ExitCode {
         .build()
         .map_err(anyhow::Error::from)
         // A task like the others: woken on the runtime's own threads, not on this one.
-        .and_then(|runtime| Ok(runtime.block_on(runtime.spawn(execute(command)))??));
+        .and_then(|runtime| runtime.block_on(runtime.spawn(execute(command)))?);
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -11,7 +11,7 @@ pub struct Bytes16(pub [u8; 16]);
 
 impl fmt::Display for Bytes16 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        write!(f, "{:032x}", u128::from_be_bytes(self.0))
     }
 }
 
@@ -31,14 +31,11 @@ impl TryFrom<String> for Bytes16 {
     type Error = String;
     fn try_from(text: String) -> Result<Self, String> {
         let bad = || format!("{text:?} is not 32 hexadecimal digits");
-        if text.len() != 32 || !text.is_ascii() {
+        // Else a sign would pass.
+        if text.len() != 32 || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
             return Err(bad());
         }
-        let mut bytes = [0; 16];
-        for (i, byte) in bytes.iter_mut().enumerate() {
-            *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).map_err(|_| bad())?;
-        }
-        Ok(Self(bytes))
+        u128::from_str_radix(&text, 16).map(|bits| Self(bits.to_be_bytes())).map_err(|_| bad())
     }
 }
 
@@ -50,7 +47,13 @@ mod tests {
     fn it_survives_its_own_text_and_refuses_any_other() {
         let bytes = Bytes16(*b"0123456789abcdef");
         assert_eq!(Bytes16::try_from(bytes.to_string()), Ok(bytes));
-        for bad in ["", "zz", "0123456789abcdef0123456789abcdeg", "é123456789abcdef0123456789abcde"] {
+        for bad in [
+            "",
+            "zz",
+            "0123456789abcdef0123456789abcdeg",
+            "é123456789abcdef0123456789abcde",
+            "+123456789abcdef0123456789abcdef",
+        ] {
             assert!(Bytes16::try_from(bad.to_owned()).is_err(), "{bad}");
         }
     }

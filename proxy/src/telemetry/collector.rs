@@ -92,15 +92,11 @@ impl Collector for Stats {
         for (name, help, pick) in LISTENER_COUNTERS {
             counters(&mut encoder, name, help, "listener", by_listener().map(|(n, s)| (n, pick(s))))?;
         }
-        let denied: [(_, _, fn(&ListenerStats) -> &Denials); 2] = [
-            ("rbac_denied", "Connections and requests that a policy denied", |s| &s.denied),
-            ("rbac_shadow_denied", "Those that a policy that is tried out would have denied", |s| {
-                &s.shadow_denied
-            }),
-        ];
-        for (name, help, pick) in denied {
-            denials(&mut encoder, name, help, by_listener().map(|(n, s)| (n, pick(s))))?;
-        }
+        let denied = by_listener().map(|(n, s)| (n, &s.denied));
+        denials(&mut encoder, "rbac_denied", "Connections and requests that a policy denied", denied)?;
+        let denied = by_listener().map(|(n, s)| (n, &s.shadow_denied));
+        let help = "Those that a policy that is tried out would have denied";
+        denials(&mut encoder, "rbac_shadow_denied", help, denied)?;
         for (name, help, pick) in CLUSTER_GAUGES {
             gauges(&mut encoder, name, help, "cluster", by_cluster().map(|(n, s)| (n, pick(s))))?;
         }
