@@ -175,12 +175,17 @@ impl ModelViews {
         }
     }
 
-    /// A client whose set no stream holds has gone. (One that is just being looked up makes its own again.)
+    /// A client without streams, whose set nobody holds, has gone. An entry that somebody has a handle to is just
+    /// being looked up: handles are made under the lock that is held here.
     fn forget_the_gone(&self) {
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        clients.retain(|_, entry| match entry.try_lock() {
-            Ok(made) => made.as_ref().is_some_and(|made| Arc::strong_count(&made.set) > 1),
-            Err(_) => true,
+        let streams = self.subscribers.get();
+        clients.retain(|client, entry| {
+            Arc::strong_count(entry) > 1
+                || streams.is_some_and(|streams| streams.has(client))
+                || entry
+                    .try_lock()
+                    .map_or(true, |made| made.as_ref().is_some_and(|made| Arc::strong_count(&made.set) > 1))
         });
     }
 }
@@ -190,7 +195,8 @@ impl Compiled {
     fn stands(&self, client: &Client, entry: &Entry) -> bool {
         match (&self.model, &mut *entry.lock().unwrap_or_else(PoisonError::into_inner)) {
             (Some(model), Some(made)) => {
-                made.at >= self.revision || self.translation.stands(model, client, made)
+                // Made by one of the client's streams at this revision already: the others know nothing of it.
+                made.at < self.revision && self.translation.stands(model, client, made)
             }
             _ => false,
         }

@@ -200,7 +200,7 @@ impl DeltaState {
 
     /// The update is in force: its versions count as held from now on.
     pub fn ack(&mut self, receipt: Receipt) -> DeltaDiscoveryRequest {
-        self.revision = receipt.revision.or(self.revision);
+        self.revision = receipt.revision.max(self.revision);
         if let Some(state) = self.types.get_mut(&receipt.type_url) {
             for (name, version) in receipt.versions {
                 if state.wants(&name) {

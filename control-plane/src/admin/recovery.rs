@@ -73,7 +73,12 @@ impl Recovery for RecoveryService {
         let Granted::Replica(new_id) = applied.granted else {
             return Err(Status::internal("the replica was given no number"));
         };
-        tracing::warn!(old, new = new_id, "a replica has lost its log and comes back as another one");
+        tracing::warn!(
+            old,
+            new = new_id,
+            revision = applied.revision,
+            "a replica has lost its log and comes back as another one"
+        );
         Ok(Response::new(ReplaceResponse { new_id }))
     }
 

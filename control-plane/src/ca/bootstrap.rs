@@ -64,7 +64,9 @@ impl Bootstrap for BootstrapService {
         let state = app.replica.linearizable().await.map_err(read_status)?;
         let cluster =
             state.cluster.as_ref().ok_or_else(|| Status::unavailable("the cluster is not initialised"))?;
-        tracing::info!(node = %record.name, %address, pod_cidr = %record.pod_cidr, "registered a node");
+        tracing::info!(
+            node = %record.name, %address, pod_cidr = %record.pod_cidr, revision = state.revision, "registered a node"
+        );
         Ok(Response::new(RegisterNodeResponse {
             chain,
             roots: cluster.roots.clone(),
@@ -102,13 +104,15 @@ impl Bootstrap for BootstrapService {
         };
         // Whoever leads seals the root's key to it.
         let key = AuthorityCommand::SealingKey { replica: replica_id, public };
-        app.replica.write(Command::Authority(key)).await.map_err(write_status)?;
+        let applied = app.replica.write(Command::Authority(key)).await.map_err(write_status)?;
         let id = SpiffeId::replica(app.trust_domain(), replica_id);
         let mut chain = app.ca.sign(&request.csr, &id, 0, NODE_TTL, now).map_err(ca_status)?;
         app.gate.has_signed("replica");
         let roots: Vec<Vec<u8>> = app.ca.roots().iter().map(|root| root.to_vec()).collect();
         chain.extend(roots.iter().cloned());
-        tracing::info!(replica = replica_id, address = %request.address, "admitted a replica");
+        tracing::info!(
+            replica = replica_id, address = %request.address, revision = applied.revision, "admitted a replica"
+        );
         Ok(Response::new(RegisterReplicaResponse {
             replica_id,
             chain,

@@ -47,8 +47,9 @@ impl CertificateAuthority for AuthorityService {
                 sealed: seal_to_all(&root, &state.authority).map_err(ca_status)?,
             };
             drop(state);
-            app.replica.write(Command::Authority(command)).await.map_err(write_status)?;
-            tracing::info!(to = fingerprint_of(root.certificate()), "a rotation of the root begins");
+            let applied = app.replica.write(Command::Authority(command)).await.map_err(write_status)?;
+            let to = fingerprint_of(root.certificate());
+            tracing::info!(to, revision = applied.revision, "a rotation of the root begins");
         }
         let state = app.replica.linearizable().await.map_err(read_status)?;
         let number = state.authority.rotation.as_ref().map(|rotation| rotation.number);

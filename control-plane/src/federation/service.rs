@@ -40,8 +40,9 @@ impl Federation for FederationService {
         .map_err(|e| Status::invalid_argument(format!("joining: {e}")))?;
         let bearer = format!("cluster {}", peer.cluster);
         admission::redeem(app, &token, TokenPurpose::Peer, bearer).await?;
-        tracing::info!(peer = %peer.cluster, trust_domain = %peer.trust_domain, "a cluster joins");
-        app.replica.write(Command::PutPeer(peer)).await.map_err(write_status)?;
+        let (name, trust_domain) = (peer.cluster.clone(), peer.trust_domain.clone());
+        let applied = app.replica.write(Command::PutPeer(peer)).await.map_err(write_status)?;
+        tracing::info!(peer = name, %trust_domain, revision = applied.revision, "a cluster has joined");
         Ok(Response::new(JoinResponse { joined: Some(describe(app)?) }))
     }
 

@@ -69,6 +69,7 @@ impl Replica {
         let counted = counting.clone();
         let (log, machine, published) = tokio::task::spawn_blocking(move || {
             let (log, snapshots) = disk::open(&dir, disk::Options::default())?;
+            let log = log.behind(snapshots.clone());
             let (machine, published) = Machine::open(snapshots, counted)?;
             Ok::<_, OpenError>((log, machine, published))
         })

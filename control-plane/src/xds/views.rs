@@ -108,8 +108,8 @@ pub trait Views: Send + Sync + 'static {
 
     /// Decides who the other end is. `node_id` is a claim; `workload` (`<namespace>/<name>`) is what the agent
     /// that relays a stream says of its origin, to be believed only of workloads on that agent's node.
-    /// The error is sent to the client. Asked again at every revision: a stream ends when it is refused or when
-    /// its client has become another.
+    /// The error is sent to the client. Asked again at every revision that concerns the client: a stream ends when it
+    /// is refused or when its client has become another.
     fn authorize(
         &self,
         peer: &PeerIdentity,

@@ -275,7 +275,8 @@ async fn envoy_reports_its_load_and_is_seen_to_have_accepted_what_it_was_sent() 
     });
     let load = reported.await.unwrap_or_else(|| panic!("no load is reported\n{}", story.envoy.log()));
     assert_eq!(load.locality.to_string(), "eu/a");
-    assert_eq!((load.totals.succeeded, load.totals.failed), (load.totals.issued, 0));
+    // One may be under way when Envoy reports.
+    assert!(load.totals.failed == 0 && load.totals.issued - load.totals.succeeded <= 1, "{:?}", load.totals);
 
     story.acked(1).await;
     let everybody = Arc::new(Matchers::default());

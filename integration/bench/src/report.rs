@@ -3,7 +3,7 @@
 use std::{fs, io, path::Path};
 
 use comfy_table::{CellAlignment, Table, presets};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::stats::{median, quantile, ratio};
 
@@ -14,7 +14,8 @@ pub struct Row {
     pub name: String,
     /// Of `ours` and `baseline`.
     pub unit: String,
-    /// Median.
+    /// Median; not a number if nothing was measured, for which JSON says null.
+    #[serde(deserialize_with = "number")]
     pub ours: f64,
     /// Median; absent where there is nothing to compare with.
     pub baseline: Option<f64>,
@@ -23,11 +24,22 @@ pub struct Row {
     /// Median of ours / baseline, pair by pair.
     pub ratio: Option<f64>,
     /// Tenth and ninetieth percentile of the ratios or, without a baseline, of ours.
+    #[serde(deserialize_with = "numbers")]
     pub spread: (f64, f64),
     /// What it should be, for people: `ratio >= 3`.
     pub goal: Option<String>,
     /// Whether it is.
     pub met: Option<bool>,
+}
+
+fn number<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or(f64::NAN))
+}
+
+fn numbers<'de, D: Deserializer<'de>>(from: D) -> Result<(f64, f64), D::Error> {
+    let (low, high) = Deserialize::deserialize(from)?;
+    let or_none = |number: Option<f64>| number.unwrap_or(f64::NAN);
+    Ok((or_none(low), or_none(high)))
 }
 
 /// What a row should be.
@@ -206,12 +218,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("deeper/control.json");
         write(&path, &[Row::alone("a", "ms", &[1.0], None), Row::alone("b", "ms", &[1.0], None)]).unwrap();
-        write(&path, &[Row::alone("b", "ms", &[2.0], None)]).unwrap();
+        write(&path, &[Row::alone("b", "ms", &[2.0], None), Row::alone("c", "ms", &[], None)]).unwrap();
         let rows: Vec<serde_json::Value> = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
         let found: Vec<_> = rows.iter().map(|row| (row["name"].as_str(), row["ours"].as_f64())).collect();
-        assert_eq!(found, [(Some("a"), Some(1.0)), (Some("b"), Some(2.0))]);
+        assert_eq!(found, [(Some("a"), Some(1.0)), (Some("b"), Some(2.0)), (Some("c"), None)]);
         let text = markdown(&path).unwrap();
-        assert!(text.lines().count() == 4 && text.contains("| b | 2.00 |  | ms |"), "{text}");
+        assert!(text.lines().count() == 5 && text.contains("| b | 2.00 |  | ms |"), "{text}");
     }
 
     #[test]

@@ -1,10 +1,13 @@
 //! ADS and LRS on the agent's socket: the agent attests who calls, and carries the stream to a replica. It reads the first
 //! request for the node's name, and otherwise changes nothing.
 
+mod seen;
+
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures::Stream;
 use mesh_model::resource::NamespacedName;
+use seen::Seen;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataValue, transport::Channel};
@@ -28,6 +31,8 @@ use crate::{
 
 /// gRPC metadata by which the control plane learns for whom the agent asks.
 pub const WORKLOAD_METADATA: &str = "x-isthmus-workload";
+/// The same for the newest revision that the client has seen.
+const REVISION_METADATA: &str = "x-isthmus-revision";
 /// Streams of all workloads together.
 const MAX_STREAMS: usize = 4096;
 /// Messages in flight, each way. A side that does not read holds up the other, and nobody else.
@@ -44,6 +49,7 @@ pub struct Relay {
     upstream: Upstream,
     engine: Engine,
     streams: Arc<Semaphore>,
+    seen: Arc<Seen>,
 }
 
 type Responses<R> = Pin<Box<dyn Stream<Item = Result<R, Status>> + Send>>;
@@ -51,7 +57,13 @@ type Responses<R> = Pin<Box<dyn Stream<Item = Result<R, Status>> + Send>>;
 impl Relay {
     /// Carries the streams of whom `callers` knows.
     pub fn new(callers: Callers, upstream: Upstream, engine: Engine) -> Self {
-        Self { callers, upstream, engine, streams: Arc::new(Semaphore::new(MAX_STREAMS)) }
+        Self {
+            callers,
+            upstream,
+            engine,
+            streams: Arc::new(Semaphore::new(MAX_STREAMS)),
+            seen: Arc::default(),
+        }
     }
 
     /// Streams of proxies that are carried.
@@ -70,7 +82,7 @@ impl Relay {
         let relay = self.clone();
         tokio::spawn(async move {
             let _slot = slot;
-            if let Err(status) = relay.carry::<K>(caller, request.into_inner(), &sender).await {
+            if let Err(status) = relay.carry::<K>(caller, request, &sender).await {
                 tracing::debug!(%status, "relayed stream ended");
                 // An error means that the client has gone.
                 let _ = sender.send(Err(status)).await;
@@ -82,9 +94,12 @@ impl Relay {
     async fn carry<K: Kind>(
         &self,
         caller: CallerInfo,
-        mut from_client: Streaming<K::Request>,
+        from_client: Request<Streaming<K::Request>>,
         to_client: &mpsc::Sender<Result<K::Response, Status>>,
     ) -> Result<(), Status> {
+        let said = from_client.metadata().get(REVISION_METADATA);
+        let said: Option<u64> = said.and_then(|value| value.to_str().ok()?.parse().ok());
+        let mut from_client = from_client.into_inner();
         let first = tokio::time::timeout(FIRST_REQUEST, from_client.message())
             .await
             .map_err(|_| Status::deadline_exceeded(format!("no request within {FIRST_REQUEST:?}")))??;
@@ -99,6 +114,9 @@ impl Relay {
         let name = MetadataValue::try_from(workload.to_string())
             .map_err(|_| Status::internal("the workload's name is no metadata value"))?;
         request.metadata_mut().insert(WORKLOAD_METADATA, name);
+        if let Some(revision) = said.max(self.seen.of(&workload)) {
+            request.metadata_mut().insert(REVISION_METADATA, revision.into());
+        }
         let mut from_server = match K::call(channel, request).await {
             Ok(stream) => stream,
             Err(status) => return Err(self.upstream_ended(status)),
@@ -117,6 +135,7 @@ impl Relay {
             loop {
                 match from_server.message().await {
                     Ok(Some(message)) => {
+                        self.seen.note(&workload, K::version(&message));
                         if to_client.send(Ok(message)).await.is_err() {
                             return Ok(());
                         }
@@ -136,6 +155,7 @@ impl Relay {
                     return Status::unavailable("the agent is stopping");
                 }
             }
+            self.seen.forget(&workload);
             gone_status(&workload)
         };
         tokio::select! {
@@ -171,6 +191,11 @@ trait Kind: 'static {
 
     fn node_id(request: &Self::Request) -> &str;
 
+    /// Empty if responses have none.
+    fn version(_: &Self::Response) -> &str {
+        ""
+    }
+
     fn call(
         channel: Channel,
         request: Request<ReceiverStream<Self::Request>>,
@@ -197,6 +222,10 @@ impl Kind for StateOfTheWorld {
         request.node.as_ref().map_or("", |node| &node.id)
     }
 
+    fn version(response: &DiscoveryResponse) -> &str {
+        &response.version_info
+    }
+
     async fn call(
         channel: Channel,
         request: Request<ReceiverStream<DiscoveryRequest>>,
@@ -211,6 +240,10 @@ impl Kind for Delta {
 
     fn node_id(request: &DeltaDiscoveryRequest) -> &str {
         request.node.as_ref().map_or("", |node| &node.id)
+    }
+
+    fn version(response: &DeltaDiscoveryResponse) -> &str {
+        &response.system_version_info
     }
 
     async fn call(

@@ -370,3 +370,26 @@ async fn a_purged_log_needs_its_snapshot() {
     std::fs::remove_file(dir.path().join("snapshot")).expect("removed");
     assert!(matches!(open(dir.path()).map(drop), Err(DiskError::SnapshotBehind { purged: 6, .. })));
 }
+
+/// A follower far behind gets a snapshot, and openraft purges what that has while it is being installed.
+#[tokio::test]
+async fn entries_stay_until_a_durable_snapshot_has_them() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (log, snapshots) = open(dir.path()).expect("a new folder");
+    let mut log = log.behind(snapshots.clone());
+    log.blocking_append((0..10).map(entry)).await.expect("appended");
+    {
+        let mut purge = std::pin::pin!(log.purge(log_id(1, 1, 6)));
+        assert!(futures::poll!(purge.as_mut()).is_pending(), "only the log has them");
+        let meta =
+            crate::raft::types::SnapshotMeta { last_log_id: Some(log_id(1, 1, 6)), ..Default::default() };
+        snapshots.save(&meta, &mesh_store::State::default()).expect("saved");
+        purge.await.expect("purged");
+    }
+    let mut purge = std::pin::pin!(log.purge(log_id(1, 1, 9)));
+    assert!(futures::poll!(purge.as_mut()).is_pending());
+    let meta = crate::raft::types::SnapshotMeta { last_log_id: Some(log_id(1, 1, 9)), ..Default::default() };
+    let cut = snapshots.arriving().expect("a file");
+    assert!(snapshots.install(&meta, cut).is_err(), "it is empty");
+    assert!(purge.await.is_err(), "what did not arrive is not waited for");
+}

@@ -23,6 +23,7 @@ use super::{
     batch::{Done, Write},
     journal::Journal,
     layout, recover,
+    snapshots::Snapshots,
     watermark::{Mark, Watermark},
     writer::{DiskStats, Options, Writer, panic_text},
 };
@@ -43,6 +44,8 @@ const MAX_CACHED_BYTES: usize = 32 * 1024 * 1024;
 pub(crate) struct LogStore {
     shared: Arc<Shared>,
     requests: mpsc::Sender<Write>,
+    /// Entries are removed once a snapshot has them. None: whoever asks for it has seen to that.
+    snapshots: Option<Snapshots>,
 }
 
 #[derive(Debug)]
@@ -137,7 +140,16 @@ impl LogStore {
             cache: BTreeMap::new(),
             cached_bytes: 0,
         };
-        Ok(Self { shared: Arc::new(Shared { db, log: Mutex::new(log), durable, stats, token }), requests })
+        let shared = Arc::new(Shared { db, log: Mutex::new(log), durable, stats, token });
+        Ok(Self { shared, requests, snapshots: None })
+    }
+
+    /// Entries are to stay until a durable snapshot has them.
+    ///
+    /// openraft removes those that an arriving snapshot has while that is being installed: a replica that was killed
+    /// in between would have neither.
+    pub(crate) fn behind(self, snapshots: Snapshots) -> Self {
+        Self { snapshots: Some(snapshots), ..self }
     }
 
     /// The last entry that only a snapshot holds; 0 if there is none.
@@ -360,6 +372,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn purge(&mut self, log_id: LogId) -> Result<(), StorageError> {
         let failed = |reason: String| StorageIOError::write_logs(any_error(reason));
+        if let Some(snapshots) = &self.snapshots {
+            snapshots.reaches(log_id.index).await.map_err(failed)?;
+        }
         {
             let mut log = self.log();
             log.retain(|index| index > log_id.index);

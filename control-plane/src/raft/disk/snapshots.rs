@@ -13,13 +13,17 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll},
+    time::Duration,
 };
 
 use mesh_store::{
     State,
     container::{ContainerError, Kind, Reader, Writer},
 };
-use tokio::io::{AsyncRead, AsyncSeek, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncSeek, AsyncWrite, ReadBuf},
+    sync::watch,
+};
 
 use super::sync_dir;
 use crate::raft::{
@@ -30,6 +34,8 @@ use crate::raft::{
 
 /// How a snapshot begins.
 pub(super) const KIND: Kind = Kind { magic: *b"isthsnap", name: "snapshot" };
+/// Longest wait for a snapshot to be checked and durable.
+const PATIENCE: Duration = Duration::from_secs(300);
 /// The first release's: magic, format, length of the meta data, length of the state, checksum of both, both.
 const FIRST_HEADER_BYTES: usize = 8 + 4 + 4 + 8 + 4;
 
@@ -41,6 +47,16 @@ pub(crate) struct Snapshots {
     current: Arc<Mutex<Option<LogId>>>,
     /// Numbers the files that arrive.
     arrivals: Arc<AtomicU64>,
+    progress: Arc<watch::Sender<Progress>>,
+}
+
+/// What somebody may wait for.
+#[derive(Debug, Default)]
+struct Progress {
+    /// The last log entry that a durable snapshot has.
+    upto: u64,
+    /// Why one that arrived was not taken. The replica stops then.
+    failed: Option<String>,
 }
 
 /// A snapshot on its way, from its beginning.
@@ -71,8 +87,14 @@ impl Snapshots {
             }
         }
         let meta = head(&path)?;
-        let current = Arc::new(Mutex::new(meta.and_then(|meta| meta.last_log_id)));
-        Ok(Self { path, current, arrivals: Arc::default() })
+        let last = meta.and_then(|meta| meta.last_log_id);
+        let progress = Progress { upto: last.map_or(0, |last| last.index), failed: None };
+        Ok(Self {
+            path,
+            current: Arc::new(Mutex::new(last)),
+            arrivals: Arc::default(),
+            progress: Arc::new(watch::Sender::new(progress)),
+        })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -82,6 +104,19 @@ impl Snapshots {
     pub(super) fn last_index(&self) -> u64 {
         let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         current.map_or(0, |last| last.index)
+    }
+
+    /// Returns once a durable snapshot has a log entry and those before it.
+    ///
+    /// # Errors
+    /// One that arrived was not taken, or none comes in time.
+    pub(super) async fn reaches(&self, index: u64) -> Result<(), String> {
+        let mut progress = self.progress.subscribe();
+        let there = progress.wait_for(|now| now.upto >= index || now.failed.is_some());
+        match tokio::time::timeout(PATIENCE, there).await {
+            Ok(Ok(now)) => now.failed.clone().map_or(Ok(()), Err),
+            Ok(Err(_)) | Err(_) => Err(format!("no snapshot reaches entry {index}")),
+        }
     }
 
     /// The state of the snapshot that is there, all of it checked.
@@ -136,7 +171,13 @@ impl Snapshots {
     }
 
     /// Checks one that has arrived, and keeps it. Durable when this returns.
-    pub(crate) fn install(&self, meta: &SnapshotMeta, mut arrived: SnapshotFile) -> Result<State, DiskError> {
+    pub(crate) fn install(&self, meta: &SnapshotMeta, arrived: SnapshotFile) -> Result<State, DiskError> {
+        self.take(meta, arrived).inspect_err(|error| {
+            self.progress.send_modify(|progress| progress.failed = Some(error.to_string()));
+        })
+    }
+
+    fn take(&self, meta: &SnapshotMeta, mut arrived: SnapshotFile) -> Result<State, DiskError> {
         let path = match arrived.arriving.clone() {
             Some(path) => path,
             // It was opened where it is.
@@ -182,6 +223,8 @@ impl Snapshots {
             sync_dir(dir)?;
         }
         *current = meta.last_log_id;
+        let upto = meta.last_log_id.map_or(0, |last| last.index);
+        self.progress.send_modify(|progress| progress.upto = upto);
         Ok(())
     }
 }

@@ -84,7 +84,7 @@ pub(super) struct Writer {
     pub(super) sequence: u64,
     pub(super) watermark: Watermark,
     pub(super) mark: Mark,
-    /// What the database lacks yet. No more than fits the journal.
+    /// What the database lacks yet: not much more than fits the journal.
     pub(super) pending: Vec<Op>,
     /// Something is in the journal that is not synced elsewhere.
     pub(super) untidy: bool,
@@ -146,15 +146,17 @@ impl Writer {
                 let started = Instant::now();
                 let bytes = group.entry_bytes();
                 self.attempt(&mut failed, |writer| writer.make_durable(&mut group, !waiters.is_empty()));
-                self.mark = group.mark;
-                self.pending.append(&mut group.ops);
-                if group.lowered {
-                    // Nobody may take an entry that was replaced for one that is in the database.
-                    self.attempt(&mut failed, Self::drain);
-                }
                 if !waiters.is_empty() {
                     self.count(group.entries, bytes, started.elapsed());
                 }
+            }
+            if failed.is_none() {
+                self.mark = group.mark;
+                self.pending.append(&mut group.ops);
+            }
+            if failed.is_none() && group.lowered {
+                // Nobody may take an entry that was replaced for one that is in the database.
+                self.attempt(&mut failed, Self::drain);
             }
             let result = failed.clone().map_or(Ok(()), Err);
             for waiter in waiters {
@@ -309,8 +311,7 @@ impl Group {
     }
 }
 
-/// Takes what waits. A truncation is a group of its own: entries that it removes and entries that come in their
-/// place must not meet in one batch of the database.
+/// Takes what waits. A truncation is a group of its own, after which the database is brought up at once.
 fn gather(first: Write, requests: &Receiver<Write>) -> (Vec<Write>, Option<Write>) {
     let size = |write: &Write| match write {
         Write::Append { entries, .. } => entries.iter().map(|(_, json)| json.len()).sum(),

@@ -43,9 +43,10 @@ impl<V: Views> LoadReportingService for XdsServer<V> {
         let reports = request.into_inner();
         tokio::spawn(async move {
             let end = tokio::select! {
-                end = serve(&shared, &origin, reports, &sender) => end,
+                biased;
                 () = shared.draining.cancelled() => Err(Status::unavailable("this replica is shutting down")),
                 () = sender.closed() => Ok(()),
+                end = serve(&shared, &origin, reports, &sender) => end,
             };
             if let Err(status) = end {
                 tracing::debug!(?origin, %status, "LRS stream ended");
@@ -81,8 +82,9 @@ async fn serve<V: Views>(
     let Some(first) = first else { return Ok(()) };
     let node = first.node.unwrap_or_default();
     let authorize = || shared.views.authorize(&origin.peer, &node.id, origin.workload.as_deref());
-    let client = authorize()?;
+    // Before the right is asked for: what changes from here on is looked at.
     let mut revisions = shared.views.changed();
+    let client = authorize()?;
     let reporter = Reporter { loads: shared.subscribers.loads(), stream: shared.subscribers.next_stream() };
     tracing::info!(%client, stream = reporter.stream, "LRS stream opened");
     let mut told: Option<LoadStatsResponse> = None;

@@ -76,9 +76,11 @@ pub(super) async fn serve<W: Wire, V: Views>(
     responses: mpsc::Sender<Result<Box<Frame>, Status>>,
 ) {
     let end = tokio::select! {
-        end = run::<W, V>(&shared, &origin, requests, &responses) => end,
+        // The end comes first: who connects to a server that drains is not to be served one more response.
+        biased;
         () = shared.draining.cancelled() => Err(Status::unavailable("this replica is shutting down")),
         () = responses.closed() => Ok(()),
+        end = run::<W, V>(&shared, &origin, requests, &responses) => end,
     };
     if let Err(status) = end {
         tracing::debug!(peer = ?origin.peer, workload = ?origin.workload, %status, "xDS stream ended");
@@ -111,11 +113,12 @@ async fn run<W: Wire, V: Views>(
     let revision = *revisions.borrow_and_update();
     let connected = shared.subscribers.connect(stream, opening::<W>(&client, &node_id, revision))?;
     // What changes from here on it is told of; so now, and not before, is looked at what there is.
+    let set = first_look(shared, &client).await?;
+    let revision = revision.max(set.revision);
+    // After that look: the revision that was looked at counts as known, and may be the one that took the right away.
     if authorize()? != client {
         return Err(another(&client));
     }
-    let set = first_look(shared, &client).await?;
-    let revision = revision.max(set.revision);
     connected.opened(revision);
     let metrics = shared.subscribers.metrics();
     metrics.opened.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -139,12 +142,13 @@ async fn run<W: Wire, V: Views>(
         let due = connected.due();
         let revision = (*revisions.borrow_and_update()).max(due.map_or(0, |due| due.revision));
         if revision > session.revision() {
-            // A right lasts as long as its reason: the workload may have moved, the peer been removed.
+            let new = shared.views.resources(&client);
+            let revision = revision.max(new.revision);
+            // A right lasts as long as its reason: the workload may have moved, the peer been removed. Asked after
+            // the look, which counts as knowing its revision, and before anything of it is sent.
             if authorize()? != client {
                 return Err(another(&client));
             }
-            let new = shared.views.resources(&client);
-            let revision = revision.max(new.revision);
             if session.is_concerned_by(&new) {
                 let before = session.revision().max(due.map_or(0, |due| due.before));
                 connected.view_changed(before, revision);
@@ -252,7 +256,8 @@ fn too_fast<V>(shared: &Shared<V>, client: &Client) -> LimitReached {
     })
 }
 
-/// No client is served an older revision than it has ACKed, so a replica that lags behind it waits.
+/// No client is served an older revision than it has ACKed, so a replica that lags behind it waits, and in the end
+/// sends it to another one.
 async fn catch_up<V: Views>(
     shared: &Shared<V>,
     revisions: &mut watch::Receiver<u64>,
@@ -268,8 +273,10 @@ async fn catch_up<V: Views>(
         Ok(false) => Err(Status::unavailable("this replica is shutting down")),
         Err(_) => {
             let revision = *revisions.borrow();
-            tracing::warn!(%client, seen, revision, "client saw a revision that did not come: serving an older one");
-            Ok(())
+            tracing::warn!(%client, seen, revision, "sent a client away that has seen what this replica has not");
+            Err(Status::unavailable(format!(
+                "this replica is at revision {revision} and the client has seen {seen}: ask another replica"
+            )))
         }
     }
 }

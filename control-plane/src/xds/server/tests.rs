@@ -262,7 +262,7 @@ async fn a_replica_that_lags_behind_its_client_makes_it_wait_and_serves_nothing_
 }
 
 #[tokio::test]
-async fn a_revision_that_never_comes_delays_a_client_but_does_not_shut_it_out() {
+async fn a_replica_that_does_not_catch_up_with_its_client_sends_it_away_and_serves_nothing_older() {
     let views = TestViews::new(4, &[(CDS, "a", "1")]);
     let running = Running::with(views, |options| options.catch_up = Duration::from_millis(10)).await;
     let (requests, receiver) = mpsc::channel(4);
@@ -271,7 +271,9 @@ async fn a_revision_that_never_comes_delays_a_client_but_does_not_shut_it_out() 
     requests.send(DeltaDiscoveryRequest { type_url: CDS.into(), ..Default::default() }).await.unwrap();
     let mut client = AggregatedDiscoveryServiceClient::new(running.channel().await);
     let mut responses = client.delta_aggregated_resources(request).await.unwrap().into_inner();
-    assert_eq!(responses.message().await.unwrap().unwrap().resources[0].name, "a");
+    let status = responses.message().await.expect_err("it is sent away");
+    assert_eq!(status.code(), Code::Unavailable);
+    assert!(status.message().contains("999"), "{status}");
 }
 
 #[tokio::test]
@@ -396,6 +398,24 @@ async fn draining_sends_clients_elsewhere() {
     let running = Running::start(TestViews::new(1, &[])).await;
     running.server.drain();
     assert_eq!(end_of(&running, |_| {}).await.code(), Code::Unavailable);
+}
+
+#[tokio::test]
+async fn who_comes_to_a_server_that_drains_is_not_served_once_more() {
+    let running = Running::start(TestViews::new(1, &[(CDS, "a", "1")])).await;
+    running.server.drain();
+    let mut client = AggregatedDiscoveryServiceClient::new(running.channel().await);
+    // Which of two ready things comes first would be a matter of luck.
+    for _ in 0..20 {
+        let (requests, receiver) = mpsc::channel(1);
+        requests.send(DiscoveryRequest { type_url: CDS.into(), ..Default::default() }).await.unwrap();
+        let opened = client.stream_aggregated_resources(ReceiverStream::new(receiver)).await;
+        let first = match opened {
+            Ok(responses) => responses.into_inner().message().await.map(drop),
+            Err(status) => Err(status),
+        };
+        assert_eq!(first.expect_err("it is sent away").code(), Code::Unavailable);
+    }
 }
 
 #[tokio::test]

@@ -322,6 +322,11 @@ impl Subscribers {
         }
     }
 
+    /// Whether a client has a stream.
+    pub fn has(&self, client: &Client) -> bool {
+        self.listed().of_client.get(client).is_some_and(|streams| !streams.is_empty())
+    }
+
     /// Everybody whom a revision concerns was told so.
     pub fn reached(&self, revision: u64) {
         self.reached.fetch_max(revision, Ordering::AcqRel);

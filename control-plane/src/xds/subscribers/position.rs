@@ -159,7 +159,12 @@ impl Position {
     }
 
     /// A revision concerns the client, and what came into effect with it came after the revision `before`.
+    ///
+    /// A stream that has looked at it already needs no telling, and would not take the note away.
     pub fn note_due(&mut self, before: u64, revision: u64) {
+        if revision <= self.seen {
+            return;
+        }
         let due = self.due.get_or_insert(Due { before, revision });
         due.revision = due.revision.max(revision);
     }

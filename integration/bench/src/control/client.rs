@@ -77,13 +77,18 @@ impl Client {
 
     /// Writes a value that was never written before to one of [`KEYS`] keys. Ok: it is durable.
     pub async fn put(&self, writer: u64) -> Result<(), Status> {
+        self.put_within(writer, WRITE).await
+    }
+
+    /// The same, with another deadline.
+    pub async fn put_within(&self, writer: u64, deadline: Duration) -> Result<(), Status> {
         let count = self.written.fetch_add(1, Ordering::Relaxed);
         let key = (writer.wrapping_mul(7_919).wrapping_add(count)) % KEYS;
         match &self.door {
             Door::Ours(_) => {
                 let mut request =
                     Request::new(ApplyRequest { objects: vec![object(key, count)], ..Default::default() });
-                request.set_timeout(WRITE);
+                request.set_timeout(deadline);
                 AdminClient::new(self.channel()).apply(request).await?;
             }
             Door::Etcd(_) => {
@@ -92,7 +97,7 @@ impl Client {
                     value: format!("{count:0VALUE_BYTES$}").into_bytes(),
                 };
                 let mut request = Request::new(put);
-                request.set_timeout(WRITE);
+                request.set_timeout(deadline);
                 unary::<_, Ignored>(self.channel(), "/etcdserverpb.KV/Put", request).await?;
             }
         }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use futures::future::select_ok;
+use futures::{StreamExt, future::select_ok, stream::FuturesUnordered};
 
 use super::{
     Group, MEMBERS,
@@ -54,9 +54,15 @@ async fn once(group: &mut Group) -> Result<Duration> {
     Ok(gap)
 }
 
+/// A write that was handed to the dead leader may never be answered, so another one is begun every [`AGAIN`], beside
+/// those that wait.
 async fn until_written(client: Client) -> Result<()> {
-    while client.put(1).await.is_err() {
-        tokio::time::sleep(AGAIN).await;
+    let mut begun = FuturesUnordered::new();
+    let mut next = tokio::time::interval(AGAIN);
+    loop {
+        tokio::select! {
+            _ = next.tick() => begun.push(client.put_within(1, PATIENCE)),
+            Some(Ok(())) = begun.next() => return Ok(()),
+        }
     }
-    Ok(())
 }
