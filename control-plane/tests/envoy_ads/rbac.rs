@@ -198,7 +198,7 @@ impl Shop {
 
     async fn acked(&self) {
         let app = &self.cluster.running.app;
-        let lagging = app.subscribers.wait_acked(app.replica.applied().revision, PROMPT).await;
+        let lagging = crate::real::lagging(app).await;
         assert!(lagging.is_empty(), "{lagging:?}\n{}", self.plane.log());
         assert!(app.subscribers.list().iter().all(|client| client.nacks == 0), "{}", self.plane.log());
     }

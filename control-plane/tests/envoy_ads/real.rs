@@ -2,7 +2,10 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use control_plane::xds::Subscriber;
+use control_plane::{
+    app::App,
+    xds::{Lagging, Subscriber, Views as _},
+};
 use mesh_model::resource::{NamespacedName, Object, PathMatch};
 use mesh_store::Command;
 use xds_proto::isthmus::admin::v1::StatusRequest;
@@ -59,16 +62,24 @@ impl Shop {
         assert!(answered.await.is_some(), "no answer from {expected}\n{}", self.envoy.log());
     }
 
-    /// Everything up to the newest revision, well before Envoy's own timers.
+    /// Everything up to the newest revision.
     async fn acked(&self, what: &str) {
         let app = &self.cluster.running.app;
-        let lagging = app.subscribers.wait_acked(app.replica.applied().revision, PROMPT).await;
+        let lagging = lagging(app).await;
         assert!(lagging.is_empty(), "{what}: {lagging:?}\n{}", self.envoy.log());
     }
 
     fn listed(&self) -> Option<Subscriber> {
         self.cluster.running.app.subscribers.list().into_iter().find(|s| s.id == "envoy~shop/web")
     }
+}
+
+/// Who has not ACKed the newest revision, well before Envoy's own timers.
+pub async fn lagging(app: &App) -> Vec<Lagging> {
+    let revision = app.replica.applied().revision;
+    // Whom a revision does not concern is known once the views have reached it.
+    app.views.changed().wait_for(|reached| *reached >= revision).await.expect("it runs");
+    app.subscribers.wait_acked(revision, PROMPT).await
 }
 
 fn workload(name: &str, app: &str, proxy: &str, port: Option<u16>) -> String {
