@@ -1,24 +1,9 @@
 //! The demo's story, asserted. Needs root and eBPF; SKIP_PRIVILEGED=1 leaves it out.
 
 use integration::{
-    story::{self, Narrator, Outcome, Told, World},
+    story::{self, Outcome, Printed, World},
     testbed,
 };
-
-/// On the test's output, so that a failure shows how far the story came.
-struct Printed;
-
-impl Narrator for Printed {
-    fn begins(&self, number: usize, of: usize, title: &str) {
-        println!("[{number}/{of}] {title}");
-    }
-    fn progress(&self, doing: &str) {
-        println!("    {doing}");
-    }
-    fn ended(&self, told: &Told) {
-        println!("    {:?} {:?}", told.outcome, told.took);
-    }
-}
 
 #[test]
 fn every_step_of_the_demo_proves_itself_and_nothing_is_left_behind() {

@@ -38,7 +38,7 @@ mod update;
 
 pub use backoff::Backoff;
 pub use names::{Names, Subscription, WILDCARD};
-pub use run::{Config, SubscribeCommand, run};
+pub use run::{Config, REVISION_METADATA, SubscribeCommand, run};
 pub use state::{DeltaState, ResponseError};
 pub use transport::{Status, Transport, keepalive};
 pub use update::{DecodeError, Receipt, Resource, Update};

@@ -28,8 +28,9 @@ use crate::{
 /// Requests that wait for the peer to read. With more, no response is read until some are gone.
 const MAX_QUEUED_REQUESTS: usize = 64;
 
-/// Tells a replica which revision the client has accepted, so that a lagging one serves nothing older.
-const REVISION_METADATA: &str = "x-isthmus-revision";
+/// Metadata that says which revision a reconnecting client has ACKed, in decimal, so that a replica that lags serves
+/// nothing older.
+pub const REVISION_METADATA: &str = "x-isthmus-revision";
 
 /// Everything about a client that is not its handler.
 #[derive(Debug)]

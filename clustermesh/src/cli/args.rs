@@ -122,7 +122,7 @@ pub(crate) enum TokenCommand {
     Create(TokenCreateArgs),
     /// List the tokens that were made, without their secrets.
     #[command(visible_alias = "ls")]
-    List(super::tokens::ListArgs),
+    List(ListArgs),
     /// Withdraw a token that nobody has used yet.
     #[command(visible_alias = "rm")]
     Revoke(super::tokens::RevokeArgs),
@@ -175,6 +175,16 @@ pub(crate) struct ProxyStatusArgs {
     pub(crate) client: Option<String>,
     #[arg(short, long, value_enum, default_value = "table")]
     pub(crate) output: StatusOutput,
+}
+
+/// Of lists that are no objects.
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub(crate) output: StatusOutput,
+    /// Leave out the headings.
+    #[arg(long)]
+    pub(crate) no_headers: bool,
 }
 
 #[derive(Debug, Args)]

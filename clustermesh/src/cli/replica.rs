@@ -17,14 +17,14 @@ use xds_proto::isthmus::{
 };
 
 use super::{
-    args::StatusOutput,
+    args::{ListArgs, StatusOutput},
     client::{Admin, REQUEST_TIMEOUT, channel, connect, within},
     failure::Failure,
     init::find_binary,
     now_unix,
     out::{self, Paint},
     render::{self, age::duration, replicas},
-    replica_args::{AddArgs, AddOutput, ChangeArgs, ListArgs, PromoteArgs, RecoverArgs, ReplicaCommand},
+    replica_args::{AddArgs, AddOutput, ChangeArgs, PromoteArgs, RecoverArgs, ReplicaCommand},
 };
 
 /// Between two looks at how far a change is.

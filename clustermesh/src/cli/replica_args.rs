@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::{args::StatusOutput, duration::parse_duration};
+use super::{args::ListArgs, duration::parse_duration};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ReplicaCommand {
@@ -23,15 +23,6 @@ pub(crate) enum ReplicaCommand {
     /// On a replica that refuses to take part because of its disk: keep the damaged store aside, and come back from
     /// the others with another number and an empty log.
     Rejoin,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ListArgs {
-    #[arg(short, long, value_enum, default_value = "table")]
-    pub(crate) output: StatusOutput,
-    /// Leave out the headings.
-    #[arg(long)]
-    pub(crate) no_headers: bool,
 }
 
 #[derive(Debug, Args)]

@@ -9,7 +9,7 @@ use xds_proto::isthmus::admin::v1::{
 };
 
 use super::{
-    args::StatusOutput,
+    args::{ListArgs, StatusOutput},
     client::{REQUEST_TIMEOUT, channel, within},
     failure::{Failure, NOT_FOUND},
     now_unix,
@@ -20,15 +20,6 @@ use super::{
         table::{Cell, Table},
     },
 };
-
-#[derive(Debug, Args)]
-pub(crate) struct ListArgs {
-    #[arg(short, long, value_enum, default_value = "table")]
-    pub(crate) output: StatusOutput,
-    /// Leave out the headings.
-    #[arg(long)]
-    pub(crate) no_headers: bool,
-}
 
 #[derive(Debug, Args)]
 pub(crate) struct RevokeArgs {

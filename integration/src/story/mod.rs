@@ -71,6 +71,22 @@ impl Narrator for Silent {
     fn ended(&self, _: &Told) {}
 }
 
+/// On standard output, so that a failed test shows how far the story came.
+#[derive(Debug, Clone, Copy)]
+pub struct Printed;
+
+impl Narrator for Printed {
+    fn begins(&self, number: usize, of: usize, title: &str) {
+        println!("[{number}/{of}] {title}");
+    }
+    fn progress(&self, doing: &str) {
+        println!("    {doing}");
+    }
+    fn ended(&self, told: &Told) {
+        println!("    {:?} {:?}", told.outcome, told.took);
+    }
+}
+
 /// Runs the steps in order. A failed step that is not vital does not keep the later ones from running.
 pub fn tell<W>(steps: &[Step<W>], world: &mut W, narrator: &dyn Narrator) -> Vec<Told> {
     let mut told = Vec::with_capacity(steps.len());

@@ -12,23 +12,8 @@ mod revocation;
 mod rotation;
 mod thief;
 
-use integration::story::{self, Narrator, Outcome, Step, Told};
+use integration::story::{self, Outcome, Printed, Step};
 use mesh::Mesh;
-
-/// On the test's output, with what proved each step.
-struct Printed;
-
-impl Narrator for Printed {
-    fn begins(&self, number: usize, of: usize, title: &str) {
-        println!("[{number}/{of}] {title}");
-    }
-    fn progress(&self, doing: &str) {
-        println!("    {doing}");
-    }
-    fn ended(&self, told: &Told) {
-        println!("    {:?} {:?}", told.outcome, told.took);
-    }
-}
 
 #[test]
 fn certificates_are_revoked_and_replaced_under_traffic_in_two_clusters() {

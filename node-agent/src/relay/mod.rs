@@ -11,6 +11,7 @@ use seen::Seen;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataValue, transport::Channel};
+use xds_client::REVISION_METADATA;
 use xds_proto::envoy::service::{
     discovery::v3::{
         DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
@@ -31,8 +32,6 @@ use crate::{
 
 /// gRPC metadata by which the control plane learns for whom the agent asks.
 pub const WORKLOAD_METADATA: &str = "x-isthmus-workload";
-/// The same for the newest revision that the client has seen.
-const REVISION_METADATA: &str = "x-isthmus-revision";
 /// Streams of all workloads together.
 const MAX_STREAMS: usize = 4096;
 /// Messages in flight, each way. A side that does not read holds up the other, and nobody else.
@@ -114,6 +113,7 @@ impl Relay {
         let name = MetadataValue::try_from(workload.to_string())
             .map_err(|_| Status::internal("the workload's name is no metadata value"))?;
         request.metadata_mut().insert(WORKLOAD_METADATA, name);
+        self.seen.retain(|workload| self.callers.is_here(workload));
         if let Some(revision) = said.max(self.seen.of(&workload)) {
             request.metadata_mut().insert(REVISION_METADATA, revision.into());
         }
@@ -155,7 +155,6 @@ impl Relay {
                     return Status::unavailable("the agent is stopping");
                 }
             }
-            self.seen.forget(&workload);
             gone_status(&workload)
         };
         tokio::select! {

@@ -10,7 +10,7 @@ use std::{
 
 use mesh_model::resource::NamespacedName;
 
-/// No more entries than workloads that run here.
+/// No more entries than workloads that ran here when a stream was opened last.
 #[derive(Debug, Default)]
 pub(super) struct Seen(Mutex<BTreeMap<NamespacedName, u64>>);
 
@@ -30,9 +30,9 @@ impl Seen {
         self.lock().get(workload).copied()
     }
 
-    /// The workload has gone; one of the same name has seen nothing.
-    pub(super) fn forget(&self, workload: &NamespacedName) {
-        self.lock().remove(workload);
+    /// Forgets the others: one of the same name has seen nothing.
+    pub(super) fn retain(&self, is_here: impl Fn(&NamespacedName) -> bool) {
+        self.lock().retain(|workload, _| is_here(workload));
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<NamespacedName, u64>> {
@@ -54,7 +54,9 @@ mod tests {
         }
         assert_eq!(seen.of(&web), Some(90));
         assert_eq!(seen.of(&NamespacedName::new("shop", "pay")), None);
-        seen.forget(&web);
+        seen.retain(|here| *here == web);
+        assert_eq!(seen.of(&web), Some(90));
+        seen.retain(|_| false);
         assert_eq!(seen.of(&web), None);
     }
 }

@@ -114,7 +114,8 @@ impl Snapshots {
         let mut progress = self.progress.subscribe();
         let there = progress.wait_for(|now| now.upto >= index || now.failed.is_some());
         match tokio::time::timeout(PATIENCE, there).await {
-            Ok(Ok(now)) => now.failed.clone().map_or(Ok(()), Err),
+            Ok(Ok(now)) if now.upto >= index => Ok(()),
+            Ok(Ok(now)) => Err(now.failed.clone().unwrap_or_default()),
             Ok(Err(_)) | Err(_) => Err(format!("no snapshot reaches entry {index}")),
         }
     }

@@ -24,9 +24,8 @@ use wire::Wire;
 
 /// Metadata that says which workload's stream an agent relays, as `<namespace>/<name>`.
 pub const WORKLOAD_METADATA: &str = "x-isthmus-workload";
-/// Metadata that says which revision a reconnecting client has ACKed, in decimal. (SotW clients say it in the version
-/// of their first request.)
-pub const REVISION_METADATA: &str = "x-isthmus-revision";
+/// SotW clients say it in the version of their first request as well.
+pub use xds_client::REVISION_METADATA;
 
 /// How the server treats its streams.
 #[derive(Debug, Clone)]
