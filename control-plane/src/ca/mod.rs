@@ -46,10 +46,19 @@ pub struct Ca {
     /// Those of the state, once there is one.
     roots: ArcSwap<Vec<CertificateDer<'static>>>,
     issuer: ArcSwap<issue::Issuer>,
+    /// Which root signed the issuer, as last found.
+    issuer_signed: ArcSwapOption<Signed>,
     sealing: SealingKey,
     /// The root of a cluster that was just made here.
     unsealed: ArcSwapOption<issue::Root>,
     own: SharedIdentity,
+}
+
+/// A signature that was verified.
+#[derive(Debug)]
+struct Signed {
+    issuer: CertificateDer<'static>,
+    root: CertificateDer<'static>,
 }
 
 impl Ca {
@@ -109,6 +118,7 @@ impl Ca {
             replica,
             roots: ArcSwap::from_pointee(roots),
             issuer: ArcSwap::from_pointee(issuer),
+            issuer_signed: ArcSwapOption::empty(),
             sealing,
             unsealed: ArcSwapOption::from_pointee(unsealed),
             own: shared_identity(None),
@@ -333,10 +343,17 @@ impl Ca {
     pub fn issuer_root(&self) -> Option<Fingerprint> {
         let issuer = self.issuer.load();
         let roots = self.roots.load();
-        roots
-            .iter()
-            .find(|root| mesh_tls::is_signed_by(issuer.certificate(), root))
-            .map(|root| fingerprint_of(root))
+        // Asked after every write: a signature is verified once.
+        if let Some(found) = &*self.issuer_signed.load()
+            && found.issuer == *issuer.certificate()
+            && roots.contains(&found.root)
+        {
+            return Some(fingerprint_of(&found.root));
+        }
+        let root = roots.iter().find(|root| mesh_tls::is_signed_by(issuer.certificate(), root))?;
+        let found = Signed { issuer: issuer.certificate().clone(), root: root.clone() };
+        self.issuer_signed.store(Some(Arc::new(found)));
+        Some(fingerprint_of(root))
     }
 
     /// What the cluster is to know of this replica's issuer.

@@ -3,10 +3,11 @@
 use mesh_store::{Command, Envelope};
 use tokio::runtime::{Handle, RuntimeFlavor};
 
-/// Up to so many objects are encoded, decoded or applied faster than another thread takes over.
-const FEW_OBJECTS: usize = 16;
+/// Up to so many objects are encoded, decoded or applied within a millisecond or so. Heartbeats can wait for that, and
+/// another thread that takes over costs a good part of it.
+const FEW_OBJECTS: usize = 128;
 /// The same in bytes of JSON.
-const FEW_BYTES: usize = 32 * 1024;
+const FEW_BYTES: usize = 128 * 1024;
 
 /// Does work in place. If it is long, the other tasks of this thread move to another one first.
 ///

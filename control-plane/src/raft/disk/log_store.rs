@@ -20,7 +20,7 @@ use openraft::{
 use tokio::sync::oneshot;
 
 use super::{
-    batch::{Done, Write},
+    batch::{Committed, Done, Write},
     journal::Journal,
     layout, recover,
     snapshots::Snapshots,
@@ -53,6 +53,7 @@ struct Shared {
     db: sled::Db,
     log: Mutex<Log>,
     durable: Arc<AtomicU64>,
+    committed: Arc<Committed>,
     stats: Arc<DiskStats>,
     token: Arc<()>,
 }
@@ -110,7 +111,7 @@ impl LogStore {
         super::writer::sync_blobs(&dir)?;
         let last = recovered.last();
         let durable = Arc::new(AtomicU64::new(last.map_or(0, |last| last.index)));
-        let stats = Arc::new(DiskStats::default());
+        let (stats, committed) = (Arc::new(DiskStats::default()), Arc::new(Committed::default()));
         let token = Arc::new(());
         let writer = Writer {
             options,
@@ -123,6 +124,7 @@ impl LogStore {
             mark,
             pending: Vec::new(),
             untidy: false,
+            committed: committed.clone(),
             stats: stats.clone(),
             durable: durable.clone(),
             token: token.clone(),
@@ -140,7 +142,7 @@ impl LogStore {
             cache: BTreeMap::new(),
             cached_bytes: 0,
         };
-        let shared = Arc::new(Shared { db, log: Mutex::new(log), durable, stats, token });
+        let shared = Arc::new(Shared { db, log: Mutex::new(log), durable, committed, stats, token });
         Ok(Self { shared, requests, snapshots: None })
     }
 
@@ -305,8 +307,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), StorageError> {
         self.log().committed = committed;
-        // If the writer has ended, the next append says so.
-        let _ = self.requests.send(Write::Committed(committed));
+        self.shared.committed.set(committed);
         Ok(())
     }
 

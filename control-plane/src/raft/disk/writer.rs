@@ -22,7 +22,7 @@ use std::{
 };
 
 use super::{
-    batch::{Done, Write},
+    batch::{Committed, Done, Write},
     journal::{Journal, Room},
     ops::{self, Op, Single},
     watermark::{Mark, Watermark},
@@ -88,6 +88,7 @@ pub(super) struct Writer {
     pub(super) pending: Vec<Op>,
     /// Something is in the journal that is not synced elsewhere.
     pub(super) untidy: bool,
+    pub(super) committed: Arc<Committed>,
     pub(super) stats: Arc<DiskStats>,
     /// The last entry that is in the database; older ones may leave the cache.
     pub(super) durable: Arc<AtomicU64>,
@@ -145,10 +146,8 @@ impl Writer {
             if failed.is_none() {
                 let started = Instant::now();
                 let bytes = group.entry_bytes();
-                self.attempt(&mut failed, |writer| writer.make_durable(&mut group, !waiters.is_empty()));
-                if !waiters.is_empty() {
-                    self.count(group.entries, bytes, started.elapsed());
-                }
+                self.attempt(&mut failed, |writer| writer.make_durable(&mut group));
+                self.count(group.entries, bytes, started.elapsed());
             }
             if failed.is_none() {
                 self.mark = group.mark;
@@ -208,9 +207,6 @@ impl Writer {
                     group.mark.vote = Some(vote);
                     group.waiters.push(Waiter::Other(done));
                 }
-                Write::Committed(committed) => {
-                    group.ops.push(Op::Set { key: Single::Committed, json: to_json(&committed) });
-                }
                 Write::Truncate { since, last, done } => {
                     group.ops.push(Op::Remove { from: since, to: u64::MAX });
                     group.lowered |= group.mark.last > last;
@@ -225,14 +221,17 @@ impl Writer {
                 }
             }
         }
+        group.ops.extend(self.newly_committed());
         group
     }
 
+    fn newly_committed(&self) -> Option<Op> {
+        let committed = self.committed.take()?;
+        Some(Op::Set { key: Single::Committed, json: to_json(&Some(committed)) })
+    }
+
     /// Everything that must be on the disk before anybody is told so.
-    fn make_durable(&mut self, group: &mut Group, awaited: bool) -> Result<(), DiskError> {
-        if !awaited {
-            return Ok(());
-        }
+    fn make_durable(&mut self, group: &mut Group) -> Result<(), DiskError> {
         // The watermark may never be ahead of the log: it goes down before the log does, and up after.
         if group.lowered {
             self.watermark.write(&group.mark)?;
@@ -263,6 +262,7 @@ impl Writer {
     }
 
     fn tidy(&mut self) -> Result<(), DiskError> {
+        self.pending.extend(self.newly_committed());
         self.sync_store()?;
         self.watermark.write(&self.mark)?;
         self.stats.idle_syncs.fetch_add(2, Ordering::Relaxed);
