@@ -11,6 +11,11 @@ use control_plane::{
 };
 use tokio::signal::unix::{SignalKind, signal};
 
+/// glibc's keeps what thousands of streams needed for their first, large responses: four times the memory of an idle
+/// stream that this one is measured to leave (docs/performance.md).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let command = match config::parse_command(std::env::args_os()) {
         Ok(command) => command,
