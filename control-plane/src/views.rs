@@ -1,9 +1,13 @@
 //! What every client is to have, from the newest state: compiled once per revision, translated once for all
 //! who share it, kept per client while it does not change.
 
+#[cfg(test)]
+mod interleavings;
+
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError},
 };
 
 use arc_swap::ArcSwap;
@@ -48,6 +52,15 @@ struct Compiled {
 /// What one client has, for all of its streams.
 type Entry = Arc<Mutex<Option<Made>>>;
 
+/// A revision that is served from now on, and of which nobody was told yet.
+struct Step {
+    compiled: Arc<Compiled>,
+    /// The revision that was served until then.
+    before: u64,
+    /// It may be that some lose their rights.
+    everybody: bool,
+}
+
 /// Sets of clients that have gone are looked for once in so many revisions.
 const REVISIONS_BETWEEN_CLEANINGS: u64 = 64;
 
@@ -61,7 +74,8 @@ pub struct ModelViews {
     /// Each with a lock of its own: clients don't wait for each other's translation.
     clients: Mutex<HashMap<Client, Entry>>,
     changed: watch::Sender<u64>,
-    compiler: Mutex<Compiler>,
+    /// None: it has to begin anew.
+    compiler: Mutex<Option<Compiler>>,
     /// Who is told whom a revision concerns.
     subscribers: OnceLock<Arc<Subscribers>>,
 }
@@ -78,7 +92,7 @@ impl ModelViews {
             compiled: ArcSwap::from_pointee(compiled),
             clients: Mutex::default(),
             changed,
-            compiler: Mutex::new(compiler),
+            compiler: Mutex::new(Some(compiler)),
             subscribers: OnceLock::new(),
         }
     }
@@ -92,43 +106,69 @@ impl ModelViews {
 
     /// Takes over a newer state, whatever number of revisions newer: under a burst of writes only the newest is
     /// compiled. Compiles and translates what changed, which is not for a thread that serves.
+    ///
+    /// A panic in the compiler is a bug, after which the views are as they were, and the next state is compiled from the
+    /// beginning.
     pub fn update(&self, state: Arc<State>) {
-        let mut compiler = self.compiler.lock().unwrap_or_else(PoisonError::into_inner);
-        let last = self.compiled.load_full();
-        let (before, revision) = (last.revision, state.revision);
-        if revision <= before {
-            return;
-        }
-        let (compiled, rights) = compile(&mut compiler, &state, Some(&last));
-        // Under the lock of the compiler, so that revisions are told of in their order.
-        let compiled = Arc::new(compiled);
-        self.compiled.store(compiled.clone());
-        if let Some(subscribers) = self.subscribers.get() {
-            self.tell_of(&compiled, before, rights, subscribers);
-        }
-        drop(compiler);
+        // Held to the end, so that revisions are told of in their order.
+        let mut compiler = self.compiler();
+        let Some(step) = self.take_over(&mut compiler, &state) else { return };
         drop(state);
-        if before / REVISIONS_BETWEEN_CLEANINGS != revision / REVISIONS_BETWEEN_CLEANINGS {
+        if let Some(subscribers) = self.subscribers.get() {
+            self.tell_of(&step, subscribers, |client, entry| step.compiled.stands(client, entry));
+        }
+        self.changed.send_replace(step.compiled.revision);
+        drop(compiler);
+        let cleaned = |revision| revision / REVISIONS_BETWEEN_CLEANINGS;
+        if cleaned(step.before) != cleaned(step.compiled.revision) {
             self.forget_the_gone();
         }
-        self.changed.send_replace(revision);
     }
 
-    /// Wakes the streams of clients that a revision concerns. `everybody`: it may be that some lose their rights.
+    fn compiler(&self) -> MutexGuard<'_, Option<Compiler>> {
+        self.compiler.lock().unwrap_or_else(|poisoned| {
+            self.compiler.clear_poison();
+            let mut compiler = poisoned.into_inner();
+            // It may have stopped anywhere.
+            *compiler = None;
+            compiler
+        })
+    }
+
+    /// From now on a newer state is what is served. None if it is not newer.
+    fn take_over(&self, compiler: &mut Option<Compiler>, state: &State) -> Option<Step> {
+        let last = self.compiled.load_full();
+        if state.revision <= last.revision {
+            return None;
+        }
+        let anew = compiler.is_none();
+        let (compiled, rights) =
+            compile(compiler.get_or_insert_default(), state, Some(&*last).filter(|_| !anew));
+        let compiled = Arc::new(compiled);
+        self.compiled.store(compiled.clone());
+        Some(Step { compiled, before: last.revision, everybody: rights || anew })
+    }
+
+    /// Wakes the streams of clients that a revision concerns: all but those of which `stands` says that what they have is
+    /// right. A panic there is a bug, and the client looks for itself: the others are to be told all the same.
     ///
     /// Whoever is not listed here yet looks at what there is after it is, so at this revision.
-    fn tell_of(&self, compiled: &Compiled, before: u64, everybody: bool, subscribers: &Subscribers) {
+    fn tell_of(&self, step: &Step, subscribers: &Subscribers, stands: impl Fn(&Client, &Entry) -> bool) {
         let clients: Vec<(Client, Entry)> = {
             let clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
             clients.iter().map(|(client, entry)| (client.clone(), entry.clone())).collect()
         };
+        let revision = step.compiled.revision;
         for (client, entry) in clients {
-            let stands = !everybody && compiled.stands(&client, &entry);
-            if !stands {
-                subscribers.concern(&client, before, compiled.revision);
+            let judged = catch_unwind(AssertUnwindSafe(|| !step.everybody && stands(&client, &entry)));
+            if judged.is_err() {
+                tracing::error!(%client, revision, "whether a revision concerns this client could not be told");
+            }
+            if !judged.unwrap_or(false) {
+                subscribers.concern(&client, step.before, revision);
             }
         }
-        subscribers.reached(compiled.revision);
+        subscribers.reached(revision);
     }
 
     /// The newest compiled mesh; None until the cluster is initialised.
@@ -167,6 +207,20 @@ impl ModelViews {
         }
     }
 
+    /// What a client has at a revision, or at a newer one.
+    fn look(&self, client: &Client, entry: &mut Option<Made>, compiled: &Compiled) -> Arc<ResourceSet> {
+        match &*entry {
+            // Another stream of the same client was faster, or saw a newer revision.
+            Some(made) if made.at >= compiled.revision => made.set.clone(),
+            before => {
+                let made = self.make(compiled, client, before.as_ref());
+                let set = made.set.clone();
+                *entry = Some(made);
+                set
+            }
+        }
+    }
+
     fn entry(&self, client: &Client) -> Entry {
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         match clients.get(client) {
@@ -191,9 +245,15 @@ impl ModelViews {
 }
 
 impl Compiled {
-    /// Whether what a client has is right at this revision too.
+    /// Whether what a client has is right at this revision too. It is not waited for a stream that is just looking: that
+    /// one may have begun before this revision, and looks again.
     fn stands(&self, client: &Client, entry: &Entry) -> bool {
-        match (&self.model, &mut *entry.lock().unwrap_or_else(PoisonError::into_inner)) {
+        let mut made = match entry.try_lock() {
+            Ok(made) => made,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return false,
+        };
+        match (&self.model, &mut *made) {
             (Some(model), Some(made)) => {
                 // Made by one of the client's streams at this revision already: the others know nothing of it.
                 made.at < self.revision && self.translation.stands(model, client, made)
@@ -248,16 +308,7 @@ impl Views for ModelViews {
         let mut entry = entry.lock().unwrap_or_else(PoisonError::into_inner);
         // After the client is listed: a revision that comes after this one finds it there.
         let compiled = self.compiled.load_full();
-        match &*entry {
-            // Another stream of the same client was faster, or saw a newer revision.
-            Some(made) if made.at >= compiled.revision => made.set.clone(),
-            before => {
-                let made = self.make(&compiled, client, before.as_ref());
-                let set = made.set.clone();
-                *entry = Some(made);
-                set
-            }
-        }
+        self.look(client, &mut entry, &compiled)
     }
 
     fn changed(&self) -> watch::Receiver<u64> {
@@ -265,7 +316,8 @@ impl Views for ModelViews {
     }
 
     fn at_hand(&self, client: &Client) -> bool {
-        self.compiled.load().translation.has_shared(client)
+        let compiled = self.compiled.load();
+        compiled.model.as_ref().is_none_or(|model| compiled.translation.has_shared(model, client))
     }
 
     fn tells(&self) -> bool {

@@ -70,11 +70,11 @@ impl Role {
 pub enum Action {
     /// `Admin.Apply`, `Admin.Delete`
     Write,
-    /// `Admin.List`, `Admin.Watch`
+    /// `Admin.List`, `Admin.Watch`, `Admin.Wait`
     Read,
-    /// `Recovery.*`
+    /// `Recovery.Backup`, `Recovery.Rejoin`
     Backup,
-    /// `Admin.Status`
+    /// `Admin.Status`, `Admin.WaitHere`
     Status,
     /// `Admin.Observe`
     Observe,
@@ -86,7 +86,7 @@ pub enum Action {
     JoinMesh,
     /// `Replicas.*`: takes replicas out of the raft group, and says which of them vote.
     ManageReplicas,
-    /// `Raft.*`
+    /// `Raft.*`, `Recovery.Replace`
     Raft,
     /// `Bootstrap.*`: a token in the request is the proof.
     Bootstrap,
@@ -100,7 +100,7 @@ pub enum Action {
     ReportTrust,
     /// `Endpoints.*`, for the caller's own node.
     ReportEndpoints,
-    /// ADS: the views of agents, and of the workloads on their node.
+    /// ADS, LRS and the discovery services of one type: the views of agents, and of the workloads on their node.
     SubscribeAsNode,
     /// ADS: what this cluster exports.
     SubscribeAsPeer,

@@ -156,18 +156,23 @@ async fn look(app: &App, jitter: f64) -> Result<bool, CaError> {
     let leader = app.replica.metrics().leader;
     let tasks = tasks(&state, own, leader, super::unix(now));
     for task in &tasks {
-        if let Task::EndPhase { number, phase } = task {
-            tracing::info!(
-                rotation = number,
-                phase = phase.as_str(),
-                "everybody has confirmed: the rotation goes on"
-            );
-        }
         let command = command(&app.ca, &state, task, &issuer)?;
         // Tried again at the next look: there may be no leader just now.
-        if let Err(error) = app.replica.write(Command::Authority(command)).await {
-            tracing::debug!(%error, ?task, "not written yet");
-            return Ok(false);
+        let revision = match app.replica.write(Command::Authority(command)).await {
+            Ok(applied) => applied.revision,
+            Err(error) => {
+                tracing::debug!(%error, ?task, "not written yet");
+                return Ok(false);
+            }
+        };
+        if let Task::EndPhase { number, phase } = task {
+            let phase = phase.as_str();
+            tracing::info!(
+                rotation = number,
+                phase,
+                revision,
+                "everybody has confirmed: the rotation goes on"
+            );
         }
     }
     Ok(!tasks.is_empty())

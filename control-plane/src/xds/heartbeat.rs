@@ -102,6 +102,7 @@ mod tests {
             nonce: nonce.to_owned(),
             error: None,
             initial_versions: BTreeMap::new(),
+            seen: None,
         }
     }
 

@@ -95,7 +95,7 @@ pub trait Views: Send + Sync + 'static {
     fn changed(&self) -> tokio::sync::watch::Receiver<u64>;
 
     /// Whether [`resources`](Self::resources) has no more to do for a client than what is its own. What it shares with
-    /// others may take long to make, for the first of them.
+    /// others, all of its kind or those in its scope, may take long to make, for the first of them.
     fn at_hand(&self, _: &Client) -> bool {
         true
     }

@@ -22,7 +22,10 @@ use tonic::{Status, codegen::http::HeaderMap};
 use xds_proto::google::protobuf::Any;
 
 use super::wire::Wire;
-use crate::xds::{Encoded, session::Response};
+use crate::xds::{
+    Encoded,
+    session::{Response, mark},
+};
 
 /// Most that keys and lengths add to a resource, and the rest to a response without removals. Only a buffer's size.
 const FRAMING: usize = 256;
@@ -91,11 +94,15 @@ pub(super) fn delta(response: Response, control_plane: &str, buffer: &mut impl B
         return whole(&response.into_delta(control_plane), buffer);
     }
     text(1, &response.revision.to_string(), buffer);
+    let mark = mark(response.revision);
     for resource in &response.resources {
         let any = any_len(&resource.any);
-        let length = field_len(resource.version.len()) + message_len(any) + field_len(resource.name.len());
+        let version = resource.version.len() + mark.len();
+        let length = message_len(version) + message_len(any) + field_len(resource.name.len());
         head(2, length, buffer);
-        text(1, &resource.version, buffer);
+        head(1, version, buffer);
+        buffer.put_slice(resource.version.as_bytes());
+        buffer.put_slice(mark.as_bytes());
         put_any(2, &resource.any, buffer);
         text(3, &resource.name, buffer);
     }

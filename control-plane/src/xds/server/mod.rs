@@ -24,7 +24,7 @@ use wire::Wire;
 
 /// Metadata that says which workload's stream an agent relays, as `<namespace>/<name>`.
 pub const WORKLOAD_METADATA: &str = "x-isthmus-workload";
-/// SotW clients say it in the version of their first request as well.
+/// SotW clients say it as well in the version of each type's first request, delta clients in the versions that they hold.
 pub use xds_client::REVISION_METADATA;
 
 /// How the server treats its streams.
@@ -39,7 +39,7 @@ pub struct Options {
     /// A stream that says nothing for so long is closed. Default 15 s.
     pub first_request: Duration,
     /// How long a client that has seen a newer revision than this replica waits for it to catch up. Default 30 s. After
-    /// that it is served all the same: the newer revision may be one that a restored backup has undone.
+    /// that it is sent to another one.
     pub catch_up: Duration,
     /// How long a reconnecting client has to name its types before anything is removed. Default 200 ms.
     pub reopen: Duration,
@@ -164,8 +164,4 @@ fn peer<T>(request: &tonic::Request<T>) -> PeerIdentity {
 }
 
 #[cfg(test)]
-mod service_tests;
-#[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod unread_tests;

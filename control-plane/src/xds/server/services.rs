@@ -44,6 +44,15 @@ use crate::xds::{Views, kinds};
 /// What a stream keeps for reading while nothing is said, where tonic would keep 8 KiB. Larger requests get more.
 const BUFFER_BYTES: usize = 1 << 10;
 
+/// How the messages of a call are compressed. Source: gRPC's `PROTOCOL-HTTP2.md` and `compression.md`.
+const ENCODING: &str = "grpc-encoding";
+/// What the other end may use.
+const ACCEPT_ENCODING: &str = "grpc-accept-encoding";
+/// Not at all.
+const IDENTITY: &str = "identity";
+/// Longest name of an encoding that is repeated in a refusal.
+const MAX_ENCODING_SHOWN: usize = 64;
+
 /// What a service is called, and what it serves.
 pub(super) trait Methods: Send + Sync + 'static {
     /// The full name.
@@ -131,6 +140,9 @@ impl<V: Views, M: Methods> Service<http::Request<Body>> for Discovery<V, M> {
 
 impl<V: Views, M: Methods> Discovery<V, M> {
     fn stream<W: Wire>(&self, request: http::Request<Body>) -> http::Response<Body> {
+        if let Some(encoding) = request.headers().get(ENCODING).filter(|encoding| *encoding != IDENTITY) {
+            return not_decoded(encoding);
+        }
         let largest = self.server.shared().options.request_bytes;
         let requests = request.map(|body| requests(body, largest));
         let responses = self.server.open::<W>(Request::from_http(requests), M::ONLY);
@@ -140,7 +152,17 @@ impl<V: Views, M: Methods> Discovery<V, M> {
     }
 }
 
-/// Requests up to a size, none of them compressed: we never said that they may be.
+/// Requests are not compressed here, and their client is to learn how they may be.
+fn not_decoded(encoding: &HeaderValue) -> http::Response<Body> {
+    let shown = String::from_utf8_lossy(encoding.as_bytes());
+    let shown = &shown[..shown.floor_char_boundary(MAX_ENCODING_SHOWN)];
+    let reason = format!("{ENCODING} is {shown:?} and must be {IDENTITY:?}, or left out");
+    let mut response = Status::unimplemented(reason).into_http();
+    response.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static(IDENTITY));
+    response
+}
+
+/// Requests up to a size, none of them compressed. One that says it is ends the stream: INTERNAL.
 fn requests<T: Message + Default + 'static>(body: Body, largest: usize) -> Streaming<T> {
     // What is decoded at once is nothing to a decoder.
     let decoder = ProstDecoder::<T>::new(BufferSettings::new(BUFFER_BYTES, BUFFER_BYTES));

@@ -104,16 +104,16 @@ async fn run<W: Wire, V: Views>(
     let node_id = node.id.clone();
     let authorize = || shared.views.authorize(&origin.peer, &node_id, origin.workload.as_deref());
     let client = authorize()?;
+    let first = origin.normalise(first)?;
     let mut revisions = shared.views.changed();
-    // What the client reported of its past, in metadata or in its first request, which belong to the same stream.
-    let seen = origin.revision.max(W::revision(&first));
-    catch_up(shared, &mut revisions, &client, seen).await?;
+    // What the client reports of its past, in metadata or in its first request. Of other types it reports later.
+    catch_up(shared, &mut revisions, &client, origin.revision.max(past(&first))).await?;
 
     let stream = shared.subscribers.next_stream();
     let revision = *revisions.borrow_and_update();
     let connected = shared.subscribers.connect(stream, opening::<W>(&client, &node_id, revision))?;
     // What changes from here on it is told of; so now, and not before, is looked at what there is.
-    let set = first_look(shared, &client).await?;
+    let set = look(shared, &client).await?;
     let revision = revision.max(set.revision);
     // After that look: the revision that was looked at counts as known, and may be the one that took the right away.
     if authorize()? != client {
@@ -127,7 +127,9 @@ async fn run<W: Wire, V: Views>(
         .for_features(&node.client_features);
     let mut heartbeats = Heartbeats::new(stream, shared.options.heartbeat);
     let mut rate = request_rate(shared, opened);
-    let mut pending = Some(origin.normalise(first)?);
+    let mut pending = Some(first);
+    // Since when the pending request waits for what it names to be there, and until when it may.
+    let mut behind: Option<(u64, Instant)> = None;
     let mut journal = Journal::default();
     let mut inspected = shared.subscribers.inspectors().register(stream);
     let name = client.to_string();
@@ -142,7 +144,7 @@ async fn run<W: Wire, V: Views>(
         let due = connected.due();
         let revision = (*revisions.borrow_and_update()).max(due.map_or(0, |due| due.revision));
         if revision > session.revision() {
-            let new = shared.views.resources(&client);
+            let new = look(shared, &client).await?;
             let revision = revision.max(new.revision);
             // A right lasts as long as its reason: the workload may have moved, the peer been removed. Asked after
             // the look, which counts as knowing its revision, and before anything of it is sent.
@@ -156,7 +158,9 @@ async fn run<W: Wire, V: Views>(
             session.on_snapshot(new, revision);
             (more, moved) = (true, true);
         }
-        if let Some(request) = pending.take() {
+        let ahead = pending.as_ref().and_then(|request| ahead(request, &session));
+        behind = ahead.map(|seen| behind.unwrap_or_else(|| (seen, Instant::now() + shared.options.catch_up)));
+        if let Some(request) = pending.take_if(|_| behind.is_none()) {
             let now = Instant::now();
             if !rate.take(now.into_std()) {
                 return Err(too_fast(shared, &client).into());
@@ -182,14 +186,18 @@ async fn run<W: Wire, V: Views>(
         tokio::select! {
             // News first: what is sent should be the newest, and a burst of requests is answered as a whole.
             biased;
-            request = requests.message() => {
+            request = requests.message(), if pending.is_none() => {
                 let Some(request) = request? else { return Ok(()) };
                 pending = Some(origin.normalise(request)?);
             }
             // Looked at above.
             () = connected.woken() => {}
-            changed = revisions.changed(), if !tells => {
+            changed = revisions.changed(), if !tells || behind.is_some() => {
                 changed.map_err(|_| Status::unavailable("this replica is shutting down"))?;
+            }
+            () = sleep_until(behind.map_or(opened, |(_, until)| until)), if behind.is_some() => {
+                let (seen, _) = behind.unwrap_or((0, opened));
+                return Err(sent_away(&client, seen, session.revision()));
             }
             question = inspected.question() => {
                 let whose = dump::Whose { node: &node, client: &name, replica: &shared.options.identifier };
@@ -271,18 +279,31 @@ async fn catch_up<V: Views>(
     match caught_up {
         Ok(true) => Ok(()),
         Ok(false) => Err(Status::unavailable("this replica is shutting down")),
-        Err(_) => {
-            let revision = *revisions.borrow();
-            tracing::warn!(%client, seen, revision, "sent a client away that has seen what this replica has not");
-            Err(Status::unavailable(format!(
-                "this replica is at revision {revision} and the client has seen {seen}: ask another replica"
-            )))
-        }
+        Err(_) => Err(sent_away(client, seen, *revisions.borrow())),
     }
 }
 
-/// The first client of a kind has translated what all of them share: not on a thread that serves.
-async fn first_look<V: Views>(shared: &Shared<V>, client: &Client) -> Result<Arc<ResourceSet>, Status> {
+fn sent_away(client: &Client, seen: u64, revision: u64) -> Status {
+    tracing::warn!(%client, seen, revision, "sent a client away that has seen what this replica has not");
+    Status::unavailable(format!(
+        "this replica is at revision {revision} and the client has seen {seen}: ask another replica"
+    ))
+}
+
+/// What a first request says of a revision that the client has accepted on an earlier stream. That of a heartbeat is of
+/// the replica, and no proof that the client has anything of it.
+fn past(request: &Request) -> Option<u64> {
+    request.seen.filter(|_| request.type_url != heartbeat::TYPE_URL)
+}
+
+/// The same, if the type is new on the stream and the revision newer than what there is: the request is to wait.
+fn ahead(request: &Request, session: &Session) -> Option<u64> {
+    past(request).filter(|seen| *seen > session.revision() && !session.knows(&request.type_url))
+}
+
+/// The first client of a kind has translated what all of them share: not on a thread that serves. A new Sidecar object, for
+/// one, makes a kind of its own.
+async fn look<V: Views>(shared: &Shared<V>, client: &Client) -> Result<Arc<ResourceSet>, Status> {
     if shared.views.at_hand(client) {
         return Ok(shared.views.resources(client));
     }

@@ -15,8 +15,6 @@ pub(super) trait Wire: 'static {
     const PROTOCOL: Protocol;
 
     fn node(request: &Self::Request) -> Option<&Node>;
-    /// The revision that a reconnecting client has ACKed, if the request says it.
-    fn revision(request: &Self::Request) -> Option<u64>;
     /// Writes a response of the replica with this identifier.
     fn encode(response: Response, identifier: &str, buffer: &mut impl BufMut);
 }
@@ -32,10 +30,6 @@ impl Wire for Sotw {
         request.node.as_ref()
     }
 
-    fn revision(request: &DiscoveryRequest) -> Option<u64> {
-        request.version_info.parse().ok()
-    }
-
     fn encode(response: Response, identifier: &str, buffer: &mut impl BufMut) {
         codec::sotw(response, identifier, buffer);
     }
@@ -47,11 +41,6 @@ impl Wire for Delta {
 
     fn node(request: &DeltaDiscoveryRequest) -> Option<&Node> {
         request.node.as_ref()
-    }
-
-    /// Versions of resources are hashes; the stream's metadata says the revision.
-    fn revision(_: &DeltaDiscoveryRequest) -> Option<u64> {
-        None
     }
 
     fn encode(response: Response, identifier: &str, buffer: &mut impl BufMut) {

@@ -27,7 +27,7 @@ mod type_state;
 use std::{sync::Arc, time::Duration};
 
 pub use inspect::{Holding, Inspection};
-pub use request::{Interest, Refusal, Request};
+pub use request::{Interest, Refusal, Request, mark, marked};
 pub use response::Response;
 pub use type_state::Nacked;
 
@@ -370,6 +370,11 @@ impl Session {
     /// The newest revision that the session knows of.
     pub fn revision(&self) -> u64 {
         self.revision
+    }
+
+    /// Whether the client has asked for a type on this stream.
+    pub fn knows(&self, type_url: &str) -> bool {
+        self.find(type_url).is_some()
     }
 
     fn check(&self, request: &Request) -> Result<(), SessionError> {

@@ -13,6 +13,7 @@ use xds_proto::{
     to_any,
 };
 
+use super::request::mark;
 use crate::xds::Encoded;
 
 /// One response of one type.
@@ -101,7 +102,10 @@ impl Response {
         Resource {
             name: resource.name.to_string(),
             aliases: aliases.map(|(_, alias)| alias.to_string()).collect(),
-            version: resource.version.to_string(),
+            version: match resource.ttl {
+                Some(_) => resource.version.to_string(),
+                None => format!("{}{}", resource.version, mark(self.revision)),
+            },
             resource: body.then(|| resource.any.clone()),
             ttl: resource.ttl.map(|ttl| Duration {
                 seconds: i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX),

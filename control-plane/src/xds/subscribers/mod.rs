@@ -7,6 +7,7 @@
 //! ([`concern`](Subscribers::concern)), and then that they are through with it ([`reached`](Subscribers::reached)):
 //! whoever has nothing to do by then is up to date, which its entry takes for granted when it is looked at.
 
+mod connected;
 pub mod departures;
 pub mod position;
 pub mod wait;
@@ -21,16 +22,12 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+pub(crate) use connected::Connected;
 pub use position::{Due, Health, Position, Standing};
 use tokio::sync::Notify;
 pub use wait::{News, Report, Wait};
 
-use super::{
-    Client,
-    csds::Inspectors,
-    load::Loads,
-    session::{Protocol, TypeStatus},
-};
+use super::{Client, csds::Inspectors, load::Loads, session::Protocol};
 use crate::{
     doors::{
         gate::Gate,
@@ -391,7 +388,7 @@ impl Subscribers {
     }
 
     /// A number for a new stream.
-    pub(super) fn next_stream(&self) -> u64 {
+    pub(crate) fn next_stream(&self) -> u64 {
         self.streams.fetch_add(1, Ordering::Relaxed) + 1
     }
 
@@ -399,7 +396,7 @@ impl Subscribers {
     ///
     /// # Errors
     /// There are too many.
-    pub(super) fn connect(&self, stream: u64, opening: Opening) -> Result<Connected<'_>, LimitReached> {
+    pub(crate) fn connect(&self, stream: u64, opening: Opening) -> Result<Connected<'_>, LimitReached> {
         let id = opening.id.clone();
         let position = Mutex::new(Position::new(opening.revision, Instant::now()));
         let client = opening.client.clone();
@@ -441,107 +438,5 @@ impl Subscribers {
     fn listed(&self) -> MutexGuard<'_, Listed> {
         // Nothing under the lock can leave it half done.
         self.listed.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A stream that is listed.
-#[derive(Debug)]
-pub(super) struct Connected<'a> {
-    registry: &'a Subscribers,
-    entry: Arc<Entry>,
-}
-
-impl Connected<'_> {
-    /// The client was served first from this revision, which may be newer than what it opened with.
-    pub(super) fn opened(&self, revision: u64) {
-        self.entry.position().open_at(revision);
-    }
-
-    /// What the stream has to look at, if it was told of anything since it looked.
-    pub(super) fn due(&self) -> Option<Due> {
-        self.entry.position().due
-    }
-
-    /// Returns when there may be something to look at.
-    pub(super) async fn woken(&self) {
-        self.entry.wake.notified().await;
-    }
-
-    /// Takes over where the session stands; `revision` is the newest that it has seen.
-    pub(super) fn update<'a>(&self, statuses: impl Iterator<Item = TypeStatus<'a>> + Clone, revision: u64) {
-        let moved = {
-            let mut position = self.entry.position();
-            let before = (position.seen, position.settled, position.nacked);
-            let after = position.update(statuses, revision, Instant::now);
-            before != after
-        };
-        if moved {
-            self.tell(|wait| wait.look(&self.entry, false));
-        }
-    }
-
-    /// The client's view was one thing at the revision `before` and is another at `now`.
-    pub(super) fn view_changed(&self, before: u64, now: u64) {
-        self.entry.position().changes.record(before, now);
-    }
-
-    /// The client said something.
-    pub(super) fn heard(&self, now: Instant) {
-        self.entry.position().heard = now;
-    }
-
-    /// Since when a heartbeat is unanswered.
-    pub(super) fn heartbeat(&self, unanswered_since: Option<Instant>) {
-        self.entry.position().heartbeat_since = unanswered_since;
-    }
-
-    /// The newest revision that the client has everything of, or is about to be sent.
-    pub(super) fn seen_revision(&self) -> u64 {
-        self.entry.position().seen
-    }
-
-    /// Revision of the newest response.
-    pub(super) fn sent_revision(&self) -> u64 {
-        self.entry.position().sent
-    }
-
-    /// Counts a refusal.
-    pub(super) fn nacked(&self, mut error: String) {
-        error.truncate(error.floor_char_boundary(MAX_ERROR_BYTES));
-        let mut position = self.entry.position();
-        position.nacks += 1;
-        position.last_error = Some(error);
-    }
-
-    fn tell(&self, what: impl Fn(&wait::Shared)) {
-        if self.registry.open_waits.load(Ordering::SeqCst) == 0 {
-            return;
-        }
-        let open: Vec<_> = {
-            let mut waits = self.registry.waits.lock().unwrap_or_else(PoisonError::into_inner);
-            let open = waits.iter().filter_map(Weak::upgrade).collect();
-            waits.retain(|wait| wait.strong_count() > 0);
-            self.registry.open_waits.store(waits.len(), Ordering::SeqCst);
-            open
-        };
-        open.iter().for_each(|wait: &Arc<wait::Shared>| what(wait));
-    }
-}
-
-impl Drop for Connected<'_> {
-    fn drop(&mut self) {
-        self.registry.departures.left(&self.entry.opening, SystemTime::now());
-        {
-            let mut listed = self.registry.listed();
-            listed.entries.remove(&self.entry.stream);
-            let client = &self.entry.opening.client;
-            if let Some(open) = listed.of_client.get_mut(client) {
-                open.retain(|entry| entry.stream != self.entry.stream);
-                if open.is_empty() {
-                    listed.of_client.remove(client);
-                }
-            }
-        }
-        self.tell(|wait| wait.closed(&self.entry));
     }
 }

@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use mesh_model::{
@@ -31,9 +31,10 @@ pub(super) struct ScopedSets(Mutex<BTreeMap<Key, Kept>>);
 /// In this order: what a Sidecar selects from comes before it.
 type Key = (Callers, Scope);
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 struct Kept {
-    set: Arc<ResourceSet>,
+    /// Empty while it is being made.
+    set: Arc<OnceLock<Arc<ResourceSet>>>,
     /// Revisions since a client had it.
     idle: u32,
 }
@@ -51,14 +52,22 @@ impl ScopedSets {
         scope: &Scope,
         model: &MeshModel,
     ) -> Arc<ResourceSet> {
-        let key = (callers, scope.clone());
-        if let Some(kept) = self.lock().get_mut(&key) {
+        let place = {
+            let mut sets = self.lock();
+            let kept = sets.entry((callers, scope.clone())).or_default();
             kept.idle = 0;
-            return kept.set.clone();
-        }
-        // Not under the lock: other scopes are not to wait for this one.
-        let set = Arc::new(Selection { all, callers, scope, model }.whole());
-        self.lock().entry(key).or_insert(Kept { set, idle: 0 }).set.clone()
+            kept.set.clone()
+        };
+        // Not under the lock: other scopes are not to wait for this one. Whoever wants the same set does.
+        place.get_or_init(|| Arc::new(Selection { all, callers, scope, model }.whole())).clone()
+    }
+
+    /// The same, if it is there already.
+    pub(super) fn made(&self, callers: Callers, scope: &Scope) -> Option<Arc<ResourceSet>> {
+        let mut sets = self.lock();
+        let kept = sets.get_mut(&(callers, scope.clone()))?;
+        kept.idle = 0;
+        kept.set.get().cloned()
     }
 
     /// Puts into `next`, whose parts are there already, what these sets are after a change.
@@ -66,11 +75,9 @@ impl ScopedSets {
         let kept: Vec<(Key, Kept)> =
             self.lock().iter().map(|(key, kept)| (key.clone(), kept.clone())).collect();
         for ((callers, scope), Kept { set, idle }) in kept {
-            if idle >= IDLE_REVISIONS {
-                continue;
-            }
+            let Some(set) = set.get().filter(|_| idle < IDLE_REVISIONS) else { continue };
             let selection = Selection { all: next, callers, scope: &scope, model: new };
-            let set = selection.after(&set, old, changes);
+            let set = Arc::new(OnceLock::from(selection.after(set, old, changes)));
             next.scoped().lock().insert((callers, scope), Kept { set, idle: idle + 1 });
         }
     }

@@ -68,6 +68,14 @@ pub struct Made {
     own: Arc<Own>,
 }
 
+/// What a client has in common with others.
+enum Common {
+    Nothing,
+    Part(Part),
+    /// With those that are told of the same services.
+    Scope(Callers, Scope),
+}
+
 /// What a client does not share.
 #[derive(Debug, Default)]
 struct Own {
@@ -104,7 +112,16 @@ impl Translation {
         }
         let same_own = before.filter(|before| !self.concerns(client, before)).map(|before| &before.own);
         let own = same_own.cloned().unwrap_or_else(|| Arc::new(self.own(model, client)));
-        let (scope, shared) = if own.stranger { (None, None) } else { self.shared_of(model, client) };
+        let common = if own.stranger { Common::Nothing } else { Common::of(model, client) };
+        let shared = match &common {
+            Common::Nothing => None,
+            Common::Part(part) => Some(self.shared.part(*part, model).clone()),
+            Common::Scope(callers, scope) => Some(self.shared.of_scope(*callers, scope, model)),
+        };
+        let scope = match common {
+            Common::Scope(_, scope) => Some(scope),
+            Common::Nothing | Common::Part(_) => None,
+        };
         let same_shared = |before: &&Made| match (&before.shared, &shared) {
             (Some(old), Some(new)) => Arc::ptr_eq(old, new),
             (None, None) => true,
@@ -127,36 +144,31 @@ impl Translation {
         Made { set, at: model.revision, scope, shared, own }
     }
 
-    /// What a client has in common with others, and with which of its kind, if not with all.
-    fn shared_of(&self, model: &MeshModel, client: &Client) -> (Option<Scope>, Option<Arc<ResourceSet>>) {
-        let (callers, workload) = match client {
-            Client::Agent { .. } => return (None, Some(self.shared.part(Part::Agents, model).clone())),
-            Client::Gateway { .. } => return (None, Some(self.shared.part(Part::Gateways, model).clone())),
-            Client::Peer { .. } => return (None, None),
-            Client::Proxy { workload, kind } => (Callers::Sidecars(*kind), workload),
-            Client::Grpc { workload } => (Callers::Grpc, workload),
-        };
-        let found = NamespacedName::parse(workload).and_then(|name| model.workloads.get(&name));
-        let scope = found.map(|workload| Scope::of(model, workload));
-        let shared = scope.as_ref().map(|scope| self.shared.of_scope(callers, scope, model));
-        (scope, shared)
+    /// Whether all that a client shares with others has been made: what everybody of its kind has, or the selection
+    /// for its namespace or Sidecar, and for agents the policy classes that theirs are taken from.
+    pub fn has_shared(&self, model: &MeshModel, client: &Client) -> bool {
+        let has = |part| self.shared.made(part).is_some();
+        match Common::of(model, client) {
+            Common::Nothing => true,
+            Common::Part(part) => has(part) && (part != Part::Agents || has(Part::Classes)),
+            Common::Scope(callers, scope) => self.shared.scope_made(callers, &scope).is_some(),
+        }
     }
 
-    /// Whether what a client shares with its kind has been made.
-    pub fn has_shared(&self, client: &Client) -> bool {
-        Part::of(client).is_none_or(|part| self.shared.has(part))
-    }
-
-    /// Whether what a client has is right at the revision of `model` too. If so it is noted.
+    /// Whether what a client has is right at the revision of `model` too. If so it is noted. What would have to be made
+    /// to tell is not: then the client is to look for itself.
     pub fn stands(&self, model: &MeshModel, client: &Client, made: &mut Made) -> bool {
         if matches!(client, Client::Peer { .. }) || self.concerns(client, made) {
             return false;
         }
-        let shared = if made.own.stranger { None } else { self.shared_of(model, client).1 };
-        let stands = match (&made.shared, &shared) {
-            (Some(old), Some(new)) => Arc::ptr_eq(old, new),
-            (None, None) => true,
-            _ => false,
+        let common = if made.own.stranger { Common::Nothing } else { Common::of(model, client) };
+        let same = |now: Option<&Arc<ResourceSet>>| {
+            made.shared.as_ref().zip(now).is_some_and(|(before, now)| Arc::ptr_eq(before, now))
+        };
+        let stands = match &common {
+            Common::Nothing => made.shared.is_none(),
+            Common::Part(part) => same(self.shared.made(*part)),
+            Common::Scope(callers, scope) => same(self.shared.scope_made(*callers, scope).as_ref()),
         };
         if stands {
             made.at = model.revision;
@@ -206,6 +218,20 @@ impl Translation {
             .iter()
             .map(|workload| Encoded::new(workload.name.to_string(), &agent::local_endpoint(workload)).into());
         Own { resources: policy.chain(endpoints).collect(), classes, stranger: false }
+    }
+}
+
+impl Common {
+    fn of(model: &MeshModel, client: &Client) -> Self {
+        let (callers, workload) = match client {
+            Client::Agent { .. } => return Self::Part(Part::Agents),
+            Client::Gateway { .. } => return Self::Part(Part::Gateways),
+            Client::Peer { .. } => return Self::Nothing,
+            Client::Proxy { workload, kind } => (Callers::Sidecars(*kind), workload),
+            Client::Grpc { workload } => (Callers::Grpc, workload),
+        };
+        let found = NamespacedName::parse(workload).and_then(|name| model.workloads.get(&name));
+        found.map_or(Self::Nothing, |workload| Self::Scope(callers, Scope::of(model, workload)))
     }
 }
 

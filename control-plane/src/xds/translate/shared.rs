@@ -15,7 +15,7 @@ use mesh_model::{
 };
 
 use super::{agent, callers::Callers, cluster, endpoint, scoped::ScopedSets, secret, tls};
-use crate::xds::{Client, Encoded, ProxyKind, ResourceSet, kinds};
+use crate::xds::{Encoded, ProxyKind, ResourceSet, kinds};
 
 /// What there is to have in common.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,9 +83,17 @@ impl Shared {
         &self.scoped
     }
 
-    /// Whether a part has been made.
-    pub(super) fn has(&self, part: Part) -> bool {
-        self.place(part).get().is_some()
+    /// The same, if it is there already.
+    pub(super) fn scope_made(&self, callers: Callers, scope: &Scope) -> Option<Arc<ResourceSet>> {
+        match scope {
+            Scope::Public => self.made(Part::Public(callers)).cloned(),
+            Scope::Namespace(_) | Scope::Egress { .. } => self.scoped.made(callers, scope),
+        }
+    }
+
+    /// A part, if it is there already.
+    pub(super) fn made(&self, part: Part) -> Option<&Arc<ResourceSet>> {
+        self.place(part).get()
     }
 
     fn place(&self, part: Part) -> &OnceLock<Arc<ResourceSet>> {
@@ -106,17 +114,6 @@ impl Shared {
 }
 
 impl Part {
-    /// What a client shares with its kind, or the most of it. Peers have their own.
-    pub(super) fn of(client: &Client) -> Option<Self> {
-        match client {
-            Client::Agent { .. } => Some(Part::Agents),
-            Client::Proxy { kind, .. } => Some(Part::Public(Callers::Sidecars(*kind))),
-            Client::Grpc { .. } => Some(Part::Public(Callers::Grpc)),
-            Client::Gateway { .. } => Some(Part::Gateways),
-            Client::Peer { .. } => None,
-        }
-    }
-
     fn update(self, set: &mut ResourceSet, old: Option<&MeshModel>, new: &MeshModel, changes: &ModelDiff) {
         match self {
             Part::Agents => agents(set, new, changes),

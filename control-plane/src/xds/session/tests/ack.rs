@@ -202,6 +202,26 @@ fn delta_honours_the_subscription_changes_of_a_request_with_a_stale_nonce() {
 }
 
 #[test]
+fn delta_honours_an_unsubscription_with_a_stale_nonce() {
+    let mut script = Script::new(Protocol::Delta, &[(EDS, "a b"), (CDS, "x y")]);
+    script.subscribe(EDS, "a b");
+    script.subscribe(CDS, "*");
+    let stale = [script.nonce(EDS), script.nonce(CDS)];
+    script.settle();
+    script.model(&[(EDS, "a=2 b"), (CDS, "x=2 y")]);
+    script.sent();
+    for (type_url, gone, stale) in [(EDS, "-b", &stale[0]), (CDS, "-*", &stale[1])] {
+        let events = script.session.on_request(delta(type_url, gone, stale)).unwrap();
+        assert_eq!(events, [Event::StaleNonce { type_url: type_url.into() }]);
+    }
+    script.settle();
+    script.model(&[(EDS, "a=2 b=3"), (CDS, "x=3 y=3")]);
+    assert_eq!(script.sent(), [""; 0], "neither is wanted any more");
+    script.model(&[(EDS, "a=3 b=3"), (CDS, "x=3 y=3")]);
+    assert_eq!(script.sent(), ["EDS +a=3"], "and the answer to the newest response still counts");
+}
+
+#[test]
 fn a_stale_nack_refuses_nothing() {
     let mut script = Script::new(Protocol::Delta, &[(EDS, "a")]);
     script.subscribe(EDS, "a");

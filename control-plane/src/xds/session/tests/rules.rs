@@ -17,8 +17,12 @@ const SOURCES: &[&str] = &[
     include_str!("unknown.rs"),
     include_str!("wire.rs"),
     include_str!("../fuzz.rs"),
-    include_str!("../../server/tests.rs"),
-    include_str!("../../server/service_tests.rs"),
+    include_str!("../../server/tests/encoding.rs"),
+    include_str!("../../server/tests/ends.rs"),
+    include_str!("../../server/tests/following.rs"),
+    include_str!("../../server/tests/one_type.rs"),
+    include_str!("../../server/tests/past.rs"),
+    include_str!("../../server/tests/services.rs"),
 ];
 
 #[test]

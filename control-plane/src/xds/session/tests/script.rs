@@ -239,6 +239,7 @@ impl Script {
             nonce: state.last_nonce.clone(),
             error,
             initial_versions: BTreeMap::new(),
+            seen: None,
         }
     }
 }
@@ -250,6 +251,7 @@ pub(super) fn sotw(type_url: &str, names: &str, nonce: &str) -> Request {
         nonce: nonce.into(),
         error: None,
         initial_versions: BTreeMap::new(),
+        seen: None,
     }
 }
 
@@ -264,6 +266,7 @@ pub(super) fn delta(type_url: &str, names: &str, nonce: &str) -> Request {
         nonce: nonce.into(),
         error: None,
         initial_versions: BTreeMap::new(),
+        seen: None,
     }
 }
 

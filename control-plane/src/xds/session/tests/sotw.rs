@@ -62,6 +62,6 @@ fn a_delta_answer_is_framed_with_names_versions_and_removals() {
     let response = script.responses().remove(0).into_delta("west-1");
     assert_eq!(response.system_version_info, "1");
     assert_eq!(response.resources[0].name, "a");
-    assert_eq!(response.resources[0].version, version(EDS, "a=1"));
+    assert_eq!(response.resources[0].version, version(EDS, "a=1") + "@1", "with the revision");
     assert_eq!(response.removed_resources, ["ghost"]);
 }

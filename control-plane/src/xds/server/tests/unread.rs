@@ -11,7 +11,7 @@ use xds_proto::{
     },
 };
 
-use super::tests::*;
+use super::*;
 use crate::xds::kinds::ENDPOINT as EDS;
 
 const REVISIONS: u64 = 60;

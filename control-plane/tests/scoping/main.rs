@@ -3,7 +3,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "../common/mod.rs"]
 mod common;
+mod sotw;
 
 use std::collections::BTreeSet;
 

@@ -27,7 +27,7 @@ use xds_proto::{
     google::rpc,
 };
 
-use super::tests::*;
+use super::*;
 use crate::xds::{
     csds::{matcher::Matchers, service::of_replica},
     kinds::{CLUSTER as CDS, ENDPOINT as EDS, EXTENSION, RUNTIME, SCOPED_ROUTE, VIRTUAL_HOST},
