@@ -139,10 +139,10 @@ async fn look(app: &App, jitter: f64) -> Result<bool, CaError> {
         app.ca.set_roots(&cluster.roots)?;
     }
     if app.ca.refresh(&state, now, jitter)? {
-        tracing::info!("renewed the issuing certificate of this replica");
+        tracing::info!(revision = state.revision, "renewed the issuing certificate of this replica");
     }
     if app.ca.forget_unsealed(&state)? {
-        tracing::info!("the root's key is sealed: its file is removed");
+        tracing::info!(revision = state.revision, "the root's key is sealed: its file is removed");
     }
     let issuer = app.ca.issuer_record(app.config.workload_certificate_life)?;
     let unsealed = app.ca.unsealed_root();
