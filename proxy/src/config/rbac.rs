@@ -12,7 +12,7 @@ use xds_proto::envoy::{
         core::v3::CidrRange,
         rbac::v3::{
             Permission, Policy as WirePolicy, Principal, Rbac as WireRules, permission,
-            principal::{self, Authenticated, Identifier},
+            principal::{Authenticated, Identifier},
         },
     },
     extensions::filters::{http::rbac::v3::Rbac as HttpRbac, network::rbac::v3::Rbac as NetworkRbac},
