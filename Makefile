@@ -38,15 +38,9 @@ fix: ## formats and applies what clippy can mend
 	@$(CARGO) fmt --manifest-path node-agent/ebpf/Cargo.toml
 	@$(CARGO) clippy --workspace --all-targets --fix --allow-dirty --allow-staged
 
-# Stable Rust will do: coverage needs no nightly, only the address sanitizer would.
-fuzz: ## looks for inputs that break a reader, SECONDS_EACH (60); what it finds goes to fuzz/artifacts
+fuzz: ## looks for inputs that break a reader, FUZZ_SECONDS (60) for each of them
 	@SETUP_FUZZ=1 $(SETUP)
-	@for target in objects xds raft snapshot backup token; do \
-		mkdir -p fuzz/corpus/$$target; \
-		PATH="$$PWD/target/tools/bin:$$PATH" scripts/step "Fuzzing $$target" cargo fuzz run --sanitizer none $$target \
-			fuzz/corpus/$$target integration/bad-input/corpus/$$target -- \
-			-max_total_time=$(or $(SECONDS_EACH),60) -timeout=10 -rss_limit_mb=2048 || exit 1; \
-	done
+	@scripts/fuzz
 
 clean-testbed: build ## removes a testbed that a crash or KEEP=1 left behind
 	@target/debug/demo --clean

@@ -2,7 +2,7 @@
 
 use std::{
     sync::Arc,
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use mesh_model::identity::{SpiffeId, TrustDomain};
@@ -23,6 +23,9 @@ use crate::{
     views::ModelViews,
     xds::Subscribers,
 };
+
+/// How long a stream may outlive the certificate that opened it, where nothing else changes.
+const SECOND_LOOK: Duration = Duration::from_secs(10);
 
 /// One replica, as its services see it.
 #[derive(Debug)]
@@ -104,11 +107,33 @@ impl App {
         let caller = doors::caller(extensions, self.trust_domain(), is_peer);
         let registration = extensions.get::<PeerInfo>().and_then(|peer| peer.registration);
         let facts = state.cluster.as_ref().map(|cluster| &cluster.trust.revoked);
-        caller.unless_revoked(
-            registration,
-            |name| state.nodes.get(name).map(|node| node.registration),
-            |n| facts.is_some_and(|f| f.contains(&n)),
-        )
+        let record = |number| state.authority.administrators.get(&number).cloned();
+        caller
+            .unless_revoked(
+                registration,
+                |name| state.nodes.get(name).map(|node| node.registration),
+                |n| facts.is_some_and(|f| f.contains(&n)),
+            )
+            .unless_withdrawn(registration, record, self.now_unix())
+    }
+
+    /// Resolves with a refusal once whoever opened a stream may not have it any more; never for those whose rights end
+    /// with their connection, or by other means.
+    pub async fn refused_later(&self, extensions: Extensions, action: Action) -> Status {
+        let mut changes = self.replica.changes();
+        loop {
+            changes.borrow_and_update();
+            let caller = self.caller(&extensions);
+            if !matches!(caller, Caller::Admin(_) | Caller::Revoked(_)) {
+                std::future::pending::<()>().await;
+            }
+            if let Err(refusal) = authz::check(&caller, action) {
+                tracing::info!(%caller, ?action, "ended a stream");
+                return refusal;
+            }
+            // Certificates end by themselves, too. A closed channel means that the replica is going.
+            let _ = tokio::time::timeout(SECOND_LOOK, changes.changed()).await;
+        }
     }
 
     /// The caller's node.

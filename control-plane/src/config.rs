@@ -122,9 +122,13 @@ pub struct Config {
     /// Also take objects from the Kubernetes API (in-cluster service account or kubeconfig).
     #[arg(long)]
     pub kubernetes: bool,
-    /// Serve metrics for Prometheus here, by plain HTTP: read-only, and open to whoever reaches it. Off unless given.
+    /// Serve metrics for Prometheus here, by plain HTTP: read-only, and open to whoever reaches it; a loopback address.
+    /// Off unless given.
     #[arg(long, value_name = "IP:PORT")]
     pub metrics: Option<SocketAddr>,
+    /// --metrics may be an address that others reach: in clear, to anybody on that network.
+    #[arg(long, requires = "metrics")]
+    pub metrics_plain: bool,
     /// Created when the replica serves.
     #[arg(long)]
     pub ready_file: Option<PathBuf>,
@@ -187,6 +191,9 @@ pub fn parse_command(arguments: impl IntoIterator<Item = std::ffi::OsString>) ->
 }
 
 fn check(config: &Config) -> Result<(), Usage> {
+    if let Some(at) = config.metrics {
+        mesh_telemetry::check_address(at, config.metrics_plain).map_err(Usage::Wrong)?;
+    }
     let width = |net: &IpNet| net.max_prefix_len() - net.prefix_len();
     if width(&config.service_cidr) < 8 {
         return Err(Usage::Wrong(format!(
@@ -281,6 +288,8 @@ mod tests {
             (&["--workload-certificate-life", "1s"], "10m to 720h"),
             (&["--workload-certificate-life", "721h"], "720h"),
             (&["--listen", "1.2.3.4:1", "--limit", "waits"], "waits"),
+            (&["--listen", "1.2.3.4:1", "--metrics", "0.0.0.0:9464"], "--metrics-plain"),
+            (&["--listen", "1.2.3.4:1", "--metrics-plain"], "--metrics"),
         ] {
             let sentence = run(flags).unwrap_err();
             assert!(sentence.contains(words), "{flags:?}: {sentence}");

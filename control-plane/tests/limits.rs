@@ -47,6 +47,8 @@ fn the_table_of_limits_in_the_documents_is_that_of_the_program() {
         ("mesh doors of one peer", limits::MAX_PEER_DOORS),
         ("gateways of one peer", limits::MAX_PEER_GATEWAYS),
         ("tokens", limits::MAX_TOKENS),
+        ("certificates of administrators that have not ended", limits::MAX_ADMINISTRATORS),
+        ("seconds that one is valid", limits::MAX_ADMINISTRATOR_SECONDS as usize),
         ("events that a watch can be behind", limits::MAX_HISTORY_EVENTS),
         ("bytes of these events", limits::MAX_HISTORY_BYTES),
         ("milliseconds that a write can be repeated with its key", limits::KEY_MEMORY_MS as usize),

@@ -8,4 +8,4 @@ pub mod page;
 pub mod process;
 pub mod serve;
 
-pub use serve::serve;
+pub use serve::{check_address, serve};

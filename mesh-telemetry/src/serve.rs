@@ -1,7 +1,7 @@
 //! The metrics' own door: HTTP/1.1, plain, one path, nothing that can be changed and nothing secret. Off unless asked
-//! for, because it knows nobody.
+//! for, because it knows nobody, and on this machine only unless that is said in so many words.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use http_body_util::Full;
 use hyper::{
@@ -26,6 +26,21 @@ const MAX_HEAD: usize = 16 << 10;
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 /// Of OpenMetrics 1.0.
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Whether metrics may be served in clear at an address: names of workloads, clusters and peers are in them, so that who
+/// wants others to reach them says so. `plain` is that word.
+///
+/// # Errors
+/// One sentence that names the flags.
+pub fn check_address(at: SocketAddr, plain: bool) -> Result<(), String> {
+    if plain || at.ip().to_canonical().is_loopback() {
+        return Ok(());
+    }
+    Err(format!(
+        "--metrics {at} is no loopback address, and metrics are plain HTTP: whoever reaches it can read them; \
+         use 127.0.0.1, or add --metrics-plain if only a network that you trust reaches it"
+    ))
+}
 
 /// Serves what the collector tells, until `stop`.
 pub async fn serve(listener: TcpListener, collector: Box<dyn Collector>, stop: CancellationToken) {
@@ -105,4 +120,27 @@ fn respond(status: StatusCode, content_type: &'static str, body: Bytes) -> Respo
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(content_type));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_this_machine_is_served_in_clear_unless_it_is_said() {
+        for (at, fine) in [
+            ("127.0.0.1:9464", true),
+            ("127.8.0.1:9464", true),
+            ("[::1]:9464", true),
+            ("[::ffff:127.0.0.1]:9464", true),
+            ("0.0.0.0:9464", false),
+            ("[::]:9464", false),
+            ("192.0.2.1:9464", false),
+            ("[::ffff:192.0.2.1]:9464", false),
+        ] {
+            let at: SocketAddr = at.parse().expect("an address");
+            assert_eq!(check_address(at, false).is_ok(), fine, "{at}");
+            assert!(check_address(at, true).is_ok());
+        }
+    }
 }

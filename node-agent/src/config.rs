@@ -1,11 +1,12 @@
 //! The command line, parsed into what the parts need.
 
 use std::{
+    ffi::OsString,
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
 };
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand, error::ErrorKind};
 use clustermesh::token_source::TOKEN_VARIABLE;
 use mesh_model::resource::NamespacedName;
 
@@ -62,10 +63,13 @@ pub struct RunArgs {
     /// Replicas to use instead of those learnt at registration; repeat it in order of preference.
     #[arg(long = "replica", value_name = "HOST:PORT")]
     pub replicas: Vec<String>,
-    /// Serves metrics for Prometheus at http://IP:PORT/metrics, in plain text and to whoever reaches it: give it a loopback
-    /// address or one of a management network.
+    /// Serves metrics for Prometheus at http://IP:PORT/metrics, in plain text and to whoever reaches it: a loopback
+    /// address.
     #[arg(long, value_name = "IP:PORT")]
     pub metrics: Option<SocketAddr>,
+    /// --metrics may be an address that others reach: in clear, to anybody on that network.
+    #[arg(long, requires = "metrics")]
+    pub metrics_plain: bool,
     /// Created once the agent serves, with its process id in it.
     #[arg(long)]
     pub ready_file: Option<PathBuf>,
@@ -128,6 +132,23 @@ pub(crate) fn dns_name(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+impl Cli {
+    /// Parses a command line, and refuses flags that do not go together.
+    ///
+    /// # Errors
+    /// What is wrong, or what was asked for by `--help` and `--version`.
+    pub fn parse_checked<T: Into<OsString> + Clone>(
+        words: impl IntoIterator<Item = T>,
+    ) -> Result<Self, clap::Error> {
+        let cli = Self::try_parse_from(words)?;
+        if let Command::Run(RunArgs { metrics: Some(at), metrics_plain, .. }) = &cli.command {
+            mesh_telemetry::check_address(*at, *metrics_plain)
+                .map_err(|sentence| Self::command().error(ErrorKind::ValueValidation, sentence))?;
+        }
+        Ok(cli)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -135,7 +156,15 @@ mod tests {
     fn parse(more: &[&str]) -> Result<Cli, clap::Error> {
         let base = ["node-agent", "run", "--node", "n1", "--address", "192.0.2.1", "--state-dir", "/s"];
         let rest = ["--cgroup", "/c", "--bpffs", "/b"];
-        Cli::try_parse_from(base.iter().chain(&rest).chain(more))
+        Cli::parse_checked(base.iter().chain(&rest).chain(more))
+    }
+
+    #[test]
+    fn metrics_are_for_this_machine_unless_it_is_said() {
+        assert!(parse(&["--metrics", "127.0.0.1:9464"]).is_ok());
+        assert!(parse(&["--metrics", "192.0.2.1:9464", "--metrics-plain"]).is_ok());
+        let refused = parse(&["--metrics", "192.0.2.1:9464"]).unwrap_err();
+        assert!(refused.to_string().contains("--metrics-plain"), "{refused}");
     }
 
     #[test]

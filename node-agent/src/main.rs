@@ -2,7 +2,6 @@
 
 use std::{io::IsTerminal, process::ExitCode};
 
-use clap::Parser;
 use node_agent::{
     agent, cleanup,
     config::{Cli, Command},
@@ -12,7 +11,7 @@ use tracing_subscriber::EnvFilter;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::parse_checked(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();

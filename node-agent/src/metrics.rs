@@ -160,13 +160,12 @@ fn flag(holds: bool) -> f64 {
 mod tests {
     use std::{collections::BTreeSet, net::Ipv4Addr};
 
-    use mesh_model::identity::TrustDomain;
     use mesh_tls::{TrustBundles, shared_bundles, shared_identity};
     use prometheus_client::{encoding::text::encode, registry::Registry as Exported};
 
     use super::*;
     use crate::{
-        bootstrap::{NodeState, Upstream},
+        bootstrap::{Upstream, state::tests::state},
         cni::{Registry, SharedRegistry},
         engine::Engine,
         flows::Queue,
@@ -176,18 +175,7 @@ mod tests {
     };
 
     fn metrics(dir: &std::path::Path) -> Metrics {
-        let state = NodeState {
-            node: "n1".into(),
-            cluster: "west".into(),
-            trust_domain: TrustDomain::parse("west.example").unwrap(),
-            mesh_domain: "mesh.local".into(),
-            pod_cidr: "10.1.1.0/24".parse().unwrap(),
-            service_cidr: "10.101.0.0/16".parse().unwrap(),
-            replicas: vec![],
-            key: vec![],
-            chain: vec![],
-            roots: vec![],
-        };
+        let state = state();
         let identity = shared_identity(None);
         let bundles = shared_bundles(TrustBundles::new());
         let upstream = Upstream::new(&state, vec![], identity.clone(), bundles).unwrap();

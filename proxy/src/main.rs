@@ -35,7 +35,7 @@ struct Run {
     #[arg(long, value_name = "NAME", default_value = "")]
     cluster: String,
     /// Serve /ready, /stats/prometheus, /config_dump and /clusters here; a loopback address.
-    #[arg(long, value_name = "IP:PORT")]
+    #[arg(long, value_name = "IP:PORT", value_parser = loopback)]
     admin: Option<SocketAddr>,
     /// Create this file when ready.
     #[arg(long, value_name = "PATH")]
@@ -55,6 +55,12 @@ struct Run {
 enum LogFormat {
     Text,
     Json,
+}
+
+/// What the admin endpoint tells is for this machine only, and in clear.
+fn loopback(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr = text.parse().map_err(|_| "is not IP:PORT".to_owned())?;
+    if address.ip().is_loopback() { Ok(address) } else { Err("is no loopback address".to_owned()) }
 }
 
 fn main() -> ExitCode {

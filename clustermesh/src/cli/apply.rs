@@ -1,7 +1,5 @@
 //! `clustermesh apply`
 
-use std::path::Path;
-
 use serde_json::json;
 use xds_proto::isthmus::admin::v1::{ApplyRequest, ApplyResponse, WaitProgress};
 
@@ -10,12 +8,14 @@ use super::{
     client::{REQUEST_TIMEOUT, connect, within},
     failure::Failure,
     manifest::{self, Document},
-    object, out, render, wait,
+    object, out, render,
+    server::Server,
+    wait,
 };
 
-pub(crate) async fn run(socket: &Path, args: &ApplyArgs) -> Result<(), Failure> {
+pub(crate) async fn run(server: &Server, args: &ApplyArgs) -> Result<(), Failure> {
     let documents = manifest::read(&args.filenames, args.namespace.as_deref())?;
-    let mut admin = connect(socket).await?;
+    let mut admin = connect(server).await?;
     let request = ApplyRequest {
         objects: documents.iter().map(|d| d.object.to_string().into_bytes()).collect(),
         dry_run: args.dry_run,

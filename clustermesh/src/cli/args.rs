@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use super::{
     backup_args::{BackupArgs, RestoreArgs},
     duration::parse_duration,
+    server::ServerArgs,
 };
 
 /// Where the control plane's administrators' socket is unless told otherwise.
@@ -20,9 +21,8 @@ const EXIT_CODES: &str = "Exit codes: 0 done; 1 refused or failed; 3 not found; 
 #[derive(Debug, Parser)]
 #[command(name = "clustermesh", version, after_help = EXIT_CODES, max_term_width = 100)]
 pub(crate) struct Cli {
-    /// The administrators' socket of a control-plane replica.
-    #[arg(long, global = true, env = "CLUSTERMESH_SOCKET", default_value = DEFAULT_SOCKET, value_name = "PATH")]
-    pub(crate) socket: PathBuf,
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -62,6 +62,11 @@ pub(crate) enum Command {
     Ca {
         #[command(subcommand)]
         command: super::ca::CaCommand,
+    },
+    /// Give administrators certificates for use from other machines; list and withdraw them.
+    Admin {
+        #[command(subcommand)]
+        command: super::admin::AdminCommand,
     },
     /// List, revoke or remove nodes.
     Node {

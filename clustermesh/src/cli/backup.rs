@@ -18,13 +18,14 @@ use super::{
     failure::Failure,
     init::find_binary,
     out,
+    server::Server,
 };
 
-pub(crate) async fn run(socket: &Path, args: &BackupArgs) -> Result<(), Failure> {
+pub(crate) async fn run(server: &Server, args: &BackupArgs) -> Result<(), Failure> {
     if args.verify {
         return out::print(&described(&args.file, &verify(&args.file)?));
     }
-    let mut recovery = RecoveryClient::new(channel(socket).await?);
+    let mut recovery = RecoveryClient::new(channel(server).await?);
     let chunks = within(REQUEST_TIMEOUT, recovery.backup(BackupRequest {})).await?;
     let unfinished = beside(&args.file);
     let header = match take(chunks, &unfinished).await {

@@ -1,6 +1,6 @@
 //! `clustermesh ca status|rotate`
 
-use std::{path::Path, time::Duration};
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use serde_json::json;
@@ -16,6 +16,7 @@ use super::{
     failure::Failure,
     now_unix, out,
     render::{age::until, json, table::Table},
+    server::Server,
 };
 
 /// How often progress is asked for.
@@ -55,8 +56,8 @@ pub(crate) struct RotateArgs {
     timeout: Duration,
 }
 
-pub(crate) async fn run(socket: &Path, command: &CaCommand) -> Result<(), Failure> {
-    let mut client = Client::new(channel(socket).await?);
+pub(crate) async fn run(server: &Server, command: &CaCommand) -> Result<(), Failure> {
+    let mut client = Client::new(channel(server).await?);
     match command {
         CaCommand::Status(args) => {
             let status = within(REQUEST_TIMEOUT, client.status(StatusRequest {})).await?;

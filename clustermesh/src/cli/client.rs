@@ -1,14 +1,15 @@
 //! The connection to the control plane.
 
-use std::{future::Future, path::Path, time::Duration};
+use std::{future::Future, time::Duration};
 
+use mesh_tls::grpc;
 use tonic::{Response, Status, transport::Channel};
 use xds_proto::{
     envoy::service::status::v3::client_status_discovery_service_client::ClientStatusDiscoveryServiceClient,
     isthmus::admin::v1::admin_client::AdminClient,
 };
 
-use super::failure::Failure;
+use super::{failure::Failure, server::Server};
 
 /// Longest time for a request that waits for nothing.
 pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -18,36 +19,48 @@ const MAX_MESSAGE: usize = 256 << 20;
 pub(crate) type Admin = AdminClient<Channel>;
 pub(crate) type Csds = ClientStatusDiscoveryServiceClient<Channel>;
 
-/// Connects to the socket.
-pub(crate) async fn connect(socket: &Path) -> Result<Admin, Failure> {
-    Ok(AdminClient::new(channel(socket).await?)
+/// Connects to the server.
+pub(crate) async fn connect(server: &Server) -> Result<Admin, Failure> {
+    Ok(AdminClient::new(channel(server).await?)
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE))
 }
 
-/// Connects to the socket, for what data planes have.
-pub(crate) async fn connect_csds(socket: &Path) -> Result<Csds, Failure> {
-    Ok(ClientStatusDiscoveryServiceClient::new(channel(socket).await?).max_decoding_message_size(MAX_MESSAGE))
+/// Connects to the server, for what data planes have.
+pub(crate) async fn connect_csds(server: &Server) -> Result<Csds, Failure> {
+    Ok(ClientStatusDiscoveryServiceClient::new(channel(server).await?).max_decoding_message_size(MAX_MESSAGE))
 }
 
 /// The connection alone.
-pub(crate) async fn channel(socket: &Path) -> Result<Channel, Failure> {
-    mesh_tls::grpc::connect_unix(socket).await.map_err(|error| {
+pub(crate) async fn channel(server: &Server) -> Result<Channel, Failure> {
+    let connected = match server {
+        Server::Socket(path) => grpc::connect_unix(path).await,
+        // The name of the host plays no part: who answers is known by its SPIFFE ID.
+        Server::Door { address, tls } => grpc::connect(address, tls.clone(), "replica.isthmus").await,
+    };
+    connected.map_err(|error| {
         let reason = match error {
             mesh_tls::Error::Connect { reason, .. } => reason,
             other => other.to_string(),
         };
-        Failure::unreachable(unreachable(&socket.display().to_string(), &reason))
+        Failure::unreachable(unreachable(server, &reason))
     })
 }
 
-fn unreachable(socket: &str, reason: &str) -> String {
-    let next = if reason.contains("Permission denied") {
-        "run it as root or as the user that runs the control plane"
-    } else {
-        "start one with 'clustermesh init', or name its socket with --socket or CLUSTERMESH_SOCKET"
+fn unreachable(server: &Server, reason: &str) -> String {
+    let next = match server {
+        Server::Door { .. } => {
+            "name the mesh door of a replica with --server, and the folder of 'clustermesh admin create' with \
+             --credentials"
+        }
+        Server::Socket(_) if reason.contains("Permission denied") => {
+            "run it as root or as the user that runs the control plane"
+        }
+        Server::Socket(_) => {
+            "start one with 'clustermesh init', or name its socket with --socket or CLUSTERMESH_SOCKET"
+        }
     };
-    format!("no control plane is reachable at {socket} ({reason}); {next}")
+    format!("no control plane is reachable at {server} ({reason}); {next}")
 }
 
 /// Bounds a request in time.
@@ -70,13 +83,12 @@ mod tests {
 
     #[test]
     fn the_sentence_says_what_to_do_next() {
+        let socket = Server::Socket("/x.sock".into());
         assert_eq!(
-            unreachable("/x.sock", "No such file or directory (os error 2)"),
+            unreachable(&socket, "No such file or directory (os error 2)"),
             "no control plane is reachable at /x.sock (No such file or directory (os error 2)); \
              start one with 'clustermesh init', or name its socket with --socket or CLUSTERMESH_SOCKET"
         );
-        assert!(
-            unreachable("/x.sock", "Permission denied (os error 13)").ends_with("runs the control plane")
-        );
+        assert!(unreachable(&socket, "Permission denied (os error 13)").ends_with("runs the control plane"));
     }
 }

@@ -1,22 +1,22 @@
 //! `clustermesh delete`
 
-use std::path::Path;
-
 use xds_proto::isthmus::admin::v1::{DeleteRequest, DeleteResponse, ObjectRef};
 
 use super::{
     args::DeleteArgs,
     client::{REQUEST_TIMEOUT, connect, within},
     failure::Failure,
-    kinds, manifest, object, out, wait,
+    kinds, manifest, object, out,
+    server::Server,
+    wait,
 };
 
 /// How the control plane says that there was nothing to delete.
 const NOT_FOUND: &str = "not found";
 
-pub(crate) async fn run(socket: &Path, args: &DeleteArgs) -> Result<(), Failure> {
+pub(crate) async fn run(server: &Server, args: &DeleteArgs) -> Result<(), Failure> {
     let objects = references(args)?;
-    let mut admin = connect(socket).await?;
+    let mut admin = connect(server).await?;
     let answer = within(REQUEST_TIMEOUT, admin.delete(DeleteRequest { objects })).await?;
     let (text, missing) = outcome(&answer);
     out::print(&text)?;

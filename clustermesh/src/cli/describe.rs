@@ -1,7 +1,5 @@
 //! `clustermesh describe`
 
-use std::path::Path;
-
 use super::{
     args::DescribeArgs,
     client::connect,
@@ -9,13 +7,14 @@ use super::{
     get, kinds, now_unix,
     out::{self, Paint},
     render, selector,
+    server::Server,
 };
 
-pub(crate) async fn run(socket: &Path, args: &DescribeArgs) -> Result<(), Failure> {
+pub(crate) async fn run(server: &Server, args: &DescribeArgs) -> Result<(), Failure> {
     let targets = kinds::parse(&args.what)?;
     selector::check(&args.selector)?;
     let namespace = args.scope.wire();
-    let mut admin = connect(socket).await?;
+    let mut admin = connect(server).await?;
     let found = get::list(&mut admin, &targets, &namespace, &args.selector).await?;
     let (now, paint) = (now_unix(), Paint::for_stdout());
     let pages: Vec<String> =

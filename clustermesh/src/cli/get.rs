@@ -1,6 +1,6 @@
 //! `clustermesh get`
 
-use std::{collections::BTreeMap, path::Path};
+use std::collections::BTreeMap;
 
 use mesh_model::resource::Kind;
 use serde_json::Value;
@@ -17,7 +17,9 @@ use super::{
         self,
         columns::{self, Style},
     },
-    selector, watch,
+    selector,
+    server::Server,
+    watch,
 };
 
 /// What a list brought.
@@ -28,19 +30,19 @@ pub(crate) struct Found {
     pub(crate) missing: Vec<Target>,
 }
 
-pub(crate) async fn run(socket: &Path, args: &GetArgs) -> Result<(), Failure> {
+pub(crate) async fn run(server: &Server, args: &GetArgs) -> Result<(), Failure> {
     let targets = kinds::parse(&args.what)?;
     selector::check(&args.selector)?;
     if args.watch && targets.len() != 1 {
         return Err(Failure::usage("watch one kind, or one object, at a time"));
     }
     let namespace = args.scope.wire();
-    let mut admin = connect(socket).await?;
+    let mut admin = connect(server).await?;
     let found = list(&mut admin, &targets, &namespace, &args.selector).await?;
     let single = targets.len() == 1 && targets[0].name.is_some();
     show(&found, args, single)?;
     if args.watch {
-        return watch::follow(socket, &targets[0], &found, args).await;
+        return watch::follow(server, &targets[0], &found, args).await;
     }
     absent(&found.missing, &namespace).map_or(Ok(()), Err)
 }

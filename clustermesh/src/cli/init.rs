@@ -17,6 +17,7 @@ use super::{
     client,
     failure::Failure,
     out,
+    server::Server,
 };
 
 const BINARY: &str = "control-plane";
@@ -27,11 +28,12 @@ const REPLICA: &str = "replica.json";
 /// Between two looks whether it serves.
 const POLL: Duration = Duration::from_millis(50);
 
-pub(crate) async fn run(socket: &Path, args: &InitArgs) -> Result<(), Failure> {
+pub(crate) async fn run(server: &Server, args: &InitArgs) -> Result<(), Failure> {
+    let socket = server.local("init")?;
     let trust_domain =
         args.trust_domain.clone().unwrap_or_else(|| format!("{}.{}", args.name, args.mesh_domain));
     let restart = check_folder(&args.data_dir, &args.name, &trust_domain)?;
-    if client::connect(socket).await.is_ok() {
+    if client::connect(server).await.is_ok() {
         return Err(Failure::failed(format!(
             "a control plane serves {} already; look at it with 'clustermesh status', or choose another --socket",
             socket.display()

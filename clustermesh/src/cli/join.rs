@@ -1,6 +1,6 @@
 //! `clustermesh join`: the only federation command.
 
-use std::{io::Read, path::Path};
+use std::io::Read;
 
 use clustermesh::token::{JoinToken, MAX_TOKEN, Purpose};
 use xds_proto::isthmus::admin::v1::{JoinRequest, JoinResponse};
@@ -10,12 +10,13 @@ use super::{
     client::{connect, within},
     failure::Failure,
     now_unix, out,
+    server::Server,
 };
 
 /// Services named in the answer; the rest are counted.
 const SHOWN: usize = 10;
 
-pub(crate) async fn run(socket: &Path, args: &JoinArgs) -> Result<(), Failure> {
+pub(crate) async fn run(server: &Server, args: &JoinArgs) -> Result<(), Failure> {
     let text = match args.token.as_str() {
         "-" => from_stdin()?,
         text => text.to_owned(),
@@ -23,7 +24,7 @@ pub(crate) async fn run(socket: &Path, args: &JoinArgs) -> Result<(), Failure> {
     // A token that can't work is refused here, by a sentence that says why, before anybody is asked.
     let token = JoinToken::decode(&text).map_err(|e| Failure::failed(e.to_string()))?;
     token.check(Purpose::Peer, now_unix()).map_err(|e| Failure::failed(e.to_string()))?;
-    let mut admin = connect(socket).await?;
+    let mut admin = connect(server).await?;
     let spinner = out::spinner(&format!("joining {}", token.cluster));
     let request = JoinRequest { token: text.trim().to_owned() };
     let answer = within(args.timeout, admin.join(request)).await;

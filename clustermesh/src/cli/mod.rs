@@ -1,5 +1,6 @@
 //! One file a command; what they print is made by the pure functions in `render`.
 
+pub(crate) mod admin;
 mod apply;
 pub(crate) mod args;
 mod backup;
@@ -25,6 +26,7 @@ mod render;
 mod replica;
 mod replica_args;
 mod selector;
+pub(crate) mod server;
 mod status;
 mod token;
 pub(crate) mod tokens;
@@ -36,24 +38,28 @@ use failure::Failure;
 
 /// Runs one command.
 pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
-    let socket = cli.socket.as_path();
+    if let Command::Completions { shell } = cli.command {
+        return completions(shell);
+    }
+    let server = &cli.server.resolve()?;
     match cli.command {
-        Command::Init(args) => init::run(socket, &args).await,
-        Command::Token { command } => token::run(socket, &command).await,
-        Command::Join(args) => join::run(socket, &args).await,
-        Command::Replica { command } => replica::run(socket, &command).await,
-        Command::Status(args) => status::run(socket, &args).await,
-        Command::Apply(args) => apply::run(socket, &args).await,
-        Command::Get(args) => get::run(socket, &args).await,
-        Command::Describe(args) => describe::run(socket, &args).await,
-        Command::Delete(args) => delete::run(socket, &args).await,
-        Command::Observe(args) => observe::run(socket, &args).await,
-        Command::ProxyStatus(args) => proxy_status::run(socket, &args).await,
-        Command::Ca { command } => ca::run(socket, &command).await,
-        Command::Node { command } => node::run(socket, &command).await,
-        Command::Backup(args) => backup::run(socket, &args).await,
+        Command::Init(args) => init::run(server, &args).await,
+        Command::Token { command } => token::run(server, &command).await,
+        Command::Join(args) => join::run(server, &args).await,
+        Command::Replica { command } => replica::run(server, &command).await,
+        Command::Status(args) => status::run(server, &args).await,
+        Command::Apply(args) => apply::run(server, &args).await,
+        Command::Get(args) => get::run(server, &args).await,
+        Command::Describe(args) => describe::run(server, &args).await,
+        Command::Delete(args) => delete::run(server, &args).await,
+        Command::Observe(args) => observe::run(server, &args).await,
+        Command::ProxyStatus(args) => proxy_status::run(server, &args).await,
+        Command::Admin { command } => admin::run(server, &command).await,
+        Command::Ca { command } => ca::run(server, &command).await,
+        Command::Node { command } => node::run(server, &command).await,
+        Command::Backup(args) => backup::run(server, &args).await,
         Command::Restore(args) => backup::restore(&args),
-        Command::Completions { shell } => completions(shell),
+        Command::Completions { .. } => Ok(()),
     }
 }
 

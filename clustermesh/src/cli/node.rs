@@ -1,7 +1,5 @@
 //! `clustermesh node list|revoke|remove`
 
-use std::path::Path;
-
 use clap::Subcommand;
 use xds_proto::isthmus::ca::v1::{
     ListNodesRequest, Node, NodeRequest, certificate_authority_client::CertificateAuthorityClient as Client,
@@ -12,6 +10,7 @@ use super::{
     failure::Failure,
     out,
     render::table::Table,
+    server::Server,
 };
 
 /// The nodes of this cluster.
@@ -26,8 +25,8 @@ pub(crate) enum NodeCommand {
     Remove { name: String },
 }
 
-pub(crate) async fn run(socket: &Path, command: &NodeCommand) -> Result<(), Failure> {
-    let mut client = Client::new(channel(socket).await?).max_decoding_message_size(usize::MAX);
+pub(crate) async fn run(server: &Server, command: &NodeCommand) -> Result<(), Failure> {
+    let mut client = Client::new(channel(server).await?).max_decoding_message_size(usize::MAX);
     match command {
         NodeCommand::List => {
             let nodes = within(REQUEST_TIMEOUT, client.list_nodes(ListNodesRequest {})).await?.nodes;
@@ -45,7 +44,7 @@ pub(crate) async fn run(socket: &Path, command: &NodeCommand) -> Result<(), Fail
             }
             out::line(&format!("node/{name} revoked (revision {})", answer.revision))?;
             // Whoever has the machine may have seen such a token; which it was, nobody knows.
-            if let Ok(open @ 1..) = super::tokens::for_any_node(socket).await {
+            if let Ok(open @ 1..) = super::tokens::for_any_node(server).await {
                 let tokens = if open == 1 { "token lets" } else { "tokens let" };
                 out::remark(&format!(
                     "{open} unused {tokens} any node in: see 'clustermesh token list', and 'clustermesh token revoke'"

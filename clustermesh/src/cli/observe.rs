@@ -1,7 +1,5 @@
 //! `clustermesh observe`
 
-use std::path::Path;
-
 use xds_proto::isthmus::admin::v1::ObserveRequest;
 
 use super::{
@@ -10,10 +8,11 @@ use super::{
     failure::Failure,
     out::{self, Paint},
     render::flow,
+    server::Server,
 };
 
-pub(crate) async fn run(socket: &Path, args: &ObserveArgs) -> Result<(), Failure> {
-    let mut admin = connect(socket).await?;
+pub(crate) async fn run(server: &Server, args: &ObserveArgs) -> Result<(), Failure> {
+    let mut admin = connect(server).await?;
     let mut flows = within(REQUEST_TIMEOUT, admin.observe(request(args))).await?;
     let paint = Paint::for_stdout();
     while let Some(batch) = flows.message().await? {

@@ -1,7 +1,5 @@
 //! `clustermesh proxy-status`
 
-use std::path::Path;
-
 use clustermesh::csds::SILENT_REPLICAS;
 use xds_proto::envoy::{
     service::status::v3::{ClientConfig, ClientStatusRequest},
@@ -15,10 +13,11 @@ use super::{
     now_unix,
     out::{self, Paint},
     render,
+    server::Server,
 };
 
-pub(crate) async fn run(socket: &Path, args: &ProxyStatusArgs) -> Result<(), Failure> {
-    let mut csds = connect_csds(socket).await?;
+pub(crate) async fn run(server: &Server, args: &ProxyStatusArgs) -> Result<(), Failure> {
+    let mut csds = connect_csds(server).await?;
     let request = ClientStatusRequest {
         node_matchers: args.client.as_deref().map(matchers).unwrap_or_default(),
         node: None,

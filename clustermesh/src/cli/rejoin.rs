@@ -1,6 +1,6 @@
 //! `clustermesh replica rejoin`: for a replica that refuses to take part because of its disk.
 
-use std::{path::Path, time::Duration};
+use std::time::Duration;
 
 use xds_proto::isthmus::admin::v1::{RejoinRequest, recovery_client::RecoveryClient};
 
@@ -8,13 +8,14 @@ use super::{
     client::{channel, within},
     failure::Failure,
     out,
+    server::Server,
 };
 
 /// The others write it with a majority first.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-pub(crate) async fn run(socket: &Path) -> Result<(), Failure> {
-    let mut recovery = RecoveryClient::new(channel(socket).await?);
+pub(crate) async fn run(server: &Server) -> Result<(), Failure> {
+    let mut recovery = RecoveryClient::new(channel(server).await?);
     let answer = within(PATIENCE, recovery.rejoin(RejoinRequest {})).await?;
     let kept = match answer.kept.as_str() {
         "" => String::new(),

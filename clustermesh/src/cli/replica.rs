@@ -25,19 +25,20 @@ use super::{
     out::{self, Paint},
     render::{self, age::duration, replicas},
     replica_args::{AddArgs, AddOutput, ChangeArgs, PromoteArgs, RecoverArgs, ReplicaCommand},
+    server::Server,
 };
 
 /// Between two looks at how far a change is.
 const POLL: Duration = Duration::from_millis(200);
 
-pub(crate) async fn run(socket: &Path, command: &ReplicaCommand) -> Result<(), Failure> {
+pub(crate) async fn run(server: &Server, command: &ReplicaCommand) -> Result<(), Failure> {
     match command {
-        ReplicaCommand::List(args) => list(socket, args).await,
-        ReplicaCommand::Add(args) => add(socket, args).await,
-        ReplicaCommand::Remove(args) => remove(socket, args).await,
-        ReplicaCommand::Promote(args) => promote(socket, args).await,
+        ReplicaCommand::List(args) => list(server, args).await,
+        ReplicaCommand::Add(args) => add(server, args).await,
+        ReplicaCommand::Remove(args) => remove(server, args).await,
+        ReplicaCommand::Promote(args) => promote(server, args).await,
         ReplicaCommand::Recover(args) => recover(args),
-        ReplicaCommand::Rejoin => super::rejoin::run(socket).await,
+        ReplicaCommand::Rejoin => super::rejoin::run(server).await,
     }
 }
 
@@ -45,8 +46,8 @@ async fn status(admin: &mut Admin) -> Result<StatusResponse, Failure> {
     within(REQUEST_TIMEOUT, admin.status(StatusRequest {})).await
 }
 
-async fn list(socket: &Path, args: &ListArgs) -> Result<(), Failure> {
-    let status = status(&mut connect(socket).await?).await?;
+async fn list(server: &Server, args: &ListArgs) -> Result<(), Failure> {
+    let status = status(&mut connect(server).await?).await?;
     let paint = Paint::for_stdout();
     match args.output {
         StatusOutput::Table => {
@@ -70,7 +71,7 @@ fn value(status: &StatusResponse) -> serde_json::Value {
     })
 }
 
-async fn add(socket: &Path, args: &AddArgs) -> Result<(), Failure> {
+async fn add(server: &Server, args: &AddArgs) -> Result<(), Failure> {
     let ttl_seconds = u32::try_from(args.ttl.as_secs())
         .ok()
         .filter(|s| *s > 0)
@@ -81,7 +82,7 @@ async fn add(socket: &Path, args: &AddArgs) -> Result<(), Failure> {
         learner: args.learner,
         ..CreateTokenRequest::default()
     };
-    let mut admin = connect(socket).await?;
+    let mut admin = connect(server).await?;
     let answer = within(REQUEST_TIMEOUT, admin.create_token(request)).await?;
     match args.output {
         AddOutput::Text => {
@@ -111,14 +112,14 @@ fn next_step(learner: bool) -> String {
     format!("On the new replica's machine, with the token on stdin:\n  {START}\n{then}")
 }
 
-async fn remove(socket: &Path, args: &ChangeArgs) -> Result<(), Failure> {
-    let mut admin = connect(socket).await?;
+async fn remove(server: &Server, args: &ChangeArgs) -> Result<(), Failure> {
+    let mut admin = connect(server).await?;
     let before = status(&mut admin).await?;
     let own = before.answered_by == args.id;
     let request = RemoveReplicaRequest { id: args.id };
-    within(REQUEST_TIMEOUT, ReplicasClient::new(channel(socket).await?).remove(request)).await?;
+    within(REQUEST_TIMEOUT, ReplicasClient::new(channel(server).await?).remove(request)).await?;
     let gone = |status: &StatusResponse| status.replicas.iter().all(|replica| replica.id != args.id);
-    let waited = wait(socket, args.timeout, &format!("removing replica {}", args.id), gone).await;
+    let waited = wait(server, args.timeout, &format!("removing replica {}", args.id), gone).await;
     match waited {
         // It was the one that was asked, and has ended.
         Err(failure) if !own || failure.code != super::failure::UNREACHABLE => {
@@ -132,15 +133,15 @@ async fn remove(socket: &Path, args: &ChangeArgs) -> Result<(), Failure> {
     }
     out::line(&format!("replica/{} removed", args.id))?;
     // Not if it was the one that was asked.
-    if let Ok(true) = had_root_key(socket, args.id).await {
+    if let Ok(true) = had_root_key(server, args.id).await {
         out::remark(&left_behind(args.id));
     }
     Ok(())
 }
 
 /// Whether a replica took a copy of a root's key along.
-async fn had_root_key(socket: &Path, id: u64) -> Result<bool, Failure> {
-    let mut client = CertificateAuthorityClient::new(channel(socket).await?);
+async fn had_root_key(server: &Server, id: u64) -> Result<bool, Failure> {
+    let mut client = CertificateAuthorityClient::new(channel(server).await?);
     let authority = within(REQUEST_TIMEOUT, client.status(ca::StatusRequest {})).await?;
     Ok(authority.roots.iter().any(|root| root.left_with.contains(&id)))
 }
@@ -152,16 +153,16 @@ fn left_behind(id: u64) -> String {
     )
 }
 
-async fn promote(socket: &Path, args: &PromoteArgs) -> Result<(), Failure> {
+async fn promote(server: &Server, args: &PromoteArgs) -> Result<(), Failure> {
     let ChangeArgs { id, timeout } = args.change;
     let request = SetReplicaRoleRequest { id, learner: args.demote };
-    within(REQUEST_TIMEOUT, ReplicasClient::new(channel(socket).await?).set_role(request)).await?;
+    within(REQUEST_TIMEOUT, ReplicasClient::new(channel(server).await?).set_role(request)).await?;
     let (what, done) = if args.demote { ("demoting", "demoted") } else { ("promoting", "promoted") };
     let there = |status: &StatusResponse| {
         status.replicas.iter().any(|replica| replica.id == id && replica.voter != args.demote)
     };
-    if let Err(failure) = wait(socket, timeout, &format!("{what} replica {id}"), there).await {
-        let lag = connect(socket).await.ok();
+    if let Err(failure) = wait(server, timeout, &format!("{what} replica {id}"), there).await {
+        let lag = connect(server).await.ok();
         let lag = match lag {
             Some(mut admin) => status(&mut admin).await.ok().and_then(|s| find(&s, id).map(|r| r.lag)),
             None => None,
@@ -179,7 +180,7 @@ fn find(status: &StatusResponse, id: u64) -> Option<&ReplicaStatus> {
 
 /// Asks until it is as wanted. A connection that breaks is made anew: the leader may change on the way.
 async fn wait(
-    socket: &Path,
+    server: &Server,
     timeout: Duration,
     doing: &str,
     wanted: impl Fn(&StatusResponse) -> bool,
@@ -187,7 +188,7 @@ async fn wait(
     let end = Instant::now() + timeout;
     let spinner = out::spinner(doing);
     let outcome = loop {
-        let seen = match connect(socket).await {
+        let seen = match connect(server).await {
             Ok(mut admin) => status(&mut admin).await,
             Err(failure) => break Err(failure),
         };

@@ -1,6 +1,6 @@
 //! `clustermesh status`
 
-use std::{path::Path, time::Duration};
+use std::time::Duration;
 
 use xds_proto::isthmus::admin::v1::{StatusRequest, StatusResponse};
 
@@ -11,6 +11,7 @@ use super::{
     now_unix,
     out::{self, Paint},
     render,
+    server::Server,
 };
 
 /// Between two looks with `--watch`.
@@ -18,8 +19,8 @@ const INTERVAL: Duration = Duration::from_secs(2);
 /// Cursor home, clear to the end of the screen.
 const CLEAR: &str = "\u{1b}[H\u{1b}[2J";
 
-pub(crate) async fn run(socket: &Path, args: &StatusArgs) -> Result<(), Failure> {
-    let mut admin = connect(socket).await?;
+pub(crate) async fn run(server: &Server, args: &StatusArgs) -> Result<(), Failure> {
+    let mut admin = connect(server).await?;
     if !args.watch {
         let status = ask(&mut admin).await?;
         out::print(&text(&status, args.output)?)?;

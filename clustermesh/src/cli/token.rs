@@ -1,7 +1,5 @@
 //! `clustermesh token create`, and the way to the others
 
-use std::path::Path;
-
 use serde_json::json;
 use xds_proto::isthmus::admin::v1::CreateTokenRequest;
 
@@ -14,17 +12,18 @@ use super::{
         age::{duration, timestamp},
         json,
     },
+    server::Server,
 };
 
-pub(crate) async fn run(socket: &Path, command: &TokenCommand) -> Result<(), Failure> {
+pub(crate) async fn run(server: &Server, command: &TokenCommand) -> Result<(), Failure> {
     match command {
-        TokenCommand::Create(args) => create(socket, args).await,
-        TokenCommand::List(args) => super::tokens::list(socket, args).await,
-        TokenCommand::Revoke(args) => super::tokens::revoke(socket, args).await,
+        TokenCommand::Create(args) => create(server, args).await,
+        TokenCommand::List(args) => super::tokens::list(server, args).await,
+        TokenCommand::Revoke(args) => super::tokens::revoke(server, args).await,
     }
 }
 
-async fn create(socket: &Path, args: &TokenCreateArgs) -> Result<(), Failure> {
+async fn create(server: &Server, args: &TokenCreateArgs) -> Result<(), Failure> {
     if args.node.is_some() && args.purpose != TokenPurpose::Node {
         return Err(Failure::usage("--node goes with --for node only"));
     }
@@ -43,7 +42,7 @@ async fn create(socket: &Path, args: &TokenCreateArgs) -> Result<(), Failure> {
         node: args.node.clone().unwrap_or_default(),
         learner: false,
     };
-    let mut admin = connect(socket).await?;
+    let mut admin = connect(server).await?;
     let answer = within(REQUEST_TIMEOUT, admin.create_token(request)).await?;
     match args.output {
         TokenOutput::Text => {

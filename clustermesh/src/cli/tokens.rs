@@ -1,7 +1,5 @@
 //! `clustermesh token list|revoke`
 
-use std::path::Path;
-
 use clap::Args;
 use serde_json::{Value, json};
 use xds_proto::isthmus::admin::v1::{
@@ -19,6 +17,7 @@ use super::{
         age::{timestamp, until},
         table::{Cell, Table},
     },
+    server::Server,
 };
 
 #[derive(Debug, Args)]
@@ -29,13 +28,13 @@ pub(crate) struct RevokeArgs {
 }
 
 /// All that are remembered.
-async fn all(socket: &Path) -> Result<Vec<Token>, Failure> {
-    let mut client = TokensClient::new(channel(socket).await?);
+async fn all(server: &Server) -> Result<Vec<Token>, Failure> {
+    let mut client = TokensClient::new(channel(server).await?);
     Ok(within(REQUEST_TIMEOUT, client.list(ListTokensRequest {})).await?.tokens)
 }
 
-pub(crate) async fn list(socket: &Path, args: &ListArgs) -> Result<(), Failure> {
-    let (tokens, now) = (all(socket).await?, now_unix());
+pub(crate) async fn list(server: &Server, args: &ListArgs) -> Result<(), Failure> {
+    let (tokens, now) = (all(server).await?, now_unix());
     match args.output {
         StatusOutput::Table if tokens.is_empty() => {
             out::remark("no token was made, or all are forgotten");
@@ -48,8 +47,8 @@ pub(crate) async fn list(socket: &Path, args: &ListArgs) -> Result<(), Failure> 
 }
 
 /// Each by itself: one that is not there does not keep the others.
-pub(crate) async fn revoke(socket: &Path, args: &RevokeArgs) -> Result<(), Failure> {
-    let mut client = TokensClient::new(channel(socket).await?);
+pub(crate) async fn revoke(server: &Server, args: &RevokeArgs) -> Result<(), Failure> {
+    let mut client = TokensClient::new(channel(server).await?);
     let mut missing = None;
     for id in &args.ids {
         match within(REQUEST_TIMEOUT, client.revoke(RevokeTokenRequest { id: id.clone() })).await {
@@ -62,12 +61,12 @@ pub(crate) async fn revoke(socket: &Path, args: &RevokeArgs) -> Result<(), Failu
 }
 
 /// How many tokens let any node in, now.
-pub(super) async fn for_any_node(socket: &Path) -> Result<usize, Failure> {
+pub(super) async fn for_any_node(server: &Server) -> Result<usize, Failure> {
     let now = now_unix();
     let open = |token: &&Token| {
         token.purpose == "node" && token.node.is_empty() && state(token, now) == State::Unused
     };
-    Ok(all(socket).await?.iter().filter(open).count())
+    Ok(all(server).await?.iter().filter(open).count())
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    path::Path,
     time::{Duration, Instant},
 };
 
@@ -19,6 +18,7 @@ use super::{
     object,
     out::{self, Tone},
     render::{columns, table::Table},
+    server::Server,
 };
 
 /// Between attempts, doubled each time.
@@ -37,7 +37,7 @@ enum End {
 
 /// Prints changes until it is interrupted, or the control plane is gone for good.
 pub(crate) async fn follow(
-    socket: &Path,
+    server: &Server,
     target: &Target,
     found: &Found,
     args: &GetArgs,
@@ -47,13 +47,13 @@ pub(crate) async fn follow(
     let mut lost: Option<Instant> = None;
     loop {
         let before = watch.seen;
-        let reason = match watch.once(socket).await? {
+        let reason = match watch.once(server).await? {
             End::Compacted => {
                 out::remark(&format!(
                     "(what came after revision {} is forgotten: listing again)",
                     watch.seen
                 ));
-                match watch.list_again(socket).await {
+                match watch.list_again(server).await {
                     Ok(()) => None,
                     Err(failure) if failure.code == super::failure::UNREACHABLE => Some(failure.sentence),
                     Err(failure) => return Err(failure),
@@ -106,8 +106,8 @@ impl<'a> Watch<'a> {
     }
 
     /// One connection, to its end.
-    async fn once(&mut self, socket: &Path) -> Result<End, Failure> {
-        let mut admin = match connect(socket).await {
+    async fn once(&mut self, server: &Server) -> Result<End, Failure> {
+        let mut admin = match connect(server).await {
             Ok(admin) => admin,
             Err(failure) => return Ok(End::Again(failure.sentence)),
         };
@@ -148,8 +148,8 @@ impl<'a> Watch<'a> {
     }
 
     /// Prints how what is there now differs from what was printed.
-    async fn list_again(&mut self, socket: &Path) -> Result<(), Failure> {
-        let mut admin = connect(socket).await?;
+    async fn list_again(&mut self, server: &Server) -> Result<(), Failure> {
+        let mut admin = connect(server).await?;
         let target = std::slice::from_ref(self.target);
         let found = get::list(&mut admin, target, &self.args.scope.wire(), &self.args.selector).await?;
         let now: BTreeMap<_, _> = found.objects.into_iter().map(|o| (key(&o), o)).collect();

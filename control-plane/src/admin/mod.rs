@@ -14,9 +14,9 @@ pub mod watch;
 
 use std::{convert::Infallible, pin::Pin, sync::Arc, time::Duration};
 
-use futures::Stream;
+use futures::{Stream, StreamExt};
 use mesh_store::{Command, ObjectChange};
-use tonic::{Request, Response, Status};
+use tonic::{Extensions, Request, Response, Status};
 use xds_proto::isthmus::{
     admin::v1::{
         ApplyRequest, ApplyResponse, CreateTokenRequest, CreateTokenResponse, DeleteRequest, DeleteResponse,
@@ -106,7 +106,7 @@ impl Admin for AdminService {
         let app = self.0.clone();
         let caller = app.admit(request.extensions(), Action::Read)?;
         let slots = app.gate.watch(&caller)?;
-        let request = request.into_inner();
+        let (_, extensions, request) = request.into_parts();
         let filter = objects::Filter::new(&ListRequest {
             kind: request.kind,
             namespace: request.namespace,
@@ -121,7 +121,7 @@ impl Admin for AdminService {
             who: caller.to_string(),
         };
         let stream = watch::watch(app, filter, options).await?;
-        Ok(Response::new(Box::pin(stream)))
+        Ok(Response::new(self.while_allowed(extensions, Action::Read, stream)))
     }
 
     type WaitStream = Streamed<WaitProgress>;
@@ -202,12 +202,33 @@ impl Admin for AdminService {
     ) -> Result<Response<Self::ObserveStream>, Status> {
         let caller = self.0.admit(request.extensions(), Action::Observe)?;
         let slots = self.0.gate.watch(&caller)?;
-        let stream = observe::observe(self.0.clone(), request.into_inner(), slots);
-        Ok(Response::new(Box::pin(stream)))
+        let (_, extensions, request) = request.into_parts();
+        let stream = observe::observe(self.0.clone(), request, slots);
+        Ok(Response::new(self.while_allowed(extensions, Action::Observe, stream)))
     }
 }
 
 impl AdminService {
+    /// A stream without an end of its own ends when its caller's rights do, with the refusal.
+    fn while_allowed<T: Send + 'static>(
+        &self,
+        extensions: Extensions,
+        action: Action,
+        stream: impl Stream<Item = Result<T, Status>> + Send + 'static,
+    ) -> Streamed<T> {
+        let app = self.0.clone();
+        let ended = Box::pin(async move { app.refused_later(extensions, action).await });
+        let both = (Box::pin(stream), ended);
+        Box::pin(futures::stream::unfold(Some(both), |both| async move {
+            let (mut stream, mut ended) = both?;
+            tokio::select! {
+                biased;
+                refusal = &mut ended => Some((Err(refusal), None)),
+                item = stream.next() => item.map(|item| (item, Some((stream, ended)))),
+            }
+        }))
+    }
+
     /// The newest revision at which one of these objects changed, which is that of the write unless all of them were
     /// there already: somebody who repeats an apply wants to know whether it has arrived.
     async fn changed_at(&self, applied: &mesh_store::Applied) -> u64 {

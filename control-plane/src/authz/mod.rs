@@ -9,6 +9,7 @@ mod table;
 use std::fmt;
 
 use mesh_model::identity::{self, SpiffeId, TrustDomain};
+use mesh_store::AdministratorRecord;
 
 pub use table::allowed;
 
@@ -27,7 +28,7 @@ pub enum Caller {
     Workload(SpiffeId),
     /// A replica of a cluster that has joined.
     Peer(TrustDomain),
-    /// A node whose registration has ended, by its name.
+    /// A node whose registration has ended, or an administrator whose certificate was withdrawn; in words.
     Revoked(String),
     /// A certificate that is genuine, of somebody who has no business here.
     Stranger(SpiffeId),
@@ -112,11 +113,13 @@ pub enum Action {
     RotateRoot,
     /// `CertificateAuthority.RevokeNode`, `CertificateAuthority.RemoveNode`
     EndRegistration,
+    /// `CertificateAuthority.*Administrator*`: makes, lists and withdraws administrators' certificates.
+    ManageAdministrators,
 }
 
 impl Action {
     /// Every action.
-    pub const ALL: [Action; 22] = [
+    pub const ALL: [Action; 23] = [
         Action::Write,
         Action::Read,
         Action::Backup,
@@ -139,6 +142,7 @@ impl Action {
         Action::InspectAuthority,
         Action::RotateRoot,
         Action::EndRegistration,
+        Action::ManageAdministrators,
     ];
 }
 
@@ -153,7 +157,33 @@ impl Caller {
     ) -> Self {
         let (Caller::Node(name), Some(number)) = (&self, registration) else { return self };
         let replaced = current(name).is_some_and(|current| current > number);
-        if replaced || revoked(number) { Caller::Revoked(name.clone()) } else { self }
+        if replaced || revoked(number) {
+            Caller::Revoked(format!("node {name}, whose registration has ended"))
+        } else {
+            self
+        }
+    }
+
+    /// An administrator's certificate counts if the cluster knows of it, by the number in its serial, and for as long as
+    /// that was neither withdrawn nor is over, also on a connection that outlives it. One without a number could not be
+    /// withdrawn, and is nobody's.
+    pub fn unless_withdrawn(
+        self,
+        number: Option<u64>,
+        record: impl FnOnce(u64) -> Option<AdministratorRecord>,
+        now_unix: u64,
+    ) -> Self {
+        let Caller::Admin(name) = &self else { return self };
+        let record = number.and_then(record);
+        if record.as_ref().is_some_and(|record| record.admits(name, now_unix)) {
+            return self;
+        }
+        let why = match record.map(|record| record.withdrawn.is_some()) {
+            Some(true) => "was withdrawn",
+            Some(false) => "has ended, or is another's",
+            None => "has ended, or is not known here",
+        };
+        Caller::Revoked(format!("administrator {name}, whose certificate {why}"))
     }
 
     /// The row of the table.
@@ -181,7 +211,7 @@ impl fmt::Display for Caller {
             Caller::Admin(name) => write!(f, "administrator {name}"),
             Caller::Workload(id) => write!(f, "workload {id}"),
             Caller::Peer(domain) => write!(f, "peer {domain}"),
-            Caller::Revoked(name) => write!(f, "node {name}, whose registration has ended,"),
+            Caller::Revoked(who) => write!(f, "{who},"),
             Caller::Stranger(id) => write!(f, "{id}"),
             Caller::Anonymous => f.write_str("a caller without a certificate"),
         }
@@ -272,6 +302,33 @@ mod tests {
         assert_eq!(who(None, None, true), Role::Node, "a certificate of an earlier release");
         let admin = Caller::Admin("a".to_owned());
         assert_eq!(admin.unless_revoked(Some(3), |_| None, |_| true).role(), Role::Admin);
+    }
+
+    #[test]
+    fn an_administrator_is_nobody_without_a_record_that_admits() {
+        let record = |withdrawn: bool| AdministratorRecord {
+            name: "kim".to_owned(),
+            asked_by: "the local administrator".to_owned(),
+            issued_unix: 100,
+            until_unix: 200,
+            withdrawn: withdrawn.then(|| mesh_store::Withdrawal { by: "lee".to_owned(), at_unix: 150 }),
+        };
+        let who = |name: &str, number: Option<u64>, known: Option<AdministratorRecord>, now: u64| {
+            Caller::Admin(name.to_owned()).unless_withdrawn(number, |_| known, now)
+        };
+        assert_eq!(who("kim", Some(3), Some(record(false)), 199).role(), Role::Admin);
+        for (caller, words) in [
+            (who("kim", Some(3), Some(record(true)), 150), "was withdrawn"),
+            (who("kim", Some(3), Some(record(false)), 200), "has ended"),
+            (who("lee", Some(3), Some(record(false)), 150), "is another's"),
+            (who("kim", Some(3), None, 150), "not known here"),
+            (who("kim", None, Some(record(false)), 150), "not known here"),
+        ] {
+            assert_eq!(caller.role(), Role::Revoked, "{caller}");
+            assert!(caller.to_string().contains(words), "{caller}");
+        }
+        let node = Caller::Node("n1".to_owned());
+        assert_eq!(node.clone().unless_withdrawn(None, |_| None, 0), node);
     }
 
     #[test]

@@ -10,7 +10,9 @@ pub fn allowed(role: Role, action: Action) -> bool {
         A::Write | A::Read | A::Backup | A::CreateToken | A::JoinMesh | A::ManageReplicas => {
             matches!(role, R::LocalRoot | R::Admin)
         }
-        A::InspectAuthority | A::RotateRoot | A::EndRegistration => matches!(role, R::LocalRoot | R::Admin),
+        A::InspectAuthority | A::RotateRoot | A::EndRegistration | A::ManageAdministrators => {
+            matches!(role, R::LocalRoot | R::Admin)
+        }
         // Replicas ask each other for the data planes and flows that each has.
         A::Status | A::Observe | A::ClientStatus => matches!(role, R::LocalRoot | R::Admin | R::Replica),
         A::Raft => matches!(role, R::Replica),
@@ -29,7 +31,7 @@ mod tests {
     /// A line for each action, in the order of `Action::ALL`; columns in that of `Role::ALL`. Written out, so that a
     /// change of the rules is a change of this picture.
     #[rustfmt::skip]
-    const TABLE: [(&str, &str); 22] = [
+    const TABLE: [(&str, &str); 23] = [
         //                   LocalRoot Replica Node Admin Workload Peer Revoked Stranger Anonymous
         ("Write",            "y         -       -    y     -        -    -       -        -"),
         ("Read",             "y         -       -    y     -        -    -       -        -"),
@@ -53,6 +55,7 @@ mod tests {
         ("InspectAuthority", "y         -       -    y     -        -    -       -        -"),
         ("RotateRoot",       "y         -       -    y     -        -    -       -        -"),
         ("EndRegistration",  "y         -       -    y     -        -    -       -        -"),
+        ("ManageAdministrators", "y     -       -    y     -        -    -       -        -"),
     ];
 
     #[test]

@@ -90,7 +90,9 @@ pub fn tasks(state: &State, own: Own<'_>, leader: Option<u64>, now_unix: u64) ->
         tasks.push(Task::EndPhase { number: rotation.number, phase });
     }
     let over = |revocation: &mesh_store::Revocation| revocation.until_unix <= now_unix;
-    if leader == Some(own.id) && authority.revoked.values().any(over) {
+    let ended = |record: &mesh_store::AdministratorRecord| record.until_unix <= now_unix;
+    let forgettable = authority.revoked.values().any(over) || authority.administrators.values().any(ended);
+    if leader == Some(own.id) && forgettable {
         tasks.push(Task::ForgetRevoked);
     }
     tasks

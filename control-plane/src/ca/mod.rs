@@ -4,6 +4,7 @@
 //! own when it is time and that of a replica that joins, whatever has become of the first. Each replica signs leaves
 //! with an issuer of its own, whose key never leaves its disk. Whoever signs decides name, usages and time.
 
+pub mod administrators;
 pub mod admission;
 pub mod bootstrap;
 pub mod certificates;

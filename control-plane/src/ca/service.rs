@@ -6,11 +6,13 @@ use mesh_store::{AuthorityCommand, Command, RootRecord, State, fingerprint_of, m
 use mesh_tls::{CertificateDer, Life, issue};
 use tonic::{Request, Response, Status};
 use xds_proto::isthmus::ca::v1::{
-    Issuer, ListNodesRequest, ListNodesResponse, Node, NodeRequest, NodeResponse, Root, RotateRequest,
-    Rotation, StatusRequest, StatusResponse, certificate_authority_server::CertificateAuthority,
+    CreateAdministratorRequest, CreateAdministratorResponse, Issuer, ListAdministratorsRequest,
+    ListAdministratorsResponse, ListNodesRequest, ListNodesResponse, Node, NodeRequest, NodeResponse,
+    RevokeAdministratorRequest, RevokeAdministratorResponse, Root, RotateRequest, Rotation, StatusRequest,
+    StatusResponse, certificate_authority_server::CertificateAuthority,
 };
 
-use super::{certificates::ca_status, seal_to_all, unix};
+use super::{administrators, certificates::ca_status, seal_to_all, unix};
 use crate::{
     app::{App, read_status, write_status},
     authz::Action,
@@ -99,6 +101,31 @@ impl CertificateAuthority for AuthorityService {
         let applied = app.replica.write(command).await.map_err(write_status)?;
         tracing::info!(node = name, revision = applied.revision, "removed a node");
         Ok(Response::new(NodeResponse { revision: applied.revision, unbound: Vec::new() }))
+    }
+
+    async fn create_administrator(
+        &self,
+        request: Request<CreateAdministratorRequest>,
+    ) -> Result<Response<CreateAdministratorResponse>, Status> {
+        let caller = self.0.admit(request.extensions(), Action::ManageAdministrators)?;
+        administrators::create(&self.0, &caller, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn list_administrators(
+        &self,
+        request: Request<ListAdministratorsRequest>,
+    ) -> Result<Response<ListAdministratorsResponse>, Status> {
+        self.0.admit(request.extensions(), Action::ManageAdministrators)?;
+        let state = self.0.replica.linearizable().await.map_err(read_status)?;
+        Ok(Response::new(ListAdministratorsResponse { certificates: administrators::list(&state) }))
+    }
+
+    async fn revoke_administrator(
+        &self,
+        request: Request<RevokeAdministratorRequest>,
+    ) -> Result<Response<RevokeAdministratorResponse>, Status> {
+        let caller = self.0.admit(request.extensions(), Action::ManageAdministrators)?;
+        administrators::revoke(&self.0, &caller, request.into_inner().name).await.map(Response::new)
     }
 }
 

@@ -16,7 +16,7 @@ use super::{
 use crate::authz::{Action, Caller, Role};
 
 /// What certificates are signed for.
-pub const SIGNED: [&str; 3] = ["workload", "node", "replica"];
+pub const SIGNED: [&str; 4] = ["workload", "node", "replica", "administrator"];
 
 /// One for all doors of a replica.
 #[derive(Debug)]

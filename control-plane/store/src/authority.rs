@@ -127,6 +127,36 @@ pub struct Revocation {
     pub until_unix: u64,
 }
 
+/// A certificate of an administrator, by the number in its serial.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdministratorRecord {
+    /// Whose it is, as its SPIFFE ID says.
+    pub name: String,
+    /// Who asked for it, in words.
+    pub asked_by: String,
+    #[allow(missing_docs)]
+    pub issued_unix: u64,
+    /// It is not valid any more from then on.
+    pub until_unix: u64,
+    /// Who withdrew it, and when. It is refused since.
+    pub withdrawn: Option<Withdrawal>,
+}
+
+/// The end of a certificate before its time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Withdrawal {
+    pub by: String,
+    pub at_unix: u64,
+}
+
+impl AdministratorRecord {
+    /// Whether the certificate still counts, if this is the name in it.
+    pub fn admits(&self, name: &str, now_unix: u64) -> bool {
+        self.name == name && self.withdrawn.is_none() && now_unix < self.until_unix
+    }
+}
+
 /// The authority of the cluster.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Authority {
@@ -152,6 +182,9 @@ pub struct Authority {
     pub confirmed_peers: OrdMap<String, Confirmation>,
     /// Registrations whose certificates are refused.
     pub revoked: BTreeMap<u64, Revocation>,
+    /// Certificates of administrators that are not over yet. One that is not here is nobody's.
+    #[serde(default)]
+    pub administrators: OrdMap<u64, AdministratorRecord>,
 }
 
 impl Authority {
@@ -246,6 +279,22 @@ pub enum AuthorityCommand {
         /// As it registered.
         name: String,
     },
-    /// Forgets revocations of which no certificate can be valid any more.
+    /// An administrator is to be given a certificate: under a number of its own, by which it can be withdrawn.
+    AdmitAdministrator {
+        /// A segment of a SPIFFE ID.
+        name: String,
+        /// Who asks for it, in words.
+        asked_by: String,
+        /// For how long it is valid.
+        seconds: u64,
+    },
+    /// Every certificate of an administrator is refused from now on.
+    WithdrawAdministrator {
+        /// As in the certificates.
+        name: String,
+        /// Who asks for it, in words.
+        by: String,
+    },
+    /// Forgets revocations of which no certificate can be valid any more, and administrators whose certificates ended.
     ForgetRevoked,
 }

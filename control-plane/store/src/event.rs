@@ -53,6 +53,8 @@ pub enum Change {
     },
     /// A token was made, used or forgotten.
     Token(String),
+    /// A certificate of an administrator was granted, withdrawn or forgotten, by its number.
+    Administrator(u64),
     /// A replica was added, changed or removed.
     Replica(u64),
 }

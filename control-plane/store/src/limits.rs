@@ -48,6 +48,12 @@ pub const MAX_PEERS: usize = 128;
 pub const MAX_SEALED_BYTES: usize = 4 * 1024;
 /// Registrations of nodes that ended before their certificates did; beyond, the oldest are forgotten.
 pub const MAX_REVOKED: usize = 10_000;
+/// Certificates of administrators that have not ended, withdrawn ones included.
+pub const MAX_ADMINISTRATORS: usize = 1_000;
+/// Seconds that a certificate of an administrator may be valid: as long as any leaf.
+pub const MAX_ADMINISTRATOR_SECONDS: u64 = 30 * 24 * 3600;
+/// Characters of an administrator's name: it is a segment of a SPIFFE ID, and part of log lines.
+pub const MAX_ADMINISTRATOR_NAME: usize = 63;
 /// Tokens that are neither forgotten nor too old.
 pub const MAX_TOKENS: usize = 1_000;
 /// A used or expired token is forgotten this long after its expiry, so that a late caller still learns why.

@@ -35,6 +35,8 @@ pub enum Granted {
     Replica(u64),
     /// `BindWorkload`: the number of the workload's identity.
     Identity(u32),
+    /// `AdmitAdministrator`: the number of the certificate.
+    Administrator(u64),
 }
 
 /// What happened to one object.

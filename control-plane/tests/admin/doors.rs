@@ -90,6 +90,13 @@ async fn knock(channel: &Channel) -> Vec<(&'static str, Status)> {
         authority.list_nodes(ca::ListNodesRequest {}),
         authority.revoke_node(ca::NodeRequest { name: "n1".to_owned() }),
         authority.remove_node(ca::NodeRequest { name: "n1".to_owned() }),
+        authority.create_administrator(ca::CreateAdministratorRequest {
+            name: "kim".to_owned(),
+            csr: crate::common::anybodys_csr().0,
+            valid_seconds: 60,
+        }),
+        authority.list_administrators(ca::ListAdministratorsRequest {}),
+        authority.revoke_administrator(ca::RevokeAdministratorRequest { name: "kim".to_owned() }),
         clients.fetch_client_status(ClientStatusRequest::default()),
     );
     let subscribing = match Raw::open(channel.clone(), "type.googleapis.com/isthmus.agent.v1.Service").await {
@@ -109,7 +116,7 @@ fn is_by_token(method: &str) -> bool {
 async fn without_a_certificate_every_door_is_closed() {
     let cluster = Cluster::start("west").await;
     let answers = knock(&cluster.connect(None).await.unwrap()).await;
-    assert_eq!(answers.len(), 37);
+    assert_eq!(answers.len(), 40);
     for (method, status) in answers {
         let refused = match is_by_token(method) {
             true => matches!(status.code(), Code::InvalidArgument | Code::Unauthenticated),
@@ -119,20 +126,16 @@ async fn without_a_certificate_every_door_is_closed() {
     }
 }
 
-/// A workload's certificate of this cluster: genuine, and good for nothing here.
-async fn workload_identity(cluster: &mut Cluster) -> SharedIdentity {
-    let id = SpiffeId::workload(&cluster.trust_domain(), "shop", "pay");
-    let (request, key) = csr::generate(&id).unwrap();
+/// A certificate of this cluster that is genuine, under a number.
+fn identity(cluster: &Cluster, id: &SpiffeId, number: u64) -> SharedIdentity {
+    let (request, key) = csr::generate(id).unwrap();
     let life = std::time::Duration::from_secs(3600);
-    let chain = cluster.running.app.ca.sign(&request, &id, 0, life, SystemTime::now()).unwrap();
+    let chain = cluster.running.app.ca.sign(&request, id, number, life, SystemTime::now()).unwrap();
     let chain = chain.into_iter().map(Into::into).collect();
     shared_identity(Some(certified(Identity { chain, key }).unwrap()))
 }
 
-#[tokio::test]
-async fn with_a_workloads_certificate_every_door_is_closed_too() {
-    let mut cluster = Cluster::start("west").await;
-    let identity = workload_identity(&mut cluster).await;
+async fn every_door_is_closed_to(cluster: &Cluster, identity: SharedIdentity) {
     for (method, status) in knock(&cluster.connect(Some(identity)).await.unwrap()).await {
         let refused = match is_by_token(method) {
             true => matches!(status.code(), Code::InvalidArgument | Code::PermissionDenied),
@@ -140,6 +143,35 @@ async fn with_a_workloads_certificate_every_door_is_closed_too() {
         };
         assert!(refused, "{method}: {status}");
     }
+}
+
+#[tokio::test]
+async fn with_a_workloads_certificate_every_door_is_closed_too() {
+    let cluster = Cluster::start("west").await;
+    let id = SpiffeId::workload(&cluster.trust_domain(), "shop", "pay");
+    every_door_is_closed_to(&cluster, identity(&cluster, &id, 0)).await;
+}
+
+/// Signed by the cluster's own issuer, but not on its record: without a number, under one that nobody has, and under one
+/// of another administrator.
+#[tokio::test]
+async fn an_administrators_certificate_that_the_cluster_does_not_know_opens_nothing() {
+    let cluster = Cluster::start("west").await;
+    let request = ca::CreateAdministratorRequest {
+        name: "kim".to_owned(),
+        csr: crate::common::anybodys_csr().0,
+        valid_seconds: 3600,
+    };
+    let mut authority = CertificateAuthorityClient::new(cluster.admin_channel.clone());
+    let granted = authority.create_administrator(request).await.unwrap().into_inner();
+    let id = |name: &str| SpiffeId::admin(&cluster.trust_domain(), name);
+    assert_eq!(crate::common::spiffe_id(&granted.chain), id("kim"));
+    for (name, number) in [("kim", 0), ("kim", granted.number + 1), ("lee", granted.number)] {
+        every_door_is_closed_to(&cluster, identity(&cluster, &id(name), number)).await;
+    }
+    let known = identity(&cluster, &id("kim"), granted.number);
+    let mut admin = AdminClient::new(cluster.connect(Some(known)).await.unwrap());
+    admin.status(StatusRequest {}).await.unwrap();
 }
 
 #[tokio::test]

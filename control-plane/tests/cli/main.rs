@@ -11,8 +11,10 @@ mod raw;
 #[path = "../common/writers.rs"]
 mod writers;
 
+mod administrators;
 mod authority;
 mod data_planes;
+mod doors;
 mod hand_over;
 mod nodes;
 mod peers;

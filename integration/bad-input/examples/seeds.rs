@@ -14,7 +14,24 @@ use mesh_store::{
 use serde_json::{Value, json};
 use xds_proto::{
     Message,
-    envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest},
+    envoy::{
+        config::{
+            core::v3::{Locality, Node},
+            endpoint::v3::{ClusterStats, UpstreamLocalityStats},
+        },
+        service::{
+            discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest},
+            load_stats::v3::LoadStatsRequest,
+            status::v3::ClientStatusRequest,
+        },
+        r#type::matcher::v3::{
+            ListMatcher, NodeMatcher, OrMatcher, RegexMatcher, StringMatcher, StructMatcher, ValueMatcher,
+            list_matcher, string_matcher,
+            struct_matcher::{PathSegment, path_segment::Segment},
+            value_matcher::MatchPattern,
+        },
+    },
+    google::protobuf::{ListValue, Struct, Value as Field, value},
     isthmus::raft::v1::Payload,
 };
 
@@ -25,6 +42,8 @@ const LISTENER: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
 fn main() -> std::io::Result<()> {
     objects()?;
     xds()?;
+    csds()?;
+    load()?;
     raft()?;
     snapshot()?;
     backup()?;
@@ -145,6 +164,103 @@ fn xds() -> std::io::Result<()> {
     let unknown = delta(0, "type.googleapis.com/nobody", &["a"], &["b"]);
     save("xds", "delta-unknown", steps(3, &[unknown, delta(1, "", &[], &[])]))?;
     save("xds", "long-name", steps(0, &[sotw(0, CLUSTER, &["x".repeat(150).as_str()], "")]))
+}
+
+fn by_id(pattern: string_matcher::MatchPattern) -> NodeMatcher {
+    let node_id = Some(StringMatcher { match_pattern: Some(pattern), ignore_case: true });
+    NodeMatcher { node_id, ..Default::default() }
+}
+
+fn by_regex(regex: &str) -> NodeMatcher {
+    let regex = RegexMatcher { regex: regex.to_owned(), ..Default::default() };
+    by_id(string_matcher::MatchPattern::SafeRegex(regex))
+}
+
+fn by_metadata(value: MatchPattern) -> NodeMatcher {
+    let segment = |key: &str| PathSegment { segment: Some(Segment::Key(key.to_owned())) };
+    let matcher = StructMatcher {
+        path: vec![segment("labels"), segment("list")],
+        value: Some(ValueMatcher { match_pattern: Some(value) }),
+    };
+    NodeMatcher { node_metadatas: vec![matcher], ..Default::default() }
+}
+
+fn csds() -> std::io::Result<()> {
+    let field = |kind| Field { kind: Some(kind) };
+    let list = field(value::Kind::ListValue(ListValue {
+        values: vec![field(value::Kind::BoolValue(true)), field(value::Kind::NumberValue(7.0))],
+    }));
+    let labels = field(value::Kind::StructValue(Struct { fields: [("list".to_owned(), list)].into() }));
+    let node = Node {
+        id: "sidecar~7".to_owned(),
+        metadata: Some(Struct { fields: [("labels".to_owned(), labels)].into() }),
+        ..Default::default()
+    };
+    let ask = |name: &str, node_matchers: Vec<NodeMatcher>| {
+        let node = Some(node.clone());
+        save("csds", name, ClientStatusRequest { node_matchers, node, ..Default::default() }.encode_to_vec())
+    };
+    ask("everybody", Vec::new())?;
+    let exact = |text: &str| by_id(string_matcher::MatchPattern::Exact(text.to_owned()));
+    ask("names", vec![exact("other"), exact("SIDECAR~7"), exact("envoy~shop/web")])?;
+    let number = |pattern| {
+        MatchPattern::DoubleMatch(xds_proto::envoy::r#type::matcher::v3::DoubleMatcher {
+            match_pattern: Some(pattern),
+        })
+    };
+    use xds_proto::envoy::r#type::{matcher::v3::double_matcher::MatchPattern as Number, v3::DoubleRange};
+    let range = number(Number::Range(DoubleRange { start: f64::NEG_INFINITY, end: f64::NAN }));
+    let one_of = |of: MatchPattern| {
+        let of = list_matcher::MatchPattern::OneOf(Box::new(ValueMatcher { match_pattern: Some(of) }));
+        MatchPattern::ListMatch(Box::new(ListMatcher { match_pattern: Some(of) }))
+    };
+    let values = [MatchPattern::BoolMatch(true), range, MatchPattern::PresentMatch(false)];
+    let any = MatchPattern::OrMatch(OrMatcher {
+        value_matchers: values.map(|of| ValueMatcher { match_pattern: Some(of) }).into(),
+    });
+    ask("metadata", vec![by_metadata(one_of(number(Number::Exact(7.0)))), by_metadata(one_of(any))])?;
+    let deep = (0..20).fold(MatchPattern::PresentMatch(true), |inner, _| one_of(inner));
+    ask("deep", vec![by_metadata(deep)])?;
+    ask("regex", vec![by_regex("sidecar~[\\w-]+"), by_regex("(?:a|b)*c")])?;
+    ask("regex-large", vec![by_regex("(((a{900}){900}){900}){900}")])?;
+    ask("regex-many", vec![by_regex("\\w{4}"); 100])?;
+    ask("empty", vec![NodeMatcher::default(); 101])
+}
+
+fn load() -> std::io::Result<()> {
+    let at = |zone: &str, requests: u64| UpstreamLocalityStats {
+        locality: Some(Locality { region: "eu".to_owned(), zone: zone.to_owned(), ..Default::default() }),
+        total_successful_requests: requests,
+        total_error_requests: 1,
+        total_requests_in_progress: 2,
+        ..Default::default()
+    };
+    let cluster = |name: &str, stats: Vec<UpstreamLocalityStats>, dropped: u64| ClusterStats {
+        cluster_name: name.to_owned(),
+        upstream_locality_stats: stats,
+        total_dropped_requests: dropped,
+        ..Default::default()
+    };
+    let report = |cluster_stats| LoadStatsRequest { cluster_stats, ..Default::default() };
+    let write = |name: &str, reports: &[LoadStatsRequest]| {
+        save(
+            "load",
+            name,
+            reports.iter().flat_map(Message::encode_length_delimited_to_vec).collect::<Vec<_>>(),
+        )
+    };
+    let usual = report(vec![cluster("a", vec![at("x", 7), at("y", 0)], 3), cluster("b", vec![], 1)]);
+    write("usual", &[usual.clone(), usual.clone(), usual.clone(), report(vec![]), usual])?;
+    let most = report(vec![cluster("a", vec![at("x", u64::MAX), at("x", u64::MAX)], u64::MAX)]);
+    write("extremes", &[most.clone(), most.clone(), most])?;
+    let names = (0..600).map(|n| cluster(&n.to_string(), vec![at(&n.to_string(), n)], 0)).collect();
+    write("many", &[report(names)])?;
+    // Cut within a character.
+    let long = format!("{}\u{e9}", "x".repeat(511));
+    write("long-name", &[report(vec![cluster(&long, vec![at(&long, 1)], 0), cluster("", vec![], 9)])])?;
+    // Many that are over when the last is looked at.
+    write("window", &vec![report(vec![cluster("a", vec![at("x", 1)], 0)]); 60])?;
+    save("load", "length", [0xff, 0xff, 0xff, 0xff, 0x0f, 0x0a])
 }
 
 fn raft() -> std::io::Result<()> {

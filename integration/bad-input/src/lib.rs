@@ -6,6 +6,8 @@
 #![forbid(unsafe_code)]
 
 mod backup;
+mod csds;
+mod load;
 mod objects;
 mod raft;
 mod snapshot;
@@ -16,9 +18,11 @@ mod xds;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 8] = [
     ("objects", objects::objects),
     ("xds", xds::xds),
+    ("csds", csds::csds),
+    ("load", load::load),
     ("raft", raft::raft),
     ("snapshot", snapshot::snapshot),
     ("backup", backup::backup),

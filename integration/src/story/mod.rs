@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 pub use control_plane_only::{Loopback, steps as control_plane_only};
 pub use full::steps as full;
-pub use world::World;
+pub use world::{PodOf, World, add_pods};
 
 /// One step: it either proves its title or says why not.
 #[derive(Debug, Clone, Copy)]

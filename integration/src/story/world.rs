@@ -40,12 +40,31 @@ impl World {
     /// # Errors
     /// What did not come up.
     pub fn start(&mut self, narrator: &dyn Narrator) -> Result<()> {
+        let plans = [ClusterPlan::new("west", 1), ClusterPlan::new("east", 2)];
+        self.start_as(plans, narrator, &|_, _| Ok(()))
+    }
+
+    /// The same, west and east as planned; each is prepared as soon as it is up.
+    ///
+    /// # Errors
+    /// What did not come up, or could not be prepared.
+    pub fn start_as(
+        &mut self,
+        plans: [ClusterPlan; 2],
+        narrator: &dyn Narrator,
+        prepare: &(dyn Fn(&Testbed, &mut Cluster) -> Result<()> + Sync),
+    ) -> Result<()> {
         let bed = &self.bed;
         let tell = |doing: &str| narrator.progress(doing);
-        let start = |name: &str, index| Cluster::start(bed, ClusterPlan::new(name, index), &tell);
+        let start = |plan: ClusterPlan| {
+            let mut cluster = Cluster::start(bed, plan, &tell)?;
+            prepare(bed, &mut cluster)?;
+            anyhow::Ok(cluster)
+        };
+        let [west, east] = plans;
         let (west, east) = thread::scope(|scope| {
-            let east = scope.spawn(|| start("east", 2));
-            (start("west", 1), east.join())
+            let east = scope.spawn(|| start(east));
+            (start(west), east.join())
         });
         self.west = Some(west?);
         self.east = Some(east.map_err(|_| anyhow::anyhow!("the start of east panicked"))??);
@@ -84,19 +103,9 @@ impl World {
         let bed = &self.bed;
         let west = self.west.as_mut().context("west has not been started")?;
         let east = self.east.as_mut().context("east has not been started")?;
-        let add = |cluster: &mut Cluster, pods: &[(&str, u8, DataPlane, Option<&str>)]| -> Result<()> {
-            for (name, node, data_plane, serves) in pods {
-                narrator.progress(&format!("{}: pod {name}", cluster.plan.name));
-                let plan = PodPlan {
-                    namespace: "shop".into(),
-                    name: (*name).to_owned(),
-                    node: *node,
-                    data_plane: *data_plane,
-                    serves: serves.map(str::to_owned),
-                };
-                cluster.add_pod(bed, plan)?;
-            }
-            Ok(())
+        let add = |cluster: &mut Cluster, pods: &[PodOf]| {
+            let name = cluster.plan.name.clone();
+            add_pods(bed, cluster, pods, &|pod| narrator.progress(&format!("{name}: pod {pod}")))
         };
         thread::scope(|scope| {
             let east = scope.spawn(|| {
@@ -156,6 +165,28 @@ impl World {
     pub fn pod(&self, name: &str) -> Result<&Pod> {
         self.west()?.pod(name)
     }
+}
+
+/// A pod of the shop: its name, its node, what stands beside it, and as which version it serves.
+pub type PodOf = (&'static str, u8, DataPlane, Option<&'static str>);
+
+/// Creates pods one after the other.
+///
+/// # Errors
+/// The first that did not come up.
+pub fn add_pods(bed: &Testbed, cluster: &mut Cluster, pods: &[PodOf], tell: &dyn Fn(&str)) -> Result<()> {
+    for (name, node, data_plane, serves) in pods {
+        tell(name);
+        let plan = PodPlan {
+            namespace: "shop".into(),
+            name: (*name).to_owned(),
+            node: *node,
+            data_plane: *data_plane,
+            serves: serves.map(str::to_owned),
+        };
+        cluster.add_pod(bed, plan)?;
+    }
+    Ok(())
 }
 
 /// The caller's SPIFFE ID and the server's, as the server's proxy told its application (Envoy's

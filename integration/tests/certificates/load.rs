@@ -2,18 +2,18 @@
 
 use anyhow::{Result, ensure};
 use integration::{
-    story::Narrator,
+    story::{Narrator, World},
     testbed::{
         traffic::{count, sample},
         wait_until,
     },
 };
 
-use crate::mesh::{Mesh, PATIENCE};
+use crate::mesh::PATIENCE;
 
 const REQUESTS: f64 = 50.0;
 
-pub fn report(mesh: &mut Mesh, _: &dyn Narrator) -> Result<Vec<String>> {
+pub fn report(mesh: &mut World, _: &dyn Narrator) -> Result<Vec<String>> {
     let (west, bed) = (mesh.west()?, &mesh.bed);
     let counted = |outcome: &str| -> Result<f64> {
         let mut sum = 0.0;

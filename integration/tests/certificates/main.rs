@@ -12,8 +12,7 @@ mod revocation;
 mod rotation;
 mod thief;
 
-use integration::story::{self, Outcome, Printed, Step};
-use mesh::Mesh;
+use integration::story::{self, Outcome, Printed, Step, World};
 
 #[test]
 fn certificates_are_revoked_and_replaced_under_traffic_in_two_clusters() {
@@ -32,7 +31,7 @@ fn certificates_are_revoked_and_replaced_under_traffic_in_two_clusters() {
         Step { title: "Both roots are replaced under traffic", vital: false, run: rotation::rotate },
         Step { title: "An Envoy's load reaches the control plane", vital: false, run: load::report },
     ];
-    let mut mesh = Mesh::new().unwrap();
+    let mut mesh = World::new().unwrap();
     let told = story::tell(&steps, &mut mesh, &Printed);
     drop(mesh);
     let failed: Vec<_> = told

@@ -1,11 +1,11 @@
 //! The two clusters: west with three nodes, east with one.
 
-use std::{thread, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use integration::{
-    story::Narrator,
-    testbed::{Cluster, ClusterPlan, DataPlane, PodPlan, Testbed, wait_until},
+    story::{Narrator, PodOf, World, add_pods},
+    testbed::{Cluster, ClusterPlan, DataPlane, Testbed, wait_until},
 };
 use serde_json::Value;
 
@@ -49,69 +49,26 @@ const EAST: &str = "
 {apiVersion: multicluster.x-k8s.io/v1alpha1, kind: ServiceExport, metadata: {name: stock, namespace: shop}}
 ";
 
-/// Name, node, what stands beside it, whether it serves.
-type PodOf = (&'static str, u8, DataPlane, bool);
-
 const PODS_OF_WEST: [PodOf; 5] = [
-    ("web", 1, DataPlane::Proxy, false),
-    ("vault", 1, DataPlane::Proxy, true),
-    ("pay", 2, DataPlane::Proxy, true),
-    ("catalog", 2, DataPlane::Envoy, true),
-    ("thief", 3, DataPlane::Proxy, false),
+    ("web", 1, DataPlane::Proxy, None),
+    ("vault", 1, DataPlane::Proxy, Some("v1")),
+    ("pay", 2, DataPlane::Proxy, Some("v1")),
+    ("catalog", 2, DataPlane::Envoy, Some("v1")),
+    ("thief", 3, DataPlane::Proxy, None),
 ];
-const PODS_OF_EAST: [PodOf; 1] = [("stock", 1, DataPlane::Proxy, true)];
+const PODS_OF_EAST: [PodOf; 1] = [("stock", 1, DataPlane::Proxy, Some("v1"))];
 
-pub struct Mesh {
-    // Before the testbed: their processes are to end first.
-    west: Option<Cluster>,
-    east: Option<Cluster>,
-    pub bed: Testbed,
-}
-
-impl Mesh {
-    pub fn new() -> Result<Self> {
-        Ok(Self { west: None, east: None, bed: Testbed::start()? })
-    }
-
-    pub fn west(&self) -> Result<&Cluster> {
-        self.west.as_ref().context("west has not been started")
-    }
-
-    pub fn east(&self) -> Result<&Cluster> {
-        self.east.as_ref().context("east has not been started")
-    }
-
-    pub fn west_mut(&mut self) -> Result<(&Testbed, &mut Cluster)> {
-        Ok((&self.bed, self.west.as_mut().context("west has not been started")?))
-    }
-}
-
-fn run(bed: &Testbed, plan: ClusterPlan, yaml: &str, pods: &[PodOf]) -> Result<Cluster> {
-    let mut cluster = Cluster::start(bed, plan, &|_| {})?;
-    cluster.apply_text(yaml)?;
-    for (name, node, data_plane, serves) in pods {
-        let plan = PodPlan {
-            namespace: "shop".into(),
-            name: (*name).to_owned(),
-            node: *node,
-            data_plane: *data_plane,
-            serves: serves.then(|| "v1".to_owned()),
-        };
-        cluster.add_pod(bed, plan)?;
-    }
-    Ok(cluster)
-}
-
-pub fn start(mesh: &mut Mesh, _: &dyn Narrator) -> Result<Vec<String>> {
-    let bed = &mesh.bed;
+pub fn start(mesh: &mut World, narrator: &dyn Narrator) -> Result<Vec<String>> {
     let west = ClusterPlan { nodes: 3, ..ClusterPlan::new("west", 1) };
     let east = ClusterPlan { replicas: 1, nodes: 1, ..ClusterPlan::new("east", 2) };
-    let (west, east) = thread::scope(|scope| {
-        let east = scope.spawn(|| run(bed, east, EAST, &PODS_OF_EAST));
-        (run(bed, west, WEST, &PODS_OF_WEST), east.join())
-    });
-    mesh.west = Some(west?);
-    mesh.east = Some(east.map_err(|_| anyhow::anyhow!("the start of east panicked"))??);
+    mesh.start_as([west, east], narrator, &|bed, cluster| {
+        let (yaml, pods) = match cluster.plan.name.as_str() {
+            "west" => (WEST, &PODS_OF_WEST[..]),
+            _ => (EAST, &PODS_OF_EAST[..]),
+        };
+        cluster.apply_text(yaml)?;
+        add_pods(bed, cluster, pods, &|_| {})
+    })?;
     let (west, east) = (mesh.west()?, mesh.east()?);
     let token = east.clustermesh(&["token", "create", "--for", "peer"])?;
     west.clustermesh(&["join", token.trim()])?;

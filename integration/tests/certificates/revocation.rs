@@ -4,18 +4,18 @@ use std::{net::SocketAddr, time::Instant};
 
 use anyhow::{Context, Result, ensure};
 use integration::{
-    story::Narrator,
+    story::{Narrator, World},
     testbed::{traffic::count, wait_until},
 };
 
 use crate::{
-    mesh::{Mesh, PATIENCE, data_planes},
+    mesh::{PATIENCE, data_planes},
     thief::Loot,
 };
 
 const NODE: u8 = 3;
 
-pub fn revoke(mesh: &mut Mesh, _: &dyn Narrator) -> Result<Vec<String>> {
+pub fn revoke(mesh: &mut World, _: &dyn Narrator) -> Result<Vec<String>> {
     let (west, bed) = (mesh.west()?, &mesh.bed);
     let loot = Loot::steal(&west.agent_state(NODE), "shop_thief")?;
     // In the place of a pod of another node, which the kernel lets pass.
@@ -63,7 +63,7 @@ pub fn revoke(mesh: &mut Mesh, _: &dyn Narrator) -> Result<Vec<String>> {
     ])
 }
 
-pub fn restart(mesh: &mut Mesh, _: &dyn Narrator) -> Result<Vec<String>> {
+pub fn restart(mesh: &mut World, _: &dyn Narrator) -> Result<Vec<String>> {
     let (bed, west) = mesh.west_mut()?;
     let mut agent = west.agents.remove(&NODE).context("the agent runs")?;
     agent.kill();

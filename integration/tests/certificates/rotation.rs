@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use integration::{
-    story::Narrator,
+    story::{Narrator, World},
     testbed::{
         Cluster, Testbed,
         traffic::{Load, count},
@@ -14,7 +14,7 @@ use mesh_tls::{CertificateDer, fingerprint};
 use serde_json::Value;
 
 use crate::{
-    mesh::{Mesh, roots, trusts_only},
+    mesh::{roots, trusts_only},
     thief::roots_of_node,
 };
 
@@ -32,7 +32,7 @@ const TRAFFIC: [(&str, &str, bool); 8] = [
 ];
 const WORKERS: u64 = 2;
 
-pub fn rotate(mesh: &mut Mesh, narrator: &dyn Narrator) -> Result<Vec<String>> {
+pub fn rotate(mesh: &mut World, narrator: &dyn Narrator) -> Result<Vec<String>> {
     let (west, east, bed) = (mesh.west()?, mesh.east()?, &mesh.bed);
     let stop = bed.folder().join("stop");
     let old = Shown::by(bed, west)?;

@@ -7,7 +7,7 @@ use rcgen::{ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, PublicKeyDa
 use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
 
-use super::{MAX_LEAF_TTL, certificates_from_pem, key_from_pem, params, serial_of, trust_domain_of};
+use super::{MAX_LEAF_TTL, key_from_pem, params, serial_of, trust_domain_of};
 use crate::{
     Error,
     csr::{new_key, request, verified_key},
@@ -164,7 +164,7 @@ impl Issuer {
     /// # Errors
     /// The text lacks a part, or key and certificate differ.
     pub fn from_pem(pem: &str) -> Result<Self, Error> {
-        IssuerKey::from_pem(pem)?.certified(certificates_from_pem(pem)?.swap_remove(0))
+        IssuerKey::from_pem(pem)?.certified(crate::pem::read_certificates(pem)?.swap_remove(0))
     }
 }
 

@@ -114,13 +114,3 @@ pub(crate) fn key_from_pem(pem: &str) -> Result<KeyPair, Error> {
     KeyPair::from_pkcs8_der_and_sign_algo(&der, &PKCS_ECDSA_P256_SHA256)
         .map_err(|e| Error::Pem(format!("holds no ECDSA P-256 key: {e}")))
 }
-
-fn certificates_from_pem(pem: &str) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let certificates: Vec<_> = CertificateDer::pem_slice_iter(pem.as_bytes())
-        .collect::<Result<_, _>>()
-        .map_err(|e| Error::Pem(format!("cannot be read: {e}")))?;
-    if certificates.is_empty() {
-        return Err(Error::Pem("holds no CERTIFICATE".to_owned()));
-    }
-    Ok(certificates)
-}

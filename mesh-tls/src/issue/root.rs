@@ -6,7 +6,7 @@ use mesh_model::identity::TrustDomain;
 use rcgen::{BasicConstraints, IsCa, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256};
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 
-use super::{ISSUER_TTL, ROOT_TTL, certificates_from_pem, key_from_pem, params, serial, trust_domain_of};
+use super::{ISSUER_TTL, ROOT_TTL, key_from_pem, params, serial, trust_domain_of};
 use crate::{
     Error, certificate_info,
     csr::{new_key, verified_key},
@@ -110,7 +110,7 @@ impl Root {
     /// # Errors
     /// The text lacks a part, or key and certificate differ.
     pub fn from_pem(pem: &str) -> Result<Self, Error> {
-        Self::from_parts(certificates_from_pem(pem)?.swap_remove(0), key_from_pem(pem)?)
+        Self::from_parts(crate::pem::read_certificates(pem)?.swap_remove(0), key_from_pem(pem)?)
     }
 
     fn from_parts(certificate: CertificateDer<'static>, key: KeyPair) -> Result<Self, Error> {

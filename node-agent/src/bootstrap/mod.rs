@@ -2,7 +2,7 @@
 
 mod register;
 mod renew;
-mod state;
+pub(crate) mod state;
 mod upstream;
 
 pub use register::{RegisterError, register};

@@ -140,10 +140,11 @@ pub(crate) mod hex_list {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn state() -> NodeState {
+    /// Of a node that has registered.
+    pub(crate) fn state() -> NodeState {
         NodeState {
             node: "n1".into(),
             cluster: "west".into(),

@@ -9,13 +9,13 @@ use xds_proto::envoy::{
 };
 
 use super::{
-    chain::{self, FilterChain, NetworkFilter, Transport},
+    chain::{self, ChainMatch, FilterChain, NetworkFilter, Transport},
     error::Path,
     hcm::RouteSource,
     tls::SecretRef,
     wire::{Result, address, bool_or, duration_or, refuse, u32_or, unpack},
 };
-use crate::{limits, route::RouteTable};
+use crate::{limits, policy::Rbac, route::RouteTable};
 
 /// `Listener`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -40,6 +40,15 @@ impl Listener {
     /// All chains.
     pub fn all_chains(&self) -> impl Iterator<Item = &FilterChain> {
         self.chains.iter().chain(&self.default_chain)
+    }
+
+    /// Who may connect now to where a chain with this match was; None if there is no such chain.
+    pub fn rules_in_place_of(&self, matches: &ChainMatch, default: bool) -> Option<&[Rbac]> {
+        let found = match default {
+            true => self.default_chain.as_ref(),
+            false => self.chains.iter().find(|chain| chain.matches == *matches),
+        };
+        found.map(|chain| chain.access.as_slice())
     }
 
     /// Names of the route configurations that it needs.

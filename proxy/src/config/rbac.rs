@@ -12,7 +12,7 @@ use xds_proto::envoy::{
         core::v3::CidrRange,
         rbac::v3::{
             Permission, Policy as WirePolicy, Principal, Rbac as WireRules, permission,
-            principal::{self, Authenticated, Identifier},
+            principal::{Authenticated, Identifier},
         },
     },
     extensions::filters::{http::rbac::v3::Rbac as HttpRbac, network::rbac::v3::Rbac as NetworkRbac},
@@ -130,25 +130,51 @@ fn several<W, T>(
     wires.into_iter().enumerate().map(|(at, wire)| convert(&path.index(at), wire)).collect()
 }
 
-fn any<T>(path: &Path<'_>, any: bool) -> Result<Rule<T>> {
-    if any { Ok(Rule::Any) } else { Err(path.field("any").invalid(false, "must be true")) }
+/// What joins conditions, in the tree of permissions and in that of principals.
+enum Join<W> {
+    Any(bool),
+    All(Vec<W>),
+    OneOf(Vec<W>),
+    Not(Box<W>),
+}
+
+/// What the fields of a tree are called.
+struct Names {
+    all: &'static str,
+    one_of: &'static str,
+    not: &'static str,
+    /// Within `all` and `one_of`.
+    list: &'static str,
+}
+
+const PERMISSIONS: Names = Names { all: "and_rules", one_of: "or_rules", not: "not_rule", list: "rules" };
+const PRINCIPALS: Names = Names { all: "and_ids", one_of: "or_ids", not: "not_id", list: "ids" };
+
+fn joined<W, T>(
+    path: &Path<'_>,
+    names: &Names,
+    join: Join<W>,
+    convert: impl Fn(&Path<'_>, W) -> Result<Rule<T>>,
+) -> Result<Rule<T>> {
+    let list = |field, wires| several(&path.field(field).field(names.list), wires, &convert);
+    match join {
+        Join::Any(true) => Ok(Rule::Any),
+        Join::Any(false) => Err(path.field("any").invalid(false, "must be true")),
+        Join::All(wires) => list(names.all, wires).map(Rule::And),
+        Join::OneOf(wires) => list(names.one_of, wires).map(Rule::Or),
+        Join::Not(wire) => Ok(Rule::Not(Box::new(convert(&path.field(names.not), *wire)?))),
+    }
 }
 
 #[allow(deprecated)]
 fn permission(path: &Path<'_>, scope: Scope, wire: Permission) -> Result<Rule<Target>> {
     use permission::Rule as Wire;
-    let set = |field: &str, set: permission::Set| {
-        let path = path.field(field);
-        several(&path.field("rules"), set.rules, |path, wire| permission(path, scope, wire))
-    };
+    let joined = |join| joined(path, &PERMISSIONS, join, |path, wire| permission(path, scope, wire));
     Ok(Rule::Test(match wire.rule.ok_or_else(|| path.missing())? {
-        Wire::AndRules(wires) => return set("and_rules", wires).map(Rule::And),
-        Wire::OrRules(wires) => return set("or_rules", wires).map(Rule::Or),
-        Wire::NotRule(wire) => {
-            let rule = permission(&path.field("not_rule"), scope, *wire)?;
-            return Ok(Rule::Not(Box::new(rule)));
-        }
-        Wire::Any(yes) => return any(path, yes),
+        Wire::AndRules(set) => return joined(Join::All(set.rules)),
+        Wire::OrRules(set) => return joined(Join::OneOf(set.rules)),
+        Wire::NotRule(wire) => return joined(Join::Not(wire)),
+        Wire::Any(yes) => return joined(Join::Any(yes)),
         Wire::DestinationIp(range) => Target::Ip(block(&path.field("destination_ip"), range)?),
         Wire::DestinationPort(wire) => {
             let port = u16::try_from(wire)
@@ -174,18 +200,12 @@ fn permission(path: &Path<'_>, scope: Scope, wire: Permission) -> Result<Rule<Ta
 
 #[allow(deprecated)]
 fn principal(path: &Path<'_>, scope: Scope, wire: Principal) -> Result<Rule<Caller>> {
-    let set = |field: &str, set: principal::Set| {
-        let path = path.field(field);
-        several(&path.field("ids"), set.ids, |path, wire| principal(path, scope, wire))
-    };
+    let joined = |join| joined(path, &PRINCIPALS, join, |path, wire| principal(path, scope, wire));
     Ok(Rule::Test(match wire.identifier.ok_or_else(|| path.missing())? {
-        Identifier::AndIds(wires) => return set("and_ids", wires).map(Rule::And),
-        Identifier::OrIds(wires) => return set("or_ids", wires).map(Rule::Or),
-        Identifier::NotId(wire) => {
-            let rule = principal(&path.field("not_id"), scope, *wire)?;
-            return Ok(Rule::Not(Box::new(rule)));
-        }
-        Identifier::Any(yes) => return any(path, yes),
+        Identifier::AndIds(set) => return joined(Join::All(set.ids)),
+        Identifier::OrIds(set) => return joined(Join::OneOf(set.ids)),
+        Identifier::NotId(wire) => return joined(Join::Not(wire)),
+        Identifier::Any(yes) => return joined(Join::Any(yes)),
         Identifier::Authenticated(Authenticated { principal_name }) => {
             let path = path.field("authenticated");
             let path = path.field("principal_name");

@@ -1,6 +1,6 @@
 //! Filter chains at work.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
@@ -43,6 +43,8 @@ pub(super) struct Chain {
     /// Without its rules of access, which are in `gate`: they change while connections stand.
     pub(super) config: FilterChain,
     pub(super) gate: Gate,
+    /// It is the listener's default chain: for connections that match no other.
+    default: bool,
     pub(super) tls: Option<ServerTls>,
     pub(super) filter: Filter,
     /// Its connections are to finish.
@@ -55,6 +57,8 @@ pub struct Chains {
     pub(super) listener: Arc<Listener>,
     chains: Vec<Arc<Chain>>,
     default: Option<Arc<Chain>>,
+    /// Those of former versions that may have connections yet.
+    retired: Vec<Weak<Chain>>,
 }
 
 /// What chains are built from.
@@ -73,16 +77,21 @@ impl Chains {
         former: Option<&Self>,
     ) -> Result<Self, ChainError> {
         let name: Arc<str> = listener.name.as_str().into();
-        let build = |config: &FilterChain| {
-            let same = former.and_then(|f| f.all().find(|chain| chain.config.serves_alike(config)));
-            same.map_or_else(|| chain(config, &name, parts).map(Arc::new), |chain| Ok(chain.clone()))
+        let mut free: Vec<&Arc<Chain>> = former.iter().flat_map(|former| former.all()).collect();
+        // One chain for one place: two that serve alike may let in different callers.
+        let mut build = |config: &FilterChain, default: bool| {
+            let alike = |chain: &&Arc<Chain>| chain.default == default && chain.config.serves_alike(config);
+            match free.iter().position(alike) {
+                Some(at) => Ok(free.remove(at).clone()),
+                None => chain(config, default, &name, parts).map(Arc::new),
+            }
         };
-        let chains = listener.chains.iter().map(build).collect::<Result<Vec<_>, _>>()?;
-        let default = listener.default_chain.as_ref().map(build).transpose()?;
+        let chains = listener.chains.iter().map(|c| build(c, false)).collect::<Result<Vec<_>, _>>()?;
+        let default = listener.default_chain.as_ref().map(|c| build(c, true)).transpose()?;
         for (chain, config) in chains.iter().chain(&default).zip(listener.all_chains()) {
             chain.gate.set(&config.access);
         }
-        Ok(Self { listener, chains, default })
+        Ok(Self { listener, chains, default, retired: Vec::new() })
     }
 
     pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Chain>> {
@@ -94,17 +103,34 @@ impl Chains {
         at.and_then(|at| self.chains.get(at)).or(self.default.as_ref())
     }
 
-    /// Lets the connections finish of all chains that `next` does not have.
-    pub(super) fn drain_except(&self, next: Option<&Self>) {
-        for chain in self.all() {
-            if !next.is_some_and(|next| next.all().any(|kept| Arc::ptr_eq(kept, chain))) {
-                chain.drain.cancel();
+    /// Takes the place of a former version: the connections of chains that this one does not have are to finish, and
+    /// until they have they are judged by the rules of today, whichever version comes.
+    pub(super) fn replace(&mut self, former: &Self) {
+        let kept = |chain: &&Arc<Chain>| !self.all().any(|kept| Arc::ptr_eq(kept, chain));
+        let gone = former.all().filter(kept).cloned();
+        let retired: Vec<Arc<Chain>> = former.retired.iter().filter_map(Weak::upgrade).chain(gone).collect();
+        for chain in &retired {
+            match self.listener.rules_in_place_of(&chain.config.matches, chain.default) {
+                Some(rules) => chain.gate.set(rules),
+                None => chain.gate.close(),
             }
+            chain.drain.cancel();
         }
+        self.retired = retired.iter().map(Arc::downgrade).collect();
+    }
+
+    /// Lets all connections finish.
+    pub(super) fn drain(&self) {
+        self.all().for_each(|chain| chain.drain.cancel());
     }
 }
 
-fn chain(config: &FilterChain, listener: &Arc<str>, parts: &Parts<'_>) -> Result<Chain, ChainError> {
+fn chain(
+    config: &FilterChain,
+    default: bool,
+    listener: &Arc<str>,
+    parts: &Parts<'_>,
+) -> Result<Chain, ChainError> {
     let (filter, codec) = match &config.filter {
         NetworkFilter::Tcp(tcp) => (Filter::Tcp(tcp.clone()), None),
         NetworkFilter::Http(manager) => {
@@ -125,6 +151,7 @@ fn chain(config: &FilterChain, listener: &Arc<str>, parts: &Parts<'_>) -> Result
     Ok(Chain {
         config: FilterChain { access: Vec::new(), ..config.clone() },
         gate: Gate::new(&config.access),
+        default,
         tls: tls.transpose()?,
         filter,
         drain: CancellationToken::new(),

@@ -6,7 +6,7 @@ use std::{pin::pin, sync::Arc};
 use tokio::sync::watch;
 
 use crate::{
-    policy::{Connection, Facts, Rbac, decide},
+    policy::{Action, Connection, Facts, Rbac, Rules, decide},
     telemetry::{AccessDenial, ListenerStats},
 };
 
@@ -28,6 +28,18 @@ impl Gate {
             }
             other
         });
+    }
+
+    /// Nobody is permitted any more, if not everybody was: there are no rules left to judge by.
+    pub(super) fn close(&self) {
+        let nobody = Rbac {
+            name: "no-filter-chain".into(),
+            rules: Some(Rules { action: Action::Allow, policies: Vec::new() }),
+            shadow: None,
+        };
+        if !self.0.borrow().is_empty() {
+            self.set(&[nobody]);
+        }
     }
 
     /// Serves a connection for as long as it is permitted.

@@ -109,11 +109,13 @@ impl Listeners {
         let former_chains = former.map(|active| active.chains.load_full());
         // At other addresses everything is new: what stands is to finish.
         let kept = former_chains.as_deref().filter(|old| old.listener.addresses == listener.addresses);
-        let chains = Chains::build(listener.clone(), &parts, kept)?;
+        let mut chains = Chains::build(listener.clone(), &parts, kept)?;
+        if let Some(former) = &former_chains {
+            chains.replace(former);
+        }
         if let (Some(active), Some(old)) = (former, &former_chains)
             && old.listener.addresses == listener.addresses
         {
-            old.drain_except(Some(&chains));
             active.chains.store(Arc::new(chains));
             tracing::info!(listener = %name, "listener is changed");
             return Ok(());
@@ -129,7 +131,6 @@ impl Listeners {
         if let Some(former) = former {
             // The addresses have changed: connections that stand finish where they are.
             former.stop.cancel();
-            former.chains.load().drain_except(None);
             self.bound.send_if_modified(|bound| bound.remove(&name).is_some());
         }
         for (position, address) in listener.addresses.iter().enumerate() {
@@ -154,7 +155,7 @@ impl Listeners {
     pub fn withdraw(&self, name: &str) {
         if let Some(active) = self.state().listeners.remove(name) {
             active.stop.cancel();
-            active.chains.load().drain_except(None);
+            active.chains.load().drain();
             self.bound.send_if_modified(|bound| bound.remove(name).is_some());
             self.shared.stats.forget_listener(name);
             tracing::info!(listener = %name, "listener is withdrawn");
@@ -178,7 +179,7 @@ impl Listeners {
         let all = std::mem::take(&mut self.state().listeners);
         for active in all.values() {
             active.stop.cancel();
-            active.chains.load().drain_except(None);
+            active.chains.load().drain();
         }
         self.tracker.close();
         if tokio::time::timeout(limit, self.tracker.wait()).await.is_err() {

@@ -175,6 +175,17 @@ mod tests {
     }
 
     #[test]
+    fn whoever_asked_for_no_server_name_did_not_ask_for_an_empty_one() {
+        let text = |pattern| Rule::Test(Target::ServerName(Text::new(pattern)));
+        let nameless = Connection { server_name: None, ..connection("10.1.0.5", None) };
+        let empty = Connection { server_name: Some(String::new()), ..nameless.clone() };
+        for pattern in [TextMatch::Exact(String::new()), TextMatch::Suffix(String::new())] {
+            let filters = [filter(rules(Action::Allow, vec![("x", text(pattern), Rule::Any)]))];
+            assert!(denied(&filters, &nameless).is_some() && denied(&filters, &empty).is_none());
+        }
+    }
+
+    #[test]
     fn a_condition_on_requests_does_not_hold_where_there_is_none() {
         let path = || RequestTest::Path(Text::new(TextMatch::Exact("/v1".to_owned())));
         let filters =

@@ -129,7 +129,10 @@ impl Target {
         match self {
             Self::Ip(block) => inside(block, connection.local),
             Self::Ports(first, last) => (*first..=*last).contains(&connection.local.port()),
-            Self::ServerName(text) => text.matches(connection.server_name.as_deref().unwrap_or_default()),
+            // Whoever asked for no name did not ask for the empty one.
+            Self::ServerName(text) => {
+                connection.server_name.as_deref().is_some_and(|name| text.matches(name))
+            }
             Self::Request(test) => test.holds(request),
         }
     }

@@ -5,6 +5,7 @@
 
 mod backend;
 mod client;
+mod command_line;
 mod control;
 mod convert;
 mod failover;

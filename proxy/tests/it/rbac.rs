@@ -1,11 +1,17 @@
 //! Who may connect and who may ask: RBAC filters at work.
 
+use std::net::SocketAddr;
+
 use proxy::config;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpSocket, TcpStream},
+};
 use xds_proto::{
     envoy::{
         config::{
             core::v3::CidrRange,
-            listener::v3::Listener,
+            listener::v3::{FilterChainMatch, Listener},
             rbac::v3::{
                 Permission, Policy, Principal, Rbac,
                 permission::Rule,
@@ -194,48 +200,137 @@ async fn a_request_that_is_not_permitted_is_answered_with_403_in_envoys_words() 
     assert_eq!(app.requests(), 1);
 }
 
-#[tokio::test]
-async fn a_tunnel_is_closed_when_its_caller_is_not_permitted_any_more() {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let echo = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = echo.local_addr().unwrap();
+/// Says again what it is told.
+async fn echo() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
-        while let Ok((mut stream, _)) = echo.accept().await {
+        while let Ok((mut stream, _)) = listener.accept().await {
             tokio::spawn(async move {
                 let (mut read, mut write) = stream.split();
                 let _ = tokio::io::copy(&mut read, &mut write).await;
             });
         }
     });
-    let plain = |ids: &[&str]| {
-        let mut all = allow(ids);
-        if let Some(policy) = all.policies.get_mut("callers") {
-            policy.principals.push(from("127.0.0.2", 32));
-            if ids.is_empty() {
-                policy.principals.push(from("127.0.0.1", 32));
-            }
-        }
-        guarded(listener("in", vec![chain(tcp_filter("app"))]), all)
-    };
+    address
+}
+
+/// A tunnel through the proxy, from an address of this machine.
+struct Tunnel(TcpStream);
+
+impl Tunnel {
+    async fn open(at: SocketAddr, from: &str) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::new(from.parse().unwrap(), 0)).unwrap();
+        let mut tunnel = Self(socket.connect(at).await.unwrap());
+        assert!(tunnel.works().await, "{from}");
+        tunnel
+    }
+
+    async fn works(&mut self) -> bool {
+        self.0.write_all(b"a").await.is_ok() && self.0.read_u8().await.is_ok_and(|byte| byte == b'a')
+    }
+
+    /// Waits until the other end has closed it.
+    async fn closed(mut self) {
+        let mut rest = Vec::new();
+        let _ = self.0.read_to_end(&mut rest).await;
+        assert!(rest.is_empty(), "nothing more came");
+    }
+}
+
+/// Only whoever connects from one of these addresses.
+fn only(addresses: &[&str]) -> Rbac {
+    let principals = addresses.iter().map(|address| from(address, 32));
+    rules(Action::Allow, "here", anything(), principals.chain([caller(WEB)]).collect())
+}
+
+#[tokio::test]
+async fn a_tunnel_is_closed_when_its_caller_is_not_permitted_any_more() {
+    let address = echo().await;
+    let plain = |from: &[&str]| guarded(listener("in", vec![chain(tcp_filter("app"))]), only(from));
     let control = Control::start().await;
-    control.set([named(plain(&[])), named(static_cluster("app", &[address]))]);
+    control.set([named(plain(&["127.0.0.1", "127.0.0.2"])), named(static_cluster("app", &[address]))]);
     let proxy = control.proxy().await;
     let at = proxy.listener("in").await.unwrap();
-    let mut connections = Vec::new();
-    for source in ["127.0.0.1:0", "127.0.0.2:0"] {
-        let socket = tokio::net::TcpSocket::new_v4().unwrap();
-        socket.bind(source.parse().unwrap()).unwrap();
-        let mut stream = socket.connect(at).await.unwrap();
-        stream.write_all(b"a").await.unwrap();
-        assert_eq!(stream.read_u8().await.unwrap(), b'a');
-        connections.push(stream);
-    }
-    control.set([named(plain(&[WEB]))]);
-    let mut rest = Vec::new();
-    let _ = connections[0].read_to_end(&mut rest).await;
-    assert!(rest.is_empty(), "closed, and nothing more came");
-    connections[1].write_all(b"b").await.unwrap();
-    assert_eq!(connections[1].read_u8().await.unwrap(), b'b', "the other did not notice");
+    let (one, mut two) = (Tunnel::open(at, "127.0.0.1").await, Tunnel::open(at, "127.0.0.2").await);
+    control.set([named(plain(&["127.0.0.2"]))]);
+    one.closed().await;
+    assert!(two.works().await, "the other did not notice");
+}
+
+#[tokio::test]
+async fn rules_that_come_with_another_chain_count_for_connections_of_the_one_before() {
+    let address = echo().await;
+    // Another cluster makes it another chain: connections of the former one are to finish, in their own time.
+    let plain =
+        |cluster: &str, from: &[&str]| guarded(listener("in", vec![chain(tcp_filter(cluster))]), only(from));
+    let control = Control::start().await;
+    let clusters = ["a", "b", "c"].map(|name| named(static_cluster(name, &[address])));
+    control.set(clusters);
+    control.set([named(plain("a", &["127.0.0.1", "127.0.0.2", "127.0.0.3"]))]);
+    let proxy = control.proxy().await;
+    let at = proxy.listener("in").await.unwrap();
+    let one = Tunnel::open(at, "127.0.0.1").await;
+    let two = Tunnel::open(at, "127.0.0.2").await;
+    let mut three = Tunnel::open(at, "127.0.0.3").await;
+    control.set([named(plain("b", &["127.0.0.2", "127.0.0.3"]))]);
+    one.closed().await;
+    assert!(three.works().await, "who is permitted still finishes in peace");
+    // Two versions later as well, whether the newest chain is another one or only has other rules.
+    control.set([named(plain("c", &["127.0.0.2", "127.0.0.3"]))]);
+    control.set([named(plain("c", &["127.0.0.3"]))]);
+    two.closed().await;
+    assert!(three.works().await);
+}
+
+#[tokio::test]
+async fn a_guarded_chain_that_is_gone_permits_nobody_and_one_without_rules_finishes() {
+    let address = echo().await;
+    let raw = |wire: Listener| {
+        let mut wire = wire;
+        let matches = FilterChainMatch { transport_protocol: "raw_buffer".to_owned(), ..Default::default() };
+        wire.filter_chains[0].filter_chain_match = Some(matches);
+        wire
+    };
+    let open = |name: &str| listener(name, vec![chain(tcp_filter("app"))]);
+    let control = Control::start().await;
+    control.set([
+        named(guarded(open("in"), only(&["127.0.0.1"]))),
+        named(open("free")),
+        named(static_cluster("app", &[address])),
+    ]);
+    let proxy = control.proxy().await;
+    let (at, free) = (proxy.listener("in").await.unwrap(), proxy.listener("free").await.unwrap());
+    let standing = Tunnel::open(at, "127.0.0.1").await;
+    let mut unguarded = Tunnel::open(free, "127.0.0.1").await;
+    control.set([named(raw(open("free"))), named(raw(guarded(open("in"), only(&["127.0.0.1"]))))]);
+    standing.closed().await;
+    Tunnel::open(at, "127.0.0.1").await;
+    assert!(unguarded.works().await);
+}
+
+#[tokio::test]
+async fn a_default_chain_and_one_that_serves_alike_keep_rules_of_their_own() {
+    let address = echo().await;
+    let both = |from: &[&str]| {
+        let mut wire = guarded(listener("in", vec![chain(tcp_filter("app"))]), only(from));
+        // Whoever matches no chain: nobody does, and nobody may.
+        let nobody = guarded(listener("in", vec![chain(tcp_filter("app"))]), only(&[]));
+        wire.default_filter_chain = nobody.filter_chains.into_iter().next();
+        wire
+    };
+    let control = Control::start().await;
+    control.set([named(both(&["127.0.0.1"])), named(static_cluster("app", &[address]))]);
+    let proxy = control.proxy().await;
+    let at = proxy.listener("in").await.unwrap();
+    let mut standing = Tunnel::open(at, "127.0.0.1").await;
+    let mut progress = proxy.engine().progress();
+    let before = progress.borrow_and_update().updates;
+    control.set([named(both(&["127.0.0.1", "127.0.0.2"]))]);
+    progress.wait_for(|p| p.updates > before).await.unwrap();
+    assert!(standing.works().await, "it is not judged by the rules of the default chain");
+    Tunnel::open(at, "127.0.0.2").await;
 }
 
 fn refused(edit: impl FnOnce(&mut NetworkRbac)) -> String {

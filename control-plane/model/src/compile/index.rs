@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, net::IpAddr, ops::Bound, sync::Arc};
 use imbl::{OrdMap, OrdSet};
 use ipnet::IpNet;
 
-use super::{Direction, MeshService, MeshWorkload, PolicyClass, RulePeer};
+use super::{Action, Direction, MeshService, MeshWorkload, PolicyClass, RulePeer};
 use crate::{
     identity::{IdentityNumber, SpiffeId},
     resource::{NamespacedName, Protocol, ProxyMode},
@@ -28,6 +28,8 @@ pub struct ModelIndex {
     account_of: OrdMap<IdentityNumber, SpiffeId>,
     admits: OrdMap<IdentityNumber, OrdSet<u32>>,
     admits_outsiders: OrdSet<u32>,
+    /// Identities that ingress rules deny, and the classes that do.
+    denies: OrdMap<IdentityNumber, OrdSet<u32>>,
 }
 
 /// Workloads of one SPIFFE ID, by the identity that their labels make of it. 0 are those without a number.
@@ -77,6 +79,11 @@ impl ModelIndex {
     /// Policy classes with an ingress rule that names an identity.
     pub fn admitting(&self, identity: IdentityNumber) -> impl Iterator<Item = u32> {
         self.admits.get(&identity).into_iter().flatten().copied()
+    }
+
+    /// Whether an ingress rule denies an identity. Denials go by address as well, so that they change with each of its pods.
+    pub fn is_denied(&self, identity: IdentityNumber) -> bool {
+        self.denies.contains_key(&identity)
     }
 
     /// Policy classes with an ingress rule for addresses outside of the mesh.
@@ -183,6 +190,13 @@ impl ModelIndex {
             (true, false) => drop(self.admits_outsiders.remove(&id)),
             _ => {}
         }
+        let (before, after) = (denied(old), denied(new));
+        for identity in before.difference(&after) {
+            remove(&mut self.denies, identity, &id);
+        }
+        for identity in after.difference(&before) {
+            self.denies.entry(*identity).or_default().insert(id);
+        }
     }
 
     /// A service is new, different or gone.
@@ -275,6 +289,15 @@ fn admitted(class: Option<&PolicyClass>) -> (BTreeSet<IdentityNumber>, bool) {
     (identities, outsiders)
 }
 
+/// Whom the ingress rules of a class deny by identity.
+fn denied(class: Option<&PolicyClass>) -> BTreeSet<IdentityNumber> {
+    let rules = class.into_iter().flat_map(|class| &class.rules);
+    let denials = rules.filter(|rule| rule.direction == Direction::Ingress && rule.action == Action::Deny);
+    denials
+        .filter_map(|rule| if let RulePeer::Identity(identity) = rule.peer { Some(identity) } else { None })
+        .collect()
+}
+
 fn remove<K, Q, T>(map: &mut OrdMap<K, OrdSet<T>>, key: &Q, name: &T)
 where
     K: Ord + Clone + std::borrow::Borrow<Q>,
@@ -286,5 +309,41 @@ where
         if set.is_empty() {
             map.remove(key);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compile::PolicyRule;
+
+    #[test]
+    fn who_is_denied_is_known_for_as_long_as_a_class_denies() {
+        let class = |action, direction| PolicyClass {
+            id: 0,
+            ingress_default_deny: None,
+            egress_default_deny: None,
+            rules: vec![PolicyRule {
+                direction,
+                peer: RulePeer::Identity(300),
+                protocol: None,
+                ports: None,
+                action,
+                provenance: "networkpolicy/shop/x".into(),
+            }],
+        };
+        let mut index = ModelIndex::default();
+        index.class(1, None, Some(&class(Action::Allow, Direction::Ingress)));
+        index.class(2, None, Some(&class(Action::Deny, Direction::Egress)));
+        assert!(!index.is_denied(300));
+        let deny = class(Action::Deny, Direction::Ingress);
+        index.class(3, None, Some(&deny));
+        index.class(4, None, Some(&deny));
+        assert!(index.is_denied(300) && !index.is_denied(301));
+        assert!(index.admitting(300).eq([1, 3, 4]), "whoever asks whom it concerns finds the denial as well");
+        index.class(3, Some(&deny), None);
+        assert!(index.is_denied(300));
+        index.class(4, Some(&deny), Some(&class(Action::Allow, Direction::Ingress)));
+        assert!(!index.is_denied(300));
     }
 }

@@ -150,7 +150,11 @@ fn dependents(change: &Change) -> Vec<(Kind, String)> {
             of(&[Kind::Service], &service.namespace)
         }
         Change::Peer(_) => of(&[Kind::Service], ""),
-        Change::Cluster | Change::Node(_) | Change::Token(_) | Change::Replica(_) => Vec::new(),
+        Change::Cluster
+        | Change::Node(_)
+        | Change::Token(_)
+        | Change::Administrator(_)
+        | Change::Replica(_) => Vec::new(),
     }
 }
 

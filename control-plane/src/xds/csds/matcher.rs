@@ -16,8 +16,10 @@ use xds_proto::{
 const MAX_MATCHERS: usize = 100;
 /// Nested matchers of values.
 const MAX_DEPTH: usize = 8;
+/// Regular expressions in one request: each is compiled, and tried on every client.
+const MAX_REGEXES: usize = 16;
 /// Memory of one compiled regular expression, in bytes.
-const MAX_REGEX_BYTES: usize = 1 << 20;
+const MAX_REGEX_BYTES: usize = 256 << 10;
 
 /// What a matcher can't be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -28,6 +30,9 @@ pub enum MatcherError {
     /// A oneof without a value.
     #[error("node_matchers[{0}]: {1} is empty")]
     Empty(usize, &'static str),
+    /// See the limit.
+    #[error("node_matchers has more than {MAX_REGEXES} regular expressions")]
+    TooManyRegexes,
     /// Does not compile, or would be too large.
     #[error("node_matchers[{0}]: safe_regex.regex: {1}")]
     Regex(usize, String),
@@ -75,10 +80,11 @@ impl Matchers {
         if matchers.len() > MAX_MATCHERS {
             return Err(MatcherError::TooMany(matchers.len()));
         }
+        let mut regexes = 0;
         matchers
             .into_iter()
             .enumerate()
-            .map(|(at, matcher)| one(at, matcher))
+            .map(|(at, matcher)| Checked { at, regexes: &mut regexes }.one(matcher))
             .collect::<Result<_, _>>()
             .map(Self)
     }
@@ -104,75 +110,90 @@ fn at<'a>(node: &'a Node, path: &[String]) -> Option<&'a Value> {
     Some(value)
 }
 
-fn one(at: usize, matcher: NodeMatcher) -> Result<Matcher, MatcherError> {
-    let metadata = matcher.node_metadatas.into_iter().map(|matcher| structure(at, matcher));
-    Ok(Matcher {
-        id: matcher.node_id.map(|id| text(at, id)).transpose()?,
-        metadata: metadata.collect::<Result<_, _>>()?,
-    })
+/// What is checked: the matcher at this place, and so many regular expressions so far.
+struct Checked<'a> {
+    at: usize,
+    regexes: &'a mut usize,
 }
 
-fn structure(at: usize, matcher: StructMatcher) -> Result<(Vec<String>, Test), MatcherError> {
-    let path: Vec<String> = matcher
-        .path
-        .into_iter()
-        .map(|segment| match segment.segment {
-            Some(Segment::Key(key)) => Ok(key),
-            None => Err(MatcherError::Empty(at, "path.segment")),
-        })
-        .collect::<Result<_, _>>()?;
-    if path.is_empty() {
-        return Err(MatcherError::Empty(at, "path"));
+impl Checked<'_> {
+    fn one(&mut self, matcher: NodeMatcher) -> Result<Matcher, MatcherError> {
+        let id = matcher.node_id.map(|id| self.text(id)).transpose()?;
+        let metadata = matcher.node_metadatas.into_iter().map(|matcher| self.structure(matcher));
+        Ok(Matcher { id, metadata: metadata.collect::<Result<_, _>>()? })
     }
-    Ok((path, value(at, matcher.value.ok_or(MatcherError::Empty(at, "value"))?, MAX_DEPTH)?))
-}
 
-fn value(at: usize, matcher: ValueMatcher, depth: usize) -> Result<Test, MatcherError> {
-    use value_matcher::MatchPattern as P;
-    let depth = depth.checked_sub(1).ok_or(MatcherError::TooDeep(at))?;
-    Ok(match matcher.match_pattern.ok_or(MatcherError::Empty(at, "match_pattern"))? {
-        P::NullMatch(_) => Test::Null,
-        P::DoubleMatch(number) => match number.match_pattern {
-            Some(double_matcher::MatchPattern::Exact(exact)) => Test::Number(exact, exact),
-            // Half open in Envoy.
-            Some(double_matcher::MatchPattern::Range(range)) => {
-                Test::Number(range.start, range.end.next_down())
-            }
-            None => return Err(MatcherError::Empty(at, "double_match")),
-        },
-        P::StringMatch(string) => Test::Text(text(at, string)?),
-        P::BoolMatch(wanted) => Test::Bool(wanted),
-        P::PresentMatch(wanted) => Test::Present(wanted),
-        P::ListMatch(list) => match list.match_pattern {
-            Some(list_matcher::MatchPattern::OneOf(of)) => Test::OneOf(Box::new(value(at, *of, depth)?)),
-            None => return Err(MatcherError::Empty(at, "list_match")),
-        },
-        P::OrMatch(any) => {
-            if any.value_matchers.len() > MAX_MATCHERS {
-                return Err(MatcherError::TooMany(any.value_matchers.len()));
-            }
-            let tests = any.value_matchers.into_iter().map(|matcher| value(at, matcher, depth));
-            Test::Any(tests.collect::<Result<_, _>>()?)
+    fn structure(&mut self, matcher: StructMatcher) -> Result<(Vec<String>, Test), MatcherError> {
+        let at = self.at;
+        let path: Vec<String> = matcher
+            .path
+            .into_iter()
+            .map(|segment| match segment.segment {
+                Some(Segment::Key(key)) => Ok(key),
+                None => Err(MatcherError::Empty(at, "path.segment")),
+            })
+            .collect::<Result<_, _>>()?;
+        if path.is_empty() {
+            return Err(MatcherError::Empty(at, "path"));
         }
-    })
-}
+        Ok((path, self.value(matcher.value.ok_or(MatcherError::Empty(at, "value"))?, MAX_DEPTH)?))
+    }
 
-fn text(at: usize, matcher: StringMatcher) -> Result<Text, MatcherError> {
-    let fold = matcher.ignore_case;
-    let folded = |text: String| if fold { text.to_lowercase() } else { text };
-    Ok(match matcher.match_pattern.ok_or(MatcherError::Empty(at, "match_pattern"))? {
-        MatchPattern::Exact(text) => Text::Exact(folded(text), fold),
-        MatchPattern::Prefix(text) => Text::Prefix(folded(text), fold),
-        MatchPattern::Suffix(text) => Text::Suffix(folded(text), fold),
-        MatchPattern::Contains(text) => Text::Contains(folded(text), fold),
-        MatchPattern::SafeRegex(regex) => {
-            // As RE2 does it here: the whole text must match.
-            let whole = format!("^(?:{})$", regex.regex);
-            let compiled = RegexBuilder::new(&whole).size_limit(MAX_REGEX_BYTES).build();
-            Text::Regex(compiled.map_err(|error| MatcherError::Regex(at, error.to_string()))?)
+    fn value(&mut self, matcher: ValueMatcher, depth: usize) -> Result<Test, MatcherError> {
+        use value_matcher::MatchPattern as P;
+        let at = self.at;
+        let depth = depth.checked_sub(1).ok_or(MatcherError::TooDeep(at))?;
+        Ok(match matcher.match_pattern.ok_or(MatcherError::Empty(at, "match_pattern"))? {
+            P::NullMatch(_) => Test::Null,
+            P::DoubleMatch(number) => match number.match_pattern {
+                Some(double_matcher::MatchPattern::Exact(exact)) => Test::Number(exact, exact),
+                // Half open in Envoy.
+                Some(double_matcher::MatchPattern::Range(range)) => {
+                    Test::Number(range.start, range.end.next_down())
+                }
+                None => return Err(MatcherError::Empty(at, "double_match")),
+            },
+            P::StringMatch(string) => Test::Text(self.text(string)?),
+            P::BoolMatch(wanted) => Test::Bool(wanted),
+            P::PresentMatch(wanted) => Test::Present(wanted),
+            P::ListMatch(list) => match list.match_pattern {
+                Some(list_matcher::MatchPattern::OneOf(of)) => Test::OneOf(Box::new(self.value(*of, depth)?)),
+                None => return Err(MatcherError::Empty(at, "list_match")),
+            },
+            P::OrMatch(any) => {
+                if any.value_matchers.len() > MAX_MATCHERS {
+                    return Err(MatcherError::TooMany(any.value_matchers.len()));
+                }
+                let tests = any.value_matchers.into_iter().map(|matcher| self.value(matcher, depth));
+                Test::Any(tests.collect::<Result<_, _>>()?)
+            }
+        })
+    }
+
+    fn text(&mut self, matcher: StringMatcher) -> Result<Text, MatcherError> {
+        let fold = matcher.ignore_case;
+        let folded = |text: String| if fold { text.to_lowercase() } else { text };
+        Ok(match matcher.match_pattern.ok_or(MatcherError::Empty(self.at, "match_pattern"))? {
+            MatchPattern::Exact(text) => Text::Exact(folded(text), fold),
+            MatchPattern::Prefix(text) => Text::Prefix(folded(text), fold),
+            MatchPattern::Suffix(text) => Text::Suffix(folded(text), fold),
+            MatchPattern::Contains(text) => Text::Contains(folded(text), fold),
+            MatchPattern::SafeRegex(regex) => Text::Regex(self.regex(&regex.regex)?),
+            MatchPattern::Custom(_) => return Err(MatcherError::Unsupported(self.at, "custom")),
+        })
+    }
+
+    fn regex(&mut self, pattern: &str) -> Result<Regex, MatcherError> {
+        *self.regexes += 1;
+        if *self.regexes > MAX_REGEXES {
+            return Err(MatcherError::TooManyRegexes);
         }
-        MatchPattern::Custom(_) => return Err(MatcherError::Unsupported(at, "custom")),
-    })
+        // As RE2 does it here: the whole text must match.
+        let whole = format!("^(?:{pattern})$");
+        let compiled =
+            RegexBuilder::new(&whole).size_limit(MAX_REGEX_BYTES).dfa_size_limit(MAX_REGEX_BYTES).build();
+        compiled.map_err(|error| MatcherError::Regex(self.at, error.to_string()))
+    }
 }
 
 impl Text {
@@ -306,6 +327,9 @@ mod tests {
         };
         assert!(matches!(refused(regex("(")), MatcherError::Regex(1, _)));
         assert!(matches!(refused(regex("(a{1000}){1000}")), MatcherError::Regex(1, _)));
+        assert!(Matchers::new(vec![regex("[\\w-]+~[\\w./-]+"); MAX_REGEXES]).is_ok());
+        let many = Matchers::new(vec![regex("a"); MAX_REGEXES + 1]).unwrap_err();
+        assert_eq!(many, MatcherError::TooManyRegexes);
         let mut deep = value_matcher::MatchPattern::PresentMatch(true);
         for _ in 0..MAX_DEPTH {
             let matcher = ValueMatcher { match_pattern: Some(deep) };

@@ -48,14 +48,16 @@ impl ClientStatusDiscoveryService for CsdsService {
         let app = self.0.clone();
         app.admit(request.extensions(), Action::ClientStatus)?;
         let local = request.metadata().contains_key(LOCAL_ONLY);
-        let mut requests = request.into_inner();
+        let (_, extensions, mut requests) = request.into_parts();
         let (answers, receiver) = mpsc::channel(1);
         tokio::spawn(async move {
+            let mut refused = Box::pin(app.refused_later(extensions, Action::ClientStatus));
             loop {
                 let next = tokio::select! {
                     next = requests.message() => next,
                     () = answers.closed() => return,
                     () = app.stop.cancelled() => Err(Status::unavailable("this replica is shutting down")),
+                    refusal = &mut refused => Err(refusal),
                 };
                 let answer = match next {
                     // Who is missing is told in the answer to a single question only: a stream has no room for it.

@@ -34,8 +34,10 @@ pub(super) fn concerned(old: &MeshModel, new: &MeshModel, changes: &ModelDiff) -
         for workload in workloads() {
             let id = &workload.spiffe_id;
             let [before, after] = [old, new].map(|model| identities(model, id));
-            // An account whose workloads are all alike is admitted as such, wherever they are.
-            if gateway || before != after || after.len() > 1 {
+            // An account whose workloads are all alike is admitted as such, wherever they are; but it is denied by their
+            // addresses, too.
+            let denied = before.union(&after).any(|i| old.index.is_denied(*i) || new.index.is_denied(*i));
+            if gateway || before != after || after.len() > 1 || denied {
                 accounts.insert(id);
             }
             for address in workload.binding.iter().flat_map(|binding| &binding.addresses) {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use mesh_model::records::DomainTrust;
 
-use super::{Done, cluster::check_roots, nodes, transaction::Transaction, valid};
+use super::{Done, administrators, cluster::check_roots, nodes, transaction::Transaction, valid};
 use crate::{
     Authority, AuthorityCommand, Confirmation, IssuerRecord, Member, Phase, Refusal, Revocation, Rotation,
     SealedKey, fingerprint_of,
@@ -27,7 +27,14 @@ pub(super) fn run(tx: &mut Transaction<'_>, command: &AuthorityCommand) -> Resul
         }
         AuthorityCommand::Confirm { member, confirmation } => confirm(tx, member, confirmation),
         AuthorityCommand::RevokeNode { name } => revoke(tx, name),
-        AuthorityCommand::ForgetRevoked => forget_revoked(tx),
+        AuthorityCommand::AdmitAdministrator { name, asked_by, seconds } => {
+            administrators::admit(tx, name, asked_by, *seconds)
+        }
+        AuthorityCommand::WithdrawAdministrator { name, by } => administrators::withdraw(tx, name, by),
+        AuthorityCommand::ForgetRevoked => {
+            administrators::forget(tx);
+            forget_revoked(tx)
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The state machine.
 
 mod address;
+mod administrators;
 mod authority;
 mod cluster;
 mod identities;

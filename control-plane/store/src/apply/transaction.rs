@@ -12,8 +12,8 @@ use mesh_model::{
 };
 
 use crate::{
-    Authority, Bytes16, Change, Confirmation, Cursors, Envelope, Event, Member, Refusal, State, StoredMeta,
-    TokenRecord,
+    AdministratorRecord, Authority, Bytes16, Change, Confirmation, Cursors, Envelope, Event, Member, Refusal,
+    State, StoredMeta, TokenRecord,
     state::{Stored, put},
 };
 
@@ -31,6 +31,7 @@ enum Undo {
     Replica(u64, Option<ReplicaRecord>),
     Authority(Box<Authority>),
     Confirmation(Member, Option<Confirmation>),
+    Administrator(u64, Option<AdministratorRecord>),
 }
 
 /// One command at work. Costs in proportion to what it changes, also when it is taken back.
@@ -179,6 +180,13 @@ impl<'a> Transaction<'a> {
         self.undo.push(Undo::Confirmation(member.clone(), old));
     }
 
+    /// A change of its own: who was let in, and who no more, has a revision.
+    pub(super) fn set_administrator(&mut self, number: u64, record: Option<AdministratorRecord>) {
+        let old = put(&mut self.state.authority.administrators, &number, record);
+        self.changes.push(Change::Administrator(number));
+        self.undo.push(Undo::Administrator(number, old));
+    }
+
     /// Leaves out revisions that others may have seen and this state never had.
     pub(super) fn skip_revisions(&mut self, count: u64) {
         self.skipped_revisions = count;
@@ -219,6 +227,9 @@ impl<'a> Transaction<'a> {
                     }
                 }
                 Undo::Token(id, old) => drop(put(&mut state.tokens, &id, old)),
+                Undo::Administrator(number, old) => {
+                    drop(put(&mut state.authority.administrators, &number, old));
+                }
                 Undo::Authority(old) => state.authority = *old,
                 Undo::Confirmation(member, old) => drop(state.authority.set_confirmation(&member, old)),
                 Undo::Replica(id, old) => drop(put(&mut state.replicas, &id, old)),
