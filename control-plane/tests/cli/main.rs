@@ -17,3 +17,4 @@ mod hand_over;
 mod nodes;
 mod peers;
 mod replicas;
+mod silent;

@@ -327,6 +327,15 @@ impl Subscribers {
         self.listed().of_client.get(client).is_some_and(|streams| !streams.is_empty())
     }
 
+    /// The nodes whose agents have a stream.
+    pub fn agents(&self) -> Vec<String> {
+        let node = |client: &Client| match client {
+            Client::Agent { node } => Some(node.clone()),
+            Client::Proxy { .. } | Client::Grpc { .. } | Client::Gateway { .. } | Client::Peer { .. } => None,
+        };
+        self.listed().of_client.keys().filter_map(node).collect()
+    }
+
     /// Everybody whom a revision concerns was told so.
     pub fn reached(&self, revision: u64) {
         self.reached.fetch_max(revision, Ordering::AcqRel);
