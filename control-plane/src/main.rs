@@ -73,10 +73,14 @@ async fn run(config: Config) -> anyhow::Result<()> {
     }
     let notifier = Notifier::from_environment();
     // A replica whose disk is damaged may take its time.
-    let mut running = tokio::select! {
-        started = start::start(config) => started?,
-        _ = terminate.recv() => return Ok(()),
-        _ = interrupt.recv() => return Ok(()),
+    let started = tokio::select! {
+        started = start::start_telling(config, &notifier) => Some(started?),
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+    };
+    let Some(mut running) = started else {
+        notifier.say(notify::STOPPING);
+        return Ok(());
     };
     let failure = tokio::select! {
         error = serve(&mut running, ready_file.as_deref(), &notifier) => Some(error),
@@ -107,9 +111,8 @@ async fn serve(running: &mut Running, ready_file: Option<&Path>, notifier: &Noti
         if let Err(error) = announce(&line) {
             return anyhow::anyhow!("--ready-file: {error}");
         }
-        notifier.status(&line);
+        notifier.ready(&line);
         if !std::mem::replace(&mut told, true) {
-            notifier.say(notify::READY);
             eprintln!("ready");
         }
         tokio::select! {

@@ -9,13 +9,15 @@ use std::{
     path::Path,
 };
 
-/// It serves.
-pub const READY: &str = "READY=1";
+/// Started, as far as the service manager is concerned.
+const READY: &str = "READY=1";
 /// It drains.
 pub const STOPPING: &str = "STOPPING=1";
+/// Longest line of status, so that a datagram stays small; it is for people.
+const MAX_STATUS_BYTES: usize = 1024;
 
 /// The service manager's socket, if there is one.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Notifier(Option<(UnixDatagram, SocketAddr)>);
 
 impl Notifier {
@@ -43,8 +45,19 @@ impl Notifier {
 
     /// One line for `systemctl status`.
     pub fn status(&self, line: &str) {
-        self.say(&format!("STATUS={}", line.replace('\n', " ")));
+        self.say(&status(line));
     }
+
+    /// The start is over, with one line for `systemctl status`: in one datagram, so that nobody sees the one without the
+    /// other. It may be said again.
+    pub fn ready(&self, line: &str) {
+        self.say(&format!("{}\n{READY}", status(line)));
+    }
+}
+
+fn status(line: &str) -> String {
+    let line = line.replace('\n', " ");
+    format!("STATUS={}", &line[..line.floor_char_boundary(MAX_STATUS_BYTES)])
 }
 
 #[cfg(test)]
@@ -57,14 +70,28 @@ mod tests {
         let path = folder.path().join("notify");
         let manager = UnixDatagram::bind(&path).unwrap();
         let notifier = Notifier::to(Some(path.into()));
-        notifier.say(READY);
+        notifier.ready("ready");
         notifier.status("no quorum:\n1 of 3");
-        let mut heard = [0; 64];
-        for expected in ["READY=1", "STATUS=no quorum: 1 of 3"] {
+        notifier.status(&"é".repeat(MAX_STATUS_BYTES));
+        notifier.say(STOPPING);
+        let long = format!("STATUS={}", "é".repeat(MAX_STATUS_BYTES / 2));
+        let mut heard = [0; 2 * MAX_STATUS_BYTES];
+        for expected in ["STATUS=ready\nREADY=1", "STATUS=no quorum: 1 of 3", &long, "STOPPING=1"] {
             let length = manager.recv(&mut heard).unwrap();
             assert_eq!(std::str::from_utf8(&heard[..length]).unwrap(), expected);
         }
-        Notifier::to(None).say(READY);
-        Notifier::to(Some("/nowhere/at/all".into())).say(READY);
+        Notifier::default().ready("ready");
+        Notifier::to(Some("/nowhere/at/all".into())).ready("ready");
+    }
+
+    #[test]
+    fn an_abstract_socket_is_one_too() {
+        let name = format!("isthmus-notify-{}", std::process::id());
+        let address = SocketAddr::from_abstract_name(&name).unwrap();
+        let manager = UnixDatagram::bind_addr(&address).unwrap();
+        Notifier::to(Some(format!("@{name}").into())).say(STOPPING);
+        let mut heard = [0; 64];
+        let length = manager.recv(&mut heard).unwrap();
+        assert_eq!(&heard[..length], b"STOPPING=1");
     }
 }

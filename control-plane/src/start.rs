@@ -23,6 +23,7 @@ use crate::{
     federation,
     federation::liveness::Liveness,
     group::{self, Group},
+    notify::Notifier,
     quarantine,
     raft::{Dialer, OpenError, RaftConfig, Replica},
     replicas::Replicas,
@@ -56,7 +57,15 @@ pub struct Running {
 ///
 /// # Errors
 /// One sentence about what is missing or taken.
-pub async fn start(mut config: Config) -> anyhow::Result<Running> {
+pub async fn start(config: Config) -> anyhow::Result<Running> {
+    start_telling(config, &Notifier::default()).await
+}
+
+/// The same; a replica that can't serve yet, and may not for long, tells the service manager so.
+///
+/// # Errors
+/// Those of [`start`].
+pub async fn start_telling(mut config: Config, notifier: &Notifier) -> anyhow::Result<Running> {
     mesh_tls::install_provider();
     // Keys, the log and its snapshots are this replica's own business.
     files::private_folder(&config.data_dir)
@@ -85,7 +94,7 @@ pub async fn start(mut config: Config) -> anyhow::Result<Running> {
             Err(Unopened::Damaged(damage)) => {
                 drop(socket);
                 let ports = [Some(&listener), metrics.as_ref()];
-                ca = quarantine::leave(&config, ca, damage, ports.into_iter().flatten()).await?;
+                ca = quarantine::leave(&config, ca, damage, notifier, ports.into_iter().flatten()).await?;
                 socket = doors::local::bind(&config.admin_socket)?;
             }
             Err(Unopened::Other(error)) => return Err(error),
@@ -99,7 +108,7 @@ pub async fn start(mut config: Config) -> anyhow::Result<Running> {
     let mut limits = Limits::default();
     config.limits.iter().for_each(|setting| limits.set(setting));
     let gate = Arc::new(Gate::new(limits));
-    let subscribers = Arc::new(Subscribers::within(gate.clone()));
+    let subscribers = Arc::new(Subscribers::within(gate.clone()).with_commits(replica.commits()));
     views.tell(subscribers.clone());
     bundles.store(Arc::new(trust_bundles(&ca, &replica.applied())));
     let stop = CancellationToken::new();
@@ -346,7 +355,6 @@ async fn follow_state(app: Arc<App>) {
     loop {
         changes.borrow_and_update();
         let state = app.replica.applied();
-        app.subscribers.metrics().commits.reached(state.revision, Instant::now());
         // Before the views: whoever is told to talk to a peer must be able to.
         let now = trust(&state);
         if now != trusted {

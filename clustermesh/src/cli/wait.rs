@@ -37,11 +37,7 @@ pub(crate) async fn follow(
     let last = tokio::time::timeout(timeout + GRACE, listening).await;
     shown.end();
     match last {
-        Ok(last) => {
-            let last = last?;
-            last.remarks.iter().for_each(|remark| out::remark(remark));
-            Ok(last)
-        }
+        Ok(last) => last,
         Err(_) => Err(Failure::timed_out(format!(
             "revision {revision} is stored, but the control plane did not say within {timeout:?} who has it; \
              see 'clustermesh status'"
@@ -60,16 +56,23 @@ pub(crate) fn failure(last: &WaitProgress, timeout: Duration) -> Option<Failure>
             render::wait::names(last, "refused")
         ))),
         _ => {
-            let refused = match last.refused {
-                0 => String::new(),
-                count => format!(", and {count} refused it: {}", render::wait::names(last, "refused")),
-            };
             let missing = last.concerned.saturating_sub(last.acked).saturating_sub(last.refused);
+            let mut what = Vec::new();
+            if missing > 0 || (last.silent.is_empty() && last.refused == 0) {
+                let (planes, names) =
+                    (render::wait::planes(missing, last.concerned), render::wait::names(last, ""));
+                what.push(format!("{planes} did not acknowledge it: {names}"));
+            }
+            if !last.silent.is_empty() {
+                let silent = render::wait::silent(&last.silent);
+                what.push(format!("{silent} did not answer, so that it is not known who else lacks it"));
+            }
+            if last.refused > 0 {
+                what.push(format!("{} refused it: {}", last.refused, render::wait::names(last, "refused")));
+            }
             let sentence = format!(
-                "revision {revision} is stored, but within {timeout:?} {} did not acknowledge it: {}{refused}; \
-                 see 'clustermesh status'",
-                render::wait::planes(missing, last.concerned),
-                render::wait::names(last, "")
+                "revision {revision} is stored, but within {timeout:?} {}; see 'clustermesh status'",
+                what.join(", and ")
             );
             Some(if last.refused > 0 { Failure::refused(sentence) } else { Failure::timed_out(sentence) })
         }
@@ -106,7 +109,8 @@ impl Shown {
                 let over = progress.state != "waiting";
                 let line = render::wait::line(progress);
                 let early = at.is_some_and(|at| at.elapsed() < PACE) && !over;
-                if early || line == *last || (progress.concerned == 0 && !over) {
+                if early || line == *last || (progress.concerned == 0 && progress.silent.is_empty() && !over)
+                {
                     return;
                 }
                 out::remark(&line);
@@ -129,7 +133,7 @@ impl Shown {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use xds_proto::isthmus::admin::v1::WaitingFor;
+    use xds_proto::isthmus::admin::v1::{SilentReplica, WaitingFor};
 
     fn last(state: &str, states: &[(&str, &str)]) -> WaitProgress {
         let of = |wanted: &str| states.iter().filter(|(_, state)| *state == wanted).count() as u32;
@@ -186,5 +190,35 @@ mod tests {
             "{both:?}"
         );
         assert_eq!(failure(&last("done", &[]), Duration::from_secs(1)), None);
+    }
+
+    #[test]
+    fn a_replica_that_did_not_answer_is_named_and_is_no_success() {
+        let silent = SilentReplica {
+            id: 3,
+            address: "10.0.0.3:9443".into(),
+            silent_ms: 30_000,
+            error: "connection refused".into(),
+        };
+        let mut end = WaitProgress { silent: vec![silent], ..last("timed out", &[]) };
+        let alone = failure(&end, Duration::from_secs(30)).unwrap();
+        assert_eq!(
+            (alone.code, alone.sentence.as_str()),
+            (
+                4,
+                "revision 12 is stored, but within 30s replica 3 at 10.0.0.3:9443 (connection refused) did not \
+                 answer, so that it is not known who else lacks it; see 'clustermesh status'"
+            )
+        );
+        end.silent[0].error.clear();
+        end.waiting_for = last("timed out", &[("agent~n1", "disconnected")]).waiting_for;
+        (end.acked, end.waiting_for[0].acked_revision) = (8, 0);
+        end.waiting_for[0].error = "unless it is connected to replica 3, which does not answer".into();
+        assert_eq!(
+            failure(&end, Duration::from_secs(30)).unwrap().sentence,
+            "revision 12 is stored, but within 30s 1 of 9 data planes did not acknowledge it: agent~n1 (connected \
+             nowhere, unless it is connected to replica 3, which does not answer), and replica 3 at 10.0.0.3:9443 \
+             did not answer, so that it is not known who else lacks it; see 'clustermesh status'"
+        );
     }
 }

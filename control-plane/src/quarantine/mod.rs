@@ -11,6 +11,9 @@
 //!
 //! This is done without being asked once. While a store is kept aside from an earlier time, somebody should look at
 //! the disk first: then it waits for `clustermesh replica rejoin`.
+//!
+//! The service manager is told that the start is over, and why nobody is served: it would end a start that takes too
+//! long, and with it the door through which somebody can say `rejoin`.
 
 mod contacts;
 mod door;
@@ -38,6 +41,7 @@ use crate::{
     config::Config,
     doors,
     group::Group,
+    notify::Notifier,
     replicas::Replicas,
 };
 
@@ -88,6 +92,7 @@ pub async fn leave<'a>(
     config: &Config,
     ca: Ca,
     damage: String,
+    notifier: &Notifier,
     ports: impl IntoIterator<Item = &'a TcpListener>,
 ) -> anyhow::Result<Ca> {
     // Without it the kernel would take connections that nobody answers, and clients would wait.
@@ -97,7 +102,7 @@ pub async fn leave<'a>(
         std::future::pending().await
     };
     tokio::select! {
-        ca = ask_to_leave(config, ca, damage) => ca,
+        ca = ask_to_leave(config, ca, damage, notifier) => ca,
         ca = away => ca,
     }
 }
@@ -116,7 +121,7 @@ async fn turn_away(port: &TcpListener) {
     }
 }
 
-async fn ask_to_leave(config: &Config, ca: Ca, damage: String) -> anyhow::Result<Ca> {
+async fn ask_to_leave(config: &Config, ca: Ca, damage: String, notifier: &Notifier) -> anyhow::Result<Ca> {
     let now = SystemTime::now();
     ca.renew_own(now).context("this replica's certificate")?;
     let own = ca.replica().clone();
@@ -149,6 +154,7 @@ async fn ask_to_leave(config: &Config, ca: Ca, damage: String) -> anyhow::Result
     let socket = doors::local::bind(&config.admin_socket)?;
     let stop = CancellationToken::new();
     let door = tokio::spawn(door::serve(shared.clone(), socket, stop.clone().cancelled_owned()));
+    notifier.ready(&in_quarantine(&shared));
     if shared.waits.is_some() {
         shared.asked.notified().await;
     }
@@ -158,6 +164,7 @@ async fn ask_to_leave(config: &Config, ca: Ca, damage: String) -> anyhow::Result
             Err(reason) => {
                 tracing::warn!(reason, "the others have given no new number yet");
                 shared.note(reason);
+                notifier.status(&in_quarantine(&shared));
             }
         }
         let _ = tokio::time::timeout(RETRY, shared.asked.notified()).await;
@@ -171,11 +178,17 @@ async fn ask_to_leave(config: &Config, ca: Ca, damage: String) -> anyhow::Result
     }
     let kept = aside.map(|folder| folder.display().to_string()).unwrap_or_default();
     tracing::warn!(old = own.id, new = new_id, kept, "comes back with an empty log");
+    notifier.status(&format!("replica {} comes back as {new_id} with an empty log", own.id));
     shared.left.send_replace(Some(RejoinResponse { old_id: own.id, new_id, kept }));
     stop.cancel();
     // Its answers are on their way; what it says of its end is of no use here.
     let _ = tokio::time::timeout(RETRY, door).await;
     Ok(ca)
+}
+
+/// For `systemctl status`.
+fn in_quarantine(shared: &Quarantined) -> String {
+    format!("quarantined: {}", shared.sentence())
 }
 
 /// Asks one after the other: whichever answers has written it with a majority.

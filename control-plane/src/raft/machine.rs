@@ -23,6 +23,7 @@ use super::{
     },
     view::{Counting, add},
 };
+use crate::telemetry::{Commits, Moment};
 
 /// What readers see. Everything in it is of the last applied entry or a later one.
 #[derive(Debug)]
@@ -31,6 +32,7 @@ pub(crate) struct Published {
     revision: watch::Sender<u64>,
     applied: watch::Sender<u64>,
     history: Mutex<History>,
+    commits: Arc<Commits>,
 }
 
 impl Published {
@@ -49,6 +51,11 @@ impl Published {
         self.applied.subscribe()
     }
 
+    /// When the last revisions were committed.
+    pub(crate) fn commits(&self) -> Arc<Commits> {
+        self.commits.clone()
+    }
+
     /// The last events.
     pub(crate) fn history(&self) -> MutexGuard<'_, History> {
         // A panic elsewhere leaves the ring whole or short of events of a state that was never published.
@@ -61,6 +68,8 @@ impl Published {
 /// Readers hold the published state for as long as they like, so it can't be changed in place. What is changed is a
 /// clone, which shares with it all that the entries at hand don't touch.
 pub(crate) struct Machine {
+    /// This replica.
+    id: u64,
     published: Arc<Published>,
     snapshots: Snapshots,
     last_applied: Option<LogId>,
@@ -71,6 +80,7 @@ pub(crate) struct Machine {
 impl Machine {
     /// Starts from the snapshot on disk, if there is one.
     pub(crate) fn open(
+        id: u64,
         snapshots: Snapshots,
         counting: Arc<Counting>,
     ) -> Result<(Self, Arc<Published>), DiskError> {
@@ -80,8 +90,10 @@ impl Machine {
             applied: watch::Sender::new(meta.last_log_id.map_or(0, |last| last.index + 1)),
             history: Mutex::new(History::starting_at(state.revision, MAX_HISTORY_EVENTS, MAX_HISTORY_BYTES)),
             state: ArcSwap::from_pointee(state),
+            commits: Arc::default(),
         });
         let machine = Self {
+            id,
             published: published.clone(),
             snapshots,
             last_applied: meta.last_log_id,
@@ -91,8 +103,11 @@ impl Machine {
         Ok((machine, published))
     }
 
-    fn publish(&self, state: State, events: Vec<Event>) {
+    /// `led`: what is published was committed by this replica, right now.
+    fn publish(&self, state: State, events: Vec<Event>, led: bool) {
         let revision = state.revision;
+        // Before anybody can have seen the revision.
+        self.published.commits.reached(revision, Moment { at: Instant::now(), led });
         self.published.history().extend(events);
         self.published.state.store(Arc::new(state));
         self.published.revision.send_if_modified(|current| {
@@ -110,8 +125,11 @@ impl Machine {
         let mut answers = Vec::new();
         let mut work: Option<State> = None;
         let mut events = Vec::new();
+        let mut led = false;
         for entry in entries {
             self.last_applied = Some(entry.log_id);
+            // Whoever proposed it commits it, unless it has lost the lead in between.
+            led = entry.log_id.leader_id.node_id == self.id;
             let answer = match entry.payload {
                 EntryPayload::Blank => Answers::default(),
                 EntryPayload::Membership(membership) => {
@@ -129,7 +147,7 @@ impl Machine {
             answers.push(answer);
         }
         if let Some(state) = work {
-            self.publish(state, events);
+            self.publish(state, events, led);
         }
         self.publish_index();
         answers
@@ -189,7 +207,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
         self.membership = meta.last_membership.clone();
         let revision = state.revision;
         add(&self.counting.snapshots_installed, 1);
-        self.publish(state, Vec::new());
+        self.publish(state, Vec::new(), false);
         self.published.history().reset(revision);
         self.publish_index();
         Ok(())

@@ -28,7 +28,7 @@ use super::{
     types::Raft,
     view::{self, Counting},
 };
-use crate::telemetry::Histogram;
+use crate::telemetry::{Commits, Histogram};
 
 /// One replica of the cluster's state.
 pub struct Replica {
@@ -64,13 +64,13 @@ impl Replica {
     /// [`OpenError::Disk`] if what is on the disk contradicts what was acknowledged: the replica must not vote.
     pub async fn open(config: RaftConfig, dialer: Dialer) -> Result<Self, OpenError> {
         let settings = config.openraft()?;
-        let dir = config.dir.clone();
+        let (dir, id) = (config.dir.clone(), config.id);
         let counting = Arc::new(Counting::default());
         let counted = counting.clone();
         let (log, machine, published) = tokio::task::spawn_blocking(move || {
             let (log, snapshots) = disk::open(&dir, disk::Options::default())?;
             let log = log.behind(snapshots.clone());
-            let (machine, published) = Machine::open(snapshots, counted)?;
+            let (machine, published) = Machine::open(id, snapshots, counted)?;
             Ok::<_, OpenError>((log, machine, published))
         })
         .await
@@ -214,6 +214,11 @@ impl Replica {
     /// The revision of [`Replica::applied`], as it changes.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.published.revisions()
+    }
+
+    /// When the last revisions were committed, or heard of.
+    pub fn commits(&self) -> Arc<Commits> {
+        self.published.commits()
     }
 
     /// Every event after a revision, oldest first.

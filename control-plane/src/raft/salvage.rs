@@ -109,7 +109,7 @@ pub async fn make_group(dir: &Path, id: u64) -> Result<Survivor, SalvageError> {
 
 async fn open(dir: &Path, id: u64) -> Result<Opened, SalvageError> {
     let (mut log, snapshots) = disk::open(dir, disk::Options::default())?;
-    let (mut machine, published) = Machine::open(snapshots, Default::default())?;
+    let (mut machine, published) = Machine::open(id, snapshots, Default::default())?;
     let (applied, _) = machine.applied_state().await?;
     let last = log.get_log_state().await?.last_log_id.max(applied);
     let Some(last) = last else {

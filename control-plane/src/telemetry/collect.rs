@@ -150,6 +150,22 @@ fn xds(app: &App, page: &mut Page<'_>) -> fmt::Result {
         "Streams that stand, and whose client answers nothing: alert on it",
         by(|sum| sum.stale),
     )?;
+    page.gauges(
+        "isthmus_xds_streams_queued",
+        "Streams with something unsent: a change that was not looked at yet, or that waits for an ACK, for another type or for \
+         room in the connection",
+        by(|sum| sum.queued),
+    )?;
+    page.gauges(
+        "isthmus_xds_types_queued",
+        "Queue depth: types with something unsent, over all streams; each becomes one response with the newest state",
+        by(|sum| sum.types_queued),
+    )?;
+    page.gauges(
+        "isthmus_xds_responses_in_flight",
+        "Responses that were handed to the connection and not answered, over all streams",
+        by(|sum| sum.in_flight),
+    )?;
     page.gauge("isthmus_xds_revision", "What the views have reached", number(*app.views.changed().borrow()))?;
     page.gauges(
         "isthmus_xds_oldest_acked_revision",
@@ -177,8 +193,14 @@ fn xds(app: &App, page: &mut Page<'_>) -> fmt::Result {
     )?;
     page.histogram(
         "isthmus_xds_convergence_seconds",
-        "From applying a revision on this replica to a client's ACK of the response made from it",
-        &metrics.convergence,
+        "From the commit of a change, for those that were committed while this replica led, to a stream's last ACK of what \
+         of it concerns the client",
+        &metrics.convergence_from_commit,
+    )?;
+    page.histogram(
+        "isthmus_xds_convergence_from_hearing_seconds",
+        "The same for changes that another replica committed: from this one hearing of the commit",
+        &metrics.convergence_from_hearing,
     )
 }
 

@@ -8,7 +8,7 @@ mod load;
 pub mod log;
 pub mod xds;
 
-pub use commits::Commits;
+pub use commits::{Commits, Moment};
 pub use histogram::Histogram;
 pub use mesh_telemetry::{page, process};
 pub use xds::XdsMetrics;

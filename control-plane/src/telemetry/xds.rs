@@ -2,11 +2,14 @@
 //! addition and nothing else.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Instant,
 };
 
-use super::{Commits, Histogram};
+use super::{Commits, Histogram, Moment};
 use crate::xds::{heartbeat, kinds, session::Response};
 
 /// Every type that has a row of its own. The others share one.
@@ -48,10 +51,12 @@ pub struct TypeCounters {
 pub struct XdsMetrics {
     types: [TypeCounters; TYPES.len()],
     others: TypeCounters,
-    /// From the moment at which a revision was applied here to the ACK of the response made from it.
-    pub convergence: Histogram,
-    /// When revisions were applied here.
-    pub commits: Commits,
+    /// From the commit of a change, on the replica that led then, to a stream that it concerns having ACKed it.
+    pub convergence_from_commit: Histogram,
+    /// The same on the others: from when they heard of the commit.
+    pub convergence_from_hearing: Histogram,
+    /// When revisions were committed.
+    pub commits: Arc<Commits>,
     /// Streams that were authorized.
     pub opened: AtomicU64,
     /// Answers to a response that was not the last one.
@@ -83,11 +88,16 @@ impl XdsMetrics {
     }
 
     /// A response was accepted.
-    pub fn acked(&self, type_url: &str, revision: u64, now: Instant) {
+    pub fn acked(&self, type_url: &str) {
         self.of(type_url).acks.fetch_add(1, Relaxed);
-        if let Some(committed) = self.commits.at(revision) {
-            self.convergence.observe(now.saturating_duration_since(committed));
-        }
+    }
+
+    /// A stream has ACKed, of every type, what came after the revision `before` and concerns its client. Measured from
+    /// the first revision that may have brought it: never too short.
+    pub fn converged(&self, before: u64, now: Instant) {
+        let Some(Moment { at, led }) = self.commits.at(before + 1) else { return };
+        let histogram = if led { &self.convergence_from_commit } else { &self.convergence_from_hearing };
+        histogram.observe(now.saturating_duration_since(at));
     }
 
     /// A response was refused.
@@ -119,12 +129,16 @@ mod tests {
     }
 
     #[test]
-    fn convergence_is_counted_from_the_commit_to_the_ack() {
+    fn convergence_is_counted_from_the_commit_where_that_is_known_and_else_from_hearing_of_it() {
         let (metrics, start) = (XdsMetrics::default(), Instant::now());
-        metrics.acked(kinds::CLUSTER, 5, start);
-        assert_eq!(metrics.convergence.count(), 0, "a revision from before the start has no moment");
-        metrics.commits.reached(5, start);
-        metrics.acked(kinds::CLUSTER, 5, start);
-        assert_eq!(metrics.convergence.count(), 1);
+        let counts = || (metrics.convergence_from_commit.count(), metrics.convergence_from_hearing.count());
+        metrics.converged(4, start);
+        assert_eq!(counts(), (0, 0), "a revision that was not reached has no moment");
+        metrics.commits.reached(5, Moment { at: start, led: false });
+        metrics.commits.reached(6, Moment { at: start, led: true });
+        metrics.converged(4, start);
+        assert_eq!(counts(), (0, 1));
+        metrics.converged(5, start);
+        assert_eq!(counts(), (1, 1));
     }
 }

@@ -23,7 +23,10 @@ use xds_proto::{
     type_url,
 };
 
-use crate::{common::Cluster, raw::Raw};
+use crate::{
+    common::{Cluster, SOON},
+    raw::Raw,
+};
 
 /// What comes back on a connection of its own.
 async fn http(at: SocketAddr, request: &str) -> String {
@@ -114,10 +117,44 @@ async fn what_happens_is_counted() {
     at_least("isthmus_xds_acks_total{type=\"Service\"}", 2.0);
     at_least("isthmus_xds_push_bytes_total{type=\"Service\"}", 1.0);
     at_least("isthmus_xds_convergence_seconds_count ", 1.0);
+    assert_eq!(
+        sample(&page, "isthmus_xds_convergence_from_hearing_seconds_count "),
+        0.0,
+        "it led all the time"
+    );
+    // The next one waits for the answer to the one before.
+    let apply = |name: &str| {
+        format!(
+            "{{apiVersion: v1, kind: Service, metadata: {{name: {name}}}, spec: {{ports: [{{port: 80}}]}}}}"
+        )
+    };
+    cluster.apply(&apply("b")).await.unwrap();
+    let unanswered = agent.next().await.unwrap();
+    cluster.apply(&apply("c")).await.unwrap();
+    let page = until_sample(at, "isthmus_xds_types_queued{kind=\"agent\",protocol=\"delta\"}", 1.0).await;
+    assert_eq!(sample(&page, "isthmus_xds_streams_queued{kind=\"agent\",protocol=\"delta\"}"), 1.0);
+    assert_eq!(sample(&page, "isthmus_xds_responses_in_flight{kind=\"agent\",protocol=\"delta\"}"), 1.0);
+    agent.ack(&unanswered).await;
+    agent.catch_up().await;
+    until_sample(at, "isthmus_xds_responses_in_flight{kind=\"agent\",protocol=\"delta\"}", 0.0).await;
     at_least("isthmus_ca_certificates_signed_total{purpose=\"node\"}", 1.0);
     at_least("isthmus_ca_certificate_expiry_timestamp_seconds{", 1.0);
     at_least("isthmus_door_handshakes_refused_total ", 1.0);
     at_least("process_resident_memory_bytes ", 1.0);
+}
+
+/// The first page on which a sample has a value.
+async fn until_sample(at: std::net::SocketAddr, begins: &str, value: f64) -> String {
+    let asking = async {
+        loop {
+            let page = scrape(at).await;
+            if sample(&page, begins) == value {
+                return page;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(SOON, asking).await.unwrap_or_else(|_| panic!("{begins} is never {value}"))
 }
 
 /// What one client has seen of one cluster since its last report.
@@ -163,7 +200,7 @@ async fn the_load_that_data_planes_report_is_exported_and_its_labels_can_not_bre
             tokio::task::yield_now().await;
         }
     };
-    let page = tokio::time::timeout(crate::common::SOON, exported).await.unwrap();
+    let page = tokio::time::timeout(SOON, exported).await.unwrap();
     assert_eq!(sample(&page, &format!("isthmus_load_requests_total{of},outcome=\"failed\"}}")), 1.0);
     assert_eq!(sample(&page, &format!("isthmus_load_requests_in_progress{of}}}")), 3.0);
     assert_eq!(sample(&page, &format!("isthmus_load_reporters{of}}}")), 1.0);

@@ -19,3 +19,5 @@ mod hand_over;
 mod nodes;
 mod peers;
 mod replicas;
+mod service_unit;
+mod silent;

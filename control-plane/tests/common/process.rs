@@ -25,6 +25,8 @@ pub const WEST: [&str; 4] = ["--name", "west", "--trust-domain", "west.example"]
 pub struct Replica {
     folder: TempDir,
     pub door: u16,
+    /// Variables of its process, beside the test's own.
+    pub environment: Vec<(&'static str, PathBuf)>,
     child: Option<Child>,
 }
 
@@ -40,7 +42,7 @@ impl Replica {
     pub fn new() -> Self {
         // Held by nobody between here and the bind; loopback ports of the kernel's choice are not given out again soon.
         let door = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        Self { folder: tempfile::tempdir().unwrap(), door, child: None }
+        Self { folder: tempfile::tempdir().unwrap(), door, environment: Vec::new(), child: None }
     }
 
     pub fn data(&self) -> PathBuf {
@@ -75,6 +77,8 @@ impl Replica {
             .arg(self.socket())
             .args(flags)
             .env_remove("CLUSTERMESH_JOIN_TOKEN")
+            .env_remove("NOTIFY_SOCKET")
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);

@@ -1,6 +1,6 @@
 //! How far a wait is.
 
-use xds_proto::isthmus::admin::v1::{WaitProgress, WaitingFor};
+use xds_proto::isthmus::admin::v1::{SilentReplica, WaitProgress, WaitingFor};
 
 /// Data planes named in one line; the rest are counted.
 const SHOWN: usize = 5;
@@ -9,12 +9,24 @@ const SHOWN: usize = 5;
 pub(crate) fn line(progress: &WaitProgress) -> String {
     let WaitProgress { concerned, acked, .. } = progress;
     let open = concerned.saturating_sub(*acked);
-    match (progress.state.as_str(), open) {
-        ("waiting", _) if *concerned == 0 => "looking for the data planes concerned".to_owned(),
-        (_, 0) if *concerned == 0 => format!("revision {}: no data plane is concerned", progress.revision),
-        (_, 0) => format!("acked {acked}/{concerned}"),
-        _ => format!("acked {acked}/{concerned}, waiting for {}", list(&progress.waiting_for, open as usize)),
+    let planes = list(&progress.waiting_for, open as usize);
+    let names: Vec<String> =
+        [planes, silent(&progress.silent)].into_iter().filter(|names| !names.is_empty()).collect();
+    match progress.state.as_str() {
+        _ if !names.is_empty() => format!("acked {acked}/{concerned}, waiting for {}", names.join(", ")),
+        "waiting" if *concerned == 0 => "looking for the data planes concerned".to_owned(),
+        _ if *concerned == 0 => format!("revision {}: no data plane is concerned", progress.revision),
+        _ => format!("acked {acked}/{concerned}"),
     }
+}
+
+/// `replica 3 at 10.0.0.3:9443 (connection refused)`
+pub(crate) fn silent(replicas: &[SilentReplica]) -> String {
+    let name = |replica: &SilentReplica| {
+        let why = if replica.error.is_empty() { String::new() } else { format!(" ({})", replica.error) };
+        format!("replica {} at {}{why}", replica.id, replica.address)
+    };
+    replicas.iter().map(name).collect::<Vec<_>>().join(", ")
 }
 
 /// The ones in a state, with what is known of each; with an empty state: those that have not answered.
@@ -49,6 +61,12 @@ fn name(plane: &WaitingFor) -> String {
     let seconds = plane.state_ms / 1000;
     let since = if seconds > 0 { format!(", for {seconds}s") } else { String::new() };
     match plane.state.as_str() {
+        "disconnected" if plane.acked_revision == 0 && plane.error.is_empty() => {
+            format!("{} (connected nowhere)", plane.id)
+        }
+        "disconnected" if plane.acked_revision == 0 => {
+            format!("{} (connected nowhere, {})", plane.id, plane.error)
+        }
         "refused" => format!("{} ({})", plane.id, plane.error),
         "disconnected" => format!("{} (disconnected at revision {}{since})", plane.id, plane.acked_revision),
         _ => format!("{} (at revision {}{since})", plane.id, plane.acked_revision),
@@ -87,6 +105,9 @@ mod tests {
         assert_eq!(line(&progress("done", 9, 9)), "acked 9/9");
         assert_eq!(line(&progress("done", 0, 0)), "revision 41: no data plane is concerned");
         assert_eq!(line(&progress("waiting", 0, 0)), "looking for the data planes concerned");
+        let silent = vec![SilentReplica { id: 3, address: "10.0.0.3:9443".into(), ..Default::default() }];
+        let unheard = WaitProgress { silent, ..progress("waiting", 9, 9) };
+        assert_eq!(line(&unheard), "acked 9/9, waiting for replica 3 at 10.0.0.3:9443");
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! gone. Each replica knows that of the streams that it serves, because it compares each view with the one before
 //! anyway, and tells the replica that was asked. What a wait costs is therefore in proportion to what the change
 //! concerns, and to the number of streams once, when it begins.
+//!
+//! It fails closed: a replica that does not answer, and an agent that is connected nowhere, are not taken for done.
 
 pub mod merge;
 
@@ -69,12 +71,12 @@ where
     let started = Instant::now();
     let now_ms = || u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     let own = app.ca.replica().id;
-    let others: Vec<(u64, String)> = {
-        let state = app.replica.applied();
-        let others = state.replicas.values().filter(|replica| replica.id != own);
-        others.map(|replica| (replica.id, replica.address.clone())).collect()
-    };
-    let mut merge = Merge::new(revision, others.iter().map(|(id, _)| *id).chain([own]), 0);
+    let state = app.replica.applied();
+    let others = state.replicas.values().filter(|replica| replica.id != own);
+    let others: Vec<(u64, String)> = others.map(|replica| (replica.id, replica.address.clone())).collect();
+    let all = others.iter().cloned().chain([(own, app.config.advertised())]);
+    let mut merge = Merge::new(revision, all, state.nodes.keys().map(String::as_str), 0);
+    drop(state);
     let (sender, mut news) = mpsc::channel(BACKLOG);
     // Dropping the set ends its tasks.
     let mut tasks = tokio::task::JoinSet::new();
@@ -86,12 +88,13 @@ where
     let mut changes = app.replica.changes();
     let mut told = None;
     loop {
-        if merge.has_disconnected() {
+        if merge.misses_somebody() {
             let state = app.replica.applied();
-            merge.forget(|id| exists(&state, id));
+            let is_member = |id| id == own || state.replicas.contains_key(&id);
+            merge.forget(|id| exists(&state, id), is_member);
         }
         let now = now_ms();
-        if merge.is_settled(now) || tokio::time::Instant::now() >= deadline {
+        if merge.is_settled() || tokio::time::Instant::now() >= deadline {
             let last = merge.progress(now, true);
             return progress(last.clone()).await.is_ok().then_some(last);
         }
@@ -110,7 +113,7 @@ where
                 News::Reports(reports) => merge.on_reports(replica, reports, now_ms()),
                 News::Lost(why) => merge.on_lost(replica, why, now_ms()),
             },
-            _ = changes.changed(), if merge.has_disconnected() => {}
+            _ = changes.changed(), if merge.misses_somebody() => {}
             () = tokio::time::sleep_until(deadline.min(tokio::time::Instant::now() + idle)) => {}
             () = app.stop.cancelled() => return None,
         }
@@ -121,10 +124,17 @@ where
 pub fn sentences(last: &WaitProgress) -> Vec<String> {
     let plane = |plane: &xds_proto::isthmus::admin::v1::WaitingFor| match plane.state.as_str() {
         "refused" => format!("{} (refused: {})", plane.id, plane.error),
+        "disconnected" if plane.acked_revision == 0 => format!("{} (connected nowhere)", plane.id),
         "disconnected" => format!("{} (disconnected at revision {})", plane.id, plane.acked_revision),
         _ => format!("{} (at revision {})", plane.id, plane.acked_revision),
     };
-    last.waiting_for.iter().map(plane).collect()
+    let silent = last.silent.iter().map(|silent| {
+        format!(
+            "replica {} at {} (has not answered: who is connected to it is not known)",
+            silent.id, silent.address
+        )
+    });
+    last.waiting_for.iter().map(plane).chain(silent).collect()
 }
 
 /// This replica's part of a wait. Ends when nobody listens.
@@ -137,13 +147,16 @@ where
         return;
     }
     let wait = app.subscribers.wait(revision);
+    // After the wait has begun: whoever comes from here on is told of by it.
+    let mut agents = app.subscribers.agents();
     let mut complete = None;
     loop {
         let news = wait.news();
         if !news.reports.is_empty() || complete != Some(news.complete) {
             complete = Some(news.complete);
             let streams = news.reports.into_iter().map(on_wire).collect();
-            if tell(WaitReports { complete: news.complete, streams }).await.is_err() {
+            let agents = std::mem::take(&mut agents);
+            if tell(WaitReports { complete: news.complete, streams, agents }).await.is_err() {
                 return;
             }
         }

@@ -15,7 +15,7 @@ impl StoreBuilder<TypeConfig, LogStore, Machine, tempfile::TempDir> for Folder {
         let dir = tempfile::tempdir().expect("a folder");
         let (log, snapshots) =
             open(dir.path(), Options { journal_bytes: 1 << 20, ..Options::default() }).expect("a new folder");
-        let (machine, _) = Machine::open(snapshots, Default::default()).expect("a new folder");
+        let (machine, _) = Machine::open(1, snapshots, Default::default()).expect("a new folder");
         Ok((dir, log, machine))
     }
 }

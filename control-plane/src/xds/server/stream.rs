@@ -338,7 +338,7 @@ fn note(client: &Client, connected: &Connected<'_>, metrics: &XdsMetrics, events
     for event in events {
         match event {
             Event::Acked { type_url, revision } => {
-                metrics.acked(&type_url, revision, std::time::Instant::now());
+                metrics.acked(&type_url);
                 tracing::debug!(%client, %type_url, revision, "ACK");
             }
             Event::Nacked { type_url, revision, error, resources } => {

@@ -178,6 +178,10 @@ pub struct TypeStatus<'a> {
     pub acked_revision: u64,
     /// The refusal that still stands.
     pub nacked: Option<&'a Nacked>,
+    /// There is something to send.
+    pub unsent: bool,
+    /// A response is not answered.
+    pub in_flight: bool,
 }
 
 /// One stream.
@@ -358,6 +362,8 @@ impl Session {
                 settled_revision,
                 acked_revision: settled_revision.min(refused),
                 nacked: state.nacked.as_ref(),
+                unsent: state.unsent(true),
+                in_flight: state.in_flight.is_some(),
             }
         })
     }

@@ -37,6 +37,9 @@ impl Connected<'_> {
             let mut position = self.entry.position();
             let before = (position.seen, position.settled, position.nacked);
             let after = position.update(statuses, revision, Instant::now);
+            for before in position.converged() {
+                self.registry.metrics.converged(before, Instant::now());
+            }
             before != after
         };
         if moved {

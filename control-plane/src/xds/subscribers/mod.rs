@@ -33,7 +33,7 @@ use crate::{
         gate::Gate,
         limits::{LimitReached, Limits},
     },
-    telemetry::XdsMetrics,
+    telemetry::{Commits, XdsMetrics},
 };
 
 /// Longest refusal that is kept; it is for people.
@@ -197,7 +197,8 @@ impl Entry {
         let lag = match behind {
             0 => Duration::ZERO,
             _ => {
-                let lacking = metrics.commits.at(position.acked + 1).or(position.unanswered_since);
+                let known = metrics.commits.at(position.acked + 1).map(|moment| moment.at);
+                let lacking = known.or(position.unanswered_since);
                 // What was there before the client is not what it is late with.
                 let opened = now.checked_sub(self.connected_at.elapsed().unwrap_or_default());
                 lacking.max(opened).map_or(Duration::ZERO, |at| now.saturating_duration_since(at))
@@ -236,6 +237,12 @@ pub struct Sum {
     pub refused: u64,
     /// Those that answer nothing.
     pub stale: u64,
+    /// Those with something unsent.
+    pub queued: u64,
+    /// Types with something unsent.
+    pub types_queued: u64,
+    /// Responses that are not answered.
+    pub in_flight: u64,
 }
 
 impl Subscribers {
@@ -258,6 +265,13 @@ impl Subscribers {
             loads: Loads::default(),
             reached: Arc::default(),
         }
+    }
+
+    /// The same, told by somebody who knows when each revision was committed.
+    #[must_use]
+    pub fn with_commits(mut self, commits: Arc<Commits>) -> Self {
+        self.metrics.commits = commits;
+        self
     }
 
     /// What the streams do.
@@ -300,8 +314,14 @@ impl Subscribers {
                 Protocol::Delta => "delta",
             };
             let sum = sums.entry((entry.opening.kind, protocol)).or_default();
-            let health = entry.position().health(now);
+            let (health, queued, in_flight) = {
+                let position = entry.position();
+                (position.health(now), position.queued(), position.in_flight)
+            };
             sum.streams += 1;
+            sum.queued += u64::from(queued > 0);
+            sum.types_queued += u64::from(queued);
+            sum.in_flight += u64::from(in_flight);
             sum.syncing += u64::from(health == Health::Syncing);
             sum.refused += u64::from(health == Health::Refused);
             sum.stale += u64::from(health == Health::Stale);
@@ -322,6 +342,15 @@ impl Subscribers {
     /// Whether a client has a stream.
     pub fn has(&self, client: &Client) -> bool {
         self.listed().of_client.get(client).is_some_and(|streams| !streams.is_empty())
+    }
+
+    /// The nodes whose agents have a stream.
+    pub fn agents(&self) -> Vec<String> {
+        let node = |client: &Client| match client {
+            Client::Agent { node } => Some(node.clone()),
+            Client::Proxy { .. } | Client::Grpc { .. } | Client::Gateway { .. } | Client::Peer { .. } => None,
+        };
+        self.listed().of_client.keys().filter_map(node).collect()
     }
 
     /// Everybody whom a revision concerns was told so.

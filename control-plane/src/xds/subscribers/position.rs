@@ -41,6 +41,12 @@ impl Changes {
         self.steps.push_back((before, now));
     }
 
+    /// Before which revisions the changes came that lie after `acked` and not after `upto`.
+    fn between(&self, acked: u64, upto: u64) -> impl Iterator<Item = u64> {
+        let first = self.steps.partition_point(|(_, now)| *now <= acked);
+        self.steps.iter().skip(first).take_while(move |(_, now)| *now <= upto).map(|(before, _)| *before)
+    }
+
     /// Whether what came into effect with `revision` changed the view; None if that is forgotten. To be asked once
     /// the stream has seen the revision. Revisions that were compiled together can't be told apart: one of them
     /// concerning the client is as good as all.
@@ -82,6 +88,13 @@ pub struct Position {
     pub heard: Instant,
     /// What the stream was told to look at and has not looked at yet.
     pub due: Option<Due>,
+    /// Types with something unsent.
+    pub unsent: u32,
+    /// Types with a response that is not answered.
+    pub in_flight: u32,
+    /// Up to this revision changes have been told to have converged. What is acked goes back when the client subscribes
+    /// to another type; this does not.
+    converged: u64,
 }
 
 /// The view of a client may have changed.
@@ -148,7 +161,23 @@ impl Position {
             heartbeat_since: None,
             heard: now,
             due: None,
+            unsent: 0,
+            in_flight: 0,
+            converged: 0,
         }
+    }
+
+    /// Changes of the view that the client has come to have, of every type, since this was asked last: for each the
+    /// revision after which it came.
+    pub fn converged(&mut self) -> impl Iterator<Item = u64> {
+        let before = self.converged;
+        self.converged = before.max(self.acked);
+        self.changes.between(before, self.converged)
+    }
+
+    /// Types whose response waits, and a change that was not looked at, which is of one type at least.
+    pub fn queued(&self) -> u32 {
+        self.unsent.max(u32::from(self.due.is_some()))
     }
 
     /// The client is served first from this revision.
@@ -195,6 +224,9 @@ impl Position {
         self.acked = statuses.clone().map(|status| status.acked_revision).min().unwrap_or(revision);
         self.settled = statuses.clone().map(|status| status.settled_revision).min().unwrap_or(revision);
         self.nacked = statuses.clone().filter_map(|status| Some(status.nacked?.revision)).max();
+        (self.unsent, self.in_flight) = statuses.clone().fold((0, 0), |(unsent, in_flight), status| {
+            (unsent + u32::from(status.unsent), in_flight + u32::from(status.in_flight))
+        });
         for status in statuses {
             let acked = status.acked_revision;
             match self.acked_by_type.iter_mut().find(|(of, _)| of == status.type_url) {
@@ -306,6 +338,39 @@ mod tests {
         assert_eq!(forgotten(9).standing(5, None), Standing::Unconcerned);
         assert_eq!(forgotten(4).standing(5, None), Standing::Pending);
         assert_eq!(forgotten(9).standing(5, Some(Standing::Pending)), Standing::Acked);
+    }
+
+    #[test]
+    fn a_change_has_converged_once_when_every_type_has_it() {
+        let mut position = position(5, 5);
+        assert_eq!(position.converged().count(), 0);
+        position.changes.record(5, 6);
+        position.changes.record(7, 9);
+        let cds: Arc<str> = "cds".into();
+        let status = |acked: u64, unsent, in_flight| TypeStatus {
+            type_url: &cds,
+            sent_revision: 9,
+            settled_revision: acked,
+            acked_revision: acked,
+            nacked: None,
+            unsent,
+            in_flight,
+        };
+        position.update([status(6, false, true), status(5, true, false)].into_iter(), 9, Instant::now);
+        assert_eq!((position.converged().count(), position.queued(), position.in_flight), (0, 1, 1));
+        position.update([status(6, true, true), status(6, true, true)].into_iter(), 9, Instant::now);
+        assert_eq!((position.converged().collect::<Vec<_>>(), position.queued()), (vec![5], 2));
+        // The client subscribes to something else, and has nothing of that yet.
+        position.update([status(6, false, false), status(0, true, false)].into_iter(), 9, Instant::now);
+        assert_eq!(position.converged().count(), 0);
+        position.update([status(9, false, false), status(9, false, false)].into_iter(), 9, Instant::now);
+        assert_eq!(
+            (position.converged().collect::<Vec<_>>(), position.queued()),
+            (vec![7], 0),
+            "told once each"
+        );
+        position.note_due(9, 10);
+        assert_eq!(position.queued(), 1, "what is not looked at is to be sent, as far as is known");
     }
 
     #[test]

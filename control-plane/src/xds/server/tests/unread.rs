@@ -85,6 +85,11 @@ async fn a_client_that_never_reads_its_socket_costs_one_response_delays_nobody_a
     }
     let unread = running.until(|list| list.len() == 2).await.remove(0);
     assert_eq!((unread.sent_revision, unread.acked_revision), (1, 0));
+    running.until(|list| list.iter().any(|stream| stream.acked_revision == REVISIONS)).await;
+    let sums = running.server.subscribers().sums(std::time::Instant::now());
+    let waiting: Vec<_> =
+        sums.values().map(|sum| (sum.streams, sum.queued, sum.types_queued, sum.in_flight)).collect();
+    assert_eq!(waiting, [(2, 1, 1, 1)], "however many revisions there were, one response is queued");
 
     let reading = async {
         let mut body = response.await.unwrap().into_body();
