@@ -4,6 +4,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../common/history.rs"]
+mod history;
 #[path = "../common/process.rs"]
 mod process;
 #[path = "../admin/raw.rs"]
@@ -12,8 +14,11 @@ mod raw;
 mod writers;
 
 mod authority;
+mod backup;
 mod data_planes;
 mod hand_over;
 mod nodes;
 mod peers;
+mod recovery;
 mod replicas;
+mod roles;
