@@ -116,6 +116,10 @@ pub struct Config {
     /// host:port of an east-west gateway of this cluster, told to peers; repeatable.
     #[arg(long = "gateway", value_parser = host_port)]
     pub gateways: Vec<String>,
+    /// From one heartbeat of a leading replica to the next, 50ms to 1s. A leader that is not heard for 5.5 to 7 of them
+    /// is replaced: longer for replicas that are far apart. The same on all replicas.
+    #[arg(long, default_value = "200ms", value_parser = heartbeat, value_name = "DURATION")]
+    pub heartbeat: Duration,
     /// How long a workload's certificate is valid, 10m to 720h; it is renewed at half of that.
     #[arg(long, default_value = "24h", value_parser = certificate_life)]
     pub workload_certificate_life: Duration,
@@ -240,6 +244,13 @@ fn host_port(text: &str) -> Result<String, String> {
     if fits && text.len() <= 261 { Ok(text.to_owned()) } else { Err("is not host:port".to_owned()) }
 }
 
+fn heartbeat(text: &str) -> Result<Duration, String> {
+    let time = mesh_model::resource::milliseconds(text).map(Duration::from_millis);
+    // Beyond that an election takes longer than a write waits for its leader.
+    let allowed = Duration::from_millis(50)..=Duration::from_secs(1);
+    time.filter(|time| allowed.contains(time)).ok_or_else(|| "must be 50ms to 1s".to_owned())
+}
+
 fn certificate_life(text: &str) -> Result<Duration, String> {
     let life = mesh_model::resource::milliseconds(text).map(Duration::from_millis);
     let allowed = Duration::from_secs(600)..=mesh_tls::issue::MAX_LEAF_TTL;
@@ -285,6 +296,8 @@ mod tests {
             (&["--listen", "1.2.3.4:1", "--service-cidr", "10.1.2.0/24"], "overlap"),
             (&[], "--advertise"),
             (&["--lisen", "x"], "--lisen"),
+            (&["--heartbeat", "49ms"], "50ms to 1s"),
+            (&["--heartbeat", "2s"], "50ms to 1s"),
             (&["--workload-certificate-life", "1s"], "10m to 720h"),
             (&["--workload-certificate-life", "721h"], "720h"),
             (&["--listen", "1.2.3.4:1", "--limit", "waits"], "waits"),

@@ -25,7 +25,7 @@ use crate::{
     group::{self, Group},
     notify::Notifier,
     quarantine,
-    raft::{Dialer, OpenError, RaftConfig, Replica},
+    raft::{Dialer, OpenError, RaftConfig, Replica, Timings},
     replicas::Replicas,
     sources,
     telemetry::{self, flows::FlowRing},
@@ -211,6 +211,7 @@ async fn open_replica(config: &Config, keys: &Path, ca: &Ca, dialer: Dialer) -> 
     let group = Group::open(keys)?;
     let own = ca.replica();
     let mut raft_config = RaftConfig::new(own.id, config.advertised(), config.data_dir.join("raft"));
+    raft_config.timings = Timings::paced_by(config.heartbeat);
     raft_config.group = group.as_ref().map(|group| group.id.clone()).unwrap_or_default();
     let folder = raft_config.dir.clone();
     let replica = Replica::open(raft_config, dialer).await.map_err(|error| match error {

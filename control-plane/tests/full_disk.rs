@@ -1,8 +1,11 @@
-//! A disk that really is full: a replica on a small file system of its own stops with the name of a file, has lost
+//! A disk that really is full, under the store alone: a replica on a small file system of its own stops with the name of a file, has lost
 //! nothing of what it acknowledged, and goes on once there is room.
 //!
 //! The replica runs in this very program, started again in a mount namespace of its own, which needs root; the file
-//! system is gone with it.
+//! system is gone with it. `disk_faults.rs` does the same to the whole program, with others to go on without it.
+
+#[path = "common/privileged.rs"]
+mod privileged;
 
 use std::{
     path::Path,
@@ -34,8 +37,7 @@ fn a_full_disk_stops_the_replica_and_loses_nothing() {
     if let Ok(dir) = std::env::var(ROLE) {
         return fill(Path::new(&dir));
     }
-    if !nix::unistd::Uid::effective().is_root() {
-        println!("skipped: a file system of its own needs root");
+    if !privileged::privileged("a file system of its own") {
         return;
     }
     let folder = tempfile::tempdir().expect("a folder");

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "common/world.rs"]
+mod world;
+
 use std::{collections::BTreeMap, sync::Arc};
 
 use control_plane::{
@@ -10,12 +13,13 @@ use control_plane::{
 };
 use mesh_model::{
     identity::{SpiffeId, TrustDomain},
-    records::{ClusterInfo, ImportedPort, ImportedService, PeerRecord, WorkloadBinding},
+    records::{ImportedPort, ImportedService, PeerRecord, WorkloadBinding},
     resource::{AppProtocol, EXPORT_TO_ANNOTATION, Kind, NamespacedName, Object, ObjectKey, Protocol},
 };
-use mesh_store::{Bytes16, Command, Envelope, State, apply};
+use mesh_store::Command;
 use proptest::prelude::*;
 use serde_json::{Value, json};
+use world::{World, west};
 
 const WORKLOADS: usize = 5;
 const SERVICES: usize = 3;
@@ -244,38 +248,8 @@ fn contents(set: &ResourceSet) -> BTreeMap<(String, String), Vec<u8>> {
     set.types().flat_map(|whole| of_type(whole, "")).chain(named).collect()
 }
 
-fn cluster() -> ClusterInfo {
-    ClusterInfo {
-        name: "west".to_owned(),
-        trust_domain: TrustDomain::parse("west.example").unwrap(),
-        mesh_domain: "mesh.local".to_owned(),
-        pod_cidr: "10.1.0.0/16".parse().unwrap(),
-        service_cidr: "10.101.0.0/16".parse().unwrap(),
-        roots: vec![vec![9]],
-        trust: Default::default(),
-    }
-}
-
-/// A state that commands are applied to.
-struct World {
-    state: State,
-    commands: u128,
-}
-
-impl World {
-    fn take(&mut self, command: Command) {
-        self.commands += 1;
-        let key = Bytes16(self.commands.to_be_bytes());
-        // Refusals change nothing, which is a step too.
-        let _ = apply(
-            &mut self.state,
-            &Envelope { key, now_unix_ms: 1_000_000, first_unix_ms: None, random: key, command },
-        );
-    }
-
-    fn views(&self) -> ModelViews {
-        ModelViews::new(cluster().trust_domain, Vec::new(), &self.state)
-    }
+fn views_of(world: &World) -> ModelViews {
+    ModelViews::new(west().trust_domain, Vec::new(), &world.state)
 }
 
 proptest! {
@@ -285,27 +259,26 @@ proptest! {
     fn incremental_views_are_equal_to_whole_ones_and_shared_while_they_are(
         steps in prop::collection::vec((command(), 0..4usize), 1..50),
     ) {
-        let mut world = World { state: State::default(), commands: 0 };
-        world.take(Command::Init(cluster()));
+        let mut world = World::of(west());
         for n in 0..2 {
             let address = format!("192.0.2.{}", n + 1).parse().unwrap();
-            world.take(Command::RegisterNode { name: name("n", n), address });
-            world.take(Command::PutPeer(peer(n)));
+            let _ = world.take(Command::RegisterNode { name: name("n", n), address });
+            let _ = world.take(Command::PutPeer(peer(n)));
         }
-        (0..WORKLOADS).for_each(|n| world.take(put(workload(n, 0))));
-        (0..SERVICES).for_each(|n| world.take(put(service(n, 0))));
-        let views = world.views();
+        (0..WORKLOADS).for_each(|n| drop(world.take(put(workload(n, 0)))));
+        (0..SERVICES).for_each(|n| drop(world.take(put(service(n, 0)))));
+        let views = views_of(&world);
         let clients = clients();
         let mut held: Vec<Arc<ResourceSet>> = clients.iter().map(|client| views.resources(client)).collect();
         let mut seen = vec![true; clients.len()];
         for (index, (command, turn)) in steps.into_iter().enumerate() {
-            world.take(command);
+            let _ = world.take(command);
             // Some revisions are never compiled.
             if turn == 3 {
                 continue;
             }
             views.update(Arc::new(world.state.clone()));
-            let whole = world.views();
+            let whole = views_of(&world);
             for (number, client) in clients.iter().enumerate() {
                 // Some clients miss some revisions.
                 if (index + number) % 4 == turn {
@@ -331,12 +304,11 @@ proptest! {
 
 #[test]
 fn clients_that_are_told_of_the_same_services_share_one_map_and_everybody_the_resources() {
-    let mut world = World { state: State::default(), commands: 0 };
-    world.take(Command::Init(cluster()));
-    (0..WORKLOADS).for_each(|n| world.take(put(workload(n, 0))));
-    (0..SERVICES).for_each(|n| world.take(put(service(n, 0))));
-    world.take(put(sidecar(0, 3)));
-    let views = world.views();
+    let mut world = World::of(west());
+    (0..WORKLOADS).for_each(|n| drop(world.take(put(workload(n, 0)))));
+    (0..SERVICES).for_each(|n| drop(world.take(put(service(n, 0)))));
+    let _ = world.take(put(sidecar(0, 3)));
+    let views = views_of(&world);
     let view = |n: usize| {
         let workload = format!("{}/{}", home(n), name("w", n));
         views.resources(&Client::Proxy { workload, kind: ProxyKind::Proxy })
@@ -354,7 +326,7 @@ fn clients_that_are_told_of_the_same_services_share_one_map_and_everybody_the_re
     assert!(Arc::ptr_eq(&endpoints(&one)[listed], &endpoints(&unscoped)[listed]), "encoded once");
 
     // A change of what is out of scope leaves everything as it was that is sent unasked.
-    world.take(put(service(2, 1)));
+    let _ = world.take(put(service(2, 1)));
     views.update(Arc::new(world.state.clone()));
     let workload = format!("shop/{}", name("w", 0));
     let now = views.resources(&Client::Proxy { workload, kind: ProxyKind::Proxy });

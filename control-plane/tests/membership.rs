@@ -1,76 +1,115 @@
-//! Real replicas, one process each, on loopback: the group grows and shrinks under writes, a survivor says that it is
-//! alone, and a new group is made of its disk.
+//! Real replicas, one process each, on loopback: the group grows and shrinks under writes and reads, a survivor says
+//! that it is alone, and a new group is made of its disk.
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "common/history.rs"]
+mod history;
 #[path = "common/process.rs"]
 mod process;
 #[path = "common/writers.rs"]
 mod writers;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
     process::Command,
-    sync::{
-        Arc, Mutex, RwLock,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::{Duration, Instant},
+    sync::Arc,
+    time::Instant,
 };
 
 use mesh_tls::grpc;
-use process::{Replica, WEST, apply, names, token, until, voters};
+use process::{Replica, WEST, apply, metric, names, token, until, voters};
 use tonic::Code;
-use writers::{Written, write};
+use writers::Clients;
 use xds_proto::isthmus::admin::v1::{
     RemoveReplicaRequest, ReplicaStatus, SetReplicaRoleRequest, replicas_client::ReplicasClient,
 };
 
-/// Far above any election: what would be broken, not slow.
-const SANE_GAP: Duration = Duration::from_secs(20);
 const WRITERS: usize = 3;
+/// By each of the readers.
+const LEAST_READS: usize = 10;
+/// The longest there is, so that no election comes of what else this machine does: 5.5 s without a leader.
+const SLOW: [&str; 2] = ["--heartbeat", "1s"];
+/// The heir's election. A leader that just vanished would cost time besides, and any further election a term.
+const HAND_OVER: u64 = 1;
+
+/// One of the replicas, and where its metrics are.
+struct Machine {
+    replica: Replica,
+    metrics: u16,
+}
+
+impl Machine {
+    fn first_start(flags: &[&str], token: Option<&str>) -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = listener.local_addr().unwrap();
+        drop(listener);
+        let metrics = ["--metrics".to_owned(), at.to_string()];
+        let flags: Vec<&str> =
+            flags.iter().copied().chain(SLOW).chain(metrics.iter().map(String::as_str)).collect();
+        Self { replica: Replica::first_start(&flags, token), metrics: at.port() }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.replica.socket()
+    }
+
+    async fn term(&self) -> u64 {
+        metric(self.metrics, "isthmus_raft_term").await
+    }
+}
+
+/// Ends a phase: not one write was refused or given up, whatever changed. Between one leader and the next a write can
+/// only wait, so that is what unavailable means; how long it was is told, and not judged by this machine's clock.
+fn phase(clients: &Clients, what: &str) {
+    let mut written = clients.written.lock().unwrap();
+    let (count, gap) = (written.revisions.len(), written.take_gap());
+    println!("{what}: {count} writes, longest gap {gap:?}");
+    assert!(written.failures.is_empty(), "{what}: {:#?}", written.failures);
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cluster_grows_to_five_and_shrinks_to_three_while_it_is_written_to() {
-    let mut all: BTreeMap<u64, Replica> = BTreeMap::new();
-    all.insert(1, Replica::first_start(&WEST, None));
+async fn a_cluster_grows_to_five_and_shrinks_to_three_while_it_is_written_to_and_read_without_one_failed_write()
+ {
+    let mut all: BTreeMap<u64, Machine> = BTreeMap::new();
+    all.insert(1, Machine::first_start(&WEST, None));
     let home = all[&1].socket();
     until(&home, "the first leads", |status| status.leader == 1).await;
 
-    let sockets = Arc::new(RwLock::new(vec![home.clone()]));
-    let written = Arc::new(Mutex::new(Written::default()));
-    let stop = Arc::new(AtomicBool::new(false));
-    let writers: Vec<_> = (0..WRITERS)
-        .map(|n| tokio::spawn(write(n, sockets.clone(), written.clone(), stop.clone())))
-        .collect();
-    let phase = |what: &str| {
-        let mut written = written.lock().unwrap();
-        println!("{what}: {} writes, longest gap {:?}", written.revisions.len(), written.longest_gap);
-        written.take_gap()
-    };
+    let clients = Arc::new(Clients::default());
+    clients.sockets.write().unwrap().push(home.clone());
+    clients.writing(WRITERS);
+    clients.reading(1, home.clone());
+    let founded = all[&1].term().await;
 
-    let mut gaps = Vec::new();
     for id in [2, 3] {
-        all.insert(id, Replica::first_start(&[], Some(&token(&home, false).await)));
+        all.insert(id, Machine::first_start(&[], Some(&token(&home, false).await)));
         // One after the other: the numbers are given in the order of their coming.
         until(&home, "it is listed", |status| status.replicas.len() as u64 == id).await;
+        clients.reading(id as usize, all[&id].socket());
     }
     until(&home, "three voters", |status| voters(status) == 3).await;
-    sockets.write().unwrap().extend([all[&2].socket(), all[&3].socket()]);
-    gaps.push(phase("1 to 3"));
+    clients.sockets.write().unwrap().extend([all[&2].socket(), all[&3].socket()]);
+    clients.going_on(20).await;
+    phase(&clients, "1 to 3");
+    assert_eq!(all[&1].term().await, founded, "who comes costs no election");
 
-    all.insert(4, Replica::first_start(&[], Some(&token(&home, true).await)));
+    all.insert(4, Machine::first_start(&[], Some(&token(&home, true).await)));
     until(&home, "it is listed", |status| status.replicas.len() == 4).await;
-    all.insert(5, Replica::first_start(&[], Some(&token(&home, false).await)));
+    all.insert(5, Machine::first_start(&[], Some(&token(&home, false).await)));
     let seen = until(&home, "four voters and a learner", |status| {
         voters(status) == 4 && status.replicas.iter().filter(|replica| replica.role == "learner").count() == 1
     })
     .await;
+    [4, 5].iter().for_each(|id| clients.reading(*id as usize, all[id].socket()));
     let learner = seen.replicas.iter().find(|replica| replica.role == "learner").unwrap().id;
     let mut changes = ReplicasClient::new(grpc::connect_unix(&home).await.unwrap());
     changes.set_role(SetReplicaRoleRequest { id: learner, learner: false }).await.unwrap();
     until(&home, "five voters", |status| voters(status) == 5).await;
-    gaps.push(phase("3 to 5"));
+    clients.going_on(20).await;
+    phase(&clients, "3 to 5");
+    assert_eq!(all[&1].term().await, founded, "who is promoted costs no election");
 
     // Any replica is asked, and tells the same of all.
     let asked = all[&3].socket();
@@ -83,39 +122,40 @@ async fn a_cluster_grows_to_five_and_shrinks_to_three_while_it_is_written_to() {
     let leader = seen.leader;
     let other =
         seen.replicas.iter().map(|replica| replica.id).find(|id| ![leader, 1, 3].contains(id)).unwrap();
-    for gone in [leader, other] {
+    let mut term = founded;
+    for (gone, costs) in [(leader, HAND_OVER), (other, 0)] {
         // By way of one that stays, whoever that is.
         let stays = all.keys().copied().find(|id| *id != gone && *id != other).unwrap();
         let socket = all[&stays].socket();
-        sockets.write().unwrap().retain(|other| *other != all[&gone].socket());
+        clients.forsake(&all[&gone].socket()).await;
         let mut changes = ReplicasClient::new(grpc::connect_unix(&socket).await.unwrap());
         let id = gone;
         changes.remove(RemoveReplicaRequest { id }).await.unwrap();
         until(&socket, "it is gone", |status| status.replicas.iter().all(|replica| replica.id != id)).await;
-        let mut process = all.remove(&gone).unwrap();
+        let mut process = all.remove(&gone).unwrap().replica;
         assert_eq!(process.ended().await, Some(77), "replica {gone}");
-        let said = std::fs::read_to_string(process.log()).unwrap();
+        let said = process.said();
         assert!(said.contains(&format!("replica {gone} was removed from the cluster")), "{said}");
+        clients.going_on(20).await;
+        phase(&clients, &format!("without replica {gone}"));
+        let now = all[&stays].term().await;
+        println!("replica {gone} is gone: term {term} to {now}");
+        assert_eq!(now - term, costs, "elections");
+        term = now;
     }
     let socket = all.values().next().unwrap().socket();
     until(&socket, "three voters", |status| voters(status) == 3 && status.leader != 0).await;
-    gaps.push(phase("5 to 3, the leader first"));
-    stop.store(true, Ordering::Relaxed);
-    for writer in writers {
-        writer.await.unwrap();
-    }
-
-    let written = written.lock().unwrap().revisions.clone();
+    let written = clients.stop().await;
     let mut revisions: Vec<u64> = written.values().copied().collect();
     revisions.sort_unstable();
     revisions.dedup();
     assert_eq!(revisions.len(), written.len(), "two writes were given the same revision");
-    for replica in all.values() {
-        let names = names(&replica.socket()).await;
-        let lost: Vec<&String> = written.keys().filter(|name| !names.contains(name)).collect();
+    for machine in all.values() {
+        let names: BTreeSet<String> = names(&machine.socket()).await.into_iter().collect();
+        let lost: Vec<&String> = written.keys().filter(|name| !names.contains(*name)).collect();
         assert!(lost.is_empty(), "lost: {lost:?}");
     }
-    assert!(gaps.iter().all(|gap| *gap < SANE_GAP), "{gaps:?}");
+    clients.recorder.holds(1..=5, LEAST_READS);
 }
 
 fn recover(replica: &Replica, extra: &[&str]) -> (bool, String) {

@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "common/world.rs"]
+mod world;
+
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
@@ -15,14 +18,14 @@ use control_plane::{
 use mesh_model::{
     compile::Action,
     identity::TrustDomain,
-    policy::{Flow, FlowPeer, World, verdict},
-    records::{ClusterInfo, WorkloadBinding},
-    resource::{NamespacedName, Object, Protocol},
+    policy::{self, Flow, FlowPeer, verdict},
+    resource::{NamespacedName, Protocol},
 };
-use mesh_store::{Bytes16, Command, Envelope, State, apply};
+use mesh_store::Command;
 use proptest::prelude::*;
 use proxy::policy::{Connection, Facts, Rbac, decide};
 use serde_json::{Value, json};
+use world::{World, west};
 use xds_proto::{Message, envoy::config::listener::v3::Listener};
 
 /// Of the generated workloads.
@@ -69,26 +72,16 @@ impl Place {
 }
 
 struct Mesh {
-    state: State,
-    commands: u128,
+    world: World,
     places: Vec<Place>,
 }
 
 impl Mesh {
     fn new(places: Vec<Place>, policies: &[(&str, Value)]) -> Self {
-        let mut mesh = Self { state: State::default(), commands: 0, places };
-        mesh.run(Command::Init(ClusterInfo {
-            name: "west".to_owned(),
-            trust_domain: TrustDomain::parse("west.example").unwrap(),
-            mesh_domain: "mesh.local".to_owned(),
-            pod_cidr: "10.1.0.0/16".parse().unwrap(),
-            service_cidr: "10.101.0.0/16".parse().unwrap(),
-            roots: vec![vec![9]],
-            trust: Default::default(),
-        }));
-        mesh.run(Command::RegisterNode { name: "n1".to_owned(), address: "192.0.2.1".parse().unwrap() });
+        let mut world = World::of(west());
+        world.run(Command::RegisterNode { name: "n1".to_owned(), address: "192.0.2.1".parse().unwrap() });
         for namespace in ["a", "b"] {
-            mesh.put(json!({
+            world.put(json!({
                 "apiVersion": "v1", "kind": "Service", "metadata": {"name": "all", "namespace": namespace},
                 "spec": {"selector": {"served": "yes"}, "ports": [
                     {"name": "a", "port": 80, "appProtocol": "http"},
@@ -96,38 +89,25 @@ impl Mesh {
                 ]},
             }));
         }
-        for (number, place) in mesh.places.clone().into_iter().enumerate() {
-            mesh.put(place.object(number));
+        for (number, place) in places.iter().enumerate() {
+            world.put(place.object(number));
             if let Some(address) = place.address.filter(|_| !place.fixed) {
-                let binding =
-                    WorkloadBinding { node: "n1".to_owned(), addresses: vec![address], ready: true };
-                mesh.run(Command::BindWorkload { workload: place.name(number), binding });
+                world.bind(place.name(number), "n1", address);
             }
         }
         for (number, (namespace, spec)) in policies.iter().enumerate() {
-            mesh.put(json!({
+            world.put(json!({
                 "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
                 "metadata": {"namespace": namespace, "name": format!("p{number}")}, "spec": spec,
             }));
         }
-        mesh
-    }
-
-    fn put(&mut self, object: Value) {
-        self.run(Command::Apply { objects: vec![Object::parse(&object).unwrap()], dry_run: false });
-    }
-
-    fn run(&mut self, command: Command) {
-        self.commands += 1;
-        let key = Bytes16(self.commands.to_be_bytes());
-        let envelope = Envelope { key, now_unix_ms: 1_000_000, first_unix_ms: None, random: key, command };
-        apply(&mut self.state, &envelope).outcome.unwrap();
+        Self { world, places }
     }
 
     /// Filters by workload and port. None: the port has none.
     fn filters(&self) -> Vec<(usize, u16, IpAddr, Vec<Rbac>)> {
         let domain = TrustDomain::parse("west.example").unwrap();
-        let views = ModelViews::new(domain, Vec::new(), &self.state);
+        let views = ModelViews::new(domain, Vec::new(), &self.world.state);
         let mut found = Vec::new();
         for (number, place) in self.places.iter().enumerate() {
             let workload = place.name(number).to_string();
@@ -144,7 +124,8 @@ impl Mesh {
     }
 
     fn oracle(&self, source: FlowPeer, to: usize, port: u16) -> (Action, Vec<String>) {
-        let world = World { objects: &self.state.objects, bindings: &self.state.bindings };
+        let state = &self.world.state;
+        let world = policy::World { objects: &state.objects, bindings: &state.bindings };
         let destination = FlowPeer::Workload(self.places[to].name(to));
         let flow = Flow { source, destination, protocol: Protocol::Tcp, port };
         let ingress = verdict(world, &flow).ingress;

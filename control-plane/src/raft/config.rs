@@ -47,6 +47,11 @@ pub struct Timings {
 }
 
 impl Timings {
+    /// All of them in the proportions of the default.
+    pub fn paced_by(heartbeat: Duration) -> Self {
+        Self { heartbeat, election_min: heartbeat * 2, election_max: heartbeat * 7 / 2 }
+    }
+
     /// openraft's own lease of the leader: after it, a follower's vote can be had by openraft's rules. It is as short
     /// as openraft allows, because `election` has a longer one, which a transfer of leadership passes by.
     pub(crate) fn lease(&self) -> Duration {
@@ -57,11 +62,7 @@ impl Timings {
 /// For replicas on one LAN: a killed leader is replaced in 1.1 to 1.7 s, and a pause of a second deposes nobody.
 impl Default for Timings {
     fn default() -> Self {
-        Self {
-            heartbeat: Duration::from_millis(200),
-            election_min: Duration::from_millis(400),
-            election_max: Duration::from_millis(700),
-        }
+        Self::paced_by(Duration::from_millis(200))
     }
 }
 
@@ -130,6 +131,13 @@ impl RaftConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_default_notices_a_lost_leader_after_1100_to_1400_milliseconds() {
+        let timings = Timings::default();
+        let after = |draw: Duration| (timings.election_max + draw).as_millis();
+        assert_eq!((after(timings.election_min), after(timings.election_max)), (1_100, 1_400));
+    }
 
     #[test]
     fn the_defaults_are_valid_and_timings_that_can_not_work_are_refused() {

@@ -18,7 +18,7 @@ use super::{
     contact::Contact,
     machine::Published,
     network::{LeaderError, Peers, read_index},
-    types::Raft,
+    types::{LogId, Raft, Vote},
     view::{Counting, add},
 };
 
@@ -28,6 +28,36 @@ const RETRY: Duration = Duration::from_millis(50);
 const ATTEMPT: Duration = Duration::from_secs(1);
 /// Reads that wait for the next round; further ones wait before they enter.
 const MAX_WAITING: usize = 1024;
+
+/// What is in the log of a leader that was restarted and leads on, in the term in which it led.
+///
+/// How far the log is committed is written down without haste, so such a leader has acknowledged more than it knows to
+/// be committed, and openraft takes the first entry of its term for the least that a read must see. All of its log will
+/// be committed if it goes on leading, so reads wait for that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Resumed {
+    term: u64,
+    entries: u64,
+}
+
+impl Resumed {
+    /// By what was on the disk when replica `id` opened it; None if it did not lead.
+    pub(crate) fn of(id: u64, vote: Option<Vote>, last: Option<LogId>) -> Option<Self> {
+        let vote = vote.filter(|vote| vote.is_committed() && vote.leader_id.voted_for() == Some(id))?;
+        Some(Self { term: vote.leader_id.term, entries: entries(last) })
+    }
+}
+
+/// From the first one on.
+fn entries(last: Option<LogId>) -> u64 {
+    last.map_or(0, |last| last.index + 1)
+}
+
+/// How many entries a read waits for, of a leader for which openraft has named the last one.
+fn awaited(read: Option<LogId>, resumed: Option<Resumed>) -> u64 {
+    let of_term = |resumed: &Resumed| read.is_some_and(|read| read.leader_id.term == resumed.term);
+    entries(read).max(resumed.filter(of_term).map_or(0, |resumed| resumed.entries))
+}
 
 type Answer = oneshot::Sender<Result<u64, Failure>>;
 
@@ -56,6 +86,7 @@ impl Reads {
     pub(crate) fn start(
         id: u64,
         raft: Raft,
+        resumed: Option<Resumed>,
         peers: Arc<Peers>,
         published: Arc<Published>,
         contact: Arc<Contact>,
@@ -68,7 +99,7 @@ impl Reads {
         tokio::spawn(share(asking_anywhere, async move || rounds.anywhere().await));
         tokio::spawn(share(asking_here, async move || {
             add(&counted.read_rounds, 1);
-            confirm(&raft).await
+            confirm(&raft, resumed).await
         }));
         Self { published, contact, counting, anywhere, here }
     }
@@ -136,9 +167,9 @@ impl Rounds {
     }
 }
 
-async fn confirm(raft: &Raft) -> Result<u64, Failure> {
+async fn confirm(raft: &Raft, resumed: Option<Resumed>) -> Result<u64, Failure> {
     match raft.get_read_log_id().await {
-        Ok((read, _)) => Ok(read.map_or(0, |read| read.index + 1)),
+        Ok((read, _)) => Ok(awaited(read, resumed)),
         Err(RaftError::APIError(error)) => Err(Failure::Again(error.to_string())),
         Err(RaftError::Fatal(fatal)) => Err(Failure::Stopped(fatal.to_string())),
     }
@@ -176,7 +207,23 @@ pub(crate) enum Failure {
 mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
+    use openraft::testing::log_id;
+
     use super::*;
+
+    #[test]
+    fn a_leader_that_was_restarted_reads_behind_all_of_its_log_for_as_long_as_it_leads_on() {
+        let led = Resumed::of(1, Some(Vote::new_committed(4, 1)), Some(log_id(4, 1, 70)));
+        // The first entry of the term, and what was known to be committed before.
+        assert_eq!(awaited(Some(log_id(4, 1, 60)), led), 71);
+        assert_eq!(awaited(Some(log_id(4, 1, 75)), led), 76, "it has gone on since");
+        assert_eq!(awaited(Some(log_id(6, 1, 65)), led), 66, "elected anew: what followed may be gone");
+        assert_eq!(awaited(Some(log_id(4, 1, 60)), None), 61);
+        assert_eq!(awaited(None, led), 0);
+        for vote in [Vote::new_committed(4, 2), Vote::new(4, 1)] {
+            assert_eq!(Resumed::of(1, Some(vote), Some(log_id(4, 1, 70))), None, "it did not lead: {vote}");
+        }
+    }
 
     #[tokio::test]
     async fn readers_that_wait_share_a_round_and_nobody_joins_one_that_has_begun() {

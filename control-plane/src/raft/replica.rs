@@ -10,6 +10,7 @@ use mesh_store::{Applied, Bytes16, Command, Compacted, Envelope, Event, Granted,
 use openraft::{
     BasicNode,
     error::{InitializeError, RaftError},
+    storage::RaftLogStorage,
 };
 use tokio::sync::watch;
 use xds_proto::isthmus::raft::v1::raft_server::RaftServer;
@@ -23,9 +24,9 @@ use super::{
     membership,
     network::{Factory, Peers},
     queue::Queue,
-    reads::Reads,
+    reads::{Reads, Resumed},
     transfer::{self, Gate},
-    types::Raft,
+    types::{Raft, StorageError},
     view::{self, Counting},
 };
 use crate::telemetry::{Commits, Histogram};
@@ -67,7 +68,7 @@ impl Replica {
         let (dir, id) = (config.dir.clone(), config.id);
         let counting = Arc::new(Counting::default());
         let counted = counting.clone();
-        let (log, machine, published) = tokio::task::spawn_blocking(move || {
+        let (mut log, machine, published) = tokio::task::spawn_blocking(move || {
             let (log, snapshots) = disk::open(&dir, disk::Options::default())?;
             let log = log.behind(snapshots.clone());
             let (machine, published) = Machine::open(id, snapshots, counted)?;
@@ -76,6 +77,9 @@ impl Replica {
         .await
         .map_err(|error| OpenError::Raft(error.to_string()))??;
         let (disk, in_use) = (log.stats(), Box::new(log.in_use()));
+        let state = async { Ok::<_, StorageError>((log.read_vote().await?, log.get_log_state().await?)) };
+        let (vote, state) = state.await.map_err(|error| OpenError::Raft(error.to_string()))?;
+        let resumed = Resumed::of(config.id, vote, state.last_log_id);
         let contact = Arc::new(Contact::new(tokio::time::Instant::now()));
         let peers = Arc::new(Peers::new(config.id, config.group.clone(), dialer, contact.clone()));
         let raft = Raft::new(config.id, settings, Factory(peers.clone()), log, machine)
@@ -102,6 +106,7 @@ impl Replica {
         let reads = Reads::start(
             config.id,
             raft.clone(),
+            resumed,
             peers.clone(),
             published.clone(),
             contact.clone(),

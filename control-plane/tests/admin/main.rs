@@ -5,12 +5,16 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../common/privileged.rs"]
+mod privileged;
 
 mod absent;
 mod barrier;
 mod doors;
 mod limits;
 mod logs;
+mod methods;
 mod metrics;
 mod raw;
+mod roles;
 mod watch;

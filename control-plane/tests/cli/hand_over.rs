@@ -1,18 +1,12 @@
 //! A leader that is told to stop hands over first.
 
-use std::{
-    sync::{
-        Arc, Mutex, RwLock,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use nix::sys::signal::Signal::SIGTERM;
 
 use crate::{
-    process::{PATIENCE, names, three, until, well},
-    writers::{Written, write},
+    process::{names, three, until, well},
+    writers::Clients,
 };
 
 /// A replica that hears no leader waits this long at least before it stands.
@@ -23,37 +17,25 @@ const ROUNDS: usize = 4;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_gets_sigterm_hands_over_in_less_time_than_an_election_and_loses_nothing() {
     let mut all = three(&[]).await;
-    let sockets = Arc::new(RwLock::new(all.iter().map(|replica| replica.socket()).collect::<Vec<_>>()));
-    let (written, stop) = (Arc::new(Mutex::new(Written::default())), Arc::new(AtomicBool::new(false)));
-    let writers: Vec<_> =
-        (0..2).map(|n| tokio::spawn(write(n, sockets.clone(), written.clone(), stop.clone()))).collect();
+    let clients = Arc::new(Clients::default());
+    *clients.sockets.write().unwrap() = all.iter().map(|replica| replica.socket()).collect();
+    clients.writing(2);
+    all.iter().enumerate().for_each(|(n, replica)| clients.reading(n, replica.socket()));
     let mut gaps = Vec::new();
     for _ in 0..ROUNDS {
         let seen = until(&all[0].socket(), "all is well", |status| well(status, 3)).await;
         let leader = usize::try_from(seen.leader).unwrap() - 1;
         // Writers ask those that stay: what they meet is the change of the leader, not the end of a door.
-        *sockets.write().unwrap() =
+        *clients.sockets.write().unwrap() =
             (0..3).filter(|n| *n != leader).map(|n| all[n].socket()).collect::<Vec<_>>();
-        let count = || written.lock().unwrap().revisions.len();
-        let before = count();
-        let going_on = async |more: usize| {
-            let enough = count() + more;
-            let waiting = async {
-                while count() < enough {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
-            };
-            tokio::time::timeout(PATIENCE, waiting).await.unwrap();
-        };
-        going_on(20).await;
-        written.lock().unwrap().take_gap();
+        clients.going_on(20).await;
+        clients.written.lock().unwrap().take_gap();
         all[leader].signal(SIGTERM);
         assert_eq!(all[leader].ended().await, Some(0));
         let said = all[leader].said();
         assert!(said.contains("handed leadership over"), "{said}");
-        going_on(20).await;
-        assert!(count() > before);
-        gaps.push(written.lock().unwrap().take_gap());
+        clients.going_on(20).await;
+        gaps.push(clients.written.lock().unwrap().take_gap());
         let heir = until(&all[(leader + 1) % 3].socket(), "another leads", |status| {
             status.leader != 0 && status.leader != seen.leader
         })
@@ -67,11 +49,7 @@ async fn a_leader_that_gets_sigterm_hands_over_in_less_time_than_an_election_and
             break;
         }
     }
-    stop.store(true, Ordering::Relaxed);
-    for writer in writers {
-        writer.await.unwrap();
-    }
-    let written = written.lock().unwrap().revisions.clone();
+    let written = clients.stop().await;
     println!("gaps {gaps:?}, {} writes", written.len());
     assert!(gaps.iter().min().unwrap() < &SHORTEST_ELECTION, "{gaps:?}");
     for replica in &all {
@@ -79,4 +57,5 @@ async fn a_leader_that_gets_sigterm_hands_over_in_less_time_than_an_election_and
         let lost: Vec<&String> = written.keys().filter(|name| !names.contains(*name)).collect();
         assert!(lost.is_empty(), "lost: {lost:?}");
     }
+    clients.recorder.holds(0..3, 10);
 }

@@ -4,6 +4,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../common/history.rs"]
+mod history;
 #[path = "../common/process.rs"]
 mod process;
 #[path = "../admin/raw.rs"]
@@ -13,11 +15,14 @@ mod writers;
 
 mod administrators;
 mod authority;
+mod backup;
 mod data_planes;
 mod doors;
 mod hand_over;
 mod nodes;
 mod peers;
+mod recovery;
 mod replicas;
+mod roles;
 mod service_unit;
 mod silent;

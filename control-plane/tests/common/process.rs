@@ -3,6 +3,7 @@
 #![allow(dead_code)]
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
@@ -18,6 +19,8 @@ use xds_proto::isthmus::admin::v1::{
 
 /// Longest wait for anything that must happen, on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(90);
+/// Namespace of the registers.
+const REGISTERS: &str = "registers";
 /// What the first replica of a cluster needs.
 pub const WEST: [&str; 4] = ["--name", "west", "--trust-domain", "west.example"];
 
@@ -27,6 +30,8 @@ pub struct Replica {
     pub door: u16,
     /// Variables of its process, beside the test's own.
     pub environment: Vec<(&'static str, PathBuf)>,
+    /// The program is started by this one, with these arguments: in a namespace, or with faults.
+    pub through: Vec<String>,
     child: Option<Child>,
 }
 
@@ -42,7 +47,13 @@ impl Replica {
     pub fn new() -> Self {
         // Held by nobody between here and the bind; loopback ports of the kernel's choice are not given out again soon.
         let door = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        Self { folder: tempfile::tempdir().unwrap(), door, environment: Vec::new(), child: None }
+        Self {
+            folder: tempfile::tempdir().unwrap(),
+            door,
+            environment: Vec::new(),
+            through: Vec::new(),
+            child: None,
+        }
     }
 
     pub fn data(&self) -> PathBuf {
@@ -69,8 +80,10 @@ impl Replica {
 
     pub fn start(&mut self, flags: &[&str], token: Option<&str>) {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log()).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_control-plane"));
+        let mut line = self.through.iter().map(String::as_str).chain([env!("CARGO_BIN_EXE_control-plane")]);
+        let mut command = Command::new(line.next().unwrap());
         command
+            .args(line)
             .args(["run", "--listen", &self.address(), "--data-dir"])
             .arg(self.data())
             .arg("--admin-socket")
@@ -92,6 +105,10 @@ impl Replica {
         let child = self.child.as_ref().unwrap();
         let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
         nix::sys::signal::kill(pid, signal).unwrap();
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| child.try_wait().unwrap().is_none())
     }
 
     /// The code with which it ends.
@@ -195,7 +212,7 @@ impl Typed {
 
     /// The rows under a heading that begins so, up to an empty line: by column.
     #[track_caller]
-    pub fn rows(&self, heading: &str) -> Vec<std::collections::BTreeMap<String, String>> {
+    pub fn rows(&self, heading: &str) -> Vec<BTreeMap<String, String>> {
         let mut lines = self.out.lines().skip_while(|line| !line.starts_with(heading));
         let head = lines.next().unwrap_or_else(|| panic!("no {heading}: {self:#?}"));
         let columns = columns(head);
@@ -232,7 +249,7 @@ fn columns(head: &str) -> Vec<(usize, String)> {
 }
 
 /// Built beside the control plane; `make build` has.
-fn clustermesh() -> PathBuf {
+pub fn clustermesh() -> PathBuf {
     let path = Path::new(env!("CARGO_BIN_EXE_control-plane")).with_file_name("clustermesh");
     assert!(path.is_file(), "{} is missing: cargo build --workspace --bins", path.display());
     path
@@ -290,17 +307,65 @@ pub async fn token(socket: &Path, learner: bool) -> String {
 }
 
 pub async fn apply(socket: &Path, name: &str) -> Result<u64, Status> {
+    apply_large(socket, name, 0).await
+}
+
+/// With an annotation of so many bytes.
+pub async fn apply_large(socket: &Path, name: &str, bytes: usize) -> Result<u64, Status> {
+    let note = "x".repeat(bytes);
     let object = format!(
-        r#"{{"apiVersion":"v1","kind":"Service","metadata":{{"name":"{name}","namespace":"shop"}},"spec":{{"clusterIP":"None","ports":[{{"port":80}}]}}}}"#
+        r#"{{"apiVersion":"v1","kind":"Service","metadata":{{"name":"{name}","namespace":"shop","annotations":{{"note":"{note}"}}}},"spec":{{"clusterIP":"None","ports":[{{"port":80}}]}}}}"#
     );
     let mut admin = admin(socket).await.map_err(|e| Status::unavailable(e.to_string()))?;
     let request = ApplyRequest { objects: vec![object.into_bytes()], ..Default::default() };
     Ok(admin.apply(request).await?.into_inner().revision)
 }
 
+/// The same, and in one stroke the value of a register: an object that is overwritten.
+pub async fn apply_register(socket: &Path, name: &str, register: &str, value: u64) -> Result<u64, Status> {
+    let object = |namespace: &str, name: &str| {
+        format!(
+            r#"{{"apiVersion":"v1","kind":"Service","metadata":{{"name":"{name}","namespace":"{namespace}","annotations":{{"value":"{value}"}}}},"spec":{{"clusterIP":"None","ports":[{{"port":80}}]}}}}"#
+        )
+        .into_bytes()
+    };
+    let mut admin = admin(socket).await.map_err(|e| Status::unavailable(e.to_string()))?;
+    let objects = vec![object("shop", name), object(REGISTERS, register)];
+    Ok(admin.apply(ApplyRequest { objects, ..Default::default() }).await?.into_inner().revision)
+}
+
+/// Revision of the state, and all registers in it: value and revision, by name. Read linearizably.
+pub async fn registers(socket: &Path) -> Result<(u64, BTreeMap<String, (u64, u64)>), Status> {
+    let mut admin = admin(socket).await.map_err(|e| Status::unavailable(e.to_string()))?;
+    let kind = "Service".to_owned();
+    let request = ListRequest { kind, namespace: REGISTERS.to_owned(), ..Default::default() };
+    let listed = admin.list(request).await?.into_inner();
+    let register = |json: &Vec<u8>| {
+        let value: serde_json::Value = serde_json::from_slice(json).unwrap();
+        let meta = |pointer: &str| value.pointer(pointer).unwrap().as_str().unwrap().to_owned();
+        let number = |pointer: &str| meta(pointer).parse::<u64>().unwrap();
+        (meta("/metadata/name"), (number("/metadata/annotations/value"), number("/metadata/resourceVersion")))
+    };
+    Ok((listed.revision, listed.objects.iter().map(register).collect()))
+}
+
+/// One of the metrics that a replica serves on a port.
+pub async fn metric(port: u16, name: &str) -> u64 {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let request = "GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut page = String::new();
+    stream.read_to_string(&mut page).await.unwrap();
+    let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    let value = value.unwrap_or_else(|| panic!("no {name}: {page}"));
+    value.parse::<f64>().unwrap() as u64
+}
+
 /// The names of all services, read linearizably.
 pub async fn names(socket: &Path) -> Vec<String> {
-    let request = ListRequest { kind: "Service".to_owned(), ..Default::default() };
+    let (kind, namespace) = ("Service".to_owned(), "shop".to_owned());
+    let request = ListRequest { kind, namespace, ..Default::default() };
     let listed = admin(socket).await.unwrap().list(request).await.unwrap().into_inner();
     let name = |json: &Vec<u8>| {
         let value: serde_json::Value = serde_json::from_slice(json).unwrap();

@@ -9,6 +9,8 @@
 mod envoy;
 mod resources;
 mod scoped;
+#[path = "../common/world.rs"]
+mod world;
 
 use std::{
     net::SocketAddr,

@@ -3,16 +3,16 @@
 use control_plane::xds::{Client, ProxyKind, ResourceSet, translate::sets::Translation};
 use mesh_model::{
     compile::compile,
-    identity::TrustDomain,
-    records::{ClusterInfo, WorkloadBinding},
-    resource::{EXPORT_TO_ANNOTATION, Kind, NamespacedName, Object, ObjectKey},
+    records::ClusterInfo,
+    resource::{EXPORT_TO_ANNOTATION, Kind, NamespacedName, ObjectKey},
 };
-use mesh_store::{Bytes16, Command, Envelope, State, apply};
-use serde_json::{Value, json};
+use mesh_store::Command;
+use serde_json::json;
+
+use crate::world::{World, west};
 
 pub struct Mesh {
-    state: State,
-    commands: u128,
+    world: World,
     backend: u16,
 }
 
@@ -20,17 +20,10 @@ impl Mesh {
     /// `shop/web`, whose Sidecar lists nothing; `ops/log`, `ops/trace` and `ops/pay`, all served by one workload at a
     /// port of 127.0.0.1. The last is for its own namespace.
     pub fn new(backend: u16) -> Self {
-        let mut mesh = Self { state: State::default(), commands: 0, backend };
-        mesh.run(Command::Init(ClusterInfo {
-            name: "west".to_owned(),
-            trust_domain: TrustDomain::parse("west.example").unwrap(),
-            mesh_domain: "mesh.local".to_owned(),
-            pod_cidr: "127.0.0.0/16".parse().unwrap(),
-            service_cidr: "10.101.0.0/16".parse().unwrap(),
-            roots: vec![vec![1]],
-            trust: Default::default(),
-        }));
-        mesh.run(Command::RegisterNode { name: "n1".to_owned(), address: "192.0.2.1".parse().unwrap() });
+        let cluster = ClusterInfo { pod_cidr: "127.0.0.0/16".parse().unwrap(), ..west() };
+        let mut mesh = Self { world: World::of(cluster), backend };
+        let world = &mut mesh.world;
+        world.run(Command::RegisterNode { name: "n1".to_owned(), address: "192.0.2.1".parse().unwrap() });
         let workload = |namespace: &str, name: &str, proxy: &str| {
             json!({
                 "apiVersion": "isthmus.io/v1", "kind": "Workload",
@@ -38,18 +31,13 @@ impl Mesh {
                 "spec": {"proxy": proxy},
             })
         };
-        mesh.put(workload("shop", "web", "sidecar"));
-        mesh.put(workload("ops", "backend", "none"));
-        let binding = WorkloadBinding {
-            node: "n1".to_owned(),
-            addresses: vec!["127.0.0.1".parse().unwrap()],
-            ready: true,
-        };
-        mesh.run(Command::BindWorkload { workload: NamespacedName::new("ops", "backend"), binding });
+        world.put(workload("shop", "web", "sidecar"));
+        world.put(workload("ops", "backend", "none"));
+        world.bind(NamespacedName::new("ops", "backend"), "n1", "127.0.0.1".parse().unwrap());
         mesh.service("log", "*");
         mesh.service("trace", "*");
         mesh.service("pay", ".");
-        mesh.put(json!({
+        mesh.world.put(json!({
             "apiVersion": "networking.istio.io/v1", "kind": "Sidecar",
             "metadata": {"name": "default", "namespace": "shop"},
             "spec": {"egress": [{"hosts": ["~/*"]}]},
@@ -59,7 +47,7 @@ impl Mesh {
 
     /// A service of `ops`, with who may know of it.
     pub fn service(&mut self, name: &str, to: &str) {
-        self.put(json!({
+        self.world.put(json!({
             "apiVersion": "v1", "kind": "Service",
             "metadata": {"name": name, "namespace": "ops", "annotations": {EXPORT_TO_ANNOTATION: to}},
             "spec": {"selector": {"app": "backend"}, "ports": [{"port": 80, "targetPort": self.backend}]},
@@ -69,26 +57,15 @@ impl Mesh {
     /// The Sidecar is gone.
     pub fn unscope(&mut self) {
         let name = NamespacedName::new("shop", "default");
-        self.run(Command::Delete { keys: vec![ObjectKey { kind: Kind::Sidecar, name }] });
+        self.world.run(Command::Delete { keys: vec![ObjectKey { kind: Kind::Sidecar, name }] });
     }
 
     /// What the Envoy of `shop/web` has. Its listeners are left out: they are at ports that Envoys of other tests want.
     pub fn view(&self) -> ResourceSet {
-        let model = compile(&self.state.input().unwrap());
+        let model = compile(&self.world.state.input().unwrap());
         let client = Client::Proxy { workload: "shop/web".to_owned(), kind: ProxyKind::Envoy };
         let mut set = (*Translation::default().view(&model, &client, None).set).clone();
         set.insert_type(control_plane::xds::kinds::LISTENER, Default::default());
         set
-    }
-
-    fn put(&mut self, object: Value) {
-        self.run(Command::Apply { objects: vec![Object::parse(&object).unwrap()], dry_run: false });
-    }
-
-    fn run(&mut self, command: Command) {
-        self.commands += 1;
-        let key = Bytes16(self.commands.to_be_bytes());
-        let envelope = Envelope { key, now_unix_ms: 1_000_000, first_unix_ms: None, random: key, command };
-        apply(&mut self.state, &envelope).outcome.unwrap();
     }
 }

@@ -14,7 +14,9 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
-use xds_proto::envoy::service::load_stats::v3::load_reporting_service_server::LoadReportingServiceServer;
+use xds_proto::envoy::service::load_stats::v3::load_reporting_service_server::{
+    self, LoadReportingServiceServer,
+};
 
 use super::{PeerIdentity, Subscribers, Views, session::Limits};
 use codec::Responses;
@@ -142,6 +144,13 @@ impl<V: Views> XdsServer<V> {
         tokio::spawn(stream::serve::<W, V>(self.shared.clone(), origin, request.into_inner(), sender));
         receiver
     }
+}
+
+/// `(service, method)` of everything that [`XdsServer::routes`] serves.
+pub fn methods() -> Vec<(&'static str, &'static str)> {
+    let mut methods = services::methods();
+    methods.push((load_reporting_service_server::SERVICE_NAME, "StreamLoadStats"));
+    methods
 }
 
 /// Makes a tonic server notice clients that are gone without a word, and never wait for small packets.

@@ -77,6 +77,16 @@ macro_rules! services {
                 const ONLY: Option<&'static str> = $only;
             }
         )+
+
+        /// `(service, method)` of all of them.
+        pub(super) fn methods() -> Vec<(&'static str, &'static str)> {
+            let mut methods = Vec::new();
+            $(
+                methods.extend($service::SOTW.map(|method| ($service::NAME, method)));
+                methods.push(($service::NAME, $service::DELTA));
+            )+
+            methods
+        }
     };
 }
 
