@@ -256,7 +256,8 @@ pub fn clustermesh() -> PathBuf {
 }
 
 pub async fn admin(socket: &Path) -> Result<AdminClient<tonic::transport::Channel>, mesh_tls::Error> {
-    Ok(AdminClient::new(grpc::connect_unix(socket).await?))
+    // Lists may be long.
+    Ok(AdminClient::new(grpc::connect_unix(socket).await?).max_decoding_message_size(usize::MAX))
 }
 
 pub async fn status(socket: &Path) -> Result<StatusResponse, Status> {
