@@ -163,7 +163,8 @@ impl Filter {
 pub type Selected<'a> = (&'a ObjectKey, &'a Object, &'a mesh_store::StoredMeta);
 
 impl Filter {
-    /// Services that only peers have: no object of this cluster, yet callable here. None has labels.
+    /// Services that only peers have: no object of this cluster, yet callable here. None has labels. Which ones is the
+    /// state's to say; the model may be of a later one already, in which there are more of this cluster.
     pub fn imported(&self, state: &State, model: &MeshModel) -> Vec<Vec<u8>> {
         if !self.kinds.contains(&Kind::Service) || !self.selector.matches(&Labels::new()) {
             return Vec::new();
@@ -176,7 +177,9 @@ impl Filter {
             .iter()
             .filter(|(name, _)| self.namespace.is_empty() || self.namespace == name.namespace)
             .filter(|(name, _)| self.name.is_empty() || self.name == name.name)
-            .filter(|(name, _)| !local(name))
+            .filter(|(name, _)| {
+                !local(name) && state.peers.values().any(|peer| peer.imports.contains_key(*name))
+            })
             .map(|(name, service)| render::imported(name, service, model).to_string().into_bytes())
             .collect()
     }
