@@ -106,14 +106,11 @@ impl App {
         let is_peer = |domain: &TrustDomain| state.peers.values().any(|p| &p.trust_domain == domain);
         let caller = doors::caller(extensions, self.trust_domain(), is_peer);
         let registration = extensions.get::<PeerInfo>().and_then(|peer| peer.registration);
-        let facts = state.cluster.as_ref().map(|cluster| &cluster.trust.revoked);
         let record = |number| state.authority.administrators.get(&number).cloned();
         caller
-            .unless_revoked(
-                registration,
-                |name| state.nodes.get(name).map(|node| node.registration),
-                |n| facts.is_some_and(|f| f.contains(&n)),
-            )
+            .unless_revoked(registration, state.cursors.registration, |name| {
+                state.nodes.get(name).map(|node| node.registration)
+            })
             .unless_withdrawn(registration, record, self.now_unix())
     }
 

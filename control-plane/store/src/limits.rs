@@ -42,6 +42,11 @@ pub const MAX_ADDRESSES_PER_WORKLOAD: usize = 4;
 pub const MAX_REPLICAS: usize = 15;
 /// Revisions left out when a group is made anew of one survivor's disk: more than can have been written and lost.
 pub const RECOVERY_REVISIONS: u64 = 1_000_000;
+/// Numbers of replicas, and of registrations and administrators' certificates, that are left out then, and when a
+/// backup is restored: what was lost may have given them to somebody.
+pub const RECOVERY_REPLICAS: u64 = 1_000;
+#[allow(missing_docs)]
+pub const RECOVERY_REGISTRATIONS: u64 = 1_000_000;
 /// Clusters joined to this one.
 pub const MAX_PEERS: usize = 128;
 /// Bytes of a private key that is sealed to one replica.
