@@ -20,9 +20,9 @@ use tonic::{Extensions, Request, Response, Status};
 use xds_proto::isthmus::{
     admin::v1::{
         ApplyRequest, ApplyResponse, CreateTokenRequest, CreateTokenResponse, DeleteRequest, DeleteResponse,
-        JoinRequest, JoinResponse, ListRequest, ListResponse, ObserveRequest, StatusRequest, StatusResponse,
-        WaitHereRequest, WaitProgress, WaitReports, WaitRequest, WatchEvent, WatchRequest,
-        admin_server::Admin,
+        JoinRequest, JoinResponse, ListRequest, ListResponse, LoadHereRequest, LoadReports, ObserveRequest,
+        StatusRequest, StatusResponse, WaitHereRequest, WaitProgress, WaitReports, WaitRequest, WatchEvent,
+        WatchRequest, admin_server::Admin,
     },
     bootstrap::v1::FlowBatch,
 };
@@ -172,6 +172,11 @@ impl Admin for AdminService {
             drop(slot);
         });
         Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(receiver))))
+    }
+
+    async fn load_here(&self, request: Request<LoadHereRequest>) -> Result<Response<LoadReports>, Status> {
+        self.0.admit(request.extensions(), Action::Status)?;
+        Ok(Response::new(crate::overflow::here(&self.0)))
     }
 
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {

@@ -33,6 +33,14 @@ impl Collector for Metrics {
         store(app, &mut page)?;
         xds(app, &mut page)?;
         super::load::encode(app.subscribers.loads(), Instant::now(), &mut page)?;
+        page.gauges(
+            "isthmus_load_overflow_percent",
+            "Share of the calls of a service port that goes to peers, because callers report that they fail here",
+            crate::overflow::in_effect(&app.replica.applied()).into_iter().map(|share| {
+                let labels = vec![("service", share.service), ("port", share.port.to_string())];
+                (labels, f64::from(share.percent))
+            }),
+        )?;
         authority(app, &mut page)?;
         federation(app, &mut page)?;
         doors(app, &mut page)?;

@@ -12,6 +12,9 @@ pub use mesh_model::limits::{
 /// Objects in one all-or-nothing `Apply`, and keys in one `Delete`.
 pub const MAX_OBJECTS_PER_COMMAND: usize = 5_000;
 
+/// Service ports whose overflow one command changes.
+pub const MAX_OVERFLOW_CHANGES: usize = 1_000;
+
 /// Bytes of one command as JSON. What carries commands (the raft log, gRPC between replicas) is sized for it.
 pub const MAX_COMMAND_BYTES: usize = 8 * 1024 * 1024;
 

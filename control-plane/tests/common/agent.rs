@@ -23,6 +23,7 @@ use tonic::transport::Server;
 use xds_proto::{
     envoy::service::{
         discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer,
+        load_stats::v3::load_reporting_service_server::LoadReportingServiceServer,
         secret::v3::secret_discovery_service_server::SecretDiscoveryServiceServer,
     },
     isthmus::bootstrap::v1::{
@@ -74,6 +75,7 @@ impl Agent {
         let sds = SdsService::new(callers, secrets, engine);
         tasks.spawn(async move {
             Server::builder()
+                .add_service(LoadReportingServiceServer::new(relay.clone()))
                 .add_service(AggregatedDiscoveryServiceServer::new(relay))
                 .add_service(SecretDiscoveryServiceServer::new(sds))
                 .serve_with_incoming(attest(listener))

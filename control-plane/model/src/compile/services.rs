@@ -138,7 +138,8 @@ impl<'a> Builder<'a, '_> {
         app_protocol: AppProtocol,
         places: Places,
     ) -> MeshServicePort {
-        let proxy_ports = self.input.allocations.get(service).map(|a| &a.proxy_ports);
+        let allocation = self.input.allocations.get(service);
+        let proxy_ports = allocation.map(|a| &a.proxy_ports);
         let proxy_port = match protocol {
             Protocol::Tcp => proxy_ports.and_then(|ports| ports.get(&port)).copied().unwrap_or(0),
             Protocol::Udp | Protocol::Sctp => 0,
@@ -155,6 +156,7 @@ impl<'a> Builder<'a, '_> {
             ),
             endpoints: places.endpoints,
             spiffe_ids: places.spiffe_ids.into_iter().collect(),
+            overflow: allocation.and_then(|a| a.overflow.get(&port)).map_or(0, |share| share.percent),
             routes: Vec::new(),
         }
     }

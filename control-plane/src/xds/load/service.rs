@@ -91,7 +91,11 @@ async fn serve<V: Views>(
     let mut pending = Some(first.cluster_stats);
     loop {
         if let Some(stats) = pending.take() {
-            shared.subscribers.loads().lock().report_of(reporter.stream, &stats, Instant::now().into_std());
+            let (loads, now) = (shared.subscribers.loads(), Instant::now().into_std());
+            loads.lock().report_of(reporter.stream, &stats, now);
+            if let Some(caller) = caller(&client) {
+                loads.votes().take(caller, &stats, now);
+            }
         }
         let wanted = wanted(&node, &shared.views.resources(&client), shared.options.load_interval);
         tokio::select! {
@@ -110,6 +114,15 @@ async fn serve<V: Views>(
                 still(&client, authorize()?)?;
             }
         }
+    }
+}
+
+/// Whose voice it is: the workload, whichever programs of it report.
+fn caller(client: &Client) -> Option<&str> {
+    match client {
+        Client::Proxy { workload, .. } | Client::Grpc { workload } => Some(workload),
+        // A gateway forwards to this cluster alone, and the others call nobody.
+        Client::Gateway { .. } | Client::Agent { .. } | Client::Peer { .. } => None,
     }
 }
 
