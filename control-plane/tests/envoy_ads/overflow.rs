@@ -11,7 +11,7 @@ use mesh_model::{
     resource::{AppProtocol, NamespacedName, Protocol},
 };
 use mesh_store::Command;
-use mesh_tls::{Root, grpc};
+use mesh_tls::{grpc, issue::Root};
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
