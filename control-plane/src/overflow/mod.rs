@@ -6,8 +6,8 @@
 //!   shares into the state. So every replica serves the same endpoints, a client may move between replicas without
 //!   noticing, and a new leader goes on where the old one was.
 //!
-//! What a caller says counts as one voice, that of the workload which its node attests; what nobody says any more is
-//! forgotten after a minute, and the share goes back by itself.
+//! What a caller says counts as one voice, that of the workload which its node attests; no node's workloads decide
+//! alone; what nobody says any more is forgotten after a minute, and the share goes back by itself.
 
 pub mod decide;
 
@@ -20,7 +20,7 @@ use std::{
 use futures::future::join_all;
 use mesh_model::{
     records::Overflow,
-    resource::{Kind, NamespacedName, Object, ObjectKey},
+    resource::{Kind, NamespacedName, Object, ObjectKey, Protocol},
     view::names,
 };
 use mesh_store::{Command, State, limits::MAX_OVERFLOW_CHANGES};
@@ -29,15 +29,13 @@ use xds_proto::isthmus::admin::v1::{
     CallerLoad, LoadHereRequest, LoadReports, OverflowStatus, admin_client::AdminClient,
 };
 
-use self::decide::{Decider, Port, Seen, Step};
+use self::decide::{Decider, Port, Seen, Step, Votes};
 use crate::{app::App, doors, raft::Role};
 
 /// Between two looks of the leader; callers report as often.
 const PERIOD: Duration = Duration::from_secs(10);
 /// How long another replica may take to tell what its callers report.
 const ASK: Duration = Duration::from_secs(2);
-/// Voices in one answer.
-const MAX_VOICES: usize = 20_000;
 
 /// Decides while this replica leads.
 pub async fn run(app: Arc<App>) {
@@ -58,8 +56,9 @@ pub async fn run(app: Arc<App>) {
             continue;
         }
         let voices = gather(&app, &state).await;
+        let node = |caller: &NamespacedName| state.bindings.get(caller).map(|binding| binding.node.as_str());
+        let seen = count(&voices, &wanted, node);
         drop(state);
-        let seen = count(voices, &wanted, &app.ca.replica().cluster);
         let now_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         let mut steps = decider.decide(&shares, &wanted, &seen, now_ms);
         steps.truncate(MAX_OVERFLOW_CHANGES);
@@ -68,7 +67,7 @@ pub async fn run(app: Arc<App>) {
         }
         for Step { port: (service, port), percent, seen } in &steps {
             tracing::warn!(
-                %service, port, percent, failing = seen.here.failing, callers = seen.here.voters,
+                %service, port, percent, failing = seen.here.all.failing, callers = seen.here.all.voters,
                 "another share of calls goes to peers"
             );
         }
@@ -79,14 +78,18 @@ pub async fn run(app: Arc<App>) {
     }
 }
 
-/// What the callers that are connected to this replica say of places that fail.
+/// What the callers that are connected to this replica say of the ports that may overflow: the contented ones too, or
+/// those of one replica would outvote them.
 pub fn here(app: &App) -> LoadReports {
-    let mut votes = app.subscribers.loads().votes_of_failing(Instant::now());
-    votes.truncate(MAX_VOICES);
+    let wanted = wanted(&app.replica.applied());
+    let names: BTreeSet<String> =
+        wanted.iter().map(|(service, port)| names::outbound(service, *port)).collect();
+    let own = &app.ca.replica().cluster;
+    let votes = app.subscribers.loads().votes(own, |cluster| names.contains(cluster), Instant::now());
     let voice = |vote: crate::xds::load::Vote| CallerLoad {
         caller: vote.caller,
         cluster: vote.cluster,
-        region: vote.region,
+        peers: vote.peers,
         failing: vote.failing,
     };
     LoadReports { voices: votes.into_iter().map(voice).collect() }
@@ -107,20 +110,25 @@ pub fn in_effect(state: &State) -> Vec<OverflowStatus> {
     each.collect()
 }
 
-/// Ports of services that say that they want it, and that a peer has too.
+/// Ports of services that say that they want it, and that a peer has ready too.
 fn wanted(state: &State) -> BTreeSet<Port> {
-    let is_elsewhere = |name: &NamespacedName| {
+    let is_elsewhere = |name: &NamespacedName, port: u16| {
         let export = ObjectKey { kind: Kind::ServiceExport, name: name.clone() };
+        let domain = state.cluster.as_ref().map(|cluster| &cluster.mesh_domain);
+        let peers = state.peers.values().filter(|peer| Some(&peer.mesh_domain) == domain);
+        let offers = peers.filter_map(|peer| peer.imports.get(name));
+        let mut ready = offers.filter(|offer| offer.ready_endpoints > 0).flat_map(|offer| &offer.ports);
         state.objects.contains_key(&export)
-            && state.peers.values().any(|peer| peer.imports.contains_key(name))
+            && ready.any(|offered| (offered.port, offered.protocol) == (port, Protocol::Tcp))
     };
     let services = state.objects.values().filter_map(|object| match object.as_ref() {
         Object::Service(service) if service.meta.may_overflow() => Some(service),
         _ => None,
     });
-    services
-        .filter(|service| is_elsewhere(&service.meta.name))
-        .flat_map(|service| service.ports.iter().map(|port| (service.meta.name.clone(), port.port)))
+    let ports = services.flat_map(|service| service.ports.iter().map(|port| (&service.meta.name, port)));
+    ports
+        .filter(|(name, port)| port.protocol == Protocol::Tcp && is_elsewhere(name, port.port))
+        .map(|(name, port)| (name.clone(), port.port))
         .collect()
 }
 
@@ -154,21 +162,32 @@ async fn ask(app: &App, address: &str) -> Result<LoadReports, Status> {
     }
 }
 
-/// Counts each caller once for each place, to whichever replicas it reports: if it contradicts itself, as failing.
-fn count(voices: Vec<CallerLoad>, wanted: &BTreeSet<Port>, own: &str) -> BTreeMap<Port, Seen> {
+/// Counts each caller once for each place, to whichever replicas it reports: if it contradicts itself, as failing. Whoever
+/// runs on no node (any more) has no voice.
+fn count<'a>(
+    voices: &[CallerLoad],
+    wanted: &BTreeSet<Port>,
+    node: impl Fn(&NamespacedName) -> Option<&'a str>,
+) -> BTreeMap<Port, Seen> {
     let by_name: BTreeMap<String, &Port> =
         wanted.iter().map(|port| (names::outbound(&port.0, port.1), port)).collect();
-    let mut said: BTreeMap<(&Port, bool, String), bool> = BTreeMap::new();
+    let mut said: BTreeMap<(&Port, bool), BTreeMap<&str, (&str, bool)>> = BTreeMap::new();
     for voice in voices {
         let Some(port) = by_name.get(&voice.cluster) else { continue };
-        *said.entry((*port, voice.region == own, voice.caller)).or_default() |= voice.failing;
+        let Some(node) = NamespacedName::parse(&voice.caller).and_then(|caller| node(&caller)) else {
+            continue;
+        };
+        let callers = said.entry((*port, voice.peers)).or_default();
+        callers.entry(&voice.caller).or_insert((node, false)).1 |= voice.failing;
     }
     let mut seen: BTreeMap<Port, Seen> = BTreeMap::new();
-    for ((port, at_home, _), failing) in said {
+    for ((port, peers), callers) in said {
         let of = seen.entry(port.clone()).or_default();
-        let votes = if at_home { &mut of.here } else { &mut of.peers };
-        votes.voters += 1;
-        votes.failing += usize::from(failing);
+        let votes = Votes::count(callers.into_values());
+        match peers {
+            true => of.peers = votes.all,
+            false => of.here = votes,
+        }
     }
     seen
 }
@@ -178,8 +197,8 @@ fn record(step: Step) -> (NamespacedName, u16, Overflow) {
     let (service, port) = step.port;
     let share = Overflow {
         percent: step.percent,
-        failing: u32::try_from(step.seen.here.failing).unwrap_or(u32::MAX),
-        callers: u32::try_from(step.seen.here.voters).unwrap_or(u32::MAX),
+        failing: u32::try_from(step.seen.here.all.failing).unwrap_or(u32::MAX),
+        callers: u32::try_from(step.seen.here.all.voters).unwrap_or(u32::MAX),
         since_unix_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
     };
     (service, port, share)
@@ -187,26 +206,29 @@ fn record(step: Step) -> (NamespacedName, u16, Overflow) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{decide::PerNode, *};
 
-    fn voice(caller: &str, cluster: &str, region: &str, failing: bool) -> CallerLoad {
-        CallerLoad { caller: caller.into(), cluster: cluster.into(), region: region.into(), failing }
+    fn voice(caller: &str, cluster: &str, peers: bool, failing: bool) -> CallerLoad {
+        CallerLoad { caller: caller.into(), cluster: cluster.into(), peers, failing }
     }
 
     #[test]
-    fn a_caller_that_reports_to_several_replicas_is_counted_once() {
+    fn a_caller_that_reports_to_several_replicas_is_counted_once_and_one_without_a_node_never() {
         let port = (NamespacedName::new("shop", "pay"), 80);
         let pay = "outbound|80|pay.shop";
-        let voices = vec![
-            voice("shop/a", pay, "west", false),
-            voice("shop/a", pay, "west", true),
-            voice("shop/b", pay, "west", false),
-            voice("shop/b", pay, "east", false),
-            voice("shop/b", "outbound|80|other.shop", "west", true),
+        let voices = [
+            voice("shop/a", pay, false, false),
+            voice("shop/a", pay, false, true),
+            voice("shop/b", pay, false, false),
+            voice("shop/b", pay, true, false),
+            voice("shop/gone", pay, false, true),
+            voice("no name", pay, false, true),
+            voice("shop/b", "outbound|80|other.shop", false, true),
         ];
-        let seen = count(voices, &BTreeSet::from([port.clone()]), "west");
-        assert_eq!(seen.keys().collect::<Vec<_>>(), [&port]);
-        let Seen { here, peers } = seen[&port];
-        assert_eq!((here.failing, here.voters, peers.failing, peers.voters), (1, 2, 0, 1));
+        let node = |caller: &NamespacedName| (caller.name != "gone").then_some("n1");
+        let seen = count(&voices, &BTreeSet::from([port.clone()]), node);
+        let here = PerNode { all: Votes { failing: 1, voters: 2 }, least: Votes::default() };
+        let expected = Seen { here, peers: Votes { failing: 0, voters: 1 } };
+        assert_eq!(seen, BTreeMap::from([(port, expected)]));
     }
 }

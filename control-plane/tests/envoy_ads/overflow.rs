@@ -54,6 +54,7 @@ fn yaml(port: u16) -> String {
         sidecar("web"),
         sidecar("web-2"),
         sidecar("web-3"),
+        sidecar("web-4"),
         format!(
             "{{apiVersion: isthmus.io/v1, kind: Workload, metadata: {{name: pay-1, namespace: shop, labels: {{app: pay}}}}, \
               spec: {{serviceAccount: pay, proxy: none, ports: [{{name: http, port: {port}}}]}}}}"
@@ -165,7 +166,7 @@ fn complain(agent: &Agent, workload: &str) -> tokio::task::JoinHandle<()> {
     })
 }
 
-/// The share that Envoy gives to the endpoints of this cluster, as it was told; None: it was told nothing.
+/// What Envoy gives to the endpoints of this cluster: 100 less a share for the next priority, or 140 as nothing was said.
 async fn told(envoy: &Envoy) -> Option<u64> {
     let dump = envoy.admin("/config_dump?include_eds").await;
     let dump: serde_json::Value = serde_json::from_str(&dump).ok()?;
@@ -174,8 +175,7 @@ async fn told(envoy: &Envoy) -> Option<u64> {
         configs.flat_map(|config| config["dynamic_endpoint_configs"].as_array().into_iter().flatten());
     let mut pay = assignments.map(|one| &one["endpoint_config"]).filter(|one| one["cluster_name"] == PAY);
     let factor = &pay.next()?["policy"]["overprovisioning_factor"];
-    // Envoy says 140 where nothing was said.
-    factor.as_u64().filter(|factor| *factor != 140)
+    factor.as_u64()
 }
 
 async fn until(what: &str, envoy: &Envoy, wanted: impl AsyncFn() -> bool) {
@@ -192,13 +192,16 @@ async fn a_share_of_an_envoys_calls_goes_to_the_peer_while_most_callers_report_t
     let Some(binary) = envoy::binary() else { return };
     let mut cluster = Cluster::start_with("west", &PODS).await;
     let token = cluster.token("node").await;
-    let workloads = ["shop/web", "shop/web-2", "shop/web-3", "shop/pay-1"];
-    let agent = Agent::start(&token, "n1", Vec::new(), &workloads).await;
+    let agent = Agent::start(&token, "n1", Vec::new(), &["shop/web", "shop/web-2", "shop/pay-1"]).await;
+    let other = Agent::start(&cluster.token("node").await, "n2", Vec::new(), &["shop/web-3", "shop/web-4"]).await;
     let port = std::net::TcpListener::bind((agent.address(20), 0)).unwrap().local_addr().unwrap().port();
     join_east(&cluster).await;
     cluster.apply(&yaml(port)).await.unwrap();
-    for (host, name) in [(10, "shop/web"), (11, "shop/web-2"), (12, "shop/web-3"), (20, "shop/pay-1")] {
+    for (host, name) in [(10, "shop/web"), (11, "shop/web-2"), (20, "shop/pay-1")] {
         agent.bind(name, host).await;
+    }
+    for (host, name) in [(10, "shop/web-3"), (11, "shop/web-4")] {
+        other.bind(name, host).await;
     }
     let _backend = failing_backend(SocketAddr::new(agent.address(20), port)).await;
     let state = cluster.running.app.replica.applied();
@@ -219,8 +222,9 @@ async fn a_share_of_an_envoys_calls_goes_to_the_peer_while_most_callers_report_t
             let _ = get(outbound).await;
         }
     });
-    // Two complain, which is not enough; the third voice is Envoy's own.
-    let complaints = [complain(&agent, "shop/web-2"), complain(&agent, "shop/web-3")];
+    // Three complain, which is not enough: without the other node's one is left, until Envoy says the same.
+    let complaints = [(&agent, "shop/web-2"), (&other, "shop/web-3"), (&other, "shop/web-4")]
+        .map(|(at, name)| complain(at, name));
     until("a share goes to the peer", &envoy, async || told(&envoy).await == Some(90)).await;
     let status = cluster.admin.status(StatusRequest {}).await.unwrap().into_inner();
     let share = OverflowStatus { since_unix_ms: 0, ..status.overflow[0].clone() };
@@ -228,8 +232,8 @@ async fn a_share_of_an_envoys_calls_goes_to_the_peer_while_most_callers_report_t
         service: "shop/pay".to_owned(),
         port: 80,
         percent: 10,
-        failing: 3,
-        callers: 3,
+        failing: 4,
+        callers: 4,
         since_unix_ms: 0,
     };
     assert_eq!((status.overflow.len(), share), (1, expected), "and status says why");
@@ -237,7 +241,7 @@ async fn a_share_of_an_envoys_calls_goes_to_the_peer_while_most_callers_report_t
     assert_eq!(envoy_row.nacked, 0, "{envoy_row:?}");
 
     cluster.apply(&service(QUIET)).await.unwrap();
-    until("it is taken back", &envoy, async || told(&envoy).await.is_none()).await;
+    until("it is taken back", &envoy, async || told(&envoy).await == Some(140)).await;
     let status = cluster.admin.status(StatusRequest {}).await.unwrap().into_inner();
     assert_eq!(status.overflow, []);
     calls.abort();

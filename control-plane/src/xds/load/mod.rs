@@ -6,7 +6,7 @@
 //!
 //! Load is reported to one replica, the one that the client is connected to: the whole of a cluster is the sum over
 //! replicas. Nothing is decided here: the metrics ask [`Loads::report`], and [`crate::overflow`] asks all replicas for
-//! [`Loads::votes_of_failing`].
+//! [`Loads::votes`].
 
 pub mod service;
 pub mod votes;
@@ -43,12 +43,12 @@ impl Loads {
         self.lock().lost()
     }
 
-    /// What each caller has seen of the clusters in which somebody sees failures.
-    pub fn votes_of_failing(&self, now: Instant) -> Vec<Vote> {
-        self.votes().of_failing(now)
+    /// What each caller has seen of the clusters that are wanted. `own`: the region of this cluster's endpoints.
+    pub fn votes(&self, own: &str, wanted: impl Fn(&str) -> bool, now: Instant) -> Vec<Vote> {
+        self.voices().of(own, wanted, now)
     }
 
-    fn votes(&self) -> MutexGuard<'_, Votes> {
+    fn voices(&self) -> MutexGuard<'_, Votes> {
         // Nothing under the lock can leave it half done.
         self.votes.lock().unwrap_or_else(PoisonError::into_inner)
     }

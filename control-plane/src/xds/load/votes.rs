@@ -12,9 +12,12 @@ use xds_proto::envoy::config::endpoint::v3::ClusterStats;
 pub const LASTS: Duration = Duration::from_secs(60);
 /// Calls that it takes to have one. Those of earlier reports count half with each later one.
 pub const MIN_CALLS: u64 = 10;
-/// Pairs of cluster and region that are kept, for one caller and for all: some 8 MB.
+/// Pairs of cluster and region that are kept, for one caller and for all: some 10 MB here, and as much at most in the
+/// answer to another replica.
 const MAX_PER_CALLER: usize = 1_000;
-const MAX_ALL: usize = 50_000;
+const MAX_ALL: usize = 30_000;
+/// From one look for what is to be forgotten to the next.
+const SWEEP: Duration = Duration::from_secs(5);
 /// Longest name that is kept.
 const MAX_NAME_BYTES: usize = 512;
 
@@ -36,8 +39,8 @@ pub struct Vote {
     pub caller: String,
     /// As callers name it.
     pub cluster: String,
-    /// Where the endpoints are.
-    pub region: String,
+    /// Of the endpoints of peers; else of those of this cluster.
+    pub peers: bool,
     /// At least half of its calls have failed.
     pub failing: bool,
 }
@@ -47,13 +50,16 @@ pub struct Vote {
 pub struct Votes {
     callers: BTreeMap<String, BTreeMap<Place, Calls>>,
     places: usize,
+    swept: Option<Instant>,
 }
 
 impl Votes {
-    /// Takes what a caller has seen since its last report.
-    pub fn take(&mut self, caller: &str, stats: &[ClusterStats], now: Instant) {
-        self.forget_old(now);
-        for cluster in stats {
+    /// Takes what a caller has seen since its last report, of the clusters that it has.
+    pub fn take(&mut self, caller: &str, stats: &[ClusterStats], has: impl Fn(&str) -> bool, now: Instant) {
+        if self.swept.is_none_or(|at| now.saturating_duration_since(at) >= SWEEP) {
+            self.forget_old(now);
+        }
+        for cluster in stats.iter().filter(|cluster| has(&cluster.cluster_name)) {
             for at in &cluster.upstream_locality_stats {
                 let region =
                     at.locality.as_ref().map(|locality| locality.region.as_str()).unwrap_or_default();
@@ -82,26 +88,30 @@ impl Votes {
         }
     }
 
-    /// Every voice about the places of which somebody says that calls fail there: the others need nothing done.
-    pub fn of_failing(&mut self, now: Instant) -> Vec<Vote> {
+    /// Every voice about the clusters that are wanted. `own`: the region of this cluster's endpoints.
+    pub fn of(&mut self, own: &str, wanted: impl Fn(&str) -> bool, now: Instant) -> Vec<Vote> {
         self.forget_old(now);
-        let mut votes: Vec<Vote> = Vec::new();
+        let mut votes = Vec::new();
         for (caller, places) in &self.callers {
-            let heard = places.iter().filter(|(_, calls)| calls.issued >= MIN_CALLS);
-            votes.extend(heard.map(|((cluster, region), calls)| Vote {
+            let mut sums: BTreeMap<(&str, bool), (u64, u64)> = BTreeMap::new();
+            for ((cluster, region), calls) in places.iter().filter(|((cluster, _), _)| wanted(cluster)) {
+                let (issued, failed) = sums.entry((cluster, region != own)).or_default();
+                *issued = issued.saturating_add(calls.issued);
+                *failed = failed.saturating_add(calls.failed);
+            }
+            let heard = sums.into_iter().filter(|(_, (issued, _))| *issued >= MIN_CALLS);
+            votes.extend(heard.map(|((cluster, peers), (issued, failed))| Vote {
                 caller: caller.clone(),
-                cluster: cluster.clone(),
-                region: region.clone(),
-                failing: calls.failed.saturating_mul(2) >= calls.issued,
+                cluster: cluster.to_owned(),
+                peers,
+                failing: failed >= issued.div_ceil(2),
             }));
         }
-        let failing: std::collections::BTreeSet<String> =
-            votes.iter().filter(|vote| vote.failing).map(|vote| vote.cluster.clone()).collect();
-        votes.retain(|vote| failing.contains(&vote.cluster));
         votes
     }
 
     fn forget_old(&mut self, now: Instant) {
+        self.swept = Some(now);
         self.callers.retain(|_, places| {
             places.retain(|_, calls| now.saturating_duration_since(calls.at) < LASTS);
             !places.is_empty()
@@ -130,8 +140,16 @@ mod tests {
         }
     }
 
+    fn take(votes: &mut Votes, caller: &str, stats: &[ClusterStats], now: Instant) {
+        votes.take(caller, stats, |cluster| cluster != "hidden", now);
+    }
+
     fn said(votes: &mut Votes, now: Instant) -> Vec<(String, bool)> {
-        votes.of_failing(now).into_iter().map(|vote| (vote.caller, vote.failing)).collect()
+        votes
+            .of("west", |cluster| cluster == "pay", now)
+            .into_iter()
+            .map(|vote| (vote.caller, vote.failing))
+            .collect()
     }
 
     fn is(caller: &str, failing: bool) -> (String, bool) {
@@ -142,49 +160,66 @@ mod tests {
     fn a_caller_has_one_voice_however_much_it_reports() {
         let (mut votes, now) = (Votes::default(), Instant::now());
         for _ in 0..100 {
-            votes.take("shop/liar", &[stats("pay", u64::MAX, u64::MAX)], now);
+            take(&mut votes, "shop/liar", &[stats("pay", u64::MAX, u64::MAX)], now);
         }
-        votes.take("shop/a", &[stats("pay", 20, 0)], now);
-        votes.take("shop/b", &[stats("pay", 20, 9), stats("web", 20, 0)], now);
+        take(&mut votes, "shop/a", &[stats("pay", 20, 0)], now);
+        take(&mut votes, "shop/b", &[stats("pay", 20, 9), stats("web", 20, 20)], now);
         assert_eq!(said(&mut votes, now), [is("shop/a", false), is("shop/b", false), is("shop/liar", true)]);
     }
 
     #[test]
-    fn of_clusters_that_nobody_complains_of_nothing_is_said() {
+    fn whatever_is_not_this_cluster_is_the_peers_and_one_voice_too() {
         let (mut votes, now) = (Votes::default(), Instant::now());
-        votes.take("shop/a", &[stats("pay", 20, 9), stats("idle", 0, 0)], now);
-        assert_eq!(votes.of_failing(now), []);
+        let at = |region: &str, issued, failed| {
+            let mut stats = stats("pay", issued, failed);
+            stats.upstream_locality_stats[0].locality =
+                Some(Locality { region: region.into(), ..Default::default() });
+            stats
+        };
+        take(&mut votes, "shop/a", &[at("west", 20, 20), at("east", 6, 6), at("north", 7, 0)], now);
+        let vote = |peers, failing| Vote { caller: "shop/a".into(), cluster: "pay".into(), peers, failing };
+        assert_eq!(votes.of("west", |_| true, now), [vote(false, true), vote(true, false)]);
+    }
+
+    #[test]
+    fn of_clusters_that_it_does_not_have_a_caller_says_nothing() {
+        let (mut votes, now) = (Votes::default(), Instant::now());
+        take(&mut votes, "shop/a", &[stats("hidden", 20, 20), stats("idle", 0, 0)], now);
+        assert_eq!((votes.of("west", |_| true, now), votes.places), (vec![], 0));
     }
 
     #[test]
     fn few_calls_are_added_up_and_old_ones_weigh_less_and_less() {
         let (mut votes, now) = (Votes::default(), Instant::now());
-        votes.take("shop/a", &[stats("pay", 6, 6)], now);
+        take(&mut votes, "shop/a", &[stats("pay", 6, 6)], now);
         assert_eq!(said(&mut votes, now), [], "too few to say something");
-        votes.take("shop/a", &[stats("pay", 7, 7)], now);
+        take(&mut votes, "shop/a", &[stats("pay", 7, 7)], now);
         assert_eq!(said(&mut votes, now), [is("shop/a", true)]);
-        votes.take("shop/a", &[stats("pay", 7, 0)], now);
-        votes.take("shop/a", &[stats("pay", 7, 0)], now);
-        assert_eq!(said(&mut votes, now), [], "it is well again");
+        take(&mut votes, "shop/a", &[stats("pay", 7, 0)], now);
+        take(&mut votes, "shop/a", &[stats("pay", 7, 0)], now);
+        assert_eq!(said(&mut votes, now), [is("shop/a", false)], "it is well again");
     }
 
     #[test]
     fn a_caller_that_reports_no_more_loses_its_voice() {
         let (mut votes, now) = (Votes::default(), Instant::now());
-        votes.take("shop/a", &[stats("pay", 20, 20)], now);
+        take(&mut votes, "shop/a", &[stats("pay", 20, 20)], now);
         assert_eq!(said(&mut votes, now + LASTS - Duration::from_secs(1)).len(), 1);
         assert_eq!(said(&mut votes, now + LASTS), []);
         assert_eq!(votes.places, 0);
+        take(&mut votes, "shop/a", &[stats("pay", 20, 20)], now + LASTS);
+        take(&mut votes, "shop/b", &[stats("pay", 20, 20)], now + LASTS + LASTS);
+        assert_eq!(votes.places, 1, "reports make room by themselves");
     }
 
     #[test]
     fn one_caller_can_not_fill_the_room_of_the_others() {
         let (mut votes, now) = (Votes::default(), Instant::now());
         let many: Vec<_> = (0..MAX_PER_CALLER + 9).map(|n| stats(&format!("c{n}"), 10, 10)).collect();
-        votes.take("shop/liar", &many, now);
-        votes.take("shop/liar", &[stats(&"x".repeat(MAX_NAME_BYTES + 1), 10, 10)], now);
+        take(&mut votes, "shop/liar", &many, now);
+        take(&mut votes, "shop/liar", &[stats(&"x".repeat(MAX_NAME_BYTES + 1), 10, 10)], now);
         assert_eq!(votes.places, MAX_PER_CALLER);
-        votes.take("shop/a", &[stats("pay", 10, 10)], now);
+        take(&mut votes, "shop/a", &[stats("pay", 10, 10)], now);
         assert_eq!(votes.places, MAX_PER_CALLER + 1);
     }
 }
