@@ -191,9 +191,10 @@ async fn a_share_of_an_envoys_calls_goes_to_the_peer_while_most_callers_report_t
     let _ports = common::proxy_ports();
     let Some(binary) = envoy::binary() else { return };
     let mut cluster = Cluster::start_with("west", &PODS).await;
-    let token = cluster.token("node").await;
+    let [token, another] = [cluster.token("node").await, cluster.token("node").await];
     let agent = Agent::start(&token, "n1", Vec::new(), &["shop/web", "shop/web-2", "shop/pay-1"]).await;
-    let other = Agent::start(&cluster.token("node").await, "n2", Vec::new(), &["shop/web-3", "shop/web-4"]).await;
+    let others = ["shop/web-3", "shop/web-4"];
+    let other = Agent::start_at("192.0.2.8", &another, "n2", Vec::new(), &others).await;
     let port = std::net::TcpListener::bind((agent.address(20), 0)).unwrap().local_addr().unwrap().port();
     join_east(&cluster).await;
     cluster.apply(&yaml(port)).await.unwrap();
@@ -215,6 +216,8 @@ async fn a_share_of_an_envoys_calls_goes_to_the_peer_while_most_callers_report_t
         "grpc_services": [{"envoy_grpc": {"cluster_name": "isthmus_agent"}}]
     }});
     let envoy = Envoy::with(&binary, &config);
+    let fails = async || get(outbound).await.is_err_and(|answer| answer.starts_with("HTTP/1.1 500"));
+    until("calls arrive here", &envoy, fails).await;
     let calls = tokio::spawn(async move {
         let mut ticks = tokio::time::interval(Duration::from_millis(50));
         loop {
