@@ -162,16 +162,19 @@ async fn ask(app: &App, address: &str) -> Result<LoadReports, Status> {
     }
 }
 
+/// Where each caller runs, and whether it complains.
+type Callers<'a> = BTreeMap<&'a str, (&'a str, bool)>;
+
 /// Counts each caller once for each place, to whichever replicas it reports: if it contradicts itself, as failing. Whoever
 /// runs on no node (any more) has no voice.
 fn count<'a>(
-    voices: &[CallerLoad],
+    voices: &'a [CallerLoad],
     wanted: &BTreeSet<Port>,
     node: impl Fn(&NamespacedName) -> Option<&'a str>,
 ) -> BTreeMap<Port, Seen> {
     let by_name: BTreeMap<String, &Port> =
         wanted.iter().map(|port| (names::outbound(&port.0, port.1), port)).collect();
-    let mut said: BTreeMap<(&Port, bool), BTreeMap<&str, (&str, bool)>> = BTreeMap::new();
+    let mut said: BTreeMap<(&Port, bool), Callers<'a>> = BTreeMap::new();
     for voice in voices {
         let Some(port) = by_name.get(&voice.cluster) else { continue };
         let Some(node) = NamespacedName::parse(&voice.caller).and_then(|caller| node(&caller)) else {

@@ -65,7 +65,7 @@ fn command() -> impl Strategy<Value = Command> {
         1 => (1u64..4).prop_map(|id| Command::RemoveReplica { id }),
         1 => (1u64..4, any::<bool>()).prop_map(|(id, learner)| Command::SetReplicaRole { id, learner }),
         1 => (1u64..4).prop_map(|id| Command::KeepOnlyReplica { id }),
-        1 => (names(), prop::sample::select(vec![80u16, 8080]), 0u8..=50).prop_map(|(name, port, percent)| {
+        1 => (names(), prop::sample::select(vec![80u16, 8080]), 0u8..=60).prop_map(|(name, port, percent)| {
             let share = mesh_model::records::Overflow { percent, failing: 3, callers: 4, since_unix_ms: 1 };
             Command::SetOverflow { shares: vec![(name, port, share)] }
         }),
