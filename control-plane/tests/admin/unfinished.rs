@@ -66,6 +66,9 @@ async fn large_bodies_of_nobody_are_refused_by_their_headers_and_never_read() {
     let mut cluster = Cluster::start("west").await;
     let (client, connection) = raw(&cluster, None).await;
     let connection = tokio::spawn(connection);
+    // From its answer on, the client knows how many streams there may be.
+    let (_, status, message) = unfinished(client.clone(), "/isthmus.admin.v1.Admin/Apply", PROMISED).await;
+    assert_eq!(status, (Code::Unauthenticated as i32).to_string(), "{message}");
     let paths = ["/isthmus.admin.v1.Admin/Apply"; 60].into_iter().chain(
         [
             "/isthmus.raft.v1.Raft/AppendEntries",
@@ -121,7 +124,8 @@ async fn what_is_open_to_everybody_is_small_and_little_of_it_is_read_at_once() {
     for (identity, streams) in
         [(None, MAX_NEWCOMER_STREAMS), (Some(node.identity), MAX_STREAMS_PER_CONNECTION)]
     {
-        let (client, mut connection) = raw(&cluster, identity).await;
+        let (client, connection) = raw(&cluster, identity).await;
+        let mut connection = Box::pin(connection);
         let answered = unfinished(client, "/isthmus.admin.v1.Admin/Apply", PROMISED);
         tokio::select! {
             _ = answered => {}
