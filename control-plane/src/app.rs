@@ -86,6 +86,11 @@ impl App {
         };
         match method.actions {
             actions if actions.iter().any(|action| authz::allowed(caller.role(), *action)) => Ok(()),
+            // Who may not subscribe is told so as often as it asks: that is no request of its own to be rationed.
+            [.., action @ Action::SubscribeAsNode] => authz::check(&caller, *action).inspect_err(|refusal| {
+                self.gate.denied(caller.role());
+                tracing::debug!(%caller, %refusal, "refused a stream");
+            }),
             [.., action] => self.let_in(caller, extensions, *action).map(drop),
             [] => Err(Status::internal(format!("{} is open to nobody", method.path()))),
         }

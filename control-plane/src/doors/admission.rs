@@ -12,7 +12,7 @@ use std::{
 };
 
 use futures::future::{Either, Ready, ready as answered};
-use http_body::{Body as _, Frame, SizeHint};
+use http_body::{Frame, SizeHint};
 use mesh_tls::grpc::PeerInfo;
 use prost::bytes::Bytes;
 use tokio::time::{Instant, Sleep, sleep_until};

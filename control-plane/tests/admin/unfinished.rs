@@ -109,6 +109,7 @@ async fn large_bodies_of_nobody_are_refused_by_their_headers_and_never_read() {
 async fn what_is_open_to_everybody_is_small_and_little_of_it_is_read_at_once() {
     let mut cluster = Cluster::start_with("west", &["--limit", "newcomer-calls=8"]).await;
     const OPEN: &str = "/isthmus.bootstrap.v1.Bootstrap/RegisterNode";
+    let node = cluster.node("n1").await;
     let (client, connection) = raw(&cluster, None).await;
     tokio::spawn(connection);
     let (_, status, message) = unfinished(client.clone(), OPEN, PROMISED).await;
@@ -120,7 +121,6 @@ async fn what_is_open_to_everybody_is_small_and_little_of_it_is_read_at_once() {
     assert!(message.contains("newcomer-calls"), "{message}");
 
     // Who shows a certificate may have more at once.
-    let node = cluster.node("n1").await;
     for (identity, streams) in
         [(None, MAX_NEWCOMER_STREAMS), (Some(node.identity), MAX_STREAMS_PER_CONNECTION)]
     {
