@@ -276,6 +276,13 @@ fn federation(app: &App, page: &mut Page<'_>) -> fmt::Result {
 }
 
 fn doors(app: &App, page: &mut Page<'_>) -> fmt::Result {
+    let (known, newcomers) = app.gate.connected();
+    page.gauges(
+        "isthmus_door_connections",
+        "Open connections to the mesh door, by whether they have shown a certificate",
+        [("yes", known), ("no", newcomers)]
+            .map(|(certificate, open)| (label("certificate", certificate), number(open as u64))),
+    )?;
     page.counter(
         "isthmus_door_handshakes_refused",
         "TLS handshakes that failed, took too long or were too many",
