@@ -125,7 +125,12 @@ impl Mesh {
 
     fn oracle(&self, source: FlowPeer, to: usize, port: u16) -> (Action, Vec<String>) {
         let state = &self.world.state;
-        let world = policy::World { objects: &state.objects, bindings: &state.bindings };
+        let world = policy::World {
+            objects: &state.objects,
+            bindings: &state.bindings,
+            nodes: &state.nodes,
+            cluster: state.cluster.as_deref().unwrap(),
+        };
         let destination = FlowPeer::Workload(self.places[to].name(to));
         let flow = Flow { source, destination, protocol: Protocol::Tcp, port };
         let ingress = verdict(world, &flow).ingress;
