@@ -7,6 +7,8 @@
 
 mod render;
 mod selector;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 use ipnet::IpNet;
