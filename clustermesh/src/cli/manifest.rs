@@ -137,7 +137,8 @@ mod tests {
         assert_eq!(document.object["metadata"]["namespace"], "default");
         place_in_namespace(&mut other, Some("shop")).unwrap();
         assert_eq!(other.object["metadata"]["namespace"], "shop");
-        let everywhere = "apiVersion: cilium.io/v2\nkind: CiliumClusterwideNetworkPolicy\nmetadata: {name: x}\n";
+        let everywhere =
+            "apiVersion: cilium.io/v2\nkind: CiliumClusterwideNetworkPolicy\nmetadata: {name: x}\n";
         let mut of_cluster = parse("x", everywhere).unwrap().remove(0);
         place_in_namespace(&mut of_cluster, Some("shop")).unwrap();
         assert!(of_cluster.object["metadata"].get("namespace").is_none());

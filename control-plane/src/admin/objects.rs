@@ -58,7 +58,8 @@ pub fn keys(references: &[ObjectRef]) -> Result<Vec<ObjectKey>, Status> {
             let kind = kind(&reference.kind)
                 .map_err(|e| Status::invalid_argument(format!("objects[{index}].{}", e.message())))?;
             let name = match kind.is_cluster_scoped() {
-                true => Some(kind.name("", &reference.name)).filter(|name| !name.name.is_empty() && !name.name.contains('/')),
+                true => Some(kind.name("", &reference.name))
+                    .filter(|name| !name.name.is_empty() && !name.name.contains('/')),
                 false => NamespacedName::parse(&format!("{}/{}", reference.namespace, reference.name)),
             };
             let bad = || {

@@ -120,7 +120,8 @@ fn service(name: &NamespacedName, model: &MeshModel) -> Option<Value> {
 /// How many workloads a policy of any language selects.
 fn policy(object: &Object, state: &State) -> Value {
     let policies = NormalPolicy::all_of(object);
-    let selects = |w: &Workload| policies.iter().any(|p| p.subject.matches(&w.meta.name.namespace, &w.meta.labels));
+    let selects =
+        |w: &Workload| policies.iter().any(|p| p.subject.matches(&w.meta.name.namespace, &w.meta.labels));
     let workloads = state.objects.values().filter_map(|object| match object.as_ref() {
         Object::Workload(workload) => Some(workload),
         _ => None,

@@ -37,7 +37,9 @@ pub(crate) fn table(kind: Kind, style: Style) -> Table {
         Kind::HttpRoute => &["HOSTNAMES", "PARENTS", "ACCEPTED"],
         Kind::ServiceExport => &["VALID"],
         Kind::Sidecar => &["SELECTOR", "WORKLOADS"],
-        Kind::CiliumNetworkPolicy | Kind::CiliumClusterwideNetworkPolicy => &["ENDPOINT-SELECTOR", "SELECTED"],
+        Kind::CiliumNetworkPolicy | Kind::CiliumClusterwideNetworkPolicy => {
+            &["ENDPOINT-SELECTOR", "SELECTED"]
+        }
     };
     let wide: &[&str] = match (style.wide, kind) {
         (true, Kind::Workload) => &["SERVICE-ACCOUNT", "PORTS", "IDENTITY", "SPIFFE-ID"],
@@ -332,7 +334,8 @@ mod tests {
         let policy = json!({"metadata": {"name": "pay"}, "status": {"selectedWorkloads": 2}, "specs": [
             {"endpointSelector": {"matchLabels": {"app": "pay"}}, "ingress": [{}]},
             {"endpointSelector": {"matchLabels": {"app": "web"}}, "egressDeny": [{}]}]});
-        let text = render(Kind::CiliumNetworkPolicy, &[policy], Style { wide: true, headings: false, ..style() });
+        let text =
+            render(Kind::CiliumNetworkPolicy, &[policy], Style { wide: true, headings: false, ..style() });
         assert_eq!(text, "pay    app=pay; app=web   2          <unknown>   ingress,egressDeny\n");
         let route = object(
             "HTTPRoute",

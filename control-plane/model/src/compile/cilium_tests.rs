@@ -73,7 +73,11 @@ fn without_default_denial_only_what_is_denied_is() {
     let denied = said(Action::Deny, "ciliumnetworkpolicy/shop/p#ingressDeny[0]");
     assert_eq!(ingress(&cluster, "203.0.113.9", "shop/pay"), denied);
     assert_eq!(ingress(&cluster, "shop/web", "shop/pay"), said(Action::Allow, ""));
-    assert_eq!(ingress(&cluster, "192.0.2.2", "shop/pay"), said(Action::Allow, ""), "a node is not the world");
+    assert_eq!(
+        ingress(&cluster, "192.0.2.2", "shop/pay"),
+        said(Action::Allow, ""),
+        "a node is not the world"
+    );
     assert_eq!(ingress(&cluster, "10.1.77.7", "shop/pay"), said(Action::Allow, ""), "nor is a pod's address");
 }
 
@@ -120,8 +124,12 @@ fn selectors_mean_their_own_namespace_unless_they_name_one() {
         ["shop/web", "ops/web"].map(|from| ingress(&cluster, from, "shop/pay").0 == Action::Allow)
     };
     assert_eq!(from(json!({"matchLabels": {"app": "web"}})), [true, false]);
-    assert_eq!(from(json!({"matchLabels": {"any:app": "web", "io.kubernetes.pod.namespace": "ops"}})), [false, true]);
-    let anywhere = json!({"matchExpressions": [{"key": "k8s:io.kubernetes.pod.namespace", "operator": "Exists"}]});
+    assert_eq!(
+        from(json!({"matchLabels": {"any:app": "web", "io.kubernetes.pod.namespace": "ops"}})),
+        [false, true]
+    );
+    let anywhere =
+        json!({"matchExpressions": [{"key": "k8s:io.kubernetes.pod.namespace", "operator": "Exists"}]});
     assert_eq!(from(anywhere), [true, true]);
 }
 

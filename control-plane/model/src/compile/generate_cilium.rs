@@ -43,7 +43,9 @@ fn far_selector() -> impl Strategy<Value = Value> {
 fn peers(side: &'static str, deny: bool) -> impl Strategy<Value = Value> {
     let entities: &[&str] = match deny {
         true => &["all", "world", "world-ipv4", "remote-node", "none"],
-        false => &["all", "world", "world-ipv4", "world-ipv6", "cluster", "host", "remote-node", "health", "none"],
+        false => {
+            &["all", "world", "world-ipv4", "world-ipv6", "cluster", "host", "remote-node", "health", "none"]
+        }
     };
     let block = prop_oneof![
         Just(json!({"cidr": "0.0.0.0/0"})),

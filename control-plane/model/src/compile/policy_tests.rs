@@ -241,8 +241,8 @@ fn generated() -> impl Strategy<Value = TestCluster> {
     let of_cilium = || namespace().prop_flat_map(|n| cilium_policy(n, "p".to_owned()));
     let of_cilium = prop::collection::vec(of_cilium(), 0..4);
     let of_kubernetes = prop::collection::vec((namespace(), policy_spec()), 0..3);
-    (prop::collection::vec(workload, 1..6), of_kubernetes, of_cilium)
-        .prop_map(|(workloads, policies, of_cilium)| {
+    (prop::collection::vec(workload, 1..6), of_kubernetes, of_cilium).prop_map(
+        |(workloads, policies, of_cilium)| {
             let mut cluster = TestCluster::west();
             for (i, (namespace, labels, account, ports)) in workloads.into_iter().enumerate() {
                 cluster.apply(json!({
@@ -262,7 +262,8 @@ fn generated() -> impl Strategy<Value = TestCluster> {
                 }
             }
             cluster
-        })
+        },
+    )
 }
 
 proptest! {

@@ -41,9 +41,8 @@ fn any_or(namespaces: Option<&LabelSelector>) -> NamespaceMatch {
 }
 
 fn side(prefix: &str, own: &str, direction: Direction, side: &CiliumSide) -> Option<NormalSide> {
-    let default_deny = side
-        .denies_by_default()
-        .then(|| format!("{prefix}default-deny-{}", direction.as_str()));
+    let default_deny =
+        side.denies_by_default().then(|| format!("{prefix}default-deny-{}", direction.as_str()));
     if default_deny.is_none() && side.allow.is_empty() && side.deny.is_empty() {
         return None;
     }

@@ -93,10 +93,7 @@ impl Kind {
 
     /// Whether its objects say who may talk to whom.
     pub fn is_policy(self) -> bool {
-        matches!(
-            self,
-            Kind::NetworkPolicy | Kind::CiliumNetworkPolicy | Kind::CiliumClusterwideNetworkPolicy
-        )
+        matches!(self, Kind::NetworkPolicy | Kind::CiliumNetworkPolicy | Kind::CiliumClusterwideNetworkPolicy)
     }
 
     /// The name of an object of this kind: kinds of the whole cluster have no namespace, whatever a person says.

@@ -58,7 +58,8 @@ impl WireMeta {
         let at_namespace = at.field("namespace");
         let namespace = match self.namespace {
             Some(namespace) if kind.is_cluster_scoped() && !namespace.is_empty() => {
-                return at_namespace.refuse(namespace, format!("is not supported: a {kind} is of the whole cluster"));
+                return at_namespace
+                    .refuse(namespace, format!("is not supported: a {kind} is of the whole cluster"));
             }
             _ if kind.is_cluster_scoped() => String::new(),
             namespace => {

@@ -32,8 +32,8 @@ mod types;
 mod workload;
 
 pub use cilium::{
-    CiliumCidrSet, CiliumEntity, CiliumEntry, CiliumPeers, CiliumPolicy, CiliumPort, CiliumRule, CiliumSelector,
-    CiliumSide,
+    CiliumCidrSet, CiliumEntity, CiliumEntry, CiliumPeers, CiliumPolicy, CiliumPort, CiliumRule,
+    CiliumSelector, CiliumSide,
 };
 pub use coverage::{COVERAGE, Coverage, Support};
 pub use duration::milliseconds;

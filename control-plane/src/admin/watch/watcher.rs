@@ -129,8 +129,7 @@ fn dependents(change: &Change) -> Vec<(Kind, String)> {
             let namespace = key.name.namespace.as_str();
             match key.kind {
                 Kind::Workload => {
-                    let here =
-                        [Kind::Service, Kind::NetworkPolicy, Kind::CiliumNetworkPolicy, Kind::Sidecar];
+                    let here = [Kind::Service, Kind::NetworkPolicy, Kind::CiliumNetworkPolicy, Kind::Sidecar];
                     let of_cluster = of(&[Kind::CiliumClusterwideNetworkPolicy], "");
                     [of(&here, namespace), of(&[Kind::Sidecar], ROOT_NAMESPACE), of_cluster].concat()
                 }

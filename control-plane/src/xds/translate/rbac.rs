@@ -110,9 +110,7 @@ fn principal(trust_domain: &TrustDomain, caller: &Caller) -> Principal {
         Caller::From(blocks) => from(blocks),
         Caller::Beyond { blocks, except } if except.is_empty() => from(blocks),
         Caller::Beyond { blocks, except } => all([from(blocks), not(from(except))]),
-        Caller::Elsewhere { id, except } => {
-            all([authenticated(exact(&id.to_string())), not(from(except))])
-        }
+        Caller::Elsewhere { id, except } => all([authenticated(exact(&id.to_string())), not(from(except))]),
     }
 }
 

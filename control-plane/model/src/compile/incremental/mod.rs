@@ -227,8 +227,7 @@ impl Last {
                 Some(Object::Workload(workload)) => Some(super::class::policy_labels(workload)),
                 _ => None,
             };
-            let selected =
-                self.policies.replace(key, new, &self.declared.labelled, labels_of, &mut round);
+            let selected = self.policies.replace(key, new, &self.declared.labelled, labels_of, &mut round);
             regroup.extend(selected);
         }
         for name in &regroup {
@@ -306,8 +305,7 @@ impl Last {
             self.services.object(key, old, new, &self.declared.labelled, touched);
         }
         for (key, before, after) in changed(&old.object_meta, &self.input.object_meta) {
-            let created =
-                |meta: &Option<Arc<StoredMeta>>| meta.as_ref().map(|m| m.created_unix);
+            let created = |meta: &Option<Arc<StoredMeta>>| meta.as_ref().map(|m| m.created_unix);
             if key.kind == Kind::HttpRoute && created(&before) != created(&after) {
                 self.services.aged(self.input.object(key.kind, &key.name), touched);
             }

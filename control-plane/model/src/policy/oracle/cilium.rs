@@ -36,7 +36,8 @@ pub(super) fn judge(
         if side.default_deny.unwrap_or(!side.allow.is_empty() || !side.deny.is_empty()) {
             said.default_denials.push(format!("{name}default-deny-{word}"));
         }
-        let matches = |entry: &CiliumEntry| entry_matches(world, entry, namespace, direction, (own, other), flow);
+        let matches =
+            |entry: &CiliumEntry| entry_matches(world, entry, namespace, direction, (own, other), flow);
         for (i, entry) in side.deny.iter().enumerate() {
             if matches(entry) {
                 said.denials.push(format!("{name}{word}Deny[{i}]"));
@@ -102,19 +103,18 @@ fn entry_matches(
         (Direction::Egress, End::Workload(other)) => Some(*other),
         (Direction::Egress, _) => None,
     };
-    let by_port =
-        |port: &CiliumPort| {
-            port.protocol.is_none_or(|protocol| protocol == flow.protocol)
-                && match &port.port {
-                    None => true,
-                    Some(PortRef::Number(first)) => {
-                        (*first..=port.end_port.unwrap_or(*first)).contains(&flow.port)
-                    }
-                    Some(PortRef::Name(name)) => destination.is_some_and(|workload| match direction {
-                        Direction::Ingress => serves(workload, name, flow),
-                        Direction::Egress => world.one_alike_serves(workload, name, flow),
-                    }),
+    let by_port = |port: &CiliumPort| {
+        port.protocol.is_none_or(|protocol| protocol == flow.protocol)
+            && match &port.port {
+                None => true,
+                Some(PortRef::Number(first)) => {
+                    (*first..=port.end_port.unwrap_or(*first)).contains(&flow.port)
                 }
-        };
+                Some(PortRef::Name(name)) => destination.is_some_and(|workload| match direction {
+                    Direction::Ingress => serves(workload, name, flow),
+                    Direction::Egress => world.one_alike_serves(workload, name, flow),
+                }),
+            }
+    };
     by_peer && (entry.ports.is_empty() || entry.ports.iter().any(by_port))
 }

@@ -190,7 +190,8 @@ impl<'a> World<'a> {
             }
         }
         let node = self.bindings.get(&own.meta.name).map(|binding| binding.node.as_str());
-        let is_own_node = matches!((other, node), (End::Node { names, .. }, Some(node)) if names.contains(&node));
+        let is_own_node =
+            matches!((other, node), (End::Node { names, .. }, Some(node)) if names.contains(&node));
         let (action, provenance) = if is_own_node && said.denies_anybody {
             (Action::Deny, said.denials)
         } else if is_own_node {

@@ -3,8 +3,8 @@
 use serde_json::{Map, Value, json};
 
 use super::{
-    CiliumEntity, CiliumEntry, CiliumPeers, CiliumPolicy, CiliumPort, CiliumRule,
-    selector::joined, wire::MAX_PORTS,
+    CiliumEntity, CiliumEntry, CiliumPeers, CiliumPolicy, CiliumPort, CiliumRule, selector::joined,
+    wire::MAX_PORTS,
 };
 
 /// Adds `spec` and `specs`.

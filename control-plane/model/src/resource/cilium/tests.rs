@@ -59,12 +59,15 @@ fn a_policy_as_cilium_documents_it_is_read_and_printed() {
     let entry = &spec.ingress.allow[0];
     let ports: Vec<_> = entry.ports.iter().map(|p| (p.protocol, p.port.clone(), p.end_port)).collect();
     let number = |n| Some(PortRef::Number(n));
-    assert_eq!(ports, [
-        (Some(Protocol::Tcp), number(80), None),
-        (None, Some(PortRef::Name("http".to_owned())), None),
-        (Some(Protocol::Udp), number(1000), Some(2000)),
-        (Some(Protocol::Sctp), None, None),
-    ]);
+    assert_eq!(
+        ports,
+        [
+            (Some(Protocol::Tcp), number(80), None),
+            (None, Some(PortRef::Name("http".to_owned())), None),
+            (Some(Protocol::Udp), number(1000), Some(2000)),
+            (Some(Protocol::Sctp), None, None),
+        ]
+    );
     assert!(matches!(&entry.peers, CiliumPeers::Endpoints(list) if list[0].namespaces.is_some()
         && list[0].pods.match_labels.contains_key("role")));
     assert!(spec.ingress.denies_by_default() && !spec.egress.denies_by_default());
@@ -96,7 +99,11 @@ fn a_policy_that_says_nothing_or_contradicts_itself_is_refused() {
     refused(&cnp(Value::Null), "spec", "required");
     refused(&cnp(json!({"ingress": [{}]})), "spec.endpointSelector", "required");
     refused(&cnp(json!({"endpointSelector": {}})), "spec", "must have an entry");
-    refused(&cnp(json!({"endpointSelector": {}, "ingress": [], "enableDefaultDeny": {"ingress": true}})), "spec", "must have an entry");
+    refused(
+        &cnp(json!({"endpointSelector": {}, "ingress": [], "enableDefaultDeny": {"ingress": true}})),
+        "spec",
+        "must have an entry",
+    );
     let both = json!({"fromEndpoints": [{}], "fromEntities": ["world"]});
     refused(&ingress(both), "spec.ingress[0].fromEntities", "write two entries");
     refused(&ingress(json!({"fromEndpoints": []})), "spec.ingress[0].fromEndpoints", "leave it out");
@@ -113,7 +120,11 @@ fn a_policy_that_says_nothing_or_contradicts_itself_is_refused() {
     refused(&ports(json!({"port": "8", "protocol": "ICMP"})), &format!("{at}.protocol"), "not supported");
     refused(&ingress(json!({"toPorts": [{"ports": []}]})), "spec.ingress[0].toPorts[0].ports", "required");
     let many: Vec<Value> = (1..=41).map(|n| json!({"port": n.to_string()})).collect();
-    refused(&ingress(json!({"toPorts": [{"ports": many}]})), "spec.ingress[0].toPorts[0].ports", "at most 40");
+    refused(
+        &ingress(json!({"toPorts": [{"ports": many}]})),
+        "spec.ingress[0].toPorts[0].ports",
+        "at most 40",
+    );
     let specs: Vec<Value> = (0..17).map(|_| json!({"endpointSelector": {}, "ingress": [{}]})).collect();
     let mut value = cnp(Value::Null);
     value["specs"] = json!(specs);

@@ -11,8 +11,8 @@ use super::{
         port::WirePort,
         selector::WireSelector,
     },
-    CiliumCidrSet, CiliumEntity, CiliumEntry, CiliumPeers, CiliumPolicy, CiliumPort, CiliumRule,
-    CiliumSide, selector,
+    CiliumCidrSet, CiliumEntity, CiliumEntry, CiliumPeers, CiliumPolicy, CiliumPort, CiliumRule, CiliumSide,
+    selector,
 };
 use crate::policy::cover;
 
@@ -165,14 +165,17 @@ impl WireRule {
     fn parse(self, meta: &Meta, at: &At) -> Result<CiliumRule, Fault> {
         at.unsupported(&[("nodeSelector", self.node_selector.is_some())])?;
         let at_subject = at.field("endpointSelector");
-        let subject = selector::parse(self.endpoint_selector.ok_or_else(|| at_subject.missing())?, &at_subject)?;
+        let subject =
+            selector::parse(self.endpoint_selector.ok_or_else(|| at_subject.missing())?, &at_subject)?;
         let own = &meta.name.namespace;
         if let (false, Some(namespaces)) = (own.is_empty(), &subject.namespaces) {
             let here = [(super::super::NAMESPACE_NAME_LABEL.to_owned(), own.clone())].into();
             if !namespaces.matches(&here) {
                 return at_subject.refuse(
                     "",
-                    format!("selects other namespaces than {own}, which only a CiliumClusterwideNetworkPolicy can"),
+                    format!(
+                        "selects other namespaces than {own}, which only a CiliumClusterwideNetworkPolicy can"
+                    ),
                 );
             }
         }
@@ -181,7 +184,8 @@ impl WireRule {
         }
         let said = self.enable_default_deny.unwrap_or(WireDefaultDeny { ingress: None, egress: None });
         let side = |allow, deny, ingress, default_deny| -> Result<CiliumSide, Fault> {
-            let (name, deny_name) = if ingress { ("ingress", "ingressDeny") } else { ("egress", "egressDeny") };
+            let (name, deny_name) =
+                if ingress { ("ingress", "ingressDeny") } else { ("egress", "egressDeny") };
             Ok(CiliumSide {
                 allow: entries(allow, Place { ingress, deny: false }, &at.field(name))?,
                 deny: entries(deny, Place { ingress, deny: true }, &at.field(deny_name))?,
@@ -253,7 +257,10 @@ impl WireEntry {
         if let Some(mode) = self.authentication.and_then(|authentication| authentication.mode)
             && mode != "disabled"
         {
-            return at.field("authentication").field("mode").refuse(mode, "is not supported; only disabled is");
+            return at
+                .field("authentication")
+                .field("mode")
+                .refuse(mode, "is not supported; only disabled is");
         }
         let ports = to_ports(self.to_ports, &at.field("toPorts"))?;
         let field = |tail: &str| at.field(&format!("{}{tail}", if place.ingress { "from" } else { "to" }));
@@ -366,7 +373,9 @@ impl WireCiliumPort {
             None | Some("" | "ANY") => None,
             Some(text) => match Protocol::from_name(text) {
                 Some(protocol) => Some(protocol),
-                None => return at_protocol.refuse(text, "is not supported; supported are TCP, UDP, SCTP and ANY"),
+                None => {
+                    return at_protocol.refuse(text, "is not supported; supported are TCP, UDP, SCTP and ANY");
+                }
             },
         };
         let at_port = at.field("port");
@@ -393,7 +402,9 @@ impl WireCiliumPort {
                 }
                 Some(end)
             }
-            (Some(end), Some(PortRef::Name(_))) => return at_end.refuse(end, "can't be used with a named port"),
+            (Some(end), Some(PortRef::Name(_))) => {
+                return at_end.refuse(end, "can't be used with a named port");
+            }
             (Some(end), None) => return at_end.refuse(end, "needs a port"),
         };
         Ok(CiliumPort { protocol, port, end_port })
