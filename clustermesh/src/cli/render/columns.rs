@@ -336,7 +336,7 @@ mod tests {
             {"endpointSelector": {"matchLabels": {"app": "web"}}, "egressDeny": [{}]}]});
         let text =
             render(Kind::CiliumNetworkPolicy, &[policy], Style { wide: true, headings: false, ..style() });
-        assert_eq!(text, "pay    app=pay; app=web   2          <unknown>   ingress,egressDeny\n");
+        assert_eq!(text, "pay    app=pay; app=web    2          <unknown>   ingress,egressDeny\n");
         let route = object(
             "HTTPRoute",
             json!({"parentRefs": [{"name": "pay", "port": 80}], "rules": [{"backendRefs": [{"name": "v1", "weight": 90}, {"name": "v2", "weight": 10}]}]}),
