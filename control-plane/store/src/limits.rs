@@ -24,7 +24,11 @@ pub fn max_objects(kind: Kind) -> usize {
         Kind::Workload | Kind::EndpointSlice => 200_000,
         // Bounded by the proxy ports too: see MIN_PROXY_PORT.
         Kind::Service | Kind::ServiceExport => 20_000,
-        Kind::NetworkPolicy | Kind::HttpRoute | Kind::Sidecar => 50_000,
+        Kind::NetworkPolicy
+        | Kind::HttpRoute
+        | Kind::Sidecar
+        | Kind::CiliumNetworkPolicy
+        | Kind::CiliumClusterwideNetworkPolicy => 50_000,
     }
 }
 

@@ -179,7 +179,7 @@ impl TestCluster {
     }
 
     pub(crate) fn world(&self) -> World<'_> {
-        World { objects: &self.objects, bindings: &self.bindings }
+        World { objects: &self.objects, bindings: &self.bindings, nodes: &self.nodes, cluster: &self.cluster }
     }
 }
 

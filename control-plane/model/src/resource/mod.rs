@@ -5,6 +5,7 @@
 //! public type, and the way back to JSON.
 
 mod check;
+mod cilium;
 mod coverage;
 mod duration;
 mod endpoint_slice;
@@ -31,6 +32,10 @@ mod sidecar;
 mod types;
 mod workload;
 
+pub use cilium::{
+    CiliumCidrSet, CiliumEntity, CiliumEntry, CiliumPeers, CiliumPolicy, CiliumPort, CiliumRule,
+    CiliumSelector, CiliumSide,
+};
 pub use coverage::{COVERAGE, Coverage, Support};
 pub use duration::milliseconds;
 pub use error::ObjectError;
