@@ -182,6 +182,8 @@ impl http_body::Body for Timed {
 mod tests {
     use std::{future::poll_fn, net::Ipv4Addr};
 
+    use http_body::Body as _;
+
     use super::*;
     use crate::doors::{gate::Gate, limits::Limits};
 
