@@ -141,7 +141,7 @@ impl Mesh {
             cluster: state.cluster.as_deref().unwrap(),
         };
         let destination = FlowPeer::Workload(self.places[to].name(to));
-        let flow = Flow { source, destination, protocol: Protocol::Tcp, port };
+        let flow = Flow { source, destination, protocol: Protocol::Tcp.into(), port };
         let ingress = verdict(world, &flow).ingress;
         (ingress.action, ingress.provenance)
     }
