@@ -8,8 +8,8 @@ use tokio::net::TcpListener;
 use tonic::transport::Server;
 use xds_proto::isthmus::{
     admin::v1::{
-        admin_server::AdminServer, recovery_server::RecoveryServer, replicas_server::ReplicasServer,
-        tokens_server::TokensServer,
+        admin_server::AdminServer, explain_server::ExplainServer, recovery_server::RecoveryServer,
+        replicas_server::ReplicasServer, tokens_server::TokensServer,
     },
     bootstrap::v1::{
         bootstrap_server::BootstrapServer, certificates_server::CertificatesServer,
@@ -22,7 +22,10 @@ use xds_proto::isthmus::{
 
 use super::{MAX_ADMIN_MESSAGE, MAX_SMALL_MESSAGE, MAX_STREAMS_PER_CONNECTION};
 use crate::{
-    admin::{AdminService, recovery::RecoveryService, replicas::ReplicasService, tokens::TokensService},
+    admin::{
+        AdminService, explain::ExplainService, recovery::RecoveryService, replicas::ReplicasService,
+        tokens::TokensService,
+    },
     app::App,
     ca::{bootstrap::BootstrapService, certificates::CertificatesService, service::AuthorityService},
     federation::service::FederationService,
@@ -68,6 +71,9 @@ pub async fn serve(
         .add_service(csds::service::server(app.clone()))
         .add_service(
             ReplicasServer::new(ReplicasService(app.clone())).max_decoding_message_size(MAX_SMALL_MESSAGE),
+        )
+        .add_service(
+            ExplainServer::new(ExplainService(app.clone())).max_decoding_message_size(MAX_SMALL_MESSAGE),
         )
         .add_service(
             TokensServer::new(TokensService(app.clone())).max_decoding_message_size(MAX_SMALL_MESSAGE),

@@ -47,6 +47,7 @@ const OURS: &[(&str, Door, Action)] = &[
     ("admin.v1.Admin.Observe", Door::Both, Action::Observe),
     ("admin.v1.Admin.Wait", Door::Both, Action::Read),
     ("admin.v1.Admin.WaitHere", Door::Both, Action::Status),
+    ("admin.v1.Explain.Flow", Door::Both, Action::Read),
     ("admin.v1.Recovery.Backup", Door::Both, Action::Backup),
     ("admin.v1.Recovery.Rejoin", Door::Both, Action::Backup),
     ("admin.v1.Recovery.Replace", Door::Both, Action::Raft),

@@ -40,6 +40,7 @@ pub(crate) fn table(kind: Kind, style: Style) -> Table {
         Kind::CiliumNetworkPolicy | Kind::CiliumClusterwideNetworkPolicy => {
             &["ENDPOINT-SELECTOR", "SELECTED"]
         }
+        Kind::ClusterNetworkPolicy => &["TIER", "PRIORITY", "SELECTED"],
     };
     let wide: &[&str] = match (style.wide, kind) {
         (true, Kind::Workload) => &["SERVICE-ACCOUNT", "PORTS", "IDENTITY", "SPIFFE-ID"],

@@ -246,6 +246,19 @@ impl FlowProtocol {
         [FlowProtocol::Tcp, FlowProtocol::Udp, FlowProtocol::Sctp, FlowProtocol::Icmp, FlowProtocol::Icmpv6];
 }
 
+impl FlowProtocol {
+    /// As people write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            FlowProtocol::Tcp => "TCP",
+            FlowProtocol::Udp => "UDP",
+            FlowProtocol::Sctp => "SCTP",
+            FlowProtocol::Icmp => "ICMP",
+            FlowProtocol::Icmpv6 => "ICMPv6",
+        }
+    }
+}
+
 impl From<Protocol> for FlowProtocol {
     fn from(protocol: Protocol) -> Self {
         match protocol {

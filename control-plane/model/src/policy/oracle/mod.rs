@@ -171,6 +171,14 @@ impl<'a> World<'a> {
         })
     }
 
+    /// The workload that an end of a flow is, if it is one.
+    pub fn workload(self, peer: &'a FlowPeer) -> Option<&'a Workload> {
+        match self.end(peer) {
+            End::Workload(workload) => Some(workload),
+            _ => None,
+        }
+    }
+
     fn end(self, peer: &'a FlowPeer) -> End<'a> {
         match peer {
             FlowPeer::Workload(name) => {
