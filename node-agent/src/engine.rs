@@ -178,7 +178,7 @@ impl Engine {
     pub fn enforced(&self, workload: &NamespacedName) -> Option<EndpointEntry> {
         let inner = self.lock();
         let pod = inner.pods.get(workload)?;
-        inner.current.endpoints.get(&pod.ifindex).filter(|entry| entry.address == pod.address).copied()
+        inner.current.endpoints.get(&pod.ifindex).filter(|entry| entry.addresses == pod.addresses).copied()
     }
 
     /// Whether the policy that the control plane last told is in the kernel for a pod.
@@ -271,7 +271,7 @@ mod tests {
     #[test]
     fn a_pod_has_traffic_only_once_its_endpoint_and_its_class_have_come() {
         let engine = engine(0);
-        let pod = Pod { address: Ipv4Addr::new(10, 1, 1, 2), ifindex: 5, netns_cookie: 9 };
+        let pod = Pod { addresses: Ipv4Addr::new(10, 1, 1, 2).into(), ifindex: 5, netns_cookie: 9 };
         engine.add_pod(name(), pod).unwrap();
         assert_eq!(engine.enforced(&name()), None);
         engine.apply(&update(&[("shop/pay", local())], &[])).unwrap();

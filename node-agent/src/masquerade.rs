@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeSet, fmt::Write as _, process::Stdio, time::Duration};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use tokio::{io::AsyncWriteExt, process::Command};
 
 use crate::{engine::Engine, subscribe::Resources};
@@ -28,7 +28,12 @@ pub enum MasqueradeError {
 
 /// The addresses of all pods, on every node. PURE.
 pub fn mesh_addresses(resources: &Resources) -> BTreeSet<Ipv4Net> {
-    resources.nodes.values().flat_map(|node| node.pod_cidrs.iter().copied()).collect()
+    let cidrs = resources.nodes.values().flat_map(|node| node.pod_cidrs.iter());
+    let of_ipv4 = cidrs.filter_map(|cidr| match cidr {
+        IpNet::V4(cidr) => Some(*cidr),
+        IpNet::V6(_) => None,
+    });
+    of_ipv4.collect()
 }
 
 /// The whole table as one transaction: there is no moment without it. PURE.

@@ -4,28 +4,68 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ebpf_shared::packet::{protocol, tcp};
-use ebpf_shared::{Class, Direction, Endpoint, Packet, Reason};
+use ebpf_shared::{Class, Direction, Endpoint, Packet, Reason, identity};
+use ipnet::IpNet;
 use node_agent::kernel::Kernel;
 use node_agent::kernel::rules::{Rule, compile};
 use node_agent::kernel::verdict::Emulation;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
-use support::frames::{answer, echo, frame, packet};
+use support::frames::{
+    DESTINATION, HOP_BY_HOP, ROUTING, answer, echo, error_about, extended, fragment, frame, icmp_of, is_icmp,
+    listener, on_link, packet, padding, piece, transport,
+};
 use support::in_sandbox;
+use support::reference::{Look, Pieces, look};
 
 const LO: u32 = 1;
-const POD: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 5);
-/// Addresses and the identity that each has; the last is unknown to the ipcache.
-const PEERS: [(Ipv4Addr, u32); 4] = [
-    (Ipv4Addr::new(10, 1, 0, 9), 300),
-    (Ipv4Addr::new(10, 2, 0, 9), 301),
-    (Ipv4Addr::new(198, 51, 100, 7), ebpf_shared::identity::LOCAL | 1),
-    (Ipv4Addr::new(192, 0, 2, 1), ebpf_shared::identity::WORLD),
+const POD: [IpAddr; 2] = [v4([10, 1, 0, 5]), v6([0xfd00, 1, 0, 0, 0, 0, 0, 5])];
+const OUTSIDE: [u32; 3] = [identity::LOCAL | 1, identity::LOCAL | 2, identity::LOCAL | 3];
+/// Addresses and the identity that each has. No map knows the fourth.
+const PEERS: [(IpAddr, u32); 9] = [
+    (v4([10, 1, 0, 9]), 300),
+    (v4([10, 2, 0, 9]), 301),
+    (v4([198, 51, 100, 7]), OUTSIDE[0]),
+    (v4([192, 0, 2, 1]), identity::WORLD),
+    (v4([10, 1, 0, 77]), identity::UNMANAGED),
+    (v6([0xfd00, 1, 0, 0, 0, 0, 0, 9]), 300),
+    (v6([0xfd00, 1, 0, 0, 0, 0, 0, 0x77]), identity::UNMANAGED),
+    (v6([0x2001, 0xdb8, 5, 0, 0, 0, 0, 7]), OUTSIDE[1]),
+    (v6([0x2001, 0xdb8, 6, 0, 0, 0, 0, 7]), OUTSIDE[2]),
 ];
+
+const fn v4(octets: [u8; 4]) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::from_octets(octets))
+}
+
+const fn v6(segments: [u16; 8]) -> IpAddr {
+    IpAddr::V6(Ipv6Addr::from_segments(segments))
+}
+
+/// What makes them so: CIDRs that nest, and one of IPv6 around all of IPv4's mapped form.
+fn identities() -> Vec<(IpNet, u32)> {
+    [
+        ("10.1.0.9/32", 300),
+        ("10.2.0.9/32", 301),
+        ("10.1.0.0/16", identity::UNMANAGED),
+        ("198.51.100.0/24", OUTSIDE[0]),
+        ("fd00:1::9/128", 300),
+        ("fd00:1::/64", identity::UNMANAGED),
+        ("2001:db8:5::/48", OUTSIDE[1]),
+        ("::/0", OUTSIDE[2]),
+    ]
+    .map(|(net, identity)| (net.parse().expect("a CIDR"), identity))
+    .into()
+}
+
+fn pod_for(peer: IpAddr) -> IpAddr {
+    POD[usize::from(peer.is_ipv6())]
+}
+
 /// Few, and at the edges of prefixes, so that rules overlap.
 const PORTS: [u16; 8] = [1, 79, 80, 81, 1023, 1024, 8080, 65535];
 
@@ -48,8 +88,10 @@ fn rule(rng: &mut StdRng, policy_id: u32) -> Rule {
     Rule {
         direction: direction(rng),
         allow: rng.random_bool(0.7),
-        identity: *[0, 300, 301, PEERS[2].1, PEERS[3].1].choose(rng).expect("not empty"),
-        protocol: *[protocol::ANY, protocol::TCP, protocol::UDP, protocol::ICMP]
+        identity: *[0, 0, 300, 301, OUTSIDE[0], OUTSIDE[1], OUTSIDE[2], identity::WORLD]
+            .choose(rng)
+            .expect("not empty"),
+        protocol: *[protocol::ANY, protocol::TCP, protocol::UDP, protocol::ICMP, protocol::ICMPV6]
             .choose(rng)
             .expect("not empty"),
         ports: ports.choose(rng).expect("not empty").clone(),
@@ -65,7 +107,9 @@ fn direction(rng: &mut StdRng) -> Direction {
 /// address.
 fn traffic(rng: &mut StdRng, direction: Direction) -> Packet {
     let peer = PEERS.choose(rng).expect("not empty").0;
-    let pod = if rng.random_bool(0.02) { Ipv4Addr::new(10, 1, 0, 6) } else { POD };
+    let false_pods = [v4([10, 1, 0, 6]), v6([0xfd00, 1, 0, 0, 0, 0, 0, 6])];
+    let false_pod = false_pods[usize::from(peer.is_ipv6())];
+    let pod = if rng.random_bool(0.02) { false_pod } else { pod_for(peer) };
     let (src, dst) = match direction {
         Direction::Ingress => (peer, pod),
         Direction::Egress => (pod, peer),
@@ -106,16 +150,14 @@ fn oracle(policy: &Policy, direction: Direction, identity: u32, protocol: u8, po
 
 fn emulation(policy: &Policy, class: u32) -> Emulation {
     let mut emulation = Emulation::default();
-    for (addr, identity) in &PEERS[..3] {
-        emulation.policy.ipcache.insert((*addr).into(), *identity);
-    }
+    emulation.policy.identities.extend(identities());
     emulation.policy.put_class(class, &compile(policy.class, &policy.rules));
     emulation.endpoints.insert(LO, endpoint(class));
     emulation
 }
 
 fn endpoint(class: u32) -> Endpoint {
-    Endpoint { identity: 299, class, addr: POD.into(), flags: 0 }
+    Endpoint { identity: 299, class, v4: POD[0].into(), v6: POD[1].into(), ..Endpoint::default() }
 }
 
 #[test]
@@ -130,11 +172,11 @@ fn the_maps_say_of_new_flows_what_the_policy_says() {
                 for (protocol, port) in [protocol::TCP, protocol::UDP, protocol::SCTP]
                     .into_iter()
                     .flat_map(|protocol| PORTS.map(|port| (protocol, port)))
-                    .chain([(protocol::ICMP, 0)])
+                    .chain([(icmp_of(&peer.into()), 0)])
                 {
                     let (src, dst) = match direction {
-                        Direction::Ingress => ((peer, 40000), (POD, port)),
-                        Direction::Egress => ((POD, 40000), (peer, port)),
+                        Direction::Ingress => ((peer, 40000), (pod_for(peer), port)),
+                        Direction::Egress => ((pod_for(peer), 40000), (peer, port)),
                     };
                     let opening = packet(protocol, src, dst, tcp::SYN);
                     let ruling = node.clone().decide(LO, direction, &opening, 0).ruling;
@@ -175,12 +217,12 @@ fn a_connection_outlives_neither_its_permission_nor_its_end() {
             if !decision.ruling.passes() {
                 continue;
             }
-            let peer: Ipv4Addr = match way {
+            let peer: IpAddr = match way {
                 Direction::Ingress => packet.src.into(),
                 Direction::Egress => packet.dst.into(),
             };
             let identity = PEERS.iter().find(|(addr, _)| *addr == peer).expect("a peer").1;
-            let port = |port| if packet.protocol == protocol::ICMP { 0 } else { port };
+            let port = |port| if is_icmp(&packet) { 0 } else { port };
             let own = oracle(&current, way, identity, packet.protocol, port(packet.dst_port));
             let answered = oracle(&current, way.opposite(), identity, packet.protocol, port(packet.src_port));
             let allowed = if decision.is_reply { answered } else { own };
@@ -194,9 +236,11 @@ fn the_kernel_decides_as_the_emulation_does() {
     in_sandbox(|sandbox| {
         let mut kernel = Kernel::load(&sandbox.bpffs(), &sandbox.cgroup).expect("the programs load");
         let mut events = kernel.events().expect("not taken yet");
-        for (addr, identity) in &PEERS[..3] {
-            kernel.ipcache.upsert(&(*addr).into(), *identity).expect("writable");
+        for (net, identity) in identities() {
+            kernel.identities.upsert(&net, identity).expect("writable");
         }
+        let kept: BTreeMap<_, _> = identities().into_iter().collect();
+        assert_eq!(kernel.identities.dump().expect("readable"), kept);
         let mut rng = StdRng::seed_from_u64(3);
         let mut class = 0;
         let mut judged = BTreeMap::<Reason, u32>::new();
@@ -235,6 +279,144 @@ fn the_kernel_decides_as_the_emulation_does() {
         // The generator reaches every ruling it is meant to.
         for reason in [Reason::Forwarded, Reason::DefaultDeny, Reason::PolicyDenied, Reason::SpoofedSource] {
             assert!(judged.get(&reason).is_some_and(|count| *count > 50), "{judged:?}");
+        }
+    });
+}
+
+/// A frame that is well-formed, of every kind that the parser knows.
+fn honest(rng: &mut StdRng, way: Direction) -> Vec<u8> {
+    let packet = traffic(rng, way);
+    let kinds = if packet.src.is_v4() { [3, 11, 12, 5] } else { [1, 2, 3, 137] };
+    let kind = *kinds.choose(rng).expect("not empty");
+    match rng.random_range(0..10) {
+        0 | 1 => frame(&packet),
+        // About what went the other way.
+        2 => error_about(IpAddr::from(packet.src), &answer(&packet, tcp::ACK), kind),
+        3 => {
+            let head = [transport(&packet), vec![0; 8 * rng.random_range(0..3)]].concat();
+            let head = &head[..head.len() - head.len() % 8];
+            piece(&packet, rng.random_range(0..4), 0, true, head)
+        }
+        4 => {
+            let length = 8 * rng.random_range(0..3) + usize::from(rng.random_bool(0.1));
+            let (offset, more) = (rng.random_range(0..6), rng.random_bool(0.5));
+            piece(&packet, rng.random_range(0..4), offset, more, &vec![0; length])
+        }
+        _ if packet.src.is_v4() => frame(&packet),
+        5 => {
+            let to = ["ff02::1", "ff02::16", "fe80::2", "fd00:1::5"].choose(rng).expect("not empty");
+            let from = ["fe80::1", "::", "fd00:1::5", "fd00:1::9"].choose(rng).expect("not empty");
+            if rng.random_bool(0.5) {
+                on_link(from, to, rng.random_range(128..140), 255)
+            } else {
+                listener(from, to, *[130, 131, 132, 143, 128].choose(rng).expect("not empty"))
+            }
+        }
+        _ => {
+            let headers: Vec<_> = (0..rng.random_range(1..8)).map(|place| header(rng, place)).collect();
+            extended(&packet, &headers)
+        }
+    }
+}
+
+fn header(rng: &mut StdRng, place: u32) -> (u8, Vec<u8>) {
+    match rng.random_range(0..12) {
+        0 => fragment(0, rng.random_bool(0.3), rng.random_range(0..4)),
+        1 => (ROUTING, vec![0, rng.random_range(0..4), u8::from(rng.random_bool(0.3)), 0, 0, 0, 0]),
+        2 => padding(*[50, 51, 59, 135, 139, 140].choose(rng).expect("not empty"), 0),
+        3 => padding(HOP_BY_HOP, 0),
+        _ if place == 0 => padding(HOP_BY_HOP, rng.random_range(0..2)),
+        _ => padding(DESTINATION, rng.random_range(0..3)),
+    }
+}
+
+/// Spoils a frame, or leaves it.
+fn mutate(rng: &mut StdRng, frame: &mut Vec<u8>) {
+    for _ in 0..rng.random_range(0..4) {
+        // Mostly where the headers are.
+        let end = if rng.random_bool(0.7) { frame.len().min(14 + 64) } else { frame.len() };
+        let at = rng.random_range(14..end.max(15));
+        if let Some(byte) = frame.get_mut(at) {
+            let near = [0, 1, 6, 17, 43, 44, 58, 60, 128, 255, *byte ^ 1, byte.wrapping_add(1)];
+            *byte = if rng.random_bool(0.7) { *near.choose(rng).expect("not empty") } else { rng.random() };
+        }
+    }
+    match rng.random_range(0..10) {
+        // A test run wants the IP header whole.
+        0 => frame.truncate(rng.random_range(if frame[12] == 8 { 34 } else { 54 }..=frame.len())),
+        1 => frame.extend(std::iter::repeat_n(rng.random::<u8>(), rng.random_range(1..40))),
+        _ => {}
+    }
+}
+
+#[test]
+fn frames_that_no_honest_host_sends_are_read_as_the_reference_reads_them() {
+    in_sandbox(|sandbox| {
+        let mut kernel = Kernel::load(&sandbox.bpffs(), &sandbox.cgroup).expect("the programs load");
+        let mut events = kernel.events().expect("not taken yet");
+        for (net, identity) in identities() {
+            kernel.identities.upsert(&net, identity).expect("writable");
+        }
+        let mut rng = StdRng::seed_from_u64(4);
+        // Some pass and some don't: what is read wrongly is also judged wrongly.
+        let rules = vec![
+            Rule {
+                direction: Direction::Ingress,
+                allow: true,
+                identity: 0,
+                protocol: protocol::ANY,
+                ports: Some(0..=1023),
+                policy_id: 1,
+            },
+            Rule {
+                direction: Direction::Egress,
+                allow: true,
+                identity: 300,
+                protocol: protocol::ANY,
+                ports: None,
+                policy_id: 2,
+            },
+        ];
+        let class = Class { flags: 3, ingress_policy: 101, egress_policy: 102 };
+        let policy = Policy { class, rules };
+        let mut node = emulation(&policy, 7);
+        kernel.put_class(7, &compile(policy.class, &policy.rules)).expect("writable");
+        kernel.endpoints.upsert(LO, endpoint(7)).expect("writable");
+        let mut pieces = Pieces::new();
+        let mut met = BTreeMap::<String, u32>::new();
+        for _ in 0..20_000 {
+            let way = direction(&mut rng);
+            let mut frame = honest(&mut rng, way);
+            mutate(&mut rng, &mut frame);
+            let passed = kernel.try_frame(way, &frame).expect("a test run");
+            let told = events.try_next().map(|event| (event.reason, event.policy_id, event.is_reply != 0));
+            let look = look(&frame, way, &endpoint(7), &mut pieces);
+            let expected = match look {
+                Look::Link => (true, None),
+                Look::Refused(reason) => (false, Some((reason as u8, 0, false))),
+                Look::Packet(packet) => {
+                    let decision = node.decide(LO, way, &packet, 0);
+                    let tells = (decision.ruling.reason as u8, decision.ruling.policy_id, decision.is_reply);
+                    (decision.ruling.passes(), decision.is_news.then_some(tells))
+                }
+            };
+            assert_eq!((passed, told), expected, "{way:?} {look:?} {frame:02x?}");
+            let reason = told.and_then(|(reason, ..)| Reason::from_number(reason));
+            *met.entry(reason.map_or("nothing told", Reason::name).to_owned()).or_default() += 1;
+        }
+        println!("{met:?}");
+        for reason in [
+            Reason::Forwarded,
+            Reason::DefaultDeny,
+            Reason::SpoofedSource,
+            Reason::Fragment,
+            Reason::Malformed,
+            Reason::UnsupportedProtocol,
+            Reason::ExtensionHeader,
+            Reason::UnsupportedIcmp,
+            Reason::UnrelatedIcmp,
+        ] {
+            assert!(met.get(reason.name()).is_some_and(|count| *count > 50), "{reason:?}: {met:?}");
         }
     });
 }

@@ -36,7 +36,7 @@ fn connections_policy_and_events_outlive_the_agent() {
         {
             let mut kernel = load(sandbox);
             kernel.put_class(3, &compile(Class::default(), &[])).expect("writable");
-            let endpoint = Endpoint { identity: 299, class: 3, addr: POD.into(), flags: 0 };
+            let endpoint = Endpoint { identity: 299, class: 3, v4: POD.into(), ..Endpoint::default() };
             kernel.endpoints.upsert(LO, endpoint).expect("writable");
             assert!(kernel.try_frame(Direction::Ingress, &frame(&opening)).expect("a test run"));
         }
@@ -99,14 +99,14 @@ fn the_socket_hooks_follow_the_agent_to_another_cgroup() {
     in_sandbox(|sandbox| {
         drop(load(sandbox));
         let before = links(sandbox);
-        assert_eq!(before.len(), 9, "{before:?}");
+        assert_eq!(before.len(), 10, "{before:?}");
         drop(load(sandbox));
         assert_eq!(links(sandbox), before);
         let other = sandbox.cgroup.join("other");
         fs::create_dir(&other).expect("root may");
         drop(Kernel::load(&sandbox.bpffs(), &other).expect("the programs load"));
         let after = links(sandbox);
-        assert_eq!(after.len(), 9, "{after:?}");
+        assert_eq!(after.len(), 10, "{after:?}");
         assert!(after.iter().all(|link| !before.contains(link)));
         fs::remove_dir(&other).expect("empty");
         drop(load(sandbox));

@@ -5,27 +5,37 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use ebpf_shared::packet::protocol::{TCP, UDP};
-use ebpf_shared::service::SocketAddr4;
-use ebpf_shared::{Ip4, ServiceKey};
+use ebpf_shared::service::SockAddr;
+use ebpf_shared::{Addr, Ip4, ServiceKey};
 use node_agent::kernel::{Kernel, Service};
 use support::{Sandbox, in_sandbox};
 
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 101, 0, 1);
+const VIP6: Ipv6Addr = Ipv6Addr::new(0xfd00, 2, 0, 0, 0, 0, 0, 1);
 const PORT: u16 = 80;
 
 fn key(protocol: u8) -> ServiceKey {
     ServiceKey::new(VIP.into(), PORT, protocol)
 }
 
-fn slots(ports: &[u16]) -> Vec<SocketAddr4> {
-    ports.iter().map(|port| SocketAddr4::new(Ip4::LOOPBACK, *port)).collect()
+/// The same service at an IPv6 address.
+fn key6(protocol: u8) -> ServiceKey {
+    ServiceKey::new(VIP6.into(), PORT, protocol)
+}
+
+fn slots(ports: &[u16]) -> Vec<SockAddr> {
+    ports.iter().map(|port| SockAddr::new(Addr::v4(Ip4::LOOPBACK), *port)).collect()
+}
+
+fn slots6(ports: &[u16]) -> Vec<SockAddr> {
+    ports.iter().map(|port| SockAddr::new(Ipv6Addr::LOCALHOST.into(), *port)).collect()
 }
 
 fn load(sandbox: &Sandbox) -> Kernel {
@@ -96,7 +106,11 @@ fn datagram(addr: SocketAddr, connected: bool) -> std::io::Result<String> {
 
 /// Greets every TCP connection with `name`, for as long as the test's process lives. Returns its port.
 fn serve(name: &'static str) -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    serve_at(Ipv4Addr::LOCALHOST.into(), name)
+}
+
+fn serve_at(address: IpAddr, name: &'static str) -> u16 {
+    let listener = TcpListener::bind((address, 0)).expect("a free port");
     let port = listener.local_addr().expect("bound").port();
     std::thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {
@@ -108,7 +122,11 @@ fn serve(name: &'static str) -> u16 {
 
 /// Answers every datagram with `name`.
 fn serve_datagrams(name: &'static str) -> u16 {
-    let socket = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+    serve_datagrams_at(Ipv4Addr::LOCALHOST.into(), name)
+}
+
+fn serve_datagrams_at(address: IpAddr, name: &'static str) -> u16 {
+    let socket = UdpSocket::bind((address, 0)).expect("a free port");
     let port = socket.local_addr().expect("bound").port();
     std::thread::spawn(move || {
         while let Ok((_, from)) = socket.recv_from(&mut [0; 64]) {
@@ -198,6 +216,35 @@ fn datagrams_go_to_a_backend_and_answers_come_from_the_service() {
 }
 
 #[test]
+fn a_service_of_ipv6_is_reached_and_seen_at_its_address() {
+    in_sandbox(|sandbox| {
+        let mut kernel = load(sandbox);
+        let here = IpAddr::from(Ipv6Addr::LOCALHOST);
+        let service =
+            Service { proxy_port: 0, slots: slots6(&[serve_at(here, "one"), serve_at(here, "two")]) };
+        kernel.put_service(key6(TCP), &service).expect("writable");
+        assert_eq!(kernel.services().expect("readable").get(&key6(TCP)), Some(&service));
+        let answers: BTreeSet<_> = (0..24).map(|_| in_cgroup(sandbox, "connect [fd00:2::1]:80")).collect();
+        let both = ["one as [fd00:2::1]:80", "two as [fd00:2::1]:80"];
+        assert_eq!(answers.into_iter().collect::<Vec<_>>(), both);
+
+        let service = Service { proxy_port: 0, slots: slots6(&[serve_datagrams_at(here, "three")]) };
+        kernel.put_service(key6(UDP), &service).expect("writable");
+        assert_eq!(in_cgroup(sandbox, "datagram [fd00:2::1]:80"), "three from [fd00:2::1]:80");
+        assert_eq!(
+            in_cgroup(sandbox, "connected-datagram [fd00:2::1]:80"),
+            "three from [fd00:2::1]:80 as [fd00:2::1]:80"
+        );
+        for protocol in [TCP, UDP] {
+            kernel.put_service(key6(protocol), &Service::default()).expect("writable");
+        }
+        for verb in ["connect", "datagram", "connected-datagram"] {
+            assert_eq!(in_cgroup(sandbox, &format!("{verb} [fd00:2::1]:80")), "ConnectionRefused", "{verb}");
+        }
+    });
+}
+
+#[test]
 fn with_a_sidecar_a_service_is_reached_through_the_proxy() {
     in_sandbox(|sandbox| {
         let mut kernel = load(sandbox);
@@ -206,6 +253,9 @@ fn with_a_sidecar_a_service_is_reached_through_the_proxy() {
         assert_eq!(in_cgroup(sandbox, "connect 10.101.0.1:80"), "backend as 10.101.0.1:80");
         kernel.put_sidecar(netns_cookie(), &BTreeSet::new()).expect("writable");
         assert_eq!(in_cgroup(sandbox, "connect 10.101.0.1:80"), "proxy as 10.101.0.1:80");
+        // The same listener serves the service's other family.
+        kernel.put_service(key6(TCP), &Service { slots: Vec::new(), ..service.clone() }).expect("writable");
+        assert_eq!(in_cgroup(sandbox, "connect [fd00:2::1]:80"), "proxy as [fd00:2::1]:80");
         // The proxy answers for backends, not the kernel.
         let service = Service { slots: Vec::new(), ..service };
         kernel.put_service(key(TCP), &service).expect("writable");

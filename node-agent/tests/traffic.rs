@@ -5,7 +5,7 @@ mod support;
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -16,17 +16,27 @@ use node_agent::kernel::rules::{Rule, compile};
 use node_agent::kernel::{EventRing, Kernel};
 use support::{Sandbox, in_sandbox, run};
 
+#[derive(Clone, Copy, Debug)]
+enum Family {
+    V4,
+    V6,
+}
+
+const BOTH: [Family; 2] = [Family::V4, Family::V6];
+
 /// A pod: a network namespace, and the index of its interface in ours.
 struct Pod {
-    addr: Ipv4Addr,
+    v4: Ipv4Addr,
+    v6: Ipv6Addr,
     netns: File,
     ifindex: u32,
 }
 
 impl Pod {
-    /// Makes a pod with 10.1.0.`number`, guarded before its link is up.
+    /// Makes a pod with 10.1.0.`number` and fd00:1::`number`, guarded before its link is up.
     fn new(kernel: &mut Kernel, number: u8) -> Self {
-        let addr = Ipv4Addr::new(10, 1, 0, number);
+        let v4 = Ipv4Addr::new(10, 1, 0, number);
+        let v6 = Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, number.into());
         let (host, inside) = (format!("host{number}"), format!("pod{number}"));
         run(&["ip", "link", "add", &host, "type", "veth", "peer", "name", &inside]);
         let ifindex = kernel.attach_pod(&host).expect("attachable");
@@ -40,22 +50,26 @@ impl Pod {
             // Until the link has been moved to where this thread is.
             let _ = finished.recv();
             run(&["ip", "link", "set", "lo", "up"]);
-            run(&["ip", "addr", "add", &format!("{addr}/32"), "dev", &inside]);
+            run(&["ip", "addr", "add", &format!("{v4}/32"), "dev", &inside]);
+            run(&["ip", "addr", "add", &format!("{v6}/128"), "dev", &inside, "nodad"]);
             run(&["ip", "link", "set", &inside, "up"]);
             run(&["ip", "route", "add", "169.254.1.1", "dev", &inside, "scope", "link"]);
             run(&["ip", "route", "add", "default", "via", "169.254.1.1", "dev", &inside]);
             let neighbour =
                 ["ip", "neigh", "add", "169.254.1.1", "lladdr", &mac, "dev", &inside, "nud", "permanent"];
             run(&neighbour);
+            run(&["ip", "-6", "neigh", "add", "fe80::1", "lladdr", &mac, "dev", &inside, "nud", "permanent"]);
+            run(&["ip", "-6", "route", "add", "default", "via", "fe80::1", "dev", &inside]);
             File::open("/proc/thread-self/ns/net").expect("proc is mounted")
         });
         let thread_id = told.recv().expect("told").to_string();
         run(&["ip", "link", "set", &format!("pod{number}"), "netns", &thread_id]);
         run(&["ip", "link", "set", &host, "up"]);
-        run(&["ip", "route", "add", &format!("{addr}/32"), "dev", &host]);
+        run(&["ip", "route", "add", &format!("{v4}/32"), "dev", &host]);
+        run(&["ip", "-6", "route", "add", &format!("{v6}/128"), "dev", &host]);
         finish.send(()).expect("waited for");
         let netns = thread.join().expect("the pod is set up");
-        Self { addr, netns, ifindex }
+        Self { v4, v6, netns, ifindex }
     }
 
     /// Does something in the pod.
@@ -71,8 +85,19 @@ impl Pod {
         self.spawn(work).join().expect("no panic")
     }
 
-    fn at(&self, port: u16) -> SocketAddr {
-        SocketAddrV4::new(self.addr, port).into()
+    fn addr(&self, family: Family) -> IpAddr {
+        match family {
+            Family::V4 => self.v4.into(),
+            Family::V6 => self.v6.into(),
+        }
+    }
+
+    fn at(&self, family: Family, port: u16) -> SocketAddr {
+        SocketAddr::new(self.addr(family), port)
+    }
+
+    fn endpoint(&self, identity: u32, class: u32) -> Endpoint {
+        Endpoint { identity, class, v4: self.v4.into(), v6: self.v6.into(), ..Endpoint::default() }
     }
 }
 
@@ -100,13 +125,15 @@ impl Node {
         let mut kernel = Kernel::load(&sandbox.bpffs(), &sandbox.cgroup).expect("the programs load");
         let events = kernel.events().expect("not taken yet");
         std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").expect("our own namespace");
+        std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").expect("our own namespace");
         let [server, client, stranger] = [5, 6, 7].map(|number| Pod::new(&mut kernel, number));
         let mut node = Self { kernel, events, server, client, stranger };
         node.kernel.put_class(1, &compile(Class::default(), &[])).expect("writable");
         for (pod, identity) in [(&node.server, SERVER), (&node.client, CLIENT), (&node.stranger, STRANGER)] {
-            node.kernel.ipcache.upsert(&pod.addr.into(), identity).expect("writable");
-            let endpoint = Endpoint { identity, class: 1, addr: pod.addr.into(), flags: 0 };
-            node.kernel.endpoints.upsert(pod.ifindex, endpoint).expect("writable");
+            for family in BOTH {
+                node.kernel.identities.upsert(&pod.addr(family).into(), identity).expect("writable");
+            }
+            node.kernel.endpoints.upsert(pod.ifindex, pod.endpoint(identity, 1)).expect("writable");
         }
         node
     }
@@ -126,7 +153,7 @@ impl Node {
             .collect();
         let default = Class { flags: Class::DENY_INGRESS, ingress_policy: 12, egress_policy: 0 };
         self.kernel.put_class(class, &compile(default, &rules)).expect("writable");
-        let endpoint = Endpoint { identity: SERVER, class, addr: self.server.addr.into(), flags: 0 };
+        let endpoint = self.server.endpoint(SERVER, class);
         self.kernel.endpoints.upsert(self.server.ifindex, endpoint).expect("writable");
     }
 
@@ -142,8 +169,7 @@ impl Node {
 }
 
 /// Sends back what it gets, to any number of connections.
-fn echo_server(pod: &Pod, port: u16) {
-    let addr = pod.at(port);
+fn echo_server(pod: &Pod, addr: SocketAddr) {
     let listener = pod.run(move || TcpListener::bind(addr)).expect("free");
     pod.spawn(move || {
         for stream in listener.incoming().flatten() {
@@ -168,15 +194,17 @@ fn bulk_traffic_flows_to_whom_policy_allows_and_nobody_else_is_answered() {
     in_sandbox(|sandbox| {
         let mut node = Node::new(sandbox);
         node.let_in(2, &[CLIENT]);
-        echo_server(&node.server, 8080);
-        let addr = node.server.at(8080);
-        // Large enough for segmentation offload: frames far beyond the link's MTU reach the programs.
-        node.client.run(move || exchange(&TcpStream::connect(addr)?, 8 << 20)).expect("allowed");
-        assert!(node.was_told(TCP, Reason::Forwarded, 11));
-        let refused =
-            node.stranger.run(move || TcpStream::connect_timeout(&addr, Duration::from_millis(300)));
-        assert_eq!(refused.expect_err("dropped").kind(), ErrorKind::TimedOut);
-        assert!(node.was_told(TCP, Reason::DefaultDeny, 12));
+        for family in BOTH {
+            let addr = node.server.at(family, 8080);
+            echo_server(&node.server, addr);
+            // Large enough for segmentation offload: frames far beyond the link's MTU reach the programs.
+            node.client.run(move || exchange(&TcpStream::connect(addr)?, 8 << 20)).expect("allowed");
+            assert!(node.was_told(TCP, Reason::Forwarded, 11));
+            let refused =
+                node.stranger.run(move || TcpStream::connect_timeout(&addr, Duration::from_millis(300)));
+            assert_eq!(refused.expect_err("dropped").kind(), ErrorKind::TimedOut);
+            assert!(node.was_told(TCP, Reason::DefaultDeny, 12));
+        }
     });
 }
 
@@ -185,23 +213,25 @@ fn datagrams_in_pieces_arrive() {
     in_sandbox(|sandbox| {
         let mut node = Node::new(sandbox);
         node.let_in(2, &[CLIENT]);
-        let addr = node.server.at(5353);
-        let socket = node.server.run(move || UdpSocket::bind(addr)).expect("free");
-        let server = node.server.spawn(move || {
-            let mut buffer = vec![0; 65536];
-            let (length, from) = socket.recv_from(&mut buffer)?;
-            socket.send_to(&buffer[..length], from)
-        });
-        let client = node.client.addr;
-        let back = node.client.run(move || {
-            let socket = UdpSocket::bind((client, 0))?;
-            socket.set_read_timeout(Some(Duration::from_secs(5)))?;
-            socket.send_to(&[7; 9000], addr)?;
-            socket.recv(&mut vec![0; 65536])
-        });
-        assert_eq!(back.expect("answered"), 9000);
-        server.join().expect("no panic").expect("sent");
-        assert!(node.was_told(UDP, Reason::Forwarded, 11));
+        for family in BOTH {
+            let addr = node.server.at(family, 5353);
+            let socket = node.server.run(move || UdpSocket::bind(addr)).expect("free");
+            let server = node.server.spawn(move || {
+                let mut buffer = vec![0; 65536];
+                let (length, from) = socket.recv_from(&mut buffer)?;
+                socket.send_to(&buffer[..length], from)
+            });
+            let client = node.client.addr(family);
+            let back = node.client.run(move || {
+                let socket = UdpSocket::bind((client, 0))?;
+                socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+                socket.send_to(&[7; 9000], addr)?;
+                socket.recv(&mut vec![0; 65536])
+            });
+            assert_eq!(back.expect("answered"), 9000, "{family:?}");
+            server.join().expect("no panic").expect("sent");
+            assert!(node.was_told(UDP, Reason::Forwarded, 11));
+        }
     });
 }
 
@@ -209,22 +239,59 @@ fn datagrams_in_pieces_arrive() {
 fn an_open_connection_is_cut_when_policy_changes_and_goes_on_when_it_changes_back() {
     in_sandbox(|sandbox| {
         let mut node = Node::new(sandbox);
+        for (family, class) in BOTH.into_iter().zip([2, 5]) {
+            node.let_in(class, &[CLIENT]);
+            let addr = node.server.at(family, 8080);
+            echo_server(&node.server, addr);
+            let stream = node.client.run(move || TcpStream::connect(addr)).expect("allowed");
+            exchange(&stream, 1000).expect("allowed");
+
+            node.let_in(class + 1, &[]);
+            stream.set_read_timeout(Some(Duration::from_millis(300))).expect("settable");
+            let silence = exchange(&stream, 1000).expect_err("cut");
+            assert_eq!(silence.kind(), ErrorKind::WouldBlock);
+            assert!(node.was_told(TCP, Reason::DefaultDeny, 12));
+
+            node.let_in(class + 2, &[CLIENT]);
+            stream.set_read_timeout(Some(Duration::from_secs(20))).expect("settable");
+            // What was sent in between is sent again by TCP.
+            (&stream).read_exact(&mut [0; 1000]).expect("goes on");
+        }
+    });
+}
+
+#[test]
+fn a_packet_that_is_too_big_for_the_way_is_told_to_its_sender() {
+    in_sandbox(|sandbox| {
+        let mut node = Node::new(sandbox);
         node.let_in(2, &[CLIENT]);
-        echo_server(&node.server, 8080);
-        let addr = node.server.at(8080);
-        let stream = node.client.run(move || TcpStream::connect(addr)).expect("allowed");
-        exchange(&stream, 1000).expect("allowed");
+        // The node's end of the server's link takes less than the client sends.
+        let narrow = ["ip", "link", "set", "host5", "mtu", "1400"];
+        run(&narrow);
+        for family in BOTH {
+            let addr = node.server.at(family, 8080);
+            echo_server(&node.server, addr);
+            // TCP learns it by the error, which passes the client's door as a part of its flow.
+            node.client.run(move || exchange(&TcpStream::connect(addr)?, 1 << 20)).expect("learnt");
+        }
+    });
+}
 
-        node.let_in(3, &[]);
-        stream.set_read_timeout(Some(Duration::from_millis(300))).expect("settable");
-        let silence = exchange(&stream, 1000).expect_err("cut");
-        assert_eq!(silence.kind(), ErrorKind::WouldBlock);
-        assert!(node.was_told(TCP, Reason::DefaultDeny, 12));
-
-        node.let_in(4, &[CLIENT]);
-        stream.set_read_timeout(Some(Duration::from_secs(20))).expect("settable");
-        // What was sent in between is sent again by TCP.
-        (&stream).read_exact(&mut [0; 1000]).expect("goes on");
+#[test]
+fn a_pod_cannot_borrow_another_ones_address() {
+    in_sandbox(|sandbox| {
+        let node = Node::new(sandbox);
+        let borrowed = node.client.v6;
+        node.stranger.run(move || {
+            run(&["ip", "addr", "add", &format!("{borrowed}/128"), "dev", "pod7", "nodad"]);
+        });
+        let server = node.server.at(Family::V6, 5353);
+        let socket = node.server.run(move || UdpSocket::bind(server)).expect("free");
+        socket.set_read_timeout(Some(Duration::from_millis(300))).expect("settable");
+        node.stranger.run(move || UdpSocket::bind((borrowed, 0))?.send_to(b"?", server)).expect("sent");
+        assert_eq!(socket.recv(&mut [0; 8]).expect_err("dropped").kind(), ErrorKind::WouldBlock);
+        let spoofed = node.kernel.metrics().expect("readable");
+        assert!(spoofed.iter().any(|(_, reason, _)| *reason == Reason::SpoofedSource));
     });
 }
 
@@ -233,23 +300,26 @@ fn traffic_flows_while_the_agent_restarts() {
     in_sandbox(|sandbox| {
         let mut node = Node::new(sandbox);
         node.let_in(2, &[CLIENT]);
-        echo_server(&node.server, 8080);
-        let addr = node.server.at(8080);
-        let stream = node.client.run(move || TcpStream::connect(addr)).expect("allowed");
-        let traffic = std::thread::spawn(move || exchange(&stream, 64 << 20));
+        let traffic = BOTH.map(|family| {
+            let addr = node.server.at(family, 8080);
+            echo_server(&node.server, addr);
+            let stream = node.client.run(move || TcpStream::connect(addr)).expect("allowed");
+            std::thread::spawn(move || exchange(&stream, 32 << 20))
+        });
         let Node { kernel, events, server: _server, client: _client, stranger: _stranger } = node;
         drop((kernel, events));
         for _ in 0..5 {
             let kernel = Kernel::load(&sandbox.bpffs(), &sandbox.cgroup).expect("the programs load");
-            let dropped: u64 = kernel
+            let dropped: Vec<_> = kernel
                 .metrics()
                 .expect("readable")
-                .iter()
-                .filter(|(_, reason, _)| *reason != Reason::Forwarded)
-                .map(|(_, _, metric)| metric.packets)
-                .sum();
-            assert_eq!(dropped, 0);
+                .into_iter()
+                .filter(|(_, reason, _)| !matches!(reason, Reason::Forwarded | Reason::SpoofedSource))
+                .collect();
+            assert!(dropped.is_empty(), "{dropped:?}");
         }
-        traffic.join().expect("no panic").expect("undisturbed");
+        for each in traffic {
+            each.join().expect("no panic").expect("undisturbed");
+        }
     });
 }

@@ -4,56 +4,56 @@
 //! entries for the same connection, one where it leaves its client (judged by the client's egress policy)
 //! and one where it reaches its server (judged by the server's ingress policy). So neither pod's policy can
 //! be passed by on the other's entry.
+//!
+//! Of the two addresses only the peer's is kept: the other one is the pod's own of the same family, which the
+//! programs have checked before they look here. So both families have one key, little longer than IPv4's was.
 
 use crate::packet::{protocol, tcp};
-use crate::{Direction, Ip4, Packet, Reason};
+use crate::{Addr, Direction, Endpoint, Packet, Reason};
 
 const SECOND: u64 = 1_000_000_000;
 
-/// Key of `CONNTRACK`: a flow in the orientation of its first packet, at one interface.
+/// Key of `CONNTRACK`: a flow at one pod's interface, and which side began it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct ConnKey {
     pub ifindex: u32,
-    pub src: Ip4,
-    pub dst: Ip4,
-    pub src_port: u16,
-    pub dst_port: u16,
+    pub peer: Addr,
+    /// The pod's.
+    pub own_port: u16,
+    pub peer_port: u16,
     pub protocol: u8,
     /// The [`Direction`] of the first packet: Egress if the pod began the flow.
     pub began: u8,
-    pub padding: u16,
+    /// Of the endpoint, see [`Endpoint::incarnation`]: flows of a pod that is gone are not those of the next one
+    /// with the same interface index.
+    pub incarnation: u16,
 }
 
 impl ConnKey {
-    /// The flow that begins with this packet.
+    /// The flow that begins with this packet, which goes this way.
     #[inline(always)]
-    pub const fn of(ifindex: u32, packet: &Packet, began: Direction) -> Self {
+    pub const fn of(ifindex: u32, endpoint: &Endpoint, packet: &Packet, way: Direction) -> Self {
+        let (peer, own_port, peer_port) = match way {
+            Direction::Ingress => (packet.src, packet.dst_port, packet.src_port),
+            Direction::Egress => (packet.dst, packet.src_port, packet.dst_port),
+        };
         Self {
             ifindex,
-            src: packet.src,
-            dst: packet.dst,
-            src_port: packet.src_port,
-            dst_port: packet.dst_port,
+            peer,
+            own_port,
+            peer_port,
             protocol: packet.protocol,
-            began: began as u8,
-            padding: 0,
+            began: way as u8,
+            incarnation: endpoint.incarnation,
         }
     }
 
-    /// The flow that this packet answers.
+    /// The same tuple, begun by the other side: what a packet answers.
     #[inline(always)]
-    pub const fn answered_by(ifindex: u32, packet: &Packet, direction: Direction) -> Self {
-        Self {
-            ifindex,
-            src: packet.dst,
-            dst: packet.src,
-            src_port: packet.dst_port,
-            dst_port: packet.src_port,
-            protocol: packet.protocol,
-            began: direction.opposite() as u8,
-            padding: 0,
-        }
+    #[must_use]
+    pub const fn answered(&self) -> Self {
+        Self { began: self.began ^ 1, ..*self }
     }
 }
 
@@ -180,12 +180,13 @@ pub trait Conntrack {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Ip4;
     use crate::packet::Kind;
 
     fn packet(tcp_flags: u8) -> Packet {
         Packet {
-            src: Ip4::from_be(1),
-            dst: Ip4::from_be(2),
+            src: Ip4::from_be(1).into(),
+            dst: Ip4::from_be(2).into(),
             src_port: 3,
             dst_port: 4,
             protocol: protocol::TCP,
@@ -196,7 +197,7 @@ mod tests {
 
     #[test]
     fn keys_and_entries_have_no_implicit_padding() {
-        assert_eq!(size_of::<ConnKey>(), 4 + 4 + 4 + 2 + 2 + 1 + 1 + 2);
+        assert_eq!(size_of::<ConnKey>(), 4 + 16 + 2 + 2 + 1 + 1 + 2);
         assert_eq!(size_of::<ConnEntry>(), 8 + 8 + 4 + 5 + 7);
     }
 
@@ -204,10 +205,10 @@ mod tests {
     fn an_answer_has_the_key_of_what_it_answers() {
         let there = packet(tcp::SYN);
         let back = Packet { src: there.dst, dst: there.src, src_port: 4, dst_port: 3, ..there };
-        assert_eq!(
-            ConnKey::answered_by(7, &back, Direction::Ingress),
-            ConnKey::of(7, &there, Direction::Egress)
-        );
+        let pod = Endpoint { incarnation: 9, ..Endpoint::default() };
+        let asked = ConnKey::of(7, &pod, &there, Direction::Egress);
+        assert_eq!(ConnKey::of(7, &pod, &back, Direction::Ingress).answered(), asked);
+        assert_eq!((asked.peer, asked.own_port, asked.peer_port, asked.incarnation), (there.dst, 3, 4, 9));
     }
 
     #[test]

@@ -58,13 +58,13 @@ pub fn decide<P: PolicyMaps, C: Conntrack>(
     let is_error = matches!(packet.kind, Kind::Error);
     let went = if is_error { scene.direction.opposite() } else { scene.direction };
     let opens = packet.opens();
-    let forward = ConnKey::of(scene.ifindex, packet, went);
+    let forward = ConnKey::of(scene.ifindex, scene.endpoint, packet, went);
 
     let (known, is_reply) = match connections.get(&forward) {
         Some(entry) if entry.is_alive(scene.now, packet.protocol) => (Some(entry), false),
         // An opening never rides on a flow of the other side.
         _ if opens => (None, false),
-        _ => match connections.get(&ConnKey::answered_by(scene.ifindex, packet, went)) {
+        _ => match connections.get(&forward.answered()) {
             Some(entry) if entry.is_alive(scene.now, packet.protocol) => (Some(entry), true),
             _ => (None, false),
         },
@@ -116,11 +116,11 @@ fn rule<P: PolicyMaps>(
     midstream: bool,
 ) -> Ruling {
     let peer = match went {
-        Direction::Ingress => packet.src,
-        Direction::Egress => packet.dst,
+        Direction::Ingress => &packet.src,
+        Direction::Egress => &packet.dst,
     };
     // An echo's identifier is no port.
-    let has_ports = packet.protocol != protocol::ICMP;
+    let has_ports = packet.protocol != protocol::ICMP && packet.protocol != protocol::ICMPV6;
     let mut question = Question {
         class: scene.endpoint.class,
         direction: if is_reply { went.opposite() } else { went },
@@ -143,7 +143,7 @@ fn rule<P: PolicyMaps>(
 
 /// The identity behind an address.
 #[inline(always)]
-pub fn peer_identity<P: PolicyMaps>(policy: &P, addr: crate::Ip4) -> u32 {
+pub fn peer_identity<P: PolicyMaps>(policy: &P, addr: &crate::Addr) -> u32 {
     match policy.identity(addr) {
         identity::ANY => identity::WORLD,
         known => known,

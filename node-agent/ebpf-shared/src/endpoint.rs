@@ -1,6 +1,6 @@
 //! Pods, as the programs at their host interface know them.
 
-use crate::Ip4;
+use crate::Addr;
 
 /// Value of `ENDPOINTS`; the key is the index of the pod's host-side interface.
 ///
@@ -12,18 +12,38 @@ pub struct Endpoint {
     pub identity: u32,
     /// Key of its `CLASSES` entry and of its `POLICY` entries.
     pub class: u32,
-    /// The only source address it may send from, and the only one it is sent to.
-    pub addr: Ip4,
     /// Reserved, 0.
     pub flags: u32,
+    /// Part of the key of its connections: another pod's, should the interface index ever come back.
+    pub incarnation: u16,
+    pub padding: u16,
+    /// [`Addr::UNSPECIFIED`]: it has none of this family.
+    pub v4: Addr,
+    pub v6: Addr,
+}
+
+impl Endpoint {
+    /// Whether it may send from this address, and be sent to there.
+    #[inline(always)]
+    pub fn owns(&self, addr: &Addr) -> bool {
+        !addr.is_unspecified() && (*addr == self.v4 || *addr == self.v6)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Ip4;
 
     #[test]
     fn an_endpoint_has_no_padding() {
-        assert_eq!(size_of::<Endpoint>(), 4 + 4 + 4 + 4);
+        assert_eq!(size_of::<Endpoint>(), 3 * 4 + 2 * 2 + 2 * 16);
+    }
+
+    #[test]
+    fn an_endpoint_of_one_family_owns_no_address_of_the_other() {
+        let pod = Endpoint { v4: Ip4::LOOPBACK.into(), ..Endpoint::default() };
+        assert!(pod.owns(&Ip4::LOOPBACK.into()));
+        assert!(!pod.owns(&Addr::UNSPECIFIED) && !pod.owns(&Ip4::UNSPECIFIED.into()));
     }
 }

@@ -1,6 +1,6 @@
 //! Flow events: what the kernel tells of each new flow and of each packet that it drops.
 
-use crate::Ip4;
+use crate::Addr;
 
 /// Why a packet was dropped; [`Reason::Forwarded`] if it was not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,13 +23,14 @@ pub enum Reason {
     Fragment = 7,
     /// Truncated, or lengths or flags that contradict each other.
     Malformed = 8,
-    /// Neither TCP, UDP, SCTP nor ICMP.
+    /// Neither TCP, UDP, SCTP nor the family's ICMP.
     UnsupportedProtocol = 9,
-    /// Neither IPv4 nor ARP.
+    /// Neither IPv4, IPv6 nor ARP.
     UnsupportedEthertype = 10,
-    /// IPv6, which pods do not have yet (neighbour discovery on the link passes).
-    Ipv6 = 11,
-    /// An ICMP message other than echo and errors.
+    /// An IPv6 extension header that leads elsewhere (routing), hides what follows (ESP), stands where it must
+    /// not, or is one too many.
+    ExtensionHeader = 11,
+    /// An ICMP message other than echo and errors: router advertisements and redirects among them.
     UnsupportedIcmp = 12,
     /// An ICMP error about a flow that is not known, or an echo reply that nobody asked for.
     UnrelatedIcmp = 13,
@@ -50,7 +51,7 @@ impl Reason {
         Self::Malformed,
         Self::UnsupportedProtocol,
         Self::UnsupportedEthertype,
-        Self::Ipv6,
+        Self::ExtensionHeader,
         Self::UnsupportedIcmp,
         Self::UnrelatedIcmp,
         Self::ConntrackFull,
@@ -88,7 +89,7 @@ impl Reason {
             Self::Malformed => "MALFORMED",
             Self::UnsupportedProtocol => "UNSUPPORTED_PROTOCOL",
             Self::UnsupportedEthertype => "UNSUPPORTED_ETHERTYPE",
-            Self::Ipv6 => "IPV6",
+            Self::ExtensionHeader => "EXTENSION_HEADER",
             Self::UnsupportedIcmp => "UNSUPPORTED_ICMP",
             Self::UnrelatedIcmp => "UNRELATED_ICMP",
             Self::ConntrackFull => "CONNTRACK_FULL",
@@ -104,9 +105,9 @@ pub struct FlowEvent {
     pub time: u64,
     /// The pod's host-side interface.
     pub ifindex: u32,
-    /// 0.0.0.0 where the frame was not IPv4.
-    pub src: Ip4,
-    pub dst: Ip4,
+    /// `::` where the frame was not IP.
+    pub src: Addr,
+    pub dst: Addr,
     /// 0 where the verdict did not need it.
     pub src_identity: u32,
     pub dst_identity: u32,
@@ -131,7 +132,7 @@ mod tests {
 
     #[test]
     fn a_flow_event_has_no_implicit_padding() {
-        assert_eq!(size_of::<FlowEvent>(), 8 + 6 * 4 + 2 * 2 + 5 + 7);
+        assert_eq!(size_of::<FlowEvent>(), 8 + 4 + 2 * 16 + 3 * 4 + 2 * 2 + 5 + 7);
         assert_eq!(align_of::<FlowEvent>(), 8);
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Mesh identities are 24-bit numbers from the control plane's dictionary (256 and up). The agent gives
 //! addresses outside the mesh that a policy names by CIDR a number of its own, with [`LOCAL`] set, and puts
-//! the CIDR into the ipcache: so the kernel only ever compares identities. CIDRs nest, and the ipcache
+//! the CIDR into the maps: so the kernel only ever compares identities. CIDRs nest, and the kernel
 //! answers with the narrowest one, therefore the agent has to install a rule that names a CIDR for every
 //! known CIDR inside it as well.
 
@@ -10,9 +10,14 @@
 pub const ANY: u32 = 0;
 /// This node itself.
 pub const HOST: u32 = 1;
-/// Whatever the ipcache does not know.
+/// Whatever no map knows: an address outside the mesh that no policy names.
 pub const WORLD: u32 = 2;
 /// Another node of the cluster.
 pub const REMOTE_NODE: u32 = 3;
+/// Reserved for what probes pods' health.
+pub const HEALTH: u32 = 4;
+/// An address of the pods' ranges that no workload is known for (yet, or any more): a part of the mesh, so no
+/// rule about addresses outside it holds for it.
+pub const UNMANAGED: u32 = 5;
 /// Set in numbers that this node allocated for CIDRs; they mean nothing elsewhere.
 pub const LOCAL: u32 = 1 << 24;

@@ -5,7 +5,7 @@
 //! emulation and the tests run the *same* lines. Only parsing a frame and touching a socket are the
 //! kernel's own.
 //!
-//! Conventions: addresses are [`Ip4`] (network order, as on the wire); ports are `u16` in host order,
+//! Conventions: addresses are [`Addr`], both families alike (network order, as on the wire); ports are `u16` in host order,
 //! except where a longest-prefix key needs them big-endian; every struct is `repr(C)` with explicit
 //! padding, because a hash key with an undefined byte is a key that is never found again.
 //!
@@ -26,7 +26,7 @@ pub mod packet;
 pub mod policy;
 pub mod service;
 
-pub use addr::Ip4;
+pub use addr::{Addr, Ip4};
 pub use conntrack::{ConnEntry, ConnKey, Conntrack};
 pub use decide::{Decision, decide};
 pub use endpoint::Endpoint;
@@ -34,9 +34,7 @@ pub use flow::{FlowEvent, Reason};
 pub use metrics::Metric;
 pub use packet::{Kind, Packet};
 pub use policy::{Class, Direction, PolicyKey, PolicyMaps, PolicyValue, Ruling, judge};
-pub use service::{
-    Backend, BackendKey, CapturedKey, Netns, ReverseKey, ServiceKey, ServiceValue, SocketAddr4,
-};
+pub use service::{Backend, BackendKey, CapturedKey, Netns, ReverseKey, ServiceKey, ServiceValue, SockAddr};
 
 #[cfg(feature = "user")]
 mod pod;

@@ -2,20 +2,22 @@
 //! LRU maps at once.
 
 /// Version of the layout of every pinned map. Raised by any change to a shared struct or to a map's type.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
-/// Addresses and CIDRs with an identity.
-pub const IPCACHE: u32 = 262_144;
+/// Addresses with an identity: workloads of the mesh, nodes, and single addresses that policies name.
+pub const HOSTS: u32 = 262_144;
+/// CIDRs with an identity: what policies name, and the ranges of pods.
+pub const CIDRS: u32 = 65_536;
 /// Pods of one node.
 pub const ENDPOINTS: u32 = 4_096;
 /// Distinct policies of one node, twice: a changed class lives beside its successor for a moment.
 pub const CLASSES: u32 = 8_192;
 /// Port prefixes over all classes.
 pub const POLICY: u32 = 262_144;
-/// Connections of all pods of one node, about 120 bytes each. The least recently used one is forgotten.
+/// Connections of all pods of one node, about 130 bytes each. The least recently used one is forgotten.
 pub const CONNTRACK: u32 = 131_072;
 /// Datagrams in pieces that are on their way to or from a pod at this moment.
-pub const FRAGMENTS: u32 = 4_096;
+pub const FRAGMENTS: u32 = 8_192;
 /// Service address, port and protocol.
 pub const SERVICES: u32 = 65_536;
 /// Backend slots over all services.
@@ -28,5 +30,5 @@ pub const REVERSE: u32 = 131_072;
 pub const NETNS: u32 = 4_096;
 /// Ports taken over by sidecars.
 pub const CAPTURED: u32 = 65_536;
-/// Bytes of the flow event ring, a power of two: some 18,000 events.
+/// Bytes of the flow event ring, a power of two: some 13,000 events.
 pub const EVENTS: u32 = 1 << 20;

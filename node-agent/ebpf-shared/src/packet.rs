@@ -1,6 +1,6 @@
 //! What the verdict needs to know of a packet.
 
-use crate::Ip4;
+use crate::Addr;
 
 /// IANA protocol numbers.
 pub mod protocol {
@@ -9,6 +9,7 @@ pub mod protocol {
     pub const ICMP: u8 = 1;
     pub const TCP: u8 = 6;
     pub const UDP: u8 = 17;
+    pub const ICMPV6: u8 = 58;
     pub const SCTP: u8 = 132;
 }
 
@@ -20,7 +21,7 @@ pub mod tcp {
     pub const ACK: u8 = 0x10;
 }
 
-/// An IPv4 packet, parsed.
+/// A packet of either family, parsed.
 ///
 /// For an ICMP echo, the identifier stands where a client's port would: in `src_port` of a request, in
 /// `dst_port` of a reply, with 0 on the other side. So a reply is the reversed tuple, as everywhere else.
@@ -29,8 +30,8 @@ pub mod tcp {
 /// way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet {
-    pub src: Ip4,
-    pub dst: Ip4,
+    pub src: Addr,
+    pub dst: Addr,
     pub src_port: u16,
     pub dst_port: u16,
     pub protocol: u8,
@@ -76,11 +77,12 @@ impl Packet {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Ip4;
 
     fn tcp_packet(tcp_flags: u8) -> Packet {
         Packet {
-            src: Ip4::LOOPBACK,
-            dst: Ip4::LOOPBACK,
+            src: Ip4::LOOPBACK.into(),
+            dst: Ip4::LOOPBACK.into(),
             src_port: 1,
             dst_port: 2,
             protocol: protocol::TCP,

@@ -13,7 +13,7 @@ macro_rules! pod {
 }
 
 pod!(
-    Ip4,
+    Addr,
     Endpoint,
     Class,
     PolicyKey,
@@ -24,7 +24,7 @@ pod!(
     ServiceValue,
     BackendKey,
     ReverseKey,
-    SocketAddr4,
+    SockAddr,
     Netns,
     CapturedKey,
     Metric,

@@ -130,9 +130,9 @@ pub trait PolicyMaps {
     fn class(&self, class: u32) -> Option<Class>;
     /// The entry with the longest prefix around the key; the key's port is complete.
     fn rule(&self, key: &PolicyKey) -> Option<PolicyValue>;
-    /// The entry with the longest prefix around the address; [`crate::identity::ANY`] if there is none. (Not
-    /// an `Option<u32>`: the verifier refuses to see its value copied where there is none.)
-    fn identity(&self, addr: crate::Ip4) -> u32;
+    /// That of the address itself, else of the narrowest CIDR around it; [`crate::identity::ANY`] if there is
+    /// none. (Not an `Option<u32>`: the verifier refuses to see its value copied where there is none.)
+    fn identity(&self, addr: &crate::Addr) -> u32;
 }
 
 /// Who asks what of whom.

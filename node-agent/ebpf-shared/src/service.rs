@@ -1,12 +1,12 @@
 //! Services, translated where a socket connects or sends, and sidecars.
 
-use crate::Ip4;
+use crate::Addr;
 
 /// Key of `SERVICES`: a virtual address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(C)]
 pub struct ServiceKey {
-    pub addr: Ip4,
+    pub addr: Addr,
     pub port: u16,
     pub protocol: u8,
     pub padding: u8,
@@ -14,7 +14,7 @@ pub struct ServiceKey {
 
 impl ServiceKey {
     #[inline(always)]
-    pub const fn new(addr: Ip4, port: u16, protocol: u8) -> Self {
+    pub const fn new(addr: Addr, port: u16, protocol: u8) -> Self {
         Self { addr, port, protocol, padding: 0 }
     }
 }
@@ -41,20 +41,20 @@ pub struct BackendKey {
 }
 
 /// Value of `BACKENDS`.
-pub type Backend = SocketAddr4;
+pub type Backend = SockAddr;
 
 /// An address and a port.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(C)]
-pub struct SocketAddr4 {
-    pub addr: Ip4,
+pub struct SockAddr {
+    pub addr: Addr,
     pub port: u16,
     pub padding: u16,
 }
 
-impl SocketAddr4 {
+impl SockAddr {
     #[inline(always)]
-    pub const fn new(addr: Ip4, port: u16) -> Self {
+    pub const fn new(addr: Addr, port: u16) -> Self {
         Self { addr, port, padding: 0 }
     }
 }
@@ -67,7 +67,15 @@ impl SocketAddr4 {
 pub struct ReverseKey {
     /// `SO_COOKIE`: never reused while the node is up.
     pub socket: u64,
-    pub real: SocketAddr4,
+    pub real: SockAddr,
+    pub padding: u32,
+}
+
+impl ReverseKey {
+    #[inline(always)]
+    pub const fn new(socket: u64, real: SockAddr) -> Self {
+        Self { socket, real, padding: 0 }
+    }
 }
 
 /// Value of `NETNS`; the key is the namespace's cookie (`SO_NETNS_COOKIE`).
@@ -110,11 +118,11 @@ mod tests {
 
     #[test]
     fn nothing_here_has_implicit_padding() {
-        assert_eq!(size_of::<ServiceKey>(), 4 + 2 + 1 + 1);
+        assert_eq!(size_of::<ServiceKey>(), 16 + 2 + 1 + 1);
         assert_eq!(size_of::<ServiceValue>(), 4 + 4 + 2 + 2);
         assert_eq!(size_of::<BackendKey>(), 4 + 4);
-        assert_eq!(size_of::<SocketAddr4>(), 4 + 2 + 2);
-        assert_eq!(size_of::<ReverseKey>(), 8 + 8);
+        assert_eq!(size_of::<SockAddr>(), 16 + 2 + 2);
+        assert_eq!(size_of::<ReverseKey>(), 8 + 20 + 4);
         assert_eq!(size_of::<Netns>(), 4);
         assert_eq!(size_of::<CapturedKey>(), 8 + 2 + 1 + 5);
     }

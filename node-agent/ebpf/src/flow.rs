@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::TcContext;
 use ebpf_shared::decide::peer_identity;
-use ebpf_shared::{Decision, Direction, Endpoint, FlowEvent, Ip4, Packet, Reason, metrics};
+use ebpf_shared::{Addr, Decision, Direction, Endpoint, FlowEvent, Packet, Reason, metrics};
 
 use crate::maps::{EVENTS, LOST, METRICS};
 use crate::policy::KernelPolicy;
@@ -19,7 +19,7 @@ pub fn count(ctx: &TcContext, direction: Direction, reason: Reason) {
     }
 }
 
-/// Emits the event of a decision on an IPv4 packet.
+/// Emits the event of a decision on a packet.
 #[inline(always)]
 pub fn tell(
     ifindex: u32,
@@ -30,8 +30,8 @@ pub fn tell(
     decision: &Decision,
 ) {
     let (src_identity, dst_identity) = match direction {
-        Direction::Egress => (endpoint.identity, peer_identity(&KernelPolicy, packet.dst)),
-        Direction::Ingress => (peer_identity(&KernelPolicy, packet.src), endpoint.identity),
+        Direction::Egress => (endpoint.identity, peer_identity(&KernelPolicy, &packet.dst)),
+        Direction::Ingress => (peer_identity(&KernelPolicy, &packet.src), endpoint.identity),
     };
     emit(FlowEvent {
         time: now,
@@ -57,8 +57,8 @@ pub fn tell(
 pub fn tell_refused(
     ifindex: u32,
     direction: Direction,
-    src: Ip4,
-    dst: Ip4,
+    src: Addr,
+    dst: Addr,
     protocol: u8,
     now: u64,
     reason: Reason,

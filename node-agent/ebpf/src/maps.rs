@@ -4,10 +4,10 @@ use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use ebpf_shared::fragment::{FragmentKey, Head};
-use ebpf_shared::service::SocketAddr4;
+use ebpf_shared::service::SockAddr;
 use ebpf_shared::{
-    Backend, BackendKey, CapturedKey, Class, ConnEntry, ConnKey, Endpoint, Ip4, Metric, Netns, PolicyKey,
-    PolicyValue, ReverseKey, ServiceKey, ServiceValue, limits, metrics,
+    Addr, Backend, BackendKey, CapturedKey, Class, ConnEntry, ConnKey, Endpoint, Metric, Netns, Packet,
+    PolicyKey, PolicyValue, ReverseKey, ServiceKey, ServiceValue, limits, metrics,
 };
 
 /// The layout of all other pinned maps; written by the agent that created them.
@@ -18,8 +18,14 @@ pub static FORMAT: Array<u32> = Array::with_max_entries(1, 0);
 #[map]
 pub static GENERATION: Array<u64> = Array::with_max_entries(1, 0);
 
+/// Identities of single addresses: a hash, because its cost does not grow with their number.
 #[map]
-pub static IPCACHE: LpmTrie<Ip4, u32> = LpmTrie::with_max_entries(limits::IPCACHE, 0);
+pub static HOSTS: HashMap<Addr, u32> = HashMap::with_max_entries(limits::HOSTS, BPF_F_NO_PREALLOC);
+
+/// Identities of ranges. There is always an entry for all of IPv4 ([`ebpf_shared::identity::ANY`] if nobody names
+/// it), so that an IPv6 range around its mapped form does not hold for it.
+#[map]
+pub static CIDRS: LpmTrie<Addr, u32> = LpmTrie::with_max_entries(limits::CIDRS, 0);
 
 #[map]
 pub static ENDPOINTS: HashMap<u32, Endpoint> =
@@ -46,7 +52,7 @@ pub static BACKENDS: HashMap<BackendKey, Backend> =
     HashMap::with_max_entries(limits::BACKENDS, BPF_F_NO_PREALLOC);
 
 #[map]
-pub static REVERSE: LruHashMap<ReverseKey, SocketAddr4> = LruHashMap::with_max_entries(limits::REVERSE, 0);
+pub static REVERSE: LruHashMap<ReverseKey, SockAddr> = LruHashMap::with_max_entries(limits::REVERSE, 0);
 
 #[map]
 pub static NETNS: HashMap<u64, Netns> = HashMap::with_max_entries(limits::NETNS, BPF_F_NO_PREALLOC);
@@ -54,6 +60,10 @@ pub static NETNS: HashMap<u64, Netns> = HashMap::with_max_entries(limits::NETNS,
 #[map]
 pub static CAPTURED: HashMap<CapturedKey, u8> =
     HashMap::with_max_entries(limits::CAPTURED, BPF_F_NO_PREALLOC);
+
+/// Where a parsed packet lies for a moment, see `crate::verdict`.
+#[map]
+pub static SCRATCH: PerCpuArray<Packet> = PerCpuArray::with_max_entries(1, 0);
 
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(limits::EVENTS, 0);

@@ -1,9 +1,9 @@
 //! The policy maps, as the shared verdict reads them.
 
 use aya_ebpf::maps::lpm_trie::Key;
-use ebpf_shared::{Class, Ip4, PolicyKey, PolicyMaps, PolicyValue, identity};
+use ebpf_shared::{Addr, Class, PolicyKey, PolicyMaps, PolicyValue, identity};
 
-use crate::maps::{CLASSES, GENERATION, IPCACHE, POLICY};
+use crate::maps::{CIDRS, CLASSES, GENERATION, HOSTS, POLICY};
 
 pub struct KernelPolicy;
 
@@ -21,8 +21,12 @@ impl PolicyMaps for KernelPolicy {
     }
 
     #[inline(always)]
-    fn identity(&self, addr: Ip4) -> u32 {
-        match IPCACHE.get(Key::new(32, addr)) {
+    fn identity(&self, addr: &Addr) -> u32 {
+        // SAFETY: copied at once, see `class`.
+        if let Some(known) = unsafe { HOSTS.get(addr) } {
+            return *known;
+        }
+        match CIDRS.get(Key::new(Addr::BITS, *addr)) {
             Some(known) => *known,
             None => identity::ANY,
         }

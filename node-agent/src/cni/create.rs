@@ -182,7 +182,7 @@ impl Creator {
 
 /// What the maps are about.
 pub(crate) fn pod_of(endpoint: &Endpoint) -> Pod {
-    Pod { address: endpoint.address, ifindex: endpoint.ifindex, netns_cookie: endpoint.netns_cookie }
+    Pod { addresses: endpoint.address.into(), ifindex: endpoint.ifindex, netns_cookie: endpoint.netns_cookie }
 }
 
 /// Off the runtime's threads, because it waits for another one.

@@ -2,14 +2,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
 };
 
 use ebpf_shared::{
     Direction,
-    identity::{ANY, HOST, WORLD},
+    identity::{ANY, HOST, UNMANAGED},
 };
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use mesh_model::resource::NamespacedName;
 use xds_proto::isthmus::agent::v1 as wire;
 
@@ -41,7 +41,7 @@ pub fn compute(
         }
     }
     // Whatever identity the own address has: a gateway may run on it.
-    let own = desired.identities.get(&Ipv4Net::from(address)).copied().unwrap_or(HOST);
+    let own = desired.identities.get(&IpNet::from(IpAddr::V4(address))).copied().unwrap_or(HOST);
 
     let mut numbers: BTreeMap<u32, u32> = BTreeMap::new();
     for (name, pod) in pods {
@@ -58,7 +58,12 @@ pub fn compute(
                 desired.classes.insert(number, rules);
                 number
             });
-            let entry = EndpointEntry { address: pod.address, identity: local.identity, class: number };
+            let entry = EndpointEntry {
+                addresses: pod.addresses,
+                identity: local.identity,
+                class: number,
+                incarnation: pod.incarnation(),
+            };
             desired.endpoints.insert(pod.ifindex, entry);
         } else {
             keep(pod, current, &mut desired);
@@ -75,7 +80,8 @@ pub fn compute(
 /// The pod keeps what it has, until its new policy is here.
 fn keep(pod: &Pod, current: &Desired, desired: &mut Desired) {
     if let Some(entry) = current.endpoints.get(&pod.ifindex)
-        && entry.address == pod.address
+        && entry.addresses == pod.addresses
+        && entry.incarnation == pod.incarnation()
         && let Some(rules) = current.classes.get(&entry.class)
     {
         desired.classes.insert(entry.class, rules.clone());
@@ -87,7 +93,7 @@ fn keep(pod: &Pod, current: &Desired, desired: &mut Desired) {
 }
 
 /// Every CIDR that a rule names.
-fn policy_cidrs(resources: &Resources) -> BTreeSet<Ipv4Net> {
+fn policy_cidrs(resources: &Resources) -> BTreeSet<IpNet> {
     let named: BTreeSet<u32> = resources.locals.values().map(|local| local.class).collect();
     let classes = named.iter().filter_map(|number| resources.class(*number));
     let rules = classes.flat_map(|class| &class.rules);
@@ -102,11 +108,11 @@ fn identities(
     resources: &Resources,
     own: Ipv4Addr,
     pods: &BTreeMap<NamespacedName, Pod>,
-    cidrs: &BTreeSet<Ipv4Net>,
+    cidrs: &BTreeSet<IpNet>,
     dictionary: &mut Dictionary,
-) -> BTreeMap<Ipv4Net, u32> {
+) -> BTreeMap<IpNet, u32> {
     let mut table = BTreeMap::new();
-    let pod_cidrs: BTreeSet<Ipv4Net> =
+    let pod_cidrs: BTreeSet<IpNet> =
         resources.nodes.values().flat_map(|node| node.pod_cidrs.iter().copied()).collect();
     for cidr in cidrs {
         // A rule about addresses outside the mesh says nothing of pods, known or not.
@@ -115,10 +121,10 @@ fn identities(
         }
     }
     for cidr in pod_cidrs {
-        table.insert(cidr, WORLD);
+        table.insert(cidr, UNMANAGED);
     }
     // Other nodes are addresses outside the mesh like any other, so that a CIDR rule may name them.
-    table.insert(own.into(), HOST);
+    table.insert(IpAddr::V4(own).into(), HOST);
     for workload in resources.addresses.values() {
         for address in &workload.addresses {
             table.insert((*address).into(), workload.identity);
@@ -126,26 +132,23 @@ fn identities(
     }
     // The node knows best which pod has an address of its own: a view that lags must not give it to another.
     for (name, pod) in pods {
-        match resources.locals.get(name) {
-            Some(local) => table.insert(pod.address.into(), local.identity),
-            None => table.remove(&Ipv4Net::from(pod.address)),
-        };
+        for address in pod.addresses.iter() {
+            match resources.locals.get(name) {
+                Some(local) => table.insert(address.into(), local.identity),
+                None => table.remove(&IpNet::from(address)),
+            };
+        }
     }
     table
 }
 
-fn class_rules(
-    class: &Class,
-    own: u32,
-    cidrs: &BTreeSet<Ipv4Net>,
-    dictionary: &mut Dictionary,
-) -> ClassRules {
+fn class_rules(class: &Class, own: u32, cidrs: &BTreeSet<IpNet>, dictionary: &mut Dictionary) -> ClassRules {
     let mut rules = BTreeSet::new();
     for rule in &class.rules {
         let identities: Vec<u32> = match rule.peer {
             Peer::Any => vec![ANY],
             Peer::Identity(identity) => vec![identity],
-            // The ipcache answers with the narrowest CIDR, so a rule holds for those inside its own as well.
+            // The kernel answers with the narrowest CIDR, so a rule holds for those inside its own as well.
             Peer::Cidr(outer) => {
                 let inside = cidrs.iter().filter(|inner| outer.contains(*inner));
                 inside.map(|inner| dictionary.cidr(*inner)).collect()
@@ -183,10 +186,9 @@ fn services(resources: &Resources) -> BTreeMap<ServiceFrontend, ServiceEntry> {
             for port in &service.ports {
                 let frontend =
                     ServiceFrontend { address: *address, port: port.port, protocol: port.protocol };
-                table.insert(
-                    frontend,
-                    ServiceEntry { proxy_port: port.proxy_port, slots: expand(&port.backends) },
-                );
+                // A socket reaches addresses of its own family.
+                let same = port.backends.iter().filter(|to| to.address.is_ipv4() == address.is_ipv4());
+                table.insert(frontend, ServiceEntry { proxy_port: port.proxy_port, slots: expand(same) });
             }
         }
     }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use ebpf_shared::identity::LOCAL;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use super::{ClassRules, Desired};
 
@@ -14,7 +14,7 @@ const MAX_POLICIES: usize = 262_144;
 /// The numbers given out so far.
 #[derive(Debug, Clone, Default)]
 pub struct Dictionary {
-    cidrs: BTreeMap<Ipv4Net, u32>,
+    cidrs: BTreeMap<IpNet, u32>,
     last_cidr: u32,
     last_class: u32,
     policies: BTreeMap<u32, String>,
@@ -35,7 +35,7 @@ impl Dictionary {
     }
 
     /// The number of a CIDR, the same for as long as it is [kept](Self::keep_cidrs).
-    pub(super) fn cidr(&mut self, cidr: Ipv4Net) -> u32 {
+    pub(super) fn cidr(&mut self, cidr: IpNet) -> u32 {
         if let Some(number) = self.cidrs.get(&cidr) {
             return *number;
         }
@@ -51,7 +51,7 @@ impl Dictionary {
     }
 
     /// Forgets every other CIDR.
-    pub(super) fn keep_cidrs(&mut self, keep: impl Fn(&Ipv4Net) -> bool) {
+    pub(super) fn keep_cidrs(&mut self, keep: impl Fn(&IpNet) -> bool) {
         self.cidrs.retain(|cidr, _| keep(cidr));
     }
 
@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn a_cidr_keeps_its_number_over_a_restart() {
-        let cidr: Ipv4Net = "192.0.2.0/24".parse().unwrap();
+        let cidr: IpNet = "192.0.2.0/24".parse().unwrap();
         let mut before = Dictionary::default();
         before.cidr("198.51.100.0/24".parse().unwrap());
         let number = before.cidr(cidr);

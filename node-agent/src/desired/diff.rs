@@ -2,7 +2,7 @@
 
 use std::{cmp::Reverse, collections::BTreeMap};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use super::{ClassRules, Desired, EndpointEntry, NetnsEntry, ServiceEntry, ServiceFrontend};
 
@@ -12,9 +12,9 @@ pub enum MapOp {
     /// A class that no endpoint has yet: its rules, then the class itself.
     PutClass(u32, ClassRules),
     /// One address or CIDR.
-    PutIdentity(Ipv4Net, u32),
+    PutIdentity(IpNet, u32),
     /// What covers it answers from now on.
-    RemoveIdentity(Ipv4Net),
+    RemoveIdentity(IpNet),
     /// Before the endpoint that has it: a pod's socket hooks must be right when its traffic begins.
     PutNetns(u64, NetnsEntry),
     /// Replaces the service as a whole.

@@ -26,7 +26,8 @@ pub use dictionary::Dictionary;
 pub use diff::{MapOp, diff};
 pub use plan::plan;
 pub use state::{
-    ClassRules, Desired, EndpointEntry, NetnsEntry, Pod, RuleEntry, ServiceEntry, ServiceFrontend,
+    ClassRules, Desired, EndpointEntry, NetnsEntry, Pod, PodAddresses, RuleEntry, ServiceEntry,
+    ServiceFrontend,
 };
 pub use weights::expand;
 

@@ -5,7 +5,7 @@
 //! goes takes identities with it that are still in use. In between, every class knows the CIDRs of both sides:
 //!
 //! 1. Classes in use get, for each new CIDR, the rules of the narrowest old one around it.
-//! 2. The new CIDRs go into the ipcache. No verdict changes.
+//! 2. The new CIDRs go into the maps. No verdict changes.
 //! 3. The endpoints change over to the new classes, which have, for each old CIDR, the rules of the narrowest
 //!    new one around it.
 //! 4. The old CIDRs go. No verdict changes.
@@ -16,7 +16,7 @@
 use std::collections::BTreeMap;
 
 use ebpf_shared::identity::{LOCAL, WORLD};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use super::{ClassRules, Desired, Dictionary, MapOp, RuleEntry, diff};
 
@@ -49,7 +49,7 @@ pub fn plan(current: &Desired, desired: &Desired, dictionary: &mut Dictionary) -
 }
 
 /// CIDRs with a number of their own that `all` has and `known` has not.
-fn missing(all: &Desired, known: &Desired) -> Vec<(Ipv4Net, u32)> {
+fn missing(all: &Desired, known: &Desired) -> Vec<(IpNet, u32)> {
     let cidrs = all.identities.iter().filter(|(_, identity)| **identity & LOCAL != 0);
     cidrs
         .filter(|(net, _)| !known.identities.contains_key(net))
@@ -61,8 +61,8 @@ fn missing(all: &Desired, known: &Desired) -> Vec<(Ipv4Net, u32)> {
 /// states whose class numbers are taken.
 fn with_rules_of(
     state: &Desired,
-    cidrs: &[(Ipv4Net, u32)],
-    table: &BTreeMap<Ipv4Net, u32>,
+    cidrs: &[(IpNet, u32)],
+    table: &BTreeMap<IpNet, u32>,
     before: &[&Desired],
     dictionary: &mut Dictionary,
 ) -> Desired {
@@ -94,7 +94,7 @@ fn with_rules_of(
 }
 
 /// What the addresses of a CIDR are to a table that does not have it.
-fn around(net: Ipv4Net, table: &BTreeMap<Ipv4Net, u32>) -> u32 {
+fn around(net: IpNet, table: &BTreeMap<IpNet, u32>) -> u32 {
     let mut wider = net;
     while let Some(parent) = wider.supernet() {
         if let Some(identity) = table.get(&parent) {

@@ -2,28 +2,59 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
 use ebpf_shared::Direction;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 /// A pod of this node, as its creation left it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
 pub struct Pod {
-    /// Its only address.
-    pub address: Ipv4Addr,
+    pub addresses: PodAddresses,
     /// Of the host's end of its link.
     pub ifindex: u32,
     /// `SO_NETNS_COOKIE` of its network namespace.
     pub netns_cookie: u64,
 }
 
+impl Pod {
+    /// What tells its connections from those of an earlier pod with the same interface index. Cookies count up as
+    /// long as the node runs, and an index comes back after two billion others.
+    pub fn incarnation(&self) -> u16 {
+        let [a, b, c, d, e, f, g, h] = self.netns_cookie.to_le_bytes();
+        [[a, b], [c, d], [e, f], [g, h]].into_iter().map(u16::from_le_bytes).fold(0, |all, part| all ^ part)
+    }
+}
+
+/// The addresses of a pod, its only ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct PodAddresses {
+    pub v4: Ipv4Addr,
+    /// On nodes that have IPv6 addresses for pods.
+    pub v6: Option<Ipv6Addr>,
+}
+
+impl PodAddresses {
+    /// Both.
+    pub fn iter(&self) -> impl Iterator<Item = IpAddr> {
+        [IpAddr::V4(self.v4)].into_iter().chain(self.v6.map(IpAddr::V6))
+    }
+}
+
+impl From<Ipv4Addr> for PodAddresses {
+    fn from(v4: Ipv4Addr) -> Self {
+        Self { v4, v6: None }
+    }
+}
+
 /// The contents of all maps.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Desired {
     /// Prefix to identity.
-    pub identities: BTreeMap<Ipv4Net, u32>,
+    pub identities: BTreeMap<IpNet, u32>,
     /// By this node's own numbers: a number never changes its rules.
     pub classes: BTreeMap<u32, ClassRules>,
     /// By index of the host's end of the pod's link.
@@ -63,18 +94,27 @@ pub struct RuleEntry {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct EndpointEntry {
-    pub address: Ipv4Addr,
+    pub addresses: PodAddresses,
     pub identity: u32,
     pub class: u32,
+    /// [`Pod::incarnation`].
+    pub incarnation: u16,
 }
 
 /// A virtual address, port and protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[allow(missing_docs)]
 pub struct ServiceFrontend {
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     pub port: u16,
     pub protocol: u8,
+}
+
+impl ServiceFrontend {
+    /// Address and port.
+    pub fn socket(&self) -> SocketAddr {
+        SocketAddr::new(self.address, self.port)
+    }
 }
 
 /// Where a virtual address leads.
@@ -83,7 +123,8 @@ pub struct ServiceEntry {
     /// Loopback port of the sidecar's listener; 0: none.
     pub proxy_port: u16,
     /// Weights expanded: one is picked with equal chance.
-    pub slots: Vec<SocketAddrV4>,
+    /// All of the frontend's family.
+    pub slots: Vec<SocketAddr>,
 }
 
 /// What the sidecar of a pod takes over.

@@ -1,10 +1,10 @@
 //! Windows: every state between two configurations is looked at, with the verdict that the kernel itself runs.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ebpf_shared::{Direction, Reason, judge, packet::protocol::TCP, policy::Question};
-use ipnet::Ipv4Net;
+use ebpf_shared::{Direction, Reason, identity::UNMANAGED, judge, packet::protocol::TCP, policy::Question};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use mesh_model::{identity::SpiffeId, resource::NamespacedName};
 use proptest::prelude::*;
 
@@ -12,26 +12,45 @@ use super::*;
 use crate::{
     kernel::verdict::Policy,
     maps::compiled,
-    subscribe::{Address, Class, Local, NodeRoute, Peer, Resources, Rule},
+    subscribe::{
+        Address, Class, Local, NodeRoute, Peer, Resources, Rule, Service, ServiceBackend, ServicePort,
+    },
 };
 
 const NODE: &str = "n1";
 const OWN: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
-/// Two pods here, and some callers: pods elsewhere, a node, and addresses outside the mesh.
+/// Two pods here, and some callers of both families: pods elsewhere, a node, and addresses outside the mesh.
 const PODS: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 1, 1, 2), Ipv4Addr::new(10, 1, 1, 3)];
-const CALLERS: [Ipv4Addr; 6] = [
-    Ipv4Addr::new(10, 1, 2, 2),
-    Ipv4Addr::new(10, 1, 2, 3),
-    Ipv4Addr::new(10, 1, 2, 99),
-    Ipv4Addr::new(192, 0, 2, 2),
-    Ipv4Addr::new(198, 51, 100, 1),
-    Ipv4Addr::new(198, 51, 100, 200),
+const CALLERS: [IpAddr; 11] = [
+    v4([10, 1, 2, 2]),
+    v4([10, 1, 2, 3]),
+    v4([10, 1, 2, 99]),
+    v4([192, 0, 2, 2]),
+    v4([198, 51, 100, 1]),
+    v4([198, 51, 100, 200]),
+    v6([0xfd00, 1, 0, 2, 0, 0, 0, 2]),
+    v6([0xfd00, 1, 0, 2, 0, 0, 0, 3]),
+    v6([0xfd00, 1, 0, 2, 0, 0, 0, 0x99]),
+    v6([0x2001, 0xdb8, 5, 0, 0, 0, 0, 1]),
+    v6([0x2001, 0xdb8, 5, 0x8000, 0, 0, 0, 1]),
 ];
+/// Where the IPv6 addresses of the same workloads begin.
+const SECOND: usize = 6;
 const PORTS: [u16; 4] = [79, 80, 443, 8080];
+
+const fn v4(octets: [u8; 4]) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::from_octets(octets))
+}
+
+const fn v6(segments: [u16; 8]) -> IpAddr {
+    IpAddr::V6(Ipv6Addr::from_segments(segments))
+}
 
 fn pods() -> BTreeMap<NamespacedName, Pod> {
     let named = PODS.iter().zip(1u32..).map(|(address, n)| {
-        let pod = Pod { address: *address, ifindex: n, netns_cookie: u64::from(n) };
+        let six = Ipv6Addr::new(0xfd00, 1, 0, 1, 0, 0, 0, address.octets()[3].into());
+        let addresses = PodAddresses { v4: *address, v6: Some(six) };
+        let pod = Pod { addresses, ifindex: n, netns_cookie: u64::from(n) };
         (NamespacedName::new("shop", format!("pod{n}")), pod)
     });
     named.collect()
@@ -51,26 +70,27 @@ fn local(n: u32, identity: u32, class: u32) -> (NamespacedName, Local) {
 fn nodes(resources: &mut Resources) {
     for (name, last) in [(NODE, 1u8), ("n2", 2)] {
         let pods = Ipv4Net::new([10, 1, last, 0].into(), 24).unwrap();
-        let node = NodeRoute { address: [192, 0, 2, last].into(), pod_cidrs: vec![pods] };
+        let six = Ipv6Net::new(Ipv6Addr::new(0xfd00, 1, 0, last.into(), 0, 0, 0, 0), 64).unwrap();
+        let node = NodeRoute { address: [192, 0, 2, last].into(), pod_cidrs: vec![pods.into(), six.into()] };
         resources.nodes.insert(name.into(), node);
     }
 }
 
 /// Verdict of every pod on every caller and port; `None`: dropped, else passed.
-type Verdicts = BTreeMap<(u32, Ipv4Addr, u16), Option<()>>;
+type Verdicts = BTreeMap<(u32, IpAddr, u16), Option<()>>;
 
 fn verdicts(maps: &Desired) -> Verdicts {
     let mut policy = Policy::default();
     for (number, rules) in &maps.classes {
         policy.put_class(*number, &compiled(rules));
     }
-    policy.ipcache = maps.identities.clone();
+    policy.identities = maps.identities.clone();
     let mut all = Verdicts::new();
     for n in 1..=PODS.len() as u32 {
         for caller in CALLERS {
             for port in PORTS {
                 let verdict = maps.endpoints.get(&n).and_then(|endpoint| {
-                    let identity = ebpf_shared::decide::peer_identity(&policy, caller.into());
+                    let identity = ebpf_shared::decide::peer_identity(&policy, &caller.into());
                     let question = Question {
                         class: endpoint.class,
                         direction: Direction::Ingress,
@@ -122,6 +142,11 @@ fn peers() -> impl Strategy<Value = Peer> {
             Just("0.0.0.0/0"),
             Just("198.51.100.0/24"),
             Just("198.51.100.128/25"),
+            Just("198.51.100.200/32"),
+            Just("::/0"),
+            Just("2001:db8:5::/48"),
+            Just("2001:db8:5:8000::/49"),
+            Just("fd00:1::/32"),
             Just("192.0.2.0/24")
         ]
         .prop_map(|cidr| Peer::Cidr(cidr.parse().unwrap())),
@@ -178,10 +203,11 @@ fn resources((classes, pods, callers): &Setup) -> Resources {
             resources.locals.extend([local(n, 400 + n, *class)]);
         }
     }
-    for (identity, caller) in callers.iter().zip(CALLERS) {
+    for (n, identity) in callers.iter().enumerate() {
         if let Some(identity) = identity {
-            let name = NamespacedName::new("shop", format!("caller{}", caller.octets()[3]));
-            resources.addresses.insert(name, Address { addresses: vec![caller], identity: *identity });
+            let name = NamespacedName::new("shop", format!("caller{n}"));
+            let addresses = vec![CALLERS[n], CALLERS[SECOND + n]];
+            resources.addresses.insert(name, Address { addresses, identity: *identity });
         }
     }
     resources
@@ -240,6 +266,9 @@ fn a_new_endpoint_gets_its_entry_after_its_class_and_its_identity() {
     let endpoint = at(|op| matches!(op, MapOp::PutEndpoint(1, _)));
     assert!(at(|op| matches!(op, MapOp::PutClass(..))) < endpoint);
     assert!(at(|op| matches!(op, MapOp::PutIdentity(net, 300) if net.addr() == PODS[0])) < endpoint);
+    let is_six =
+        |op: &MapOp| matches!(op, MapOp::PutIdentity(IpNet::V6(net), 300) if net.prefix_len() == 128);
+    assert!(ops.iter().position(is_six).unwrap() < endpoint);
 }
 
 #[test]
@@ -305,6 +334,9 @@ fn a_rule_about_a_wide_cidr_holds_for_the_narrow_ones_inside_it() {
             rule(cidr("198.51.100.0/24"), 80),
             rule(cidr("198.51.100.128/25"), 443),
             rule(cidr("0.0.0.0/0"), 79),
+            rule(cidr("2001:db8:5::/48"), 80),
+            rule(cidr("2001:db8:5:8000::/49"), 443),
+            rule(cidr("::/0"), 79),
         ],
     };
     resources.classes.insert(1, class);
@@ -312,9 +344,38 @@ fn a_rule_about_a_wide_cidr_holds_for_the_narrow_ones_inside_it() {
     let mut dictionary = Dictionary::default();
     let maps = compute(&resources, OWN, &pods(), &Desired::default(), &mut dictionary);
     let verdicts = verdicts(&maps);
-    let open = |caller: [u8; 4], port: u16| verdicts[&(1, caller.into(), port)].is_some();
-    assert!(open([198, 51, 100, 200], 80) && open([198, 51, 100, 200], 443));
-    assert!(open([198, 51, 100, 1], 80) && !open([198, 51, 100, 1], 443));
+    let open = |caller: &str, port: u16| verdicts[&(1, caller.parse().unwrap(), port)].is_some();
+    for (wide, narrow) in [("198.51.100.1", "198.51.100.200"), ("2001:db8:5::1", "2001:db8:5:8000::1")] {
+        assert!(open(narrow, 80) && open(narrow, 443));
+        assert!(open(wide, 80) && !open(wide, 443));
+    }
     // An address of a pod that nobody has told of is no address outside the mesh.
-    assert!(!open([10, 1, 2, 99], 79) && open([192, 0, 2, 2], 79));
+    for (pod, node) in [("10.1.2.99", "192.0.2.2"), ("fd00:1:0:2::99", "2001:db8:5::1")] {
+        assert!(!open(pod, 79) && open(node, 79));
+        let range = maps.identities.iter().find(|(net, _)| net.contains(&pod.parse::<IpAddr>().unwrap()));
+        assert!(range.is_some());
+    }
+    let ranges = maps.identities.values().filter(|identity| **identity == UNMANAGED);
+    assert_eq!(ranges.count(), 4, "two nodes, two families");
+}
+
+#[test]
+fn a_service_leads_to_backends_of_its_own_family() {
+    let mut resources = Resources::default();
+    let backend = |address: &str| ServiceBackend { address: address.parse().unwrap(), port: 80, weight: 1 };
+    let port = ServicePort {
+        port: 80,
+        protocol: TCP,
+        proxy_port: 0,
+        backends: vec![backend("10.1.1.2"), backend("fd00:1::2")],
+    };
+    let service = Service {
+        addresses: vec!["10.101.0.1".parse().unwrap(), "fd00:2::1".parse().unwrap()],
+        ports: vec![port],
+    };
+    resources.services.insert(NamespacedName::new("shop", "pay"), service);
+    resources.hear::<xds_proto::isthmus::agent::v1::Service>();
+    let maps = compute(&resources, OWN, &pods(), &Desired::default(), &mut Dictionary::default());
+    let slots: Vec<_> = maps.services.values().map(|entry| entry.slots.clone()).collect();
+    assert_eq!(slots, [["10.1.1.2:80".parse().unwrap()], ["[fd00:1::2]:80".parse().unwrap()]]);
 }

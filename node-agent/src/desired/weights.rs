@@ -1,6 +1,6 @@
 //! Weighted backends as slots of equal chance.
 
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 
 use ebpf_shared::limits::BACKENDS_PER_SERVICE;
 
@@ -9,14 +9,14 @@ use crate::subscribe::ServiceBackend;
 /// One slot per unit of weight, after dividing the weights by what they have in common. Where that would still be
 /// more slots than the kernel has for one service, weights are scaled down; whoever has a weight keeps at
 /// least one slot. All weights zero means: none is preferred, as in Envoy.
-pub fn expand(backends: &[ServiceBackend]) -> Vec<SocketAddrV4> {
-    let unweighted = backends.iter().all(|backend| backend.weight == 0);
-    let weighted: Vec<(SocketAddrV4, u64)> = backends
-        .iter()
+pub fn expand<'a>(backends: impl IntoIterator<Item = &'a ServiceBackend> + Clone) -> Vec<SocketAddr> {
+    let unweighted = backends.clone().into_iter().all(|backend| backend.weight == 0);
+    let weighted: Vec<(SocketAddr, u64)> = backends
+        .into_iter()
         .filter(|backend| unweighted || backend.weight != 0)
         .map(|backend| {
             let weight = if unweighted { 1 } else { u64::from(backend.weight) };
-            (SocketAddrV4::new(backend.address, backend.port), weight)
+            (SocketAddr::new(backend.address, backend.port), weight)
         })
         .take(BACKENDS_PER_SERVICE as usize)
         .collect();
@@ -45,7 +45,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn backend(last: u8, weight: u32) -> ServiceBackend {
-        ServiceBackend { address: [10, 1, 0, last].into(), port: 80, weight }
+        ServiceBackend { address: std::net::Ipv4Addr::new(10, 1, 0, last).into(), port: 80, weight }
     }
 
     #[test]
@@ -67,7 +67,7 @@ mod tests {
             let slots = expand(&backends);
             prop_assert!(slots.len() <= BACKENDS_PER_SERVICE as usize);
             for backend in &backends {
-                prop_assert!(slots.contains(&SocketAddrV4::new(backend.address, backend.port)));
+                prop_assert!(slots.contains(&SocketAddr::new(backend.address, backend.port)));
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Numbers and addresses of an event to names. PURE.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use ebpf_shared::{Direction, FlowEvent, Reason};
 use xds_proto::isthmus::bootstrap::v1::{Flow, FlowPeer};
@@ -11,7 +11,7 @@ use crate::subscribe::Resources;
 /// What is behind addresses.
 #[derive(Debug, Clone, Default)]
 pub struct Names {
-    workloads: BTreeMap<Ipv4Addr, String>,
+    workloads: BTreeMap<IpAddr, String>,
 }
 
 impl Names {
@@ -19,7 +19,7 @@ impl Names {
     pub fn of(resources: &Resources) -> Self {
         let mut workloads = BTreeMap::new();
         for (name, node) in &resources.nodes {
-            workloads.insert(node.address, format!("node/{name}"));
+            workloads.insert(node.address.into(), format!("node/{name}"));
         }
         for (name, workload) in &resources.addresses {
             for address in &workload.addresses {
@@ -29,7 +29,7 @@ impl Names {
         Self { workloads }
     }
 
-    fn peer(&self, address: Ipv4Addr, identity: u32) -> FlowPeer {
+    fn peer(&self, address: IpAddr, identity: u32) -> FlowPeer {
         FlowPeer {
             address: address.to_string(),
             identity,
@@ -74,11 +74,13 @@ mod tests {
     use super::*;
     use crate::subscribe::Address;
     use mesh_model::resource::NamespacedName;
+    use std::net::Ipv4Addr;
 
     #[test]
     fn a_drop_says_who_wanted_what_of_whom_and_which_policy_forbade_it() {
         let mut resources = Resources::default();
-        let web = Address { addresses: vec![[10, 1, 1, 2].into()], identity: 300 };
+        let web =
+            Address { addresses: vec![[10, 1, 1, 2].into(), "fd00::2".parse().unwrap()], identity: 300 };
         resources.addresses.insert(NamespacedName::new("shop", "web"), web);
         let event = FlowEvent {
             src: Ipv4Addr::new(10, 1, 1, 2).into(),
@@ -100,5 +102,8 @@ mod tests {
         let destination = flow.destination.unwrap();
         assert_eq!((destination.address.as_str(), destination.workload.as_str()), ("192.0.2.7", ""));
         assert_eq!(flow.policy, policy);
+        let by_ipv6 = FlowEvent { src: "fd00::2".parse::<IpAddr>().unwrap().into(), ..event };
+        let source = name(&by_ipv6, &Names::of(&resources), "n1", policy, WallClock::now()).source.unwrap();
+        assert_eq!((source.address.as_str(), source.workload.as_str()), ("fd00::2", "shop/web"));
     }
 }

@@ -15,10 +15,11 @@ use super::{KernelError, sys};
 
 const FROM_POD: &str = "from_pod";
 const TO_POD: &str = "to_pod";
-const SOCKET_HOOKS: [&str; 9] = [
+const SOCKET_HOOKS: [&str; 10] = [
     "sock_connect4",
     "sock_connect6",
     "sock_sendmsg4",
+    "sock_sendmsg6",
     "sock_recvmsg4",
     "sock_recvmsg6",
     "sock_getpeer4",

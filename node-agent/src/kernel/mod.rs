@@ -30,6 +30,7 @@ mod classes;
 mod error;
 mod events;
 mod generation;
+mod identities;
 mod links;
 mod object;
 mod pins;
@@ -39,7 +40,6 @@ mod sidecars;
 mod sys;
 mod table;
 pub mod verdict;
-mod weights;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -53,11 +53,11 @@ use ebpf_shared::{Direction, Metric, Reason, limits, metrics};
 
 pub use self::error::KernelError;
 pub use self::events::{EventRing, EventStream};
+pub use self::identities::Identities;
 pub use self::pins::{Pins, unload};
 pub use self::rules::RulePrefix;
 pub use self::services::Service;
 pub use self::table::{HashTable, TrieTable};
-pub use self::weights::{WeightedBackend, expand};
 pub use ebpf_shared;
 
 use self::generation::Generation;
@@ -65,15 +65,13 @@ use ebpf_shared::{
     Backend, BackendKey, CapturedKey, Class, ConnEntry, ConnKey, Endpoint, Netns, PolicyValue, ServiceKey,
     ServiceValue,
 };
-use ipnet::Ipv4Net;
 
 /// The loaded programs and their maps.
 ///
-/// Writes to `ipcache`, `endpoints` and policy raise the generation, by which established connections are
+/// Writes to `identities`, `endpoints` and policy raise the generation, by which established connections are
 /// judged anew.
 pub struct Kernel {
-    /// Identities of addresses and CIDRs. What it does not hold is [`ebpf_shared::identity::WORLD`].
-    pub ipcache: TrieTable<Ipv4Net, u32>,
+    pub identities: Identities,
     /// By index of the host-side interface. An interface without an entry has no traffic.
     pub endpoints: HashTable<u32, Endpoint>,
     /// For looking; written by the loader and the programs only.
@@ -145,7 +143,10 @@ impl Kernel {
         let mut backends = HashTable::new("BACKENDS", take(&mut programs, "BACKENDS")?, None);
         services::sweep(&service_ids, &mut backends)?;
         Ok(Self {
-            ipcache: TrieTable::new("IPCACHE", take(&mut programs, "IPCACHE")?, judged),
+            identities: Identities::new(
+                HashTable::new("HOSTS", take(&mut programs, "HOSTS")?, judged),
+                TrieTable::new("CIDRS", take(&mut programs, "CIDRS")?, judged),
+            )?,
             endpoints: HashTable::new("ENDPOINTS", take(&mut programs, "ENDPOINTS")?, judged),
             conntrack: HashTable::new("CONNTRACK", take(&mut programs, "CONNTRACK")?, None),
             classes: HashTable::new("CLASSES", take(&mut programs, "CLASSES")?, judged),

@@ -5,11 +5,12 @@ use super::KernelError;
 /// Aligned as ELF wants it. Empty when built with SKIP_EBPF=1.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/isthmus-ebpf.o"));
 
-/// Every map of the object: all are pinned.
-pub(super) const MAPS: [&str; 16] = [
+/// Every map whose contents outlive a program: these are pinned.
+pub(super) const MAPS: [&str; 17] = [
     "FORMAT",
     "GENERATION",
-    "IPCACHE",
+    "HOSTS",
+    "CIDRS",
     "ENDPOINTS",
     "CLASSES",
     "POLICY",

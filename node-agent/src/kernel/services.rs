@@ -1,8 +1,9 @@
 //! Services in the kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 
-use ebpf_shared::{Backend, BackendKey, ServiceKey, ServiceValue, SocketAddr4, limits};
+use ebpf_shared::{Backend, BackendKey, ServiceKey, ServiceValue, SockAddr, limits};
 
 use super::{HashTable, Kernel, KernelError};
 
@@ -12,7 +13,7 @@ pub struct Service {
     /// Loopback port of the sidecar's listener for it, 0: none.
     pub proxy_port: u16,
     /// One slot per share of new connections; none: connections are refused.
-    pub slots: Vec<SocketAddr4>,
+    pub slots: Vec<SockAddr>,
 }
 
 impl Kernel {
@@ -23,7 +24,7 @@ impl Kernel {
         let backend_count = match u32::try_from(service.slots.len()) {
             Ok(count) if count <= most => count,
             _ => {
-                let key = format!("{}:{}", key.addr, key.port);
+                let key = SocketAddr::new(key.addr.into(), key.port).to_string();
                 return Err(KernelError::TooManyBackends { key, found: service.slots.len(), most });
             }
         };

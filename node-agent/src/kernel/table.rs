@@ -99,6 +99,12 @@ impl<P: Prefix, V: Pod> TrieTable<P, V> {
         found(self.name, self.map.get(&prefix.to_key(), 0))
     }
 
+    /// The value of exactly this prefix. A trie only ever answers with the longest one around a key, so all are
+    /// looked through: for starting up, not for traffic.
+    pub fn exact(&self, prefix: &P) -> Result<Option<V>, KernelError> {
+        Ok(self.dump()?.remove(prefix))
+    }
+
     /// Writes the entry of exactly this prefix.
     pub fn upsert(&mut self, prefix: &P, value: V) -> Result<(), KernelError> {
         self.map
@@ -126,19 +132,6 @@ impl<P: Prefix, V: Pod> TrieTable<P, V> {
             }
         }
         Ok(entries)
-    }
-}
-
-impl Prefix for ipnet::Ipv4Net {
-    type Data = ebpf_shared::Ip4;
-
-    fn to_key(&self) -> Key<Self::Data> {
-        Key::new(u32::from(self.prefix_len()), self.network().into())
-    }
-
-    fn from_key(key: &Key<Self::Data>) -> Option<Self> {
-        let length = u8::try_from(key.prefix_len()).ok()?;
-        Self::new(key.data().into(), length).ok()
     }
 }
 

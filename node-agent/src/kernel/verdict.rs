@@ -1,13 +1,14 @@
 //! The verdict without a kernel: the shared lines over plain collections. For tests and for explaining.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use ebpf_shared::decide::Scene;
 use ebpf_shared::{
-    Class, ConnEntry, ConnKey, Conntrack, Decision, Direction, Endpoint, Ip4, Packet, PolicyKey, PolicyMaps,
-    PolicyValue, Reason, Ruling, decide,
+    Addr, Class, ConnEntry, ConnKey, Conntrack, Decision, Direction, Endpoint, Kind, Packet, PolicyKey,
+    PolicyMaps, PolicyValue, Reason, Ruling, decide,
 };
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use super::rules::{CompiledClass, RulePrefix};
 
@@ -16,7 +17,7 @@ use super::rules::{CompiledClass, RulePrefix};
 pub struct Policy {
     pub classes: BTreeMap<u32, Class>,
     pub rules: BTreeMap<RulePrefix, PolicyValue>,
-    pub ipcache: BTreeMap<Ipv4Net, u32>,
+    pub identities: BTreeMap<IpNet, u32>,
 }
 
 impl Policy {
@@ -44,10 +45,12 @@ impl PolicyMaps for Policy {
         exact.with_parents().find_map(|prefix| self.rules.get(&prefix).copied())
     }
 
-    fn identity(&self, addr: Ip4) -> u32 {
-        let narrowest = (0..=32).rev().find_map(|length| {
-            let net = Ipv4Net::new(addr.into(), length).ok()?.trunc();
-            self.ipcache.get(&net).copied()
+    fn identity(&self, addr: &Addr) -> u32 {
+        let addr = IpAddr::from(*addr);
+        let all = IpNet::from(addr).max_prefix_len();
+        let narrowest = (0..=all).rev().find_map(|length| {
+            let net = IpNet::new(addr, length).ok()?.trunc();
+            self.identities.get(&net).copied()
         });
         narrowest.unwrap_or(ebpf_shared::identity::ANY)
     }
@@ -83,10 +86,16 @@ impl Emulation {
     pub fn decide(&mut self, ifindex: u32, direction: Direction, packet: &Packet, now: u64) -> Decision {
         let refuse = |reason| Decision { ruling: Ruling::drop(reason, 0), is_reply: false, is_news: true };
         let Some(endpoint) = self.endpoints.get(&ifindex) else { return refuse(Reason::UnknownEndpoint) };
-        match direction {
-            Direction::Egress if packet.src != endpoint.addr => return refuse(Reason::SpoofedSource),
-            Direction::Ingress if packet.dst != endpoint.addr => return refuse(Reason::WrongDestination),
-            _ => {}
+        // What an error quotes went the other way.
+        let is_error = matches!(packet.kind, Kind::Error);
+        let (own, reason) = match direction {
+            Direction::Egress => (if is_error { &packet.dst } else { &packet.src }, Reason::SpoofedSource),
+            Direction::Ingress => {
+                (if is_error { &packet.src } else { &packet.dst }, Reason::WrongDestination)
+            }
+        };
+        if !endpoint.owns(own) {
+            return refuse(reason);
         }
         let scene = Scene { ifindex, endpoint, direction, generation: self.generation, now };
         decide(&self.policy, &mut self.connections, &scene, packet)
@@ -97,16 +106,17 @@ impl Emulation {
 mod tests {
     use super::*;
     use crate::kernel::rules::{Rule, compile};
-    use ebpf_shared::packet::{Kind, protocol, tcp};
+    use ebpf_shared::Ip4;
+    use ebpf_shared::packet::{protocol, tcp};
 
     const SECOND: u64 = 1_000_000_000;
-    const POD: Ip4 = Ip4::from_be(1);
-    const PEER: Ip4 = Ip4::from_be(2);
+    const POD: Addr = Addr::v4(Ip4::from_be(1));
+    const PEER: Addr = Addr::v4(Ip4::from_be(2));
 
     /// A pod that may be asked at port 53 and nothing else.
     fn node() -> Emulation {
         let mut node = Emulation::default();
-        node.endpoints.insert(9, Endpoint { identity: 300, class: 1, addr: POD, flags: 0 });
+        node.endpoints.insert(9, Endpoint { identity: 300, class: 1, v4: POD, ..Endpoint::default() });
         isolate(&mut node, true);
         node
     }
@@ -186,14 +196,24 @@ mod tests {
     }
 
     #[test]
-    fn the_narrowest_cidr_says_who_an_address_is() {
+    fn the_narrowest_cidr_of_its_family_says_who_an_address_is() {
         let mut policy = Policy::default();
-        let addr = |text: &str| Ip4::from(text.parse::<std::net::Ipv4Addr>().expect("an address"));
-        for (net, identity) in [("0.0.0.0/0", 10), ("10.0.0.0/8", 11), ("10.1.2.3/32", 12)] {
-            policy.ipcache.insert(net.parse().expect("a CIDR"), identity);
+        let who = |policy: &Policy, text: &str| policy.identity(&text.parse::<IpAddr>().unwrap().into());
+        for (net, identity) in [("::/0", 9), ("10.0.0.0/8", 11), ("10.1.2.3/32", 12), ("fd00::/8", 13)] {
+            policy.identities.insert(net.parse().unwrap(), identity);
         }
-        assert_eq!(policy.identity(addr("192.0.2.1")), 10);
-        assert_eq!(policy.identity(addr("10.1.2.4")), 11);
-        assert_eq!(policy.identity(addr("10.1.2.3")), 12);
+        assert_eq!(who(&policy, "192.0.2.1"), ebpf_shared::identity::ANY, "no IPv6 range holds for IPv4");
+        assert_eq!(who(&policy, "10.1.2.4"), 11);
+        assert_eq!(who(&policy, "10.1.2.3"), 12);
+        assert_eq!((who(&policy, "fd00::1"), who(&policy, "2001:db8::1")), (13, 9));
+    }
+
+    #[test]
+    fn the_next_pod_with_an_interface_index_has_none_of_the_last_ones_connections() {
+        let mut node = node();
+        assert!(asks(&mut node, protocol::TCP, tcp::SYN, 0));
+        assert!(answers(&mut node, protocol::TCP, tcp::SYN | tcp::ACK, 1));
+        node.endpoints.insert(9, Endpoint { incarnation: 1, ..node.endpoints[&9] });
+        assert!(!answers(&mut node, protocol::TCP, tcp::ACK, 2));
     }
 }

@@ -1,12 +1,14 @@
 //! Writes carried out by the kernel.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv6Addr, SocketAddr};
 
-use ebpf_shared::{Class, Direction, Endpoint, Metric, Reason, ServiceKey, SocketAddr4};
+use ebpf_shared::{Addr, Class, Direction, Endpoint, Metric, Reason, ServiceKey, SockAddr};
 
 use super::{MapError, Maps};
 use crate::{
-    desired::{ClassRules, Desired, EndpointEntry, MapOp, NetnsEntry, ServiceEntry, ServiceFrontend},
+    desired::{
+        ClassRules, Desired, EndpointEntry, MapOp, NetnsEntry, PodAddresses, ServiceEntry, ServiceFrontend,
+    },
     kernel::{
         Kernel, KernelError, Service,
         rules::{Rule, compile},
@@ -27,18 +29,19 @@ impl KernelMaps {
     fn read(&mut self) -> Result<Desired, KernelError> {
         let numbers = self.kernel.class_numbers()?;
         let endpoints = self.kernel.endpoints.dump()?.into_iter().map(|(ifindex, endpoint)| {
-            let address = Ipv4Addr::from(endpoint.addr);
-            (ifindex, EndpointEntry { address, identity: endpoint.identity, class: endpoint.class })
+            let Endpoint { identity, class, incarnation, .. } = endpoint;
+            let addresses = PodAddresses { v4: endpoint.v4.low().into(), v6: known(endpoint.v6) };
+            (ifindex, EndpointEntry { addresses, identity, class, incarnation })
         });
         let services = self.kernel.services()?.into_iter().map(|(key, service)| {
             let frontend =
                 ServiceFrontend { address: key.addr.into(), port: key.port, protocol: key.protocol };
-            let slots = service.slots.iter().map(|slot| SocketAddrV4::new(slot.addr.into(), slot.port));
+            let slots = service.slots.iter().map(|slot| SocketAddr::new(slot.addr.into(), slot.port));
             (frontend, ServiceEntry { proxy_port: service.proxy_port, slots: slots.collect() })
         });
         let netns = self.kernel.sidecars()?.into_iter();
         Ok(Desired {
-            identities: self.kernel.ipcache.dump()?,
+            identities: self.kernel.identities.dump()?,
             classes: numbers.into_iter().map(|number| (number, ClassRules::default())).collect(),
             endpoints: endpoints.collect(),
             services: services.collect(),
@@ -51,20 +54,22 @@ impl KernelMaps {
         match op {
             MapOp::PutClass(number, rules) => kernel.put_class(*number, &compiled(rules)),
             MapOp::RemoveClass(number) => kernel.remove_class(*number),
-            MapOp::PutIdentity(net, identity) => kernel.ipcache.upsert(net, *identity),
-            MapOp::RemoveIdentity(net) => kernel.ipcache.delete(net).map(drop),
+            MapOp::PutIdentity(net, identity) => kernel.identities.upsert(net, *identity),
+            MapOp::RemoveIdentity(net) => kernel.identities.delete(net).map(drop),
             MapOp::PutEndpoint(ifindex, entry) => {
                 let endpoint = Endpoint {
                     identity: entry.identity,
                     class: entry.class,
-                    addr: entry.address.into(),
-                    flags: 0,
+                    incarnation: entry.incarnation,
+                    v4: entry.addresses.v4.into(),
+                    v6: entry.addresses.v6.map_or(Addr::UNSPECIFIED, Addr::from),
+                    ..Endpoint::default()
                 };
                 kernel.endpoints.upsert(*ifindex, endpoint)
             }
             MapOp::RemoveEndpoint(ifindex) => kernel.endpoints.delete(ifindex).map(drop),
             MapOp::PutService(frontend, entry) => {
-                let slots = entry.slots.iter().map(|slot| SocketAddr4::new((*slot.ip()).into(), slot.port()));
+                let slots = entry.slots.iter().map(|slot| SockAddr::new(slot.ip().into(), slot.port()));
                 let service = Service { proxy_port: entry.proxy_port, slots: slots.collect() };
                 kernel.put_service(service_key(frontend), &service)
             }
@@ -92,8 +97,8 @@ impl Maps for KernelMaps {
     }
 
     fn detach(&mut self, interface: &str, ifindex: u32) -> Result<(), MapError> {
-        let detached = self.kernel.detach_pod(ifindex).and_then(|()| self.kernel.forget_connections(ifindex));
-        detached.map_err(|error| MapError {
+        // Its connections stay behind and are nobody's: see `Endpoint::incarnation`.
+        self.kernel.detach_pod(ifindex).map_err(|error| MapError {
             what: format!("detaching programs from {interface}"),
             reason: causes(&error),
         })
@@ -113,6 +118,11 @@ impl Maps for KernelMaps {
     fn packets(&mut self) -> Vec<(Direction, Reason, Metric)> {
         self.kernel.metrics().unwrap_or_default()
     }
+}
+
+/// An endpoint's address of a family, if it has one.
+fn known(addr: Addr) -> Option<Ipv6Addr> {
+    (!addr.is_unspecified()).then(|| addr.into())
 }
 
 fn service_key(frontend: &ServiceFrontend) -> ServiceKey {
@@ -149,10 +159,10 @@ fn describe(op: &MapOp) -> String {
         MapOp::RemoveClass(number) => format!("removing class {number}"),
         MapOp::PutIdentity(net, identity) => format!("writing identity {identity} of {net}"),
         MapOp::RemoveIdentity(net) => format!("removing the identity of {net}"),
-        MapOp::PutEndpoint(ifindex, entry) => format!("writing endpoint {} on {ifindex}", entry.address),
+        MapOp::PutEndpoint(ifindex, entry) => format!("writing endpoint {} on {ifindex}", entry.addresses.v4),
         MapOp::RemoveEndpoint(ifindex) => format!("removing the endpoint on {ifindex}"),
-        MapOp::PutService(frontend, _) => format!("writing service {}:{}", frontend.address, frontend.port),
-        MapOp::RemoveService(frontend) => format!("removing service {}:{}", frontend.address, frontend.port),
+        MapOp::PutService(frontend, _) => format!("writing service {}", frontend.socket()),
+        MapOp::RemoveService(frontend) => format!("removing service {}", frontend.socket()),
         MapOp::PutNetns(cookie, _) => format!("writing sidecar of namespace {cookie}"),
         MapOp::RemoveNetns(cookie) => format!("removing sidecar of namespace {cookie}"),
     }

@@ -47,7 +47,7 @@ pub trait Maps: Send {
     /// No such link, or the kernel refused.
     fn attach(&mut self, interface: &str, ifindex: u32) -> Result<(), MapError>;
 
-    /// Detaches them, and forgets the connections of the pod. That nothing is attached is fine.
+    /// Detaches them. That nothing is attached is fine.
     ///
     /// # Errors
     /// The kernel refused.

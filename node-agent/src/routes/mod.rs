@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
 
 use futures::TryStreamExt;
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use rtnetlink::{
     Handle, RouteMessageBuilder,
     packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType},
@@ -23,7 +23,13 @@ pub type Routes = BTreeMap<Ipv4Net, Ipv4Addr>;
 /// The routes that a node is to have. PURE.
 pub fn desired(resources: &Resources, node: &str) -> Routes {
     let others = resources.nodes.iter().filter(|(name, _)| *name != node);
-    others.flat_map(|(_, other)| other.pod_cidrs.iter().map(|cidr| (*cidr, other.address))).collect()
+    let routes = others.flat_map(|(_, other)| other.pod_cidrs.iter().map(|cidr| (*cidr, other.address)));
+    // The underlay is IPv4.
+    let of_ipv4 = routes.filter_map(|(cidr, gateway)| match cidr {
+        IpNet::V4(cidr) => Some((cidr, gateway)),
+        IpNet::V6(_) => None,
+    });
+    of_ipv4.collect()
 }
 
 /// What to remove and what to add, in this order of the pair; a changed gateway is an addition that replaces. PURE.
@@ -165,7 +171,7 @@ mod tests {
         let mut resources = Resources::default();
         for (name, last) in [("n1", 1u8), ("n2", 2)] {
             let pods = Ipv4Net::new([10, 1, last, 0].into(), 24).unwrap();
-            let node = NodeRoute { address: [192, 0, 2, last].into(), pod_cidrs: vec![pods] };
+            let node = NodeRoute { address: [192, 0, 2, last].into(), pod_cidrs: vec![pods.into()] };
             resources.nodes.insert(name.into(), node);
         }
         assert_eq!(desired(&resources, "n1"), routes(&[("10.1.2.0/24", "192.0.2.2")]));

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use ebpf_shared::Direction;
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv6Net};
 use mesh_model::{
     identity::{MAX_IDENTITY, SpiffeId, TrustDomain},
     resource::NamespacedName,
@@ -79,18 +79,20 @@ fn identity(resource: &str, number: u32) -> Result<u32, ParseError> {
     Err(bad(resource, "identity", number, "expected 1 to 16777215"))
 }
 
-/// IPv4 addresses; those of IPv6 are left out, since pods of this slice have none.
-fn addresses(resource: &str, texts: &[String]) -> Result<Vec<Ipv4Addr>, ParseError> {
+/// An IPv4 address in its IPv6-mapped form is the IPv4 address, as it is for the kernel.
+fn ip(resource: &str, field: &'static str, text: &str) -> Result<IpAddr, ParseError> {
+    let parsed = text.parse::<IpAddr>().map_err(|_| bad(resource, field, text, "expected an IP address"))?;
+    Ok(parsed.to_canonical())
+}
+
+fn addresses(resource: &str, texts: &[String]) -> Result<Vec<IpAddr>, ParseError> {
     at_most(resource, "addresses", texts, MAX_LIST)?;
-    let mut list = Vec::with_capacity(texts.len());
-    for text in texts {
-        match text.parse() {
-            Ok(IpAddr::V4(address)) => list.push(address),
-            Ok(IpAddr::V6(_)) => {}
-            Err(_) => return Err(bad(resource, "addresses", text, "expected an IP address")),
-        }
-    }
-    Ok(list)
+    texts.iter().map(|text| ip(resource, "addresses", text)).collect()
+}
+
+/// Whether it is within the IPv4-mapped addresses, `::ffff:0:0/96`.
+fn is_mapped(net: &Ipv6Net) -> bool {
+    net.prefix_len() >= 96 && net.addr().to_ipv4_mapped().is_some()
 }
 
 fn port(resource: &str, field: &'static str, number: u32) -> Result<u16, ParseError> {
@@ -157,8 +159,8 @@ fn rule(resource: &str, message: wire::PolicyRule) -> Result<Rule, ParseError> {
         (0, "") => Peer::Any,
         (number, "") => Peer::Identity(identity(resource, number)?),
         (0, cidr) => match cidr.parse::<IpNet>() {
-            Ok(IpNet::V4(net)) => Peer::Cidr(net.trunc()),
-            Ok(IpNet::V6(_)) => Peer::Nobody,
+            Ok(IpNet::V6(net)) if is_mapped(&net) => Peer::Nobody,
+            Ok(net) => Peer::Cidr(net.trunc()),
             Err(_) => return Err(bad(resource, "rules.cidr", cidr, "expected a CIDR")),
         },
         (_, cidr) => return Err(bad(resource, "rules.cidr", cidr, "but identity is set as well")),
@@ -194,13 +196,9 @@ pub(super) fn service(resource: &str, message: wire::Service) -> Result<Service,
         at_most(resource, "ports.backends", &each.backends, MAX_BACKENDS)?;
         let mut backends = Vec::with_capacity(each.backends.len());
         for backend in &each.backends {
-            let address = backend.address.parse::<IpAddr>().map_err(|_| {
-                bad(resource, "ports.backends.address", &backend.address, "expected an IP address")
-            })?;
+            let address = ip(resource, "ports.backends.address", &backend.address)?;
             let port = port(resource, "ports.backends.port", backend.port)?;
-            if let IpAddr::V4(address) = address {
-                backends.push(ServiceBackend { address, port, weight: backend.weight });
-            }
+            backends.push(ServiceBackend { address, port, weight: backend.weight });
         }
         let wanted = "expected a port up to 65535, or 0";
         Ok(ServicePort {
@@ -245,9 +243,14 @@ pub(super) fn node(resource: &str, message: wire::Node) -> Result<NodeRoute, Par
     for text in &message.pod_cidrs {
         match text.parse::<IpNet>() {
             // A shorter prefix would take over routes that are not the mesh's.
-            Ok(IpNet::V4(net)) if net.prefix_len() >= 8 => pod_cidrs.push(Ipv4Net::trunc(&net)),
-            Ok(IpNet::V6(_)) => {}
-            _ => return Err(bad(resource, "pod_cidrs", text, "expected a CIDR of /8 or longer")),
+            Ok(IpNet::V4(net)) if net.prefix_len() >= 8 => pod_cidrs.push(net.trunc().into()),
+            Ok(IpNet::V6(net)) if net.prefix_len() >= 32 && !is_mapped(&net) => {
+                pod_cidrs.push(net.trunc().into());
+            }
+            _ => {
+                let wanted = "expected a CIDR of /8 (IPv6: /32) or longer";
+                return Err(bad(resource, "pod_cidrs", text, wanted));
+            }
         }
     }
     Ok(NodeRoute { address, pod_cidrs })

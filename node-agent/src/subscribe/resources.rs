@@ -2,12 +2,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     sync::LazyLock,
 };
 
 use ebpf_shared::Direction;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use mesh_model::{
     identity::{SpiffeId, TrustDomain},
     resource::NamespacedName,
@@ -34,7 +34,7 @@ pub static TYPES: LazyLock<[String; 6]> = LazyLock::new(|| {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Address {
-    pub addresses: Vec<Ipv4Addr>,
+    pub addresses: Vec<IpAddr>,
     pub identity: u32,
 }
 
@@ -82,8 +82,8 @@ pub enum Peer {
     Any,
     Identity(u32),
     /// An address outside the mesh.
-    Cidr(Ipv4Net),
-    /// Addresses of a family that pods of this slice do not have: never matches.
+    Cidr(IpNet),
+    /// IPv4 addresses written as IPv6, which no packet has: never matches.
     Nobody,
 }
 
@@ -91,7 +91,7 @@ pub enum Peer {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Service {
-    pub addresses: Vec<Ipv4Addr>,
+    pub addresses: Vec<IpAddr>,
     pub ports: Vec<ServicePort>,
 }
 
@@ -108,7 +108,7 @@ pub struct ServicePort {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct ServiceBackend {
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     pub port: u16,
     pub weight: u32,
 }
@@ -118,7 +118,7 @@ pub struct ServiceBackend {
 #[allow(missing_docs)]
 pub struct NodeRoute {
     pub address: Ipv4Addr,
-    pub pod_cidrs: Vec<Ipv4Net>,
+    pub pod_cidrs: Vec<IpNet>,
 }
 
 /// The roots of a trust domain, and what belongs to them.
@@ -204,6 +204,11 @@ impl Resources {
     /// is not to be touched.
     pub fn heard<M: xds_proto::Name>(&self) -> bool {
         self.heard.contains(&M::type_url())
+    }
+
+    #[cfg(test)]
+    pub(crate) fn hear<M: xds_proto::Name>(&mut self) {
+        self.heard.insert(M::type_url());
     }
 
     fn forget_retired(&mut self) {
@@ -313,12 +318,46 @@ pub(crate) mod tests {
         }
     }
 
+    fn class_of(rule: wire::PolicyRule) -> wire::PolicyClass {
+        wire::PolicyClass { id: 1, rules: vec![rule], ..Default::default() }
+    }
+
     #[test]
-    fn an_ipv6_cidr_matches_nobody_rather_than_everybody() {
-        let rule = wire::PolicyRule { cidr: "2001:db8::/32".into(), action: 1, ..Default::default() };
-        let class = wire::PolicyClass { id: 1, rules: vec![rule], ..Default::default() };
+    fn a_cidr_of_either_family_is_taken_as_it_is_and_one_in_disguise_matches_nobody() {
+        for (text, peer) in [
+            ("192.0.2.7/24", Peer::Cidr("192.0.2.0/24".parse().unwrap())),
+            ("2001:db8::7/32", Peer::Cidr("2001:db8::/32".parse().unwrap())),
+            ("::/0", Peer::Cidr("::/0".parse().unwrap())),
+            ("::ffff:10.0.0.0/104", Peer::Nobody),
+        ] {
+            let rule = wire::PolicyRule { cidr: text.into(), action: 1, ..Default::default() };
+            let mut resources = Resources::default();
+            resources.apply(&update(&[("1", class_of(rule))], &[])).unwrap();
+            assert_eq!(resources.classes[&1].rules[0].peer, peer, "{text}");
+        }
+    }
+
+    #[test]
+    fn addresses_and_pod_ranges_of_both_families_are_taken() {
         let mut resources = Resources::default();
-        resources.apply(&update(&[("1", class)], &[])).unwrap();
-        assert_eq!(resources.classes[&1].rules[0].peer, Peer::Nobody);
+        let web = wire::WorkloadAddress {
+            addresses: vec!["10.1.0.2".into(), "fd00:1::2".into(), "::ffff:10.1.0.3".into()],
+            identity: 256,
+            ..Default::default()
+        };
+        resources.apply(&update(&[("a/b", web)], &[])).unwrap();
+        let told: Vec<_> =
+            resources.addresses.values().flat_map(|each| &each.addresses).map(ToString::to_string).collect();
+        assert_eq!(told, ["10.1.0.2", "fd00:1::2", "10.1.0.3"]);
+        let node = |cidr: &str| wire::Node {
+            name: "n1".into(),
+            address: "192.0.2.1".into(),
+            pod_cidrs: vec!["10.1.1.0/24".into(), cidr.into()],
+        };
+        resources.apply(&update(&[("n1", node("fd00:1::/64"))], &[])).unwrap();
+        assert_eq!(resources.nodes["n1"].pod_cidrs.len(), 2);
+        for wide in ["fd00::/16", "::ffff:10.0.0.0/104", "0.0.0.0/0"] {
+            assert!(resources.apply(&update(&[("n1", node(wide))], &[])).is_err(), "{wide}");
+        }
     }
 }

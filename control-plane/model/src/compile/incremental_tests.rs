@@ -246,7 +246,10 @@ fn run(cluster: &mut TestCluster, op: Op) {
         Op::Allocate(name, port) => {
             let proxy_ports = BTreeMap::from([(80, 16_384 + port), (8080, 16_390 + port)]);
             let virtual_ip = Some(IpAddr::from([10, 101, 0, port as u8]));
-            let allocation = crate::records::ServiceAllocation { virtual_ip, proxy_ports };
+            // A share for some, so that one that comes and goes is seen too.
+            let share = crate::records::Overflow { percent: 10, failing: 3, callers: 4, since_unix_ms: 1 };
+            let overflow = if port % 2 == 0 { BTreeMap::new() } else { BTreeMap::from([(80, share)]) };
+            let allocation = crate::records::ServiceAllocation { virtual_ip, proxy_ports, overflow };
             cluster.allocations.insert(named(name), Arc::new(allocation));
         }
         Op::Unallocate(name) => drop(cluster.allocations.remove(&named(name))),

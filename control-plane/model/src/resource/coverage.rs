@@ -74,7 +74,7 @@ pub const COVERAGE: &[Coverage] = &[
     row(Workload, "spec.ports[].appProtocol", Yes, r#""grpc""#, ""),
     row(Workload, "status", Ignored, "{}", ""),
 
-    row(Service, "metadata.annotations", Yes, r#"{"networking.istio.io/exportTo":".,pay"}"#, "exportTo: who may know of it"),
+    row(Service, "metadata.annotations", Yes, r#"{"networking.istio.io/exportTo":".,pay"}"#, "exportTo: who may know of it; isthmus.io/overflow: on or off; the rest is kept"),
     row(Service, "spec.selector", Yes, r#"{"app":"x"}"#, ""),
     row(Service, "spec.ports[].name", Yes, r#""http""#, ""),
     row(Service, "spec.ports[].port", Yes, "80", ""),

@@ -9,7 +9,7 @@ use crate::verdict::at_door;
 #[classifier]
 pub fn from_pod(ctx: TcContext) -> i32 {
     at_door(&ctx, Direction::Egress, |endpoint, ip| {
-        // Identity is derived from addresses, so nobody may borrow one.
-        (ip.src != endpoint.addr).then_some(Reason::SpoofedSource)
+        // Identity is derived from addresses, so nobody may borrow one. A link-local one is for the link only.
+        (!endpoint.owns(&ip.src)).then_some(Reason::SpoofedSource)
     })
 }

@@ -5,7 +5,7 @@
 
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
-use ebpf_shared::{Ip4, SocketAddr4};
+use ebpf_shared::{Addr, Ip4, SockAddr};
 
 use super::PROCEED;
 use super::sidecar::captures;
@@ -14,8 +14,8 @@ use super::translate::{destination4, set_destination4};
 #[cgroup_sock_addr(bind4)]
 pub fn sock_bind4(ctx: SockAddrContext) -> i32 {
     let wanted = destination4(&ctx);
-    if wanted.addr == Ip4::UNSPECIFIED && captures(&ctx, wanted.port) {
-        set_destination4(&ctx, SocketAddr4::new(Ip4::LOOPBACK, wanted.port));
+    if wanted.addr.low() == Ip4::UNSPECIFIED && captures(&ctx, wanted.port) {
+        set_destination4(&ctx, SockAddr::new(Addr::v4(Ip4::LOOPBACK), wanted.port));
     }
     PROCEED
 }

@@ -6,21 +6,18 @@
 
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
-use ebpf_shared::Ip4;
+use ebpf_shared::{Addr, Ip4, SockAddr};
 
 use super::PROCEED;
-use super::mapped::{destination, is_unspecified, set_addr};
 use super::sidecar::captures;
-use super::translate::port;
+use super::translate::{destination6, set_destination6};
 
 #[cgroup_sock_addr(bind6)]
 pub fn sock_bind6(ctx: SockAddrContext) -> i32 {
-    let is_wildcard = match destination(&ctx) {
-        Some(mapped) => mapped.addr == Ip4::UNSPECIFIED,
-        None => is_unspecified(&ctx),
-    };
-    if is_wildcard && captures(&ctx, port(&ctx)) {
-        set_addr(&ctx, Ip4::LOOPBACK);
+    let wanted = destination6(&ctx);
+    let is_wildcard = wanted.addr.is_unspecified() || wanted.addr == Addr::v4(Ip4::UNSPECIFIED);
+    if is_wildcard && captures(&ctx, wanted.port) {
+        set_destination6(&ctx, SockAddr::new(Addr::v4(Ip4::LOOPBACK), wanted.port));
     }
     PROCEED
 }

@@ -1,9 +1,8 @@
 //! Socket hooks of the processes in the node's cgroup: services are translated where a socket connects or
 //! sends, once per connection instead of once per packet, and sidecars take the place of their applications.
 //!
-//! Programs of dual-stack runtimes use IPv6 sockets with IPv4-mapped addresses; the hooks for IPv6 serve
-//! those and leave real IPv6 alone. (Datagrams to mapped addresses come by the IPv4 hook: the kernel converts
-//! them first.)
+//! Programs of dual-stack runtimes use IPv6 sockets with IPv4-mapped addresses. The maps have IPv4 addresses in that
+//! form too, so the hooks for IPv6 look both up in the same way.
 
 mod bind4;
 mod bind6;
@@ -11,10 +10,10 @@ mod connect4;
 mod connect6;
 mod getpeername4;
 mod getpeername6;
-mod mapped;
 mod recvmsg4;
 mod recvmsg6;
 mod sendmsg4;
+mod sendmsg6;
 mod sidecar;
 mod translate;
 

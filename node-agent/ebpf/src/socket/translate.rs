@@ -4,7 +4,7 @@ use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_set_retval};
 use aya_ebpf::programs::SockAddrContext;
 use ebpf_shared::packet::protocol;
-use ebpf_shared::{BackendKey, Ip4, ReverseKey, ServiceKey, ServiceValue, SocketAddr4};
+use ebpf_shared::{Addr, BackendKey, Ip4, ReverseKey, ServiceKey, ServiceValue, SockAddr};
 
 use crate::maps::{BACKENDS, NETNS, REVERSE, SERVICES};
 
@@ -22,20 +22,20 @@ macro_rules! field {
 pub enum Translation {
     /// Not a service's.
     None,
-    To(SocketAddr4),
+    To(SockAddr),
     /// A service without backends.
     Refused,
 }
 
 /// Where a connection (or datagram) of this socket to `wanted` really goes. Remembers it for the way back.
 #[inline(always)]
-pub fn forward(ctx: &SockAddrContext, wanted: SocketAddr4) -> Translation {
+pub fn forward(ctx: &SockAddrContext, wanted: SockAddr) -> Translation {
     let protocol = protocol_of(ctx);
     // SAFETY: the value is copied at once, and stays readable until the program ends (RCU, not preallocated).
     let service = unsafe { SERVICES.get(ServiceKey::new(wanted.addr, wanted.port, protocol)) }.copied();
     let Some(service) = service else { return Translation::None };
     let Some(real) = choose(ctx, &service, protocol) else { return Translation::Refused };
-    let key = ReverseKey { socket: socket_cookie(ctx), real };
+    let key = ReverseKey::new(socket_cookie(ctx), real);
     // SAFETY: only compared; a datagram socket mostly finds here what it is about to write.
     if unsafe { REVERSE.get(key) } != Some(&wanted) {
         // Without room the connection works all the same, but its program sees the backend's address.
@@ -46,17 +46,18 @@ pub fn forward(ctx: &SockAddrContext, wanted: SocketAddr4) -> Translation {
 
 /// Whom the program of this socket believes to talk to, when it talks to `real`.
 #[inline(always)]
-pub fn backward(ctx: &SockAddrContext, real: SocketAddr4) -> Option<SocketAddr4> {
-    let key = ReverseKey { socket: socket_cookie(ctx), real };
+pub fn backward(ctx: &SockAddrContext, real: SockAddr) -> Option<SockAddr> {
+    let key = ReverseKey::new(socket_cookie(ctx), real);
     // SAFETY: copied at once; if the entry is reused meanwhile the address is another of this node's
     // services.
     unsafe { REVERSE.get(key) }.copied()
 }
 
 #[inline(always)]
-fn choose(ctx: &SockAddrContext, service: &ServiceValue, protocol: u8) -> Option<SocketAddr4> {
+fn choose(ctx: &SockAddrContext, service: &ServiceValue, protocol: u8) -> Option<SockAddr> {
     if protocol == protocol::TCP && service.proxy_port != 0 && in_sidecar_pod(ctx) {
-        return Some(SocketAddr4::new(Ip4::LOOPBACK, service.proxy_port));
+        // Of IPv4 for every socket: one of IPv6 reaches it by the mapped form.
+        return Some(SockAddr::new(Addr::v4(Ip4::LOOPBACK), service.proxy_port));
     }
     if service.backend_count == 0 {
         return None;
@@ -105,15 +106,40 @@ pub fn protocol_of(ctx: &SockAddrContext) -> u8 {
 
 /// The IPv4 address and port of the call.
 #[inline(always)]
-pub fn destination4(ctx: &SockAddrContext) -> SocketAddr4 {
-    SocketAddr4::new(Ip4::from_be(field!(ctx, user_ip4)), port(ctx))
+pub fn destination4(ctx: &SockAddrContext) -> SockAddr {
+    SockAddr::new(Addr::v4(Ip4::from_be(field!(ctx, user_ip4))), port(ctx))
 }
 
-/// Replaces the IPv4 address and port of the call.
+/// Replaces the IPv4 address and port of the call. The backends of an IPv4 service are IPv4 as well.
 #[inline(always)]
-pub fn set_destination4(ctx: &SockAddrContext, to: SocketAddr4) {
+pub fn set_destination4(ctx: &SockAddrContext, to: SockAddr) {
     // SAFETY: a field that these hooks may write.
-    unsafe { core::ptr::write_volatile(&raw mut (*ctx.sock_addr).user_ip4, to.addr.to_be()) };
+    unsafe { core::ptr::write_volatile(&raw mut (*ctx.sock_addr).user_ip4, to.addr.low().to_be()) };
+    set_port(ctx, to.port);
+}
+
+/// The IPv6 address and port of the call: IPv4 addresses are mapped here as in the maps.
+#[inline(always)]
+pub fn destination6(ctx: &SockAddrContext) -> SockAddr {
+    let word = |at: usize| {
+        // SAFETY: within the context; read whole, as the verifier wants it.
+        unsafe { core::ptr::read_volatile((&raw const (*ctx.sock_addr).user_ip6).cast::<u32>().add(at)) }
+    };
+    SockAddr::new(Addr::from_words([word(0), word(1), word(2), word(3)]), port(ctx))
+}
+
+/// Replaces the IPv6 address and port of the call.
+#[inline(always)]
+pub fn set_destination6(ctx: &SockAddrContext, to: SockAddr) {
+    let words = to.addr.words();
+    let set = |at: usize, word: u32| {
+        // SAFETY: within a field that these hooks may write.
+        unsafe { core::ptr::write_volatile((&raw mut (*ctx.sock_addr).user_ip6).cast::<u32>().add(at), word) }
+    };
+    set(0, words[0]);
+    set(1, words[1]);
+    set(2, words[2]);
+    set(3, words[3]);
     set_port(ctx, to.port);
 }
 

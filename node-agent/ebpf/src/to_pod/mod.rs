@@ -9,7 +9,7 @@ use crate::verdict::at_door;
 #[classifier]
 pub fn to_pod(ctx: TcContext) -> i32 {
     at_door(&ctx, Direction::Ingress, |endpoint, ip| {
-        // The verdict is about the endpoint's address; a packet to another one has not been judged.
-        (ip.dst != endpoint.addr).then_some(Reason::WrongDestination)
+        // The verdict is about the endpoint's addresses; a packet to another one has not been judged.
+        (!endpoint.owns(&ip.dst)).then_some(Reason::WrongDestination)
     })
 }

@@ -1,22 +1,70 @@
 //! The doors of a pod, by running the loaded programs on frames (`BPF_PROG_TEST_RUN`): needs root.
 
+mod ipv6;
+#[path = "../support/mod.rs"]
 mod support;
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ebpf_shared::packet::{protocol, tcp};
-use ebpf_shared::{Class, Direction, Endpoint, FlowEvent, Ip4, Kind, Packet, Reason};
+use ebpf_shared::{Addr, Class, Direction, Endpoint, FlowEvent, Kind, Packet, Reason};
 use node_agent::kernel::rules::{Rule, compile};
 use node_agent::kernel::{EventRing, Kernel};
-use support::frames::{answer, echo, error_about, ethernet, frame, more, packet, piece, syn, transport, udp};
+use support::frames::{
+    ETHERNET, answer, echo, error_about, ethernet, frame, more, packet, piece, syn, transport, udp,
+};
 use support::{Sandbox, in_sandbox};
 
 /// The loopback interface, which test runs happen at.
 const LO: u32 = 1;
 const CLASS: u32 = 7;
-const POD: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 5);
-const FRIEND: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 9);
-const STRANGER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+/// Who takes part, in one family, and what that family calls things.
+#[derive(Clone, Copy, Debug)]
+struct Family {
+    pod: IpAddr,
+    friend: IpAddr,
+    stranger: IpAddr,
+    router: IpAddr,
+    icmp: u8,
+    /// ICMP errors: unreachable and time exceeded; and a redirect.
+    errors: [u8; 2],
+    redirect: u8,
+    /// Bytes of an IP header.
+    header: usize,
+    /// Where in it the destination is.
+    destination: usize,
+}
+
+const V4: Family = Family {
+    pod: IpAddr::V4(Ipv4Addr::new(10, 1, 0, 5)),
+    friend: IpAddr::V4(Ipv4Addr::new(10, 1, 0, 9)),
+    stranger: IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
+    router: IpAddr::V4(Ipv4Addr::new(10, 9, 9, 9)),
+    icmp: protocol::ICMP,
+    errors: [3, 11],
+    redirect: 5,
+    header: 20,
+    destination: 16,
+};
+const V6: Family = Family {
+    pod: IpAddr::V6(Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, 5)),
+    friend: IpAddr::V6(Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, 9)),
+    stranger: IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
+    router: IpAddr::V6(Ipv6Addr::new(0xfd00, 9, 0, 0, 0, 0, 0, 9)),
+    icmp: protocol::ICMPV6,
+    errors: [1, 3],
+    redirect: 137,
+    header: 40,
+    destination: 24,
+};
+
+/// Once for each family, each time in a sandbox of its own.
+fn in_both(test: fn(&Sandbox, Family)) {
+    for family in [V4, V6] {
+        in_sandbox(move |sandbox| test(sandbox, family));
+    }
+}
+
 const POD_IDENTITY: u32 = 299;
 const FRIEND_IDENTITY: u32 = 300;
 
@@ -29,7 +77,9 @@ struct Node {
 impl Node {
     fn new(sandbox: &Sandbox) -> Self {
         let mut kernel = Kernel::load(&sandbox.bpffs(), &sandbox.cgroup).expect("the programs load");
-        kernel.ipcache.upsert(&FRIEND.into(), FRIEND_IDENTITY).expect("writable");
+        for friend in [V4.friend, V6.friend] {
+            kernel.identities.upsert(&friend.into(), FRIEND_IDENTITY).expect("writable");
+        }
         let events = kernel.events().expect("not taken yet");
         Self { kernel, events }
     }
@@ -44,7 +94,13 @@ impl Node {
     fn change_policy(&mut self, class: u32, flags: u32, rules: &[Rule]) {
         let default = Class { flags, ingress_policy: 101, egress_policy: 102 };
         self.kernel.put_class(class, &compile(default, rules)).expect("writable");
-        let endpoint = Endpoint { identity: POD_IDENTITY, class, addr: POD.into(), flags: 0 };
+        let endpoint = Endpoint {
+            identity: POD_IDENTITY,
+            class,
+            v4: V4.pod.into(),
+            v6: V6.pod.into(),
+            ..Endpoint::default()
+        };
         self.kernel.endpoints.upsert(LO, endpoint).expect("writable");
     }
 
@@ -102,14 +158,14 @@ fn deny(
 }
 
 use Direction::{Egress, Ingress};
-use protocol::{ANY, ICMP, TCP, UDP};
+use protocol::{ANY, TCP, UDP};
 
 #[test]
 fn every_program_is_far_within_the_verifiers_means() {
     in_sandbox(|sandbox| {
         let node = Node::new(sandbox);
         let sizes = node.kernel.program_sizes().expect("readable");
-        assert_eq!(sizes.len(), 11);
+        assert_eq!(sizes.len(), 12);
         println!("{:<16} {:>12} {:>8}", "program", "instructions", "bytes");
         for size in sizes {
             println!("{:<16} {:>12} {:>8}", size.name, size.verified_instructions, size.machine_code);
@@ -120,28 +176,30 @@ fn every_program_is_far_within_the_verifiers_means() {
 
 #[test]
 fn an_identity_that_is_allowed_passes_and_everyone_else_meets_the_default_deny() {
-    in_sandbox(|sandbox| {
+    in_both(|sandbox, net| {
         let rules = [allow(Ingress, FRIEND_IDENTITY, TCP, Some((80, 80)), 11)];
         let mut node = Node::with_policy(sandbox, Class::DENY_INGRESS, &rules);
-        let event = node.expect(Ingress, &frame(&syn((FRIEND, 4000), (POD, 80))), Reason::Forwarded);
+        let event = node.expect(Ingress, &frame(&syn((net.friend, 4000), (net.pod, 80))), Reason::Forwarded);
         assert_eq!(
             (event.policy_id, event.src_identity, event.dst_identity, event.ifindex),
             (11, FRIEND_IDENTITY, POD_IDENTITY, LO)
         );
-        assert_eq!((event.src, event.src_port, event.dst_port), (Ip4::from(FRIEND), 4000, 80));
+        assert_eq!((event.src, event.src_port, event.dst_port), (Addr::from(net.friend), 4000, 80));
         assert_eq!((event.protocol, event.direction, event.tcp_flags), (TCP, Ingress as u8, tcp::SYN));
-        let event = node.expect(Ingress, &frame(&syn((FRIEND, 4000), (POD, 81))), Reason::DefaultDeny);
+        let event =
+            node.expect(Ingress, &frame(&syn((net.friend, 4000), (net.pod, 81))), Reason::DefaultDeny);
         assert_eq!(event.policy_id, 101);
-        let event = node.expect(Ingress, &frame(&syn((STRANGER, 4000), (POD, 80))), Reason::DefaultDeny);
+        let event =
+            node.expect(Ingress, &frame(&syn((net.stranger, 4000), (net.pod, 80))), Reason::DefaultDeny);
         assert_eq!(event.src_identity, ebpf_shared::identity::WORLD);
         // Egress is not denied by default.
-        node.expect(Egress, &frame(&syn((POD, 5000), (STRANGER, 443))), Reason::Forwarded);
+        node.expect(Egress, &frame(&syn((net.pod, 5000), (net.stranger, 443))), Reason::Forwarded);
     });
 }
 
 #[test]
 fn a_port_range_holds_from_its_first_port_to_its_last() {
-    in_sandbox(|sandbox| {
+    in_both(|sandbox, net| {
         let rules = [allow(Ingress, FRIEND_IDENTITY, TCP, Some((8000, 8999)), 12)];
         let mut node = Node::with_policy(sandbox, Class::DENY_INGRESS, &rules);
         for (port, reason) in [
@@ -151,14 +209,14 @@ fn a_port_range_holds_from_its_first_port_to_its_last() {
             (8999, Reason::Forwarded),
             (9000, Reason::DefaultDeny),
         ] {
-            node.expect(Ingress, &frame(&syn((FRIEND, 4000), (POD, port))), reason);
+            node.expect(Ingress, &frame(&syn((net.friend, 4000), (net.pod, port))), reason);
         }
     });
 }
 
 #[test]
 fn a_deny_beats_an_allow_whichever_is_narrower() {
-    in_sandbox(|sandbox| {
+    in_both(|sandbox, net| {
         let rules = [
             allow(Ingress, FRIEND_IDENTITY, TCP, Some((80, 80)), 1),
             deny(Ingress, FRIEND_IDENTITY, TCP, Some((0, 1023)), 2),
@@ -166,37 +224,40 @@ fn a_deny_beats_an_allow_whichever_is_narrower() {
             deny(Ingress, 0, UDP, Some((53, 53)), 4),
         ];
         let mut node = Node::with_policy(sandbox, 0, &rules);
-        let event = node.expect(Ingress, &frame(&syn((FRIEND, 4000), (POD, 80))), Reason::PolicyDenied);
+        let event =
+            node.expect(Ingress, &frame(&syn((net.friend, 4000), (net.pod, 80))), Reason::PolicyDenied);
         assert_eq!(event.policy_id, 2);
-        let event = node.expect(Ingress, &frame(&udp((FRIEND, 4000), (POD, 53))), Reason::PolicyDenied);
+        let event =
+            node.expect(Ingress, &frame(&udp((net.friend, 4000), (net.pod, 53))), Reason::PolicyDenied);
         assert_eq!(event.policy_id, 4);
-        let event = node.expect(Ingress, &frame(&syn((FRIEND, 4000), (POD, 8080))), Reason::Forwarded);
+        let event =
+            node.expect(Ingress, &frame(&syn((net.friend, 4000), (net.pod, 8080))), Reason::Forwarded);
         assert_eq!(event.policy_id, 3);
     });
 }
 
 #[test]
 fn replies_pass_and_are_not_news() {
-    in_sandbox(|sandbox| {
+    in_both(|sandbox, net| {
         let rules = [allow(Ingress, FRIEND_IDENTITY, TCP, Some((80, 80)), 1)];
         let mut node = Node::with_policy(sandbox, Class::DENY_INGRESS | Class::DENY_EGRESS, &rules);
-        let opening = syn((FRIEND, 4000), (POD, 80));
+        let opening = syn((net.friend, 4000), (net.pod, 80));
         node.expect(Ingress, &frame(&opening), Reason::Forwarded);
         node.expect_known(Egress, &answer(&opening, tcp::SYN | tcp::ACK));
         node.expect_known(Ingress, &more(&opening, tcp::ACK));
         node.expect_known(Egress, &answer(&opening, tcp::ACK));
         // The pod itself may not begin anything, not even from the port it answers from.
         node.expect(Egress, &frame(&answer(&opening, tcp::SYN)), Reason::DefaultDeny);
-        node.expect(Egress, &frame(&syn((POD, 80), (FRIEND, 4001))), Reason::DefaultDeny);
+        node.expect(Egress, &frame(&syn((net.pod, 80), (net.friend, 4001))), Reason::DefaultDeny);
     });
 }
 
 #[test]
 fn a_change_of_policy_cuts_established_connections_both_ways() {
-    in_sandbox(|sandbox| {
+    in_both(|sandbox, net| {
         let allowed = [allow(Ingress, FRIEND_IDENTITY, TCP, Some((80, 80)), 1)];
         let mut node = Node::with_policy(sandbox, Class::DENY_INGRESS, &allowed);
-        let opening = syn((FRIEND, 4000), (POD, 80));
+        let opening = syn((net.friend, 4000), (net.pod, 80));
         node.expect(Ingress, &frame(&opening), Reason::Forwarded);
         node.expect_known(Egress, &answer(&opening, tcp::SYN | tcp::ACK));
 
@@ -217,20 +278,20 @@ fn a_change_of_policy_cuts_established_connections_both_ways() {
 
 #[test]
 fn a_change_of_identity_is_a_change_of_policy() {
-    in_sandbox(|sandbox| {
+    in_both(|sandbox, net| {
         let rules = [allow(Ingress, FRIEND_IDENTITY, TCP, None, 1)];
         let mut node = Node::with_policy(sandbox, Class::DENY_INGRESS, &rules);
-        let opening = syn((FRIEND, 4000), (POD, 80));
+        let opening = syn((net.friend, 4000), (net.pod, 80));
         node.expect(Ingress, &frame(&opening), Reason::Forwarded);
-        node.kernel.ipcache.upsert(&FRIEND.into(), 301).expect("writable");
+        node.kernel.identities.upsert(&net.friend.into(), 301).expect("writable");
         node.expect(Ingress, &frame(&more(&opening, tcp::ACK)), Reason::DefaultDeny);
     });
 }
 
 #[test]
 fn a_segment_of_an_unknown_connection_needs_a_policy_that_allows_both_ways() {
-    in_sandbox(|sandbox| {
-        let segment = packet(TCP, (POD, 80), (FRIEND, 4000), tcp::ACK);
+    in_both(|sandbox, net| {
+        let segment = packet(TCP, (net.pod, 80), (net.friend, 4000), tcp::ACK);
         let mut node = Node::with_policy(sandbox, 0, &[]);
         node.expect(Egress, &frame(&segment), Reason::Forwarded);
         node.expect_known(Ingress, &answer(&segment, tcp::ACK));
@@ -238,26 +299,26 @@ fn a_segment_of_an_unknown_connection_needs_a_policy_that_allows_both_ways() {
         node.change_policy(8, Class::DENY_INGRESS, &[]);
         node.expect(Egress, &frame(&segment), Reason::DefaultDeny);
         // Neither may a pod that is isolated one way begin in the middle.
-        let other = packet(TCP, (POD, 80), (FRIEND, 4001), tcp::ACK);
+        let other = packet(TCP, (net.pod, 80), (net.friend, 4001), tcp::ACK);
         node.expect(Egress, &frame(&other), Reason::DefaultDeny);
     });
 }
 
 #[test]
 fn a_pod_can_only_send_from_its_address_and_be_sent_to_there() {
-    in_sandbox(|sandbox| {
+    in_both(|sandbox, net| {
         let mut node = Node::with_policy(sandbox, 0, &[]);
-        node.expect(Egress, &frame(&syn((FRIEND, 4000), (STRANGER, 80))), Reason::SpoofedSource);
-        node.expect(Ingress, &frame(&syn((STRANGER, 4000), (FRIEND, 80))), Reason::WrongDestination);
+        node.expect(Egress, &frame(&syn((net.friend, 4000), (net.stranger, 80))), Reason::SpoofedSource);
+        node.expect(Ingress, &frame(&syn((net.stranger, 4000), (net.friend, 80))), Reason::WrongDestination);
         assert!(node.kernel.conntrack.dump().expect("readable").is_empty());
     });
 }
 
 #[test]
 fn an_interface_without_an_endpoint_and_an_endpoint_without_a_class_have_no_traffic() {
-    in_sandbox(|sandbox| {
+    in_both(|sandbox, net| {
         let mut node = Node::new(sandbox);
-        let opening = frame(&syn((FRIEND, 4000), (POD, 80)));
+        let opening = frame(&syn((net.friend, 4000), (net.pod, 80)));
         node.expect(Ingress, &opening, Reason::UnknownEndpoint);
         node.change_policy(CLASS, 0, &[]);
         node.expect(Ingress, &opening, Reason::Forwarded);
@@ -270,49 +331,53 @@ fn an_interface_without_an_endpoint_and_an_endpoint_without_a_class_have_no_traf
 
 #[test]
 fn pings_are_answered_and_unasked_answers_dropped() {
-    in_sandbox(|sandbox| {
-        let rules = [allow(Ingress, FRIEND_IDENTITY, ICMP, None, 1), allow(Ingress, 0, TCP, None, 2)];
+    in_both(|sandbox, net| {
+        let rules = [allow(Ingress, FRIEND_IDENTITY, net.icmp, None, 1), allow(Ingress, 0, TCP, None, 2)];
         let mut node = Node::with_policy(sandbox, Class::DENY_INGRESS | Class::DENY_EGRESS, &rules);
-        let ping = echo(FRIEND, POD, 77);
+        let ping = echo(net.friend, net.pod, 77);
         node.expect(Ingress, &frame(&ping), Reason::Forwarded);
         node.expect_known(Egress, &answer(&ping, 0));
-        node.expect(Ingress, &frame(&echo(STRANGER, POD, 77)), Reason::DefaultDeny);
-        node.expect(Ingress, &frame(&answer(&echo(POD, FRIEND, 78), 0)), Reason::UnrelatedIcmp);
+        node.expect(Ingress, &frame(&echo(net.stranger, net.pod, 77)), Reason::DefaultDeny);
+        node.expect(Ingress, &frame(&answer(&echo(net.pod, net.friend, 78), 0)), Reason::UnrelatedIcmp);
         // A redirect would change the pod's routes.
         let mut redirect = frame(&ping);
-        redirect[14 + 20] = 5;
+        redirect[ETHERNET + net.header] = net.redirect;
         node.expect(Ingress, &redirect, Reason::UnsupportedIcmp);
     });
 }
 
 #[test]
 fn an_icmp_error_passes_if_it_is_about_a_flow_that_does() {
-    in_sandbox(|sandbox| {
+    in_both(|sandbox, net| {
         let rules = [allow(Egress, FRIEND_IDENTITY, UDP, Some((53, 53)), 1)];
         let mut node = Node::with_policy(sandbox, Class::DENY_INGRESS | Class::DENY_EGRESS, &rules);
-        let query = udp((POD, 5000), (FRIEND, 53));
-        let router = Ipv4Addr::new(10, 9, 9, 9);
-        node.expect(Ingress, &error_about(router, &query, 3), Reason::UnrelatedIcmp);
+        let query = udp((net.pod, 5000), (net.friend, 53));
+        let [unreachable, exceeded] = net.errors;
+        node.expect(Ingress, &error_about(net.router, &query, unreachable), Reason::UnrelatedIcmp);
         node.expect(Egress, &frame(&query), Reason::Forwarded);
-        assert_eq!(node.told(Ingress, &error_about(router, &query, 3)), None);
-        assert_eq!(node.told(Ingress, &error_about(router, &query, 11)), None);
+        assert_eq!(node.told(Ingress, &error_about(net.router, &query, unreachable)), None);
+        assert_eq!(node.told(Ingress, &error_about(net.router, &query, exceeded)), None);
         // It quotes a packet that the pod can't have sent.
-        let foreign = udp((STRANGER, 5000), (FRIEND, 53));
-        let mut error = error_about(router, &foreign, 3);
-        error[14 + 16..14 + 20].copy_from_slice(&POD.octets());
+        let foreign = udp((net.stranger, 5000), (net.friend, 53));
+        let mut error = error_about(net.router, &foreign, unreachable);
+        let at = ETHERNET + net.destination;
+        match net.pod {
+            IpAddr::V4(pod) => error[at..at + 4].copy_from_slice(&pod.octets()),
+            IpAddr::V6(pod) => error[at..at + 16].copy_from_slice(&pod.octets()),
+        }
         node.expect(Ingress, &error, Reason::UnrelatedIcmp);
         node.change_policy(8, Class::DENY_INGRESS | Class::DENY_EGRESS, &[]);
-        node.expect(Ingress, &error_about(router, &query, 3), Reason::DefaultDeny);
+        node.expect(Ingress, &error_about(net.router, &query, unreachable), Reason::DefaultDeny);
     });
 }
 
 #[test]
 fn pieces_of_a_datagram_share_the_verdict_of_the_first() {
-    in_sandbox(|sandbox| {
+    in_both(|sandbox, net| {
         let rules = [allow(Ingress, FRIEND_IDENTITY, UDP, Some((53, 53)), 1)];
         let mut node = Node::with_policy(sandbox, Class::DENY_INGRESS, &rules);
-        let good = udp((FRIEND, 4000), (POD, 53));
-        let bad = udp((FRIEND, 4000), (POD, 54));
+        let good = udp((net.friend, 4000), (net.pod, 53));
+        let bad = udp((net.friend, 4000), (net.pod, 54));
         node.expect(Ingress, &piece(&good, 1, 2, false, &[0; 16]), Reason::Fragment);
         node.expect(
             Ingress,
@@ -330,7 +395,7 @@ fn pieces_of_a_datagram_share_the_verdict_of_the_first() {
         node.expect(Ingress, &piece(&bad, 3, 2, false, &[0; 16]), Reason::DefaultDeny);
         // A second piece that could replace the TCP flags that were judged with the first.
         let mut node = Node::with_policy(sandbox, 0, &[]);
-        let segment = syn((FRIEND, 4000), (POD, 80));
+        let segment = syn((net.friend, 4000), (net.pod, 80));
         let head = [transport(&segment), vec![0; 4]].concat();
         node.expect(Ingress, &piece(&segment, 4, 0, true, &head), Reason::Forwarded);
         assert_eq!(node.told(Ingress, &piece(&segment, 4, 3, true, &[0; 16])), None);
@@ -339,47 +404,40 @@ fn pieces_of_a_datagram_share_the_verdict_of_the_first() {
 }
 
 #[test]
-fn what_is_not_ipv4_is_dropped_except_what_keeps_the_link_alive() {
+fn what_is_no_ip_is_dropped_except_what_keeps_the_link_alive() {
     in_sandbox(|sandbox| {
         let mut node = Node::with_policy(sandbox, 0, &[]);
         for direction in [Ingress, Egress] {
             assert_eq!(node.told(direction, &ethernet(0x0806, &[0; 28])), None, "ARP");
             node.expect(direction, &ethernet(0x8847, &[0; 40]), Reason::UnsupportedEthertype);
-            assert_eq!(node.told(direction, &neighbour_solicitation(135, 255)), None);
-            node.expect(direction, &neighbour_solicitation(135, 64), Reason::Ipv6);
-            node.expect(direction, &neighbour_solicitation(134, 255), Reason::Ipv6);
         }
-        assert_eq!(node.told(Egress, &listener_report()), None);
-        let mut other = frame(&syn((FRIEND, 1), (POD, 2)));
-        other[14 + 9] = 47;
-        node.expect(Ingress, &other, Reason::UnsupportedProtocol);
+        for net in [V4, V6] {
+            let mut other = frame(&syn((net.friend, 1), (net.pod, 2)));
+            other[ETHERNET + if net.header == 20 { 9 } else { 6 }] = 47;
+            node.expect(Ingress, &other, Reason::UnsupportedProtocol);
+        }
     });
 }
 
-/// RFC 3810, section 5.2: from fe80::1 to ff02::16, with a router alert.
-fn listener_report() -> Vec<u8> {
-    let mut packet = vec![0x60, 0, 0, 0, 0, 16, 0, 1];
-    packet.extend([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
-    packet.extend([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x16]);
-    packet.extend([58, 0, 5, 2, 0, 0, 1, 0, 143, 0, 0, 0, 0, 0, 0, 0]);
-    ethernet(0x86dd, &packet)
-}
-
-/// From fe80::1 to ff02::1.
-fn neighbour_solicitation(kind: u8, hop_limit: u8) -> Vec<u8> {
-    let mut packet = vec![0x60, 0, 0, 0, 0, 24, 58, hop_limit];
-    packet.extend([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
-    packet.extend([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
-    packet.push(kind);
-    packet.extend([0; 23]);
-    ethernet(0x86dd, &packet)
+#[test]
+fn a_pod_that_comes_after_another_has_none_of_its_connections() {
+    in_both(|sandbox, net| {
+        let rules = [allow(Ingress, FRIEND_IDENTITY, TCP, Some((80, 80)), 1)];
+        let mut node = Node::with_policy(sandbox, Class::DENY_INGRESS | Class::DENY_EGRESS, &rules);
+        let opening = syn((net.friend, 4000), (net.pod, 80));
+        node.expect(Ingress, &frame(&opening), Reason::Forwarded);
+        node.expect_known(Egress, &answer(&opening, tcp::SYN | tcp::ACK));
+        let before = node.kernel.endpoints.get(&LO).expect("readable").expect("there");
+        node.kernel.endpoints.upsert(LO, Endpoint { incarnation: 1, ..before }).expect("writable");
+        node.expect(Egress, &frame(&answer(&opening, tcp::ACK)), Reason::DefaultDeny);
+    });
 }
 
 #[test]
 fn truncated_and_contradicting_packets_are_dropped() {
     in_sandbox(|sandbox| {
         let mut node = Node::with_policy(sandbox, 0, &[]);
-        let good = frame(&syn((FRIEND, 4000), (POD, 80)));
+        let good = frame(&syn((V4.friend, 4000), (V4.pod, 80)));
         for length in [14 + 20, 14 + 24, 14 + 39] {
             node.expect(Ingress, &good[..length], Reason::Malformed);
         }
@@ -397,11 +455,11 @@ fn truncated_and_contradicting_packets_are_dropped() {
             node.expect(Ingress, &bad, Reason::Malformed);
         }
         for flags in [0, tcp::SYN | tcp::FIN, tcp::SYN | tcp::RST, 0x29] {
-            let christmas = packet(TCP, (FRIEND, 4000), (POD, 80), flags);
+            let christmas = packet(TCP, (V4.friend, 4000), (V4.pod, 80), flags);
             node.expect(Ingress, &frame(&christmas), Reason::Malformed);
         }
         // What is left of the frame is padding, not a header.
-        let mut padded = frame(&udp((FRIEND, 4000), (POD, 80)));
+        let mut padded = frame(&udp((V4.friend, 4000), (V4.pod, 80)));
         padded[14 + 3] = 24;
         padded.extend([0; 30]);
         node.expect(Ingress, &padded, Reason::Malformed);
@@ -411,9 +469,9 @@ fn truncated_and_contradicting_packets_are_dropped() {
 
 #[test]
 fn a_closed_connection_is_opened_anew_and_told_again() {
-    in_sandbox(|sandbox| {
+    in_both(|sandbox, net| {
         let mut node = Node::with_policy(sandbox, Class::DENY_EGRESS, &[]);
-        let opening = syn((FRIEND, 4000), (POD, 80));
+        let opening = syn((net.friend, 4000), (net.pod, 80));
         node.expect(Ingress, &frame(&opening), Reason::Forwarded);
         node.expect_known(Ingress, &opening);
         node.expect_known(Egress, &answer(&opening, tcp::SYN | tcp::ACK));
@@ -430,9 +488,9 @@ fn a_closed_connection_is_opened_anew_and_told_again() {
 
 #[test]
 fn packets_are_counted_by_reason() {
-    in_sandbox(|sandbox| {
+    in_both(|sandbox, net| {
         let mut node = Node::with_policy(sandbox, Class::DENY_INGRESS, &[]);
-        let opening = frame(&syn((FRIEND, 4000), (POD, 80)));
+        let opening = frame(&syn((net.friend, 4000), (net.pod, 80)));
         for _ in 0..3 {
             node.expect(Ingress, &opening, Reason::DefaultDeny);
         }
@@ -446,10 +504,10 @@ fn packets_are_counted_by_reason() {
 
 #[test]
 fn what_a_packet_costs_is_printed() {
-    in_sandbox(|sandbox| {
+    in_both(|sandbox, net| {
         let rules = [allow(Ingress, FRIEND_IDENTITY, TCP, Some((80, 80)), 1)];
         let node = Node::with_policy(sandbox, Class::DENY_INGRESS, &rules);
-        let opening = syn((FRIEND, 4000), (POD, 80));
+        let opening = syn((net.friend, 4000), (net.pod, 80));
         let reply = answer(&opening, tcp::SYN | tcp::ACK);
         for (what, direction, packet) in [
             ("an opening, judged", Ingress, opening),
@@ -459,7 +517,11 @@ fn what_a_packet_costs_is_printed() {
             let (passes, time) =
                 node.kernel.time_frame(direction, &frame(&packet), 100_000).expect("a test run");
             assert!(passes);
-            println!("{what:<20} {:>6} ns", time.as_nanos());
+            println!(
+                "{what:<20} {} {:>6} ns",
+                if net.header == 20 { "IPv4" } else { "IPv6" },
+                time.as_nanos()
+            );
         }
     });
 }
@@ -468,7 +530,7 @@ fn what_a_packet_costs_is_printed() {
 fn events_that_do_not_fit_are_counted() {
     in_sandbox(|sandbox| {
         let node = Node::new(sandbox);
-        let opening = frame(&syn((FRIEND, 4000), (POD, 80)));
+        let opening = frame(&syn((V4.friend, 4000), (V4.pod, 80)));
         let fits = ebpf_shared::limits::EVENTS as usize / (size_of::<FlowEvent>() + 8);
         for _ in 0..fits + 10 {
             node.run(Ingress, &opening);
@@ -481,8 +543,10 @@ fn events_that_do_not_fit_are_counted() {
 #[test]
 fn kind_of_a_packet_survives_the_wire() {
     // The emulation is fed the packet, the kernel the frame: this is what makes them comparable.
-    let ping = echo(POD, FRIEND, 9);
-    assert_eq!(frame(&ping)[14 + 20], 8);
-    assert_eq!(answer(&ping, 0).kind, Kind::EchoReply);
-    assert_eq!(frame(&answer(&ping, 0))[14 + 20], 0);
+    for (net, kinds) in [(V4, [8, 0]), (V6, [128, 129])] {
+        let ping = echo(net.pod, net.friend, 9);
+        assert_eq!(frame(&ping)[ETHERNET + net.header], kinds[0]);
+        assert_eq!(answer(&ping, 0).kind, Kind::EchoReply);
+        assert_eq!(frame(&answer(&ping, 0))[ETHERNET + net.header], kinds[1]);
+    }
 }
