@@ -2,6 +2,7 @@
 
 mod absent;
 pub mod barrier;
+pub mod explain;
 pub mod objects;
 pub mod observe;
 pub mod outlet;
