@@ -150,6 +150,7 @@ mod tests {
             sni: String::new(),
             endpoints,
             spiffe_ids: ids.to_vec(),
+            overflow: 0,
             routes: Vec::new(),
         }
     }

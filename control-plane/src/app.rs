@@ -15,7 +15,7 @@ use crate::{
     authz::{self, Action, Caller},
     ca::{Ca, unix},
     config::Config,
-    doors::{self, gate::Gate},
+    doors::{self, gate::Gate, methods::Method},
     federation::liveness::Liveness,
     raft::{ReadError, Replica, WriteError},
     replicas::Replicas,
@@ -65,7 +65,38 @@ impl App {
     /// # Errors
     /// The refusal that the caller gets to read.
     pub fn admit(&self, extensions: &Extensions, action: Action) -> Result<Caller, Status> {
-        let caller = self.caller(extensions);
+        // What the mesh door has asked for by the headers is this, or its list is wrong.
+        if let Some(method) = extensions.get::<&'static Method>()
+            && !method.actions.contains(&action)
+        {
+            tracing::error!(path = method.path(), ?action, "is not the right that the door has asked for");
+            return Err(Status::internal(format!("{} is not listed under {action:?}", method.path())));
+        }
+        self.let_in(self.caller(extensions), extensions, action)
+    }
+
+    /// The refusal of a call by its headers; none if its service is to decide.
+    ///
+    /// # Errors
+    /// That of [`App::admit`], if the caller may take none of the actions of the method.
+    pub fn refuse_by_headers(&self, extensions: &Extensions, method: &Method) -> Result<(), Status> {
+        let caller = match method.is_raft() {
+            true => self.proven(extensions, &self.replica.applied()),
+            false => self.caller(extensions),
+        };
+        match method.actions {
+            actions if actions.iter().any(|action| authz::allowed(caller.role(), *action)) => Ok(()),
+            // Who may not subscribe is told so as often as it asks: that is no request of its own to be rationed.
+            [.., action @ Action::SubscribeAsNode] => authz::check(&caller, *action).inspect_err(|refusal| {
+                self.gate.denied(caller.role());
+                tracing::debug!(%caller, %refusal, "refused a stream");
+            }),
+            [.., action] => self.let_in(caller, extensions, *action).map(drop),
+            [] => Err(Status::internal(format!("{} is open to nobody", method.path()))),
+        }
+    }
+
+    fn let_in(&self, caller: Caller, extensions: &Extensions, action: Action) -> Result<Caller, Status> {
         // First, so that a caller who may not do anything can't ask for it as often as it likes.
         let address = extensions.get::<PeerInfo>().map(|peer| peer.addr.ip().to_string()).unwrap_or_default();
         self.gate.rate(&caller, &address, action, Instant::now())?;
@@ -106,14 +137,11 @@ impl App {
         let is_peer = |domain: &TrustDomain| state.peers.values().any(|p| &p.trust_domain == domain);
         let caller = doors::caller(extensions, self.trust_domain(), is_peer);
         let registration = extensions.get::<PeerInfo>().and_then(|peer| peer.registration);
-        let facts = state.cluster.as_ref().map(|cluster| &cluster.trust.revoked);
         let record = |number| state.authority.administrators.get(&number).cloned();
         caller
-            .unless_revoked(
-                registration,
-                |name| state.nodes.get(name).map(|node| node.registration),
-                |n| facts.is_some_and(|f| f.contains(&n)),
-            )
+            .unless_revoked(registration, state.cursors.registration, |name| {
+                state.nodes.get(name).map(|node| node.registration)
+            })
             .unless_withdrawn(registration, record, self.now_unix())
     }
 

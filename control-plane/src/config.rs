@@ -181,6 +181,10 @@ pub fn parse(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<
 pub fn parse_command(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<Command, Usage> {
     let cli = Cli::try_parse_from(arguments).map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Usage::Help(error),
+        // Its text is the help.
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            Usage::Wrong("a command is missing: run, restore or recover; see --help".to_owned())
+        }
         _ => {
             let text = error.to_string();
             let sentence: Vec<&str> =

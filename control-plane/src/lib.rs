@@ -11,6 +11,7 @@ pub mod doors;
 pub mod federation;
 pub mod group;
 pub mod notify;
+pub mod overflow;
 pub mod quarantine;
 pub mod raft;
 pub mod recover;

@@ -12,6 +12,9 @@ use crate::{
     raft,
 };
 
+const KEYS_NEEDED: &str = "the keys of the cluster are needed: copy the folder 'keys' of any of its replicas to the data \
+                           directory, or make a new authority with --new-authority";
+
 /// Restores, and says what was done.
 ///
 /// # Errors
@@ -23,8 +26,6 @@ pub async fn run(args: &RestoreArgs) -> anyhow::Result<String> {
     let file = File::open(&args.from).with_context(|| format!("--from {shown}"))?;
     let (header, state) =
         backup::read(BufReader::new(file)).with_context(|| format!("--from {shown} is not a good backup"))?;
-    files::private_folder(&args.data_dir)
-        .with_context(|| format!("--data-dir {}", args.data_dir.display()))?;
     let (raft, keys) = (args.data_dir.join("raft"), args.data_dir.join("keys"));
     ensure!(
         !raft.exists(),
@@ -36,6 +37,11 @@ pub async fn run(args: &RestoreArgs) -> anyhow::Result<String> {
     if args.new_authority && has_keys {
         bail!("--new-authority: {} holds keys already; move them away if they are of no use", keys.display());
     }
+    if !args.new_authority && !has_keys {
+        bail!("{KEYS_NEEDED}");
+    }
+    files::private_folder(&args.data_dir)
+        .with_context(|| format!("--data-dir {}", args.data_dir.display()))?;
     let now = SystemTime::now();
     let (mut state, id) = backup::restored(state, &header, &args.advertise, ca::unix(now));
     let unfinished = args.data_dir.join("raft.restoring");
@@ -43,10 +49,7 @@ pub async fn run(args: &RestoreArgs) -> anyhow::Result<String> {
     if args.new_authority {
         ca::restore::anew(&keys, &mut state, id, now)?;
     } else {
-        ca::restore::with_keys(&keys, &mut state, id).context(
-            "the keys of the cluster are needed: copy the folder 'keys' of any of its replicas to the data \
-             directory, or make a new authority with --new-authority",
-        )?;
+        ca::restore::with_keys(&keys, &mut state, id).context(KEYS_NEEDED)?;
     }
     // Replicas of the lost cluster that are still somewhere don't belong to it.
     Group { member: true, ..Group::new() }.keep(&keys)?;

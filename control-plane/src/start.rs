@@ -24,7 +24,7 @@ use crate::{
     federation::liveness::Liveness,
     group::{self, Group},
     notify::Notifier,
-    quarantine,
+    overflow, quarantine,
     raft::{Dialer, OpenError, RaftConfig, Replica, Timings},
     replicas::Replicas,
     sources,
@@ -141,6 +141,7 @@ pub async fn start_telling(mut config: Config, notifier: &Notifier) -> anyhow::R
     }
     tasks.spawn(follow_state(app.clone()));
     tasks.spawn(keeper::run(app.clone()));
+    tasks.spawn(overflow::run(app.clone()));
     tasks.spawn(quarantine::keep_contacts(app.clone()));
     tasks.spawn(federation::subscribe::run(app.clone()));
     if app.config.kubernetes {

@@ -43,6 +43,8 @@ struct Compiled {
     model: Option<Arc<MeshModel>>,
     /// Mesh doors of the replicas, in the order of their numbers.
     doors: Vec<String>,
+    /// The last registration of a node, or of an administrator: both are of one row.
+    registration: u64,
     /// When each object changed, for what peers are told of exported services.
     object_meta: OrdMap<ObjectKey, Arc<StoredMeta>>,
     exports: Exports,
@@ -286,6 +288,7 @@ fn compile(compiler: &mut Compiler, state: &State, before: Option<&Compiled>) ->
         revision: state.revision,
         model: compiled.map(|(model, _)| model),
         doors: state.replicas.values().map(|replica| replica.address.clone()).collect(),
+        registration: state.cursors.registration,
         object_meta: state.object_meta.clone(),
         exports,
         translation,
@@ -330,15 +333,14 @@ impl Views for ModelViews {
         node_id: &str,
         workload: Option<&str>,
     ) -> Result<Client, Status> {
-        let model = self.model().ok_or_else(|| Status::unavailable("this replica has no state yet"))?;
+        let compiled = self.compiled.load();
+        let no_state = || Status::unavailable("this replica has no state yet");
+        let model = compiled.model.as_ref().ok_or_else(no_state)?;
         let is_peer = |domain: &TrustDomain| model.peers.values().any(|p| &p.trust_domain == domain);
         let caller = authz::caller(peer.spiffe_id.as_ref(), &self.own, is_peer);
-        let revoked = |number| model.cluster.trust.revoked.contains(&number);
-        let caller = caller.unless_revoked(
-            peer.registration,
-            |name| model.nodes.get(name).map(|node| node.registration),
-            revoked,
-        );
+        let caller = caller.unless_revoked(peer.registration, compiled.registration, |name| {
+            model.nodes.get(name).map(|node| node.registration)
+        });
         if let Caller::Peer(domain) = &caller {
             authz::check(&caller, Action::SubscribeAsPeer)?;
             let record = model.peers.values().find(|p| &p.trust_domain == domain);
@@ -352,7 +354,7 @@ impl Views for ModelViews {
         match workload {
             None if model.nodes.contains_key(&node) => Ok(Client::Agent { node }),
             None => Err(Status::unavailable(format!("node {node} is not registered here, or not yet"))),
-            Some(workload) => workload_client(&model, &node, node_id, workload),
+            Some(workload) => workload_client(model, &node, node_id, workload),
         }
     }
 }

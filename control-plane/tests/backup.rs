@@ -89,7 +89,7 @@ async fn a_restored_cluster_goes_on_with_its_objects_its_roots_and_revisions_tha
     assert!(error.contains("--new-authority") && !args.data_dir.join("raft").exists(), "{error}");
     copy(&data.join("keys"), &args.data_dir.join("keys"));
     let told = restore::run(&args).await.unwrap();
-    assert!(told.contains("as replica 2 at 127.0.0.1:9"), "{told}");
+    assert!(told.contains("as replica 10") && told.contains(" at 127.0.0.1:9"), "{told}");
     let error = format!("{:#}", restore::run(&args).await.unwrap_err());
     assert!(error.contains("there is a store already"), "{error}");
 
@@ -98,7 +98,7 @@ async fn a_restored_cluster_goes_on_with_its_objects_its_roots_and_revisions_tha
     let key = |name: &str| ObjectKey { kind: Kind::Service, name: NamespacedName::new("shop", name) };
     assert!(state.objects.contains_key(&key("kept")) && !state.objects.contains_key(&key("lost")));
     assert!(state.revision > lost + 900_000);
-    assert_eq!(state.replicas.keys().copied().collect::<Vec<_>>(), [2]);
+    assert!(state.replicas.len() == 1 && state.replicas.keys().all(|id| *id > 1_000), "{:?}", state.replicas);
     assert_eq!(restored.app.ca.roots(), roots, "whoever trusted the cluster still does");
     restored.app.ca.active_root(&state).expect("it can admit others");
     let mut admin = AdminClient::new(grpc::connect_unix(folder.path().join("admin.sock")).await.unwrap());

@@ -89,7 +89,7 @@ async fn a_leader_whose_disk_is_full_ends_by_name_the_others_go_on_and_with_room
         return;
     }
     let mut first = Replica::new();
-    let disk = SmallDisk::new(first.data(), "32m");
+    let disk = SmallDisk::new(first.data(), "80m");
     first.through = disk.through();
     first.start(&WEST, None);
     let home = first.socket();
@@ -100,7 +100,7 @@ async fn a_leader_whose_disk_is_full_ends_by_name_the_others_go_on_and_with_room
         until(&home, "it votes", |status| voters(status) == count).await;
     }
     until(&home, "three voters", |status| well(status, 3)).await;
-    std::fs::write(disk.path("ballast"), vec![1; 6 << 20]).unwrap();
+    std::fs::write(disk.path("ballast"), vec![1; 18 << 20]).unwrap();
 
     let mut acknowledged = BTreeSet::new();
     let asked = others[0].socket();
@@ -135,7 +135,8 @@ async fn a_leader_whose_disk_is_full_ends_by_name_the_others_go_on_and_with_room
 
     std::fs::remove_file(disk.path("ballast")).unwrap();
     first.start(&[], None);
-    until(&asked, "it is back", |status| well(status, 3)).await;
+    let seen = until(&asked, "it is back", |status| well(status, 3)).await;
+    assert!(seen.replicas.iter().any(|replica| replica.id == 1), "without a rejoin: {seen:?}");
     for replica in [&first, &others[0], &others[1]] {
         let names: BTreeSet<String> = names(&replica.socket()).await.into_iter().collect();
         let lost: Vec<&String> = acknowledged.difference(&names).collect();

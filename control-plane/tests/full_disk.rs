@@ -1,5 +1,5 @@
-//! A disk that really is full, under the store alone: a replica on a small file system of its own stops with the name of a file, has lost
-//! nothing of what it acknowledged, and goes on once there is room.
+//! A disk that is full, under the store alone: a replica on a small file system of its own stops with the name of a
+//! folder, has lost nothing of what it acknowledged, and goes on once there is room.
 //!
 //! The replica runs in this very program, started again in a mount namespace of its own, which needs root; the file
 //! system is gone with it. `disk_faults.rs` does the same to the whole program, with others to go on without it.
@@ -29,7 +29,7 @@ use nix::{
 /// Names the folder in the process that fills it.
 const ROLE: &str = "ISTHMUS_FULL_DISK";
 /// Journal, database and some room.
-const BYTES: &str = "size=28m";
+const BYTES: &str = "size=80m";
 const PATIENCE: Duration = Duration::from_secs(120);
 
 #[test]
@@ -67,7 +67,7 @@ fn fill(dir: &Path) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let fill = async {
         let ballast = dir.join("ballast");
-        std::fs::write(&ballast, vec![1; 6 << 20]).expect("there is room for it");
+        std::fs::write(&ballast, vec![1; 18 << 20]).expect("there is room for it");
         let raft = dir.join("raft");
         let replica = open(&raft).await;
         replica.initialize().await.expect("the first member");

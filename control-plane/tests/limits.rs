@@ -25,6 +25,8 @@ fn the_table_of_limits_in_the_documents_is_that_of_the_program() {
         ("network policies", Kind::NetworkPolicy),
         ("HTTP routes", Kind::HttpRoute),
         ("sidecars", Kind::Sidecar),
+        ("Cilium network policies", Kind::CiliumNetworkPolicy),
+        ("Cilium clusterwide network policies", Kind::CiliumClusterwideNetworkPolicy),
     ];
     assert_eq!(kinds.len(), Kind::ALL.len(), "a new kind has a limit: say it");
     let mut program: BTreeMap<&str, usize> =

@@ -19,7 +19,7 @@ use std::{
 };
 
 use mesh_tls::grpc;
-use process::{Replica, WEST, apply, metric, names, token, until, voters};
+use process::{Replica, WEST, answered, apply, metric, names, token, until, voters};
 use tonic::Code;
 use writers::Clients;
 use xds_proto::isthmus::admin::v1::{
@@ -105,7 +105,8 @@ async fn a_cluster_grows_to_five_and_shrinks_to_three_while_it_is_written_to_and
     [4, 5].iter().for_each(|id| clients.reading(*id as usize, all[id].socket()));
     let learner = seen.replicas.iter().find(|replica| replica.role == "learner").unwrap().id;
     let mut changes = ReplicasClient::new(grpc::connect_unix(&home).await.unwrap());
-    changes.set_role(SetReplicaRoleRequest { id: learner, learner: false }).await.unwrap();
+    let promote = SetReplicaRoleRequest { id: learner, learner: false };
+    answered("the promotion", changes.set_role(promote)).await.unwrap();
     until(&home, "five voters", |status| voters(status) == 5).await;
     clients.going_on(20).await;
     phase(&clients, "3 to 5");
@@ -128,7 +129,7 @@ async fn a_cluster_grows_to_five_and_shrinks_to_three_while_it_is_written_to_and
         clients.forsake(&all[&gone].socket()).await;
         let mut changes = ReplicasClient::new(grpc::connect_unix(&socket).await.unwrap());
         let id = gone;
-        changes.remove(RemoveReplicaRequest { id }).await.unwrap();
+        answered("the removal", changes.remove(RemoveReplicaRequest { id })).await.unwrap();
         until(&socket, "it is gone", |status| status.replicas.iter().all(|replica| replica.id != id)).await;
         let mut process = all.remove(&gone).unwrap().replica;
         assert_eq!(process.ended().await, Some(77), "replica {gone}");

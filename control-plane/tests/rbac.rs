@@ -96,10 +96,19 @@ impl Mesh {
             }
         }
         for (number, (namespace, spec)) in policies.iter().enumerate() {
-            world.put(json!({
-                "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
-                "metadata": {"namespace": namespace, "name": format!("p{number}")}, "spec": spec,
-            }));
+            let cilium = spec.get("endpointSelector").is_some();
+            let (api, kind) = match (cilium, *namespace) {
+                (false, _) => ("networking.k8s.io/v1", "NetworkPolicy"),
+                (true, "") => ("cilium.io/v2", "CiliumClusterwideNetworkPolicy"),
+                (true, _) => ("cilium.io/v2", "CiliumNetworkPolicy"),
+            };
+            let mut object = json!({
+                "apiVersion": api, "kind": kind, "metadata": {"name": format!("p{number}")}, "spec": spec,
+            });
+            if !namespace.is_empty() {
+                object["metadata"]["namespace"] = json!(namespace);
+            }
+            world.put(object);
         }
         Self { world, places }
     }
@@ -125,7 +134,12 @@ impl Mesh {
 
     fn oracle(&self, source: FlowPeer, to: usize, port: u16) -> (Action, Vec<String>) {
         let state = &self.world.state;
-        let world = policy::World { objects: &state.objects, bindings: &state.bindings };
+        let world = policy::World {
+            objects: &state.objects,
+            bindings: &state.bindings,
+            nodes: &state.nodes,
+            cluster: state.cluster.as_deref().unwrap(),
+        };
         let destination = FlowPeer::Workload(self.places[to].name(to));
         let flow = Flow { source, destination, protocol: Protocol::Tcp, port };
         let ingress = verdict(world, &flow).ingress;
@@ -234,6 +248,121 @@ fn policies() -> impl Strategy<Value = Vec<(&'static str, Value)>> {
     prop::collection::vec((prop::sample::select(vec!["a", "b"]), spec), 0..4)
 }
 
+/// Cilium's, of a namespace or of the whole cluster (the empty one), with denials and without a default one.
+fn cilium_policies() -> impl Strategy<Value = Vec<(&'static str, Value)>> {
+    let selector = || {
+        prop_oneof![
+            1 => Just(json!({})),
+            3 => prop::sample::select(vec!["x", "y"]).prop_map(|app| json!({"matchLabels": {"app": app}})),
+            1 => Just(json!({"matchExpressions": [{"key": "k8s:tier", "operator": "Exists"}]})),
+            1 => Just(json!({"matchLabels": {"io.kubernetes.pod.namespace": "a"}})),
+        ]
+    };
+    let peers = move || {
+        prop_oneof![
+            1 => Just(json!({})),
+            5 => prop::collection::vec(selector(), 1..3).prop_map(|list| json!({"fromEndpoints": list})),
+            2 => prop::sample::select(vec!["all", "world", "remote-node"]).prop_map(|e| json!({"fromEntities": [e]})),
+            1 => Just(json!({"fromCIDRSet": [{"cidr": "203.0.113.0/24", "except": ["203.0.113.8/29"]}]})),
+            1 => Just(json!({"fromCIDR": ["192.0.2.0/24"]})),
+        ]
+    };
+    let ports = prop_oneof![
+        2 => Just(json!([])),
+        1 => Just(json!([{"ports": [{"port": "80", "protocol": "ANY"}]}])),
+        1 => Just(json!([{"ports": [{"port": "http", "protocol": "TCP"}]}])),
+    ];
+    let entries = move || {
+        let entry = (peers(), ports.clone()).prop_map(|(mut entry, ports)| {
+            entry["toPorts"] = ports;
+            entry
+        });
+        prop::collection::vec(entry, 0..3)
+    };
+    let subject = prop_oneof![Just(json!({})), Just(json!({"matchLabels": {"app": "x"}}))];
+    let said = prop_oneof![2 => Just(json!({})), 1 => Just(json!({"ingress": false}))];
+    let spec = (subject, entries(), entries(), said).prop_map(|(subject, allow, deny, said)| {
+        json!({"endpointSelector": subject, "ingress": allow, "ingressDeny": deny, "egress": [{}],
+            "enableDefaultDeny": said})
+    });
+    prop::collection::vec((prop::sample::select(vec!["a", "b", ""]), spec), 1..4)
+}
+
+/// What everybody is told who connects as who they are.
+fn honest(mesh: &Mesh) -> Result<(), TestCaseError> {
+    for (to, port, at, access) in mesh.filters() {
+        let at = SocketAddr::new(at, port);
+        for (from, place) in mesh.places.iter().enumerate() {
+            let Some(address) = place.address else { continue };
+            let (id, who) = match place.proxy {
+                // It passes on what comes from another cluster.
+                "gateway" => (FOREIGN.to_owned(), "by way of"),
+                _ => (place.id(), "as"),
+            };
+            let expected = mesh.allows(mesh.workload(from), to, port);
+            prop_assert_eq!(
+                permitted(&access, address, &id, at),
+                expected,
+                "{} {:?} to {:?} port {} through {:#?}",
+                who,
+                place,
+                &mesh.places[to],
+                port,
+                access
+            );
+        }
+        for outside in NOBODY {
+            let ip = outside.parse().unwrap();
+            let expected = mesh.allows(FlowPeer::Address(ip), to, port);
+            prop_assert_eq!(permitted(&access, ip, FOREIGN, at), expected, "{} to {:?}", ip, at);
+        }
+    }
+    Ok(())
+}
+
+/// A certificate that doesn't go with its address, addresses that several workloads have: what is admitted is
+/// admitted by the oracle for the workload whose certificate it is, and where that tells one workload of an account
+/// from another, at that address.
+fn never_wider(mesh: &Mesh) -> Result<(), TestCaseError> {
+    let (addresses, ids) = anything(mesh);
+    for (to, port, at, access) in mesh.filters() {
+        let at = SocketAddr::new(at, port);
+        for address in &addresses {
+            for id in &ids {
+                if !permitted(&access, *address, id, at) {
+                    continue;
+                }
+                let of_account: Vec<usize> =
+                    (0..mesh.places.len()).filter(|n| mesh.places[*n].id() == *id).collect();
+                if of_account.is_empty() {
+                    prop_assert!(mesh.allows(FlowPeer::Address(*address), to, port), "{} at {}", id, address);
+                    continue;
+                }
+                let verdicts = |numbers: &[usize]| -> Vec<bool> {
+                    numbers.iter().map(|from| mesh.allows(mesh.workload(*from), to, port)).collect()
+                };
+                if verdicts(&of_account).into_iter().all(|allowed| allowed) {
+                    continue;
+                }
+                let here: Vec<usize> =
+                    of_account.into_iter().filter(|n| mesh.places[*n].address == Some(*address)).collect();
+                let verdicts = verdicts(&here);
+                prop_assert!(
+                    !verdicts.is_empty() && verdicts.into_iter().all(|allowed| allowed),
+                    "{} at {} to {:?} port {} among {:#?} through {:#?}",
+                    id,
+                    address,
+                    mesh.places[to].name(to),
+                    port,
+                    mesh.places,
+                    access
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Whoever a connection could come from, with whatever certificate.
 fn anything(mesh: &Mesh) -> (BTreeSet<IpAddr>, BTreeSet<String>) {
     let addresses = mesh.places.iter().filter_map(|place| place.address);
@@ -249,73 +378,35 @@ proptest! {
         places in places(false), policies in policies(),
     ) {
         let mesh = Mesh::new(places, &policies);
-        for (to, port, at, access) in mesh.filters() {
-            let at = SocketAddr::new(at, port);
+        for (to, port, _, access) in mesh.filters() {
             prop_assert_eq!(
                 access.is_empty(),
                 mesh.oracle(FlowPeer::Address("203.0.113.1".parse().unwrap()), to, port).1.is_empty(),
                 "a port has a filter if and only if a policy has to do with its ingress"
             );
-            for (from, place) in mesh.places.iter().enumerate() {
-                let Some(address) = place.address else { continue };
-                let (id, who) = match place.proxy {
-                    // It passes on what comes from another cluster.
-                    "gateway" => (FOREIGN.to_owned(), "by way of"),
-                    _ => (place.id(), "as"),
-                };
-                let expected = mesh.allows(mesh.workload(from), to, port);
-                prop_assert_eq!(
-                    permitted(&access, address, &id, at), expected,
-                    "{} {:?} to {:?} port {} through {:#?}", who, place, &mesh.places[to], port, access
-                );
-            }
-            for outside in &NOBODY[1..] {
-                let ip = outside.parse().unwrap();
-                let expected = mesh.allows(FlowPeer::Address(ip), to, port);
-                prop_assert_eq!(permitted(&access, ip, FOREIGN, at), expected, "{} to {:?}", ip, at);
-            }
         }
+        honest(&mesh)?;
     }
 
-    /// A certificate that doesn't go with its address, addresses that several workloads have: what is admitted is
-    /// admitted by the oracle for the workload whose certificate it is, and where that tells one workload of an account
-    /// from another, at that address.
     #[test]
     fn no_filter_is_wider_than_the_oracle_whoever_connects_from_wherever(
         places in places(true), policies in policies(),
     ) {
-        let mesh = Mesh::new(places, &policies);
-        let (addresses, ids) = anything(&mesh);
-        for (to, port, at, access) in mesh.filters() {
-            let at = SocketAddr::new(at, port);
-            for address in &addresses {
-                for id in &ids {
-                    if !permitted(&access, *address, id, at) {
-                        continue;
-                    }
-                    let of_account: Vec<usize> =
-                        (0..mesh.places.len()).filter(|n| mesh.places[*n].id() == *id).collect();
-                    if of_account.is_empty() {
-                        prop_assert!(mesh.allows(FlowPeer::Address(*address), to, port), "{} at {}", id, address);
-                        continue;
-                    }
-                    let verdicts = |numbers: &[usize]| -> Vec<bool> {
-                        numbers.iter().map(|from| mesh.allows(mesh.workload(*from), to, port)).collect()
-                    };
-                    if verdicts(&of_account).into_iter().all(|allowed| allowed) {
-                        continue;
-                    }
-                    let here: Vec<usize> =
-                        of_account.into_iter().filter(|n| mesh.places[*n].address == Some(*address)).collect();
-                    let verdicts = verdicts(&here);
-                    prop_assert!(
-                        !verdicts.is_empty() && verdicts.into_iter().all(|allowed| allowed),
-                        "{} at {} to {:?} port {} among {:#?} through {:#?}",
-                        id, address, mesh.places[to].name(to), port, mesh.places, access
-                    );
-                }
-            }
-        }
+        never_wider(&Mesh::new(places, &policies))?;
+    }
+
+    #[test]
+    fn denials_of_ciliums_policies_hold_for_whom_they_mean_and_for_nobody_else(
+        places in places(false), policies in cilium_policies(),
+    ) {
+        honest(&Mesh::new(places, &policies))?;
+    }
+
+    #[test]
+    fn no_filter_of_ciliums_policies_is_wider_than_the_oracle(
+        places in places(true), policies in cilium_policies(),
+    ) {
+        never_wider(&Mesh::new(places, &policies))?;
     }
 }
 

@@ -10,7 +10,7 @@ mod common;
 use std::{net::SocketAddr, time::Duration};
 
 use agent::{Agent, PODS};
-use common::{Cluster, SOON, run};
+use common::{Cluster, SOON, configured, run};
 use control_plane::{
     start::{self, Running},
     xds::{Views as _, kinds},
@@ -80,24 +80,9 @@ async fn a_replica_without_a_good_token_leaves_no_trace_on_either_side() {
     let token = cluster.token("node").await;
     let before = cluster.revision().await;
     let folder = tempfile::tempdir().unwrap();
-    let data = folder.path().join("data");
-    let socket = folder.path().join("admin.sock");
-    let arguments = [
-        "control-plane",
-        "run",
-        "--listen",
-        "127.0.0.1:0",
-        "--data-dir",
-        data.to_str().unwrap(),
-        "--admin-socket",
-        socket.to_str().unwrap(),
-        "--join",
-        &token,
-    ];
-    let config = control_plane::config::parse(arguments.iter().map(Into::into)).unwrap();
-    let error = start::start(config).await.unwrap_err();
+    let error = start::start(configured(folder.path(), &["--join", &token])).await.unwrap_err();
     assert!(error.to_string().contains("for a node, not for a replica"), "{error:#}");
-    assert!(!data.join("keys/replica.json").exists());
+    assert!(!folder.path().join("data/keys/replica.json").exists());
     assert_eq!(cluster.revision().await, before);
 }
 
@@ -215,24 +200,8 @@ async fn a_proxy_whose_agent_goes_to_a_replica_that_is_behind_is_served_nothing_
     // The second one is heard of by way of the link, and is a learner: the first goes on without it.
     let token = cluster.token("replica").await;
     let folder = tempfile::tempdir().unwrap();
-    let (data, socket) = (folder.path().join("data"), folder.path().join("admin.sock"));
-    let advertised = to_second.address.to_string();
-    let arguments = [
-        "control-plane",
-        "run",
-        "--listen",
-        "127.0.0.1:0",
-        "--advertise",
-        &advertised,
-        "--data-dir",
-        data.to_str().unwrap(),
-        "--admin-socket",
-        socket.to_str().unwrap(),
-        "--join",
-        &token,
-    ];
-    let config = control_plane::config::parse(arguments.iter().map(Into::into)).unwrap();
-    let second = start::start(config).await.unwrap();
+    let flags = ["--advertise", &to_second.address.to_string(), "--join", &token];
+    let second = start::start(configured(folder.path(), &flags)).await.unwrap();
     to_second.lead_to(second.door);
     tokio::time::timeout(SOON, second.ready()).await.unwrap();
     let mut replicas = ReplicasClient::new(cluster.admin_channel.clone());

@@ -13,7 +13,7 @@ use control_plane::xds::{Client, ProxyKind, ResourceSet, kinds, translate::sets:
 use mesh_model::{
     compile::{MeshModel, compile, diff},
     identity::{SpiffeId, TrustDomain},
-    records::{ClusterInfo, ImportedPort, ImportedService, PeerRecord, WorkloadBinding},
+    records::{ClusterInfo, ImportedPort, ImportedService, Overflow, PeerRecord, WorkloadBinding},
     resource::{AppProtocol, NamespacedName, Object, Protocol},
 };
 use mesh_store::{Bytes16, Command, Envelope, State, apply};
@@ -214,6 +214,8 @@ fn shop() -> (State, MeshModel) {
         ],
         removals: Vec::new(),
     });
+    let share = Overflow { percent: 50, failing: 4, callers: 4, since_unix_ms: 1_000_000 };
+    run(Command::SetOverflow { shares: vec![(NamespacedName::new("shop", "pay"), 80, share)] });
     let model = compile(&state.input().unwrap());
     (state, model)
 }
@@ -393,7 +395,7 @@ fn our_proxy_reads_everything_that_it_is_sent() {
 }
 
 #[test]
-fn a_peers_endpoints_come_after_the_local_ones_and_under_the_same_name() {
+fn a_peers_endpoints_come_after_the_local_ones_but_for_their_share_and_under_the_same_name() {
     let (_, model) = shop();
     let set = sidecar(&model, ProxyKind::Proxy);
     let assignments: Vec<ClusterLoadAssignment> = decoded(&set, kinds::ENDPOINT);
@@ -405,6 +407,9 @@ fn a_peers_endpoints_come_after_the_local_ones_and_under_the_same_name() {
     assert_eq!(levels("outbound|80|pay.shop"), [(0, "west".to_owned()), (1, "east".to_owned())]);
     // Nothing local: priorities still count from 0.
     assert_eq!(levels("outbound|80|stock.shop"), [(0, "east".to_owned())]);
+    let told = assignments.iter().filter_map(|a| Some((a.cluster_name.as_str(), a.policy.as_ref()?)));
+    let factors: Vec<_> = told.map(|(name, p)| (name, p.overprovisioning_factor.map(|f| f.value))).collect();
+    assert_eq!(factors, [("outbound|80|pay.shop", Some(50))]);
 }
 
 #[test]

@@ -156,6 +156,12 @@ async fn revoke(server: &Server, args: &RevokeArgs) -> Result<(), Failure> {
             Ok(answer) => {
                 let plural = if answer.withdrawn == 1 { "certificate" } else { "certificates" };
                 out::line(&format!("administrator/{name} revoked: {} {plural}", answer.withdrawn))?;
+                if answer.tokens > 0 {
+                    out::remark(&format!(
+                        "unused join tokens of {name} that were withdrawn: {}",
+                        answer.tokens
+                    ));
+                }
                 if !answer.granted.is_empty() {
                     out::remark(&format!(
                         "{name} had certificates made for {}, which are still good: see 'clustermesh admin list'",

@@ -70,6 +70,10 @@ fn text(answer: &ApplyResponse, waited: Option<&WaitProgress>, output: ApplyOutp
                         "ackedRevision": plane.acked_revision, "connectedUnixMs": plane.connected_unix_ms,
                         "stateMs": plane.state_ms, "error": plane.error,
                     })).collect::<Vec<_>>(),
+                    "silent": waited.silent.iter().map(|replica| json!({
+                        "replica": replica.id, "address": replica.address, "silentMs": replica.silent_ms,
+                        "error": replica.error,
+                    })).collect::<Vec<_>>(),
                 });
             }
             render::json(&value)
@@ -90,7 +94,7 @@ fn text(answer: &ApplyResponse, waited: Option<&WaitProgress>, output: ApplyOutp
 #[cfg(test)]
 mod tests {
     use super::*;
-    use xds_proto::isthmus::admin::v1::ObjectOutcome;
+    use xds_proto::isthmus::admin::v1::{ObjectOutcome, SilentReplica};
 
     fn answer() -> ApplyResponse {
         let outcome = |kind: &str, name: &str, outcome: &str| ObjectOutcome {
@@ -119,10 +123,13 @@ mod tests {
         );
         assert_eq!(text(&answer(), None, ApplyOutput::Name, false), "service/pay\nhttproute/pay\n");
         assert!(text(&answer(), None, ApplyOutput::Json, false).contains("\"revision\": 12"));
-        let waited = WaitProgress { state: "done".into(), acked: 3, concerned: 3, ..Default::default() };
+        let silent = vec![SilentReplica { id: 2, address: "10.0.0.2:9443".into(), ..Default::default() }];
+        let waited =
+            WaitProgress { state: "timed out".into(), acked: 3, concerned: 3, silent, ..Default::default() };
         let json: serde_json::Value =
             serde_json::from_str(&text(&answer(), Some(&waited), ApplyOutput::Json, false)).unwrap();
-        assert_eq!((&json["wait"]["state"], &json["wait"]["acked"]), (&json!("done"), &json!(3)));
+        assert_eq!((&json["wait"]["state"], &json["wait"]["acked"]), (&json!("timed out"), &json!(3)));
+        assert_eq!(json["wait"]["silent"][0]["address"], json!("10.0.0.2:9443"), "why it took so long");
     }
 
     #[test]

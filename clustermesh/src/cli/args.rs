@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::{
     backup_args::{BackupArgs, RestoreArgs},
-    duration::parse_duration,
+    duration::{parse_duration, parse_wait},
     server::ServerArgs,
 };
 
@@ -219,8 +219,8 @@ pub(crate) struct ApplyArgs {
     /// Return when every data plane concerned has acknowledged the change.
     #[arg(long)]
     pub(crate) wait: bool,
-    /// How long to wait.
-    #[arg(long, default_value = "30s", value_parser = parse_duration, value_name = "DURATION")]
+    /// How long to wait, at most 10m.
+    #[arg(long, default_value = "30s", value_parser = parse_wait, value_name = "DURATION")]
     pub(crate) timeout: Duration,
     /// Check everything and change nothing.
     #[arg(long)]
@@ -317,8 +317,8 @@ pub(crate) struct DeleteArgs {
     /// Return when every data plane concerned has acknowledged the change.
     #[arg(long)]
     pub(crate) wait: bool,
-    /// How long to wait.
-    #[arg(long, default_value = "30s", value_parser = parse_duration, value_name = "DURATION")]
+    /// How long to wait, at most 10m.
+    #[arg(long, default_value = "30s", value_parser = parse_wait, value_name = "DURATION")]
     pub(crate) timeout: Duration,
 }
 
@@ -423,6 +423,7 @@ mod tests {
             "clustermesh get svc -A -n shop",
             "clustermesh apply",
             "clustermesh apply -f x --timeout soon",
+            "clustermesh apply -f x --timeout 601s",
             "clustermesh delete",
             "clustermesh delete svc pay -f x.yaml",
             "clustermesh observe --verdict MAYBE",

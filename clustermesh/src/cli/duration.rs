@@ -4,6 +4,8 @@ use std::time::Duration;
 
 /// Longest duration that is accepted: a year.
 const MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+/// The control plane's own limit.
+const LONGEST_WAIT: Duration = Duration::from_secs(600);
 
 /// Parses one or more numbers with units (ms, s, m, h, d).
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
@@ -37,6 +39,12 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     if total.is_zero() { Err(format!("{text:?} is no time at all")) } else { Ok(total) }
 }
 
+/// For how long the control plane may be asked to wait for data planes.
+pub(crate) fn parse_wait(text: &str) -> Result<Duration, String> {
+    let wait = parse_duration(text)?;
+    if wait > LONGEST_WAIT { Err(format!("{text:?} is longer than 10 minutes")) } else { Ok(wait) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -47,6 +55,12 @@ mod tests {
         assert_eq!(parse_duration("1h30m"), Ok(Duration::from_secs(5400)));
         assert_eq!(parse_duration("1500ms"), Ok(Duration::from_millis(1500)));
         assert_eq!(parse_duration("2d"), Ok(Duration::from_secs(172_800)));
+    }
+
+    #[test]
+    fn a_wait_has_an_end() {
+        assert_eq!(parse_wait("10m"), Ok(LONGEST_WAIT));
+        assert!(parse_wait("600001ms").is_err());
     }
 
     #[test]

@@ -42,7 +42,11 @@ fn slash(word: &str) -> Result<Target, Failure> {
 fn kinds(text: &str) -> Result<Vec<Kind>, Failure> {
     let mut kinds = Vec::new();
     for word in text.split(',').filter(|w| !w.is_empty()) {
-        let more = if word.eq_ignore_ascii_case("all") { Kind::ALL.to_vec() } else { vec![one_kind(word)?] };
+        // As kubectl: what is of the whole cluster is not among all that a namespace has.
+        let more = match word.eq_ignore_ascii_case("all") {
+            true => Kind::ALL.into_iter().filter(|kind| !kind.is_cluster_scoped()).collect(),
+            false => vec![one_kind(word)?],
+        };
         for kind in more {
             if !kinds.contains(&kind) {
                 kinds.push(kind);
@@ -65,7 +69,8 @@ fn one_kind(word: &str) -> Result<Kind, Failure> {
 fn unknown(text: &str) -> Failure {
     Failure::usage(format!(
         "there is no kind {text:?}; use workload (wl), service (svc), endpointslice (eps), \
-         networkpolicy (netpol), httproute, serviceexport (svcexport), sidecar or all"
+         networkpolicy (netpol), httproute, serviceexport (svcexport), sidecar, ciliumnetworkpolicy (cnp), \
+         ciliumclusterwidenetworkpolicy (ccnp) or all"
     ))
 }
 
@@ -103,7 +108,7 @@ mod tests {
             [service(Some("pay")), target(Kind::NetworkPolicy, Some("x"))]
         );
         assert_eq!(parse(&words("svc,po,svc")).unwrap(), [service(None), target(Kind::Workload, None)]);
-        assert_eq!(parse(&words("all")).unwrap().len(), Kind::ALL.len());
+        assert_eq!(parse(&words("all")).unwrap().len(), Kind::ALL.len() - 1, "none of the whole cluster");
         assert_eq!(
             parse(&words("httproutes.gateway.networking.k8s.io")).unwrap(),
             [target(Kind::HttpRoute, None)]

@@ -8,6 +8,7 @@ use std::{
 
 pub(crate) use clustermesh::manifest::Document;
 use clustermesh::manifest::{ManifestError, parse};
+use mesh_model::resource::Kind;
 use serde_json::Value;
 
 use super::failure::Failure;
@@ -100,6 +101,10 @@ fn files(path: &Path) -> Result<Vec<PathBuf>, Failure> {
 /// Objects that name no namespace get that of the command line; two different ones are a mistake.
 fn place_in_namespace(document: &mut Document, wanted: Option<&str>) -> Result<(), Failure> {
     let place = document.place.clone();
+    let kind = document.object.get("kind").and_then(Value::as_str).and_then(Kind::from_user);
+    if kind.is_some_and(Kind::is_cluster_scoped) {
+        return Ok(());
+    }
     let Some(Value::Object(metadata)) = document.object.get_mut("metadata") else {
         return Ok(()); // checked in `unfold`
     };
@@ -132,6 +137,11 @@ mod tests {
         assert_eq!(document.object["metadata"]["namespace"], "default");
         place_in_namespace(&mut other, Some("shop")).unwrap();
         assert_eq!(other.object["metadata"]["namespace"], "shop");
+        let everywhere =
+            "apiVersion: cilium.io/v2\nkind: CiliumClusterwideNetworkPolicy\nmetadata: {name: x}\n";
+        let mut of_cluster = parse("x", everywhere).unwrap().remove(0);
+        place_in_namespace(&mut of_cluster, Some("shop")).unwrap();
+        assert!(of_cluster.object["metadata"].get("namespace").is_none());
         let failure = place_in_namespace(&mut other, Some("pay")).unwrap_err();
         assert!(failure.sentence.contains("\"shop\"") && failure.sentence.contains("\"pay\""));
     }

@@ -12,7 +12,7 @@ use xds_proto::isthmus::admin::v1::{WatchEvent, WatchRequest};
 use super::{
     args::{GetArgs, GetOutput},
     client::{REQUEST_TIMEOUT, connect},
-    failure::Failure,
+    failure::{Failure, NO_QUORUM, UNREACHABLE},
     get::{self, Found},
     kinds::Target,
     object,
@@ -55,7 +55,7 @@ pub(crate) async fn follow(
                 ));
                 match watch.list_again(server).await {
                     Ok(()) => None,
-                    Err(failure) if failure.code == super::failure::UNREACHABLE => Some(failure.sentence),
+                    Err(failure) if matches!(failure.code, UNREACHABLE | NO_QUORUM) => Some(failure.sentence),
                     Err(failure) => return Err(failure),
                 }
             }
@@ -204,7 +204,7 @@ fn end(status: Status) -> Result<End, Failure> {
         Code::OutOfRange => Ok(End::Compacted),
         // Read too slowly, or too many at once: said, and tried again.
         Code::ResourceExhausted => Ok(End::Again(failure.sentence)),
-        _ if failure.code == super::failure::UNREACHABLE => Ok(End::Again(failure.sentence)),
+        _ if matches!(failure.code, UNREACHABLE | NO_QUORUM) => Ok(End::Again(failure.sentence)),
         _ => Err(failure),
     }
 }
@@ -229,6 +229,7 @@ mod tests {
     #[test]
     fn a_lost_leader_is_waited_for_and_a_refusal_is_not() {
         assert!(matches!(end(Status::unavailable("no leader")), Ok(End::Again(_))));
+        assert!(matches!(end(Status::unavailable("no quorum: 1 of 3")), Ok(End::Again(_))));
         assert!(matches!(end(Status::unknown("transport error")), Ok(End::Again(_))));
         assert!(matches!(end(Status::resource_exhausted("watch-backlog")), Ok(End::Again(_))));
         assert!(matches!(end(Status::out_of_range("revision 3 is compacted")), Ok(End::Compacted)));

@@ -12,6 +12,7 @@ use tokio::process::Command;
 use tonic::{Request, Response, Status};
 use xds_proto::isthmus::{
     admin::v1::{
+        LoadHereRequest, LoadReports,
         admin_server::{Admin, AdminServer},
         *,
     },
@@ -118,6 +119,10 @@ impl Admin for Server {
     type WaitHereStream = BoxStream<'static, Result<WaitReports, Status>>;
 
     async fn wait_here(&self, _: Request<WaitHereRequest>) -> Result<Response<Self::WaitHereStream>, Status> {
+        Err(Status::permission_denied("only between replicas"))
+    }
+
+    async fn load_here(&self, _: Request<LoadHereRequest>) -> Result<Response<LoadReports>, Status> {
         Err(Status::permission_denied("only between replicas"))
     }
 

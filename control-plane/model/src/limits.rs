@@ -18,5 +18,8 @@ pub const MAX_IMPORTS_PER_PEER: usize = 10_000;
 pub const MAX_PORTS_PER_IMPORT: usize = 64;
 /// Namespaces that may know of one service, where not all may.
 pub const MAX_EXPORT_TO: usize = 100;
+/// Percent of a service port's calls that may go to peers while callers report failures here: half stays, so that it is
+/// noticed when they end, and so that whoever lies about failures moves no more.
+pub const MAX_OVERFLOW_PERCENT: u8 = 50;
 /// Identities that may serve one imported service.
 pub const MAX_IDENTITIES_PER_IMPORT: usize = 256;

@@ -72,6 +72,22 @@ pub struct ServiceAllocation {
     pub virtual_ip: Option<IpAddr>,
     /// Service port -> loopback port of its outbound listener.
     pub proxy_ports: BTreeMap<u16, u16>,
+    /// Service port -> what of its calls goes to peers.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub overflow: BTreeMap<u16, Overflow>,
+}
+
+/// A share of a service port's calls goes to peers, because callers report that they fail here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Overflow {
+    /// Of all calls; at most [`MAX_OVERFLOW_PERCENT`](crate::limits::MAX_OVERFLOW_PERCENT).
+    pub percent: u8,
+    /// Callers that saw half or more of their calls fail, when it was set.
+    pub failing: u32,
+    /// Callers that had called enough to say something.
+    pub callers: u32,
+    /// When it was set, by the leader's clock.
+    pub since_unix_ms: u64,
 }
 
 /// A control-plane replica.

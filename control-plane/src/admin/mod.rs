@@ -20,9 +20,9 @@ use tonic::{Extensions, Request, Response, Status};
 use xds_proto::isthmus::{
     admin::v1::{
         ApplyRequest, ApplyResponse, CreateTokenRequest, CreateTokenResponse, DeleteRequest, DeleteResponse,
-        JoinRequest, JoinResponse, ListRequest, ListResponse, ObserveRequest, StatusRequest, StatusResponse,
-        WaitHereRequest, WaitProgress, WaitReports, WaitRequest, WatchEvent, WatchRequest,
-        admin_server::Admin,
+        JoinRequest, JoinResponse, ListRequest, ListResponse, LoadHereRequest, LoadReports, ObserveRequest,
+        StatusRequest, StatusResponse, WaitHereRequest, WaitProgress, WaitReports, WaitRequest, WatchEvent,
+        WatchRequest, admin_server::Admin,
     },
     bootstrap::v1::FlowBatch,
 };
@@ -52,6 +52,7 @@ impl Admin for AdminService {
         let request = request.into_inner();
         let wait = request.wait && !request.dry_run;
         let slot = if wait { Some(app.gate.wait(&caller)?) } else { None };
+        let timeout = barrier::timeout("wait_timeout_ms", request.wait_timeout_ms)?;
         let objects = objects::parse(&request.objects)?;
         let command = Command::Apply { objects, dry_run: request.dry_run };
         let applied = app.replica.write(command).await.map_err(write_status)?;
@@ -62,7 +63,6 @@ impl Admin for AdminService {
         let wait_revision = self.changed_at(&applied).await;
         let mut waiting_for = Vec::new();
         if wait {
-            let timeout = barrier::timeout(request.wait_timeout_ms);
             let nobody = |_| std::future::ready(Ok::<_, Infallible>(()));
             let last = barrier::wait(app, wait_revision, timeout, nobody).await;
             waiting_for = barrier::sentences(&last.ok_or_else(stopping)?);
@@ -132,6 +132,7 @@ impl Admin for AdminService {
         let slot = app.gate.wait(&caller)?;
         let WaitRequest { revision, timeout_ms } = request.into_inner();
         let state = app.replica.linearizable().await.map_err(read_status)?;
+        let timeout = barrier::timeout("timeout_ms", timeout_ms)?;
         if revision == 0 || revision > state.revision {
             let newest = state.revision;
             return Err(Status::invalid_argument(format!(
@@ -141,7 +142,6 @@ impl Admin for AdminService {
         drop(state);
         let (sender, receiver) = tokio::sync::mpsc::channel(1);
         tokio::spawn(async move {
-            let timeout = barrier::timeout(timeout_ms);
             let told = barrier::wait(&app, revision, timeout, |progress| sender.send(Ok(progress))).await;
             if told.is_none() {
                 // Nobody listens, or the replica drains.
@@ -174,6 +174,11 @@ impl Admin for AdminService {
         Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(receiver))))
     }
 
+    async fn load_here(&self, request: Request<LoadHereRequest>) -> Result<Response<LoadReports>, Status> {
+        self.0.admit(request.extensions(), Action::Status)?;
+        Ok(Response::new(crate::overflow::here(&self.0)))
+    }
+
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         self.0.admit(request.extensions(), Action::Status)?;
         let local = request.metadata().contains_key(status::LOCAL_ONLY);
@@ -185,12 +190,13 @@ impl Admin for AdminService {
         &self,
         request: Request<CreateTokenRequest>,
     ) -> Result<Response<CreateTokenResponse>, Status> {
-        self.0.admit(request.extensions(), Action::CreateToken)?;
-        admission::create(&self.0, request.get_ref()).await.map(Response::new)
+        let caller = self.0.admit(request.extensions(), Action::CreateToken)?;
+        admission::create(&self.0, &caller, request.get_ref()).await.map(Response::new)
     }
 
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
-        self.0.admit(request.extensions(), Action::JoinMesh)?;
+        let caller = self.0.admit(request.extensions(), Action::JoinMesh)?;
+        tracing::info!(%caller, "is asked to join another cluster");
         federation::join::join(&self.0, &request.get_ref().token).await.map(Response::new)
     }
 

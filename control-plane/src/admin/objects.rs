@@ -57,7 +57,11 @@ pub fn keys(references: &[ObjectRef]) -> Result<Vec<ObjectKey>, Status> {
         .map(|(index, reference)| {
             let kind = kind(&reference.kind)
                 .map_err(|e| Status::invalid_argument(format!("objects[{index}].{}", e.message())))?;
-            let name = NamespacedName::parse(&format!("{}/{}", reference.namespace, reference.name));
+            let name = match kind.is_cluster_scoped() {
+                true => Some(kind.name("", &reference.name))
+                    .filter(|name| !name.name.is_empty() && !name.name.contains('/')),
+                false => NamespacedName::parse(&format!("{}/{}", reference.namespace, reference.name)),
+            };
             let bad = || {
                 Status::invalid_argument(format!(
                     "objects[{index}]: {:?} in namespace {:?} names no object",
@@ -102,13 +106,17 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// From the request. The kind `all` means every kind.
+    /// From the request. The kind `all` means every kind; where a namespace is asked for, every one that has namespaces.
+    /// A kind of the whole cluster is listed whatever the namespace.
     ///
     /// # Errors
     /// An unknown kind or a malformed selector.
     pub fn new(request: &ListRequest) -> Result<Self, Status> {
         let kinds = match request.kind.as_str() {
-            "all" => Kind::ALL.to_vec(),
+            "all" => {
+                let wanted = |kind: &Kind| request.namespace.is_empty() || !kind.is_cluster_scoped();
+                Kind::ALL.into_iter().filter(wanted).collect()
+            }
             one => vec![kind(one)?],
         };
         Ok(Self {
@@ -123,20 +131,26 @@ impl Filter {
     pub fn matches(&self, object: &Object) -> bool {
         let meta = object.meta();
         self.kinds.contains(&object.kind())
-            && (self.namespace.is_empty() || self.namespace == meta.name.namespace)
+            && (self.within(object.kind()).is_empty() || self.namespace == meta.name.namespace)
             && (self.name.is_empty() || self.name == meta.name.name)
             && self.selector.matches(&meta.labels)
     }
 
     /// Whether objects of a kind and a namespace (empty: of any) can be among them.
     pub fn wants(&self, kind: Kind, namespace: &str) -> bool {
-        let either_is_all = self.namespace.is_empty() || namespace.is_empty();
-        self.kinds.contains(&kind) && (either_is_all || self.namespace == namespace)
+        let own = self.within(kind);
+        let either_is_all = own.is_empty() || namespace.is_empty();
+        self.kinds.contains(&kind) && (either_is_all || own == namespace)
+    }
+
+    /// The namespace that objects of a kind are to be of; empty: any, or none.
+    fn within(&self, kind: Kind) -> &str {
+        if kind.is_cluster_scoped() { "" } else { &self.namespace }
     }
 
     /// The objects of a state, in the order of kind, namespace and name, each with its revision.
     pub fn select<'a>(&'a self, state: &'a State) -> impl Iterator<Item = Selected<'a>> {
-        self.kinds.iter().flat_map(move |kind| self.select_within(state, *kind, &self.namespace))
+        self.kinds.iter().flat_map(move |kind| self.select_within(state, *kind, self.within(*kind)))
     }
 
     /// Those of them that are of a kind and in a namespace (empty: in any). Costs in proportion to these.

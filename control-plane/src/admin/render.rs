@@ -4,7 +4,8 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use mesh_model::{
     compile::{MeshModel, MeshService, MeshWorkload},
-    resource::{HttpRoute, NamespacedName, NetworkPolicy, Object, ServiceExport, Sidecar, Workload},
+    policy::NormalPolicy,
+    resource::{HttpRoute, NamespacedName, Object, ServiceExport, Sidecar, Workload},
 };
 use mesh_store::{State, StoredMeta};
 use serde_json::{Map, Value, json};
@@ -31,7 +32,9 @@ pub fn status(object: &Object, state: &State, model: &MeshModel) -> Option<Value
     match object {
         Object::Workload(o) => workload(o, model),
         Object::Service(o) => service(&o.meta.name, model),
-        Object::NetworkPolicy(o) => Some(network_policy(o, state)),
+        Object::NetworkPolicy(_)
+        | Object::CiliumNetworkPolicy(_)
+        | Object::CiliumClusterwideNetworkPolicy(_) => Some(policy(object, state)),
         Object::HttpRoute(o) => Some(http_route(o, model)),
         Object::ServiceExport(o) => Some(service_export(o, model)),
         Object::Sidecar(o) => Some(sidecar(o, model)),
@@ -114,17 +117,16 @@ fn service(name: &NamespacedName, model: &MeshModel) -> Option<Value> {
     Some(status)
 }
 
-fn network_policy(o: &NetworkPolicy, state: &State) -> Value {
-    let selected = state
-        .objects
-        .values()
-        .filter_map(|object| match object.as_ref() {
-            Object::Workload(workload) => Some(workload),
-            _ => None,
-        })
-        .filter(|w| w.meta.name.namespace == o.meta.name.namespace && o.pod_selector.matches(&w.meta.labels))
-        .count();
-    json!({ "selectedWorkloads": selected })
+/// How many workloads a policy of any language selects.
+fn policy(object: &Object, state: &State) -> Value {
+    let policies = NormalPolicy::all_of(object);
+    let selects =
+        |w: &Workload| policies.iter().any(|p| p.subject.matches(&w.meta.name.namespace, &w.meta.labels));
+    let workloads = state.objects.values().filter_map(|object| match object.as_ref() {
+        Object::Workload(workload) => Some(workload),
+        _ => None,
+    });
+    json!({ "selectedWorkloads": workloads.filter(|w| selects(w)).count() })
 }
 
 /// Gateway API: per parent, whether the route was taken and whether what it refers to exists.

@@ -30,7 +30,7 @@ impl Replicas for ReplicasService {
         request: Request<RemoveReplicaRequest>,
     ) -> Result<Response<ChangeReplicaResponse>, Status> {
         let app = &self.0;
-        app.admit(request.extensions(), Action::ManageReplicas)?;
+        let caller = app.admit(request.extensions(), Action::ManageReplicas)?;
         let id = request.get_ref().id;
         exists(&*app.replica.linearizable().await.map_err(read_status)?, id)?;
         let all = status::everywhere(app).await.replicas;
@@ -38,7 +38,7 @@ impl Replicas for ReplicasService {
             return Err(Status::failed_precondition(refusal));
         }
         let applied = app.replica.remove_replica(id).await.map_err(write_status)?;
-        tracing::info!(replica = id, revision = applied.revision, "a replica is to be removed");
+        tracing::info!(%caller, replica = id, revision = applied.revision, "a replica is to be removed");
         Ok(Response::new(ChangeReplicaResponse { revision: applied.revision }))
     }
 
@@ -47,7 +47,7 @@ impl Replicas for ReplicasService {
         request: Request<SetReplicaRoleRequest>,
     ) -> Result<Response<ChangeReplicaResponse>, Status> {
         let app = &self.0;
-        app.admit(request.extensions(), Action::ManageReplicas)?;
+        let caller = app.admit(request.extensions(), Action::ManageReplicas)?;
         let SetReplicaRoleRequest { id, learner } = *request.get_ref();
         exists(&*app.replica.linearizable().await.map_err(read_status)?, id)?;
         let all = status::everywhere(app).await.replicas;
@@ -61,7 +61,7 @@ impl Replicas for ReplicasService {
             )));
         }
         let applied = app.replica.set_role(id, learner).await.map_err(write_status)?;
-        tracing::info!(replica = id, learner, revision = applied.revision, "a replica's role was changed");
+        tracing::info!(%caller, replica = id, learner, revision = applied.revision, "a replica's role was changed");
         Ok(Response::new(ChangeReplicaResponse { revision: applied.revision }))
     }
 }

@@ -66,6 +66,7 @@ pub fn local(app: &App) -> StatusResponse {
         raft_group: view.group.clone(),
         failure: view.failure.unwrap_or_default(),
         departures: departures(app),
+        overflow: crate::overflow::in_effect(&state),
     }
 }
 

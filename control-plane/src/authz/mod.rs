@@ -148,20 +148,21 @@ impl Action {
 
 impl Caller {
     /// A node's certificate counts for as long as its registration does: until the node is revoked or removed, or
-    /// registers anew; `current` is the registration of a node's name. A replica that has not heard of a registration yet lets it pass; it finds nothing of its there.
+    /// registers anew. `current` is the registration of a node's name, and `last` the last that this replica has heard
+    /// of: it lets a later one pass, and finds nothing of its there. One without a registration could not be revoked, and
+    /// is nobody's.
     pub fn unless_revoked(
         self,
         registration: Option<u64>,
+        last: u64,
         current: impl FnOnce(&str) -> Option<u64>,
-        revoked: impl FnOnce(u64) -> bool,
     ) -> Self {
-        let (Caller::Node(name), Some(number)) = (&self, registration) else { return self };
-        let replaced = current(name).is_some_and(|current| current > number);
-        if replaced || revoked(number) {
-            Caller::Revoked(format!("node {name}, whose registration has ended"))
-        } else {
-            self
+        let Caller::Node(name) = &self else { return self };
+        let stands = registration.is_some_and(|number| number > last || current(name) == Some(number));
+        if stands {
+            return self;
         }
+        Caller::Revoked(format!("node {name}, whose registration has ended"))
     }
 
     /// An administrator's certificate counts if the cluster knows of it, by the number in its serial, and for as long as
@@ -252,7 +253,7 @@ pub fn check(caller: &Caller, action: Action) -> Result<(), tonic::Status> {
     if allowed(caller.role(), action) {
         return Ok(());
     }
-    let sentence = format!("{caller} may not do this: {action:?} is not open to {:?}", caller.role());
+    let sentence = format!("{caller} may not do this ({action:?})");
     Err(match caller {
         Caller::Anonymous => tonic::Status::unauthenticated(sentence),
         _ => tonic::Status::permission_denied(sentence),
@@ -291,17 +292,18 @@ mod tests {
 
     #[test]
     fn a_node_is_nobody_once_its_registration_is_revoked_or_replaced() {
-        let who = |number, now: Option<u64>, revoked: bool| {
-            Caller::Node("n1".to_owned()).unless_revoked(number, |_| now, |_| revoked).role()
+        let who = |number, last, now: Option<u64>| {
+            Caller::Node("n1".to_owned()).unless_revoked(number, last, |_| now).role()
         };
-        assert_eq!(who(Some(3), Some(3), false), Role::Node);
-        assert_eq!(who(Some(3), Some(4), false), Role::Revoked, "it has registered anew");
-        assert_eq!(who(Some(3), None, true), Role::Revoked);
-        assert_eq!(who(Some(3), Some(2), false), Role::Node, "this replica lags");
-        assert_eq!(who(Some(3), None, false), Role::Node, "this replica lags");
-        assert_eq!(who(None, None, true), Role::Node, "a certificate of an earlier release");
+        assert_eq!(who(Some(3), 3, Some(3)), Role::Node);
+        assert_eq!(who(Some(3), 9, Some(4)), Role::Revoked, "it has registered anew");
+        assert_eq!(who(Some(3), 3, None), Role::Revoked, "it was revoked, or removed");
+        assert_eq!(who(Some(3), 9, Some(2)), Role::Revoked, "of a cluster that was lost after the backup");
+        assert_eq!(who(Some(3), 2, Some(2)), Role::Node, "this replica lags");
+        assert_eq!(who(Some(3), 2, None), Role::Node, "this replica lags");
+        assert_eq!(who(None, 0, None), Role::Revoked, "it could not be revoked");
         let admin = Caller::Admin("a".to_owned());
-        assert_eq!(admin.unless_revoked(Some(3), |_| None, |_| true).role(), Role::Admin);
+        assert_eq!(admin.unless_revoked(Some(3), 9, |_| None).role(), Role::Admin);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use std::{collections::BTreeSet, time::Duration, time::SystemTime};
 
 use mesh_model::identity::SpiffeId;
-use mesh_store::{AdministratorRecord, AuthorityCommand, Command, Granted, State, limits};
+use mesh_store::{AdministratorRecord, AuthorityCommand, Command, Granted, State, TokenRecord, limits};
 use mesh_tls::{CertificateDer, csr};
 use tonic::Status;
 use xds_proto::isthmus::ca::v1::{
@@ -110,8 +110,11 @@ pub async fn revoke(app: &App, caller: &Caller, name: String) -> Result<RevokeAd
         .filter(|record| record.asked_by == theirs && record.name != name)
         .map(|record| record.name.clone())
         .collect();
+    let open = |token: &&TokenRecord| token.used_by.is_none() && token.asked_by == theirs;
+    let tokens = state.tokens.values().filter(open).count();
     drop(state);
-    let command = AuthorityCommand::WithdrawAdministrator { name: name.clone(), by: caller.to_string() };
+    let (by, tokens_of) = (caller.to_string(), theirs);
+    let command = AuthorityCommand::WithdrawAdministrator { name: name.clone(), by, tokens_of };
     let applied = app.replica.write(Command::Authority(command)).await.map_err(write_status)?;
     tracing::warn!(
         %caller, administrator = name, revision = applied.revision, "withdrew an administrator's certificates"
@@ -120,5 +123,6 @@ pub async fn revoke(app: &App, caller: &Caller, name: String) -> Result<RevokeAd
         revision: applied.revision,
         withdrawn: u32::try_from(count).unwrap_or(u32::MAX),
         granted: granted.into_iter().collect(),
+        tokens: u32::try_from(tokens).unwrap_or(u32::MAX),
     })
 }

@@ -9,6 +9,7 @@ use xds_proto::isthmus::admin::v1::{CreateTokenRequest, CreateTokenResponse};
 
 use crate::{
     app::{App, write_status},
+    authz::Caller,
     raft::WriteError,
 };
 
@@ -22,7 +23,11 @@ const MAX_DOORS: usize = 8;
 ///
 /// # Errors
 /// An unknown purpose, a time to live out of bounds, or no quorum.
-pub async fn create(app: &App, request: &CreateTokenRequest) -> Result<CreateTokenResponse, Status> {
+pub async fn create(
+    app: &App,
+    caller: &Caller,
+    request: &CreateTokenRequest,
+) -> Result<CreateTokenResponse, Status> {
     let purpose = Purpose::parse(&request.purpose).map_err(|e| Status::invalid_argument(e.to_string()))?;
     let node = Some(request.node.clone()).filter(|node| !node.is_empty());
     if node.is_some() && purpose != Purpose::Node {
@@ -60,8 +65,15 @@ pub async fn create(app: &App, request: &CreateTokenRequest) -> Result<CreateTok
         expires_unix,
         used_by: None,
         learner: request.learner,
+        asked_by: caller.to_string(),
     };
-    app.replica.write(Command::CreateToken { id: token.id, token: record }).await.map_err(write_status)?;
+    let id = token.id.clone();
+    let applied = app
+        .replica
+        .write(Command::CreateToken { id: token.id, token: record })
+        .await
+        .map_err(write_status)?;
+    tracing::info!(%caller, token = id, %purpose, revision = applied.revision, "made a join token");
     Ok(CreateTokenResponse { token: text, expires_unix })
 }
 

@@ -82,12 +82,10 @@ fn shown_registration(extensions: &tonic::Extensions) -> Option<u64> {
 /// What is signed outlives the request: so it is looked at once more, in a state that holds every revocation.
 fn still_registered(state: &State, shown: Option<u64>, node: &str) -> Result<(), Status> {
     let current = state.nodes.get(node).map(|node| node.registration);
-    match shown {
-        Some(shown) if current != Some(shown) => Err(Status::permission_denied(format!(
-            "node {node} must register again: its registration has ended"
-        ))),
-        _ => Ok(()),
+    if shown.is_some() && shown == current {
+        return Ok(());
     }
+    Err(Status::permission_denied(format!("node {node} must register again: its registration has ended")))
 }
 
 /// The identity of a workload that runs on a node, from the objects and never from the request.

@@ -37,7 +37,7 @@ impl CertificateAuthority for AuthorityService {
 
     async fn rotate(&self, request: Request<RotateRequest>) -> Result<Response<StatusResponse>, Status> {
         let app = &self.0;
-        app.admit(request.extensions(), Action::RotateRoot)?;
+        let caller = app.admit(request.extensions(), Action::RotateRoot)?;
         let RotateRequest { skip_unconfirmed, retire_now } = request.into_inner();
         let state = app.replica.linearizable().await.map_err(read_status)?;
         if state.authority.rotation.is_none() {
@@ -51,14 +51,16 @@ impl CertificateAuthority for AuthorityService {
             drop(state);
             let applied = app.replica.write(Command::Authority(command)).await.map_err(write_status)?;
             let to = fingerprint_of(root.certificate());
-            tracing::info!(to, revision = applied.revision, "a rotation of the root begins");
+            tracing::info!(%caller, to, revision = applied.revision, "a rotation of the root begins");
         }
         let state = app.replica.linearizable().await.map_err(read_status)?;
         let number = state.authority.rotation.as_ref().map(|rotation| rotation.number);
         drop(state);
         if let Some(number) = number.filter(|_| skip_unconfirmed || retire_now) {
             let command = AuthorityCommand::Hurry { number, skip_unconfirmed, retire_now };
-            app.replica.write(Command::Authority(command)).await.map_err(write_status)?;
+            let applied = app.replica.write(Command::Authority(command)).await.map_err(write_status)?;
+            let revision = applied.revision;
+            tracing::warn!(%caller, number, skip_unconfirmed, retire_now, revision, "a rotation is hurried");
         }
         let state = app.replica.linearizable().await.map_err(read_status)?;
         Ok(Response::new(describe(&state, unix(SystemTime::now()))))
@@ -75,7 +77,7 @@ impl CertificateAuthority for AuthorityService {
 
     async fn revoke_node(&self, request: Request<NodeRequest>) -> Result<Response<NodeResponse>, Status> {
         let app = &self.0;
-        app.admit(request.extensions(), Action::EndRegistration)?;
+        let caller = app.admit(request.extensions(), Action::EndRegistration)?;
         let name = request.into_inner().name;
         let state = app.replica.linearizable().await.map_err(read_status)?;
         exists(&state, &name)?;
@@ -83,13 +85,13 @@ impl CertificateAuthority for AuthorityService {
         drop(state);
         let command = AuthorityCommand::RevokeNode { name: name.clone() };
         let applied = app.replica.write(Command::Authority(command)).await.map_err(write_status)?;
-        tracing::warn!(node = name, revision = applied.revision, "revoked a node");
+        tracing::warn!(%caller, node = name, revision = applied.revision, "revoked a node");
         Ok(Response::new(NodeResponse { revision: applied.revision, unbound }))
     }
 
     async fn remove_node(&self, request: Request<NodeRequest>) -> Result<Response<NodeResponse>, Status> {
         let app = &self.0;
-        app.admit(request.extensions(), Action::EndRegistration)?;
+        let caller = app.admit(request.extensions(), Action::EndRegistration)?;
         let name = request.into_inner().name;
         let state = app.replica.linearizable().await.map_err(read_status)?;
         exists(&state, &name)?;
@@ -99,7 +101,7 @@ impl CertificateAuthority for AuthorityService {
         drop(state);
         let command = Command::RemoveNode { name: name.clone() };
         let applied = app.replica.write(command).await.map_err(write_status)?;
-        tracing::info!(node = name, revision = applied.revision, "removed a node");
+        tracing::info!(%caller, node = name, revision = applied.revision, "removed a node");
         Ok(Response::new(NodeResponse { revision: applied.revision, unbound: Vec::new() }))
     }
 

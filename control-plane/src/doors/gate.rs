@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::IpAddr,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -9,14 +10,34 @@ use std::{
     time::Instant,
 };
 
+use mesh_tls::{Entered, Sources, grpc::PeerInfo};
+
 use super::{
     bucket::{Buckets, Rate},
+    connections::neighbours,
     limits::{LimitReached, Limits, Slot, Slots, TABLE},
 };
 use crate::authz::{Action, Caller, Role};
 
+/// One address has one of so many parts of what all callers without a certificate have.
+const SHARES: usize = 4;
+
 /// What certificates are signed for.
 pub const SIGNED: [&str; 4] = ["workload", "node", "replica", "administrator"];
+
+/// A connection that is open, until dropped.
+#[derive(Debug)]
+pub struct ConnectionSlot {
+    _all: Slot,
+    _of_address: Option<Entered<IpAddr>>,
+}
+
+/// A call of what is open to everybody, while it is read.
+#[derive(Debug)]
+pub struct Newcomer {
+    _all: Slot,
+    _of_address: Entered<IpAddr>,
+}
 
 /// One for all doors of a replica.
 #[derive(Debug)]
@@ -27,6 +48,11 @@ pub struct Gate {
     waits: Slots,
     watches: Slots,
     watches_of: Mutex<BTreeMap<String, Slots>>,
+    connections: Slots,
+    newcomers: Slots,
+    newcomers_of: Sources<IpAddr>,
+    calls: Slots,
+    calls_of: Sources<IpAddr>,
     /// Requests that the table refused, by role.
     denied: [AtomicU64; Role::ALL.len()],
     /// Certificates, in the order of [`SIGNED`].
@@ -39,6 +65,11 @@ impl Gate {
     /// Nobody has come yet.
     pub fn new(limits: Limits) -> Self {
         Self {
+            connections: Slots::default(),
+            newcomers: Slots::default(),
+            newcomers_of: Sources::at_most(limits.newcomer_connections_per_address),
+            calls: Slots::default(),
+            calls_of: Sources::at_most(limits.newcomer_calls.div_ceil(SHARES)),
             limits,
             buckets: Mutex::default(),
             waits: Slots::default(),
@@ -117,6 +148,55 @@ impl Gate {
             .take(all)
             .ok_or_else(|| reached("watches", all, "ask another replica, or raise it with --limit"))?;
         Ok([of_caller, of_all])
+    }
+
+    /// One more connection to the mesh door, until the slot is dropped.
+    ///
+    /// # Errors
+    /// Too many at once.
+    pub fn connection(&self, peer: &PeerInfo) -> Result<ConnectionSlot, LimitReached> {
+        let Limits { connections, newcomer_connections, newcomer_connections_per_address, .. } = self.limits;
+        let reached = |name, value| {
+            let who = match &peer.spiffe_id {
+                Some(id) => id.to_string(),
+                None => format!("{} at {}", Caller::Anonymous, peer.addr.ip()),
+            };
+            let next = "end some first, or ask another replica";
+            self.count(LimitReached { name, value, unit: "at once", who, next })
+        };
+        if peer.spiffe_id.is_some() {
+            let all = self.connections.take(connections);
+            let all = all.ok_or_else(|| reached("connections", connections))?;
+            return Ok(ConnectionSlot { _all: all, _of_address: None });
+        }
+        let of_address = self
+            .newcomers_of
+            .enter(neighbours(peer.addr.ip()))
+            .ok_or_else(|| reached("newcomer-connections-per-address", newcomer_connections_per_address))?;
+        let all = self.newcomers.take(newcomer_connections);
+        let all = all.ok_or_else(|| reached("newcomer-connections", newcomer_connections))?;
+        Ok(ConnectionSlot { _all: all, _of_address: Some(of_address) })
+    }
+
+    /// One more request of what is open to everybody, until the place is dropped.
+    ///
+    /// # Errors
+    /// Too many at once.
+    pub fn newcomer_call(&self, address: IpAddr) -> Result<Newcomer, LimitReached> {
+        let value = self.limits.newcomer_calls;
+        let of_address = self.calls_of.enter(neighbours(address));
+        let both = of_address.and_then(|of_address| Some((of_address, self.calls.take(value)?)));
+        let Some((of_address, all)) = both else {
+            let who = format!("a newcomer at {address}");
+            let (unit, next) = ("at once, a fourth of them from one address", "try again a little later");
+            return Err(self.count(LimitReached { name: "newcomer-calls", value, unit, who, next }));
+        };
+        Ok(Newcomer { _all: all, _of_address: of_address })
+    }
+
+    /// Connections that are open to the mesh door, with a certificate and without.
+    pub fn connected(&self) -> (usize, usize) {
+        (self.connections.open(), self.newcomers.open())
     }
 
     /// Counts a refusal of the table.
@@ -225,6 +305,45 @@ mod tests {
         assert_eq!(gate.watch(&node("c")).unwrap_err().name, "watches");
         drop(held);
         assert!(gate.watch(&node("a")).is_ok());
+    }
+
+    fn from(address: &str, id: Option<&str>) -> PeerInfo {
+        let spiffe_id = id.map(|id| mesh_model::identity::SpiffeId::parse(id).unwrap());
+        PeerInfo { spiffe_id, registration: None, addr: address.parse().unwrap() }
+    }
+
+    #[test]
+    fn connections_without_a_certificate_are_few_and_take_no_room_from_the_others() {
+        let gate = Gate::new(Limits {
+            connections: 1,
+            newcomer_connections: 3,
+            newcomer_connections_per_address: 2,
+            ..Limits::default()
+        });
+        let mut held: Vec<_> = (0..2).map(|_| gate.connection(&from("192.0.2.1:9", None)).unwrap()).collect();
+        let refused = gate.connection(&from("192.0.2.1:10", None)).unwrap_err();
+        assert_eq!((refused.name, refused.value), ("newcomer-connections-per-address", 2));
+        held.push(gate.connection(&from("192.0.2.2:9", None)).unwrap());
+        let refused = gate.connection(&from("192.0.2.3:9", None)).unwrap_err();
+        assert_eq!((refused.name, refused.value), ("newcomer-connections", 3));
+        let node = from("192.0.2.1:11", Some("spiffe://west.example/isthmus/node/n1"));
+        let known = gate.connection(&node).unwrap();
+        assert_eq!(gate.connection(&node).unwrap_err().name, "connections");
+        assert_eq!(gate.connected(), (1, 3));
+        drop((known, held));
+        assert_eq!(gate.connected(), (0, 0));
+        assert!(gate.connection(&from("192.0.2.3:9", None)).is_ok(), "what was refused holds no place");
+    }
+
+    #[test]
+    fn one_address_has_a_fourth_of_the_calls_without_a_certificate() {
+        let gate = Gate::new(Limits { newcomer_calls: 8, ..Limits::default() });
+        let from = |last: u8| gate.newcomer_call(std::net::Ipv4Addr::new(192, 0, 2, last).into());
+        let held: Vec<_> = (0..8).map(|n| from(n / 2).unwrap()).collect();
+        assert_eq!(from(0).unwrap_err().name, "newcomer-calls");
+        assert_eq!(from(9).unwrap_err().name, "newcomer-calls", "all places are taken");
+        drop(held);
+        assert!(from(9).is_ok());
     }
 
     #[test]

@@ -54,6 +54,14 @@ limits! {
         "requests a second of one node; five times as many at once";
     newcomer_requests, "newcomer-requests", 20,
         "requests a second from one address without a certificate of this mesh; five times as many at once";
+    connections, "connections", 20_000,
+        "connections with a certificate to the mesh door, of all callers together";
+    newcomer_connections, "newcomer-connections", 1_024,
+        "connections to it without one";
+    newcomer_connections_per_address, "newcomer-connections-per-address", 64,
+        "of these, from one address (IPv6: from one /64)";
+    newcomer_calls, "newcomer-calls", 256,
+        "requests of newcomers, with a token, that are being read at once; a fourth of them from one address";
     watches, "watches", 1_000,
         "watches of objects and observers of flows of all callers together";
     watches_per_client, "watches-per-client", 64,

@@ -1,8 +1,9 @@
-//! The mesh door: one TCP port, TLS 1.3, certificates of clients verified where offered. Every service behind it
-//! asks `authz` who may.
+//! The mesh door: one TCP port, TLS 1.3, certificates of clients verified where offered. [`Admission`] asks `authz` who
+//! may before a request is read, and every service behind it again. Whoever has no certificate has little of everything.
 
 use std::{future::Future, sync::Arc};
 
+use futures::FutureExt;
 use mesh_tls::{ALPN_H2, ClientAuth, grpc, server_config};
 use tokio::net::TcpListener;
 use tonic::transport::Server;
@@ -20,7 +21,11 @@ use xds_proto::isthmus::{
     raft::v1::raft_server::RaftServer,
 };
 
-use super::{MAX_ADMIN_MESSAGE, MAX_SMALL_MESSAGE, MAX_STREAMS_PER_CONNECTION};
+use super::{
+    MAX_ADMIN_MESSAGE, MAX_BOOTSTRAP_MESSAGE, MAX_JOIN_MESSAGE, MAX_NEWCOMER_STREAMS, MAX_SMALL_MESSAGE,
+    MAX_STREAMS_PER_CONNECTION, NEWCOMER_CONNECTION_WINDOW, NEWCOMER_STREAM_WINDOW, admission::Admission,
+    connections,
+};
 use crate::{
     admin::{AdminService, recovery::RecoveryService, replicas::ReplicasService, tokens::TokensService},
     app::App,
@@ -41,7 +46,7 @@ pub async fn serve(
     listener: TcpListener,
     raft: RaftServer<RaftService>,
     xds: &XdsServer<ModelViews>,
-    stop: impl Future<Output = ()>,
+    stop: impl Future<Output = ()> + Send,
 ) -> anyhow::Result<()> {
     let tls = server_config(app.ca.own().clone(), app.bundles.clone(), ClientAuth::Optional, &[ALPN_H2])?;
     let authority = CertificateAuthorityServer::new(AuthorityService(app.clone()))
@@ -52,7 +57,8 @@ pub async fn serve(
         .add_service(raft)
         .add_service(authority)
         .add_service(
-            BootstrapServer::new(BootstrapService(app.clone())).max_decoding_message_size(MAX_SMALL_MESSAGE),
+            BootstrapServer::new(BootstrapService(app.clone()))
+                .max_decoding_message_size(MAX_BOOTSTRAP_MESSAGE),
         )
         .add_service(
             CertificatesServer::new(CertificatesService(app.clone()))
@@ -62,8 +68,7 @@ pub async fn serve(
             EndpointsServer::new(EndpointsService(app.clone())).max_decoding_message_size(MAX_SMALL_MESSAGE),
         )
         .add_service(
-            FederationServer::new(FederationService(app.clone()))
-                .max_decoding_message_size(MAX_SMALL_MESSAGE),
+            FederationServer::new(FederationService(app.clone())).max_decoding_message_size(MAX_JOIN_MESSAGE),
         )
         .add_service(csds::service::server(app.clone()))
         .add_service(
@@ -80,10 +85,17 @@ pub async fn serve(
                 .max_decoding_message_size(MAX_ADMIN_MESSAGE)
                 .max_encoding_message_size(usize::MAX),
         );
-    crate::xds::server::keepalive(Server::builder())
+    let services = Admission::new(app.clone(), routes.prepare());
+    let (known, newcomers) = connections::divide(app.gate.clone(), grpc::incoming(listener, tls));
+    let stop = stop.shared();
+    let for_known = crate::xds::server::keepalive(Server::builder())
         .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
-        .add_routes(routes)
-        .serve_with_incoming_shutdown(grpc::incoming(listener, tls), stop)
-        .await?;
+        .serve_with_incoming_shutdown(services.clone(), known, stop.clone());
+    let for_newcomers = crate::xds::server::keepalive(Server::builder())
+        .max_concurrent_streams(MAX_NEWCOMER_STREAMS)
+        .initial_stream_window_size(NEWCOMER_STREAM_WINDOW)
+        .initial_connection_window_size(NEWCOMER_CONNECTION_WINDOW)
+        .serve_with_incoming_shutdown(services, newcomers, stop);
+    tokio::try_join!(for_known, for_newcomers)?;
     Ok(())
 }

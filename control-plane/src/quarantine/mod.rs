@@ -42,6 +42,7 @@ use crate::{
     doors,
     group::Group,
     notify::Notifier,
+    raft,
     replicas::Replicas,
 };
 
@@ -159,7 +160,12 @@ async fn ask_to_leave(config: &Config, ca: Ca, damage: String, notifier: &Notifi
         shared.asked.notified().await;
     }
     let new_id = loop {
-        match ask_all(&others, &contacts, &config.advertised()).await {
+        // The others remove the old number when they give the new one: first, whether it could start.
+        let answer = match raft::room_for_another(&config.data_dir) {
+            Ok(()) => ask_all(&others, &contacts, &config.advertised()).await,
+            Err(error) => Err(format!("a new log needs room beside the damaged one: {error}")),
+        };
+        match answer {
             Ok(id) => break id,
             Err(reason) => {
                 tracing::warn!(reason, "the others have given no new number yet");

@@ -2,14 +2,15 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures::future::join_all;
+use futures::{FutureExt, future::join_all};
 use mesh_store::{Bytes16, ObjectChange, Refusal};
+use openraft::{ChangeMembers, ServerState};
 use tonic::{Code, Status, transport::Server};
 use xds_proto::isthmus::raft::v1::{Payload, raft_client::RaftClient};
 
 use super::{
     Role, Timings, WriteError,
-    testing::{Running, eventually, folders, has, init, put, put_services, three},
+    testing::{PATIENCE, Running, eventually, folders, has, init, put, put_services, three},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -120,6 +121,43 @@ async fn the_largest_apply_reaches_every_replica_and_the_leader_stays() {
     all[2].replica.write(put("after")).await.expect("the group goes on");
     let view = all[0].replica.metrics();
     assert_eq!((view.role, view.term), (Role::Leader, term), "nobody else had to be elected");
+    for running in all {
+        running.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_the_group_that_was_given_up_half_way_is_finished_whoever_leads_then() {
+    let dirs = folders();
+    let all = three(&dirs, |_| {}).await;
+    // The leader would stay in the one case; in the other it is not among the voters to come, so that another one must
+    // lead first.
+    for gone in [3, 1] {
+        // A change is refused while the one before it is not applied, which the leader knows first.
+        let ready = |running: &&Running| {
+            let metrics = running.replica.raft().metrics();
+            let metrics = metrics.borrow();
+            metrics.state == ServerState::Leader
+                && metrics.last_applied >= *metrics.membership_config.log_id()
+        };
+        eventually("one leads", async || all.iter().any(|running| ready(&running))).await;
+        let raft = all.iter().find(ready).expect("nobody else stands").replica.raft();
+        let before = raft.metrics().borrow().membership_config.log_id().to_owned();
+        // One poll is the first half: two sets of voters. Whoever drops it asks for no second one.
+        let change = raft.change_membership(ChangeMembers::RemoveVoters([gone].into()), true);
+        assert!(change.now_or_never().is_none(), "it takes the others");
+        // The records want all three to vote: after the second half, it is made a voter again.
+        for running in &all {
+            let mut metrics = running.replica.raft().metrics();
+            let whole = metrics.wait_for(|metrics| {
+                let config = &metrics.membership_config;
+                config.log_id() > &before && config.membership().get_joint_config() == &vec![[1, 2, 3].into()]
+            });
+            let whole = tokio::time::timeout(PATIENCE, whole).await;
+            assert!(whole.is_ok(), "replica {gone} was to go: {:?}", running.replica.metrics());
+        }
+        all[1].replica.write(put(&format!("after-{gone}"))).await.expect("the group goes on");
+    }
     for running in all {
         running.stop().await;
     }

@@ -16,6 +16,12 @@ const REJOIN: &str = "it must not vote; the way back is from the other replicas"
 pub enum DiskError {
     #[error("{}: {source}", file.display())]
     Io { file: PathBuf, source: io::Error },
+    /// Both in bytes.
+    #[error(
+        "{}: No space left on device: {} MiB are free, and {} MiB must be: make room, then start it again",
+        folder.display(), free >> 20, needs.div_ceil(1 << 20)
+    )]
+    NoRoom { folder: PathBuf, free: u64, needs: u64 },
     #[error("{}: another process uses it: is this replica running already?", file.display())]
     InUse { file: PathBuf },
     #[error("{}: the log store can't be opened: {reason}; {REJOIN}", file.display())]
@@ -65,7 +71,7 @@ impl DiskError {
         match self {
             // Unreadable sectors.
             DiskError::Io { source, .. } => source.raw_os_error() == Some(nix::libc::EIO),
-            DiskError::InUse { .. } | DiskError::Newer { .. } => false,
+            DiskError::NoRoom { .. } | DiskError::InUse { .. } | DiskError::Newer { .. } => false,
             _ => true,
         }
     }

@@ -31,6 +31,9 @@ enum Step {
     /// A voter becomes a learner. Learners that are not wanted go one step later.
     Demote(u64),
     RemoveLearner(u64),
+    /// Two sets of voters decide together, because whoever began the change lost the lead, or its patience, before the
+    /// second half: from now on the newer set decides alone.
+    Settle,
     /// This replica is the one that is to stop voting: another one leads first.
     HandOver(u64, String),
 }
@@ -92,8 +95,16 @@ fn next_step(metrics: &Metrics, state: &State, reachable: impl Fn(u64) -> bool) 
     }
     let membership = metrics.membership_config.membership();
     let voters: BTreeSet<u64> = membership.voter_ids().collect();
+    // Nothing else can be changed before that, and openraft does not do it by itself.
+    if let [_, .., newer] = membership.get_joint_config().as_slice() {
+        return if newer.contains(&metrics.id) {
+            Some(Step::Settle)
+        } else {
+            make_way(metrics, newer.clone(), reachable)
+        };
+    }
     // Records that name nobody of the group (before the first one is written) are no reason to empty it.
-    if membership.get_joint_config().len() > 1 || !state.replicas.keys().any(|id| voters.contains(id)) {
+    if !state.replicas.keys().any(|id| voters.contains(id)) {
         return None;
     }
     for (id, record) in &state.replicas {
@@ -126,10 +137,15 @@ fn next_step(metrics: &Metrics, state: &State, reachable: impl Fn(u64) -> bool) 
         return Some(Step::RemoveLearner(*gone));
     }
     if voters.contains(&metrics.id) && !votes(&metrics.id) {
-        let stay = Roster { members: voters.iter().copied().filter(|id| votes(id)).collect(), last: 0 };
-        return successor(metrics, &stay, reachable).map(|(id, address)| Step::HandOver(id, address));
+        return make_way(metrics, voters.iter().copied().filter(|id| votes(id)).collect(), reachable);
     }
     None
+}
+
+/// This replica leads, and is not to: one of those that stay does.
+fn make_way(metrics: &Metrics, stay: BTreeSet<u64>, reachable: impl Fn(u64) -> bool) -> Option<Step> {
+    let stay = Roster { members: stay, last: 0 };
+    successor(metrics, &stay, reachable).map(|(id, address)| Step::HandOver(id, address))
 }
 
 /// Whether the voters that are left without `gone` have a majority that answers.
@@ -151,6 +167,8 @@ async fn take(elections: &Elections, gate: &Gate, step: &Step) -> Result<(), Str
         Step::RemoveLearner(id) => {
             raft.change_membership(ChangeMembers::RemoveNodes([*id].into()), true).await
         }
+        // Nobody is added: what is there already is the goal.
+        Step::Settle => raft.change_membership(ChangeMembers::AddVoterIds(BTreeSet::new()), true).await,
         Step::HandOver(id, address) => return hand_over(elections, gate, (*id, address)).await,
     };
     changed.map(drop).map_err(|error| error.to_string())
@@ -217,6 +235,22 @@ mod tests {
         assert_eq!(step(&[1, 2, 3, 4], &[]), Some(Step::Demote(4)));
         assert_eq!(step(&[1, 2, 3], &[4]), Some(Step::RemoveLearner(4)));
         assert_eq!(step(&[1, 2, 3], &[]), Some(Step::HandOver(2, "h2:1".to_owned())));
+    }
+
+    #[test]
+    fn a_change_that_was_left_half_done_is_finished_first_and_by_one_that_stays() {
+        // What the records say is no matter until then.
+        let state = records(&[(1, false), (2, false), (3, false), (4, false)]);
+        let step = |newer: &[u64]| {
+            let whole = metrics(&[1, 2, 3], &[], 1_000);
+            let before = whole.membership_config.membership();
+            let configs = vec![[1, 2, 3].into(), newer.iter().copied().collect()];
+            let nodes: BTreeMap<_, _> = before.nodes().map(|(id, node)| (*id, node.clone())).collect();
+            let both = StoredMembership::new(Some(log_id(3, 1, 900)), Membership::new(configs, nodes));
+            next_step(&Metrics { membership_config: both.into(), ..whole }, &state, |_| true)
+        };
+        assert_eq!(step(&[1, 2]), Some(Step::Settle));
+        assert_eq!(step(&[2, 3]), Some(Step::HandOver(2, "h2:1".to_owned())));
     }
 
     #[test]

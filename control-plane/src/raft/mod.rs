@@ -35,6 +35,7 @@ pub(crate) mod testing;
 pub use config::{RaftConfig, Timings};
 pub use contact::NoQuorum;
 pub use disk::is_snapshot;
+pub(crate) use disk::room_for_another;
 pub use error::{DiskError, OpenError, ReadError, WriteError};
 pub use network::{Authorize, DialError, Dialer, RaftService, is_frame};
 pub use replica::Replica;

@@ -239,6 +239,12 @@ impl Replica {
         self.published.history().stats()
     }
 
+    /// For what nobody does but a test.
+    #[cfg(test)]
+    pub(crate) fn raft(&self) -> &Raft {
+        &self.raft
+    }
+
     /// How this replica sees the group.
     pub fn metrics(&self) -> ReplicaView {
         view::view(

@@ -33,6 +33,14 @@ impl Collector for Metrics {
         store(app, &mut page)?;
         xds(app, &mut page)?;
         super::load::encode(app.subscribers.loads(), Instant::now(), &mut page)?;
+        page.gauges(
+            "isthmus_load_overflow_percent",
+            "Share of the calls of a service port that goes to peers, because callers report that they fail here",
+            crate::overflow::in_effect(&app.replica.applied()).into_iter().map(|share| {
+                let labels = vec![("service", share.service), ("port", share.port.to_string())];
+                (labels, f64::from(share.percent))
+            }),
+        )?;
         authority(app, &mut page)?;
         federation(app, &mut page)?;
         doors(app, &mut page)?;
@@ -268,6 +276,13 @@ fn federation(app: &App, page: &mut Page<'_>) -> fmt::Result {
 }
 
 fn doors(app: &App, page: &mut Page<'_>) -> fmt::Result {
+    let (known, newcomers) = app.gate.connected();
+    page.gauges(
+        "isthmus_door_connections",
+        "Open connections to the mesh door, by whether they have shown a certificate",
+        [("yes", known), ("no", newcomers)]
+            .map(|(certificate, open)| (label("certificate", certificate), number(open as u64))),
+    )?;
     page.counter(
         "isthmus_door_handshakes_refused",
         "TLS handshakes that failed, took too long or were too many",

@@ -294,6 +294,9 @@ pub enum AuthorityCommand {
         name: String,
         /// Who asks for it, in words.
         by: String,
+        /// How tokens that the administrator had made name him: those that nobody has used are withdrawn too.
+        #[serde(default)]
+        tokens_of: String,
     },
     /// Forgets revocations of which no certificate can be valid any more, and administrators whose certificates ended.
     ForgetRevoked,

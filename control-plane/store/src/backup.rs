@@ -14,6 +14,7 @@ use crate::{
     AppliedKeys, SnapshotError, State,
     container::{ContainerError, Kind, Reader, Writer},
     decode, encode_to,
+    limits::{RECOVERY_REGISTRATIONS, RECOVERY_REPLICAS},
 };
 
 /// How a backup begins.
@@ -25,6 +26,9 @@ pub const REVISION_JUMP: u64 = 1_000_000;
 /// and for each second since. No cluster commits that many, so no client has seen a revision that the restored
 /// cluster will give to something else.
 pub const REVISIONS_PER_SECOND: u64 = 10_000;
+
+/// The last registration: seven bytes of a serial hold it.
+const MAX_REGISTRATION: u64 = (1 << 56) - 1;
 
 /// What a backup says of itself. Everything in it is checked against the rest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,15 +119,19 @@ pub fn read(reader: impl Read) -> Result<(Header, State), BackupError> {
     Ok((header, state))
 }
 
-/// The state with which a cluster of one replica goes on from a backup. The replica has a number that none had
-/// before, and the revision is ahead of all that the lost cluster can have given out since.
+/// The state with which a cluster of one replica goes on from a backup. The revision, the replica's number and the
+/// numbers of certificates to come are ahead of all that the lost cluster can have given out since, so that nothing of
+/// it is taken for something of the new one: not a certificate that was withdrawn after the backup either. Each second
+/// counts, so that the same holds for two clusters made of one backup.
 pub fn restored(mut state: State, header: &Header, address: &str, now_unix: u64) -> (State, u64) {
     let since = now_unix.saturating_sub(header.created_unix);
     let jump = REVISION_JUMP.saturating_add(since.saturating_mul(REVISIONS_PER_SECOND));
     state.revision = state.revision.saturating_add(jump);
     let last = state.replicas.keys().copied().max().unwrap_or(0).max(state.cursors.replica);
-    let id = last.saturating_add(1);
+    let id = last.saturating_add(RECOVERY_REPLICAS).saturating_add(since);
     state.cursors.replica = id;
+    let jump = RECOVERY_REGISTRATIONS.saturating_add(since);
+    state.cursors.registration = state.cursors.registration.saturating_add(jump).min(MAX_REGISTRATION);
     state.replicas =
         [(id, ReplicaRecord { id, address: address.to_owned(), learner: false })].into_iter().collect();
     // Writes of the lost cluster are not repeated here.
@@ -168,12 +176,15 @@ mod tests {
         let (header, state) = read(&backup()[..]).expect("whole");
         let (after, id) = restored(state.clone(), &header, "10.0.0.9:9443", 1_060);
         assert_eq!(after.revision, state.revision + 1_600_000);
-        assert_eq!(id, 2, "replica 1 was the lost one");
-        assert_eq!(after.replicas.keys().copied().collect::<Vec<_>>(), [2]);
+        assert_eq!(id, 1_061, "replica 1 was the lost one, and it may have had more since");
+        assert_eq!(after.replicas.keys().copied().collect::<Vec<_>>(), [id]);
+        assert_eq!(after.cursors.replica, id);
+        assert_eq!(after.cursors.registration, state.cursors.registration + 1_000_060);
         assert_eq!((&after.objects, &after.identities), (&state.objects, &state.identities));
         // A clock that went back, or any other, takes nothing away.
         assert_eq!(restored(state.clone(), &header, "a:1", 0).0.revision, state.revision + REVISION_JUMP);
-        assert_eq!(restored(state, &header, "a:1", u64::MAX).0.revision, u64::MAX);
+        let (last, id) = restored(state, &header, "a:1", u64::MAX);
+        assert_eq!((last.revision, id), (u64::MAX, u64::MAX));
     }
 
     proptest! {

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use mesh_model::{
-    records::{ClusterInfo, ImportedService, PeerRecord, ReplicaRecord, WorkloadBinding},
+    records::{ClusterInfo, ImportedService, Overflow, PeerRecord, ReplicaRecord, WorkloadBinding},
     resource::{NamespacedName, Object, ObjectKey},
 };
 use serde::{Deserialize, Serialize};
@@ -142,6 +142,11 @@ pub enum Command {
         upserts: Vec<(NamespacedName, ImportedService)>,
         /// Services that it exports no more. Applied after the upserts' names were checked against them.
         removals: Vec<NamespacedName>,
+    },
+    /// Another share of the calls of these service ports goes to peers; 0 percent: none.
+    SetOverflow {
+        /// At most [`crate::limits::MAX_OVERFLOW_CHANGES`].
+        shares: Vec<(NamespacedName, u16, Overflow)>,
     },
     /// Forgets a peer and all that came from it.
     RemovePeer {

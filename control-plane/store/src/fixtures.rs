@@ -110,6 +110,7 @@ pub(crate) fn token(purpose: TokenPurpose) -> TokenRecord {
         expires_unix: NOON + 600,
         used_by: None,
         learner: false,
+        asked_by: "administrator kim".to_owned(),
     }
 }
 

@@ -12,6 +12,9 @@ pub use mesh_model::limits::{
 /// Objects in one all-or-nothing `Apply`, and keys in one `Delete`.
 pub const MAX_OBJECTS_PER_COMMAND: usize = 5_000;
 
+/// Service ports whose overflow one command changes.
+pub const MAX_OVERFLOW_CHANGES: usize = 1_000;
+
 /// Bytes of one command as JSON. What carries commands (the raft log, gRPC between replicas) is sized for it.
 pub const MAX_COMMAND_BYTES: usize = 8 * 1024 * 1024;
 
@@ -21,7 +24,11 @@ pub fn max_objects(kind: Kind) -> usize {
         Kind::Workload | Kind::EndpointSlice => 200_000,
         // Bounded by the proxy ports too: see MIN_PROXY_PORT.
         Kind::Service | Kind::ServiceExport => 20_000,
-        Kind::NetworkPolicy | Kind::HttpRoute | Kind::Sidecar => 50_000,
+        Kind::NetworkPolicy
+        | Kind::HttpRoute
+        | Kind::Sidecar
+        | Kind::CiliumNetworkPolicy
+        | Kind::CiliumClusterwideNetworkPolicy => 50_000,
     }
 }
 
@@ -42,6 +49,11 @@ pub const MAX_ADDRESSES_PER_WORKLOAD: usize = 4;
 pub const MAX_REPLICAS: usize = 15;
 /// Revisions left out when a group is made anew of one survivor's disk: more than can have been written and lost.
 pub const RECOVERY_REVISIONS: u64 = 1_000_000;
+/// Numbers of replicas, and of registrations and administrators' certificates, that are left out then, and when a
+/// backup is restored: what was lost may have given them to somebody.
+pub const RECOVERY_REPLICAS: u64 = 1_000;
+#[allow(missing_docs)]
+pub const RECOVERY_REGISTRATIONS: u64 = 1_000_000;
 /// Clusters joined to this one.
 pub const MAX_PEERS: usize = 128;
 /// Bytes of a private key that is sealed to one replica.

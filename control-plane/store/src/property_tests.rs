@@ -65,6 +65,10 @@ fn command() -> impl Strategy<Value = Command> {
         1 => (1u64..4).prop_map(|id| Command::RemoveReplica { id }),
         1 => (1u64..4, any::<bool>()).prop_map(|(id, learner)| Command::SetReplicaRole { id, learner }),
         1 => (1u64..4).prop_map(|id| Command::KeepOnlyReplica { id }),
+        1 => (names(), prop::sample::select(vec![80u16, 8080]), 0u8..=60).prop_map(|(name, port, percent)| {
+            let share = mesh_model::records::Overflow { percent, failing: 3, callers: 4, since_unix_ms: 1 };
+            Command::SetOverflow { shares: vec![(name, port, share)] }
+        }),
         1 => prop::sample::select(vec!["east", "north", "west"]).prop_map(|c| Command::PutPeer(peer(c))),
         1 => prop::sample::select(vec!["east", "north"])
             .prop_map(|c| Command::RemovePeer { cluster: c.to_owned() }),
@@ -85,6 +89,12 @@ fn check(state: &State) {
     assert!(addresses.iter().all(|address| cluster().service_cidr.contains(address)));
     let ports: Vec<_> = state.allocations.values().flat_map(|a| a.proxy_ports.values()).collect();
     assert_eq!(ports.iter().collect::<BTreeSet<_>>().len(), ports.len(), "no proxy port twice");
+    for allocation in state.allocations.values() {
+        for (port, share) in &allocation.overflow {
+            assert!(allocation.proxy_ports.contains_key(port), "a share of a port that is not there");
+            assert!((1..=mesh_model::limits::MAX_OVERFLOW_PERCENT).contains(&share.percent));
+        }
+    }
     for (key, object) in &state.objects {
         assert!(object.meta().resource_version.is_none() && object.key() == *key);
         match object.as_ref() {

@@ -52,4 +52,7 @@ pub struct TokenRecord {
     /// A replica that it admits does not vote until it is promoted.
     #[serde(default)]
     pub learner: bool,
+    /// Who had it made, in words. When that is an administrator whose certificates are withdrawn, it goes too.
+    #[serde(default)]
+    pub asked_by: String,
 }

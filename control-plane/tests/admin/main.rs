@@ -17,4 +17,5 @@ mod methods;
 mod metrics;
 mod raw;
 mod roles;
+mod unfinished;
 mod watch;

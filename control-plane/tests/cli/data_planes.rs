@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use nix::sys::signal::Signal::SIGKILL;
 
 use crate::{
-    nodes::Node,
+    nodes,
     process::{Replica, three, until},
 };
 
@@ -29,20 +29,7 @@ async fn data_planes_of_every_replica_are_shown_waited_for_and_revoked_at_any_of
     let mut all = three(&[]).await;
     let empty = all[0].types("proxy-status").await.ends(0);
     assert_eq!((empty.out.as_str(), empty.err.as_str()), ("", "no data plane is connected\n"));
-    let (one, two) = (Node::register(&all[0], "n1").await, Node::register(&all[0], "n2").await);
-    for replica in &all {
-        // A list is answered once the views know its revision: the nodes are served from then on.
-        replica.types("get all -A").await.ends(0);
-    }
-    let (mut first, mut second) = (one.subscribe(&all[1]).await, two.subscribe(&all[2]).await);
-    first.catch_up().await;
-    second.catch_up().await;
-    let follow = tokio::spawn(async move {
-        // ACKs whatever comes, as an agent does.
-        while let Ok(response) = first.next_or_end().await {
-            first.ack(&response).await;
-        }
-    });
+    let (follow, mut second) = nodes::two(&all).await;
 
     let good =
         all[0].types(&format!("apply -f {} --wait --timeout 20ms", service(&all[0], "a"))).await.ends(4);

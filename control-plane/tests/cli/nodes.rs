@@ -2,6 +2,7 @@
 
 use clustermesh::token::JoinToken;
 use mesh_tls::{ALPN_H2, PeerPolicy, SharedIdentity, TrustBundles, client_config, grpc, shared_bundles};
+use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 
 use crate::{common::register, process::Replica, raw::Raw};
@@ -37,4 +38,27 @@ impl Node {
         let services = xds_proto::type_url::<xds_proto::isthmus::agent::v1::Service>();
         Raw::open(self.channel(replica).await, &services).await.unwrap()
     }
+}
+
+/// Two nodes that have caught up: n1 at the second replica follows by itself, and n2 at the third answers what the test
+/// says.
+pub async fn two(all: &[Replica]) -> (JoinHandle<()>, Raw) {
+    let nodes = [Node::register(&all[0], "n1").await, Node::register(&all[0], "n2").await];
+    for replica in all {
+        // A list is answered once the views know its revision: the nodes are served from then on.
+        replica.types("get all -A").await.ends(0);
+    }
+    let (mut first, mut second) = (nodes[0].subscribe(&all[1]).await, nodes[1].subscribe(&all[2]).await);
+    first.catch_up().await;
+    second.catch_up().await;
+    (follow(first), second)
+}
+
+/// ACKs whatever comes, as an agent does, until the stream ends.
+pub fn follow(mut stream: Raw) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        while let Ok(response) = stream.next_or_end().await {
+            stream.ack(&response).await;
+        }
+    })
 }

@@ -3,7 +3,7 @@
 use nix::sys::signal::Signal::{SIGCONT, SIGSTOP};
 
 use crate::{
-    nodes::Node,
+    nodes::{self, Node},
     process::{Replica, three, until},
 };
 
@@ -20,20 +20,7 @@ fn line(replica: &Replica, name: &str, seconds: u32) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wait_does_not_succeed_while_a_replica_is_silent_or_an_agent_is_connected_nowhere() {
     let mut all = three(&[]).await;
-    let (one, two) = (Node::register(&all[0], "n1").await, Node::register(&all[0], "n2").await);
-    for replica in &all {
-        // A list is answered once the views know its revision: the nodes are served from then on.
-        replica.types("get all -A").await.ends(0);
-    }
-    let (mut first, mut second) = (one.subscribe(&all[1]).await, two.subscribe(&all[2]).await);
-    first.catch_up().await;
-    second.catch_up().await;
-    let follow = tokio::spawn(async move {
-        // ACKs whatever comes, as an agent does.
-        while let Ok(response) = first.next_or_end().await {
-            first.ack(&response).await;
-        }
-    });
+    let (follow, mut second) = nodes::two(&all).await;
 
     all[2].signal(SIGSTOP);
     // Longer than anything takes that gives a replica up.
@@ -65,11 +52,7 @@ async fn a_wait_does_not_succeed_while_a_replica_is_silent_or_an_agent_is_connec
     // An agent that is nowhere, though every replica answers.
     let absent = Node::register(&all[0], "n3").await;
     drop(absent);
-    let follow_second = tokio::spawn(async move {
-        while let Ok(response) = second.next_or_end().await {
-            second.ack(&response).await;
-        }
-    });
+    let follow_second = nodes::follow(second);
     let nowhere = all[0].types(&line(&all[0], "b", 2)).await.ends(4);
     let last = nowhere.err.lines().last().unwrap();
     assert!(

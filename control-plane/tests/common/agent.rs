@@ -23,6 +23,7 @@ use tonic::transport::Server;
 use xds_proto::{
     envoy::service::{
         discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer,
+        load_stats::v3::load_reporting_service_server::LoadReportingServiceServer,
         secret::v3::secret_discovery_service_server::SecretDiscoveryServiceServer,
     },
     isthmus::bootstrap::v1::{
@@ -45,8 +46,20 @@ pub struct Agent {
 impl Agent {
     /// Registers and serves. `replicas` in order of preference; none: as registration tells.
     pub async fn start(token: &str, node: &str, replicas: Vec<String>, workloads: &[&str]) -> Self {
+        Self::start_at("192.0.2.7", token, node, replicas, workloads).await
+    }
+
+    /// The same, as a second node: an address is that of one alone.
+    #[allow(dead_code, reason = "not every test has two")]
+    pub async fn start_at(
+        address: &str,
+        token: &str,
+        node: &str,
+        replicas: Vec<String>,
+        workloads: &[&str],
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let address = "192.0.2.7".parse().unwrap();
+        let address = address.parse().unwrap();
         let state = register(token, node, address).await.unwrap();
         let identity = shared_identity(Some(certified(state.identity().unwrap()).unwrap()));
         let mut bundles = TrustBundles::new();
@@ -74,6 +87,7 @@ impl Agent {
         let sds = SdsService::new(callers, secrets, engine);
         tasks.spawn(async move {
             Server::builder()
+                .add_service(LoadReportingServiceServer::new(relay.clone()))
                 .add_service(AggregatedDiscoveryServiceServer::new(relay))
                 .add_service(SecretDiscoveryServiceServer::new(sds))
                 .serve_with_incoming(attest(listener))

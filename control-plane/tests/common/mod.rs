@@ -6,7 +6,7 @@ use std::{path::Path, time::Duration};
 
 use clustermesh::token::JoinToken;
 use control_plane::{
-    config,
+    config::{self, Config},
     start::{self, Running},
 };
 use mesh_model::identity::{SpiffeId, TrustDomain};
@@ -155,15 +155,19 @@ impl Node {
 
 /// Starts a replica in a folder and waits until it is ready.
 pub async fn run(folder: &Path, flags: &[&str]) -> Running {
+    let running = start::start(configured(folder, flags)).await.unwrap();
+    tokio::time::timeout(SOON, running.ready()).await.unwrap();
+    running
+}
+
+/// What a replica in a folder is started with, on a door of the kernel's choice.
+pub fn configured(folder: &Path, flags: &[&str]) -> Config {
     let data = folder.join("data");
     let socket = folder.join("admin.sock");
     let mut arguments = vec!["control-plane", "run", "--listen", "127.0.0.1:0"];
     arguments.extend(["--data-dir", data.to_str().unwrap(), "--admin-socket", socket.to_str().unwrap()]);
     arguments.extend(flags);
-    let config = config::parse(arguments.iter().map(Into::into)).unwrap();
-    let running = start::start(config).await.unwrap();
-    tokio::time::timeout(SOON, running.ready()).await.unwrap();
-    running
+    config::parse(arguments.iter().map(Into::into)).unwrap()
 }
 
 /// Trades a token for a node's certificate.

@@ -265,11 +265,16 @@ pub async fn status(socket: &Path) -> Result<StatusResponse, Status> {
     Ok(admin.status(StatusRequest {}).await?.into_inner())
 }
 
+/// What is asked of a replica is answered, or the test says what was not: one that hangs would hold it for ever.
+pub async fn answered<T>(what: &str, asking: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, asking).await.unwrap_or_else(|_| panic!("never answered: {what}"))
+}
+
 /// Asks until the answer is as wanted.
 pub async fn until(socket: &Path, what: &str, wanted: impl Fn(&StatusResponse) -> bool) -> StatusResponse {
     let end = Instant::now() + PATIENCE;
     loop {
-        let seen = status(socket).await;
+        let seen = answered(what, status(socket)).await;
         match seen {
             Ok(seen) if wanted(&seen) => return seen,
             _ => assert!(Instant::now() < end, "never: {what}: {seen:?}"),
@@ -304,7 +309,8 @@ pub fn well(status: &StatusResponse, count: usize) -> bool {
 
 pub async fn token(socket: &Path, learner: bool) -> String {
     let request = CreateTokenRequest { purpose: "replica".to_owned(), learner, ..Default::default() };
-    admin(socket).await.unwrap().create_token(request).await.unwrap().into_inner().token
+    let mut admin = admin(socket).await.unwrap();
+    answered("a token", admin.create_token(request)).await.unwrap().into_inner().token
 }
 
 pub async fn apply(socket: &Path, name: &str) -> Result<u64, Status> {
@@ -353,11 +359,15 @@ pub async fn registers(socket: &Path) -> Result<(u64, BTreeMap<String, (u64, u64
 /// One of the metrics that a replica serves on a port.
 pub async fn metric(port: u16, name: &str) -> u64 {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
-    let request = "GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut page = String::new();
-    stream.read_to_string(&mut page).await.unwrap();
+    let asking = async {
+        let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        let request = "GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut page = String::new();
+        stream.read_to_string(&mut page).await.unwrap();
+        page
+    };
+    let page = answered(name, asking).await;
     let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     let value = value.unwrap_or_else(|| panic!("no {name}: {page}"));
     value.parse::<f64>().unwrap() as u64
@@ -367,7 +377,8 @@ pub async fn metric(port: u16, name: &str) -> u64 {
 pub async fn names(socket: &Path) -> Vec<String> {
     let (kind, namespace) = ("Service".to_owned(), "shop".to_owned());
     let request = ListRequest { kind, namespace, ..Default::default() };
-    let listed = admin(socket).await.unwrap().list(request).await.unwrap().into_inner();
+    let mut admin = admin(socket).await.unwrap();
+    let listed = answered("a list", admin.list(request)).await.unwrap().into_inner();
     let name = |json: &Vec<u8>| {
         let value: serde_json::Value = serde_json::from_slice(json).unwrap();
         value["metadata"]["name"].as_str().unwrap().to_owned()

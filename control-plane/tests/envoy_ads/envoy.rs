@@ -126,7 +126,8 @@ fn socket_address(at: SocketAddr) -> serde_json::Value {
     json!({"socket_address": {"address": at.ip().to_string(), "port_value": at.port()}})
 }
 
-fn bootstrap_as(api: Api, node_id: &str, control_plane: Vec<serde_json::Value>) -> serde_json::Value {
+/// As somebody, at these addresses.
+pub fn bootstrap_as(api: Api, node_id: &str, control_plane: Vec<serde_json::Value>) -> serde_json::Value {
     let api_type = match api {
         Api::Sotw => "GRPC",
         Api::Delta => "DELTA_GRPC",

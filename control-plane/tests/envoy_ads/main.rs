@@ -11,6 +11,7 @@ mod agent;
 #[path = "../common/mod.rs"]
 mod common;
 mod envoy;
+mod overflow;
 mod rbac;
 mod real;
 mod resources;

@@ -88,6 +88,7 @@ impl Mesh {
             let allocation = ServiceAllocation {
                 virtual_ip: Some(address([172, 16], service)),
                 proxy_ports: [(80, 16_384 + (service % 16_384) as u16)].into(),
+                overflow: Default::default(),
             };
             mesh.input.allocations.insert(service_name(service), Arc::new(allocation));
             if service % 2 == 0 {

@@ -216,6 +216,20 @@ pub(in crate::balance) mod tests {
         assert!(levels.levels[0].panic && levels.levels[1].panic);
     }
 
+    #[test]
+    fn a_factor_below_100_leaves_a_share_to_the_next_priority_if_there_is_one() {
+        let loads = |spec: &[(u32, usize, usize)], overprovisioning| {
+            let loads =
+                Levels::build(&candidates(spec), LevelConfig { overprovisioning, panic_threshold: 0 })
+                    .loads();
+            loads.into_iter().map(|(healthy, _)| healthy).collect::<Vec<_>>()
+        };
+        assert_eq!(loads(&[(0, 3, 0), (1, 2, 0)], 90), [90, 10]);
+        assert_eq!(loads(&[(0, 3, 0), (1, 2, 0)], 50), [50, 50]);
+        assert_eq!(loads(&[(0, 3, 0), (1, 0, 2)], 50), [100, 0], "nobody is there");
+        assert_eq!(loads(&[(0, 3, 0)], 50), [100]);
+    }
+
     proptest! {
         #[test]
         fn loads_always_add_up_to_everything(

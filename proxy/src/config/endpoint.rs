@@ -30,9 +30,10 @@ pub(super) fn convert(path: &Path<'_>, wire: ClusterLoadAssignment) -> Result<As
         policy.unwrap_or_default();
     refuse!(policy_path; drop_overloads, endpoint_stale_after, weighted_priority_health);
     let overprovisioning = u32_or(&overprovisioning_factor, 140);
-    if !(100..=100_000).contains(&overprovisioning) {
+    // Below 100 a priority leaves some of the load to the next one although all of it is healthy.
+    if !(1..=100_000).contains(&overprovisioning) {
         let path = policy_path.field("overprovisioning_factor");
-        return Err(path.invalid(overprovisioning, "must be 100 to 100000"));
+        return Err(path.invalid(overprovisioning, "must be 1 to 100000"));
     }
     let list = path.field("endpoints");
     let mut endpoints = vec![];

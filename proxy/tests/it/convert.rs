@@ -249,10 +249,18 @@ fn routes_and_endpoints_are_refused_by_the_path_of_their_first_wrong_field() {
             }),
             "policy.weighted_priority_health",
         ),
+        (overprovisioned(0), "policy.overprovisioning_factor"),
     ];
     for (wire, path) in assignments {
         assert_eq!(config::assignment(wire).unwrap_err().path, path);
     }
+    assert_eq!(config::assignment(overprovisioned(50)).unwrap().overprovisioning, 50);
+}
+
+fn overprovisioned(percent: u32) -> ClusterLoadAssignment {
+    let policy =
+        Policy { overprovisioning_factor: Some(UInt32Value { value: percent }), ..Policy::default() };
+    changed(assignment("a", &[(AT, 0)]), |a| a.policy = Some(policy))
 }
 
 #[test]

@@ -37,6 +37,9 @@ pub(crate) fn table(kind: Kind, style: Style) -> Table {
         Kind::HttpRoute => &["HOSTNAMES", "PARENTS", "ACCEPTED"],
         Kind::ServiceExport => &["VALID"],
         Kind::Sidecar => &["SELECTOR", "WORKLOADS"],
+        Kind::CiliumNetworkPolicy | Kind::CiliumClusterwideNetworkPolicy => {
+            &["ENDPOINT-SELECTOR", "SELECTED"]
+        }
     };
     let wide: &[&str] = match (style.wide, kind) {
         (true, Kind::Workload) => &["SERVICE-ACCOUNT", "PORTS", "IDENTITY", "SPIFFE-ID"],
@@ -45,6 +48,7 @@ pub(crate) fn table(kind: Kind, style: Style) -> Table {
         (true, Kind::HttpRoute) => &["BACKENDS"],
         (true, Kind::ServiceExport) => &["MESSAGE"],
         (true, Kind::Sidecar) => &["HOSTS"],
+        (true, Kind::CiliumNetworkPolicy | Kind::CiliumClusterwideNetworkPolicy) => &["SAYS"],
         (true, Kind::EndpointSlice) | (false, _) => &[],
     };
     let headings = namespace.into_iter().chain(["NAME"]).chain(own.iter().copied()).chain(["AGE"]);
@@ -68,6 +72,7 @@ pub(crate) fn row(kind: Kind, object: &Value, style: Style) -> Vec<Cell> {
         Kind::HttpRoute => http_route(object),
         Kind::ServiceExport => service_export(object),
         Kind::Sidecar => sidecar(object),
+        Kind::CiliumNetworkPolicy | Kind::CiliumClusterwideNetworkPolicy => cilium_policy(object),
     };
     cells.extend(own);
     cells.push(age(object::created_unix(object), style.now).into());
@@ -148,6 +153,17 @@ fn network_policy(o: &Value) -> Cells {
     let selected = o.pointer("/status/selectedWorkloads").map(number).unwrap_or_default();
     let own = vec![selector(o.pointer("/spec/podSelector")).into(), selected.into()];
     (own, vec![texts(o.pointer("/spec/policyTypes")).join(",").into()])
+}
+
+fn cilium_policy(o: &Value) -> Cells {
+    let rules: Vec<&Value> = o.get("spec").into_iter().chain(items(o.get("specs"))).collect();
+    let selectors: Vec<_> = rules.iter().map(|rule| selector(rule.get("endpointSelector"))).collect();
+    let selected = o.pointer("/status/selectedWorkloads").map(number).unwrap_or_default();
+    let says = ["ingress", "ingressDeny", "egress", "egressDeny"]
+        .into_iter()
+        .filter(|list| rules.iter().any(|rule| !items(rule.get(*list)).is_empty()));
+    let says: Vec<_> = says.collect();
+    (vec![selectors.join("; ").into(), selected.into()], vec![says.join(",").into()])
 }
 
 fn http_route(o: &Value) -> Cells {
@@ -315,6 +331,12 @@ mod tests {
         );
         let text = render(Kind::NetworkPolicy, &[policy], style());
         assert!(text.ends_with("pay    app=pay,env notin (dev,test)   2          20s\n"), "{text}");
+        let policy = json!({"metadata": {"name": "pay"}, "status": {"selectedWorkloads": 2}, "specs": [
+            {"endpointSelector": {"matchLabels": {"app": "pay"}}, "ingress": [{}]},
+            {"endpointSelector": {"matchLabels": {"app": "web"}}, "egressDeny": [{}]}]});
+        let text =
+            render(Kind::CiliumNetworkPolicy, &[policy], Style { wide: true, headings: false, ..style() });
+        assert_eq!(text, "pay    app=pay; app=web    2          <unknown>   ingress,egressDeny\n");
         let route = object(
             "HTTPRoute",
             json!({"parentRefs": [{"name": "pay", "port": 80}], "rules": [{"backendRefs": [{"name": "v1", "weight": 90}, {"name": "v2", "weight": 10}]}]}),

@@ -1,7 +1,7 @@
 //! The state of a cluster.
 
 use serde_json::{Value, json};
-use xds_proto::isthmus::admin::v1::{DataPlaneStatus, PeerStatus, StatusResponse};
+use xds_proto::isthmus::admin::v1::{DataPlaneStatus, OverflowStatus, PeerStatus, StatusResponse};
 
 use super::{
     age::{age, timestamp, until},
@@ -40,6 +40,9 @@ pub(crate) fn render(s: &StatusResponse, now: u64, paint: Paint) -> String {
     };
     section("Replicas", replicas::table(&s.replicas));
     section("Peers", peers(&s.peers, now));
+    if !s.overflow.is_empty() {
+        section("Overflow to peers", overflow(&s.overflow, now));
+    }
     section("Data planes", data_planes(&s.data_planes, now));
     section("Certificates", certificates(s, now));
     let mut objects: Vec<_> = s.objects.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
@@ -79,6 +82,24 @@ fn peers(peers: &[PeerStatus], now: u64) -> Option<Table> {
         ]);
     }
     (!peers.is_empty()).then_some(table)
+}
+
+fn overflow(shares: &[OverflowStatus], now: u64) -> Option<Table> {
+    let mut table = Table::new(["SERVICE", "PORT", "TO-PEERS", "SINCE", "BECAUSE"]);
+    for share in shares {
+        let because = format!(
+            "{} of {} callers saw half of their calls or more fail here",
+            share.failing, share.callers
+        );
+        table.row(vec![
+            share.service.as_str().into(),
+            share.port.to_string().into(),
+            Cell::toned(format!("{}%", share.percent), Tone::Warning),
+            age(Some(share.since_unix_ms / 1000), now).into(),
+            because.into(),
+        ]);
+    }
+    (!shares.is_empty()).then_some(table)
 }
 
 fn data_planes(planes: &[DataPlaneStatus], now: u64) -> Option<Table> {
@@ -186,6 +207,10 @@ pub(crate) fn value(s: &StatusResponse) -> Value {
         "replicas": replicas::values(&s.replicas),
         "peers": peers.collect::<Vec<_>>(),
         "dataPlanes": data_planes.collect::<Vec<_>>(),
+        "overflow": s.overflow.iter().map(|o| json!({
+            "service": o.service, "port": o.port, "percent": o.percent, "failing": o.failing,
+            "callers": o.callers, "sinceUnixMs": o.since_unix_ms,
+        })).collect::<Vec<_>>(),
         "certificates": certificates.collect::<Vec<_>>(),
         "objects": s.objects,
     })

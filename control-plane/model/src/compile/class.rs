@@ -2,16 +2,18 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::Arc,
 };
 
+use ipnet::IpNet;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::{Action, Direction, PolicyClass, PolicyRule, RulePeer};
 use crate::{
     identity::{IdentityNumber, is_policy_label},
-    policy::{NamespaceMatch, NormalPolicy, NormalSide, PeerMatch, PortMatch},
+    policy::{NamespaceMatch, NormalPolicy, NormalSide, PeerMatch, PortMatch, cover},
     resource::{LabelSelector, Labels, Protocol, Workload},
 };
 
@@ -60,6 +62,12 @@ impl Content {
         let bytes = serde_json::to_vec(&spec).expect("plain structs and string keys always serialize");
         Sha256::new().chain_update(0_u32.to_be_bytes()).chain_update(bytes).finalize().into()
     }
+}
+
+/// Whether classes of these policies depend on which nodes there are.
+pub(super) fn names_nodes(content: &Content) -> bool {
+    let rules = content.ingress().chain(content.egress()).flat_map(|side| &side.rules);
+    rules.flat_map(|rule| &rule.peers).any(|peer| matches!(peer, PeerMatch::World(_) | PeerMatch::Nodes))
 }
 
 /// Labels that policies may select by.
@@ -130,7 +138,7 @@ fn leading(hash: &Fingerprint) -> u32 {
     u32::from_be_bytes([hash[0], hash[1], hash[2], hash[3]])
 }
 
-/// What a class needs to know of the identities of declared workloads.
+/// What a class needs to know of the identities of declared workloads, and of the nodes.
 pub(super) trait Identities {
     /// All of them, in ascending order.
     fn all(&self) -> Vec<IdentityNumber>;
@@ -138,6 +146,8 @@ pub(super) trait Identities {
     fn select(&self, namespaces: &NamespaceMatch, pods: &LabelSelector) -> Vec<IdentityNumber>;
     /// What the workloads of an identity call so, in ascending order.
     fn ports(&self, identity: IdentityNumber, protocol: Protocol, name: &str) -> Vec<u16>;
+    /// Addresses of all nodes.
+    fn nodes(&self) -> Vec<IpAddr>;
 }
 
 /// Turns selectors and port names into numbers.
@@ -155,8 +165,8 @@ pub(super) fn class(id: u32, content: &Content, identities: &dyn Identities) -> 
     }
     PolicyClass {
         id,
-        ingress_default_deny: content.ingress().next().map(|side| side.default_deny.clone()),
-        egress_default_deny: content.egress().next().map(|side| side.default_deny.clone()),
+        ingress_default_deny: content.ingress().find_map(|side| side.default_deny.clone()),
+        egress_default_deny: content.egress().find_map(|side| side.default_deny.clone()),
         rules: rules.finish(),
     }
 }
@@ -198,7 +208,7 @@ impl<'a> Rules<'a> {
             PeerMatch::Any => self.identities.all(),
             PeerMatch::Workloads { namespaces, pods } => self.identities.select(namespaces, pods),
             // Nothing outside the mesh names its ports.
-            PeerMatch::Outside(_) => Vec::new(),
+            PeerMatch::Outside(_) | PeerMatch::World(_) | PeerMatch::Nodes => Vec::new(),
         };
         for identity in candidates {
             for number in self.identities.ports(identity, protocol, name) {
@@ -226,7 +236,23 @@ impl<'a> Rules<'a> {
                     self.add(head, RulePeer::Cidr(*block), protocol, ports);
                 }
             }
+            PeerMatch::World(blocks) => {
+                let nodes = self.nodes();
+                for block in blocks.iter().flat_map(|block| cover(*block, &nodes)) {
+                    self.add(head, RulePeer::Cidr(block), protocol, ports);
+                }
+            }
+            PeerMatch::Nodes => {
+                for block in self.nodes() {
+                    self.add(head, RulePeer::Cidr(block), protocol, ports);
+                }
+            }
         }
+    }
+
+    /// The fewest blocks that the nodes' addresses fill.
+    fn nodes(&self) -> Vec<IpNet> {
+        IpNet::aggregate(&self.identities.nodes().into_iter().map(IpNet::from).collect())
     }
 
     fn add(

@@ -16,7 +16,12 @@ pub enum ClassPeer {
     Identity(IdentityNumber),
     /// An address that belongs to no workload.
     Outside(IpAddr),
+    /// The address of the node that the workload runs on.
+    OwnNode,
 }
+
+/// Names the rule that no object has: a workload's own node is always admitted, unless anybody is denied.
+pub const OWN_NODE: &str = "builtin/own-node";
 
 /// What a class decides. A deny rule wins over allow rules; the provenance is the first rule's that decided.
 pub fn decide(
@@ -36,12 +41,15 @@ pub fn decide(
                     (RulePeer::Any, _) => true,
                     (RulePeer::Identity(wanted), ClassPeer::Identity(number)) => *wanted == number,
                     (RulePeer::Cidr(net), ClassPeer::Outside(ip)) => net.contains(&ip),
-                    (RulePeer::Identity(_), ClassPeer::Outside(_))
-                    | (RulePeer::Cidr(_), ClassPeer::Identity(_)) => false,
+                    (RulePeer::Identity(_), ClassPeer::Outside(_) | ClassPeer::OwnNode)
+                    | (RulePeer::Cidr(_), ClassPeer::Identity(_) | ClassPeer::OwnNode) => false,
                 }
         })
     };
     for action in [Action::Deny, Action::Allow] {
+        if action == Action::Allow && peer == ClassPeer::OwnNode {
+            return Decision { action, provenance: vec![OWN_NODE.to_owned()] };
+        }
         if let Some(rule) = matching(action) {
             return Decision { action, provenance: vec![rule.provenance.to_string()] };
         }
@@ -70,6 +78,10 @@ impl MeshModel {
         }
         let at = |own: (Option<&MeshWorkload>, ClassPeer), other: ClassPeer, direction| {
             let Some(workload) = own.0 else { return Decision::unrestricted() };
+            let other = match other {
+                ClassPeer::Outside(ip) if self.is_own_node(workload, ip) => ClassPeer::OwnNode,
+                other => other,
+            };
             match self.policy_classes.get(&workload.policy_class) {
                 Some(class) => decide(class, direction, other, flow.protocol, flow.port),
                 None => Decision { action: Action::Deny, provenance: Vec::new() },
@@ -79,6 +91,11 @@ impl MeshModel {
             at(source, destination.1, Direction::Egress),
             at(destination, source.1, Direction::Ingress),
         )
+    }
+
+    fn is_own_node(&self, workload: &MeshWorkload, ip: IpAddr) -> bool {
+        let node = workload.binding.as_ref().and_then(|binding| self.nodes.get(&binding.node));
+        node.is_some_and(|node| node.address == ip)
     }
 
     /// The workload that has this address.
@@ -94,6 +111,8 @@ impl MeshModel {
             }
             FlowPeer::Address(ip) => Ok(match self.workload_at(*ip) {
                 Some(workload) => (Some(workload), ClassPeer::Identity(workload.identity)),
+                // Among the pods', yet nobody's.
+                None if self.cluster.pod_cidr.contains(ip) => (None, ClassPeer::Identity(0)),
                 None => (None, ClassPeer::Outside(*ip)),
             }),
         }

@@ -15,6 +15,7 @@ use super::{
     Changes, Compiler, MeshModel, ModelDiff, ModelIndex,
     class::Numbering,
     compile_numbered,
+    generate_cilium::cilium_policy,
     policy_tests::policy_spec,
     world::{TestCluster, named},
 };
@@ -191,7 +192,11 @@ fn op() -> impl Strategy<Value = Op> {
         export.as_object_mut().unwrap().remove("spec");
         export
     });
-    let put = prop_oneof![4 => workload(), 3 => service(), 2 => slice(), 2 => route(), 4 => policy, 1 => export, 3 => sidecar()];
+    let of_cilium = name().prop_flat_map(|name| {
+        let (namespace, name) = name.split_once('/').unwrap();
+        cilium_policy(namespace, name.to_owned())
+    });
+    let put = prop_oneof![4 => workload(), 4 => of_cilium, 3 => service(), 2 => slice(), 2 => route(), 4 => policy, 1 => export, 3 => sidecar()];
     prop_oneof![
         24 => put.prop_map(Op::Put),
         8 => (kind, gone).prop_map(|(kind, name)| Op::Delete(kind, name)),
@@ -226,7 +231,10 @@ fn run(cluster: &mut TestCluster, op: Op) {
             }
             cluster.objects.insert(object.key(), Arc::new(object));
         }
-        Op::Delete(kind, name) => drop(cluster.objects.remove(&ObjectKey { kind, name: named(name) })),
+        Op::Delete(kind, name) => {
+            let name = named(name);
+            drop(cluster.objects.remove(&ObjectKey { kind, name: kind.name(&name.namespace, &name.name) }));
+        }
         Op::Age(kind, name, age) => drop(cluster.created(kind, name, age)),
         Op::Bind(name, node, last, ready) => {
             cluster.bind(name, node, &format!("10.1.1.{last}"));
@@ -236,7 +244,10 @@ fn run(cluster: &mut TestCluster, op: Op) {
         Op::Allocate(name, port) => {
             let proxy_ports = BTreeMap::from([(80, 16_384 + port), (8080, 16_390 + port)]);
             let virtual_ip = Some(IpAddr::from([10, 101, 0, port as u8]));
-            let allocation = crate::records::ServiceAllocation { virtual_ip, proxy_ports };
+            // A share for some, so that one that comes and goes is seen too.
+            let share = crate::records::Overflow { percent: 10, failing: 3, callers: 4, since_unix_ms: 1 };
+            let overflow = if port % 2 == 0 { BTreeMap::new() } else { BTreeMap::from([(80, share)]) };
+            let allocation = crate::records::ServiceAllocation { virtual_ip, proxy_ports, overflow };
             cluster.allocations.insert(named(name), Arc::new(allocation));
         }
         Op::Unallocate(name) => drop(cluster.allocations.remove(&named(name))),

@@ -1,9 +1,13 @@
 //! State in, mesh out. One file per part of the mesh; none of them reads what another one made, but for the
 //! workloads, which all of them name.
 
+#[cfg(test)]
+mod cilium_tests;
 mod class;
 mod diff;
 mod evaluate;
+#[cfg(test)]
+mod generate_cilium;
 mod incremental;
 #[cfg(test)]
 mod incremental_tests;
@@ -25,7 +29,7 @@ mod workloads;
 pub(crate) mod world;
 
 pub use diff::{Changes, ModelDiff, diff};
-pub use evaluate::{ClassPeer, decide};
+pub use evaluate::{ClassPeer, OWN_NODE, decide};
 pub use incremental::Compiler;
 pub use index::{Account, ModelIndex, Serves};
 pub use model::*;

@@ -141,6 +141,8 @@ pub struct MeshServicePort {
     pub endpoints: Vec<MeshEndpoint>,
     /// Every identity that may serve this port, local or remote.
     pub spiffe_ids: Vec<SpiffeId>,
+    /// Percent of the calls that go to peers, where there are any, though local endpoints are ready.
+    pub overflow: u8,
     /// In order of precedence; empty: everything goes to this port's own endpoints.
     pub routes: Vec<MeshRoute>,
 }

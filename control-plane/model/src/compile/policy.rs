@@ -7,6 +7,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -18,7 +19,7 @@ use super::{
 use crate::{
     identity::{IdentityKey, IdentityNumber},
     policy::{NamespaceMatch, NormalPolicy},
-    resource::{LabelSelector, NamespacedName, Object, Protocol},
+    resource::{LabelSelector, NamespacedName, Protocol},
 };
 
 /// Sets each workload's class, and returns the classes in use.
@@ -27,22 +28,25 @@ pub(super) fn compile(
     workloads: &mut BTreeMap<NamespacedName, MeshWorkload>,
     numbering: Numbering,
 ) -> BTreeMap<u32, PolicyClass> {
-    let mut policies: BTreeMap<&str, Vec<Arc<NormalPolicy>>> = BTreeMap::new();
-    for object in input.objects.values() {
-        if let Object::NetworkPolicy(policy) = object.as_ref() {
-            policies.entry(&policy.meta.name.namespace).or_default().push(Arc::new(policy.into()));
-        }
+    let policies: Vec<Arc<NormalPolicy>> =
+        input.objects.values().flat_map(|object| NormalPolicy::all_of(object)).map(Arc::new).collect();
+    // By the only namespace that a policy can select workloads of; none: by labels alone.
+    let mut by_namespace: BTreeMap<Option<&str>, Vec<usize>> = BTreeMap::new();
+    for (i, policy) in policies.iter().enumerate() {
+        by_namespace.entry(policy.subject.namespaces.only()).or_default().push(i);
     }
     // By what selects them first: writing down the content once per group is cheaper than once per workload.
-    let mut groups: BTreeMap<Group<'_>, (Content, Vec<&NamespacedName>)> = BTreeMap::new();
+    let mut groups: BTreeMap<Group, (Content, Vec<&NamespacedName>)> = BTreeMap::new();
     for workload in declared(input) {
         let namespace = workload.meta.name.namespace.as_str();
-        let own = policies.get(namespace).map_or(&[][..], Vec::as_slice);
         let labels = policy_labels(workload);
-        let selecting: Vec<usize> = (0..own.len()).filter(|i| own[*i].subject.matches(&labels)).collect();
-        let chosen: Vec<Arc<NormalPolicy>> = selecting.iter().map(|i| own[*i].clone()).collect();
+        let candidates = [Some(namespace), None].into_iter().filter_map(|n| by_namespace.get(&n)).flatten();
+        let mut selecting: Vec<usize> =
+            candidates.copied().filter(|i| policies[*i].subject.matches(namespace, &labels)).collect();
+        selecting.sort_unstable();
+        let chosen: Vec<Arc<NormalPolicy>> = selecting.iter().map(|i| policies[*i].clone()).collect();
         let ports = own_ports(workload, &chosen);
-        let group = groups.entry((namespace, selecting, ports.clone()));
+        let group = groups.entry((selecting, ports.clone()));
         let content = Content { policies: chosen, own_ports: ports };
         group.or_insert_with(|| (content, Vec::new())).1.push(&workload.meta.name);
     }
@@ -69,20 +73,22 @@ pub(super) fn compile(
     classes
 }
 
-/// What a class depends on: the policies of the namespace that select a workload, by their place, and the
-/// workload's own meaning of the port names that they use.
-type Group<'a> = (&'a str, Vec<usize>, Vec<OwnPort>);
+/// What a class depends on: the policies that select a workload, by their place, and the workload's own meaning of the
+/// port names that they use.
+type Group = (Vec<usize>, Vec<OwnPort>);
 
 /// Looks through all declared workloads. (The table also has identities of workloads that are gone, which would only
 /// fill the kernel's maps.)
 struct Scan<'a> {
+    nodes: Vec<IpAddr>,
     identities: BTreeMap<IdentityNumber, IdentityKey>,
     ports: BTreeMap<IdentityNumber, BTreeSet<(Protocol, &'a str, u16)>>,
 }
 
 impl<'a> Scan<'a> {
     fn new(input: &'a Input) -> Self {
-        let mut scan = Self { identities: BTreeMap::new(), ports: BTreeMap::new() };
+        let nodes = input.nodes.values().map(|node| node.address).collect();
+        let mut scan = Self { nodes, identities: BTreeMap::new(), ports: BTreeMap::new() };
         for workload in declared(input) {
             let key = IdentityKey::of(&input.cluster.trust_domain, workload);
             let Some(number) = input.identities.lookup(&key) else { continue };
@@ -110,5 +116,9 @@ impl Identities for Scan<'_> {
     fn ports(&self, identity: IdentityNumber, protocol: Protocol, name: &str) -> Vec<u16> {
         let named = self.ports.get(&identity).into_iter().flatten();
         named.filter(|(p, n, _)| *p == protocol && *n == name).map(|(_, _, port)| *port).collect()
+    }
+
+    fn nodes(&self) -> Vec<IpAddr> {
+        self.nodes.clone()
     }
 }

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::{
     Action, Direction, RulePeer,
+    generate_cilium::cilium_policy,
     world::{TestCluster, named},
 };
 use crate::{
@@ -19,7 +20,7 @@ fn policy(namespace: &str, name: &str, spec: Value) -> Value {
     })
 }
 
-fn flow(from: &str, to: &str, protocol: Protocol, port: u16) -> Flow {
+pub(super) fn flow(from: &str, to: &str, protocol: Protocol, port: u16) -> Flow {
     let peer = |text: &str| match text.parse() {
         Ok(ip) => FlowPeer::Address(ip),
         Err(_) => FlowPeer::Workload(named(text)),
@@ -27,7 +28,7 @@ fn flow(from: &str, to: &str, protocol: Protocol, port: u16) -> Flow {
     Flow { source: peer(from), destination: peer(to), protocol, port }
 }
 
-fn shop() -> TestCluster {
+pub(super) fn shop() -> TestCluster {
     let mut cluster = TestCluster::west();
     let http = json!([{"name": "http", "port": 8080}]);
     cluster
@@ -147,7 +148,7 @@ fn a_workload_that_nobody_declared_gets_nothing() {
 
 // ---- generated worlds -------------------------------------------------------------------------------------
 
-fn labels() -> impl Strategy<Value = Value> {
+pub(super) fn labels() -> impl Strategy<Value = Value> {
     (prop::option::of(prop::sample::select(vec!["x", "y"])), prop::option::of(Just("1"))).prop_map(
         |(app, tier)| {
             let mut out = json!({});
@@ -237,8 +238,11 @@ fn generated() -> impl Strategy<Value = TestCluster> {
         json!([{"name": "http", "port": 80, "protocol": "UDP"}]),
     ]);
     let workload = (namespace(), labels(), prop::sample::select(vec!["default", "other"]), ports);
-    (prop::collection::vec(workload, 1..6), prop::collection::vec((namespace(), policy_spec()), 0..4))
-        .prop_map(|(workloads, policies)| {
+    let of_cilium = || namespace().prop_flat_map(|n| cilium_policy(n, "p".to_owned()));
+    let of_cilium = prop::collection::vec(of_cilium(), 0..4);
+    let of_kubernetes = prop::collection::vec((namespace(), policy_spec()), 0..3);
+    (prop::collection::vec(workload, 1..6), of_kubernetes, of_cilium).prop_map(
+        |(workloads, policies, of_cilium)| {
             let mut cluster = TestCluster::west();
             for (i, (namespace, labels, account, ports)) in workloads.into_iter().enumerate() {
                 cluster.apply(json!({
@@ -251,8 +255,15 @@ fn generated() -> impl Strategy<Value = TestCluster> {
             for (i, (namespace, spec)) in policies.into_iter().enumerate() {
                 cluster.apply(policy(namespace, &format!("p{i}"), spec));
             }
+            for (i, mut object) in of_cilium.into_iter().enumerate() {
+                object["metadata"]["name"] = json!(format!("p{i}"));
+                if crate::resource::Object::parse(&object).is_ok() {
+                    cluster.apply(object);
+                }
+            }
             cluster
-        })
+        },
+    )
 }
 
 proptest! {
@@ -262,7 +273,7 @@ proptest! {
     fn compiled_classes_decide_every_flow_as_the_oracle_does(cluster in generated()) {
         let model = cluster.compile();
         let mut ends: Vec<FlowPeer> = model.workloads.keys().cloned().map(FlowPeer::Workload).collect();
-        ends.extend(["203.0.113.1", "203.0.113.9", "10.1.1.1"].map(|ip| FlowPeer::Address(ip.parse().unwrap())));
+        ends.extend(["203.0.113.1", "203.0.113.9", "10.1.1.1", "10.1.9.9", "192.0.2.1", "192.0.2.2", "2001:db8::1"].map(|ip| FlowPeer::Address(ip.parse().unwrap())));
         for source in &ends {
             for destination in &ends {
                 for (protocol, port) in [(Protocol::Tcp, 80), (Protocol::Tcp, 8080), (Protocol::Udp, 80)] {

@@ -138,11 +138,10 @@ impl<'a> Builder<'a, '_> {
         app_protocol: AppProtocol,
         places: Places,
     ) -> MeshServicePort {
-        let proxy_ports = self.input.allocations.get(service).map(|a| &a.proxy_ports);
-        let proxy_port = match protocol {
-            Protocol::Tcp => proxy_ports.and_then(|ports| ports.get(&port)).copied().unwrap_or(0),
-            Protocol::Udp | Protocol::Sctp => 0,
-        };
+        let allocation = self.input.allocations.get(service);
+        // Both by number: what is not TCP goes through no proxy.
+        let through_proxy = allocation.filter(|_| protocol == Protocol::Tcp);
+        let proxy_port = through_proxy.and_then(|a| a.proxy_ports.get(&port)).copied().unwrap_or(0);
         MeshServicePort {
             name: name.to_owned(),
             port,
@@ -155,6 +154,7 @@ impl<'a> Builder<'a, '_> {
             ),
             endpoints: places.endpoints,
             spiffe_ids: places.spiffe_ids.into_iter().collect(),
+            overflow: through_proxy.and_then(|a| a.overflow.get(&port)).map_or(0, |share| share.percent),
             routes: Vec::new(),
         }
     }

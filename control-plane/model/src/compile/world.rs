@@ -76,7 +76,11 @@ impl TestCluster {
     pub(crate) fn allocate(&mut self, name: &NamespacedName, ports: &[u16]) {
         let n = u8::try_from(self.allocations.len()).unwrap() + 1;
         let proxy_ports = ports.iter().zip(16384 + u16::from(n) * 100..).map(|(p, q)| (*p, q)).collect();
-        let allocation = ServiceAllocation { virtual_ip: Some([10, 101, 0, n].into()), proxy_ports };
+        let allocation = ServiceAllocation {
+            virtual_ip: Some([10, 101, 0, n].into()),
+            proxy_ports,
+            overflow: Default::default(),
+        };
         self.allocations.insert(name.clone(), Arc::new(allocation));
     }
 
@@ -175,7 +179,7 @@ impl TestCluster {
     }
 
     pub(crate) fn world(&self) -> World<'_> {
-        World { objects: &self.objects, bindings: &self.bindings }
+        World { objects: &self.objects, bindings: &self.bindings, nodes: &self.nodes, cluster: &self.cluster }
     }
 }
 

@@ -7,11 +7,15 @@
 //! * A named port in an egress rule means every port that *some* workload of the destination's identity gives
 //!   that name: the kernel knows identities, not pods.
 //! * A workload may always talk to itself.
+//! * Addresses among the pods' that no workload has are known to nobody: only rules for anybody match them.
+//! * A workload's own node may always talk to it, and it to the node, unless a rule denies that to anybody. Other nodes
+//!   are addresses outside the mesh, which rules may name by address or as the nodes that they are.
 
 mod cidr;
+mod cilium;
 mod normal;
 mod oracle;
 
 pub use cidr::cover;
-pub use normal::{NamespaceMatch, NormalPolicy, NormalRule, NormalSide, PeerMatch, PortMatch};
+pub use normal::{NamespaceMatch, NormalPolicy, NormalRule, NormalSide, PeerMatch, PortMatch, Subject};
 pub use oracle::{Decision, Flow, FlowPeer, Verdict, World, verdict};

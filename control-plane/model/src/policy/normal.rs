@@ -1,37 +1,51 @@
-//! The plain types that every policy language parses into. NetworkPolicy is the first.
+//! The plain types that every policy language parses into, and NetworkPolicy in them.
 
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::cover;
+use super::{cilium, cover};
 use crate::{
     compile::{Action, Direction},
     resource::{
         LabelSelector, Labels, NAMESPACE_NAME_LABEL, NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort,
-        NetworkPolicyRule, PortRef, Protocol,
+        NetworkPolicyRule, Object, PortRef, Protocol,
     },
 };
 
-/// One policy object.
+/// One policy: an object, or one rule of an object that has several subjects.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[allow(missing_docs)]
 pub struct NormalPolicy {
     /// `networkpolicy/<ns>/<name>`
     pub provenance: String,
-    pub namespace: String,
-    pub subject: LabelSelector,
+    pub subject: Subject,
     /// None: the policy says nothing about this direction.
     pub ingress: Option<NormalSide>,
     pub egress: Option<NormalSide>,
 }
 
+/// The workloads that a policy selects.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[allow(missing_docs)]
+pub struct Subject {
+    pub namespaces: NamespaceMatch,
+    pub pods: LabelSelector,
+}
+
+impl Subject {
+    #[allow(missing_docs)]
+    pub fn matches(&self, namespace: &str, labels: &Labels) -> bool {
+        self.namespaces.matches(namespace) && self.pods.matches(labels)
+    }
+}
+
 /// What a policy says of one direction of the workloads it selects.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct NormalSide {
-    /// Provenance of the denial of what no rule permits.
-    pub default_deny: String,
+    /// Provenance of the denial of what no rule permits. None: the policy denies nothing but what its rules do.
+    pub default_deny: Option<String>,
     #[allow(missing_docs)]
     pub rules: Vec<NormalRule>,
 }
@@ -60,6 +74,10 @@ pub enum PeerMatch {
     },
     /// Addresses outside the mesh.
     Outside(Vec<IpNet>),
+    /// Addresses outside the mesh that are no node's either.
+    World(Vec<IpNet>),
+    /// The addresses of all nodes of this cluster.
+    Nodes,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -103,12 +121,31 @@ pub enum PortMatch {
     Named { protocol: Protocol, name: String },
 }
 
+impl NormalPolicy {
+    /// What an object says of policy: nothing, unless it is of a policy kind.
+    pub fn all_of(object: &Object) -> Vec<Self> {
+        let kind = object.kind().as_str().to_ascii_lowercase();
+        match object {
+            Object::NetworkPolicy(policy) => vec![policy.into()],
+            Object::CiliumNetworkPolicy(policy) | Object::CiliumClusterwideNetworkPolicy(policy) => {
+                cilium::normal(&kind, policy)
+            }
+            Object::Workload(_)
+            | Object::Service(_)
+            | Object::EndpointSlice(_)
+            | Object::HttpRoute(_)
+            | Object::ServiceExport(_)
+            | Object::Sidecar(_) => Vec::new(),
+        }
+    }
+}
+
 impl From<&NetworkPolicy> for NormalPolicy {
     fn from(policy: &NetworkPolicy) -> Self {
         let provenance = format!("networkpolicy/{}", policy.meta.name);
         let side = |selected: bool, direction: Direction, rules: &[NetworkPolicyRule]| {
             selected.then(|| NormalSide {
-                default_deny: format!("{provenance}#default-deny-{}", direction.as_str()),
+                default_deny: Some(format!("{provenance}#default-deny-{}", direction.as_str())),
                 rules: rules
                     .iter()
                     .enumerate()
@@ -124,8 +161,10 @@ impl From<&NetworkPolicy> for NormalPolicy {
         Self {
             ingress: side(policy.ingress_selected, Direction::Ingress, &policy.ingress),
             egress: side(policy.egress_selected, Direction::Egress, &policy.egress),
-            namespace: policy.meta.name.namespace.clone(),
-            subject: policy.pod_selector.clone(),
+            subject: Subject {
+                namespaces: NamespaceMatch::Named(policy.meta.name.namespace.clone()),
+                pods: policy.pod_selector.clone(),
+            },
             provenance,
         }
     }

@@ -41,7 +41,10 @@ const fn row(
     Coverage { kind, field, support, example, note }
 }
 
-use Kind::{EndpointSlice, HttpRoute, NetworkPolicy, Service, ServiceExport, Sidecar, Workload};
+use Kind::{
+    CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy, EndpointSlice, HttpRoute, NetworkPolicy, Service,
+    ServiceExport, Sidecar, Workload,
+};
 use Support::{Ignored, Partly, Refused, Yes};
 
 /// Every field of every kind.
@@ -71,7 +74,7 @@ pub const COVERAGE: &[Coverage] = &[
     row(Workload, "spec.ports[].appProtocol", Yes, r#""grpc""#, ""),
     row(Workload, "status", Ignored, "{}", ""),
 
-    row(Service, "metadata.annotations", Yes, r#"{"networking.istio.io/exportTo":".,pay"}"#, "exportTo: who may know of it"),
+    row(Service, "metadata.annotations", Yes, r#"{"networking.istio.io/exportTo":".,pay"}"#, "exportTo: who may know of it; isthmus.io/overflow: on or off; the rest is kept"),
     row(Service, "spec.selector", Yes, r#"{"app":"x"}"#, ""),
     row(Service, "spec.ports[].name", Yes, r#""http""#, ""),
     row(Service, "spec.ports[].port", Yes, "80", ""),
@@ -158,6 +161,107 @@ pub const COVERAGE: &[Coverage] = &[
     row(Sidecar, "spec.outboundTrafficPolicy.mode", Refused, r#""REGISTRY_ONLY""#, "ALLOW_ANY is accepted"),
     row(Sidecar, "spec.outboundTrafficPolicy.egressProxy", Refused, "{}", ""),
     row(Sidecar, "status", Ignored, "{}", ""),
+
+    row(CiliumNetworkPolicy, "spec.endpointSelector", Yes, r#"{"matchLabels":{"k8s:app":"x"},"matchExpressions":[{"key":"any:tier","operator":"Exists"}]}"#, "labels of workloads; k8s:, any: and nothing before a key are the same"),
+    row(CiliumNetworkPolicy, "spec.nodeSelector", Refused, r#"{}"#, "no host firewall yet"),
+    row(CiliumNetworkPolicy, "spec.description", Ignored, r#""x""#, ""),
+    row(CiliumNetworkPolicy, "spec.labels", Ignored, r#"[]"#, ""),
+    row(CiliumNetworkPolicy, "spec.log", Ignored, r#"{"value":"x"}"#, ""),
+    row(CiliumNetworkPolicy, "spec.enableDefaultDeny.ingress", Yes, r#"false"#, "absent: denied by default where there are entries"),
+    row(CiliumNetworkPolicy, "spec.enableDefaultDeny.egress", Yes, r#"true"#, ""),
+    row(CiliumNetworkPolicy, "spec.ingress", Yes, r#"[{},{}]"#, "[{}] allows nobody, and denies by default"),
+    row(CiliumNetworkPolicy, "spec.ingress[].fromEndpoints", Yes, r#"[{"matchLabels":{"io.kubernetes.pod.namespace":"pay"}}]"#, "of the policy's namespace unless it names others"),
+    row(CiliumNetworkPolicy, "spec.ingress[].fromCIDR", Yes, r#"["10.0.0.0/8","192.0.2.7"]"#, "addresses outside the mesh"),
+    row(CiliumNetworkPolicy, "spec.ingress[].fromCIDRSet[].cidr", Yes, r#""192.0.2.0/24""#, "addresses outside the mesh"),
+    row(CiliumNetworkPolicy, "spec.ingress[].fromCIDRSet[].except", Yes, r#"["10.1.0.0/16"]"#, ""),
+    row(CiliumNetworkPolicy, "spec.ingress[].fromCIDRSet[].cidrGroupRef", Refused, r#""x""#, ""),
+    row(CiliumNetworkPolicy, "spec.ingress[].fromCIDRSet[].cidrGroupSelector", Refused, r#"{}"#, ""),
+    row(CiliumNetworkPolicy, "spec.ingress[].fromEntities", Partly, r#"["all","world","world-ipv4","world-ipv6","cluster","host","remote-node","health","none"]"#, "not init, unmanaged, ingress, kube-apiserver"),
+    row(CiliumNetworkPolicy, "spec.ingress[].fromNodes", Refused, r#"[]"#, ""),
+    row(CiliumNetworkPolicy, "spec.ingress[].fromGroups", Refused, r#"[]"#, ""),
+    row(CiliumNetworkPolicy, "spec.ingress[].fromRequires", Refused, r#"[]"#, "write it into the selectors"),
+    row(CiliumNetworkPolicy, "spec.ingress[].icmps", Refused, r#"[]"#, ""),
+    row(CiliumNetworkPolicy, "spec.ingress[].toPorts[].ports[].port", Yes, r#""http""#, "a number from 1, a name, or 0 for all"),
+    row(CiliumNetworkPolicy, "spec.ingress[].toPorts[].ports[].endPort", Yes, r#"81"#, ""),
+    row(CiliumNetworkPolicy, "spec.ingress[].toPorts[].ports[].protocol", Partly, r#""UDP""#, "TCP, UDP, SCTP, ANY"),
+    row(CiliumNetworkPolicy, "spec.ingress[].toPorts[].rules", Refused, r#"{"http":[{}]}"#, "no L7 policy"),
+    row(CiliumNetworkPolicy, "spec.ingress[].toPorts[].listener", Refused, r#"{}"#, ""),
+    row(CiliumNetworkPolicy, "spec.ingress[].toPorts[].terminatingTLS", Refused, r#"{}"#, ""),
+    row(CiliumNetworkPolicy, "spec.ingress[].toPorts[].originatingTLS", Refused, r#"{}"#, ""),
+    row(CiliumNetworkPolicy, "spec.ingress[].toPorts[].serverNames", Refused, r#"["a"]"#, ""),
+    row(CiliumNetworkPolicy, "spec.ingress[].authentication.mode", Refused, r#""required""#, "disabled is accepted"),
+    row(CiliumNetworkPolicy, "spec.ingressDeny", Yes, r#"[{},{}]"#, "beats whatever is allowed"),
+    row(CiliumNetworkPolicy, "spec.ingressDeny[].fromEndpoints", Yes, r#"[{"matchLabels":{"io.kubernetes.pod.namespace":"pay"}}]"#, "of the policy's namespace unless it names others"),
+    row(CiliumNetworkPolicy, "spec.ingressDeny[].fromCIDR", Yes, r#"["10.0.0.0/8","192.0.2.7"]"#, "addresses outside the mesh"),
+    row(CiliumNetworkPolicy, "spec.ingressDeny[].fromCIDRSet[].cidr", Yes, r#""192.0.2.0/24""#, "addresses outside the mesh"),
+    row(CiliumNetworkPolicy, "spec.ingressDeny[].fromCIDRSet[].except", Yes, r#"["10.1.0.0/16"]"#, ""),
+    row(CiliumNetworkPolicy, "spec.ingressDeny[].fromCIDRSet[].cidrGroupRef", Refused, r#""x""#, ""),
+    row(CiliumNetworkPolicy, "spec.ingressDeny[].fromCIDRSet[].cidrGroupSelector", Refused, r#"{}"#, ""),
+    row(CiliumNetworkPolicy, "spec.ingressDeny[].fromEntities", Partly, r#"["all","world","world-ipv4","world-ipv6","remote-node","none"]"#, "not init, unmanaged, ingress, kube-apiserver; not host, health, cluster"),
+    row(CiliumNetworkPolicy, "spec.ingressDeny[].fromNodes", Refused, r#"[]"#, ""),
+    row(CiliumNetworkPolicy, "spec.ingressDeny[].fromGroups", Refused, r#"[]"#, ""),
+    row(CiliumNetworkPolicy, "spec.ingressDeny[].fromRequires", Refused, r#"[]"#, "write it into the selectors"),
+    row(CiliumNetworkPolicy, "spec.ingressDeny[].icmps", Refused, r#"[]"#, ""),
+    row(CiliumNetworkPolicy, "spec.ingressDeny[].toPorts[].ports[].port", Yes, r#""http""#, "a number from 1, a name, or 0 for all"),
+    row(CiliumNetworkPolicy, "spec.ingressDeny[].toPorts[].ports[].endPort", Yes, r#"81"#, ""),
+    row(CiliumNetworkPolicy, "spec.ingressDeny[].toPorts[].ports[].protocol", Partly, r#""UDP""#, "TCP, UDP, SCTP, ANY"),
+    row(CiliumNetworkPolicy, "spec.ingressDeny[].toPorts[].rules", Refused, r#"{"http":[{}]}"#, "no L7 policy"),
+    row(CiliumNetworkPolicy, "spec.ingressDeny[].toPorts[].listener", Refused, r#"{}"#, ""),
+    row(CiliumNetworkPolicy, "spec.ingressDeny[].toPorts[].terminatingTLS", Refused, r#"{}"#, ""),
+    row(CiliumNetworkPolicy, "spec.ingressDeny[].toPorts[].originatingTLS", Refused, r#"{}"#, ""),
+    row(CiliumNetworkPolicy, "spec.ingressDeny[].toPorts[].serverNames", Refused, r#"["a"]"#, ""),
+    row(CiliumNetworkPolicy, "spec.egress", Yes, r#"[{},{}]"#, "[{}] allows nobody, and denies by default"),
+    row(CiliumNetworkPolicy, "spec.egress[].toEndpoints", Yes, r#"[{"matchLabels":{"io.kubernetes.pod.namespace":"pay"}}]"#, "of the policy's namespace unless it names others"),
+    row(CiliumNetworkPolicy, "spec.egress[].toCIDR", Yes, r#"["10.0.0.0/8","192.0.2.7"]"#, "addresses outside the mesh"),
+    row(CiliumNetworkPolicy, "spec.egress[].toCIDRSet[].cidr", Yes, r#""192.0.2.0/24""#, "addresses outside the mesh"),
+    row(CiliumNetworkPolicy, "spec.egress[].toCIDRSet[].except", Yes, r#"["10.1.0.0/16"]"#, ""),
+    row(CiliumNetworkPolicy, "spec.egress[].toCIDRSet[].cidrGroupRef", Refused, r#""x""#, ""),
+    row(CiliumNetworkPolicy, "spec.egress[].toCIDRSet[].cidrGroupSelector", Refused, r#"{}"#, ""),
+    row(CiliumNetworkPolicy, "spec.egress[].toEntities", Partly, r#"["all","world","world-ipv4","world-ipv6","cluster","host","remote-node","health","none"]"#, "not init, unmanaged, ingress, kube-apiserver"),
+    row(CiliumNetworkPolicy, "spec.egress[].toNodes", Refused, r#"[]"#, ""),
+    row(CiliumNetworkPolicy, "spec.egress[].toGroups", Refused, r#"[]"#, ""),
+    row(CiliumNetworkPolicy, "spec.egress[].toRequires", Refused, r#"[]"#, "write it into the selectors"),
+    row(CiliumNetworkPolicy, "spec.egress[].toServices", Refused, r#"[]"#, ""),
+    row(CiliumNetworkPolicy, "spec.egress[].toFQDNs", Refused, r#"[{"matchName":"a.example"}]"#, "no DNS proxy yet"),
+    row(CiliumNetworkPolicy, "spec.egress[].icmps", Refused, r#"[]"#, ""),
+    row(CiliumNetworkPolicy, "spec.egress[].toPorts[].ports[].port", Yes, r#""http""#, "a number from 1, a name, or 0 for all"),
+    row(CiliumNetworkPolicy, "spec.egress[].toPorts[].ports[].endPort", Yes, r#"81"#, ""),
+    row(CiliumNetworkPolicy, "spec.egress[].toPorts[].ports[].protocol", Partly, r#""UDP""#, "TCP, UDP, SCTP, ANY"),
+    row(CiliumNetworkPolicy, "spec.egress[].toPorts[].rules", Refused, r#"{"http":[{}]}"#, "no L7 policy"),
+    row(CiliumNetworkPolicy, "spec.egress[].toPorts[].listener", Refused, r#"{}"#, ""),
+    row(CiliumNetworkPolicy, "spec.egress[].toPorts[].terminatingTLS", Refused, r#"{}"#, ""),
+    row(CiliumNetworkPolicy, "spec.egress[].toPorts[].originatingTLS", Refused, r#"{}"#, ""),
+    row(CiliumNetworkPolicy, "spec.egress[].toPorts[].serverNames", Refused, r#"["a"]"#, ""),
+    row(CiliumNetworkPolicy, "spec.egress[].authentication.mode", Refused, r#""required""#, "disabled is accepted"),
+    row(CiliumNetworkPolicy, "spec.egressDeny", Yes, r#"[{},{}]"#, "beats whatever is allowed"),
+    row(CiliumNetworkPolicy, "spec.egressDeny[].toEndpoints", Yes, r#"[{"matchLabels":{"io.kubernetes.pod.namespace":"pay"}}]"#, "of the policy's namespace unless it names others"),
+    row(CiliumNetworkPolicy, "spec.egressDeny[].toCIDR", Yes, r#"["10.0.0.0/8","192.0.2.7"]"#, "addresses outside the mesh"),
+    row(CiliumNetworkPolicy, "spec.egressDeny[].toCIDRSet[].cidr", Yes, r#""192.0.2.0/24""#, "addresses outside the mesh"),
+    row(CiliumNetworkPolicy, "spec.egressDeny[].toCIDRSet[].except", Yes, r#"["10.1.0.0/16"]"#, ""),
+    row(CiliumNetworkPolicy, "spec.egressDeny[].toCIDRSet[].cidrGroupRef", Refused, r#""x""#, ""),
+    row(CiliumNetworkPolicy, "spec.egressDeny[].toCIDRSet[].cidrGroupSelector", Refused, r#"{}"#, ""),
+    row(CiliumNetworkPolicy, "spec.egressDeny[].toEntities", Partly, r#"["all","world","world-ipv4","world-ipv6","remote-node","none"]"#, "not init, unmanaged, ingress, kube-apiserver; not host, health, cluster"),
+    row(CiliumNetworkPolicy, "spec.egressDeny[].toNodes", Refused, r#"[]"#, ""),
+    row(CiliumNetworkPolicy, "spec.egressDeny[].toGroups", Refused, r#"[]"#, ""),
+    row(CiliumNetworkPolicy, "spec.egressDeny[].toRequires", Refused, r#"[]"#, "write it into the selectors"),
+    row(CiliumNetworkPolicy, "spec.egressDeny[].toServices", Refused, r#"[]"#, ""),
+    row(CiliumNetworkPolicy, "spec.egressDeny[].icmps", Refused, r#"[]"#, ""),
+    row(CiliumNetworkPolicy, "spec.egressDeny[].toPorts[].ports[].port", Yes, r#""http""#, "a number from 1, a name, or 0 for all"),
+    row(CiliumNetworkPolicy, "spec.egressDeny[].toPorts[].ports[].endPort", Yes, r#"81"#, ""),
+    row(CiliumNetworkPolicy, "spec.egressDeny[].toPorts[].ports[].protocol", Partly, r#""UDP""#, "TCP, UDP, SCTP, ANY"),
+    row(CiliumNetworkPolicy, "spec.egressDeny[].toPorts[].rules", Refused, r#"{"http":[{}]}"#, "no L7 policy"),
+    row(CiliumNetworkPolicy, "spec.egressDeny[].toPorts[].listener", Refused, r#"{}"#, ""),
+    row(CiliumNetworkPolicy, "spec.egressDeny[].toPorts[].terminatingTLS", Refused, r#"{}"#, ""),
+    row(CiliumNetworkPolicy, "spec.egressDeny[].toPorts[].originatingTLS", Refused, r#"{}"#, ""),
+    row(CiliumNetworkPolicy, "spec.egressDeny[].toPorts[].serverNames", Refused, r#"["a"]"#, ""),
+    row(CiliumNetworkPolicy, "specs", Yes, r#"[{"endpointSelector":{},"egress":[{}]}]"#, "at most 16"),
+    row(CiliumNetworkPolicy, "status", Ignored, r#"{}"#, ""),
+
+    row(CiliumClusterwideNetworkPolicy, "metadata.namespace", Refused, r#""shop""#, "it is of the whole cluster"),
+    row(CiliumClusterwideNetworkPolicy, "spec.endpointSelector", Yes, r#"{"matchLabels":{"io.kubernetes.pod.namespace":"shop"}}"#, "workloads of all namespaces"),
+    row(CiliumClusterwideNetworkPolicy, "spec.nodeSelector", Refused, r#"{}"#, "no host firewall yet"),
+    row(CiliumClusterwideNetworkPolicy, "spec.ingress[].fromEndpoints", Yes, r#"[{}]"#, "of all namespaces unless it names some; all else as in a CiliumNetworkPolicy"),
+    row(CiliumClusterwideNetworkPolicy, "specs", Yes, r#"[{"endpointSelector":{},"egress":[{}]}]"#, ""),
 ];
 
 #[cfg(test)]
@@ -179,6 +283,9 @@ mod tests {
             }),
             Kind::NetworkPolicy => json!({"spec": {}}),
             Kind::Sidecar => json!({"spec": {"egress": [{"hosts": ["*/*"]}]}}),
+            Kind::CiliumNetworkPolicy | Kind::CiliumClusterwideNetworkPolicy => {
+                json!({"spec": {"endpointSelector": {}, "ingress": [{}]}})
+            }
             Kind::HttpRoute => json!({"spec": {"parentRefs": [{"kind": "Service", "name": "a"}]}}),
         };
         out.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());
@@ -213,6 +320,18 @@ mod tests {
     fn complete(value: &mut Value, field: &str) {
         if field.starts_with("spec.ports[]") && value.pointer("/spec/ports/0/port").is_none() {
             put(value, "spec.ports[].port", json!(1));
+        }
+        for (list, least) in [
+            (".toPorts[].ports[]", ("port", json!("80"))),
+            (".fromCIDRSet[]", ("cidr", json!("10.0.0.0/8"))),
+            (".toCIDRSet[]", ("cidr", json!("10.0.0.0/8"))),
+        ] {
+            let (name, least) = least;
+            let Some((entry, _)) = field.split_once(list) else { continue };
+            let pointer = format!("/{}{}/{name}", entry, list).replace("[]", "/0").replace('.', "/");
+            if value.pointer(&pointer.replace("//", "/")).is_none() {
+                put(value, &format!("{entry}{list}.{name}"), least);
+            }
         }
     }
 

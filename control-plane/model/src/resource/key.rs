@@ -22,11 +22,15 @@ pub enum Kind {
     ServiceExport,
     /// `networking.istio.io/v1`
     Sidecar,
+    /// `cilium.io/v2`
+    CiliumNetworkPolicy,
+    /// `cilium.io/v2`, of the whole cluster
+    CiliumClusterwideNetworkPolicy,
 }
 
 impl Kind {
     /// Every kind, in listing order.
-    pub const ALL: [Kind; 7] = [
+    pub const ALL: [Kind; 9] = [
         Kind::Workload,
         Kind::Service,
         Kind::EndpointSlice,
@@ -34,6 +38,8 @@ impl Kind {
         Kind::HttpRoute,
         Kind::ServiceExport,
         Kind::Sidecar,
+        Kind::CiliumNetworkPolicy,
+        Kind::CiliumClusterwideNetworkPolicy,
     ];
 
     /// As `kind:` spells it.
@@ -46,6 +52,8 @@ impl Kind {
             Kind::HttpRoute => "HTTPRoute",
             Kind::ServiceExport => "ServiceExport",
             Kind::Sidecar => "Sidecar",
+            Kind::CiliumNetworkPolicy => "CiliumNetworkPolicy",
+            Kind::CiliumClusterwideNetworkPolicy => "CiliumClusterwideNetworkPolicy",
         }
     }
 
@@ -59,6 +67,7 @@ impl Kind {
             Kind::HttpRoute => "gateway.networking.k8s.io/v1",
             Kind::ServiceExport => "multicluster.x-k8s.io/v1alpha1",
             Kind::Sidecar => "networking.istio.io/v1",
+            Kind::CiliumNetworkPolicy | Kind::CiliumClusterwideNetworkPolicy => "cilium.io/v2",
         }
     }
 
@@ -71,8 +80,25 @@ impl Kind {
             | Kind::EndpointSlice
             | Kind::NetworkPolicy
             | Kind::HttpRoute
-            | Kind::ServiceExport => &[],
+            | Kind::ServiceExport
+            | Kind::CiliumNetworkPolicy
+            | Kind::CiliumClusterwideNetworkPolicy => &[],
         }
+    }
+
+    /// Whether its objects are of no namespace: that of their name is empty.
+    pub fn is_cluster_scoped(self) -> bool {
+        self == Kind::CiliumClusterwideNetworkPolicy
+    }
+
+    /// Whether its objects say who may talk to whom.
+    pub fn is_policy(self) -> bool {
+        matches!(self, Kind::NetworkPolicy | Kind::CiliumNetworkPolicy | Kind::CiliumClusterwideNetworkPolicy)
+    }
+
+    /// The name of an object of this kind: kinds of the whole cluster have no namespace, whatever a person says.
+    pub fn name(self, namespace: &str, name: &str) -> NamespacedName {
+        NamespacedName::new(if self.is_cluster_scoped() { "" } else { namespace }, name)
     }
 
     /// Finds a kind by what a person types: the kind, its plural or kubectl's short name, in any case.
@@ -85,6 +111,10 @@ impl Kind {
             "httproute" | "httproutes" => Kind::HttpRoute,
             "serviceexport" | "serviceexports" | "svcexport" | "svcex" => Kind::ServiceExport,
             "sidecar" | "sidecars" => Kind::Sidecar,
+            "ciliumnetworkpolicy" | "ciliumnetworkpolicies" | "cnp" | "ciliumnp" => Kind::CiliumNetworkPolicy,
+            "ciliumclusterwidenetworkpolicy" | "ciliumclusterwidenetworkpolicies" | "ccnp" => {
+                Kind::CiliumClusterwideNetworkPolicy
+            }
             _ => return None,
         })
     }
@@ -96,7 +126,7 @@ impl fmt::Display for Kind {
     }
 }
 
-/// Names one thing in one namespace: a workload or a service. Shared, not copied, when it is cloned: every index
+/// Names one thing in one namespace: a workload or a service. The namespace is empty for what is of the whole cluster. Shared, not copied, when it is cloned: every index
 /// of the mesh is keyed by it.
 #[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -151,6 +181,9 @@ impl NamespacedName {
 
 impl fmt::Display for NamespacedName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.namespace.is_empty() {
+            return f.write_str(&self.name);
+        }
         write!(f, "{}/{}", self.namespace, self.name)
     }
 }
@@ -158,6 +191,9 @@ impl fmt::Display for NamespacedName {
 impl TryFrom<String> for NamespacedName {
     type Error = String;
     fn try_from(text: String) -> Result<Self, String> {
+        if !text.is_empty() && !text.contains('/') {
+            return Ok(Self::new("", text));
+        }
         Self::parse(&text).ok_or_else(|| format!("{text:?} is not <namespace>/<name>"))
     }
 }

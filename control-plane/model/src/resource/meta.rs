@@ -45,12 +45,29 @@ impl WireMeta {
         // A service's name becomes part of host names and SNI: one label.
         match kind {
             Kind::Service | Kind::ServiceExport => check::dns_label(&name, &at.field("name"))?,
-            Kind::Workload | Kind::EndpointSlice | Kind::NetworkPolicy | Kind::HttpRoute | Kind::Sidecar => {
+            Kind::Workload
+            | Kind::EndpointSlice
+            | Kind::NetworkPolicy
+            | Kind::HttpRoute
+            | Kind::Sidecar
+            | Kind::CiliumNetworkPolicy
+            | Kind::CiliumClusterwideNetworkPolicy => {
                 check::dns_subdomain(&name, &at.field("name"))?;
             }
         }
-        let namespace = self.namespace.unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
-        check::dns_label(&namespace, &at.field("namespace"))?;
+        let at_namespace = at.field("namespace");
+        let namespace = match self.namespace {
+            Some(namespace) if kind.is_cluster_scoped() && !namespace.is_empty() => {
+                return at_namespace
+                    .refuse(namespace, format!("is not supported: a {kind} is of the whole cluster"));
+            }
+            _ if kind.is_cluster_scoped() => String::new(),
+            namespace => {
+                let namespace = namespace.unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
+                check::dns_label(&namespace, &at_namespace)?;
+                namespace
+            }
+        };
         check::labels(&self.labels, &at.field("labels"))?;
         check::annotations(&self.annotations, &at.field("annotations"))?;
         let resource_version = match self.resource_version.as_deref() {
@@ -73,7 +90,9 @@ impl Meta {
     pub(super) fn to_json(&self) -> Value {
         let mut out = Map::new();
         out.insert("name".to_owned(), json!(self.name.name));
-        out.insert("namespace".to_owned(), json!(self.name.namespace));
+        if !self.name.namespace.is_empty() {
+            out.insert("namespace".to_owned(), json!(self.name.namespace));
+        }
         if !self.labels.is_empty() {
             out.insert("labels".to_owned(), json!(self.labels));
         }

@@ -5,6 +5,7 @@
 //! public type, and the way back to JSON.
 
 mod check;
+mod cilium;
 mod coverage;
 mod duration;
 mod endpoint_slice;
@@ -16,6 +17,7 @@ mod http_route;
 mod key;
 mod meta;
 mod network_policy;
+mod overflow;
 mod parse;
 mod port;
 mod re2;
@@ -30,11 +32,16 @@ mod sidecar;
 mod types;
 mod workload;
 
+pub use cilium::{
+    CiliumCidrSet, CiliumEntity, CiliumEntry, CiliumPeers, CiliumPolicy, CiliumPort, CiliumRule,
+    CiliumSelector, CiliumSide,
+};
 pub use coverage::{COVERAGE, Coverage, Support};
 pub use duration::milliseconds;
 pub use error::ObjectError;
 pub use export_to::{EXPORT_TO_ANNOTATION, Visibility};
 pub use key::{Kind, NameParts, NamespacedName, ObjectKey};
+pub use overflow::OVERFLOW_ANNOTATION;
 pub use parse::{MAX_OBJECT_BYTES, MAX_OBJECT_DEPTH};
 pub use selector::matches_labels;
 pub use types::*;

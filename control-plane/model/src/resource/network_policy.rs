@@ -12,13 +12,13 @@ use super::{
 };
 use crate::{identity::is_policy_label, policy::cover};
 
-const MAX_RULES: usize = 100;
-const MAX_PEERS: usize = 100;
+pub(super) const MAX_RULES: usize = 100;
+pub(super) const MAX_PEERS: usize = 100;
 const MAX_PORTS: usize = 100;
-const MAX_EXCEPTS: usize = 64;
+pub(super) const MAX_EXCEPTS: usize = 64;
 /// Peers times ports, over all rules of a direction, an ipBlock counted by the blocks that are left of it: what a
 /// small text can make of a kernel's maps has a bound.
-const MAX_COMBINATIONS: usize = 16_384;
+pub(super) const MAX_COMBINATIONS: usize = 16_384;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     Kind, Meta, Object, ObjectError,
+    cilium::{self, WireCilium},
     endpoint_slice::{self, WireSlice},
     error::{At, Fault, shown},
     http_route::{self, WireRoute},
@@ -46,6 +47,9 @@ impl Object {
             Object::HttpRoute(o) => drop(out.insert("spec".to_owned(), http_route::render(o))),
             Object::ServiceExport(_) => {}
             Object::Sidecar(o) => drop(out.insert("spec".to_owned(), sidecar::render(o))),
+            Object::CiliumNetworkPolicy(o) | Object::CiliumClusterwideNetworkPolicy(o) => {
+                cilium::render(o, &mut out);
+            }
         }
         Value::Object(out)
     }
@@ -100,6 +104,10 @@ fn parse(value: &Value) -> Result<Object, Fault> {
         Kind::Sidecar => {
             let (meta, spec) = envelope::<WireSidecar>(&value, kind)?;
             Object::Sidecar(required(spec)?.parse(meta)?)
+        }
+        Kind::CiliumNetworkPolicy => Object::CiliumNetworkPolicy(read::<WireCilium>(&value)?.parse(kind)?),
+        Kind::CiliumClusterwideNetworkPolicy => {
+            Object::CiliumClusterwideNetworkPolicy(read::<WireCilium>(&value)?.parse(kind)?)
         }
     })
 }
@@ -209,6 +217,10 @@ fn describe(value: &Value) -> String {
     match text(meta.and_then(|m| m.get("name"))) {
         Some(name) => {
             let namespace = text(meta.and_then(|m| m.get("namespace")));
+            let scoped = Kind::ALL.into_iter().find(|known| known.as_str().eq_ignore_ascii_case(&kind));
+            if scoped.is_some_and(Kind::is_cluster_scoped) {
+                return format!("{kind}/{name}");
+            }
             format!("{kind}/{}/{name}", namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE))
         }
         None => kind,

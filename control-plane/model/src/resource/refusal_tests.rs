@@ -414,6 +414,23 @@ fn an_annotation_that_says_who_may_know_of_a_service_must_make_sense() {
 }
 
 #[test]
+fn an_annotation_that_says_whether_calls_may_overflow_must_make_sense() {
+    let with = |text: &str| {
+        let mut value = service(json!({"ports": [{"port": 80}]}));
+        value["metadata"]["annotations"] = json!({"isthmus.io/overflow": text});
+        value
+    };
+    for text in ["", "ON", "yes"] {
+        refused(&with(text), "metadata.annotations[isthmus.io/overflow]", "must be 'on' or 'off'");
+    }
+    let may = |text: &str| match Object::parse(&with(text)) {
+        Ok(Object::Service(service)) => service.meta.may_overflow(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!((may("on"), may("off")), (true, false));
+}
+
+#[test]
 fn objects_that_are_too_large_or_too_deep_are_refused() {
     let mut large = workload(json!({}));
     large["metadata"]["annotations"] = json!({"note": "x".repeat(MAX_OBJECT_BYTES)});

@@ -8,22 +8,22 @@ use super::{
     error::{At, Fault},
 };
 
-const MAX_EXPRESSIONS: usize = 32;
+pub(super) const MAX_EXPRESSIONS: usize = 32;
 const MAX_VALUES: usize = 100;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct WireSelector {
     #[serde(default)]
-    match_labels: Labels,
+    pub(super) match_labels: Labels,
     #[serde(default)]
-    match_expressions: Vec<WireExpression>,
+    pub(super) match_expressions: Vec<WireExpression>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct WireExpression {
-    key: String,
+pub(super) struct WireExpression {
+    pub(super) key: String,
     operator: String,
     #[serde(default)]
     values: Vec<String>,
@@ -45,7 +45,7 @@ impl WireSelector {
 }
 
 impl WireExpression {
-    fn parse(self, at: &At) -> Result<LabelExpression, Fault> {
+    pub(super) fn parse(self, at: &At) -> Result<LabelExpression, Fault> {
         check::label_key(&self.key, &at.field("key"))?;
         let operator = match self.operator.as_str() {
             "In" => LabelOperator::In,

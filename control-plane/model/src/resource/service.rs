@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::{
     Labels, Meta, PortRef, Service, ServicePort, check,
     error::{At, Fault},
-    export_to,
+    export_to, overflow,
     port::{self, WirePort},
 };
 
@@ -91,6 +91,7 @@ impl WireService {
             ports.push(port);
         }
         let visibility = export_to::parse(&meta)?;
+        overflow::check(&meta)?;
         Ok(Service { meta, selector: self.selector, ports, cluster_ip, headless, visibility })
     }
 

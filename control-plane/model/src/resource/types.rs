@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, net::IpAddr};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{Kind, NamespacedName, ObjectKey, Visibility};
+use super::{CiliumPolicy, Kind, NamespacedName, ObjectKey, Visibility};
 
 /// Labels, and the map form of a selector.
 pub type Labels = BTreeMap<String, String>;
@@ -36,6 +36,8 @@ pub enum Object {
     HttpRoute(HttpRoute),
     ServiceExport(ServiceExport),
     Sidecar(Sidecar),
+    CiliumNetworkPolicy(CiliumPolicy),
+    CiliumClusterwideNetworkPolicy(CiliumPolicy),
 }
 
 impl Object {
@@ -49,6 +51,8 @@ impl Object {
             Object::HttpRoute(_) => Kind::HttpRoute,
             Object::ServiceExport(_) => Kind::ServiceExport,
             Object::Sidecar(_) => Kind::Sidecar,
+            Object::CiliumNetworkPolicy(_) => Kind::CiliumNetworkPolicy,
+            Object::CiliumClusterwideNetworkPolicy(_) => Kind::CiliumClusterwideNetworkPolicy,
         }
     }
 
@@ -62,6 +66,21 @@ impl Object {
             Object::HttpRoute(o) => &o.meta,
             Object::ServiceExport(o) => &o.meta,
             Object::Sidecar(o) => &o.meta,
+            Object::CiliumNetworkPolicy(o) | Object::CiliumClusterwideNetworkPolicy(o) => &o.meta,
+        }
+    }
+
+    /// For those who change it.
+    pub fn meta_mut(&mut self) -> &mut Meta {
+        match self {
+            Object::Workload(o) => &mut o.meta,
+            Object::Service(o) => &mut o.meta,
+            Object::EndpointSlice(o) => &mut o.meta,
+            Object::NetworkPolicy(o) => &mut o.meta,
+            Object::HttpRoute(o) => &mut o.meta,
+            Object::ServiceExport(o) => &mut o.meta,
+            Object::Sidecar(o) => &mut o.meta,
+            Object::CiliumNetworkPolicy(o) | Object::CiliumClusterwideNetworkPolicy(o) => &mut o.meta,
         }
     }
 

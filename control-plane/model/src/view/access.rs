@@ -14,7 +14,11 @@
 //!
 //! Nothing is admitted that the oracle denies ([`crate::policy::verdict`]). Denied though the oracle allows: what
 //! comes from an address that is not reported yet, or that the rule's workloads share with others of their account
-//! (for a gateway, with anybody) that it does not admit; and from an address among the pods' that no workload has.
+//! (for a gateway, with anybody) that it does not admit; from an address among the pods' that no workload has; and from
+//! the workload's own node, which has no certificate of the mesh.
+//!
+//! A rule that denies some of an account's workloads denies their addresses, and the account from wherever none of the
+//! others is known to be.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -37,6 +41,8 @@ pub struct Access {
     pub trust_domain: TrustDomain,
     /// Provenance of the denial of whom no rule permits. None: who is not denied by a rule may connect.
     pub default_deny: Option<String>,
+    /// Never meant by `deny`: the workload itself.
+    pub spared: Option<Caller>,
     #[allow(missing_docs)]
     pub deny: Vec<AccessRule>,
     #[allow(missing_docs)]
@@ -79,15 +85,31 @@ pub enum Caller {
     },
     /// Whoever connects from there: for denials, which may go too far, but not fall short.
     From(Vec<IpNet>),
+    /// Whoever connects from one of these blocks and from no exception.
+    Beyond {
+        #[allow(missing_docs)]
+        blocks: Vec<IpNet>,
+        #[allow(missing_docs)]
+        except: Vec<IpNet>,
+    },
+    /// A workload of a service account, anywhere but at these addresses.
+    Elsewhere {
+        #[allow(missing_docs)]
+        id: SpiffeId,
+        #[allow(missing_docs)]
+        except: Vec<IpNet>,
+    },
 }
 
 /// Who may connect to a TCP port of a workload. None: no policy restricts it.
 pub fn access(model: &MeshModel, workload: &MeshWorkload, port: u16) -> Option<Access> {
+    let itself = itself(model, workload);
     let of = |allow: Vec<AccessRule>, deny, default_deny| Access {
         trust_domain: model.cluster.trust_domain.clone(),
         default_deny,
+        spared: itself.as_ref().and_then(|rule| rule.callers.first().cloned()),
         deny,
-        allow: itself(model, workload).into_iter().chain(allow).collect(),
+        allow: itself.into_iter().chain(allow).collect(),
     };
     let Some(class) = model.policy_classes.get(&workload.policy_class) else {
         return Some(of(Vec::new(), Vec::new(), Some(format!("workload/{}#no-policy-class", workload.name))));
@@ -189,25 +211,46 @@ impl Draft {
             callers.push(Caller::Through(aggregated(gateways.into_iter())));
         }
         if !self.blocks.is_empty() {
-            let pods = model.cluster.pod_cidr;
-            let others = model.index.addresses_outside(pods).map(IpNet::from);
-            let inside = |net: &IpNet| self.blocks.iter().any(|b| b.contains(net) || net.contains(b));
-            let except = [pods].into_iter().chain(others).filter(inside).collect();
-            callers.push(Caller::Outside { blocks: self.blocks.clone(), except });
+            callers.push(Caller::Outside { blocks: self.blocks.clone(), except: self.inside(model) });
         }
         callers
+    }
+
+    /// What of its blocks is not outside of the mesh.
+    fn inside(&self, model: &MeshModel) -> Vec<IpNet> {
+        let pods = model.cluster.pod_cidr;
+        let others = model.index.addresses_outside(pods).map(IpNet::from);
+        let inside = |net: &IpNet| self.blocks.iter().any(|b| b.contains(net) || net.contains(b));
+        [pods].into_iter().chain(others).filter(inside).collect()
     }
 
     fn denied(&self, model: &MeshModel) -> Vec<Caller> {
         if self.anybody {
             return vec![Caller::Anybody];
         }
+        let mut callers = Vec::new();
+        for id in self.accounts(model) {
+            let denied = |w: &MeshWorkload| w.spiffe_id == *id && self.identities.contains(&w.identity);
+            let names = model.index.account(id).into_iter().flatten().flat_map(|(_, names)| names);
+            let others = names.filter_map(|name| model.workloads.get(name)).filter(|w| !denied(w));
+            let known =
+                others.flat_map(|w| addresses(w)).filter(|ip| everybody_at(model, *ip, |w| !denied(w)));
+            let except = aggregated(known);
+            callers.push(match except.is_empty() {
+                true => Caller::Account(id.clone()),
+                false => Caller::Elsewhere { id: id.clone(), except },
+            });
+        }
         let accounts = self.accounts(model);
         let meant = accounts.iter().flat_map(|id| self.meant(model, id)).flat_map(addresses);
-        let nets = self.blocks.iter().copied().chain(meant.map(IpNet::from)).collect();
-        let nets = IpNet::aggregate(&nets);
-        let from = (!nets.is_empty()).then_some(Caller::From(nets));
-        accounts.into_iter().map(|id| Caller::Account(id.clone())).chain(from).collect()
+        let nets = aggregated(meant);
+        if !nets.is_empty() {
+            callers.push(Caller::From(nets));
+        }
+        if !self.blocks.is_empty() {
+            callers.push(Caller::Beyond { blocks: self.blocks.clone(), except: self.inside(model) });
+        }
+        callers
     }
 }
 

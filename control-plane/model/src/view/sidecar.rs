@@ -43,6 +43,8 @@ pub struct OutboundCluster<'a> {
     pub protocol: AppProtocol,
     /// Who may answer behind mTLS. Empty: nobody, and no mTLS endpoint is listed.
     pub spiffe_ids: &'a [SpiffeId],
+    /// Percent of the calls that go to endpoints of the next priority.
+    pub overflow: u8,
     /// Ready or not, by priority and address.
     pub endpoints: Vec<&'a MeshEndpoint>,
 }
@@ -115,6 +117,7 @@ pub(super) fn outbound_cluster(name: String, port: &MeshServicePort) -> Outbound
         sni: &port.sni,
         protocol: port.app_protocol,
         spiffe_ids: &port.spiffe_ids,
+        overflow: port.overflow,
         endpoints: port.endpoints.iter().filter(usable).collect(),
     }
 }

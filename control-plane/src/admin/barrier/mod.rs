@@ -5,7 +5,8 @@
 //! anyway, and tells the replica that was asked. What a wait costs is therefore in proportion to what the change
 //! concerns, and to the number of streams once, when it begins.
 //!
-//! It fails closed: a replica that does not answer, and an agent that is connected nowhere, are not taken for done.
+//! A replica that does not answer, and an agent that is connected nowhere, are not taken for done. A sidecar that was
+//! disconnected before the change is not known of: whether the change concerns it is found out by serving it.
 
 pub mod merge;
 
@@ -43,11 +44,19 @@ const RETRY: Duration = Duration::from_millis(250);
 /// Messages of replicas that wait to be read.
 const BACKLOG: usize = 64;
 
-/// How long somebody who asks for so many milliseconds is kept waiting.
-pub fn timeout(milliseconds: u32) -> Duration {
+/// How long somebody who asks for so many milliseconds is kept waiting. `field` of the request says so.
+///
+/// # Errors
+/// Longer than any wait may last.
+pub fn timeout(field: &str, milliseconds: u32) -> Result<Duration, Status> {
+    let asked = Duration::from_millis(u64::from(milliseconds));
     match milliseconds {
-        0 => DEFAULT_WAIT,
-        ms => Duration::from_millis(u64::from(ms)).min(MAX_WAIT),
+        0 => Ok(DEFAULT_WAIT),
+        _ if asked <= MAX_WAIT => Ok(asked),
+        _ => Err(Status::invalid_argument(format!(
+            "{field}: {milliseconds} is more than {} (10 min)",
+            MAX_WAIT.as_millis()
+        ))),
     }
 }
 

@@ -129,10 +129,12 @@ fn dependents(change: &Change) -> Vec<(Kind, String)> {
             let namespace = key.name.namespace.as_str();
             match key.kind {
                 Kind::Workload => {
-                    let here = [Kind::Service, Kind::NetworkPolicy, Kind::Sidecar];
-                    [of(&here, namespace), of(&[Kind::Sidecar], ROOT_NAMESPACE)].concat()
+                    let here = [Kind::Service, Kind::NetworkPolicy, Kind::CiliumNetworkPolicy, Kind::Sidecar];
+                    let of_cluster = of(&[Kind::CiliumClusterwideNetworkPolicy], "");
+                    [of(&here, namespace), of(&[Kind::Sidecar], ROOT_NAMESPACE), of_cluster].concat()
                 }
-                Kind::NetworkPolicy => of(&[Kind::Workload], namespace),
+                Kind::NetworkPolicy | Kind::CiliumNetworkPolicy => of(&[Kind::Workload], namespace),
+                Kind::CiliumClusterwideNetworkPolicy => of(&[Kind::Workload], ""),
                 Kind::EndpointSlice | Kind::ServiceExport => of(&[Kind::Service], namespace),
                 // Routes of any namespace may refer to a service.
                 Kind::Service => [of(&[Kind::ServiceExport], namespace), of(&[Kind::HttpRoute], "")].concat(),

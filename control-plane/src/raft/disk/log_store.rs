@@ -22,7 +22,7 @@ use tokio::sync::oneshot;
 use super::{
     batch::{Committed, Done, Write},
     journal::Journal,
-    layout, recover,
+    layout, recover, room,
     snapshots::Snapshots,
     watermark::{Mark, Watermark},
     writer::{DiskStats, Options, Writer, panic_text},
@@ -75,6 +75,7 @@ impl LogStore {
     pub(crate) fn open(folder: &Path, options: Options) -> Result<Self, DiskError> {
         let (dir, path, journal_path) =
             (folder.join("log"), folder.join("watermark"), folder.join("journal"));
+        room::for_start(folder, options, journal_path.exists())?;
         let watermark = Watermark::open(&path)?;
         let journal = Journal::open(&journal_path)?;
         let db = recover::open(&dir)?;

@@ -19,6 +19,7 @@ mod layout;
 mod log_store;
 mod ops;
 mod recover;
+mod room;
 mod snapshots;
 mod watermark;
 mod writer;
@@ -32,6 +33,7 @@ use std::{path::Path, time::Duration};
 
 pub(crate) use found::found;
 pub(crate) use log_store::LogStore;
+pub(crate) use room::for_another as room_for_another;
 pub use snapshots::is_snapshot;
 pub(crate) use snapshots::{SnapshotFile, Snapshots};
 pub(crate) use writer::{DiskStats, Options};

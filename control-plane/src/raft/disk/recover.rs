@@ -95,7 +95,7 @@ pub(super) fn open(dir: &Path) -> Result<sled::Db, DiskError> {
             .segment_size(SEGMENT_BYTES)
             .flush_every_ms(None)
             .open()
-            .map_err(|error| open_error(dir, error))?;
+            .map_err(|error| store_error(dir, error))?;
         Ok(db)
     })
 }
@@ -108,7 +108,7 @@ pub(super) fn replay(
     records: &[Record],
 ) -> Result<u64, DiskError> {
     caught(dir, || {
-        let failed = |error: sled::Error| DiskError::Log { file: dir.to_owned(), reason: error.to_string() };
+        let failed = |error: sled::Error| store_error(dir, error);
         let has: u64 = value(dir, db, JOURNAL_KEY)?.unwrap_or(0);
         let Some(first) = records.first() else { return Ok(has) };
         if first.sequence > has + 1 {
@@ -135,7 +135,7 @@ pub(super) fn read_all(dir: &Path, db: &sled::Db) -> Result<Recovered, DiskError
 /// Remembers that the journal goes with the database from now on.
 pub(super) fn mark_format(dir: &Path, db: &sled::Db) -> Result<(), DiskError> {
     caught(dir, || {
-        let failed = |error: sled::Error| DiskError::Log { file: dir.to_owned(), reason: error.to_string() };
+        let failed = |error: sled::Error| store_error(dir, error);
         db.insert(FORMAT_KEY, FORMAT.to_string().as_bytes()).map_err(failed)?;
         db.flush().map_err(failed).map(drop)
     })
@@ -148,7 +148,7 @@ fn caught<T>(dir: &Path, work: impl FnOnce() -> Result<T, DiskError>) -> Result<
 }
 
 /// Who is told to empty a folder must have been told the truth: not all that fails here is damage.
-fn open_error(dir: &Path, error: sled::Error) -> DiskError {
+pub(super) fn store_error(dir: &Path, error: sled::Error) -> DiskError {
     let file = dir.to_owned();
     match error {
         sled::Error::Io(error) if error.to_string().contains("could not acquire lock") => {
@@ -160,7 +160,7 @@ fn open_error(dir: &Path, error: sled::Error) -> DiskError {
 }
 
 fn read(dir: &Path, db: &sled::Db) -> Result<Recovered, DiskError> {
-    let failed = |error: sled::Error| DiskError::Log { file: dir.to_owned(), reason: error.to_string() };
+    let failed = |error: sled::Error| store_error(dir, error);
     let format: Option<u32> = value(dir, db, FORMAT_KEY)?;
     if let Some(found) = format.filter(|found| *found > FORMAT) {
         return Err(DiskError::Newer { file: dir.to_owned(), found, supported: FORMAT });

@@ -25,6 +25,7 @@ use super::{
     batch::{Committed, Done, Write},
     journal::{Journal, Room},
     ops::{self, Op, Single},
+    recover, room,
     watermark::{Mark, Watermark},
 };
 use crate::raft::{DiskError, types::TypeConfig};
@@ -272,7 +273,8 @@ impl Writer {
 
     /// Brings the database up to what was acknowledged.
     fn drain(&mut self) -> Result<(), DiskError> {
-        ops::apply(&self.db, &self.pending, Some(self.sequence)).map_err(|error| self.failed(&error))?;
+        room::for_writing(&self.dir, self.options)?;
+        ops::apply(&self.db, &self.pending, Some(self.sequence)).map_err(|error| self.failed(error))?;
         self.pending.clear();
         self.durable.store(self.mark.last.map_or(0, |last| last.index), Ordering::Release);
         Ok(())
@@ -281,15 +283,15 @@ impl Writer {
     /// Brings the database up to what was acknowledged and makes that durable, after which the journal begins again.
     fn sync_store(&mut self) -> Result<(), DiskError> {
         self.drain()?;
-        self.db.flush().map_err(|error| self.failed(&error))?;
+        self.db.flush().map_err(|error| self.failed(error))?;
         self.file.sync_data().map_err(DiskError::io(self.dir.join("db")))?;
         sync_blobs(&self.dir)?;
         self.journal.restart();
         Ok(())
     }
 
-    fn failed(&self, error: &sled::Error) -> DiskError {
-        DiskError::Log { file: self.dir.clone(), reason: error.to_string() }
+    fn failed(&self, error: sled::Error) -> DiskError {
+        recover::store_error(&self.dir, error)
     }
 
     fn count(&self, entries: u64, bytes: u64, took: Duration) {

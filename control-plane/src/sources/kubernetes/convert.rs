@@ -53,14 +53,14 @@ impl Follower {
             }
             WatchEvent::Listed(value) => {
                 // Before it is parsed: an object that can't be used has not gone.
-                if let (Some(listed), Some(name)) = (&mut self.listed, name_of(&value)) {
+                if let (Some(listed), Some(name)) = (&mut self.listed, name_of(self.kind, &value)) {
                     listed.insert(name);
                 }
                 apply(self.kind, value).map(Some)
             }
             WatchEvent::Applied(value) => apply(self.kind, value).map(Some),
             WatchEvent::Deleted(value) => {
-                let gone = name_of(&value).map(|name| ObjectKey { kind: self.kind, name });
+                let gone = name_of(self.kind, &value).map(|name| ObjectKey { kind: self.kind, name });
                 let keys: Vec<ObjectKey> = gone.into_iter().filter(|key| is_ours(state, key)).collect();
                 Ok((!keys.is_empty()).then_some(Command::Delete { keys }))
             }
@@ -109,9 +109,9 @@ fn prepared(kind: Kind, mut value: Value) -> Value {
     value
 }
 
-fn name_of(value: &Value) -> Option<NamespacedName> {
+fn name_of(kind: Kind, value: &Value) -> Option<NamespacedName> {
     let text = |field: &str| value["metadata"][field].as_str();
-    Some(NamespacedName::new(text("namespace").unwrap_or("default"), text("name")?))
+    Some(kind.name(text("namespace").unwrap_or("default"), text("name")?))
 }
 
 fn is_ours(state: &State, key: &ObjectKey) -> bool {

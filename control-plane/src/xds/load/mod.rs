@@ -1,12 +1,15 @@
 //! LRS: what data planes report of the load that they send, by cluster and locality.
 //!
 //! * [`window`]: the reports of the last while, added up. Pure; the time is an argument, and memory is bounded.
+//! * [`votes`]: what each caller has seen of each place, one voice for each. Pure and bounded too.
 //! * [`service`]: `envoy.service.load_stats.v3`, for Envoy and for gRPC with `lrs_server: self`.
 //!
 //! Load is reported to one replica, the one that the client is connected to: the whole of a cluster is the sum over
-//! replicas. Nothing is decided here; whoever places traffic asks [`Loads::report`].
+//! replicas. Nothing is decided here: the metrics ask [`Loads::report`], and [`crate::overflow`] asks all replicas for
+//! [`Loads::votes`].
 
 pub mod service;
+pub mod votes;
 pub mod window;
 
 use std::{
@@ -14,11 +17,15 @@ use std::{
     time::Instant,
 };
 
+pub use votes::{Vote, Votes};
 pub use window::{Load, LoadWindow, Locality, Totals};
 
 /// The loads that are reported to this replica.
 #[derive(Debug, Default)]
-pub struct Loads(Mutex<LoadWindow>);
+pub struct Loads {
+    window: Mutex<LoadWindow>,
+    votes: Mutex<Votes>,
+}
 
 impl Loads {
     /// The load of each cluster and locality over the window, for status and for who places traffic.
@@ -36,8 +43,18 @@ impl Loads {
         self.lock().lost()
     }
 
+    /// What each caller has seen of the clusters that are wanted. `own`: the region of this cluster's endpoints.
+    pub fn votes(&self, own: &str, wanted: impl Fn(&str) -> bool, now: Instant) -> Vec<Vote> {
+        self.voices().of(own, wanted, now)
+    }
+
+    fn voices(&self) -> MutexGuard<'_, Votes> {
+        // Nothing under the lock can leave it half done.
+        self.votes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn lock(&self) -> MutexGuard<'_, LoadWindow> {
         // Nothing under the lock can leave it half done.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.window.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -90,10 +90,16 @@ async fn serve<V: Views>(
     let mut told: Option<LoadStatsResponse> = None;
     let mut pending = Some(first.cluster_stats);
     loop {
+        let view = shared.views.resources(&client);
         if let Some(stats) = pending.take() {
-            shared.subscribers.loads().lock().report_of(reporter.stream, &stats, Instant::now().into_std());
+            let (loads, now) = (shared.subscribers.loads(), Instant::now().into_std());
+            loads.lock().report_of(reporter.stream, &stats, now);
+            if let Some(caller) = caller(&client) {
+                loads.voices().take(caller, &stats, |cluster| has(&view, cluster), now);
+            }
         }
-        let wanted = wanted(&node, &shared.views.resources(&client), shared.options.load_interval);
+        let wanted = wanted(&node, &view, shared.options.load_interval);
+        drop(view);
         tokio::select! {
             biased;
             report = reports.message() => {
@@ -111,6 +117,23 @@ async fn serve<V: Views>(
             }
         }
     }
+}
+
+/// Whose voice it is: the workload, whichever programs of it report.
+fn caller(client: &Client) -> Option<&str> {
+    match client {
+        Client::Proxy { workload, .. } | Client::Grpc { workload } => Some(workload),
+        // A gateway forwards to this cluster alone, and the others call nobody.
+        Client::Gateway { .. } | Client::Agent { .. } | Client::Peer { .. } => None,
+    }
+}
+
+/// Whether the client may call it at all: of what it may not know of it has nothing to say.
+fn has(view: &ResourceSet, cluster: &str) -> bool {
+    [view.of(kinds::CLUSTER), view.named(kinds::CLUSTER)]
+        .into_iter()
+        .flatten()
+        .any(|all| all.contains_key(cluster))
 }
 
 /// A right lasts as long as its reason.

@@ -16,7 +16,7 @@ pub struct Report {
     pub stream: u64,
     /// The client, as authorized.
     pub id: Arc<str>,
-    /// `agent`, `proxy`, `envoy`, `gateway` or `peer`.
+    /// `agent`, `proxy`, `envoy`, `grpc`, `gateway` or `peer`.
     pub kind: &'static str,
     /// None: the stream has ended.
     pub standing: Option<Standing>,

@@ -94,7 +94,7 @@ fn way_out(set: &mut ResourceSet, kind: ProxyKind, before: Option<&MeshService>,
         };
         let message = cluster::outbound(name, cluster.sni, cluster.spiffe_ids, cluster.protocol, encryption);
         set.put(Encoded::new(name, &message));
-        set.put(Encoded::new(name, &endpoint::assignment(name, &endpoints)));
+        set.put(Encoded::new(name, &endpoint::assignment(name, &endpoints, cluster.overflow)));
     }
     for name in gone {
         for type_url in [kinds::LISTENER, kinds::ROUTE, kinds::CLUSTER, kinds::ENDPOINT] {
@@ -124,7 +124,7 @@ fn named_target(
         }
         set.put(Encoded::new(name, &grpc::routes(name, target.port, target.routes)));
         set.put(Encoded::new(name, &grpc::cluster(name, c.sni, c.spiffe_ids, encryption)));
-        set.put(Encoded::new(name, &endpoint::assignment(name, &endpoints)));
+        set.put(Encoded::new(name, &endpoint::assignment(name, &endpoints, 0)));
         for kind in [kinds::ROUTE, kinds::CLUSTER, kinds::ENDPOINT] {
             gone.remove(&(kind, target.name.clone()));
         }

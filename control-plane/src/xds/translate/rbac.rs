@@ -59,7 +59,8 @@ fn filter(access: &Access, action: Action, stat_prefix: &str, rules: &[AccessRul
     // A map is encoded in an order that differs between processes, and versions are hashes of what is encoded. So each
     // entry goes by itself: messages that are written one after the other are one message.
     for rule in rules {
-        let policies = [(rule.provenance.to_string(), policy(&access.trust_domain, rule))].into();
+        let spared = access.spared.as_ref().filter(|_| action == Action::Deny);
+        let policies = [(rule.provenance.to_string(), policy(&access.trust_domain, rule, spared))].into();
         // `encode` fails only for want of room, and a vector has it.
         let _ = rbac(Rbac { policies, ..Default::default() }).encode(&mut value);
     }
@@ -67,10 +68,14 @@ fn filter(access: &Access, action: Action, stat_prefix: &str, rules: &[AccessRul
     Filter { name: NAME.to_owned(), config_type: Some(filter::ConfigType::TypedConfig(any)) }
 }
 
-fn policy(trust_domain: &TrustDomain, rule: &AccessRule) -> Policy {
+fn policy(trust_domain: &TrustDomain, rule: &AccessRule, spared: Option<&Caller>) -> Policy {
+    let one = |caller| match spared {
+        Some(spared) => all([principal(trust_domain, caller), not(principal(trust_domain, spared))]),
+        None => principal(trust_domain, caller),
+    };
     Policy {
         permissions: rule.ports.iter().map(permission).collect(),
-        principals: rule.callers.iter().map(|caller| principal(trust_domain, caller)).collect(),
+        principals: rule.callers.iter().map(one).collect(),
         ..Default::default()
     }
 }
@@ -103,6 +108,9 @@ fn principal(trust_domain: &TrustDomain, caller: &Caller) -> Principal {
             all([from(blocks)].into_iter().chain(except).chain(elsewhere()))
         }
         Caller::From(blocks) => from(blocks),
+        Caller::Beyond { blocks, except } if except.is_empty() => from(blocks),
+        Caller::Beyond { blocks, except } => all([from(blocks), not(from(except))]),
+        Caller::Elsewhere { id, except } => all([authenticated(exact(&id.to_string())), not(from(except))]),
     }
 }
 

@@ -213,7 +213,7 @@ fn way_in(set: &mut ResourceSet, before: Option<&MeshService>, now: Option<&Mesh
     for way in now.into_iter().flat_map(view::passthroughs_of) {
         gone.remove(&way.cluster);
         set.put(Encoded::new(way.cluster.as_str(), &cluster::gateway(&way.cluster)));
-        set.put(Encoded::new(way.cluster.as_str(), &endpoint::assignment(&way.cluster, &way.endpoints)));
+        set.put(Encoded::new(way.cluster.as_str(), &endpoint::assignment(&way.cluster, &way.endpoints, 0)));
     }
     for name in gone {
         set.remove(kinds::CLUSTER, &name);

@@ -1,6 +1,6 @@
 //! Certificates of administrators: each has a number, and is known until it ends.
 
-use super::{Done, transaction::Transaction, valid};
+use super::{Done, tokens, transaction::Transaction, valid};
 use crate::{
     AdministratorRecord, Granted, Refusal, Withdrawal,
     limits::{MAX_ADMINISTRATOR_NAME, MAX_ADMINISTRATOR_SECONDS, MAX_ADMINISTRATORS},
@@ -38,7 +38,12 @@ pub(super) fn admit(
     Ok(Granted::Administrator(number).into())
 }
 
-pub(super) fn withdraw(tx: &mut Transaction<'_>, name: &str, by: &str) -> Result<Done, Refusal> {
+pub(super) fn withdraw(
+    tx: &mut Transaction<'_>,
+    name: &str,
+    by: &str,
+    tokens_of: &str,
+) -> Result<Done, Refusal> {
     let now = tx.now_unix();
     let theirs: Vec<(u64, AdministratorRecord)> = tx
         .state()
@@ -59,6 +64,8 @@ pub(super) fn withdraw(tx: &mut Transaction<'_>, name: &str, by: &str) -> Result
         let withdrawn = Some(Withdrawal { by: by.clone(), at_unix: now });
         tx.set_administrator(number, Some(AdministratorRecord { withdrawn, ..record }));
     }
+    // A token is a way back in, for a week.
+    tokens::revoke_of(tx, tokens_of);
     Ok(Done::default())
 }
 
@@ -90,8 +97,8 @@ fn check_name(name: &str) -> Result<(), Refusal> {
 #[cfg(test)]
 mod tests {
     use crate::{
-        AuthorityCommand, Command, Granted, decode, encode,
-        fixtures::{NOON, Store, ip},
+        AuthorityCommand, Command, Granted, TokenPurpose, TokenRecord, decode, encode,
+        fixtures::{NOON, Store, ip, token},
         limits::MAX_ADMINISTRATORS,
     };
 
@@ -102,7 +109,29 @@ mod tests {
 
     fn withdraw(name: &str) -> Command {
         let (name, by) = (name.to_owned(), "administrator ada".to_owned());
-        Command::Authority(AuthorityCommand::WithdrawAdministrator { name, by })
+        let tokens_of = format!("administrator {name}");
+        Command::Authority(AuthorityCommand::WithdrawAdministrator { name, by, tokens_of })
+    }
+
+    #[test]
+    fn the_unused_tokens_of_an_administrator_go_with_the_certificates() {
+        let mut store = Store::initialised();
+        store.run(admit("kim", 3600)).unwrap();
+        let made = |id: &str, asked_by: &str| {
+            let token = TokenRecord { asked_by: asked_by.to_owned(), ..token(TokenPurpose::Replica) };
+            Command::CreateToken { id: id.to_owned(), token }
+        };
+        for (id, asked_by) in
+            [("used", "administrator kim"), ("open", "administrator kim"), ("lees", "administrator lee")]
+        {
+            store.run(made(id, asked_by)).unwrap();
+        }
+        let (token, secret_sha256) = ("used".to_owned(), "ab".repeat(32));
+        store
+            .run(Command::AdmitReplica { token, secret_sha256, address: "10.0.0.7:9443".to_owned() })
+            .unwrap();
+        store.run(withdraw("kim")).unwrap();
+        assert_eq!(store.state.tokens.keys().map(String::as_str).collect::<Vec<_>>(), ["lees", "used"]);
     }
 
     #[test]

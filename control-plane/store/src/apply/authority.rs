@@ -30,7 +30,9 @@ pub(super) fn run(tx: &mut Transaction<'_>, command: &AuthorityCommand) -> Resul
         AuthorityCommand::AdmitAdministrator { name, asked_by, seconds } => {
             administrators::admit(tx, name, asked_by, *seconds)
         }
-        AuthorityCommand::WithdrawAdministrator { name, by } => administrators::withdraw(tx, name, by),
+        AuthorityCommand::WithdrawAdministrator { name, by, tokens_of } => {
+            administrators::withdraw(tx, name, by, tokens_of)
+        }
         AuthorityCommand::ForgetRevoked => {
             administrators::forget(tx);
             forget_revoked(tx)

@@ -7,6 +7,7 @@ mod cluster;
 mod identities;
 mod nodes;
 mod objects;
+mod overflow;
 mod peers;
 mod replace;
 mod replicas;
@@ -120,6 +121,7 @@ fn run(tx: &mut Transaction<'_>, command: &Command) -> Result<Done, Refusal> {
         Command::ImportServices { cluster, origin_revision, upserts, removals } => {
             peers::import(tx, cluster, *origin_revision, upserts, removals)
         }
+        Command::SetOverflow { shares } => overflow::set(tx, shares),
         Command::RemovePeer { cluster } => peers::remove(tx, cluster),
     }
 }

@@ -148,15 +148,6 @@ fn uid(tx: &Transaction<'_>, key: &ObjectKey) -> String {
 /// The precondition is the writer's, not the object's.
 fn without_precondition(object: &Object) -> Object {
     let mut object = object.clone();
-    let meta = match &mut object {
-        Object::Workload(o) => &mut o.meta,
-        Object::Service(o) => &mut o.meta,
-        Object::EndpointSlice(o) => &mut o.meta,
-        Object::NetworkPolicy(o) => &mut o.meta,
-        Object::HttpRoute(o) => &mut o.meta,
-        Object::ServiceExport(o) => &mut o.meta,
-        Object::Sidecar(o) => &mut o.meta,
-    };
-    meta.resource_version = None;
+    object.meta_mut().resource_version = None;
     object
 }

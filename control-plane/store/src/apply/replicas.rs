@@ -5,7 +5,7 @@ use mesh_model::records::ReplicaRecord;
 use super::{Done, authority, tokens, transaction::Transaction, valid};
 use crate::{
     Granted, Refusal, TokenPurpose,
-    limits::{MAX_REPLICAS, RECOVERY_REVISIONS},
+    limits::{MAX_REPLICAS, RECOVERY_REGISTRATIONS, RECOVERY_REPLICAS, RECOVERY_REVISIONS},
 };
 
 pub(super) fn put(tx: &mut Transaction<'_>, replica: &ReplicaRecord) -> Result<Done, Refusal> {
@@ -83,6 +83,9 @@ pub(super) fn keep_only(tx: &mut Transaction<'_>, id: u64) -> Result<Done, Refus
         authority::replica_removed(tx, other);
     }
     tx.skip_revisions(RECOVERY_REVISIONS);
+    let cursors = tx.cursors();
+    cursors.replica = cursors.replica.saturating_add(RECOVERY_REPLICAS);
+    cursors.registration = cursors.registration.saturating_add(RECOVERY_REGISTRATIONS);
     tx.set_replica(id, Some(ReplicaRecord { learner: false, ..survivor }));
     Ok(Done::default())
 }

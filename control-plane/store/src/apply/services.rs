@@ -38,7 +38,9 @@ pub(super) fn reallocate(tx: &mut Transaction<'_>, name: &NamespacedName) -> Res
     let mut proxy_ports = held.as_ref().map(|allocation| allocation.proxy_ports.clone()).unwrap_or_default();
     proxy_ports.retain(|port, _| wanted.ports.contains(port));
     allocate_ports(tx, &mut proxy_ports, &wanted.ports)?;
-    let allocation = ServiceAllocation { virtual_ip, proxy_ports };
+    let mut overflow = held.as_ref().map(|allocation| allocation.overflow.clone()).unwrap_or_default();
+    overflow.retain(|port, _| wanted.ports.contains(port));
+    let allocation = ServiceAllocation { virtual_ip, proxy_ports, overflow };
     if held.as_ref() != Some(&allocation) {
         tx.set_allocation(name, Some(allocation));
     }

@@ -48,6 +48,16 @@ pub(super) fn revoke(tx: &mut Transaction<'_>, id: &str) -> Result<Done, Refusal
     Ok(Done::default())
 }
 
+/// Those of whoever is so called that nobody has used.
+pub(super) fn revoke_of(tx: &mut Transaction<'_>, asked_by: &str) {
+    let open = |token: &TokenRecord| token.used_by.is_none() && token.asked_by == asked_by;
+    let theirs: Vec<String> =
+        tx.state().tokens.iter().filter(|(_, token)| open(token)).map(|(id, _)| id.clone()).collect();
+    for id in theirs {
+        tx.set_token(&id, None);
+    }
+}
+
 pub(super) fn redeem(
     tx: &mut Transaction<'_>,
     id: &str,

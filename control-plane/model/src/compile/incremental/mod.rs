@@ -25,11 +25,13 @@ use super::{
 };
 use crate::{
     identity::IdentityKey,
+    policy::NormalPolicy,
+    records::{NodeRecord, StoredMeta},
     resource::{Kind, NamespacedName, Object, ObjectKey, Workload},
 };
 use identities::{Before, Counted};
 use labels::{Labelled, remove_from};
-use policies::{Policies, Round};
+use policies::{Nodes, Policies, Round};
 use services::{Kept, Services};
 
 /// Compiles one state after the other. Equal to [`compile`](super::compile) at every step, whatever came before.
@@ -115,7 +117,7 @@ impl Last {
         let peers = changed(&old.peers, &self.input.peers);
 
         let (dirty, renumbered) = self.dirty_workloads(&old, &objects, &nodes);
-        let round = self.classify(&old, &objects, &dirty, &renumbered);
+        let round = self.classify(&old, (&objects, &nodes), &dirty, &renumbered);
         let mut touched = BTreeSet::new();
         let moved = round.moved.union(&self.rescoped(&old, &objects)).cloned().collect();
         let workloads = self.compile_workloads(&old, &dirty, &moved, &mut touched);
@@ -148,7 +150,7 @@ impl Last {
         &mut self,
         old: &Input,
         objects: &Changed<ObjectKey, Arc<Object>>,
-        nodes: &Changed<String, Arc<crate::records::NodeRecord>>,
+        nodes: &Changed<String, Arc<NodeRecord>>,
     ) -> (BTreeSet<NamespacedName>, BTreeSet<NamespacedName>) {
         let mut dirty = BTreeSet::new();
         for (key, old, new) in objects.iter().filter(|(key, ..)| key.kind == Kind::Workload) {
@@ -189,7 +191,7 @@ impl Last {
     fn classify(
         &mut self,
         old: &Input,
-        objects: &Changed<ObjectKey, Arc<Object>>,
+        (objects, nodes): (&Changed<ObjectKey, Arc<Object>>, &Changed<String, Arc<NodeRecord>>),
         dirty: &BTreeSet<NamespacedName>,
         renumbered: &BTreeSet<NamespacedName>,
     ) -> Round {
@@ -219,17 +221,13 @@ impl Last {
         let mut round = Round::default();
         let mut regroup: BTreeSet<NamespacedName> =
             concerned.iter().map(|(name, _)| (*name).clone()).collect();
-        for (key, _, new) in objects.iter().filter(|(key, ..)| key.kind == Kind::NetworkPolicy) {
-            let new = match new.as_deref() {
-                Some(Object::NetworkPolicy(policy)) => Some(policy.into()),
-                _ => None,
-            };
+        for (key, _, new) in objects.iter().filter(|(key, ..)| key.kind.is_policy()) {
+            let new = new.as_deref().map(NormalPolicy::all_of).unwrap_or_default();
             let labels_of = |name: &NamespacedName| match self.input.object(Kind::Workload, name) {
                 Some(Object::Workload(workload)) => Some(super::class::policy_labels(workload)),
                 _ => None,
             };
-            let selected =
-                self.policies.replace(&key.name, new, &self.declared.labelled, labels_of, &mut round);
+            let selected = self.policies.replace(key, new, &self.declared.labelled, labels_of, &mut round);
             regroup.extend(selected);
         }
         for name in &regroup {
@@ -239,7 +237,10 @@ impl Last {
             };
             self.policies.regroup(name, workload, &self.identities, &mut round);
         }
-        self.policies.settle(&shifts, &self.identities, round)
+        let address = |node: &Option<Arc<NodeRecord>>| node.as_ref().map(|node| node.address);
+        let moved = nodes.iter().any(|(_, before, after)| address(before) != address(after));
+        let nodes = Nodes { addresses: &self.declared.nodes, moved };
+        self.policies.settle(&shifts, &self.identities, &nodes, round)
     }
 
     /// Compiles workloads and finds the services that they concern.
@@ -304,8 +305,7 @@ impl Last {
             self.services.object(key, old, new, &self.declared.labelled, touched);
         }
         for (key, before, after) in changed(&old.object_meta, &self.input.object_meta) {
-            let created =
-                |meta: &Option<Arc<crate::records::StoredMeta>>| meta.as_ref().map(|m| m.created_unix);
+            let created = |meta: &Option<Arc<StoredMeta>>| meta.as_ref().map(|m| m.created_unix);
             if key.kind == Kind::HttpRoute && created(&before) != created(&after) {
                 self.services.aged(self.input.object(key.kind, &key.name), touched);
             }

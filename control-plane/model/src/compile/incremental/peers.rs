@@ -2,11 +2,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::Arc,
 };
 
 use super::{
-    super::class::{Content, Fingerprint, Identities},
+    super::class::{Content, Fingerprint, Identities, names_nodes},
     identities::{Counted, Shift},
     labels::Selectors,
 };
@@ -26,6 +27,8 @@ pub(super) struct Peers {
     naming: BTreeSet<Fingerprint>,
     /// …or of all identities.
     naming_all: BTreeSet<Fingerprint>,
+    /// Classes that change with the addresses of nodes.
+    pub(super) on_nodes: BTreeSet<Fingerprint>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -59,6 +62,9 @@ impl Peers {
         if naming_all {
             self.naming_all.insert(*user);
         }
+        if names_nodes(content) {
+            self.on_nodes.insert(*user);
+        }
     }
 
     /// A class is gone.
@@ -73,6 +79,7 @@ impl Peers {
         }
         self.naming.remove(user);
         self.naming_all.remove(user);
+        self.on_nodes.remove(user);
     }
 
     /// Takes over what became of identities; adds the classes whose rules change to `dirty`.
@@ -115,7 +122,7 @@ fn selectors(content: &Content) -> BTreeSet<PeerKey> {
     peers
         .filter_map(|peer| match peer {
             PeerMatch::Workloads { namespaces, pods } => Some(Arc::new((namespaces.clone(), pods.clone()))),
-            PeerMatch::Any | PeerMatch::Outside(_) => None,
+            PeerMatch::Any | PeerMatch::Outside(_) | PeerMatch::World(_) | PeerMatch::Nodes => None,
         })
         .collect()
 }
@@ -133,6 +140,7 @@ fn names_ports(content: &Content) -> (bool, bool) {
 pub(super) struct Resolved<'a> {
     pub(super) peers: &'a Peers,
     pub(super) identities: &'a Counted,
+    pub(super) nodes: &'a BTreeMap<IpAddr, BTreeSet<String>>,
 }
 
 impl Identities for Resolved<'_> {
@@ -147,5 +155,9 @@ impl Identities for Resolved<'_> {
 
     fn ports(&self, identity: IdentityNumber, protocol: Protocol, name: &str) -> Vec<u16> {
         self.identities.ports(identity, protocol, name)
+    }
+
+    fn nodes(&self) -> Vec<IpAddr> {
+        self.nodes.keys().copied().collect()
     }
 }

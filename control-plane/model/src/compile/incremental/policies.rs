@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -16,20 +17,24 @@ use super::{
 };
 use crate::{
     policy::NormalPolicy,
-    resource::{NamespacedName, Workload},
+    resource::{Labels, NamespacedName, ObjectKey, Workload},
 };
 
-/// Names of the policies that select a workload, and the workload's meaning of the port names that they use.
-type Group = (Vec<NamespacedName>, Vec<OwnPort>);
+/// One policy: an object, and the place of its rule there. In the order in which [`compile`](super::super::compile)
+/// meets them.
+type PolicyId = (ObjectKey, usize);
+
+/// The policies that select a workload, and the workload's meaning of the port names that they use.
+type Group = (Vec<PolicyId>, Vec<OwnPort>);
 
 #[derive(Debug, Clone, Default)]
 pub(super) struct Policies {
     numbering: Numbering,
-    policies: BTreeMap<NamespacedName, Arc<NormalPolicy>>,
-    subjects: Selectors<NamespacedName>,
+    policies: BTreeMap<PolicyId, Arc<NormalPolicy>>,
+    subjects: Selectors<PolicyId>,
     group_of: BTreeMap<NamespacedName, Arc<Group>>,
     groups: BTreeMap<Arc<Group>, Members>,
-    groups_of_policy: BTreeMap<NamespacedName, BTreeSet<Arc<Group>>>,
+    groups_of_policy: BTreeMap<PolicyId, BTreeSet<Arc<Group>>>,
     contents: BTreeMap<Fingerprint, Known>,
     /// Contents by the number that each has unless others have it too.
     firsts: BTreeMap<u32, BTreeSet<Fingerprint>>,
@@ -64,41 +69,56 @@ pub(super) struct Round {
     renumber: bool,
 }
 
+/// The addresses of nodes, with the nodes that have them.
+#[derive(Debug)]
+pub(super) struct Nodes<'a> {
+    pub(super) addresses: &'a BTreeMap<IpAddr, BTreeSet<String>>,
+    /// They are others than in the round before.
+    pub(super) moved: bool,
+}
+
 impl Policies {
     pub(super) fn numbered(numbering: Numbering) -> Self {
         Self { numbering, ..Self::default() }
     }
 
-    /// A policy is new, different or gone. Returns the workloads that it selects or selected.
+    /// An object is new, different or gone: these are its policies now. Returns the workloads that they select, or the
+    /// ones before selected.
     pub(super) fn replace(
         &mut self,
-        name: &NamespacedName,
-        new: Option<NormalPolicy>,
+        object: &ObjectKey,
+        new: Vec<NormalPolicy>,
         declared: &Labelled<NamespacedName>,
-        labels_of: impl Fn(&NamespacedName) -> Option<crate::resource::Labels>,
+        labels_of: impl Fn(&NamespacedName) -> Option<Labels>,
         round: &mut Round,
     ) -> BTreeSet<NamespacedName> {
         let mut selected = BTreeSet::new();
         let mut select = |policy: &NormalPolicy| {
-            let namespace = Some(policy.namespace.as_str());
-            let anchor = declared.anchor(namespace, &policy.subject);
+            let namespace = policy.subject.namespaces.only();
+            let anchor = declared.anchor(namespace, &policy.subject.pods);
             for candidate in declared.candidates(namespace, &anchor) {
-                if labels_of(candidate).is_some_and(|labels| policy.subject.matches(&labels)) {
+                let labels = labels_of(candidate);
+                if labels.is_some_and(|labels| policy.subject.matches(&candidate.namespace, &labels)) {
                     selected.insert(candidate.clone());
                 }
             }
             anchor
         };
-        if let Some(old) = self.policies.remove(name) {
-            select(&old);
-            self.subjects.remove(name);
+        let all = (object.clone(), 0)..=(object.clone(), usize::MAX);
+        let before: Vec<PolicyId> = self.policies.range(all).map(|(id, _)| id.clone()).collect();
+        for id in before {
+            if let Some(old) = self.policies.remove(&id) {
+                select(&old);
+            }
+            self.subjects.remove(&id);
+            round.stale.extend(self.groups_of_policy.get(&id).into_iter().flatten().cloned());
         }
-        if let Some(new) = new {
+        for (place, new) in new.into_iter().enumerate() {
             let anchor = select(&new);
-            self.subjects.insert(name, Some(&new.namespace), anchor);
-            self.policies.insert(name.clone(), Arc::new(new));
+            let id = (object.clone(), place);
+            self.subjects.insert(&id, new.subject.namespaces.only(), anchor);
+            self.policies.insert(id, Arc::new(new));
         }
-        round.stale.extend(self.groups_of_policy.get(name).into_iter().flatten().cloned());
         selected
     }
 
@@ -126,13 +146,14 @@ impl Policies {
 
     fn group(&self, workload: &Workload) -> Group {
         let labels = policy_labels(workload);
-        let candidates = self.subjects.candidates(&workload.meta.name.namespace, &labels);
-        let selecting: Vec<&NamespacedName> = candidates
-            .into_iter()
-            .filter(|name| self.policies.get(*name).is_some_and(|policy| policy.subject.matches(&labels)))
-            .collect();
+        let namespace = &workload.meta.name.namespace;
+        let candidates = self.subjects.candidates(namespace, &labels);
+        let selects = |id: &&PolicyId| {
+            self.policies.get(*id).is_some_and(|policy| policy.subject.matches(namespace, &labels))
+        };
+        let selecting: Vec<&PolicyId> = candidates.into_iter().filter(selects).collect();
         let policies: Vec<Arc<NormalPolicy>> =
-            selecting.iter().filter_map(|name| self.policies.get(*name).cloned()).collect();
+            selecting.iter().filter_map(|id| self.policies.get(*id).cloned()).collect();
         (selecting.into_iter().cloned().collect(), own_ports(workload, &policies))
     }
 
@@ -223,7 +244,13 @@ impl Policies {
     }
 
     /// Completes a round: contents of edited policies, numbers, rules.
-    pub(super) fn settle(&mut self, shifts: &[Shift], identities: &Counted, mut round: Round) -> Round {
+    pub(super) fn settle(
+        &mut self,
+        shifts: &[Shift],
+        identities: &Counted,
+        nodes: &Nodes<'_>,
+        mut round: Round,
+    ) -> Round {
         for group in std::mem::take(&mut round.stale) {
             let Some(old) = self.groups.get(&group).map(|members| members.content) else { continue };
             let new = self.use_content(&group, identities, &mut round);
@@ -237,8 +264,11 @@ impl Policies {
             }
         }
         self.peers.shift(shifts, &mut round.dirty);
+        if nodes.moved {
+            round.dirty.extend(&self.peers.on_nodes);
+        }
         self.number(&mut round);
-        let resolved = Resolved { peers: &self.peers, identities };
+        let resolved = Resolved { peers: &self.peers, identities, nodes: nodes.addresses };
         for fingerprint in std::mem::take(&mut round.dirty) {
             let Some(known) = self.contents.get(&fingerprint) else { continue };
             let Some(id) = known.id else { continue };

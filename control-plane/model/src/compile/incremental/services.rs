@@ -93,7 +93,11 @@ impl Services {
                     }
                 }
             }
-            Kind::Workload | Kind::NetworkPolicy | Kind::Sidecar => {}
+            Kind::Workload
+            | Kind::NetworkPolicy
+            | Kind::Sidecar
+            | Kind::CiliumNetworkPolicy
+            | Kind::CiliumClusterwideNetworkPolicy => {}
         }
     }
 

@@ -83,11 +83,26 @@ impl Merge {
         for node in reports.agents {
             self.unseen.remove(&node);
         }
+        let complete = reports.complete;
+        let mut named = BTreeSet::new();
         for report in reports.streams {
             if let Some(node) = report.id.strip_prefix("agent~") {
                 self.unseen.remove(node);
             }
-            self.on_report(replica, report, now_ms);
+            named.insert(report.id.clone());
+            self.on_report(replica, report);
+        }
+        // Judged once everything that the replica knows was heard: a client may have several streams, of which the first
+        // that is told of may be the only one that has ACKed.
+        for id in named {
+            let Some(plane) = self.planes.get_mut(&id) else { continue };
+            plane.refresh(complete, now_ms);
+        }
+        if complete {
+            self.planes
+                .values_mut()
+                .filter(|plane| plane.is_at(replica))
+                .for_each(|p| p.refresh(true, now_ms));
         }
     }
 
@@ -178,18 +193,18 @@ impl Merge {
         waiting.collect()
     }
 
-    fn on_report(&mut self, replica: u64, report: StreamReport, now_ms: u64) {
+    fn on_report(&mut self, replica: u64, report: StreamReport) {
         match report.standing.as_str() {
             "unconcerned" | "closed" => {
                 let Some(plane) = self.planes.get_mut(&report.id) else { return };
-                plane.end(replica, report.stream, now_ms);
+                plane.end(replica, report.stream);
                 if report.standing == "unconcerned" && plane.is_unconcerned() {
                     self.planes.remove(&report.id);
                 }
             }
             _ => {
-                let new = || Plane::new(replica, &report, now_ms);
-                self.planes.entry(report.id.clone()).or_insert_with(new).tell(replica, report, now_ms);
+                let new = || Plane::new(replica, &report);
+                self.planes.entry(report.id.clone()).or_insert_with(new).tell(replica, report);
             }
         }
     }

@@ -14,7 +14,8 @@ pub(super) struct Plane {
     last: (u64, StreamReport),
     acked: bool,
     state: State,
-    since_ms: u64,
+    /// None: nobody has judged yet.
+    since_ms: Option<u64>,
 }
 
 /// What was said of a stream last.
@@ -34,14 +35,14 @@ pub(super) enum State {
 }
 
 impl Plane {
-    pub fn new(replica: u64, report: &StreamReport, now_ms: u64) -> Self {
+    pub fn new(replica: u64, report: &StreamReport) -> Self {
         Self {
             kind: report.kind.clone(),
             streams: BTreeMap::new(),
             last: (replica, report.clone()),
             acked: false,
             state: State::Pending,
-            since_ms: now_ms,
+            since_ms: None,
         }
     }
 
@@ -64,30 +65,34 @@ impl Plane {
         self.streams.is_empty() && !self.acked
     }
 
-    pub fn tell(&mut self, replica: u64, report: StreamReport, now_ms: u64) {
+    /// A replica that tells has a stream of it.
+    pub fn is_at(&self, replica: u64) -> bool {
+        self.streams.keys().any(|(at, _)| *at == replica)
+    }
+
+    /// To be followed by [`Plane::refresh`], as [`Plane::end`] is.
+    pub fn tell(&mut self, replica: u64, report: StreamReport) {
         if report.connected_unix_ms >= self.last.1.connected_unix_ms {
             self.last = (replica, report.clone());
         }
         self.streams.insert((replica, report.stream), Told { report, lost: false });
-        self.refresh(now_ms);
     }
 
-    pub fn end(&mut self, replica: u64, stream: u64, now_ms: u64) {
+    pub fn end(&mut self, replica: u64, stream: u64) {
         self.streams.remove(&(replica, stream));
-        self.refresh(now_ms);
     }
 
     /// A replica starts anew: its streams of before are gone.
     pub fn drop_streams(&mut self, replica: u64, now_ms: u64) {
         self.streams.retain(|(at, _), _| *at != replica);
-        self.refresh(now_ms);
+        self.refresh(false, now_ms);
     }
 
     /// A replica tells no more. What it said last is what is known, until another one knows better.
     pub fn lose(&mut self, replica: u64, now_ms: u64) {
         let of_replica = self.streams.iter_mut().filter(|((at, _), _)| *at == replica);
         of_replica.for_each(|(_, told)| told.lost = true);
-        self.refresh(now_ms);
+        self.refresh(false, now_ms);
     }
 
     pub fn on_wire(&self, id: &str, now_ms: u64) -> WaitingFor {
@@ -104,16 +109,18 @@ impl Plane {
             state: state.to_owned(),
             acked_revision: last.acked_revision,
             connected_unix_ms: last.connected_unix_ms,
-            state_ms: now_ms.saturating_sub(self.since_ms),
+            state_ms: now_ms.saturating_sub(self.since_ms.unwrap_or(now_ms)),
             error: last.error.clone(),
         }
     }
 
-    fn refresh(&mut self, now_ms: u64) {
+    /// Takes what was told together. `lasting`: the replica that told has told all, and what has ACKed with all of its
+    /// streams there has the revision, whatever becomes of the streams.
+    pub fn refresh(&mut self, lasting: bool, now_ms: u64) {
         let state = self.judge();
-        self.acked |= state == State::Acked;
-        if state != self.state {
-            (self.state, self.since_ms) = (state, now_ms);
+        self.acked |= lasting && state == State::Acked;
+        if state != self.state || self.since_ms.is_none() {
+            (self.state, self.since_ms) = (state, Some(now_ms));
         }
     }
 

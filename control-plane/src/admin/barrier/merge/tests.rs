@@ -82,6 +82,26 @@ fn all_streams_of_a_client_must_have_acked() {
     let mut merge = of(&[1]);
     tell(&mut merge, 1, 0, vec![report(1, "a", "pending", 1), report(2, "a", "acked", 2)]);
     assert!(!merge.is_settled());
+    let mut merge = of(&[1]);
+    tell(&mut merge, 1, 0, vec![report(1, "a", "acked", 1), report(2, "a", "pending", 2)]);
+    assert!(!merge.is_settled(), "in the other order");
+    tell(&mut merge, 1, 1, vec![report(2, "a", "acked", 2)]);
+    assert!(merge.is_settled());
+    let mut merge = of(&[1]);
+    let part = |streams| WaitReports { streams, ..Default::default() };
+    merge.on_reports(1, part(vec![report(1, "a", "acked", 1)]), 0);
+    tell(&mut merge, 1, 0, vec![report(2, "a", "pending", 2)]);
+    assert!(!merge.is_settled(), "in two messages");
+    tell(&mut merge, 1, 2, vec![report(2, "a", "acked", 2)]);
+    assert!(merge.is_settled());
+}
+
+#[test]
+fn a_data_plane_that_has_acked_and_connects_anew_is_done() {
+    let mut merge = of(&[1]);
+    tell(&mut merge, 1, 0, vec![report(1, "a", "acked", 1), report(1, "b", "pending", 1)]);
+    tell(&mut merge, 1, 1, vec![report(2, "a", "pending", 2)]);
+    assert_eq!(state(&merge, 1), (1, 2, "timed out".to_owned()));
 }
 
 #[test]

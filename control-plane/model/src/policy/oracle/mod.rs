@@ -1,14 +1,16 @@
-//! The slow, obvious evaluator. It reads NetworkPolicy objects, workloads and labels, one flow at a time, and
-//! shares no code with the compiler, so that each can be tested against the other.
+//! The slow, obvious evaluator. It reads policy objects, workloads and labels, one flow at a time, and shares no code
+//! with the compiler, so that each can be tested against the other.
+
+mod cilium;
 
 use std::{net::IpAddr, sync::Arc};
 
 use imbl::OrdMap;
 
 use crate::{
-    compile::{Action, Direction, Input},
+    compile::{Action, Direction, Input, OWN_NODE},
     identity::is_policy_label,
-    records::WorkloadBinding,
+    records::{ClusterInfo, NodeRecord, WorkloadBinding},
     resource::{
         Labels, NAMESPACE_NAME_LABEL, NamespacedName, NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort,
         NetworkPolicyRule, Object, ObjectKey, PortRef, Protocol, Workload,
@@ -21,11 +23,18 @@ use crate::{
 pub struct World<'a> {
     pub objects: &'a OrdMap<ObjectKey, Arc<Object>>,
     pub bindings: &'a OrdMap<NamespacedName, Arc<WorkloadBinding>>,
+    pub nodes: &'a OrdMap<String, Arc<NodeRecord>>,
+    pub cluster: &'a ClusterInfo,
 }
 
 impl<'a> From<&'a Input> for World<'a> {
     fn from(input: &'a Input) -> Self {
-        Self { objects: &input.objects, bindings: &input.bindings }
+        Self {
+            objects: &input.objects,
+            bindings: &input.bindings,
+            nodes: &input.nodes,
+            cluster: &input.cluster,
+        }
     }
 }
 
@@ -65,7 +74,7 @@ pub struct Verdict {
 pub struct Decision {
     #[allow(missing_docs)]
     pub action: Action,
-    /// Every rule that permits, or else every default deny; empty where no policy applies.
+    /// Every rule that denies, or else every one that permits, or else every default deny; empty where no policy applies.
     pub provenance: Vec<String>,
 }
 
@@ -88,8 +97,25 @@ impl Verdict {
 enum End<'a> {
     Workload(&'a Workload),
     Outside(IpAddr),
+    /// Outside the mesh as well, but a node of this cluster.
+    Node {
+        ip: IpAddr,
+        names: Vec<&'a str>,
+    },
+    /// Among the pods' addresses, yet no workload has it.
+    Unmanaged,
     /// A name that nobody declared.
     Unknown(&'a NamespacedName),
+}
+
+/// What the policies that select a workload say of one direction, so far.
+#[derive(Default)]
+struct Side {
+    denials: Vec<String>,
+    permits: Vec<String>,
+    default_denials: Vec<String>,
+    /// A denial is about whoever it is.
+    denies_anybody: bool,
 }
 
 /// What happens to this flow. A workload that is not declared may neither send nor receive.
@@ -122,20 +148,22 @@ impl<'a> World<'a> {
         })
     }
 
-    fn policies(self) -> impl Iterator<Item = &'a NetworkPolicy> {
-        self.objects.values().filter_map(|object| match object.as_ref() {
-            Object::NetworkPolicy(policy) => Some(policy),
-            _ => None,
-        })
-    }
-
     fn end(self, peer: &'a FlowPeer) -> End<'a> {
         match peer {
             FlowPeer::Workload(name) => {
                 self.workloads().find(|w| w.meta.name == *name).map_or(End::Unknown(name), End::Workload)
             }
             FlowPeer::Address(ip) => {
-                self.workloads().find(|w| self.has_address(w, *ip)).map_or(End::Outside(*ip), End::Workload)
+                if let Some(workload) = self.workloads().find(|w| self.has_address(w, *ip)) {
+                    return End::Workload(workload);
+                }
+                let nodes = self.nodes.values().filter(|node| node.address == *ip);
+                let names: Vec<&str> = nodes.map(|node| node.name.as_str()).collect();
+                match names.is_empty() {
+                    _ if self.cluster.pod_cidr.contains(ip) => End::Unmanaged,
+                    false => End::Node { ip: *ip, names },
+                    true => End::Outside(*ip),
+                }
             }
         }
     }
@@ -147,42 +175,71 @@ impl<'a> World<'a> {
         }
     }
 
-    /// What the policies of `own` say of traffic in this direction between it and `other`.
+    /// What the policies that select `own` say of traffic in this direction between it and `other`.
     fn decide(self, direction: Direction, own: &End<'_>, other: &End<'_>, flow: &Flow) -> Decision {
         let End::Workload(own) = own else { return Decision::unrestricted() };
-        let mut permits = Vec::new();
-        let mut denials = Vec::new();
-        for policy in self.policies() {
-            let (selected, rules) = match direction {
-                Direction::Ingress => (policy.ingress_selected, &policy.ingress),
-                Direction::Egress => (policy.egress_selected, &policy.egress),
-            };
-            let name = &policy.meta.name;
-            let applies =
-                name.namespace == own.meta.name.namespace && policy.pod_selector.matches(&own.meta.labels);
-            if !selected || !applies {
-                continue;
-            }
-            denials.push(format!("networkpolicy/{name}#default-deny-{}", direction.as_str()));
-            for (i, rule) in rules.iter().enumerate() {
-                let destination = match direction {
-                    Direction::Ingress => Some(*own),
-                    Direction::Egress => match other {
-                        End::Workload(other) => Some(*other),
-                        End::Outside(_) | End::Unknown(_) => None,
-                    },
-                };
-                if peer_matches(rule, &name.namespace, other)
-                    && self.port_matches(rule, direction, destination, flow)
-                {
-                    permits.push(format!("networkpolicy/{name}#{}[{i}]", direction.as_str()));
+        let mut said = Side::default();
+        for object in self.objects.values() {
+            match object.as_ref() {
+                Object::NetworkPolicy(policy) => self.judge(policy, direction, own, other, flow, &mut said),
+                Object::CiliumNetworkPolicy(policy) | Object::CiliumClusterwideNetworkPolicy(policy) => {
+                    let kind = object.kind().as_str().to_ascii_lowercase();
+                    cilium::judge(self, &kind, policy, direction, (own, other), flow, &mut said);
                 }
+                _ => {}
             }
         }
-        match (permits.is_empty(), denials.is_empty()) {
-            (true, true) => Decision::unrestricted(),
-            (true, false) => Decision { action: Action::Deny, provenance: denials },
-            (false, _) => Decision { action: Action::Allow, provenance: permits },
+        let node = self.bindings.get(&own.meta.name).map(|binding| binding.node.as_str());
+        let is_own_node =
+            matches!((other, node), (End::Node { names, .. }, Some(node)) if names.contains(&node));
+        let (action, provenance) = if is_own_node && said.denies_anybody {
+            (Action::Deny, said.denials)
+        } else if is_own_node {
+            (Action::Allow, vec![OWN_NODE.to_owned()])
+        } else if !said.denials.is_empty() {
+            (Action::Deny, said.denials)
+        } else if !said.permits.is_empty() {
+            (Action::Allow, said.permits)
+        } else if !said.default_denials.is_empty() {
+            (Action::Deny, said.default_denials)
+        } else {
+            return Decision::unrestricted();
+        };
+        Decision { action, provenance }
+    }
+
+    /// Adds what a NetworkPolicy says.
+    fn judge(
+        self,
+        policy: &NetworkPolicy,
+        direction: Direction,
+        own: &Workload,
+        other: &End<'_>,
+        flow: &Flow,
+        said: &mut Side,
+    ) {
+        let (selected, rules) = match direction {
+            Direction::Ingress => (policy.ingress_selected, &policy.ingress),
+            Direction::Egress => (policy.egress_selected, &policy.egress),
+        };
+        let name = &policy.meta.name;
+        let applies =
+            name.namespace == own.meta.name.namespace && policy.pod_selector.matches(&own.meta.labels);
+        if !selected || !applies {
+            return;
+        }
+        said.default_denials.push(format!("networkpolicy/{name}#default-deny-{}", direction.as_str()));
+        for (i, rule) in rules.iter().enumerate() {
+            let destination = match (direction, other) {
+                (Direction::Ingress, _) => Some(own),
+                (Direction::Egress, End::Workload(other)) => Some(*other),
+                (Direction::Egress, _) => None,
+            };
+            if peer_matches(rule, &name.namespace, other)
+                && self.port_matches(rule, direction, destination, flow)
+            {
+                said.permits.push(format!("networkpolicy/{name}#{}[{i}]", direction.as_str()));
+            }
         }
     }
 
@@ -202,13 +259,16 @@ impl<'a> World<'a> {
                     }
                     Some(PortRef::Name(name)) => destination.is_some_and(|workload| match direction {
                         Direction::Ingress => serves(workload, name, flow),
-                        Direction::Egress => {
-                            self.workloads().any(|w| same_identity(w, workload) && serves(w, name, flow))
-                        }
+                        Direction::Egress => self.one_alike_serves(workload, name, flow),
                     }),
                 }
         };
         rule.ports.is_empty() || rule.ports.iter().any(matches)
+    }
+
+    /// Whether a workload of the same identity does.
+    fn one_alike_serves(self, workload: &Workload, port_name: &str, flow: &Flow) -> bool {
+        self.workloads().any(|w| same_identity(w, workload) && serves(w, port_name, flow))
     }
 }
 
@@ -224,7 +284,7 @@ fn peer_matches(rule: &NetworkPolicyRule, policy_namespace: &str, other: &End<'_
             };
             namespace_matches && pod.as_ref().is_none_or(|selector| selector.matches(&other.meta.labels))
         }
-        (NetworkPolicyPeer::IpBlock { cidr, except }, End::Outside(ip)) => {
+        (NetworkPolicyPeer::IpBlock { cidr, except }, End::Outside(ip) | End::Node { ip, .. }) => {
             cidr.contains(ip) && !except.iter().any(|e| e.contains(ip))
         }
         _ => false,

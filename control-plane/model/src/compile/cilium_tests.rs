@@ -1,0 +1,154 @@
+//! What Cilium's policies compile to.
+
+use serde_json::{Value, json};
+
+use super::{
+    Action, OWN_NODE,
+    policy_tests::{flow, shop},
+    world::{TestCluster, named},
+};
+use crate::{policy::verdict, resource::Protocol};
+
+fn cnp(spec: Value) -> Value {
+    json!({"apiVersion": "cilium.io/v2", "kind": "CiliumNetworkPolicy",
+        "metadata": {"namespace": "shop", "name": "p"}, "spec": spec})
+}
+
+fn pay(mut spec: Value) -> Value {
+    spec["endpointSelector"] = json!({"matchLabels": {"app": "pay"}});
+    cnp(spec)
+}
+
+/// What both evaluators say of a flow to TCP port 80, and of the rule that they name.
+fn ingress(cluster: &TestCluster, from: &str, to: &str) -> (Action, String) {
+    let flow = flow(from, to, Protocol::Tcp, 80);
+    let (compiled, oracle) = (cluster.compile().verdict(&flow), verdict(cluster.world(), &flow));
+    assert_eq!(compiled.ingress.action, oracle.ingress.action, "{flow:?}");
+    let named = compiled.ingress.provenance.first().cloned().unwrap_or_default();
+    assert!(named.is_empty() || oracle.ingress.provenance.contains(&named), "{named}: {oracle:?}");
+    (compiled.ingress.action, named)
+}
+
+fn said(action: Action, provenance: &str) -> (Action, String) {
+    (action, provenance.to_owned())
+}
+
+#[test]
+fn a_denial_beats_what_is_allowed_by_whichever_policy() {
+    let mut cluster = shop();
+    cluster
+        .apply(pay(json!({
+            "ingress": [{"fromEndpoints": [{}]}],
+            "ingressDeny": [{"fromEndpoints": [{"matchLabels": {"k8s:app": "batch"}}]}],
+        })))
+        .apply(json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": {"namespace": "shop", "name": "all"},
+            "spec": {"podSelector": {}, "ingress": [{}]},
+        }));
+    let p = "ciliumnetworkpolicy/shop/p#";
+    assert_eq!(ingress(&cluster, "shop/web", "shop/pay").0, Action::Allow);
+    let denied = said(Action::Deny, &format!("{p}ingressDeny[0]"));
+    assert_eq!(ingress(&cluster, "shop/batch", "shop/pay"), denied);
+    assert_eq!(ingress(&cluster, "203.0.113.9", "shop/pay").0, Action::Allow, "by the NetworkPolicy");
+}
+
+#[test]
+fn an_entry_that_says_nothing_denies_by_default_and_allows_nobody() {
+    let mut cluster = shop();
+    cluster.apply(pay(json!({"ingress": [{}]})));
+    let denied = said(Action::Deny, "ciliumnetworkpolicy/shop/p#default-deny-ingress");
+    assert_eq!(ingress(&cluster, "shop/web", "shop/pay"), denied);
+    cluster.apply(pay(json!({"ingress": [{}], "enableDefaultDeny": {"ingress": false}})));
+    assert_eq!(ingress(&cluster, "shop/web", "shop/pay"), said(Action::Allow, ""));
+}
+
+#[test]
+fn without_default_denial_only_what_is_denied_is() {
+    let mut cluster = shop();
+    cluster.apply(pay(json!({
+        "ingressDeny": [{"fromEntities": ["world"], "toPorts": [{"ports": [{"port": "80"}]}]}],
+        "enableDefaultDeny": {"ingress": false},
+    })));
+    let denied = said(Action::Deny, "ciliumnetworkpolicy/shop/p#ingressDeny[0]");
+    assert_eq!(ingress(&cluster, "203.0.113.9", "shop/pay"), denied);
+    assert_eq!(ingress(&cluster, "shop/web", "shop/pay"), said(Action::Allow, ""));
+    assert_eq!(
+        ingress(&cluster, "192.0.2.2", "shop/pay"),
+        said(Action::Allow, ""),
+        "a node is not the world"
+    );
+    assert_eq!(ingress(&cluster, "10.1.77.7", "shop/pay"), said(Action::Allow, ""), "nor is a pod's address");
+}
+
+#[test]
+fn entities_are_who_they_say() {
+    let to = |entity: &str| {
+        let mut cluster = shop();
+        cluster.apply(pay(json!({"ingress": [{"fromEntities": [entity]}]})));
+        let from = ["shop/web", "203.0.113.9", "192.0.2.1", "192.0.2.2", "10.1.77.7"];
+        from.map(|from| ingress(&cluster, from, "shop/pay").0 == Action::Allow)
+    };
+    assert_eq!(to("all"), [true, true, true, true, true]);
+    assert_eq!(to("world"), [false, true, true, false, false], "its own node is always admitted");
+    assert_eq!(to("world-ipv6"), [false, false, true, false, false]);
+    assert_eq!(to("cluster"), [true, false, true, true, false]);
+    assert_eq!(to("remote-node"), [false, false, true, true, false]);
+    assert_eq!(to("host"), [false, false, true, false, false]);
+    assert_eq!(to("health"), to("host"), "from where health is checked");
+    assert_eq!(to("none"), to("host"));
+    let mut cluster = shop();
+    cluster.apply(pay(json!({"ingress": [{}]})));
+    assert_eq!(ingress(&cluster, "192.0.2.1", "shop/pay"), said(Action::Allow, OWN_NODE));
+    cluster.apply(pay(json!({"ingressDeny": [{"fromEntities": ["all"]}]})));
+    assert_eq!(ingress(&cluster, "192.0.2.1", "shop/pay").0, Action::Deny, "unless nobody is");
+}
+
+#[test]
+fn a_new_node_is_no_longer_the_world() {
+    let mut cluster = shop();
+    cluster.apply(pay(json!({"ingress": [{"fromEntities": ["world"]}]})));
+    assert_eq!(ingress(&cluster, "192.0.2.9", "shop/pay").0, Action::Allow);
+    let mut node = cluster.nodes["n2"].as_ref().clone();
+    (node.name, node.address) = ("n3".to_owned(), [192, 0, 2, 9].into());
+    cluster.nodes.insert("n3".to_owned(), node.into());
+    assert_eq!(ingress(&cluster, "192.0.2.9", "shop/pay").0, Action::Deny);
+}
+
+#[test]
+fn selectors_mean_their_own_namespace_unless_they_name_one() {
+    let from = |selector: Value| {
+        let mut cluster = shop();
+        cluster.workload("ops/web", "web", "none", json!([]));
+        cluster.apply(pay(json!({"ingress": [{"fromEndpoints": [selector]}]})));
+        ["shop/web", "ops/web"].map(|from| ingress(&cluster, from, "shop/pay").0 == Action::Allow)
+    };
+    assert_eq!(from(json!({"matchLabels": {"app": "web"}})), [true, false]);
+    assert_eq!(
+        from(json!({"matchLabels": {"any:app": "web", "io.kubernetes.pod.namespace": "ops"}})),
+        [false, true]
+    );
+    let anywhere =
+        json!({"matchExpressions": [{"key": "k8s:io.kubernetes.pod.namespace", "operator": "Exists"}]});
+    assert_eq!(from(anywhere), [true, true]);
+}
+
+#[test]
+fn a_policy_of_the_whole_cluster_selects_everywhere_and_each_of_its_specs_does() {
+    let mut cluster = shop();
+    cluster.workload("ops/db", "db", "none", json!([]));
+    let deny = |app: &str| {
+        json!({"endpointSelector": {"matchLabels": {"app": app}},
+            "ingressDeny": [{"fromEndpoints": [{"matchLabels": {"app": "web"}}]}],
+            "enableDefaultDeny": {"ingress": false}})
+    };
+    cluster.apply(json!({"apiVersion": "cilium.io/v2", "kind": "CiliumClusterwideNetworkPolicy",
+        "metadata": {"name": "guard"}, "spec": deny("pay"), "specs": [deny("db"), deny("batch")]}));
+    let name = |place: &str| format!("ciliumclusterwidenetworkpolicy/guard#{place}ingressDeny[0]");
+    assert_eq!(ingress(&cluster, "shop/web", "shop/pay"), said(Action::Deny, &name("")));
+    assert_eq!(ingress(&cluster, "shop/web", "ops/db"), said(Action::Deny, &name("specs[0].")));
+    assert_eq!(ingress(&cluster, "shop/web", "shop/batch"), said(Action::Deny, &name("specs[1].")));
+    assert_eq!(ingress(&cluster, "shop/batch", "ops/db"), said(Action::Allow, ""));
+    let classes = ["shop/pay", "ops/db"].map(|name| cluster.compile().workloads[&named(name)].policy_class);
+    assert_ne!(classes[0], classes[1], "a class says which rule it was");
+}
