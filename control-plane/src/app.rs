@@ -19,6 +19,7 @@ use crate::{
     federation::liveness::Liveness,
     raft::{ReadError, Replica, WriteError},
     replicas::Replicas,
+    shown,
     telemetry::flows::FlowRing,
     views::ModelViews,
     xds::Subscribers,
@@ -205,8 +206,8 @@ pub fn trust_bundles(ca: &Ca, state: &State) -> TrustBundles {
 /// A refused or failed write, as its caller gets to read it.
 pub fn write_status(error: WriteError) -> Status {
     match error {
-        WriteError::Refused(refusal) if refusal.is_conflict() => Status::aborted(refusal.to_string()),
-        WriteError::Refused(refusal) => Status::failed_precondition(refusal.to_string()),
+        WriteError::Refused(refusal) if refusal.is_conflict() => Status::aborted(shown::sentence(refusal)),
+        WriteError::Refused(refusal) => Status::failed_precondition(shown::sentence(refusal)),
         other => Status::unavailable(other.to_string()),
     }
 }

@@ -261,7 +261,7 @@ mod tests {
         for refused in [
             kind(&long).unwrap_err(),
             keys(&[reference(&long, "", "a")]).unwrap_err(),
-            keys(&[reference("svc", &long, &long)]).unwrap_err(),
+            keys(&[reference("svc", &long, &format!("{long}/"))]).unwrap_err(),
             parse(&[named]).unwrap_err(),
             parse(&[field]).unwrap_err(),
             Filter::new(&ListRequest { label_selector: "\u{200b}\"".repeat(1_000), ..all() }).unwrap_err(),

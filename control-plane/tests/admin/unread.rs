@@ -16,8 +16,8 @@ use xds_proto::{
     },
     isthmus::{
         admin::v1::{
-            ApplyRequest, BackupRequest, ObserveRequest, WatchRequest, admin_client::AdminClient,
-            recovery_client::RecoveryClient,
+            ApplyRequest, BackupRequest, CreateTokenRequest, ObserveRequest, WatchRequest,
+            admin_client::AdminClient, recovery_client::RecoveryClient,
         },
         agent::v1::Service,
         bootstrap::v1::{Flow, FlowBatch, FlowSource},
@@ -91,6 +91,7 @@ async fn a_backup_ends_with_its_callers_rights() {
 async fn what_is_not_read_takes_a_place_until_the_replica_stops_and_not_longer() {
     let mut cluster =
         Cluster::start_with("west", &["--limit", "backups=1", "--limit", "watch-backlog=1"]).await;
+    let node = cluster.node("n1").await;
     let revision = fill(&mut cluster).await;
     let app = cluster.running.app.clone();
     let mut recovery = RecoveryClient::new(cluster.admin_channel.clone());
@@ -103,7 +104,6 @@ async fn what_is_not_read_takes_a_place_until_the_replica_stops_and_not_longer()
     assert_eq!(app.gate.open().1, 1);
 
     // A data plane that does not answer keeps a wait going, whose reader does not read.
-    let node = cluster.node("n1").await;
     let mut silent = Raw::open(node.channel.clone(), &type_url::<Service>()).await.unwrap();
     silent.next().await.unwrap();
     let (outlet, _answers) = Outlet::new(1, &app.stop);
@@ -178,7 +178,9 @@ async fn each_question_about_clients_is_counted_and_so_is_each_stream_of_them() 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_whose_flows_are_missing_is_named_and_heard_again_when_it_is_back() {
     let mut cluster = Cluster::start("west").await;
-    let token = cluster.token("replica").await;
+    // Without a vote: it will come back at another address, which the first one commits alone.
+    let request = CreateTokenRequest { purpose: "replica".to_owned(), learner: true, ..Default::default() };
+    let token = cluster.admin.create_token(request).await.unwrap().into_inner().token;
     let folder = tempfile::tempdir().unwrap();
     let other = run(folder.path(), &["--join", &token]).await;
     let everything = ObserveRequest { follow: true, ..Default::default() };
