@@ -171,7 +171,7 @@ fn assemble(ip: &Ip<'_>, way: Direction, pieces: &mut Pieces) -> Parsed<Packet> 
         return transport(ip, way);
     }
     let length = ip.payload.len();
-    if length == 0 || (ip.more && length % 8 != 0) || ip.offset + length > 65_535 {
+    if length == 0 || (ip.more && !length.is_multiple_of(8)) || ip.offset + length > 65_535 {
         return Err(Reason::Malformed);
     }
     let protocol = if ip.is_v4 { ip.protocol } else { 0 };

@@ -6,8 +6,8 @@ use ebpf_shared::packet::{protocol, tcp};
 use ebpf_shared::{Addr, Class, Endpoint, Packet, Reason};
 
 use super::support::frames::{
-    DESTINATION, ETHERNET, FRAGMENT, HOP_BY_HOP, ROUTING, answer, echo, error_with, ethernet, extended,
-    fragment, frame, ipv6, listener, on_link, packet, padding, piece, syn, transport, udp,
+    DESTINATION, ETHERNET, FRAGMENT, HOP_BY_HOP, ROUTING, echo, error_with, ethernet, extended, fragment,
+    frame, ipv6, listener, on_link, packet, padding, piece, syn, transport, udp,
 };
 use super::support::in_sandbox;
 use super::{Egress, FRIEND_IDENTITY, Ingress, LO, Node, TCP, UDP, V4, V6, allow};
