@@ -96,6 +96,18 @@ fn what_no_tier_names_is_as_it_was() {
     let model = cluster.compile();
     let class = &model.policy_classes[&model.workloads[&named("shop/pay")].policy_class];
     assert_eq!((class.ingress_default_deny.as_ref(), class.rules.len()), (None, 1), "{class:?}");
+    let ports = json!([{"tcp": {"destinationPort": {"number": 80}}}]);
+    let mut of_one_port = shop();
+    tier(
+        &mut of_one_port,
+        "a",
+        "Admin",
+        5,
+        json!([{"action": "Deny", "from": from("web"), "protocols": ports}]),
+    );
+    let other = of_one_port.compile();
+    let class = &other.policy_classes[&other.workloads[&named("shop/pay")].policy_class];
+    assert_eq!((class.ingress_default_deny.as_ref(), class.rules.len()), (None, 1), "{class:?}");
     let flow = |from: &str, protocol| {
         let mut flow = flow(from, "shop/pay", Protocol::Tcp, 80);
         flow.protocol = protocol;

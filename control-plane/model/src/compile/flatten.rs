@@ -223,16 +223,16 @@ impl Writer {
             return;
         }
         let everybody = self.everybody.clone();
-        // A denial that no rule says is left to the default, unless whoever is allowed.
         let needless = |protocol: FlowProtocol, segment: &Segment| {
-            let allowed = |other: &Segment| {
-                other.decision.action == Action::Allow
-                    && other.first <= segment.last
-                    && segment.first <= other.last
-            };
-            segment.decision.action == Action::Deny
-                && segment.decision.by.is_none()
-                && !everybody.get(&protocol).into_iter().flatten().any(allowed)
+            let here = |other: &&Segment| other.first <= segment.last && segment.first <= other.last;
+            let mut theirs = everybody.get(&protocol).into_iter().flatten().filter(here);
+            match (&segment.decision.by, segment.decision.action) {
+                // It is told whoever.
+                (_, Action::Allow) => theirs.all(|other| other.decision == segment.decision),
+                // A denial that no rule says is left to the default, unless whoever is allowed.
+                (None, Action::Deny) => theirs.all(|other| other.decision.action == Action::Deny),
+                (Some(_), Action::Deny) => false,
+            }
         };
         let rules = self.rules(peer, function, needless);
         self.flat.rules.extend(rules);
