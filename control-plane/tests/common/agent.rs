@@ -47,7 +47,7 @@ impl Agent {
     pub async fn start(token: &str, node: &str, replicas: Vec<String>, workloads: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let address = "192.0.2.7".parse().unwrap();
-        let state = register(token, node, address).await.unwrap();
+        let state = register(token, node, address, None).await.unwrap();
         let identity = shared_identity(Some(certified(state.identity().unwrap()).unwrap()));
         let mut bundles = TrustBundles::new();
         bundles.insert(state.trust_domain.clone(), state.root_certificates()).unwrap();

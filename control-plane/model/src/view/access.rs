@@ -189,10 +189,10 @@ impl Draft {
             callers.push(Caller::Through(aggregated(gateways.into_iter())));
         }
         if !self.blocks.is_empty() {
-            let pods = model.cluster.pod_cidr;
-            let others = model.index.addresses_outside(pods).map(IpNet::from);
+            let pods: Vec<IpNet> = model.cluster.pod_cidrs().collect();
+            let others = model.index.addresses_outside(&pods).map(IpNet::from);
             let inside = |net: &IpNet| self.blocks.iter().any(|b| b.contains(net) || net.contains(b));
-            let except = [pods].into_iter().chain(others).filter(inside).collect();
+            let except = pods.iter().copied().chain(others).filter(inside).collect();
             callers.push(Caller::Outside { blocks: self.blocks.clone(), except });
         }
         callers

@@ -107,7 +107,7 @@ fn equal_workloads_share_an_identity_and_others_do_not() {
 fn a_node_gets_a_slice_and_finds_it_again() {
     let mut store = Store::initialised();
     let register =
-        |name: &str, address: &str| Command::RegisterNode { name: name.to_owned(), address: ip(address) };
+        |name: &str, address: &str| Command::RegisterNode { name: name.to_owned(), address: ip(address), address6: None };
     let Granted::Node(first) = store.run(register("n1", "10.0.0.11")).expect("registered").granted else {
         panic!("a node record");
     };
@@ -129,7 +129,7 @@ fn a_node_gets_a_slice_and_finds_it_again() {
 fn a_node_speaks_for_declared_workloads_at_its_own_addresses_only() {
     let mut store = Store::initialised();
     for (node, address) in [("n1", "10.0.0.11"), ("n2", "10.0.0.12")] {
-        store.run(Command::RegisterNode { name: node.to_owned(), address: ip(address) }).expect("registered");
+        store.run(Command::RegisterNode { name: node.to_owned(), address: ip(address), address6: None }).expect("registered");
     }
     assert!(matches!(store.refused(bind("a/one", "n1", "10.1.0.2")), Refusal::Unknown { .. }));
     store.run(put([wl("a/one"), wl("a/two"), wl("a/host")])).expect("declared");
