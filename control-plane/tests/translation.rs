@@ -120,7 +120,11 @@ fn shop() -> (State, MeshModel) {
         roots: vec![root("west.example")],
         trust: Default::default(),
     }));
-    run(Command::RegisterNode { name: "n1".to_owned(), address: "192.0.2.1".parse().unwrap(), address6: None });
+    run(Command::RegisterNode {
+        name: "n1".to_owned(),
+        address: "192.0.2.1".parse().unwrap(),
+        address6: None,
+    });
     let route = json!({
         "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
         "metadata": {"name": "cards", "namespace": "shop"},

@@ -70,7 +70,8 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         cni::prepare_host6()?;
     }
     let addresses = PodAddresses { v4: args.address, v6: args.address6 };
-    let own_pods: Vec<IpNet> = [Some(state.pod_cidr.into()), pod_cidr6.map(IpNet::V6)].into_iter().flatten().collect();
+    let own_pods: Vec<IpNet> =
+        [Some(state.pod_cidr.into()), pod_cidr6.map(IpNet::V6)].into_iter().flatten().collect();
 
     let identity = shared_identity(Some(certified(state.identity()?)?));
     let bundles = shared_bundles(own_bundle(&state)?);
@@ -141,8 +142,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         identity.clone(),
         upstream.clone(),
     ));
-    let route_keeper =
-        RouteKeeper { node: state.node.clone(), addresses, own_pods: own_pods.clone() };
+    let route_keeper = RouteKeeper { node: state.node.clone(), addresses, own_pods: own_pods.clone() };
     tasks.spawn(route_keeper.keep_for_ever(host, engine.clone()));
     tasks.spawn(masquerade::keep_for_ever(engine.clone(), own_pods));
     tasks.spawn(flows::collect_for_ever(events, engine.clone(), state.node.clone(), queue.clone()));
@@ -310,12 +310,7 @@ fn refresh_bundles(engine: &Engine, state: &NodeState, bundles: &SharedBundles) 
 
 /// Tells the control plane that a gateway runs on this node's own address, whenever it does not know: at the
 /// start, and when the Workload is applied later or anew.
-async fn bind_gateway(
-    engine: Engine,
-    upstream: Upstream,
-    gateway: NamespacedName,
-    addresses: PodAddresses,
-) {
+async fn bind_gateway(engine: Engine, upstream: Upstream, gateway: NamespacedName, addresses: PodAddresses) {
     let mut changes = engine.changes();
     let mut told = String::new();
     loop {

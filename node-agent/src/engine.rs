@@ -228,7 +228,8 @@ impl Engine {
 
 impl Inner {
     fn write(&mut self) -> Result<(), MapError> {
-        let desired = compute(&self.resources, self.addresses, &self.pods, &self.current, &mut self.dictionary);
+        let desired =
+            compute(&self.resources, self.addresses, &self.pods, &self.current, &mut self.dictionary);
         self.behind = None;
         for op in plan(&self.current, &desired, &mut self.dictionary) {
             if let Err(error) = self.maps.execute(&op) {

@@ -48,7 +48,8 @@ impl ClusterInfo {
     }
 
     fn slice6(&self, node: &NodeRecord) -> Option<Ipv6Net> {
-        let (IpNet::V4(all), IpNet::V4(slice), Some(all6)) = (self.pod_cidr, node.pod_cidr, self.pod_cidr6) else {
+        let (IpNet::V4(all), IpNet::V4(slice), Some(all6)) = (self.pod_cidr, node.pod_cidr, self.pod_cidr6)
+        else {
             return None;
         };
         let place = u32::from(slice.network()).checked_sub(u32::from(all.network()))?;

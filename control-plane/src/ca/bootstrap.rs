@@ -44,12 +44,13 @@ impl Bootstrap for BootstrapService {
         let address: IpAddr = request.address.parse().map_err(|_| {
             Status::invalid_argument(format!("address: {:?} is no IP address", request.address))
         })?;
-        let address6: Option<Ipv6Addr> = match request.address6.as_str() {
-            "" => None,
-            text => Some(text.parse().map_err(|_| {
-                Status::invalid_argument(format!("address6: {text:?} is no IPv6 address"))
-            })?),
-        };
+        let address6: Option<Ipv6Addr> =
+            match request.address6.as_str() {
+                "" => None,
+                text => Some(text.parse().map_err(|_| {
+                    Status::invalid_argument(format!("address6: {text:?} is no IPv6 address"))
+                })?),
+            };
         let id = SpiffeId::node(app.trust_domain(), &request.node);
         // Signed before the token is used: a bad request must not cost it.
         app.ca.sign(&request.csr, &id, 0, NODE_TTL, SystemTime::now()).map_err(ca_status)?;

@@ -38,7 +38,11 @@ impl World {
             roots: vec![vec![9]],
             trust: Default::default(),
         }));
-        world.take(Command::RegisterNode { name: "n1".to_owned(), address: "192.0.2.1".parse().unwrap(), address6: None });
+        world.take(Command::RegisterNode {
+            name: "n1".to_owned(),
+            address: "192.0.2.1".parse().unwrap(),
+            address6: None,
+        });
         world.put(json!({
             "apiVersion": "isthmus.io/v1", "kind": "Workload",
             "metadata": {"name": "web", "namespace": "shop", "labels": {"app": "web"}},

@@ -218,7 +218,8 @@ pub(crate) fn set_up_pod(link: &PodLink) -> Result<(), LinkError> {
             return Ok(());
         }
         neighbour(&handle, index, IpAddr::V6(GATEWAY6), &link.host_mac, name).await?;
-        let default = RouteMessageBuilder::<Ipv6Addr>::new().gateway(GATEWAY6).output_interface(index).build();
+        let default =
+            RouteMessageBuilder::<Ipv6Addr>::new().gateway(GATEWAY6).output_interface(index).build();
         handle.route().add(default).execute().await.map_err(at("add default route on", name))
     })
 }

@@ -23,10 +23,10 @@ use super::{
     create::{CreateError, Creator, PodNetns},
 };
 use crate::{
-    desired::PodAddresses,
     bootstrap::Upstream,
     cni_plugin::code,
     config::dns_label,
+    desired::PodAddresses,
     identity::{Callers, Secrets},
 };
 

@@ -93,7 +93,10 @@ mod tests {
         assert_eq!(new["interfaces"][1]["sandbox"], "/run/netns/x");
         assert_eq!(new["ips"][0]["interface"], 1);
         assert_eq!(new["ips"][0]["address"], "10.1.1.2/32");
-        assert_eq!(new["ips"][1], json!({ "address": "fd00:1::102/128", "gateway": "fe80::1", "interface": 1 }));
+        assert_eq!(
+            new["ips"][1],
+            json!({ "address": "fd00:1::102/128", "gateway": "fe80::1", "interface": 1 })
+        );
         assert_eq!((&old["ips"][1]["version"], &new["routes"][1]["dst"]), (&json!("6"), &json!("::/0")));
     }
 }

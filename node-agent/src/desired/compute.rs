@@ -1,8 +1,6 @@
 //! Resources and pods to the contents of the maps.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use ebpf_shared::{
     Direction,

@@ -74,7 +74,11 @@ fn nodes(resources: &mut Resources) {
     for (name, last) in [(NODE, 1u8), ("n2", 2)] {
         let pods = Ipv4Net::new([10, 1, last, 0].into(), 24).unwrap();
         let six = Ipv6Net::new(Ipv6Addr::new(0xfd00, 1, 0, last.into(), 0, 0, 0, 0), 64).unwrap();
-        let node = NodeRoute { address: [192, 0, 2, last].into(), address6: None, pod_cidrs: vec![pods.into(), six.into()] };
+        let node = NodeRoute {
+            address: [192, 0, 2, last].into(),
+            address6: None,
+            pod_cidrs: vec![pods.into(), six.into()],
+        };
         resources.nodes.insert(name.into(), node);
     }
 }

@@ -174,7 +174,9 @@ fn to(net: IpNet, gateway: IpAddr, source: PodAddresses) -> Option<RouteMessage>
 
 async fn ours(handle: &Handle) -> Result<Vec<RouteMessage>, rtnetlink::Error> {
     let mut all: Vec<RouteMessage> = Vec::new();
-    for family in [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()] {
+    for family in
+        [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()]
+    {
         let found: Vec<_> = handle.route().get(family).execute().try_collect().await?;
         all.extend(found);
     }

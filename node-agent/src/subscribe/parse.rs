@@ -255,9 +255,7 @@ pub(super) fn node(resource: &str, message: wire::Node) -> Result<NodeRoute, Par
     }
     let address6 = match message.address6.as_str() {
         "" => None,
-        text => {
-            Some(text.parse().map_err(|_| bad(resource, "address6", text, "expected an IPv6 address"))?)
-        }
+        text => Some(text.parse().map_err(|_| bad(resource, "address6", text, "expected an IPv6 address"))?),
     };
     Ok(NodeRoute { address, address6, pod_cidrs })
 }

@@ -29,7 +29,8 @@ pub(super) fn register(
         if address.is_unspecified() || address.is_loopback() || address.is_multicast() {
             return Err(Refusal::invalid("node.address", address, "can't be another node's way to this one"));
         }
-        let has = |node: &NodeRecord| node.address == address || node.address6.map(IpAddr::V6) == Some(address);
+        let has =
+            |node: &NodeRecord| node.address == address || node.address6.map(IpAddr::V6) == Some(address);
         if let Some(other) = tx.state().nodes.values().find(|node| has(node) && node.name != name) {
             return Err(Refusal::AddressHeld { address, holder: format!("node {}", other.name) });
         }
