@@ -87,7 +87,7 @@ struct Scan<'a> {
 
 impl<'a> Scan<'a> {
     fn new(input: &'a Input) -> Self {
-        let nodes = input.nodes.values().map(|node| node.address).collect();
+        let nodes = input.nodes.values().flat_map(|node| node.addresses()).collect();
         let mut scan = Self { nodes, identities: BTreeMap::new(), ports: BTreeMap::new() };
         for workload in declared(input) {
             let key = IdentityKey::of(&input.cluster.trust_domain, workload);
