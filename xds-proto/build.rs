@@ -4,6 +4,7 @@ use std::{error::Error, path::PathBuf};
 
 const FILES: &[&str] = &[
     "isthmus/admin/v1/admin.proto",
+    "isthmus/admin/v1/explain.proto",
     "isthmus/admin/v1/replicas.proto",
     "isthmus/admin/v1/recovery.proto",
     "isthmus/admin/v1/tokens.proto",

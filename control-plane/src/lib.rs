@@ -17,6 +17,7 @@ pub mod raft;
 pub mod recover;
 pub mod replicas;
 pub mod restore;
+pub mod shown;
 pub mod sources;
 pub mod start;
 pub mod telemetry;

@@ -26,6 +26,7 @@ use xds_proto::isthmus::federation::v1::ClusterDescription;
 
 use crate::{
     authz::{self, Action, Caller},
+    shown,
     xds::{
         Client, PeerIdentity, ProxyKind, ResourceSet, Subscribers, Views,
         translate::{
@@ -361,8 +362,10 @@ impl Views for ModelViews {
 
 /// The proxy of a workload, if the workload runs on the node that relays the stream.
 fn workload_client(model: &MeshModel, node: &str, node_id: &str, workload: &str) -> Result<Client, Status> {
-    let bad =
-        || Status::invalid_argument(format!("x-isthmus-workload: {workload:?} is not <namespace>/<name>"));
+    let bad = || {
+        let workload = shown::word(workload);
+        Status::invalid_argument(format!("x-isthmus-workload: {workload:?} is not <namespace>/<name>"))
+    };
     let name = NamespacedName::parse(workload).ok_or_else(bad)?;
     let here =
         model.workloads.get(&name).filter(|w| w.binding.as_ref().is_some_and(|binding| binding.node == node));

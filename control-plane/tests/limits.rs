@@ -2,8 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
+use control_plane::{admin, doors};
 use mesh_model::resource::{Kind, MAX_OBJECT_DEPTH};
 use mesh_store::limits::{self, max_objects};
 
@@ -27,6 +28,7 @@ fn the_table_of_limits_in_the_documents_is_that_of_the_program() {
         ("sidecars", Kind::Sidecar),
         ("Cilium network policies", Kind::CiliumNetworkPolicy),
         ("Cilium clusterwide network policies", Kind::CiliumClusterwideNetworkPolicy),
+        ("cluster network policies", Kind::ClusterNetworkPolicy),
     ];
     assert_eq!(kinds.len(), Kind::ALL.len(), "a new kind has a limit: say it");
     let mut program: BTreeMap<&str, usize> =
@@ -55,6 +57,21 @@ fn the_table_of_limits_in_the_documents_is_that_of_the_program() {
         ("bytes of these events", limits::MAX_HISTORY_BYTES),
         ("milliseconds that a write can be repeated with its key", limits::KEY_MEMORY_MS as usize),
         ("writes that can be repeated with their keys", limits::MAX_KEYS),
+        ("bytes of one request of an administrator", doors::MAX_ADMIN_MESSAGE),
+        ("bytes of one request of a node or peer", doors::MAX_SMALL_MESSAGE),
+        ("bytes of one request of a new node or replica", doors::MAX_BOOTSTRAP_MESSAGE),
+        ("bytes of one request of a new peer", doors::MAX_JOIN_MESSAGE),
+        ("streams of one connection", doors::MAX_STREAMS_PER_CONNECTION as usize),
+        ("the same without a certificate", doors::MAX_NEWCOMER_STREAMS as usize),
+        ("seconds that a connection without a certificate lasts", seconds(doors::connections::NEWCOMER_TIME)),
+        ("seconds until a request has arrived", seconds(doors::admission::BODY_TIME)),
+        ("the same of a newcomer", seconds(doors::admission::NEWCOMER_BODY_TIME)),
+        ("seconds that an answer is kept for a reader that does not read", seconds(admin::outlet::UNREAD)),
+        ("seconds for reading what a watch begins with", seconds(admin::watch::FIRST_LIST)),
     ]);
     assert_eq!(said, program);
+}
+
+fn seconds(time: Duration) -> usize {
+    time.as_secs() as usize
 }

@@ -101,7 +101,9 @@ impl Mesh {
         }
         for (number, (namespace, spec)) in policies.iter().enumerate() {
             let cilium = spec.get("endpointSelector").is_some();
+            let tiered = spec.get("tier").is_some();
             let (api, kind) = match (cilium, *namespace) {
+                _ if tiered => ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy"),
                 (false, _) => ("networking.k8s.io/v1", "NetworkPolicy"),
                 (true, "") => ("cilium.io/v2", "CiliumClusterwideNetworkPolicy"),
                 (true, _) => ("cilium.io/v2", "CiliumNetworkPolicy"),
@@ -145,7 +147,7 @@ impl Mesh {
             cluster: state.cluster.as_deref().unwrap(),
         };
         let destination = FlowPeer::Workload(self.places[to].name(to));
-        let flow = Flow { source, destination, protocol: Protocol::Tcp, port };
+        let flow = Flow { source, destination, protocol: Protocol::Tcp.into(), port };
         let ingress = verdict(world, &flow).ingress;
         (ingress.action, ingress.provenance)
     }
@@ -292,6 +294,39 @@ fn cilium_policies() -> impl Strategy<Value = Vec<(&'static str, Value)>> {
     prop::collection::vec((prop::sample::select(vec!["a", "b", ""]), spec), 1..4)
 }
 
+/// Tiers, and a policy of Cilium's between them.
+fn tiers() -> impl Strategy<Value = Vec<(&'static str, Value)>> {
+    let pods = || {
+        prop_oneof![
+            1 => Just(json!({"namespaces": {}})),
+            3 => prop::sample::select(vec!["x", "y"]).prop_map(|app| {
+                json!({"pods": {"podSelector": {"matchLabels": {"app": app}}}})
+            }),
+            1 => Just(json!({"namespaces": {"matchLabels": {"kubernetes.io/metadata.name": "a"}}})),
+        ]
+    };
+    let ports = prop_oneof![
+        3 => Just(json!(null)),
+        1 => Just(json!([{"tcp": {"destinationPort": {"number": 80}}}])),
+        1 => Just(json!([{"destinationNamedPort": "http"}])),
+    ];
+    let rule =
+        (prop::sample::select(vec!["Accept", "Deny", "Pass"]), prop::collection::vec(pods(), 1..3), ports)
+            .prop_map(
+                |(action, from, protocols)| json!({"action": action, "from": from, "protocols": protocols}),
+            );
+    let rules = prop::collection::vec(rule, 1..4);
+    let spec = (prop::sample::select(vec!["Admin", "Baseline"]), 0..3, rules).prop_map(|(tier, priority, ingress)| {
+        json!({"tier": tier, "priority": priority, "subject": {"namespaces": {}}, "ingress": ingress})
+    });
+    let spec = spec.prop_map(|spec| ("", spec));
+    (prop::collection::vec(spec, 1..4), cilium_policies()).prop_map(|(mut tiers, mut others)| {
+        others.truncate(2);
+        tiers.append(&mut others);
+        tiers
+    })
+}
+
 /// What everybody is told who connects as who they are.
 fn honest(mesh: &Mesh) -> Result<(), TestCaseError> {
     for (to, port, at, access) in mesh.filters() {
@@ -410,6 +445,16 @@ proptest! {
     fn no_filter_of_ciliums_policies_is_wider_than_the_oracle(
         places in places(true), policies in cilium_policies(),
     ) {
+        never_wider(&Mesh::new(places, &policies))?;
+    }
+
+    #[test]
+    fn tiers_hold_for_whom_they_mean(places in places(false), policies in tiers()) {
+        honest(&Mesh::new(places, &policies))?;
+    }
+
+    #[test]
+    fn no_filter_of_tiers_is_wider_than_the_oracle(places in places(true), policies in tiers()) {
         never_wider(&Mesh::new(places, &policies))?;
     }
 }

@@ -53,6 +53,8 @@ pub(crate) enum Command {
     Describe(DescribeArgs),
     /// Delete objects.
     Delete(DeleteArgs),
+    /// Say what policy does to a connection, and which rules decide.
+    Explain(super::explain::ExplainArgs),
     /// Show traffic with verdicts, and the policies behind them.
     Observe(ObserveArgs),
     /// Show what each data plane was sent, and what it has accepted or refused.

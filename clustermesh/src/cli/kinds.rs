@@ -70,7 +70,7 @@ fn unknown(text: &str) -> Failure {
     Failure::usage(format!(
         "there is no kind {text:?}; use workload (wl), service (svc), endpointslice (eps), \
          networkpolicy (netpol), httproute, serviceexport (svcexport), sidecar, ciliumnetworkpolicy (cnp), \
-         ciliumclusterwidenetworkpolicy (ccnp) or all"
+         ciliumclusterwidenetworkpolicy (ccnp), clusternetworkpolicy or all"
     ))
 }
 
@@ -108,7 +108,7 @@ mod tests {
             [service(Some("pay")), target(Kind::NetworkPolicy, Some("x"))]
         );
         assert_eq!(parse(&words("svc,po,svc")).unwrap(), [service(None), target(Kind::Workload, None)]);
-        assert_eq!(parse(&words("all")).unwrap().len(), Kind::ALL.len() - 1, "none of the whole cluster");
+        assert_eq!(parse(&words("all")).unwrap().len(), Kind::ALL.len() - 2, "none of the whole cluster");
         assert_eq!(
             parse(&words("httproutes.gateway.networking.k8s.io")).unwrap(),
             [target(Kind::HttpRoute, None)]

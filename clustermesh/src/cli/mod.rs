@@ -10,6 +10,7 @@ mod client;
 mod delete;
 mod describe;
 mod duration;
+pub(crate) mod explain;
 pub(crate) mod failure;
 mod get;
 mod init;
@@ -52,6 +53,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Get(args) => get::run(server, &args).await,
         Command::Describe(args) => describe::run(server, &args).await,
         Command::Delete(args) => delete::run(server, &args).await,
+        Command::Explain(args) => explain::run(server, &args).await,
         Command::Observe(args) => observe::run(server, &args).await,
         Command::ProxyStatus(args) => proxy_status::run(server, &args).await,
         Command::Admin { command } => admin::run(server, &command).await,

@@ -167,7 +167,7 @@ impl Admin for Server {
             destination: peer("shop/pay"),
             ..Default::default()
         };
-        let batch = FlowBatch { flows: vec![flow], lost: 3 };
+        let batch = FlowBatch { flows: vec![flow], lost: 3, sources: Vec::new() };
         Ok(Response::new(Box::pin(futures::stream::iter([Ok(batch)]))))
     }
 }

@@ -2,8 +2,10 @@
 
 mod absent;
 pub mod barrier;
+pub mod explain;
 pub mod objects;
 pub mod observe;
+pub mod outlet;
 pub mod recovery;
 pub mod render;
 pub mod replicas;
@@ -12,7 +14,7 @@ pub mod status;
 pub mod tokens;
 pub mod watch;
 
-use std::{convert::Infallible, pin::Pin, sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt};
 use mesh_store::{Command, ObjectChange};
@@ -26,6 +28,8 @@ use xds_proto::isthmus::{
     },
     bootstrap::v1::FlowBatch,
 };
+
+use outlet::{Answers, Outlet, stopping};
 
 use crate::{
     app::{App, read_status, write_status},
@@ -41,8 +45,6 @@ const CATCH_UP: Duration = Duration::from_secs(10);
 /// The service.
 #[derive(Debug, Clone)]
 pub struct AdminService(pub Arc<App>);
-
-type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send + 'static>>;
 
 #[tonic::async_trait]
 impl Admin for AdminService {
@@ -100,7 +102,7 @@ impl Admin for AdminService {
         Ok(Response::new(ListResponse { revision: state.revision, objects }))
     }
 
-    type WatchStream = Streamed<WatchEvent>;
+    type WatchStream = Answers<WatchEvent>;
 
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let app = self.0.clone();
@@ -121,16 +123,16 @@ impl Admin for AdminService {
             who: caller.to_string(),
         };
         let stream = watch::watch(app, filter, options).await?;
-        Ok(Response::new(self.while_allowed(extensions, Action::Read, stream)))
+        Ok(Response::new(while_allowed(self.0.clone(), extensions, Action::Read, stream)))
     }
 
-    type WaitStream = Streamed<WaitProgress>;
+    type WaitStream = Answers<WaitProgress>;
 
     async fn wait(&self, request: Request<WaitRequest>) -> Result<Response<Self::WaitStream>, Status> {
         let app = self.0.clone();
         let caller = app.admit(request.extensions(), Action::Read)?;
         let slot = app.gate.wait(&caller)?;
-        let WaitRequest { revision, timeout_ms } = request.into_inner();
+        let (_, extensions, WaitRequest { revision, timeout_ms }) = request.into_parts();
         let state = app.replica.linearizable().await.map_err(read_status)?;
         let timeout = barrier::timeout("timeout_ms", timeout_ms)?;
         if revision == 0 || revision > state.revision {
@@ -140,19 +142,18 @@ impl Admin for AdminService {
             )));
         }
         drop(state);
-        let (sender, receiver) = tokio::sync::mpsc::channel(1);
+        let (outlet, stream) = Outlet::new(1, &app.stop);
         tokio::spawn(async move {
-            let told = barrier::wait(&app, revision, timeout, |progress| sender.send(Ok(progress))).await;
-            if told.is_none() {
-                // Nobody listens, or the replica drains.
-                let _ = sender.send(Err(stopping())).await;
+            if barrier::wait(&app, revision, timeout, |progress| outlet.send(progress)).await.is_none() {
+                // Nobody listens or reads, which is known already, or the replica drains.
+                outlet.end(stopping());
             }
             drop(slot);
         });
-        Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(receiver))))
+        Ok(Response::new(while_allowed(self.0.clone(), extensions, Action::Read, stream)))
     }
 
-    type WaitHereStream = Streamed<WaitReports>;
+    type WaitHereStream = Answers<WaitReports>;
 
     async fn wait_here(
         &self,
@@ -162,16 +163,15 @@ impl Admin for AdminService {
         let caller = app.admit(request.extensions(), Action::Status)?;
         let slot = app.gate.wait(&caller)?;
         let revision = request.into_inner().revision;
-        let (sender, receiver) = tokio::sync::mpsc::channel(4);
+        let (outlet, stream) = Outlet::new(4, &app.stop);
         tokio::spawn(async move {
             tokio::select! {
-                () = barrier::here(&app, revision, |reports| sender.send(Ok(reports))) => {}
-                () = sender.closed() => {}
-                () = app.stop.cancelled() => {}
+                () = barrier::here(&app, revision, |reports| outlet.send(reports)) => {}
+                () = outlet.over() => {}
             }
             drop(slot);
         });
-        Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(receiver))))
+        Ok(Response::new(stream))
     }
 
     async fn load_here(&self, request: Request<LoadHereRequest>) -> Result<Response<LoadReports>, Status> {
@@ -200,7 +200,7 @@ impl Admin for AdminService {
         federation::join::join(&self.0, &request.get_ref().token).await.map(Response::new)
     }
 
-    type ObserveStream = Streamed<FlowBatch>;
+    type ObserveStream = Answers<FlowBatch>;
 
     async fn observe(
         &self,
@@ -210,31 +210,11 @@ impl Admin for AdminService {
         let slots = self.0.gate.watch(&caller)?;
         let (_, extensions, request) = request.into_parts();
         let stream = observe::observe(self.0.clone(), request, slots);
-        Ok(Response::new(self.while_allowed(extensions, Action::Observe, stream)))
+        Ok(Response::new(while_allowed(self.0.clone(), extensions, Action::Observe, stream)))
     }
 }
 
 impl AdminService {
-    /// A stream without an end of its own ends when its caller's rights do, with the refusal.
-    fn while_allowed<T: Send + 'static>(
-        &self,
-        extensions: Extensions,
-        action: Action,
-        stream: impl Stream<Item = Result<T, Status>> + Send + 'static,
-    ) -> Streamed<T> {
-        let app = self.0.clone();
-        let ended = Box::pin(async move { app.refused_later(extensions, action).await });
-        let both = (Box::pin(stream), ended);
-        Box::pin(futures::stream::unfold(Some(both), |both| async move {
-            let (mut stream, mut ended) = both?;
-            tokio::select! {
-                biased;
-                refusal = &mut ended => Some((Err(refusal), None)),
-                item = stream.next() => item.map(|item| (item, Some((stream, ended)))),
-            }
-        }))
-    }
-
     /// The newest revision at which one of these objects changed, which is that of the write unless all of them were
     /// there already: somebody who repeats an apply wants to know whether it has arrived.
     async fn changed_at(&self, applied: &mesh_store::Applied) -> u64 {
@@ -249,8 +229,23 @@ impl AdminService {
     }
 }
 
-fn stopping() -> Status {
-    Status::unavailable("this replica is shutting down: ask another one")
+/// A stream that may last ends when its caller's rights do, with the refusal.
+pub(crate) fn while_allowed<T: Send + 'static>(
+    app: Arc<App>,
+    extensions: Extensions,
+    action: Action,
+    stream: impl Stream<Item = Result<T, Status>> + Send + 'static,
+) -> Answers<T> {
+    let ended = Box::pin(async move { app.refused_later(extensions, action).await });
+    let both = (Box::pin(stream), ended);
+    Box::pin(futures::stream::unfold(Some(both), |both| async move {
+        let (mut stream, mut ended) = both?;
+        tokio::select! {
+            biased;
+            refusal = &mut ended => Some((Err(refusal), None)),
+            item = stream.next() => item.map(|item| (item, Some((stream, ended)))),
+        }
+    }))
 }
 
 /// Waits until this replica's views have reached a revision, or for a while.

@@ -9,6 +9,7 @@ use tonic::Status;
 use xds_proto::isthmus::admin::v1::{ListRequest, ObjectOutcome, ObjectRef};
 
 use super::{render, selector::Selector};
+use crate::shown;
 
 /// Parses every document of an apply: all of them are fine, or the first that is not is named.
 ///
@@ -29,11 +30,14 @@ pub fn parse(documents: &[Vec<u8>]) -> Result<Vec<Object>, Status> {
     for (index, bytes) in documents.iter().enumerate() {
         let value = match serde_json::from_slice(bytes) {
             Ok(value) => value,
-            Err(error) => return refuse(format!("objects[{index}]: no JSON document: {error}")),
+            Err(error) => {
+                let error = shown::sentence(error);
+                return refuse(format!("objects[{index}]: no JSON document: {error}"));
+            }
         };
         match Object::parse(&value) {
             Ok(object) => objects.push(object),
-            Err(error) => return refuse(format!("objects[{index}]: {error}")),
+            Err(error) => return refuse(format!("objects[{index}]: {}", shown::sentence(error))),
         }
     }
     Ok(objects)
@@ -65,7 +69,8 @@ pub fn keys(references: &[ObjectRef]) -> Result<Vec<ObjectKey>, Status> {
             let bad = || {
                 Status::invalid_argument(format!(
                     "objects[{index}]: {:?} in namespace {:?} names no object",
-                    reference.name, reference.namespace
+                    shown::word(&reference.name),
+                    shown::word(&reference.namespace)
                 ))
             };
             Ok(ObjectKey { kind, name: name.ok_or_else(bad)? })
@@ -79,8 +84,10 @@ pub fn keys(references: &[ObjectRef]) -> Result<Vec<ObjectKey>, Status> {
 /// Names it and lists the known ones.
 pub fn kind(text: &str) -> Result<Kind, Status> {
     let known = || Kind::ALL.map(Kind::as_str).join(", ");
-    Kind::from_user(text)
-        .ok_or_else(|| Status::invalid_argument(format!("kind: {text:?} is none of {}", known())))
+    Kind::from_user(text).ok_or_else(|| {
+        let text = shown::word(text);
+        Status::invalid_argument(format!("kind: {text:?} is none of {}", known()))
+    })
 }
 
 /// What happened to each object.
@@ -235,5 +242,35 @@ mod tests {
         assert!(status.message().contains("\"pods\"") && status.message().contains("HTTPRoute"), "{status}");
         let reference = ObjectRef { kind: "svc".into(), namespace: String::new(), name: "a".into() };
         assert!(keys(&[reference]).unwrap_err().message().contains("objects[0]"));
+    }
+
+    #[test]
+    fn a_refusal_is_short_however_long_the_words_were_that_it_refuses() {
+        // What a client takes of all headers of an answer.
+        const FITS: usize = 8 << 10;
+        let long = "x\"\u{0}".repeat(100_000);
+        let reference = |kind: &str, namespace: &str, name: &str| ObjectRef {
+            kind: kind.to_owned(),
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        };
+        let named = br#"{"apiVersion":"v1","kind":"Service","metadata":{"name":"NAME"},"spec":{}}"#;
+        let named = String::from_utf8_lossy(named).replace("NAME", &"n".repeat(200_000)).into_bytes();
+        let field =
+            format!(r#"{{"apiVersion":"v1","kind":"Service","{}":1}}"#, "f".repeat(200_000)).into_bytes();
+        for refused in [
+            kind(&long).unwrap_err(),
+            keys(&[reference(&long, "", "a")]).unwrap_err(),
+            keys(&[reference("svc", &long, &long)]).unwrap_err(),
+            parse(&[named]).unwrap_err(),
+            parse(&[field]).unwrap_err(),
+            Filter::new(&ListRequest { label_selector: "\u{200b}\"".repeat(1_000), ..all() }).unwrap_err(),
+        ] {
+            assert!(refused.message().len() < FITS, "{} bytes", refused.message().len());
+        }
+    }
+
+    fn all() -> ListRequest {
+        ListRequest { kind: "all".to_owned(), ..Default::default() }
     }
 }

@@ -3,23 +3,25 @@
 
 use std::{
     io::{self, Write},
-    pin::Pin,
     sync::Arc,
 };
 
-use futures::Stream;
 use mesh_store::{
     Bytes16, Command, Granted,
     backup::{self, BackupError},
 };
 use sha2::{Digest, Sha256};
-use tokio::sync::mpsc;
+use tokio::runtime::Handle;
 use tonic::{Request, Response, Status};
 use xds_proto::isthmus::admin::v1::{
     BackupChunk, BackupRequest, RejoinRequest, RejoinResponse, ReplaceRequest, ReplaceResponse,
     recovery_server::Recovery,
 };
 
+use super::{
+    outlet::{Answers, Outlet, Over},
+    while_allowed,
+};
 use crate::{
     app::{App, read_status, write_status},
     authz::{Action, Caller},
@@ -36,27 +38,31 @@ pub struct RecoveryService(pub Arc<App>);
 
 #[tonic::async_trait]
 impl Recovery for RecoveryService {
-    type BackupStream = Pin<Box<dyn Stream<Item = Result<BackupChunk, Status>> + Send + 'static>>;
+    type BackupStream = Answers<BackupChunk>;
 
     async fn backup(&self, request: Request<BackupRequest>) -> Result<Response<Self::BackupStream>, Status> {
         let app = &self.0;
         let caller = app.admit(request.extensions(), Action::Backup)?;
+        let slot = app.gate.backup(&caller)?;
         let state = app.replica.linearizable().await.map_err(read_status)?;
         if state.cluster.is_none() {
             return Err(Status::failed_precondition(BackupError::NotInitialised.to_string()));
         }
         let now = app.now_unix();
-        let (chunks, receiver) = mpsc::channel(MAX_WAITING);
+        let (chunks, stream) = Outlet::new(MAX_WAITING, &app.stop);
         tracing::info!(%caller, revision = state.revision, "a backup is taken");
         tokio::task::spawn_blocking(move || {
-            let sink = Sink { chunks: chunks.clone(), waiting: Vec::with_capacity(CHUNK_BYTES) };
+            let runtime = Handle::current();
+            let sink = Sink { chunks: chunks.clone(), runtime, waiting: Vec::with_capacity(CHUNK_BYTES) };
             let written = backup::write(&state, now, env!("CARGO_PKG_VERSION"), sink);
             if let Err(error) = written {
-                // If the reader has gone, nobody is left to tell.
-                let _ = chunks.blocking_send(Err(Status::aborted(error.to_string())));
+                // If it ends because nobody reads, that was told first.
+                chunks.end(Status::aborted(error.to_string()));
             }
+            drop((state, slot));
         });
-        Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(receiver))))
+        let (_, extensions, _) = request.into_parts();
+        Ok(Response::new(while_allowed(app.clone(), extensions, Action::Backup, stream)))
     }
 
     async fn replace(&self, request: Request<ReplaceRequest>) -> Result<Response<ReplaceResponse>, Status> {
@@ -93,15 +99,16 @@ impl Recovery for RecoveryService {
 
 /// Sends what is written, a message at a time.
 struct Sink {
-    chunks: mpsc::Sender<Result<BackupChunk, Status>>,
+    chunks: Outlet<BackupChunk>,
+    runtime: Handle,
     waiting: Vec<u8>,
 }
 
 impl Sink {
     fn send(&mut self) -> io::Result<()> {
         let data = std::mem::replace(&mut self.waiting, Vec::with_capacity(CHUNK_BYTES));
-        let gone = |_| io::Error::new(io::ErrorKind::BrokenPipe, "the reader has gone");
-        self.chunks.blocking_send(Ok(BackupChunk { data })).map_err(gone)
+        let gone = |Over| io::Error::new(io::ErrorKind::BrokenPipe, "the reader has gone");
+        self.runtime.block_on(self.chunks.send(BackupChunk { data })).map_err(gone)
     }
 }
 

@@ -34,7 +34,8 @@ pub fn status(object: &Object, state: &State, model: &MeshModel) -> Option<Value
         Object::Service(o) => service(&o.meta.name, model),
         Object::NetworkPolicy(_)
         | Object::CiliumNetworkPolicy(_)
-        | Object::CiliumClusterwideNetworkPolicy(_) => Some(policy(object, state)),
+        | Object::CiliumClusterwideNetworkPolicy(_)
+        | Object::ClusterNetworkPolicy(_) => Some(policy(object, state)),
         Object::HttpRoute(o) => Some(http_route(o, model)),
         Object::ServiceExport(o) => Some(service_export(o, model)),
         Object::Sidecar(o) => Some(sidecar(o, model)),

@@ -2,6 +2,8 @@
 
 use mesh_model::resource::Labels;
 
+use crate::shown;
+
 /// Longest selector, in bytes, and most requirements in one.
 const MAX_BYTES: usize = 4_096;
 
@@ -61,8 +63,12 @@ fn split(text: &str) -> Vec<&str> {
 
 fn requirement(part: &str) -> Result<Requirement, String> {
     let part = part.trim();
-    let bad =
-        || format!("label selector: {part:?} is none of key=value, key!=value, key in (a,b), key, !key");
+    let bad = || {
+        format!(
+            "label selector: {:?} is none of key=value, key!=value, key in (a,b), key, !key",
+            shown::word(part)
+        )
+    };
     let key = |text: &str| {
         let text = text.trim();
         let fine = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);

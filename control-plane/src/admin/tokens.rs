@@ -12,6 +12,7 @@ use xds_proto::isthmus::admin::v1::{
 use crate::{
     app::{App, read_status, write_status},
     authz::Action,
+    shown,
 };
 
 /// The service.
@@ -38,8 +39,7 @@ impl Tokens for TokensService {
         let id = request.into_inner().id;
         let known = app.replica.linearizable().await.map_err(read_status)?.tokens.contains_key(&id);
         if !known {
-            let shown: String = id.chars().take(64).collect();
-            return Err(Status::not_found(format!("there is no token {shown:?}")));
+            return Err(Status::not_found(format!("there is no token {:?}", shown::word(&id))));
         }
         let command = Command::RevokeToken { id: id.clone() };
         let applied = app.replica.write(command).await.map_err(write_status)?;

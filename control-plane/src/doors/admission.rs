@@ -11,7 +11,10 @@ use std::{
     time::Duration,
 };
 
-use futures::future::{Either, Ready, ready as answered};
+use futures::{
+    TryFutureExt,
+    future::{Either, MapOk, Ready, ready as answered},
+};
 use http_body::{Frame, SizeHint};
 use mesh_tls::grpc::PeerInfo;
 use prost::bytes::Bytes;
@@ -19,7 +22,10 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::{
     Status,
     body::Body,
-    codegen::{Service, http},
+    codegen::{
+        Service,
+        http::{self, HeaderValue},
+    },
 };
 
 use super::{
@@ -32,6 +38,11 @@ use crate::app::App;
 pub const BODY_TIME: Duration = Duration::from_secs(60);
 /// The same of what is open to everybody: what there is to be said is a token and a few keys.
 pub const NEWCOMER_BODY_TIME: Duration = Duration::from_secs(10);
+
+/// Where gRPC has the sentence of a refusal. Source: `PROTOCOL-HTTP2.md`.
+const MESSAGE: &str = "grpc-message";
+/// Bytes of it, encoded. Clients take 8 to 16 KiB of headers.
+const MAX_MESSAGE_BYTES: usize = 7 << 10;
 
 /// In front of all services of the mesh door.
 #[derive(Debug, Clone)]
@@ -74,7 +85,7 @@ where
 {
     type Response = http::Response<Body>;
     type Error = Infallible;
-    type Future = Either<Ready<Result<Self::Response, Infallible>>, S::Future>;
+    type Future = Either<Ready<Result<Self::Response, Infallible>>, MapOk<S::Future, Brief>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(cx)
@@ -83,16 +94,40 @@ where
     fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
         let Some(method) = methods::by_path(request.uri().path()) else {
             // Nobody serves it: whoever says so need not read what it is about.
-            return Either::Right(self.inner.call(request.map(|_| Body::empty())));
+            return Either::Right(self.inner.call(request.map(|_| Body::empty())).map_ok(BRIEF));
         };
         match self.terms(&request, method) {
             Ok(terms) => {
                 request.extensions_mut().insert(method);
-                Either::Right(self.inner.call(request.map(|body| Timed::wrap(body, terms))))
+                Either::Right(self.inner.call(request.map(|body| Timed::wrap(body, terms))).map_ok(BRIEF))
             }
             Err(refusal) => Either::Left(answered(Ok(refusal.into_http()))),
         }
     }
+}
+
+type Brief = fn(http::Response<Body>) -> http::Response<Body>;
+const BRIEF: Brief = brief;
+
+/// A refusal that does not fit in the headers that a client takes reaches nobody. Services keep theirs short; should one
+/// not, the beginning of it is told.
+fn brief(mut response: http::Response<Body>) -> http::Response<Body> {
+    let message = response.headers().get(MESSAGE).map(HeaderValue::as_bytes).unwrap_or_default();
+    if message.len() <= MAX_MESSAGE_BYTES {
+        return response;
+    }
+    let mut kept = &message[..MAX_MESSAGE_BYTES];
+    // Neither within an encoded byte nor within a character of several.
+    if let Some(at) = kept.iter().rposition(|byte| *byte == b'%').filter(|at| at + 3 > kept.len()) {
+        kept = &kept[..at];
+    }
+    while let [before @ .., b'%', _, _] = kept {
+        kept = before;
+    }
+    if let Ok(short) = HeaderValue::from_bytes(kept) {
+        response.headers_mut().insert(MESSAGE, short);
+    }
+    response
 }
 
 /// A body that has to be complete in time.
@@ -147,6 +182,8 @@ impl http_body::Body for Timed {
 mod tests {
     use std::{future::poll_fn, net::Ipv4Addr};
 
+    use http_body::Body as _;
+
     use super::*;
     use crate::doors::{gate::Gate, limits::Limits};
 
@@ -175,6 +212,21 @@ mod tests {
 
     fn newcomer(gate: &Gate) -> Option<Newcomer> {
         Some(gate.newcomer_call(Ipv4Addr::LOCALHOST.into()).unwrap())
+    }
+
+    #[test]
+    fn a_refusal_that_is_too_long_for_headers_is_cut_between_characters() {
+        let told = |text: &str| {
+            let response = brief(Status::invalid_argument(text).into_http());
+            let status = Status::from_header_map(response.headers()).unwrap();
+            assert_eq!(status.code(), tonic::Code::InvalidArgument);
+            status.message().to_owned()
+        };
+        assert_eq!(told("names: é"), "names: é");
+        for long in ["x".repeat(100_000), "xé".repeat(50_000), "xxé".repeat(50_000), "a%".repeat(50_000)] {
+            let told = told(&long);
+            assert!(!told.is_empty() && long.starts_with(&told), "{told}");
+        }
     }
 
     #[tokio::test]

@@ -46,6 +46,7 @@ pub struct Gate {
     pub limits: Limits,
     buckets: Mutex<Buckets<String>>,
     waits: Slots,
+    backups: Slots,
     watches: Slots,
     watches_of: Mutex<BTreeMap<String, Slots>>,
     connections: Slots,
@@ -73,6 +74,7 @@ impl Gate {
             limits,
             buckets: Mutex::default(),
             waits: Slots::default(),
+            backups: Slots::default(),
             watches: Slots::default(),
             watches_of: Mutex::default(),
             denied: std::array::from_fn(|_| AtomicU64::new(0)),
@@ -123,6 +125,24 @@ impl Gate {
         self.waits.take(value).ok_or_else(|| {
             let next = "apply without --wait and look at the status";
             self.count(LimitReached { name: "waits", value, unit: "at once", who: caller.to_string(), next })
+        })
+    }
+
+    /// One more backup, until the slot is dropped.
+    ///
+    /// # Errors
+    /// Too many at once.
+    pub fn backup(&self, caller: &Caller) -> Result<Slot, LimitReached> {
+        let value = self.limits.backups;
+        self.backups.take(value).ok_or_else(|| {
+            let next = "wait for one of them to end";
+            self.count(LimitReached {
+                name: "backups",
+                value,
+                unit: "at once",
+                who: caller.to_string(),
+                next,
+            })
         })
     }
 

@@ -63,13 +63,15 @@ limits! {
     newcomer_calls, "newcomer-calls", 256,
         "requests of newcomers, with a token, that are being read at once; a fourth of them from one address";
     watches, "watches", 1_000,
-        "watches of objects and observers of flows of all callers together";
+        "watches of objects, observers of flows and streams of CSDS of all callers together";
     watches_per_client, "watches-per-client", 64,
-        "watches of objects and observers of flows of one caller";
+        "watches of objects, observers of flows and streams of CSDS of one caller";
     watch_backlog, "watch-backlog", 1_024,
         "events that a watch may be behind before it is cut";
     waits, "waits", 256,
         "waits for data planes (apply --wait) at once";
+    backups, "backups", 4,
+        "backups that are being taken";
 }
 
 /// One `--limit name=value`.

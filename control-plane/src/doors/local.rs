@@ -8,15 +8,18 @@ use tokio::net::UnixListener;
 use tonic::transport::Server;
 use xds_proto::isthmus::{
     admin::v1::{
-        admin_server::AdminServer, recovery_server::RecoveryServer, replicas_server::ReplicasServer,
-        tokens_server::TokensServer,
+        admin_server::AdminServer, explain_server::ExplainServer, recovery_server::RecoveryServer,
+        replicas_server::ReplicasServer, tokens_server::TokensServer,
     },
     ca::v1::certificate_authority_server::CertificateAuthorityServer,
 };
 
 use super::MAX_ADMIN_MESSAGE;
 use crate::{
-    admin::{AdminService, recovery::RecoveryService, replicas::ReplicasService, tokens::TokensService},
+    admin::{
+        AdminService, explain::ExplainService, recovery::RecoveryService, replicas::ReplicasService,
+        tokens::TokensService,
+    },
     app::App,
     ca::service::AuthorityService,
     xds::csds,
@@ -45,6 +48,7 @@ pub async fn serve(
 ) -> anyhow::Result<()> {
     let replicas = ReplicasServer::new(ReplicasService(app.clone()));
     let tokens = TokensServer::new(TokensService(app.clone()));
+    let explain = ExplainServer::new(ExplainService(app.clone()));
     let clients = csds::service::server(app.clone());
     let recovery = RecoveryServer::new(RecoveryService(app.clone()));
     let admin = AdminServer::new(AdminService(app.clone()))
@@ -56,6 +60,7 @@ pub async fn serve(
         .add_service(admin)
         .add_service(replicas)
         .add_service(tokens)
+        .add_service(explain)
         .add_service(clients)
         .add_service(authority)
         .add_service(recovery)

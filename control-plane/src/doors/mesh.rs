@@ -9,8 +9,8 @@ use tokio::net::TcpListener;
 use tonic::transport::Server;
 use xds_proto::isthmus::{
     admin::v1::{
-        admin_server::AdminServer, recovery_server::RecoveryServer, replicas_server::ReplicasServer,
-        tokens_server::TokensServer,
+        admin_server::AdminServer, explain_server::ExplainServer, recovery_server::RecoveryServer,
+        replicas_server::ReplicasServer, tokens_server::TokensServer,
     },
     bootstrap::v1::{
         bootstrap_server::BootstrapServer, certificates_server::CertificatesServer,
@@ -27,7 +27,10 @@ use super::{
     connections,
 };
 use crate::{
-    admin::{AdminService, recovery::RecoveryService, replicas::ReplicasService, tokens::TokensService},
+    admin::{
+        AdminService, explain::ExplainService, recovery::RecoveryService, replicas::ReplicasService,
+        tokens::TokensService,
+    },
     app::App,
     ca::{bootstrap::BootstrapService, certificates::CertificatesService, service::AuthorityService},
     federation::service::FederationService,
@@ -73,6 +76,9 @@ pub async fn serve(
         .add_service(csds::service::server(app.clone()))
         .add_service(
             ReplicasServer::new(ReplicasService(app.clone())).max_decoding_message_size(MAX_SMALL_MESSAGE),
+        )
+        .add_service(
+            ExplainServer::new(ExplainService(app.clone())).max_decoding_message_size(MAX_SMALL_MESSAGE),
         )
         .add_service(
             TokensServer::new(TokensService(app.clone())).max_decoding_message_size(MAX_SMALL_MESSAGE),

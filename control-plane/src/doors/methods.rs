@@ -46,6 +46,7 @@ const OURS: &[(&str, Asked, Action)] = &[
     ("admin.v1.Admin.Wait", Asked::Once, Action::Read),
     ("admin.v1.Admin.WaitHere", Asked::Once, Action::Status),
     ("admin.v1.Admin.LoadHere", Asked::Once, Action::Status),
+    ("admin.v1.Explain.Flow", Asked::Once, Action::Read),
     ("admin.v1.Recovery.Backup", Asked::Once, Action::Backup),
     ("admin.v1.Recovery.Rejoin", Asked::Once, Action::Backup),
     ("admin.v1.Recovery.Replace", Asked::Once, Action::Raft),

@@ -28,7 +28,8 @@ pub fn max_objects(kind: Kind) -> usize {
         | Kind::HttpRoute
         | Kind::Sidecar
         | Kind::CiliumNetworkPolicy
-        | Kind::CiliumClusterwideNetworkPolicy => 50_000,
+        | Kind::CiliumClusterwideNetworkPolicy
+        | Kind::ClusterNetworkPolicy => 50_000,
     }
 }
 

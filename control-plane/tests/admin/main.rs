@@ -18,4 +18,5 @@ mod metrics;
 mod raw;
 mod roles;
 mod unfinished;
+mod unread;
 mod watch;

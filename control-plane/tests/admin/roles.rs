@@ -102,7 +102,7 @@ fn signed(cluster: &Cluster, id: &SpiffeId, number: u64, life: Duration, now: Sy
 }
 
 /// A certificate that the cluster gave an administrator and has on record, and its number there.
-async fn administrator(cluster: &Cluster, name: &str) -> (SharedIdentity, u64) {
+pub async fn administrator(cluster: &Cluster, name: &str) -> (SharedIdentity, u64) {
     let (csr, key) = common::anybodys_csr();
     let request = CreateAdministratorRequest { name: name.to_owned(), csr, valid_seconds: 3_600 };
     let mut authority = CertificateAuthorityClient::new(cluster.admin_channel.clone());

@@ -67,7 +67,7 @@ impl Queue {
         }
         let count = inner.flows.len().min(BATCH);
         let flows = inner.flows.drain(..count).collect();
-        Some(FlowBatch { flows, lost: std::mem::take(&mut inner.lost) })
+        Some(FlowBatch { flows, lost: std::mem::take(&mut inner.lost), ..FlowBatch::default() })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

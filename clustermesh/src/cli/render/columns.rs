@@ -40,6 +40,7 @@ pub(crate) fn table(kind: Kind, style: Style) -> Table {
         Kind::CiliumNetworkPolicy | Kind::CiliumClusterwideNetworkPolicy => {
             &["ENDPOINT-SELECTOR", "SELECTED"]
         }
+        Kind::ClusterNetworkPolicy => &["TIER", "PRIORITY", "SELECTED"],
     };
     let wide: &[&str] = match (style.wide, kind) {
         (true, Kind::Workload) => &["SERVICE-ACCOUNT", "PORTS", "IDENTITY", "SPIFFE-ID"],
@@ -49,6 +50,7 @@ pub(crate) fn table(kind: Kind, style: Style) -> Table {
         (true, Kind::ServiceExport) => &["MESSAGE"],
         (true, Kind::Sidecar) => &["HOSTS"],
         (true, Kind::CiliumNetworkPolicy | Kind::CiliumClusterwideNetworkPolicy) => &["SAYS"],
+        (true, Kind::ClusterNetworkPolicy) => &["RULES"],
         (true, Kind::EndpointSlice) | (false, _) => &[],
     };
     let headings = namespace.into_iter().chain(["NAME"]).chain(own.iter().copied()).chain(["AGE"]);
@@ -73,6 +75,7 @@ pub(crate) fn row(kind: Kind, object: &Value, style: Style) -> Vec<Cell> {
         Kind::ServiceExport => service_export(object),
         Kind::Sidecar => sidecar(object),
         Kind::CiliumNetworkPolicy | Kind::CiliumClusterwideNetworkPolicy => cilium_policy(object),
+        Kind::ClusterNetworkPolicy => cluster_policy(object),
     };
     cells.extend(own);
     cells.push(age(object::created_unix(object), style.now).into());
@@ -164,6 +167,17 @@ fn cilium_policy(o: &Value) -> Cells {
         .filter(|list| rules.iter().any(|rule| !items(rule.get(*list)).is_empty()));
     let says: Vec<_> = says.collect();
     (vec![selectors.join("; ").into(), selected.into()], vec![says.join(",").into()])
+}
+
+fn cluster_policy(o: &Value) -> Cells {
+    let selected = o.pointer("/status/selectedWorkloads").map(number).unwrap_or_default();
+    let priority = o.pointer("/spec/priority").map(number).unwrap_or_default();
+    let own = vec![text(o, "/spec/tier").into(), priority.into(), selected.into()];
+    let rules = ["ingress", "egress"].map(|list| {
+        let rules = items(o.pointer(&format!("/spec/{list}"))).iter();
+        rules.map(|rule| format!("{list}:{}", text(rule, "/action"))).collect::<Vec<_>>()
+    });
+    (own, vec![rules.concat().join(",").into()])
 }
 
 fn http_route(o: &Value) -> Cells {

@@ -10,10 +10,15 @@ use ipnet::IpNet;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::{Action, Direction, PolicyClass, PolicyRule, RulePeer};
+use super::{
+    Action, Direction, FlowProtocol, PolicyClass, PolicyRule, RulePeer,
+    flatten::{Layered, flatten},
+};
 use crate::{
     identity::{IdentityNumber, is_policy_label},
-    policy::{NamespaceMatch, NormalPolicy, NormalSide, PeerMatch, PortMatch, cover},
+    policy::{
+        Layer, NamespaceMatch, NormalPolicy, NormalRule, NormalSide, PeerMatch, PortMatch, RuleAction, cover,
+    },
     resource::{LabelSelector, Labels, Protocol, Workload},
 };
 
@@ -148,6 +153,8 @@ pub(super) trait Identities {
     fn ports(&self, identity: IdentityNumber, protocol: Protocol, name: &str) -> Vec<u16>;
     /// Addresses of all nodes.
     fn nodes(&self) -> Vec<IpAddr>;
+    /// The range of all pods.
+    fn pods(&self) -> IpNet;
 }
 
 /// Turns selectors and port names into numbers.
@@ -156,96 +163,121 @@ pub(super) fn class(id: u32, content: &Content, identities: &dyn Identities) -> 
     for (protocol, name, port) in &content.own_ports {
         own.entry((*protocol, name)).or_default().insert(*port);
     }
-    let mut rules = Rules { identities, own, seen: BTreeMap::new() };
-    for side in content.ingress() {
-        rules.side(Direction::Ingress, side);
-    }
-    for side in content.egress() {
-        rules.side(Direction::Egress, side);
-    }
-    PolicyClass {
-        id,
-        ingress_default_deny: content.ingress().find_map(|side| side.default_deny.clone()),
-        egress_default_deny: content.egress().find_map(|side| side.default_deny.clone()),
-        rules: rules.finish(),
-    }
+    let expand = Expand { identities, own };
+    let (ingress, egress): (Vec<_>, Vec<_>) = (content.ingress().collect(), content.egress().collect());
+    let (ingress_default_deny, mut rules) = expand.direction(Direction::Ingress, &ingress);
+    let (egress_default_deny, more) = expand.direction(Direction::Egress, &egress);
+    rules.extend(more);
+    PolicyClass { id, ingress_default_deny, egress_default_deny, rules }
 }
 
-/// Rules without duplicates: of several that say the same, the first policy's provenance stays.
-struct Rules<'a> {
+struct Expand<'a> {
     identities: &'a dyn Identities,
     own: BTreeMap<(Protocol, &'a str), BTreeSet<u16>>,
-    seen: BTreeMap<RuleKey, Arc<str>>,
 }
 
-type RuleKey = (Direction, Action, RulePeer, Option<Protocol>, Option<(u16, u16)>);
+impl Expand<'_> {
+    /// The default denial of one direction, and its rules in ascending order.
+    fn direction(&self, direction: Direction, sides: &[&NormalSide]) -> (Option<String>, Vec<PolicyRule>) {
+        let default_deny = sides.iter().find_map(|side| side.default_deny.clone());
+        let mut all = Vec::new();
+        for side in sides {
+            for rule in &side.rules {
+                self.rule(direction, side.layer, rule, &mut all);
+            }
+        }
+        if sides.iter().any(|side| side.layer != Layer::Normal) {
+            let flat = flatten(direction, all, default_deny);
+            return (flat.default_deny, flat.rules.into_iter().collect());
+        }
+        // Without duplicates: of several that say the same, the first policy's provenance stays.
+        let mut seen: BTreeMap<_, Arc<str>> = BTreeMap::new();
+        for Layered { action, peer, protocol, ports, provenance, .. } in all {
+            let action = if action == RuleAction::Allow { Action::Allow } else { Action::Deny };
+            seen.entry((action, peer, protocol, ports)).or_insert(provenance);
+        }
+        let rule = |((action, peer, protocol, ports), provenance)| PolicyRule {
+            direction,
+            action,
+            peer,
+            protocol,
+            ports,
+            provenance,
+        };
+        (default_deny, seen.into_iter().map(rule).collect())
+    }
 
-impl<'a> Rules<'a> {
-    fn side(&mut self, direction: Direction, side: &NormalSide) {
-        for rule in &side.rules {
-            let head = (direction, rule.action, &rule.provenance);
-            for peer in &rule.peers {
-                for port in &rule.ports {
-                    self.expand(head, peer, port);
+    fn rule(&self, direction: Direction, layer: Layer, rule: &NormalRule, out: &mut Vec<Layered>) {
+        let mut add = |peer, protocol: Option<Protocol>, ports| {
+            out.push(Layered {
+                layer,
+                action: rule.action,
+                peer,
+                protocol: protocol.map(FlowProtocol::from),
+                ports,
+                provenance: rule.provenance.clone(),
+            });
+        };
+        for peer in &rule.peers {
+            for port in &rule.ports {
+                let (protocol, name) = match port {
+                    PortMatch::Any => {
+                        self.peers(peer).into_iter().for_each(|peer| add(peer, None, None));
+                        continue;
+                    }
+                    PortMatch::Range { protocol, ports } => {
+                        self.peers(peer).into_iter().for_each(|peer| add(peer, Some(*protocol), *ports));
+                        continue;
+                    }
+                    PortMatch::Named { protocol, name } => (*protocol, name.as_str()),
+                };
+                if direction == Direction::Ingress {
+                    let peers = self.peers(peer);
+                    for number in self.own.get(&(protocol, name)).into_iter().flatten() {
+                        peers.iter().for_each(|p| add(p.clone(), Some(protocol), Some((*number, *number))));
+                    }
+                    continue;
+                }
+                for identity in self.naming(peer) {
+                    for number in self.identities.ports(identity, protocol, name) {
+                        add(RulePeer::Identity(identity), Some(protocol), Some((number, number)));
+                    }
                 }
             }
         }
     }
 
-    fn expand(&mut self, head: (Direction, Action, &Arc<str>), peer: &PeerMatch, port: &PortMatch) {
-        let (protocol, name) = match port {
-            PortMatch::Any => return self.peer(head, peer, None, None),
-            PortMatch::Range { protocol, ports } => return self.peer(head, peer, Some(*protocol), *ports),
-            PortMatch::Named { protocol, name } => (*protocol, name.as_str()),
-        };
-        if head.0 == Direction::Ingress {
-            for number in self.own.get(&(protocol, name)).cloned().unwrap_or_default() {
-                self.peer(head, peer, Some(protocol), Some((number, number)));
-            }
-            return;
-        }
-        let candidates = match peer {
+    /// Whoever of the peers may name ports.
+    fn naming(&self, peer: &PeerMatch) -> Vec<IdentityNumber> {
+        match peer {
             PeerMatch::Any => self.identities.all(),
             PeerMatch::Workloads { namespaces, pods } => self.identities.select(namespaces, pods),
             // Nothing outside the mesh names its ports.
-            PeerMatch::Outside(_) | PeerMatch::World(_) | PeerMatch::Nodes => Vec::new(),
-        };
-        for identity in candidates {
-            for number in self.identities.ports(identity, protocol, name) {
-                self.add(head, RulePeer::Identity(identity), Some(protocol), Some((number, number)));
+            PeerMatch::Outside(_) | PeerMatch::World(_) | PeerMatch::Nodes | PeerMatch::Networks(_) => {
+                Vec::new()
             }
         }
     }
 
-    fn peer(
-        &mut self,
-        head: (Direction, Action, &Arc<str>),
-        peer: &PeerMatch,
-        protocol: Option<Protocol>,
-        ports: Option<(u16, u16)>,
-    ) {
+    fn peers(&self, peer: &PeerMatch) -> Vec<RulePeer> {
+        let identities = |numbers: Vec<IdentityNumber>| numbers.into_iter().map(RulePeer::Identity);
         match peer {
-            PeerMatch::Any => self.add(head, RulePeer::Any, protocol, ports),
+            PeerMatch::Any => vec![RulePeer::Any],
             PeerMatch::Workloads { namespaces, pods } => {
-                for identity in self.identities.select(namespaces, pods) {
-                    self.add(head, RulePeer::Identity(identity), protocol, ports);
-                }
+                identities(self.identities.select(namespaces, pods)).collect()
             }
-            PeerMatch::Outside(blocks) => {
-                for block in blocks {
-                    self.add(head, RulePeer::Cidr(*block), protocol, ports);
-                }
-            }
+            PeerMatch::Outside(blocks) => blocks.iter().copied().map(RulePeer::Cidr).collect(),
             PeerMatch::World(blocks) => {
                 let nodes = self.nodes();
-                for block in blocks.iter().flat_map(|block| cover(*block, &nodes)) {
-                    self.add(head, RulePeer::Cidr(block), protocol, ports);
-                }
+                blocks.iter().flat_map(|block| cover(*block, &nodes)).map(RulePeer::Cidr).collect()
             }
-            PeerMatch::Nodes => {
-                for block in self.nodes() {
-                    self.add(head, RulePeer::Cidr(block), protocol, ports);
-                }
+            PeerMatch::Nodes => self.nodes().into_iter().map(RulePeer::Cidr).collect(),
+            PeerMatch::Networks(blocks) => {
+                let pods = self.identities.pods();
+                let every = blocks.iter().any(|block| block.contains(&pods));
+                let (namespaces, all) = everybody();
+                let workloads = if every { self.identities.select(&namespaces, &all) } else { Vec::new() };
+                blocks.iter().copied().map(RulePeer::Cidr).chain(identities(workloads)).collect()
             }
         }
     }
@@ -254,27 +286,9 @@ impl<'a> Rules<'a> {
     fn nodes(&self) -> Vec<IpNet> {
         IpNet::aggregate(&self.identities.nodes().into_iter().map(IpNet::from).collect())
     }
+}
 
-    fn add(
-        &mut self,
-        (direction, action, provenance): (Direction, Action, &Arc<str>),
-        peer: RulePeer,
-        protocol: Option<Protocol>,
-        ports: Option<(u16, u16)>,
-    ) {
-        let key = (direction, action, peer, protocol, ports);
-        self.seen.entry(key).or_insert_with(|| provenance.clone());
-    }
-
-    fn finish(self) -> Vec<PolicyRule> {
-        let rule = |((direction, action, peer, protocol, ports), provenance)| PolicyRule {
-            direction,
-            action,
-            peer,
-            protocol,
-            ports,
-            provenance,
-        };
-        self.seen.into_iter().map(rule).collect()
-    }
+/// The selector of every workload.
+pub(super) fn everybody() -> (NamespaceMatch, LabelSelector) {
+    (NamespaceMatch::Selected(LabelSelector::default()), LabelSelector::default())
 }

@@ -2,11 +2,12 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use super::{Action, Direction, MeshModel, MeshWorkload, PolicyClass, RulePeer};
+use super::{
+    Action, Direction, FlowProtocol, MeshModel, MeshWorkload, PolicyClass, RulePeer, flatten::UNDECIDED,
+};
 use crate::{
     identity::IdentityNumber,
     policy::{Decision, Flow, FlowPeer, Verdict},
-    resource::Protocol,
 };
 
 /// The other end of a flow, as the kernel knows it.
@@ -28,12 +29,13 @@ pub fn decide(
     class: &PolicyClass,
     direction: Direction,
     peer: ClassPeer,
-    protocol: Protocol,
+    protocol: FlowProtocol,
     port: u16,
 ) -> Decision {
-    let matching = |action: Action| {
+    let matching = |action: Action, whoever: bool| {
         class.rules.iter().find(|rule| {
-            rule.direction == direction
+            (rule.peer == RulePeer::Any) == whoever
+                && rule.direction == direction
                 && rule.action == action
                 && rule.protocol.is_none_or(|p| p == protocol)
                 && rule.ports.is_none_or(|(first, last)| (first..=last).contains(&port))
@@ -50,7 +52,11 @@ pub fn decide(
         if action == Action::Allow && peer == ClassPeer::OwnNode {
             return Decision { action, provenance: vec![OWN_NODE.to_owned()] };
         }
-        if let Some(rule) = matching(action) {
+        // As the kernel looks for them.
+        if let Some(rule) = matching(action, false).or_else(|| matching(action, true)) {
+            if &*rule.provenance == UNDECIDED {
+                return Decision::unrestricted();
+            }
             return Decision { action, provenance: vec![rule.provenance.to_string()] };
         }
     }

@@ -16,6 +16,7 @@ use super::{
     class::Numbering,
     compile_numbered,
     generate_cilium::cilium_policy,
+    generate_cluster::cluster_policy,
     policy_tests::policy_spec,
     world::{TestCluster, named},
 };
@@ -196,7 +197,8 @@ fn op() -> impl Strategy<Value = Op> {
         let (namespace, name) = name.split_once('/').unwrap();
         cilium_policy(namespace, name.to_owned())
     });
-    let put = prop_oneof![4 => workload(), 4 => of_cilium, 3 => service(), 2 => slice(), 2 => route(), 4 => policy, 1 => export, 3 => sidecar()];
+    let of_tiers = name().prop_flat_map(|name| cluster_policy(name.split_once('/').unwrap().1.to_owned()));
+    let put = prop_oneof![4 => workload(), 4 => of_cilium, 3 => of_tiers, 3 => service(), 2 => slice(), 2 => route(), 4 => policy, 1 => export, 3 => sidecar()];
     prop_oneof![
         24 => put.prop_map(Op::Put),
         8 => (kind, gone).prop_map(|(kind, name)| Op::Delete(kind, name)),

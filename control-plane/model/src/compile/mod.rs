@@ -4,10 +4,15 @@
 #[cfg(test)]
 mod cilium_tests;
 mod class;
+#[cfg(test)]
+mod cluster_tests;
 mod diff;
 mod evaluate;
+mod flatten;
 #[cfg(test)]
 mod generate_cilium;
+#[cfg(test)]
+mod generate_cluster;
 mod incremental;
 #[cfg(test)]
 mod incremental_tests;
@@ -30,6 +35,7 @@ pub(crate) mod world;
 
 pub use diff::{Changes, ModelDiff, diff};
 pub use evaluate::{ClassPeer, OWN_NODE, decide};
+pub use flatten::UNDECIDED;
 pub use incremental::Compiler;
 pub use index::{Account, ModelIndex, Serves};
 pub use model::*;

@@ -225,10 +225,50 @@ pub struct PolicyRule {
     pub action: Action,
     pub peer: RulePeer,
     /// None: any.
-    pub protocol: Option<Protocol>,
+    pub protocol: Option<FlowProtocol>,
     /// Inclusive; None: any.
     pub ports: Option<(u16, u16)>,
     pub provenance: Arc<str>,
+}
+
+/// What pods may speak at all: a superset of what ports have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[allow(missing_docs)]
+pub enum FlowProtocol {
+    Tcp,
+    Udp,
+    Sctp,
+    Icmp,
+    Icmpv6,
+}
+
+impl FlowProtocol {
+    /// All of them.
+    pub const ALL: [FlowProtocol; 5] =
+        [FlowProtocol::Tcp, FlowProtocol::Udp, FlowProtocol::Sctp, FlowProtocol::Icmp, FlowProtocol::Icmpv6];
+}
+
+impl FlowProtocol {
+    /// As people write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            FlowProtocol::Tcp => "TCP",
+            FlowProtocol::Udp => "UDP",
+            FlowProtocol::Sctp => "SCTP",
+            FlowProtocol::Icmp => "ICMP",
+            FlowProtocol::Icmpv6 => "ICMPv6",
+        }
+    }
+}
+
+impl From<Protocol> for FlowProtocol {
+    fn from(protocol: Protocol) -> Self {
+        match protocol {
+            Protocol::Tcp => FlowProtocol::Tcp,
+            Protocol::Udp => FlowProtocol::Udp,
+            Protocol::Sctp => FlowProtocol::Sctp,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]

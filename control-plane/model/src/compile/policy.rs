@@ -11,6 +11,8 @@ use std::{
     sync::Arc,
 };
 
+use ipnet::IpNet;
+
 use super::{
     Input, MeshWorkload, PolicyClass,
     class::{Content, Fingerprint, Identities, Numbering, OwnPort, class, own_ports, policy_labels},
@@ -81,6 +83,7 @@ type Group = (Vec<usize>, Vec<OwnPort>);
 /// fill the kernel's maps.)
 struct Scan<'a> {
     nodes: Vec<IpAddr>,
+    pods: IpNet,
     identities: BTreeMap<IdentityNumber, IdentityKey>,
     ports: BTreeMap<IdentityNumber, BTreeSet<(Protocol, &'a str, u16)>>,
 }
@@ -88,7 +91,8 @@ struct Scan<'a> {
 impl<'a> Scan<'a> {
     fn new(input: &'a Input) -> Self {
         let nodes = input.nodes.values().flat_map(|node| node.addresses()).collect();
-        let mut scan = Self { nodes, identities: BTreeMap::new(), ports: BTreeMap::new() };
+        let mut scan =
+            Self { nodes, pods: input.cluster.pod_cidr, identities: BTreeMap::new(), ports: BTreeMap::new() };
         for workload in declared(input) {
             let key = IdentityKey::of(&input.cluster.trust_domain, workload);
             let Some(number) = input.identities.lookup(&key) else { continue };
@@ -120,5 +124,9 @@ impl Identities for Scan<'_> {
 
     fn nodes(&self) -> Vec<IpAddr> {
         self.nodes.clone()
+    }
+
+    fn pods(&self) -> IpNet {
+        self.pods
     }
 }

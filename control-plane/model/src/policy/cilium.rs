@@ -4,9 +4,12 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::{NamespaceMatch, NormalPolicy, NormalRule, NormalSide, PeerMatch, PortMatch, Subject, cover};
+use super::{
+    Layer, NamespaceMatch, NormalPolicy, NormalRule, NormalSide, PeerMatch, PortMatch, RuleAction, Subject,
+    cover,
+};
 use crate::{
-    compile::{Action, Direction},
+    compile::Direction,
     resource::{
         CiliumEntity, CiliumEntry, CiliumPeers, CiliumPolicy, CiliumPort, CiliumRule, CiliumSelector,
         CiliumSide, LabelSelector, PortRef,
@@ -46,7 +49,7 @@ fn side(prefix: &str, own: &str, direction: Direction, side: &CiliumSide) -> Opt
     if default_deny.is_none() && side.allow.is_empty() && side.deny.is_empty() {
         return None;
     }
-    let lists = [(Action::Deny, "Deny", &side.deny), (Action::Allow, "", &side.allow)];
+    let lists = [(RuleAction::Deny, "Deny", &side.deny), (RuleAction::Allow, "", &side.allow)];
     let rules = lists.into_iter().flat_map(|(action, suffix, entries)| {
         entries.iter().enumerate().filter(|(_, entry)| !entry.is_empty()).map(move |(i, entry)| NormalRule {
             action,
@@ -55,7 +58,7 @@ fn side(prefix: &str, own: &str, direction: Direction, side: &CiliumSide) -> Opt
             provenance: Arc::from(format!("{prefix}{}{suffix}[{i}]", direction.as_str())),
         })
     });
-    Some(NormalSide { default_deny, rules: rules.collect() })
+    Some(NormalSide { layer: Layer::Normal, default_deny, rules: rules.collect() })
 }
 
 fn peers(entry: &CiliumEntry, own: &str) -> Vec<PeerMatch> {

@@ -8,14 +8,21 @@
 //!   that name: the kernel knows identities, not pods.
 //! * A workload may always talk to itself.
 //! * Addresses among the pods' that no workload has are known to nobody: only rules for anybody match them.
-//! * A workload's own node may always talk to it, and it to the node, unless a rule denies that to anybody. Other nodes
+//! * Of policies in tiers (ClusterNetworkPolicy) those of Admin are asked first, then all others together, then those of
+//!   Baseline. A block of their `networks` that holds the range of all pods holds every workload; one that holds some
+//!   pods, or none, means addresses outside the mesh alone.
+//! * A workload's own node may always talk to it, and it to the node, unless a rule denies that to anybody; where
+//!   tiers have a say, in any case. Other nodes
 //!   are addresses outside the mesh, which rules may name by address or as the nodes that they are.
 
 mod cidr;
 mod cilium;
+mod cluster;
 mod normal;
 mod oracle;
 
 pub use cidr::cover;
-pub use normal::{NamespaceMatch, NormalPolicy, NormalRule, NormalSide, PeerMatch, PortMatch, Subject};
+pub use normal::{
+    Layer, NamespaceMatch, NormalPolicy, NormalRule, NormalSide, PeerMatch, PortMatch, RuleAction, Subject,
+};
 pub use oracle::{Decision, Flow, FlowPeer, Verdict, World, verdict};

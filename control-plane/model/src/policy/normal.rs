@@ -5,9 +5,9 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::{cilium, cover};
+use super::{cilium, cluster, cover};
 use crate::{
-    compile::{Action, Direction},
+    compile::Direction,
     resource::{
         LabelSelector, Labels, NAMESPACE_NAME_LABEL, NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort,
         NetworkPolicyRule, Object, PortRef, Protocol,
@@ -44,17 +44,48 @@ impl Subject {
 /// What a policy says of one direction of the workloads it selects.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct NormalSide {
+    /// When it is asked.
+    #[serde(skip_serializing_if = "Layer::is_normal")]
+    pub layer: Layer,
     /// Provenance of the denial of what no rule permits. None: the policy denies nothing but what its rules do.
     pub default_deny: Option<String>,
     #[allow(missing_docs)]
     pub rules: Vec<NormalRule>,
 }
 
+/// Where a policy stands among others: the lower goes first. Within one layer and priority the order is that of the names of
+/// the objects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub enum Layer {
+    /// Its rules are tried one after the other, and the first that matches decides.
+    Admin(u16),
+    /// Its rules are asked together: any that denies, else any that allows.
+    Normal,
+    /// As `Admin`, for what has not been decided.
+    Baseline(u16),
+}
+
+impl Layer {
+    fn is_normal(&self) -> bool {
+        *self == Layer::Normal
+    }
+}
+
+/// What a rule says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[allow(missing_docs)]
+pub enum RuleAction {
+    Deny,
+    Allow,
+    /// The tier has nothing more to say. Never of [`Layer::Normal`].
+    Pass,
+}
+
 /// Matches when one of the peers and one of the ports match.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[allow(missing_docs)]
 pub struct NormalRule {
-    pub action: Action,
+    pub action: RuleAction,
     pub peers: Vec<PeerMatch>,
     pub ports: Vec<PortMatch>,
     pub provenance: Arc<str>,
@@ -78,6 +109,8 @@ pub enum PeerMatch {
     World(Vec<IpNet>),
     /// The addresses of all nodes of this cluster.
     Nodes,
+    /// Addresses outside the mesh; and all workloads, if one of the blocks holds the range of all pods.
+    Networks(Vec<IpNet>),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -130,6 +163,7 @@ impl NormalPolicy {
             Object::CiliumNetworkPolicy(policy) | Object::CiliumClusterwideNetworkPolicy(policy) => {
                 cilium::normal(&kind, policy)
             }
+            Object::ClusterNetworkPolicy(policy) => vec![cluster::normal(policy)],
             Object::Workload(_)
             | Object::Service(_)
             | Object::EndpointSlice(_)
@@ -145,12 +179,13 @@ impl From<&NetworkPolicy> for NormalPolicy {
         let provenance = format!("networkpolicy/{}", policy.meta.name);
         let side = |selected: bool, direction: Direction, rules: &[NetworkPolicyRule]| {
             selected.then(|| NormalSide {
+                layer: Layer::Normal,
                 default_deny: Some(format!("{provenance}#default-deny-{}", direction.as_str())),
                 rules: rules
                     .iter()
                     .enumerate()
                     .map(|(i, rule)| NormalRule {
-                        action: Action::Allow,
+                        action: RuleAction::Allow,
                         peers: peers(rule, &policy.meta.name.namespace),
                         ports: ports(rule),
                         provenance: format!("{provenance}#{}[{i}]", direction.as_str()).into(),

@@ -42,8 +42,8 @@ const fn row(
 }
 
 use Kind::{
-    CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy, EndpointSlice, HttpRoute, NetworkPolicy, Service,
-    ServiceExport, Sidecar, Workload,
+    CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy, ClusterNetworkPolicy, EndpointSlice, HttpRoute,
+    NetworkPolicy, Service, ServiceExport, Sidecar, Workload,
 };
 use Support::{Ignored, Partly, Refused, Yes};
 
@@ -262,6 +262,30 @@ pub const COVERAGE: &[Coverage] = &[
     row(CiliumClusterwideNetworkPolicy, "spec.nodeSelector", Refused, r#"{}"#, "no host firewall yet"),
     row(CiliumClusterwideNetworkPolicy, "spec.ingress[].fromEndpoints", Yes, r#"[{}]"#, "of all namespaces unless it names some; all else as in a CiliumNetworkPolicy"),
     row(CiliumClusterwideNetworkPolicy, "specs", Yes, r#"[{"endpointSelector":{},"egress":[{}]}]"#, ""),
+
+    row(ClusterNetworkPolicy, "metadata.namespace", Refused, r#""shop""#, "it is of the whole cluster"),
+    row(ClusterNetworkPolicy, "spec.tier", Yes, r#""Baseline""#, ""),
+    row(ClusterNetworkPolicy, "spec.priority", Yes, r#"1000"#, ""),
+    row(ClusterNetworkPolicy, "spec.subject.namespaces", Partly, r#"{"matchLabels":{"kubernetes.io/metadata.name":"shop"}}"#, "by kubernetes.io/metadata.name; other labels are refused"),
+    row(ClusterNetworkPolicy, "spec.subject", Yes, r#"{"pods":{"podSelector":{"matchLabels":{"app":"x"}}}}"#, ""),
+    row(ClusterNetworkPolicy, "spec.ingress[].name", Yes, r#""x""#, ""),
+    row(ClusterNetworkPolicy, "spec.ingress[].action", Yes, r#""Pass""#, ""),
+    row(ClusterNetworkPolicy, "spec.ingress[].from", Partly, r#"[{"pods":{"namespaceSelector":{},"podSelector":{"matchLabels":{"app":"x"}}}}]"#, "namespaces by kubernetes.io/metadata.name"),
+    row(ClusterNetworkPolicy, "spec.ingress[].protocols[].tcp.destinationPort.number", Yes, r#"80"#, ""),
+    row(ClusterNetworkPolicy, "spec.ingress[].protocols[].udp.destinationPort.range", Yes, r#"{"start":80,"end":90}"#, ""),
+    row(ClusterNetworkPolicy, "spec.ingress[].protocols[].sctp.destinationPort.number", Yes, r#"80"#, ""),
+    row(ClusterNetworkPolicy, "spec.ingress[].protocols[].destinationNamedPort", Yes, r#""http""#, ""),
+    row(ClusterNetworkPolicy, "spec.egress[].name", Yes, r#""x""#, ""),
+    row(ClusterNetworkPolicy, "spec.egress[].action", Yes, r#""Pass""#, ""),
+    row(ClusterNetworkPolicy, "spec.egress[].to", Partly, r#"[{"pods":{"namespaceSelector":{},"podSelector":{"matchLabels":{"app":"x"}}}}]"#, "namespaces by kubernetes.io/metadata.name"),
+    row(ClusterNetworkPolicy, "spec.egress[].to[].networks", Partly, r#"["0.0.0.0/0"]"#, "addresses outside the mesh; every workload if it holds the range of all pods"),
+    row(ClusterNetworkPolicy, "spec.egress[].to[].nodes", Refused, r#"{}"#, ""),
+    row(ClusterNetworkPolicy, "spec.egress[].to[].domainNames", Refused, r#"["a.example"]"#, "no DNS proxy yet"),
+    row(ClusterNetworkPolicy, "spec.egress[].protocols[].tcp.destinationPort.number", Yes, r#"80"#, ""),
+    row(ClusterNetworkPolicy, "spec.egress[].protocols[].udp.destinationPort.range", Yes, r#"{"start":80,"end":90}"#, ""),
+    row(ClusterNetworkPolicy, "spec.egress[].protocols[].sctp.destinationPort.number", Yes, r#"80"#, ""),
+    row(ClusterNetworkPolicy, "spec.egress[].protocols[].destinationNamedPort", Yes, r#""http""#, ""),
+    row(ClusterNetworkPolicy, "status", Ignored, r#"{}"#, ""),
 ];
 
 #[cfg(test)]
@@ -285,6 +309,9 @@ mod tests {
             Kind::Sidecar => json!({"spec": {"egress": [{"hosts": ["*/*"]}]}}),
             Kind::CiliumNetworkPolicy | Kind::CiliumClusterwideNetworkPolicy => {
                 json!({"spec": {"endpointSelector": {}, "ingress": [{}]}})
+            }
+            Kind::ClusterNetworkPolicy => {
+                json!({"spec": {"tier": "Admin", "priority": 1, "subject": {"namespaces": {}}}})
             }
             Kind::HttpRoute => json!({"spec": {"parentRefs": [{"kind": "Service", "name": "a"}]}}),
         };
@@ -320,6 +347,18 @@ mod tests {
     fn complete(value: &mut Value, field: &str) {
         if field.starts_with("spec.ports[]") && value.pointer("/spec/ports/0/port").is_none() {
             put(value, "spec.ports[].port", json!(1));
+        }
+        for (list, peers) in [("spec.ingress[]", "from"), ("spec.egress[]", "to")] {
+            if value["kind"] != "ClusterNetworkPolicy" || !field.starts_with(list) {
+                continue;
+            }
+            if value.pointer(&format!("/{}/0/action", &list[..list.len() - 2].replace('.', "/"))).is_none() {
+                put(value, &format!("{list}.action"), json!("Accept"));
+            }
+            let entry = value.pointer(&format!("/{}/0/{peers}", &list[..list.len() - 2].replace('.', "/")));
+            if entry.is_none() {
+                put(value, &format!("{list}.{peers}"), json!([{"namespaces": {}}]));
+            }
         }
         for (list, least) in [
             (".toPorts[].ports[]", ("port", json!("80"))),

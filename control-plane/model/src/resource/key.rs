@@ -26,11 +26,13 @@ pub enum Kind {
     CiliumNetworkPolicy,
     /// `cilium.io/v2`, of the whole cluster
     CiliumClusterwideNetworkPolicy,
+    /// `policy.networking.k8s.io/v1alpha2`, of the whole cluster
+    ClusterNetworkPolicy,
 }
 
 impl Kind {
     /// Every kind, in listing order.
-    pub const ALL: [Kind; 9] = [
+    pub const ALL: [Kind; 10] = [
         Kind::Workload,
         Kind::Service,
         Kind::EndpointSlice,
@@ -40,6 +42,7 @@ impl Kind {
         Kind::Sidecar,
         Kind::CiliumNetworkPolicy,
         Kind::CiliumClusterwideNetworkPolicy,
+        Kind::ClusterNetworkPolicy,
     ];
 
     /// As `kind:` spells it.
@@ -54,6 +57,7 @@ impl Kind {
             Kind::Sidecar => "Sidecar",
             Kind::CiliumNetworkPolicy => "CiliumNetworkPolicy",
             Kind::CiliumClusterwideNetworkPolicy => "CiliumClusterwideNetworkPolicy",
+            Kind::ClusterNetworkPolicy => "ClusterNetworkPolicy",
         }
     }
 
@@ -68,13 +72,15 @@ impl Kind {
             Kind::ServiceExport => "multicluster.x-k8s.io/v1alpha1",
             Kind::Sidecar => "networking.istio.io/v1",
             Kind::CiliumNetworkPolicy | Kind::CiliumClusterwideNetworkPolicy => "cilium.io/v2",
+            Kind::ClusterNetworkPolicy => "policy.networking.k8s.io/v1alpha2",
         }
     }
 
-    /// Other versions that are read as the same.
+    /// Other versions that are read as the same, older ones or, where the API is young, its next one.
     pub(super) fn older_versions(self) -> &'static [&'static str] {
         match self {
             Kind::Sidecar => &["networking.istio.io/v1beta1", "networking.istio.io/v1alpha3"],
+            Kind::ClusterNetworkPolicy => &["policy.networking.k8s.io/v1beta1"],
             Kind::Workload
             | Kind::Service
             | Kind::EndpointSlice
@@ -88,12 +94,18 @@ impl Kind {
 
     /// Whether its objects are of no namespace: that of their name is empty.
     pub fn is_cluster_scoped(self) -> bool {
-        self == Kind::CiliumClusterwideNetworkPolicy
+        matches!(self, Kind::CiliumClusterwideNetworkPolicy | Kind::ClusterNetworkPolicy)
     }
 
     /// Whether its objects say who may talk to whom.
     pub fn is_policy(self) -> bool {
-        matches!(self, Kind::NetworkPolicy | Kind::CiliumNetworkPolicy | Kind::CiliumClusterwideNetworkPolicy)
+        matches!(
+            self,
+            Kind::NetworkPolicy
+                | Kind::CiliumNetworkPolicy
+                | Kind::CiliumClusterwideNetworkPolicy
+                | Kind::ClusterNetworkPolicy
+        )
     }
 
     /// The name of an object of this kind: kinds of the whole cluster have no namespace, whatever a person says.
@@ -115,6 +127,7 @@ impl Kind {
             "ciliumclusterwidenetworkpolicy" | "ciliumclusterwidenetworkpolicies" | "ccnp" => {
                 Kind::CiliumClusterwideNetworkPolicy
             }
+            "clusternetworkpolicy" | "clusternetworkpolicies" => Kind::ClusterNetworkPolicy,
             _ => return None,
         })
     }

@@ -51,7 +51,8 @@ impl WireMeta {
             | Kind::HttpRoute
             | Kind::Sidecar
             | Kind::CiliumNetworkPolicy
-            | Kind::CiliumClusterwideNetworkPolicy => {
+            | Kind::CiliumClusterwideNetworkPolicy
+            | Kind::ClusterNetworkPolicy => {
                 check::dns_subdomain(&name, &at.field("name"))?;
             }
         }

@@ -6,6 +6,9 @@
 
 mod check;
 mod cilium;
+mod cluster_policy;
+#[cfg(test)]
+mod cluster_policy_tests;
 mod coverage;
 mod duration;
 mod endpoint_slice;
@@ -35,6 +38,9 @@ mod workload;
 pub use cilium::{
     CiliumCidrSet, CiliumEntity, CiliumEntry, CiliumPeers, CiliumPolicy, CiliumPort, CiliumRule,
     CiliumSelector, CiliumSide,
+};
+pub use cluster_policy::{
+    ClusterAction, ClusterPeer, ClusterPods, ClusterPolicy, ClusterPort, ClusterRule, ClusterTier,
 };
 pub use coverage::{COVERAGE, Coverage, Support};
 pub use duration::milliseconds;

@@ -153,7 +153,7 @@ fn combinations(rule: &NetworkPolicyRule) -> usize {
 
 /// A selector over workloads. A label that identities leave out can't be selected by: better refused here than
 /// a rule that silently never matches.
-fn pod_selector(wire: WireSelector, at: &At) -> Result<LabelSelector, Fault> {
+pub(super) fn pod_selector(wire: WireSelector, at: &At) -> Result<LabelSelector, Fault> {
     let selector = wire.parse(at)?;
     if let Some(key) = selector.keys().find(|key| !is_policy_label(key)) {
         return at

@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 use super::{
     Kind, Meta, Object, ObjectError,
     cilium::{self, WireCilium},
+    cluster_policy::{self, WireClusterPolicy},
     endpoint_slice::{self, WireSlice},
     error::{At, Fault, shown},
     http_route::{self, WireRoute},
@@ -50,6 +51,7 @@ impl Object {
             Object::CiliumNetworkPolicy(o) | Object::CiliumClusterwideNetworkPolicy(o) => {
                 cilium::render(o, &mut out);
             }
+            Object::ClusterNetworkPolicy(o) => drop(out.insert("spec".to_owned(), cluster_policy::render(o))),
         }
         Value::Object(out)
     }
@@ -108,6 +110,10 @@ fn parse(value: &Value) -> Result<Object, Fault> {
         Kind::CiliumNetworkPolicy => Object::CiliumNetworkPolicy(read::<WireCilium>(&value)?.parse(kind)?),
         Kind::CiliumClusterwideNetworkPolicy => {
             Object::CiliumClusterwideNetworkPolicy(read::<WireCilium>(&value)?.parse(kind)?)
+        }
+        Kind::ClusterNetworkPolicy => {
+            let (meta, spec) = envelope::<WireClusterPolicy>(&value, kind)?;
+            Object::ClusterNetworkPolicy(required(spec)?.parse(meta)?)
         }
     })
 }

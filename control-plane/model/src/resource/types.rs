@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, net::IpAddr};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{CiliumPolicy, Kind, NamespacedName, ObjectKey, Visibility};
+use super::{CiliumPolicy, ClusterPolicy, Kind, NamespacedName, ObjectKey, Visibility};
 
 /// Labels, and the map form of a selector.
 pub type Labels = BTreeMap<String, String>;
@@ -38,6 +38,7 @@ pub enum Object {
     Sidecar(Sidecar),
     CiliumNetworkPolicy(CiliumPolicy),
     CiliumClusterwideNetworkPolicy(CiliumPolicy),
+    ClusterNetworkPolicy(ClusterPolicy),
 }
 
 impl Object {
@@ -53,6 +54,7 @@ impl Object {
             Object::Sidecar(_) => Kind::Sidecar,
             Object::CiliumNetworkPolicy(_) => Kind::CiliumNetworkPolicy,
             Object::CiliumClusterwideNetworkPolicy(_) => Kind::CiliumClusterwideNetworkPolicy,
+            Object::ClusterNetworkPolicy(_) => Kind::ClusterNetworkPolicy,
         }
     }
 
@@ -67,6 +69,7 @@ impl Object {
             Object::ServiceExport(o) => &o.meta,
             Object::Sidecar(o) => &o.meta,
             Object::CiliumNetworkPolicy(o) | Object::CiliumClusterwideNetworkPolicy(o) => &o.meta,
+            Object::ClusterNetworkPolicy(o) => &o.meta,
         }
     }
 
@@ -81,6 +84,7 @@ impl Object {
             Object::ServiceExport(o) => &mut o.meta,
             Object::Sidecar(o) => &mut o.meta,
             Object::CiliumNetworkPolicy(o) | Object::CiliumClusterwideNetworkPolicy(o) => &mut o.meta,
+            Object::ClusterNetworkPolicy(o) => &mut o.meta,
         }
     }
 

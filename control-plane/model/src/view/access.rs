@@ -29,9 +29,9 @@ use std::{
 use ipnet::IpNet;
 
 use crate::{
-    compile::{Action, Direction, MeshModel, MeshWorkload, PolicyRule, RulePeer},
+    compile::{Action, Direction, FlowProtocol, MeshModel, MeshWorkload, PolicyRule, RulePeer},
     identity::{IdentityNumber, SpiffeId, TrustDomain},
-    resource::{Protocol, ProxyMode},
+    resource::ProxyMode,
 };
 
 /// What decides about a connection to one port. Rules that deny go before those that permit.
@@ -136,7 +136,7 @@ pub fn access(model: &MeshModel, workload: &MeshWorkload, port: u16) -> Option<A
 
 fn concerns(rule: &PolicyRule, port: u16) -> bool {
     rule.direction == Direction::Ingress
-        && rule.protocol.is_none_or(|protocol| protocol == Protocol::Tcp)
+        && rule.protocol.is_none_or(|protocol| protocol == FlowProtocol::Tcp)
         && rule.ports.is_none_or(|(first, last)| (first..=last).contains(&port))
 }
 

@@ -110,8 +110,12 @@ where
         // A change is told at once, but not more often than the pace; the passing of time once a second.
         let due = told.is_none_or(|told: Instant| told.elapsed() >= PACE);
         if due {
-            if progress(merge.progress(now, false)).await.is_err() {
-                return None;
+            tokio::select! {
+                listening = progress(merge.progress(now, false)) => if listening.is_err() {
+                    return None;
+                },
+                // What is not read by then is old: the end is all that is left to be told.
+                () = tokio::time::sleep_until(deadline) => continue,
             }
             told = Some(Instant::now());
         }

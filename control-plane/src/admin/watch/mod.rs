@@ -5,19 +5,18 @@
 
 pub mod watcher;
 
-use std::{
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
-use futures::{Stream, StreamExt};
-use tokio::sync::mpsc::{self, error::TrySendError};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::{sync::mpsc::error::TrySendError, time::timeout};
 use tonic::Status;
 use xds_proto::isthmus::admin::v1::WatchEvent;
 
 use self::watcher::Watcher;
-use super::{compiled, objects::Filter};
+use super::{
+    compiled,
+    objects::Filter,
+    outlet::{Answers, Outlet, Over, stopping},
+};
 use crate::{
     app::App,
     doors::limits::{LimitReached, Slot},
@@ -28,6 +27,8 @@ use crate::{
 const REFRESH: Duration = Duration::from_millis(250);
 /// A watcher that was told nothing for so long is told the revision, so that it can go on from there later.
 const BOOKMARK: Duration = Duration::from_secs(10);
+/// How long a watcher may take to read what is there: 100 MB at 800 kB/s. All of it is held meanwhile.
+pub const FIRST_LIST: Duration = Duration::from_secs(120);
 
 /// How a watcher is watched over.
 #[derive(Debug)]
@@ -46,15 +47,8 @@ pub struct Options {
 ///
 /// # Errors
 /// `OUT_OF_RANGE` if the revision is compacted.
-pub async fn watch(
-    app: Arc<App>,
-    filter: Filter,
-    options: Options,
-) -> Result<impl Stream<Item = Result<WatchEvent, Status>> + Send, Status> {
-    let backlog = app.gate.limits.watch_backlog;
-    let (sender, receiver) = mpsc::channel(backlog);
-    let end = Arc::new(OnceLock::new());
-    let told_end = end.clone();
+pub async fn watch(app: Arc<App>, filter: Filter, options: Options) -> Result<Answers<WatchEvent>, Status> {
+    let (outlet, stream) = Outlet::new(app.gate.limits.watch_backlog, &app.stop);
     let seen = options.from_revision;
     compiled(&app, app.replica.applied().revision.max(seen)).await;
     // Whoever has seen something goes on from there, or is told that it can't.
@@ -62,27 +56,24 @@ pub async fn watch(
         app.replica.events_after(seen).map_err(|compacted| Status::out_of_range(compacted.to_string()))?;
     }
     tokio::spawn(async move {
-        let mut feed = Feed { watcher: Watcher::new(filter), sender, revision: seen, app, options };
+        let mut feed = Feed { watcher: Watcher::new(filter), outlet, revision: seen, app, options };
         if let Err(Some(status)) = feed.run().await {
-            // Set once, here.
-            let _ = end.set(status);
+            feed.outlet.end(status);
         }
     });
-    let ending = futures::stream::once(async move { told_end.get().cloned() })
-        .filter_map(|status| std::future::ready(status.map(Err)));
-    Ok(ReceiverStream::new(receiver).map(Ok).chain(ending))
+    Ok(stream)
 }
 
 struct Feed {
     watcher: Watcher,
-    sender: mpsc::Sender<WatchEvent>,
+    outlet: Outlet<WatchEvent>,
     /// Up to here everything was told.
     revision: u64,
     app: Arc<App>,
     options: Options,
 }
 
-/// None: nobody listens any more.
+/// None: nobody listens any more, or the outlet knows why.
 type End = Option<Status>;
 
 impl Feed {
@@ -91,23 +82,29 @@ impl Feed {
         let mut changes = app.views.changed();
         let state = app.replica.applied();
         let first = self.watcher.start(self.options.from_revision, &state, app.views.model().as_deref());
-        // What is there may be more than a watcher may be behind: it is waited for.
-        for event in first {
-            self.sender.send(event).await.map_err(|_| None)?;
-        }
         self.revision = self.revision.max(state.revision);
         drop(state);
+        // What is there may be more than a watcher may be behind: it is waited for, but not for ever.
+        let reading = async {
+            for event in first {
+                self.outlet.send(event).await?;
+            }
+            Ok::<_, Over>(())
+        };
+        match timeout(FIRST_LIST, reading).await {
+            Ok(read) => read.map_err(|Over| None)?,
+            Err(_) => return Err(Some(unread())),
+        }
         loop {
             // Marked as seen before it is read, so that no change falls between the two.
             changes.borrow_and_update();
             self.advance()?;
             let dirty = self.watcher.is_dirty();
             tokio::select! {
-                changed = changes.changed() => changed.map_err(|_| stopping())?,
+                changed = changes.changed() => changed.map_err(|_| Some(stopping()))?,
                 () = tokio::time::sleep(REFRESH), if dirty => self.refresh()?,
                 () = tokio::time::sleep(BOOKMARK), if self.options.bookmarks && !dirty => self.bookmark()?,
-                () = self.sender.closed() => return Err(None),
-                () = app.stop.cancelled() => return Err(stopping()),
+                () = self.outlet.over() => return Err(None),
             }
         }
     }
@@ -145,7 +142,7 @@ impl Feed {
     }
 
     fn tell(&self, event: WatchEvent) -> Result<(), End> {
-        match self.sender.try_send(event) {
+        match self.outlet.try_send(event) {
             Ok(()) => Ok(()),
             Err(TrySendError::Closed(_)) => Err(None),
             Err(TrySendError::Full(event)) => {
@@ -164,6 +161,9 @@ impl Feed {
     }
 }
 
-fn stopping() -> End {
-    Some(Status::unavailable("this replica is shutting down: watch at another one"))
+fn unread() -> Status {
+    let seconds = FIRST_LIST.as_secs();
+    Status::deadline_exceeded(format!(
+        "what is there was not read within {seconds} s: read faster, or watch less"
+    ))
 }

@@ -130,11 +130,14 @@ fn dependents(change: &Change) -> Vec<(Kind, String)> {
             match key.kind {
                 Kind::Workload => {
                     let here = [Kind::Service, Kind::NetworkPolicy, Kind::CiliumNetworkPolicy, Kind::Sidecar];
-                    let of_cluster = of(&[Kind::CiliumClusterwideNetworkPolicy], "");
+                    let of_cluster =
+                        of(&[Kind::CiliumClusterwideNetworkPolicy, Kind::ClusterNetworkPolicy], "");
                     [of(&here, namespace), of(&[Kind::Sidecar], ROOT_NAMESPACE), of_cluster].concat()
                 }
                 Kind::NetworkPolicy | Kind::CiliumNetworkPolicy => of(&[Kind::Workload], namespace),
-                Kind::CiliumClusterwideNetworkPolicy => of(&[Kind::Workload], ""),
+                Kind::CiliumClusterwideNetworkPolicy | Kind::ClusterNetworkPolicy => {
+                    of(&[Kind::Workload], "")
+                }
                 Kind::EndpointSlice | Kind::ServiceExport => of(&[Kind::Service], namespace),
                 // Routes of any namespace may refer to a service.
                 Kind::Service => [of(&[Kind::ServiceExport], namespace), of(&[Kind::HttpRoute], "")].concat(),

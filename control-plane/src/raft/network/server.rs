@@ -25,6 +25,7 @@ use crate::raft::{
     reads::Reads,
     types::TypeConfig,
 };
+use crate::shown;
 
 /// Says which replica of this cluster has sent a request, from what the connection left in the request's
 /// extensions; None where connections prove nothing (plain text, in tests). The error is the answer.
@@ -92,8 +93,8 @@ impl RaftService {
         if theirs == ours {
             return Ok(());
         }
-        let theirs: String = theirs.chars().take(64).collect();
-        tracing::warn!(replica = from, ours, theirs, "refused a replica of another raft group");
+        let theirs = shown::word(theirs);
+        tracing::warn!(replica = from, ours, %theirs, "refused a replica of another raft group");
         Err(Status::failed_precondition(format!(
             "replica {from} is of the raft group {theirs:?}, this one of {ours:?}: the group was made anew; empty \
              the old replica's data directory and join it with a new token"

@@ -4,8 +4,6 @@ use std::{sync::Arc, time::Duration};
 
 use clustermesh::csds::SILENT_REPLICAS;
 use futures::future::join_all;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataValue};
 use xds_proto::{
     Message,
@@ -19,7 +17,15 @@ use xds_proto::{
 };
 
 use super::{Inspectors, matcher::Matchers};
-use crate::{admin::status::LOCAL_ONLY, app::App, authz::Action, doors::MAX_SMALL_MESSAGE};
+use crate::{
+    admin::{
+        outlet::{Answers, Outlet},
+        status::LOCAL_ONLY,
+    },
+    app::App,
+    authz::Action,
+    doors::MAX_SMALL_MESSAGE,
+};
 
 /// Largest answer, of all replicas together. Name fewer clients, or leave the contents out.
 pub const MAX_ANSWER_BYTES: usize = 128 << 20;
@@ -39,39 +45,52 @@ pub struct CsdsService(pub Arc<App>);
 
 #[tonic::async_trait]
 impl ClientStatusDiscoveryService for CsdsService {
-    type StreamClientStatusStream = ReceiverStream<Result<ClientStatusResponse, Status>>;
+    type StreamClientStatusStream = Answers<ClientStatusResponse>;
 
     async fn stream_client_status(
         &self,
         request: Request<Streaming<ClientStatusRequest>>,
     ) -> Result<Response<Self::StreamClientStatusStream>, Status> {
         let app = self.0.clone();
-        app.admit(request.extensions(), Action::ClientStatus)?;
+        let caller = app.admit(request.extensions(), Action::ClientStatus)?;
+        let slots = app.gate.watch(&caller)?;
         let local = request.metadata().contains_key(LOCAL_ONLY);
         let (_, extensions, mut requests) = request.into_parts();
-        let (answers, receiver) = mpsc::channel(1);
+        let (answers, stream) = Outlet::new(1, &app.stop);
         tokio::spawn(async move {
-            let mut refused = Box::pin(app.refused_later(extensions, Action::ClientStatus));
+            let mut refused = Box::pin(app.refused_later(extensions.clone(), Action::ClientStatus));
             loop {
                 let next = tokio::select! {
                     next = requests.message() => next,
-                    () = answers.closed() => return,
-                    () = app.stop.cancelled() => Err(Status::unavailable("this replica is shutting down")),
+                    () = answers.over() => break,
                     refusal = &mut refused => Err(refusal),
                 };
+                // Each question costs what one alone would, and counts like it.
+                let next = next.and_then(|next| match next {
+                    Some(_) => app.admit(&extensions, Action::ClientStatus).map(|_| next),
+                    None => Ok(None),
+                });
                 let answer = match next {
                     // Who is missing is told in the answer to a single question only: a stream has no room for it.
                     Ok(Some(request)) => answer(&app, request, local).await.map(|(answer, _)| answer),
-                    Ok(None) => return,
+                    Ok(None) => break,
                     Err(status) => Err(status),
                 };
-                let last = answer.is_err();
-                if answers.send(answer).await.is_err() || last {
-                    return;
+                match answer {
+                    Ok(answer) => {
+                        if answers.send(answer).await.is_err() {
+                            break;
+                        }
+                    }
+                    Err(status) => {
+                        answers.end(status);
+                        break;
+                    }
                 }
             }
+            drop(slots);
         });
-        Ok(Response::new(ReceiverStream::new(receiver)))
+        Ok(Response::new(stream))
     }
 
     async fn fetch_client_status(

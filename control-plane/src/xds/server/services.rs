@@ -39,7 +39,10 @@ use super::{
     codec::Outgoing,
     wire::{Delta, Sotw, Wire},
 };
-use crate::xds::{Views, kinds};
+use crate::{
+    shown,
+    xds::{Views, kinds},
+};
 
 /// What a stream keeps for reading while nothing is said, where tonic would keep 8 KiB. Larger requests get more.
 const BUFFER_BYTES: usize = 1 << 10;
@@ -50,8 +53,6 @@ const ENCODING: &str = "grpc-encoding";
 const ACCEPT_ENCODING: &str = "grpc-accept-encoding";
 /// Not at all.
 const IDENTITY: &str = "identity";
-/// Longest name of an encoding that is repeated in a refusal.
-const MAX_ENCODING_SHOWN: usize = 64;
 
 /// What a service is called, and what it serves.
 pub(super) trait Methods: Send + Sync + 'static {
@@ -164,9 +165,8 @@ impl<V: Views, M: Methods> Discovery<V, M> {
 
 /// Requests are not compressed here, and their client is to learn how they may be.
 fn not_decoded(encoding: &HeaderValue) -> http::Response<Body> {
-    let shown = String::from_utf8_lossy(encoding.as_bytes());
-    let shown = &shown[..shown.floor_char_boundary(MAX_ENCODING_SHOWN)];
-    let reason = format!("{ENCODING} is {shown:?} and must be {IDENTITY:?}, or left out");
+    let named = String::from_utf8_lossy(encoding.as_bytes());
+    let reason = format!("{ENCODING} is {:?} and must be {IDENTITY:?}, or left out", shown::word(&named));
     let mut response = Status::unimplemented(reason).into_http();
     response.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static(IDENTITY));
     response

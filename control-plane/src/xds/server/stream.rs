@@ -14,6 +14,7 @@ use crate::{
         bucket::{Bucket, Rate},
         limits::LimitReached,
     },
+    shown,
     telemetry::XdsMetrics,
     xds::{
         Client, PeerIdentity, ResourceSet, Session, Views,
@@ -60,7 +61,7 @@ impl Origin {
             Some(only) if request.type_url != only => {
                 return Err(Status::invalid_argument(format!(
                     "type_url is {:?} on a service of {only}",
-                    request.type_url
+                    shown::word(&request.type_url)
                 )));
             }
             _ => {}
@@ -343,6 +344,7 @@ fn note(client: &Client, connected: &Connected<'_>, metrics: &XdsMetrics, events
             }
             Event::Nacked { type_url, revision, error, resources } => {
                 metrics.nacked(&type_url);
+                let error = shown::sentence(error);
                 tracing::warn!(%client, %type_url, revision, %error, ?resources, "NACK");
                 let kind = type_url.rsplit('.').next().unwrap_or(&type_url);
                 let shown: Vec<_> = resources.iter().take(MAX_NAMES_SHOWN).map(|name| &**name).collect();

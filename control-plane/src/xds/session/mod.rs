@@ -31,6 +31,8 @@ pub use request::{Interest, Refusal, Request, mark, marked};
 pub use response::Response;
 pub use type_state::Nacked;
 
+use crate::shown;
+
 use super::{
     ResourceSet,
     kinds::{interned, is_known, kind},
@@ -388,7 +390,7 @@ impl Session {
         if request.type_url.is_empty() {
             return Err(SessionError::NoType);
         }
-        let type_url = || request.type_url.clone();
+        let type_url = || shown::word(&request.type_url).into_owned();
         let named = match &request.interest {
             Interest::Exactly(names) => names,
             Interest::Change { subscribe, .. } => subscribe,

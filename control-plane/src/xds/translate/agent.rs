@@ -1,7 +1,9 @@
 //! What node agents subscribe to.
 
 use mesh_model::{
-    compile::{Action, Direction, MeshService, MeshWorkload, PolicyClass, PolicyRule, RulePeer},
+    compile::{
+        Action, Direction, FlowProtocol, MeshService, MeshWorkload, PolicyClass, PolicyRule, RulePeer,
+    },
     identity::TrustDomain,
     records::{ClusterInfo, DomainTrust, NodeRecord},
     resource::{Protocol, ProxyMode},
@@ -66,10 +68,20 @@ fn policy_rule(rule: &PolicyRule) -> wire::PolicyRule {
         } as i32,
         identity,
         cidr,
-        protocol: rule.protocol.map_or(wire::Protocol::Any, protocol) as i32,
+        protocol: rule.protocol.map_or(wire::Protocol::Any, spoken) as i32,
         port: u32::from(port),
         end_port: u32::from(end_port),
         provenance: rule.provenance.to_string(),
+    }
+}
+
+fn spoken(protocol: FlowProtocol) -> wire::Protocol {
+    match protocol {
+        FlowProtocol::Tcp => wire::Protocol::Tcp,
+        FlowProtocol::Udp => wire::Protocol::Udp,
+        FlowProtocol::Sctp => wire::Protocol::Sctp,
+        FlowProtocol::Icmp => wire::Protocol::Icmp,
+        FlowProtocol::Icmpv6 => wire::Protocol::Icmpv6,
     }
 }
 

@@ -242,7 +242,7 @@ impl Last {
         let address =
             |node: &Option<Arc<NodeRecord>>| node.as_ref().map(|node| (node.address, node.address6));
         let moved = nodes.iter().any(|(_, before, after)| address(before) != address(after));
-        let nodes = Nodes { addresses: &self.declared.nodes, moved };
+        let nodes = Nodes { addresses: &self.declared.nodes, pods: self.input.cluster.pod_cidr, moved };
         self.policies.settle(&shifts, &self.identities, &nodes, round)
     }
 

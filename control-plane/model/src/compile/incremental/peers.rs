@@ -6,8 +6,10 @@ use std::{
     sync::Arc,
 };
 
+use ipnet::IpNet;
+
 use super::{
-    super::class::{Content, Fingerprint, Identities, names_nodes},
+    super::class::{Content, Fingerprint, Identities, everybody, names_nodes},
     identities::{Counted, Shift},
     labels::Selectors,
 };
@@ -122,6 +124,8 @@ fn selectors(content: &Content) -> BTreeSet<PeerKey> {
     peers
         .filter_map(|peer| match peer {
             PeerMatch::Workloads { namespaces, pods } => Some(Arc::new((namespaces.clone(), pods.clone()))),
+            // They may turn out to be everybody.
+            PeerMatch::Networks(_) => Some(Arc::new(everybody())),
             PeerMatch::Any | PeerMatch::Outside(_) | PeerMatch::World(_) | PeerMatch::Nodes => None,
         })
         .collect()
@@ -141,6 +145,7 @@ pub(super) struct Resolved<'a> {
     pub(super) peers: &'a Peers,
     pub(super) identities: &'a Counted,
     pub(super) nodes: &'a BTreeMap<IpAddr, BTreeSet<String>>,
+    pub(super) pods: IpNet,
 }
 
 impl Identities for Resolved<'_> {
@@ -159,5 +164,9 @@ impl Identities for Resolved<'_> {
 
     fn nodes(&self) -> Vec<IpAddr> {
         self.nodes.keys().copied().collect()
+    }
+
+    fn pods(&self) -> IpNet {
+        self.pods
     }
 }

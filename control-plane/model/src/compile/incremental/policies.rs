@@ -6,6 +6,8 @@ use std::{
     sync::Arc,
 };
 
+use ipnet::IpNet;
+
 use super::{
     super::{
         PolicyClass,
@@ -73,6 +75,8 @@ pub(super) struct Round {
 #[derive(Debug)]
 pub(super) struct Nodes<'a> {
     pub(super) addresses: &'a BTreeMap<IpAddr, BTreeSet<String>>,
+    /// The range of all pods, which never changes.
+    pub(super) pods: IpNet,
     /// They are others than in the round before.
     pub(super) moved: bool,
 }
@@ -268,7 +272,7 @@ impl Policies {
             round.dirty.extend(&self.peers.on_nodes);
         }
         self.number(&mut round);
-        let resolved = Resolved { peers: &self.peers, identities, nodes: nodes.addresses };
+        let resolved = Resolved { peers: &self.peers, identities, nodes: nodes.addresses, pods: nodes.pods };
         for fingerprint in std::mem::take(&mut round.dirty) {
             let Some(known) = self.contents.get(&fingerprint) else { continue };
             let Some(id) = known.id else { continue };

@@ -97,7 +97,8 @@ impl Services {
             | Kind::NetworkPolicy
             | Kind::Sidecar
             | Kind::CiliumNetworkPolicy
-            | Kind::CiliumClusterwideNetworkPolicy => {}
+            | Kind::CiliumClusterwideNetworkPolicy
+            | Kind::ClusterNetworkPolicy => {}
         }
     }
 

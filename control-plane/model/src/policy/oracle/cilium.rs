@@ -104,7 +104,7 @@ fn entry_matches(
         (Direction::Egress, _) => None,
     };
     let by_port = |port: &CiliumPort| {
-        port.protocol.is_none_or(|protocol| protocol == flow.protocol)
+        port.protocols().iter().any(|protocol| flow.protocol == (*protocol).into())
             && match &port.port {
                 None => true,
                 Some(PortRef::Number(first)) => {

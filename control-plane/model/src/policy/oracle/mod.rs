@@ -2,18 +2,19 @@
 //! with the compiler, so that each can be tested against the other.
 
 mod cilium;
+mod cluster;
 
 use std::{net::IpAddr, sync::Arc};
 
 use imbl::OrdMap;
 
 use crate::{
-    compile::{Action, Direction, Input, OWN_NODE},
+    compile::{Action, Direction, FlowProtocol, Input, OWN_NODE},
     identity::is_policy_label,
     records::{ClusterInfo, NodeRecord, WorkloadBinding},
     resource::{
-        Labels, NAMESPACE_NAME_LABEL, NamespacedName, NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort,
-        NetworkPolicyRule, Object, ObjectKey, PortRef, Protocol, Workload,
+        ClusterAction, Labels, NAMESPACE_NAME_LABEL, NamespacedName, NetworkPolicy, NetworkPolicyPeer,
+        NetworkPolicyPort, NetworkPolicyRule, Object, ObjectKey, PortRef, Workload,
     },
 };
 
@@ -44,8 +45,8 @@ impl<'a> From<&'a Input> for World<'a> {
 pub struct Flow {
     pub source: FlowPeer,
     pub destination: FlowPeer,
-    pub protocol: Protocol,
-    /// Destination port.
+    pub protocol: FlowProtocol,
+    /// Destination port; of protocols that have none it says nothing.
     pub port: u16,
 }
 
@@ -116,6 +117,28 @@ struct Side {
     default_denials: Vec<String>,
     /// A denial is about whoever it is.
     denies_anybody: bool,
+    /// A policy of a tier has rules for this direction.
+    tiered: bool,
+    admin: Vec<Tiered>,
+    baseline: Vec<Tiered>,
+}
+
+/// A rule of a tier that matches.
+struct Tiered {
+    priority: u16,
+    action: ClusterAction,
+    provenance: String,
+}
+
+/// What the first of a tier's rules decides. None: nothing.
+fn first(mut tier: Vec<Tiered>) -> Option<(Action, Vec<String>)> {
+    tier.sort_by_key(|rule| rule.priority);
+    let Tiered { action, provenance, .. } = tier.into_iter().next()?;
+    match action {
+        ClusterAction::Accept => Some((Action::Allow, vec![provenance])),
+        ClusterAction::Deny => Some((Action::Deny, vec![provenance])),
+        ClusterAction::Pass => None,
+    }
 }
 
 /// What happens to this flow. A workload that is not declared may neither send nor receive.
@@ -146,6 +169,14 @@ impl<'a> World<'a> {
             Object::Workload(workload) => Some(workload),
             _ => None,
         })
+    }
+
+    /// The workload that an end of a flow is, if it is one.
+    pub fn workload(self, peer: &'a FlowPeer) -> Option<&'a Workload> {
+        match self.end(peer) {
+            End::Workload(workload) => Some(workload),
+            _ => None,
+        }
     }
 
     fn end(self, peer: &'a FlowPeer) -> End<'a> {
@@ -186,22 +217,29 @@ impl<'a> World<'a> {
                     let kind = object.kind().as_str().to_ascii_lowercase();
                     cilium::judge(self, &kind, policy, direction, (own, other), flow, &mut said);
                 }
+                Object::ClusterNetworkPolicy(policy) => {
+                    cluster::judge(self, policy, direction, (own, other), flow, &mut said);
+                }
                 _ => {}
             }
         }
         let node = self.bindings.get(&own.meta.name).map(|binding| binding.node.as_str());
         let is_own_node =
             matches!((other, node), (End::Node { names, .. }, Some(node)) if names.contains(&node));
-        let (action, provenance) = if is_own_node && said.denies_anybody {
+        let (action, provenance) = if is_own_node && said.denies_anybody && !said.tiered {
             (Action::Deny, said.denials)
         } else if is_own_node {
             (Action::Allow, vec![OWN_NODE.to_owned()])
+        } else if let Some(decided) = first(said.admin) {
+            decided
         } else if !said.denials.is_empty() {
             (Action::Deny, said.denials)
         } else if !said.permits.is_empty() {
             (Action::Allow, said.permits)
         } else if !said.default_denials.is_empty() {
             (Action::Deny, said.default_denials)
+        } else if let Some(decided) = first(said.baseline) {
+            decided
         } else {
             return Decision::unrestricted();
         };
@@ -251,7 +289,7 @@ impl<'a> World<'a> {
         flow: &Flow,
     ) -> bool {
         let matches = |port: &NetworkPolicyPort| {
-            port.protocol == flow.protocol
+            flow.protocol == port.protocol.into()
                 && match &port.port {
                     None => true,
                     Some(PortRef::Number(first)) => {
@@ -293,10 +331,9 @@ fn peer_matches(rule: &NetworkPolicyRule, policy_namespace: &str, other: &End<'_
 }
 
 fn serves(workload: &Workload, port_name: &str, flow: &Flow) -> bool {
-    workload
-        .ports
-        .iter()
-        .any(|p| p.name.as_deref() == Some(port_name) && p.protocol == flow.protocol && p.port == flow.port)
+    workload.ports.iter().any(|p| {
+        p.name.as_deref() == Some(port_name) && flow.protocol == p.protocol.into() && p.port == flow.port
+    })
 }
 
 fn same_identity(a: &Workload, b: &Workload) -> bool {

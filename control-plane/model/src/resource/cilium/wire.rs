@@ -374,7 +374,8 @@ impl WireCiliumPort {
             Some(text) => match Protocol::from_name(text) {
                 Some(protocol) => Some(protocol),
                 None => {
-                    return at_protocol.refuse(text, "is not supported; supported are TCP, UDP, SCTP and ANY");
+                    return at_protocol
+                        .refuse(text, "is not supported; supported are TCP, UDP, SCTP and ANY");
                 }
             },
         };

@@ -1,0 +1,72 @@
+//! What ClusterNetworkPolicy says of a flow, read from the objects as the user wrote them.
+
+use super::{End, Side, Tiered, World, serves};
+use crate::{
+    compile::Direction,
+    policy::Flow,
+    resource::{
+        ClusterPeer, ClusterPods, ClusterPolicy, ClusterPort, ClusterTier, Labels, NAMESPACE_NAME_LABEL,
+        Workload,
+    },
+};
+
+/// Adds what a policy says of traffic in this direction between `own` and `other`.
+pub(super) fn judge(
+    world: World<'_>,
+    policy: &ClusterPolicy,
+    direction: Direction,
+    (own, other): (&Workload, &End<'_>),
+    flow: &Flow,
+    said: &mut Side,
+) {
+    let rules = match direction {
+        Direction::Ingress => &policy.ingress,
+        Direction::Egress => &policy.egress,
+    };
+    if rules.is_empty() || !selects(&policy.subject, own) {
+        return;
+    }
+    said.tiered = true;
+    let tier = match policy.tier {
+        ClusterTier::Admin => &mut said.admin,
+        ClusterTier::Baseline => &mut said.baseline,
+    };
+    for (i, rule) in rules.iter().enumerate() {
+        let destination = match (direction, other) {
+            (Direction::Ingress, _) => Some(own),
+            (Direction::Egress, End::Workload(other)) => Some(*other),
+            (Direction::Egress, _) => None,
+        };
+        let by_port = |port: &ClusterPort| match port {
+            ClusterPort::Range { protocol, ports } => {
+                flow.protocol == (*protocol).into()
+                    && ports.is_none_or(|(first, last)| first <= flow.port && flow.port <= last)
+            }
+            ClusterPort::Named(name) => destination.is_some_and(|workload| match direction {
+                Direction::Ingress => serves(workload, name, flow),
+                Direction::Egress => world.one_alike_serves(workload, name, flow),
+            }),
+        };
+        let by_peer = |peer: &ClusterPeer| match (peer, other) {
+            (ClusterPeer::Pods(pods), End::Workload(other)) => selects(pods, other),
+            // A block that holds all pods holds every workload.
+            (ClusterPeer::Networks(nets), End::Workload(_)) => {
+                nets.iter().any(|net| net.contains(&world.cluster.pod_cidr))
+            }
+            (ClusterPeer::Networks(nets), End::Outside(ip) | End::Node { ip, .. }) => {
+                nets.iter().any(|net| net.contains(ip))
+            }
+            _ => false,
+        };
+        if rule.peers.iter().any(by_peer) && (rule.ports.is_empty() || rule.ports.iter().any(by_port)) {
+            let provenance = format!("clusternetworkpolicy/{}#{}[{i}]", policy.meta.name, direction.as_str());
+            tier.push(Tiered { priority: policy.priority, action: rule.action, provenance });
+        }
+    }
+}
+
+fn selects(pods: &ClusterPods, workload: &Workload) -> bool {
+    let here: Labels = [(NAMESPACE_NAME_LABEL.to_owned(), workload.meta.name.namespace.clone())].into();
+    pods.namespaces.matches(&here)
+        && pods.pods.as_ref().is_none_or(|pods| pods.matches(&workload.meta.labels))
+}
