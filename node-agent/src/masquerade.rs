@@ -85,10 +85,13 @@ pub async fn keep_for_ever(engine: Engine, own: Vec<IpNet>) {
 /// # Errors
 /// What `nft` said. That there is no such table is fine.
 pub async fn remove() -> Result<(), MasqueradeError> {
-    for family in ["ip", "ip6"] {
-        load(&format!("table {family} {TABLE} {{}}\ndelete table {family} {TABLE}\n")).await?;
+    let gone = |family: &str| format!("table {family} {TABLE} {{}}\ndelete table {family} {TABLE}\n");
+    load(&gone("ip")).await?;
+    match load(&gone("ip6")).await {
+        // A kernel without IPv6 has no such table to be removed.
+        Err(MasqueradeError::Refused(_)) => Ok(()),
+        result => result,
     }
-    Ok(())
 }
 
 async fn load(rules: &str) -> Result<(), MasqueradeError> {
