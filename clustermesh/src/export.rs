@@ -164,6 +164,7 @@ mod tests {
             trust_domain: td("west.example"),
             mesh_domain: "mesh.local".to_owned(),
             pod_cidr: "10.1.0.0/16".parse().unwrap(),
+            pod_cidr6: None,
             service_cidr: "10.101.0.0/16".parse().unwrap(),
             roots: vec![vec![1]],
             trust: Default::default(),

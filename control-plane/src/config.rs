@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use clustermesh::token_source::TOKEN_VARIABLE;
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 use mesh_model::identity::TrustDomain;
 
 use crate::doors::limits::Setting;
@@ -103,6 +103,10 @@ pub struct Config {
     /// Addresses of pods, for a first start.
     #[arg(long, default_value = "10.1.0.0/16")]
     pub pod_cidr: IpNet,
+    /// IPv6 addresses of pods, for a first start: as large as --pod-cidr (/112 beside a /16) or larger. Pods of nodes
+    /// with an IPv6 address (`node-agent run --address6`) then have both.
+    #[arg(long)]
+    pub pod_cidr6: Option<Ipv6Net>,
     /// Virtual addresses of services, for a first start.
     #[arg(long, default_value = "10.101.0.0/16")]
     pub service_cidr: IpNet,

@@ -254,6 +254,7 @@ impl Running {
             trust_domain: app.trust_domain().clone(),
             mesh_domain: config.mesh_domain.clone(),
             pod_cidr: config.pod_cidr.trunc(),
+            pod_cidr6: config.pod_cidr6.map(|cidr| cidr.trunc()),
             service_cidr: config.service_cidr.trunc(),
             roots: app.ca.roots().iter().map(|root| root.to_vec()).collect(),
             trust: Default::default(),

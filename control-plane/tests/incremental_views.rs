@@ -203,8 +203,7 @@ fn command() -> impl Strategy<Value = Command> {
         }),
         1 => (0..2usize).prop_map(|n| Command::RegisterNode {
             name: name("n", n),
-            address: format!("192.0.2.{}", n + 1).parse().unwrap(),
-        }),
+            address: format!("192.0.2.{}", n + 1).parse().unwrap(), address6: None }),
         1 => (0..2usize).prop_map(|n| Command::RemoveNode { name: name("n", n) }),
         1 => (0..2usize).prop_map(|n| Command::PutPeer(peer(n))),
         1 => (0..2usize).prop_map(|n| Command::RemovePeer { cluster: name("peer", n) }),
@@ -262,7 +261,7 @@ proptest! {
         let mut world = World::of(west());
         for n in 0..2 {
             let address = format!("192.0.2.{}", n + 1).parse().unwrap();
-            let _ = world.take(Command::RegisterNode { name: name("n", n), address });
+            let _ = world.take(Command::RegisterNode { name: name("n", n), address, address6: None });
             let _ = world.take(Command::PutPeer(peer(n)));
         }
         (0..WORKLOADS).for_each(|n| drop(world.take(put(workload(n, 0)))));

@@ -79,7 +79,11 @@ struct Mesh {
 impl Mesh {
     fn new(places: Vec<Place>, policies: &[(&str, Value)]) -> Self {
         let mut world = World::of(west());
-        world.run(Command::RegisterNode { name: "n1".to_owned(), address: "192.0.2.1".parse().unwrap() });
+        world.run(Command::RegisterNode {
+            name: "n1".to_owned(),
+            address: "192.0.2.1".parse().unwrap(),
+            address6: None,
+        });
         for namespace in ["a", "b"] {
             world.put(json!({
                 "apiVersion": "v1", "kind": "Service", "metadata": {"name": "all", "namespace": namespace},

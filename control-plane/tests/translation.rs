@@ -115,11 +115,16 @@ fn shop() -> (State, MeshModel) {
         trust_domain: td("west.example"),
         mesh_domain: "mesh.local".to_owned(),
         pod_cidr: "10.1.0.0/16".parse().unwrap(),
+        pod_cidr6: None,
         service_cidr: "10.101.0.0/16".parse().unwrap(),
         roots: vec![root("west.example")],
         trust: Default::default(),
     }));
-    run(Command::RegisterNode { name: "n1".to_owned(), address: "192.0.2.1".parse().unwrap() });
+    run(Command::RegisterNode {
+        name: "n1".to_owned(),
+        address: "192.0.2.1".parse().unwrap(),
+        address6: None,
+    });
     let route = json!({
         "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
         "metadata": {"name": "cards", "namespace": "shop"},

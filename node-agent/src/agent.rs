@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
 use anyhow::Context;
 use clustermesh::token_source::join_token;
+use ipnet::IpNet;
 use mesh_model::resource::NamespacedName;
 use mesh_tls::{SharedBundles, TrustBundles, certified, shared_bundles, shared_identity};
 use tokio::{
@@ -27,6 +28,7 @@ use crate::{
     bootstrap::{NodeState, RegisterError, Upstream, register, renew_for_ever, unix_now},
     cni::{self, CniService, Creator, HostNet, Registry, SharedRegistry, pod_of},
     config::RunArgs,
+    desired::PodAddresses,
     engine::Engine,
     flows::{self, Queue},
     identity::{Callers, SdsService, Secrets, attest, report_trust_for_ever},
@@ -62,6 +64,14 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     };
     let state = node_state(&args).await?;
     cni::prepare_host()?;
+    // A node that can't be reached by IPv6 gives its pods none.
+    let pod_cidr6 = state.pod_cidr6.filter(|_| args.address6.is_some());
+    if pod_cidr6.is_some() {
+        cni::prepare_host6()?;
+    }
+    let addresses = PodAddresses { v4: args.address, v6: args.address6 };
+    let own_pods: Vec<IpNet> =
+        [Some(state.pod_cidr.into()), pod_cidr6.map(IpNet::V6)].into_iter().flatten().collect();
 
     let identity = shared_identity(Some(certified(state.identity()?)?));
     let bundles = shared_bundles(own_bundle(&state)?);
@@ -70,7 +80,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
 
     let mut kernel = Kernel::load(&args.bpffs, &args.cgroup)?;
     let events = kernel.events()?.into_stream().context("flow events")?;
-    let engine = Engine::new(args.address, Box::new(KernelMaps::new(kernel)))?;
+    let engine = Engine::new(addresses, Box::new(KernelMaps::new(kernel)))?;
     let cache = Cache::new(&args.state_dir).context("resource cache")?;
     for update in cache.load() {
         match engine.load(&update) {
@@ -88,7 +98,8 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         host: host.clone(),
         engine: engine.clone(),
         registry: registry.clone(),
-        address: args.address,
+        addresses,
+        slices: pod_cidr6.map(|slice6| (state.pod_cidr, slice6)),
     };
     let lost = adopt(&creator).await?;
     // Now the kernel is what cache and pods say, and what an earlier agent left beside it is gone.
@@ -131,15 +142,14 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         identity.clone(),
         upstream.clone(),
     ));
-    let route_keeper =
-        RouteKeeper { node: state.node.clone(), address: args.address, own_pods: state.pod_cidr };
+    let route_keeper = RouteKeeper { node: state.node.clone(), addresses, own_pods: own_pods.clone() };
     tasks.spawn(route_keeper.keep_for_ever(host, engine.clone()));
-    tasks.spawn(masquerade::keep_for_ever(engine.clone(), state.pod_cidr));
+    tasks.spawn(masquerade::keep_for_ever(engine.clone(), own_pods));
     tasks.spawn(flows::collect_for_ever(events, engine.clone(), state.node.clone(), queue.clone()));
     tasks.spawn(flows::report_for_ever(queue.clone(), upstream.clone()));
     tasks.spawn(cni::watch_for_ever(cni.clone()));
     for gateway in gateways {
-        tasks.spawn(bind_gateway(engine.clone(), upstream.clone(), gateway, args.address));
+        tasks.spawn(bind_gateway(engine.clone(), upstream.clone(), gateway, args.address.into()));
     }
     let retrying = engine.clone();
     tasks.spawn(async move { retrying.retry_for_ever().await });
@@ -236,7 +246,7 @@ async fn node_state(args: &RunArgs) -> anyhow::Result<NodeState> {
     };
     let deadline = tokio::time::Instant::now() + REGISTER_PATIENCE;
     loop {
-        match register(&token, &args.node, args.address).await {
+        match register(&token, &args.node, args.address, args.address6).await {
             Ok(state) => {
                 // What was signed for an earlier registration may be refused by now.
                 Secrets::discard(&args.state_dir)?;
@@ -300,12 +310,7 @@ fn refresh_bundles(engine: &Engine, state: &NodeState, bundles: &SharedBundles) 
 
 /// Tells the control plane that a gateway runs on this node's own address, whenever it does not know: at the
 /// start, and when the Workload is applied later or anew.
-async fn bind_gateway(
-    engine: Engine,
-    upstream: Upstream,
-    gateway: NamespacedName,
-    address: std::net::Ipv4Addr,
-) {
+async fn bind_gateway(engine: Engine, upstream: Upstream, gateway: NamespacedName, addresses: PodAddresses) {
     let mut changes = engine.changes();
     let mut told = String::new();
     loop {
@@ -316,7 +321,7 @@ async fn bind_gateway(
             }
             continue;
         }
-        match cni::report(&upstream, &gateway, address).await {
+        match cni::report(&upstream, &gateway, addresses).await {
             Ok(()) => {
                 tracing::info!(%gateway, "gateway bound to this node");
                 told.clear();

@@ -2,7 +2,7 @@
 
 use std::{
     ffi::OsString,
-    net::{Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
 };
 
@@ -41,6 +41,10 @@ pub struct RunArgs {
     /// Underlay address of this node, by which the other nodes reach its pods.
     #[arg(long)]
     pub address: Ipv4Addr,
+    /// The same for IPv6. With it, pods of this node have IPv6 addresses too, if the cluster has a range for them
+    /// (`--pod-cidr6` of the control plane). Told at the first start only.
+    #[arg(long)]
+    pub address6: Option<Ipv6Addr>,
     /// Token of `clustermesh token create --for node`. Arguments are in the process list for everybody to see: better
     /// use --join-file or the environment. Needed at the first start only.
     #[arg(long, value_name = "TOKEN", env = TOKEN_VARIABLE, hide_env_values = true)]

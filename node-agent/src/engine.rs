@@ -3,7 +3,6 @@
 
 use std::{
     collections::BTreeMap,
-    net::Ipv4Addr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -14,7 +13,7 @@ use tokio::sync::watch;
 use xds_client::Update;
 
 use crate::{
-    desired::{Desired, Dictionary, EndpointEntry, Pod, compute, plan},
+    desired::{Desired, Dictionary, EndpointEntry, Pod, PodAddresses, compute, plan},
     maps::{MapError, Maps},
     subscribe::Resources,
 };
@@ -31,7 +30,7 @@ pub struct Engine {
 }
 
 struct Inner {
-    address: Ipv4Addr,
+    addresses: PodAddresses,
     resources: Resources,
     pods: BTreeMap<NamespacedName, Pod>,
     /// What the kernel holds.
@@ -47,11 +46,11 @@ impl Engine {
     ///
     /// # Errors
     /// The maps can't be read.
-    pub fn new(address: Ipv4Addr, mut maps: Box<dyn Maps>) -> Result<Self, MapError> {
+    pub fn new(addresses: impl Into<PodAddresses>, mut maps: Box<dyn Maps>) -> Result<Self, MapError> {
         let current = maps.snapshot()?;
         let dictionary = Dictionary::recover(&current);
         let inner = Inner {
-            address,
+            addresses: addresses.into(),
             resources: Resources::default(),
             pods: BTreeMap::new(),
             current,
@@ -229,7 +228,8 @@ impl Engine {
 
 impl Inner {
     fn write(&mut self) -> Result<(), MapError> {
-        let desired = compute(&self.resources, self.address, &self.pods, &self.current, &mut self.dictionary);
+        let desired =
+            compute(&self.resources, self.addresses, &self.pods, &self.current, &mut self.dictionary);
         self.behind = None;
         for op in plan(&self.current, &desired, &mut self.dictionary) {
             if let Err(error) = self.maps.execute(&op) {
@@ -246,6 +246,8 @@ impl Inner {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::Ipv4Addr;
+
     use crate::{maps::MemoryMaps, subscribe::update_fixture as update};
     use xds_proto::isthmus::agent::v1 as wire;
 

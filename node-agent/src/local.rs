@@ -64,7 +64,7 @@ impl StatusService {
                 };
                 AgentEndpoint {
                     name: endpoint.workload.to_string(),
-                    address: endpoint.address.to_string(),
+                    address: addresses(&endpoint),
                     identity: enforced.map_or(0, |entry| entry.identity),
                     policy_class: enforced.map_or(0, |entry| entry.class),
                     state: state.to_owned(),
@@ -103,6 +103,10 @@ impl Agent for StatusService {
             trust: self.trust(),
         }))
     }
+}
+
+fn addresses(endpoint: &crate::cni::Endpoint) -> String {
+    endpoint.addresses().iter().map(|address| address.to_string()).collect::<Vec<_>>().join(", ")
 }
 
 fn rfc3339(unix: u64) -> String {

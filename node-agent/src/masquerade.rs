@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeSet, fmt::Write as _, process::Stdio, time::Duration};
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use tokio::{io::AsyncWriteExt, process::Command};
 
 use crate::{engine::Engine, subscribe::Resources};
@@ -27,36 +27,37 @@ pub enum MasqueradeError {
 }
 
 /// The addresses of all pods, on every node. PURE.
-pub fn mesh_addresses(resources: &Resources) -> BTreeSet<Ipv4Net> {
-    let cidrs = resources.nodes.values().flat_map(|node| node.pod_cidrs.iter());
-    let of_ipv4 = cidrs.filter_map(|cidr| match cidr {
-        IpNet::V4(cidr) => Some(*cidr),
-        IpNet::V6(_) => None,
-    });
-    of_ipv4.collect()
+pub fn mesh_addresses(resources: &Resources) -> BTreeSet<IpNet> {
+    resources.nodes.values().flat_map(|node| node.pod_cidrs.iter().copied()).collect()
 }
 
-/// The whole table as one transaction: there is no moment without it. PURE.
-pub fn ruleset(own: Ipv4Net, mesh: &BTreeSet<Ipv4Net>) -> String {
+/// The whole table of each family that the node's pods have, as one transaction: there is no moment without it. PURE.
+pub fn ruleset(own: &[IpNet], mesh: &BTreeSet<IpNet>) -> String {
+    own.iter().map(|own| table(own, mesh)).collect()
+}
+
+fn table(own: &IpNet, mesh: &BTreeSet<IpNet>) -> String {
+    let family = if own.addr().is_ipv4() { "ip" } else { "ip6" };
     let mut inside = String::new();
-    for net in mesh.iter().chain([&own]).collect::<BTreeSet<_>>() {
+    let of_family = mesh.iter().filter(|net| net.addr().is_ipv4() == own.addr().is_ipv4());
+    for net in of_family.chain([own]).collect::<BTreeSet<_>>() {
         let separator = if inside.is_empty() { "" } else { ", " };
         let _ = write!(inside, "{separator}{net}");
     }
     format!(
-        "table ip {TABLE} {{}}\n\
-         delete table ip {TABLE}\n\
-         table ip {TABLE} {{\n\
+        "table {family} {TABLE} {{}}\n\
+         delete table {family} {TABLE}\n\
+         table {family} {TABLE} {{\n\
          \tchain leaving {{\n\
          \t\ttype nat hook postrouting priority srcnat; policy accept;\n\
-         \t\tip saddr {own} ip daddr != {{ {inside} }} masquerade\n\
+         \t\t{family} saddr {own} {family} daddr != {{ {inside} }} masquerade\n\
          \t}}\n\
          }}\n"
     )
 }
 
 /// Keeps the rules as they are to be, for ever. Stop it by dropping the future.
-pub async fn keep_for_ever(engine: Engine, own: Ipv4Net) {
+pub async fn keep_for_ever(engine: Engine, own: Vec<IpNet>) {
     let mut changes = engine.changes();
     let mut held = None;
     loop {
@@ -64,7 +65,7 @@ pub async fn keep_for_ever(engine: Engine, own: Ipv4Net) {
         let mesh = engine.resources(mesh_addresses);
         // Without a word of the other nodes, their pods would be taken for outsiders.
         if !mesh.is_empty() && held.as_ref() != Some(&mesh) {
-            match load(&ruleset(own, &mesh)).await {
+            match load(&ruleset(&own, &mesh)).await {
                 Ok(()) => held = Some(mesh),
                 Err(error) => {
                     tracing::error!(%error, "pods can't reach what is outside the mesh; trying again in {RETRY:?}");
@@ -84,7 +85,13 @@ pub async fn keep_for_ever(engine: Engine, own: Ipv4Net) {
 /// # Errors
 /// What `nft` said. That there is no such table is fine.
 pub async fn remove() -> Result<(), MasqueradeError> {
-    load(&format!("table ip {TABLE} {{}}\ndelete table ip {TABLE}\n")).await
+    let gone = |family: &str| format!("table {family} {TABLE} {{}}\ndelete table {family} {TABLE}\n");
+    load(&gone("ip")).await?;
+    match load(&gone("ip6")).await {
+        // A kernel without IPv6 has no such table to be removed.
+        Err(MasqueradeError::Refused(_)) => Ok(()),
+        result => result,
+    }
 }
 
 async fn load(rules: &str) -> Result<(), MasqueradeError> {
@@ -110,24 +117,36 @@ async fn load(rules: &str) -> Result<(), MasqueradeError> {
 mod tests {
     use super::*;
 
-    fn net(text: &str) -> Ipv4Net {
+    fn net(text: &str) -> IpNet {
         text.parse().unwrap()
     }
 
     #[test]
     fn pods_of_every_node_are_spared_whether_or_not_this_node_is_listed() {
-        let rules = ruleset(net("10.1.0.0/24"), &[net("10.1.1.0/24")].into());
+        let rules = ruleset(&[net("10.1.0.0/24")], &[net("10.1.1.0/24")].into());
         assert!(
             rules.contains("ip saddr 10.1.0.0/24 ip daddr != { 10.1.0.0/24, 10.1.1.0/24 } masquerade"),
             "{rules}"
         );
-        let listed = ruleset(net("10.1.0.0/24"), &[net("10.1.0.0/24"), net("10.1.1.0/24")].into());
+        let listed = ruleset(&[net("10.1.0.0/24")], &[net("10.1.0.0/24"), net("10.1.1.0/24")].into());
         assert_eq!(rules, listed);
     }
 
     #[test]
+    fn each_family_has_a_table_that_names_its_own_addresses_only() {
+        let own = [net("10.1.0.0/24"), net("fd00:1::/120")];
+        let rules = ruleset(&own, &[net("10.1.1.0/24"), net("fd00:1::100/120")].into());
+        for rule in [
+            "ip saddr 10.1.0.0/24 ip daddr != { 10.1.0.0/24, 10.1.1.0/24 } masquerade",
+            "ip6 saddr fd00:1::/120 ip6 daddr != { fd00:1::/120, fd00:1::100/120 } masquerade",
+        ] {
+            assert!(rules.contains(rule), "{rules}");
+        }
+    }
+
+    #[test]
     fn the_old_table_goes_in_the_transaction_that_brings_the_new_one() {
-        let rules = ruleset(net("10.1.0.0/24"), &BTreeSet::new());
+        let rules = ruleset(&[net("10.1.0.0/24")], &BTreeSet::new());
         let delete = rules.find("delete table ip isthmus").unwrap();
         assert!(rules.find("chain leaving").unwrap() > delete);
     }

@@ -106,6 +106,9 @@ pub(crate) struct InitArgs {
     /// Addresses of pods [default: the control plane's]
     #[arg(long, value_name = "CIDR")]
     pub(crate) pod_cidr: Option<String>,
+    /// IPv6 addresses of pods, as large as that range or larger [default: none]
+    #[arg(long, value_name = "CIDR")]
+    pub(crate) pod_cidr6: Option<String>,
     /// Virtual addresses of services [default: the control plane's]
     #[arg(long, value_name = "CIDR")]
     pub(crate) service_cidr: Option<String>,

@@ -143,6 +143,7 @@ fn arguments(socket: &Path, args: &InitArgs, trust_domain: &str, ready: &Path) -
     for (name, value) in [
         ("--advertise", &args.advertise),
         ("--pod-cidr", &args.pod_cidr),
+        ("--pod-cidr6", &args.pod_cidr6),
         ("--service-cidr", &args.service_cidr),
     ] {
         if let Some(value) = value {

@@ -2,12 +2,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
     sync::Arc,
 };
 
 use imbl::OrdMap;
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -24,12 +24,44 @@ pub struct ClusterInfo {
     /// Shared by all clusters of a mesh; the suffix of every SNI.
     pub mesh_domain: String,
     pub pod_cidr: IpNet,
+    /// IPv6 addresses of pods, where they have them beside those of IPv4: a pod's is at the same place in here.
+    #[serde(default)]
+    pub pod_cidr6: Option<Ipv6Net>,
     pub service_cidr: IpNet,
     /// Root certificates, DER.
     pub roots: Vec<Vec<u8>>,
     /// Kept by `apply`.
     #[serde(default)]
     pub trust: DomainTrust,
+}
+
+impl ClusterInfo {
+    /// The addresses of pods, of every family that they have.
+    pub fn pod_cidrs(&self) -> impl Iterator<Item = IpNet> {
+        [self.pod_cidr].into_iter().chain(self.pod_cidr6.map(IpNet::V6))
+    }
+
+    /// Whether an address is one of those, whoever has it.
+    pub fn has_pods_at(&self, address: IpAddr) -> bool {
+        self.pod_cidrs().any(|pods| pods.contains(&address))
+    }
+
+    /// The addresses of a node's pods. The slice of IPv6 is where the slice of IPv4 is, so nobody need remember it.
+    pub fn slices(&self, node: &NodeRecord) -> impl Iterator<Item = IpNet> {
+        let slice6 = node.address6.and_then(|_| self.slice6(node)).map(IpNet::V6);
+        [node.pod_cidr].into_iter().chain(slice6)
+    }
+
+    fn slice6(&self, node: &NodeRecord) -> Option<Ipv6Net> {
+        let (IpNet::V4(all), IpNet::V4(slice), Some(all6)) = (self.pod_cidr, node.pod_cidr, self.pod_cidr6)
+        else {
+            return None;
+        };
+        let place = u32::from(slice.network()).checked_sub(u32::from(all.network()))?;
+        let first = u128::from(all6.network()).checked_add(u128::from(place))?;
+        let slice6 = Ipv6Net::new(first.into(), 96 + slice.prefix_len()).ok()?;
+        all6.contains(&slice6).then_some(slice6)
+    }
 }
 
 /// What belongs to the roots of a trust domain.
@@ -49,11 +81,26 @@ pub struct DomainTrust {
 pub struct NodeRecord {
     pub name: String,
     pub address: IpAddr,
+    /// Of IPv6, if its pods are to have IPv6.
+    #[serde(default)]
+    pub address6: Option<Ipv6Addr>,
     /// The node's slice of the cluster's pod CIDR, allocated in `apply`.
     pub pod_cidr: IpNet,
     /// Which registration of a node in this cluster this is: every certificate that comes of it says so.
     #[serde(default)]
     pub registration: u64,
+}
+
+impl NodeRecord {
+    /// What it calls and is called by, of every family that it has.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        [self.address].into_iter().chain(self.address6.map(IpAddr::V6))
+    }
+
+    /// Whether an address is one of those.
+    pub fn is_at(&self, address: IpAddr) -> bool {
+        self.addresses().any(|own| own == address)
+    }
 }
 
 /// Where a declared workload runs, as its node reports.
@@ -154,4 +201,29 @@ pub struct StoredMeta {
     pub uid: String,
     /// `metadata.creationTimestamp`, seconds since 1970.
     pub created_unix: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_has_the_same_place_in_both_ranges_of_pods() {
+        let mut cluster = (*crate::compile::world::TestCluster::west().cluster).clone();
+        let mut node = NodeRecord {
+            name: "n1".into(),
+            address: "192.0.2.1".parse().unwrap(),
+            address6: Some("2001:db8::1".parse().unwrap()),
+            pod_cidr: "10.1.5.0/24".parse().unwrap(),
+            registration: 1,
+        };
+        let slices = |cluster: &ClusterInfo, node: &NodeRecord| {
+            cluster.slices(node).map(|net| net.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(slices(&cluster, &node), ["10.1.5.0/24"]);
+        cluster.pod_cidr6 = Some("fd00:1::/112".parse().unwrap());
+        assert_eq!(slices(&cluster, &node), ["10.1.5.0/24", "fd00:1::500/120"]);
+        node.address6 = None;
+        assert_eq!(slices(&cluster, &node), ["10.1.5.0/24"]);
+    }
 }

@@ -116,6 +116,7 @@ mod tests {
             trust_domain: mesh_model::identity::TrustDomain::parse("west.example").unwrap(),
             mesh_domain: "mesh.local".to_owned(),
             pod_cidr: "10.1.0.0/16".parse().unwrap(),
+            pod_cidr6: None,
             service_cidr: "10.101.0.0/16".parse().unwrap(),
             roots: Vec::new(),
             trust: Default::default(),

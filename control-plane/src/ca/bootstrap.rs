@@ -2,7 +2,11 @@
 //!
 //! Everything that can be refused is refused before the token is used, so that a slip costs no token.
 
-use std::{net::IpAddr, sync::Arc, time::SystemTime};
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    sync::Arc,
+    time::SystemTime,
+};
 
 use clustermesh::token::Purpose;
 use mesh_model::identity::SpiffeId;
@@ -40,6 +44,13 @@ impl Bootstrap for BootstrapService {
         let address: IpAddr = request.address.parse().map_err(|_| {
             Status::invalid_argument(format!("address: {:?} is no IP address", request.address))
         })?;
+        let address6: Option<Ipv6Addr> =
+            match request.address6.as_str() {
+                "" => None,
+                text => Some(text.parse().map_err(|_| {
+                    Status::invalid_argument(format!("address6: {text:?} is no IPv6 address"))
+                })?),
+            };
         let id = SpiffeId::node(app.trust_domain(), &request.node);
         // Signed before the token is used: a bad request must not cost it.
         app.ca.sign(&request.csr, &id, 0, NODE_TTL, SystemTime::now()).map_err(ca_status)?;
@@ -52,7 +63,7 @@ impl Bootstrap for BootstrapService {
         drop(known);
         let purpose = TokenPurpose::Node(Some(request.node.clone()));
         admission::redeem(app, &token, purpose, format!("node {}", request.node)).await?;
-        let command = Command::RegisterNode { name: request.node.clone(), address };
+        let command = Command::RegisterNode { name: request.node.clone(), address, address6 };
         let applied = app.replica.write(command).await.map_err(write_status)?;
         let Granted::Node(record) = applied.granted else {
             return Err(Status::internal(format!("node {} was given no pod CIDR", request.node)));
@@ -73,6 +84,7 @@ impl Bootstrap for BootstrapService {
             cluster: cluster.name.clone(),
             trust_domain: cluster.trust_domain.to_string(),
             pod_cidr: record.pod_cidr.to_string(),
+            pod_cidr6: cluster.slices(&record).nth(1).map(|slice| slice.to_string()).unwrap_or_default(),
             service_cidr: cluster.service_cidr.to_string(),
             replicas: admission::doors(app, &state),
             mesh_domain: cluster.mesh_domain.clone(),

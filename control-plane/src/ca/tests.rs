@@ -31,6 +31,7 @@ impl Store {
             trust_domain: west(),
             mesh_domain: "mesh.local".into(),
             pod_cidr: "10.1.0.0/16".parse().unwrap(),
+            pod_cidr6: None,
             service_cidr: "10.101.0.0/16".parse().unwrap(),
             roots: ca.roots().iter().map(|root| root.to_vec()).collect(),
             trust: Default::default(),

@@ -133,6 +133,7 @@ mod tests {
         let node = NodeRecord {
             name: "n1".into(),
             address: [10, 0, 0, 2].into(),
+            address6: None,
             pod_cidr: "10.1.0.0/24".parse().unwrap(),
             registration: 1,
         };

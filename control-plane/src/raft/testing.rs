@@ -136,6 +136,7 @@ pub(crate) fn init() -> Command {
         trust_domain: TrustDomain::parse("west.example").expect("a trust domain"),
         mesh_domain: "mesh.local".to_owned(),
         pod_cidr: cidr("10.1.0.0/16"),
+        pod_cidr6: None,
         service_cidr: cidr("10.101.0.0/16"),
         roots: vec![vec![1]],
         trust: Default::default(),

@@ -33,11 +33,16 @@ impl World {
             trust_domain: own(),
             mesh_domain: "mesh.local".to_owned(),
             pod_cidr: "10.1.0.0/16".parse().unwrap(),
+            pod_cidr6: None,
             service_cidr: "10.101.0.0/16".parse().unwrap(),
             roots: vec![vec![9]],
             trust: Default::default(),
         }));
-        world.take(Command::RegisterNode { name: "n1".to_owned(), address: "192.0.2.1".parse().unwrap() });
+        world.take(Command::RegisterNode {
+            name: "n1".to_owned(),
+            address: "192.0.2.1".parse().unwrap(),
+            address6: None,
+        });
         world.put(json!({
             "apiVersion": "isthmus.io/v1", "kind": "Workload",
             "metadata": {"name": "web", "namespace": "shop", "labels": {"app": "web"}},

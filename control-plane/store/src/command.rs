@@ -1,6 +1,6 @@
 //! Everything that can change a cluster.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use mesh_model::{
     records::{ClusterInfo, ImportedService, Overflow, PeerRecord, ReplicaRecord, WorkloadBinding},
@@ -49,6 +49,9 @@ pub enum Command {
         name: String,
         /// Its address in the underlay.
         address: IpAddr,
+        /// Of IPv6, if its pods are to have IPv6.
+        #[serde(default)]
+        address6: Option<Ipv6Addr>,
     },
     /// Forgets a node, its slice and what is bound to it.
     RemoveNode {

@@ -33,6 +33,7 @@ pub(crate) fn cluster() -> ClusterInfo {
         trust_domain: TrustDomain::parse("west.example").expect("a trust domain"),
         mesh_domain: "mesh.local".to_owned(),
         pod_cidr: "10.1.0.0/16".parse().expect("a range"),
+        pod_cidr6: None,
         service_cidr: "10.101.0.0/24".parse().expect("a range"),
         roots: vec![vec![1, 2, 3]],
         trust: Default::default(),
@@ -167,7 +168,7 @@ pub(crate) fn populated() -> State {
     for command in [
         Command::PutReplica(ReplicaRecord { id: 1, address: "10.0.0.1:9443".to_owned(), learner: false }),
         put([Object::Workload(workload("shop/web")), Object::Service(service("shop/web", &[80, 443]))]),
-        Command::RegisterNode { name: "n1".to_owned(), address: ip("10.0.0.11") },
+        Command::RegisterNode { name: "n1".to_owned(), address: ip("10.0.0.11"), address6: None },
         Command::BindWorkload {
             workload: name("shop/web"),
             binding: WorkloadBinding { node: "n1".to_owned(), addresses: vec![ip("10.1.0.5")], ready: true },

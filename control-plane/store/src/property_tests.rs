@@ -44,7 +44,7 @@ fn command() -> impl Strategy<Value = Command> {
             let kind = if service { Kind::Service } else { Kind::Workload };
             Command::Delete { keys: vec![ObjectKey { kind, name }] }
         }),
-        1 => (nodes(), 1u8..4).prop_map(|(name, n)| Command::RegisterNode { name, address: ip(&format!("10.0.0.{n}")) }),
+        1 => (nodes(), 1u8..4).prop_map(|(name, n)| Command::RegisterNode { name, address: ip(&format!("10.0.0.{n}")), address6: None }),
         1 => nodes().prop_map(|name| Command::RemoveNode { name }),
         2 => (names(), nodes(), 0u8..3, any::<bool>()).prop_map(|(workload, node, n, ready)| Command::BindWorkload {
             workload,

@@ -60,7 +60,7 @@ impl Agent {
     ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let address = address.parse().unwrap();
-        let state = register(token, node, address).await.unwrap();
+        let state = register(token, node, address, None).await.unwrap();
         let identity = shared_identity(Some(certified(state.identity().unwrap()).unwrap()));
         let mut bundles = TrustBundles::new();
         bundles.insert(state.trust_domain.clone(), state.root_certificates()).unwrap();

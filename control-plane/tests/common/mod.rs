@@ -182,6 +182,7 @@ pub async fn register(
     let (request, key) = anybodys_csr();
     let answer = BootstrapClient::new(channel)
         .register_node(RegisterNodeRequest {
+            address6: String::new(),
             token: token.to_owned(),
             node: node.to_owned(),
             // Of the documentation range, one for each name.

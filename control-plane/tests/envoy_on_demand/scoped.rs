@@ -23,7 +23,11 @@ impl Mesh {
         let cluster = ClusterInfo { pod_cidr: "127.0.0.0/16".parse().unwrap(), ..west() };
         let mut mesh = Self { world: World::of(cluster), backend };
         let world = &mut mesh.world;
-        world.run(Command::RegisterNode { name: "n1".to_owned(), address: "192.0.2.1".parse().unwrap() });
+        world.run(Command::RegisterNode {
+            name: "n1".to_owned(),
+            address: "192.0.2.1".parse().unwrap(),
+            address6: None,
+        });
         let workload = |namespace: &str, name: &str, proxy: &str| {
             json!({
                 "apiVersion": "isthmus.io/v1", "kind": "Workload",

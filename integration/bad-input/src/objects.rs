@@ -34,6 +34,7 @@ fn cluster() -> State {
         trust_domain: TrustDomain::parse("west.example").expect("a name"),
         mesh_domain: "mesh.local".to_owned(),
         pod_cidr: "10.1.0.0/16".parse().expect("a network"),
+        pod_cidr6: None,
         service_cidr: "10.101.0.0/16".parse().expect("a network"),
         roots: vec![vec![1]],
         trust: Default::default(),

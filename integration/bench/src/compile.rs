@@ -77,6 +77,7 @@ impl Mesh {
             trust_domain: TrustDomain::parse("bench.example").expect("a trust domain"),
             mesh_domain: "mesh.local".to_owned(),
             pod_cidr: "10.0.0.0/8".parse().expect("a range"),
+            pod_cidr6: None,
             service_cidr: "172.16.0.0/12".parse().expect("a range"),
             roots: Vec::new(),
             trust: Default::default(),
@@ -110,6 +111,7 @@ impl Mesh {
                     let node = NodeRecord {
                         name: node_name(number),
                         address: address([192, 168], number),
+                        address6: None,
                         pod_cidr: "10.0.0.0/24".parse().expect("a range"),
                         registration: 1,
                     };

@@ -1,9 +1,9 @@
 //! The first start: a join token for a certificate.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use clustermesh::token::{JoinToken, Purpose, TokenError};
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use mesh_model::identity::{SpiffeId, TrustDomain};
 use mesh_tls::{
     ALPN_H2, CertificateDer, PeerPolicy, TrustBundles, Usage, client_config_pinned, csr, peer_spiffe_id,
@@ -35,7 +35,12 @@ pub enum RegisterError {
 ///
 /// # Errors
 /// The token, the connection, or a refusal in the control plane's words.
-pub async fn register(join: &str, node: &str, address: Ipv4Addr) -> Result<NodeState, RegisterError> {
+pub async fn register(
+    join: &str,
+    node: &str,
+    address: Ipv4Addr,
+    address6: Option<Ipv6Addr>,
+) -> Result<NodeState, RegisterError> {
     let token = JoinToken::decode(join)?;
     token.check(Purpose::Node, unix_now())?;
     let tls = client_config_pinned(token.root_sha256, &[ALPN_H2])?;
@@ -46,6 +51,7 @@ pub async fn register(join: &str, node: &str, address: Ipv4Addr) -> Result<NodeS
         token: join.trim().to_owned(),
         node: node.to_owned(),
         address: address.to_string(),
+        address6: address6.map(|address| address.to_string()).unwrap_or_default(),
         csr,
     };
     let mut last = "it names none".to_owned();
@@ -94,12 +100,21 @@ fn accept(
     if pod_cidr.prefix_len() > 29 {
         return Err(bad("pod_cidr", &pod_cidr));
     }
+    let pod_cidr6 = match answer.pod_cidr6.as_str() {
+        "" => None,
+        text => Some(text.parse::<Ipv6Net>().map_err(|_| bad("pod_cidr6", &text))?.trunc()),
+    };
+    // A pod's two addresses are at the same place in both.
+    if pod_cidr6.is_some_and(|net| 128 - net.prefix_len() < 32 - pod_cidr.prefix_len()) {
+        return Err(bad("pod_cidr6", &answer.pod_cidr6));
+    }
     Ok(NodeState {
         node: node.to_owned(),
         cluster: answer.cluster,
         trust_domain,
         mesh_domain: answer.mesh_domain,
         pod_cidr: pod_cidr.trunc(),
+        pod_cidr6,
         service_cidr: cidr("service_cidr", &answer.service_cidr)?,
         replicas: if answer.replicas.is_empty() { token.doors.clone() } else { answer.replicas },
         key,

@@ -2,7 +2,7 @@
 
 use std::{io, path::Path};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use mesh_model::identity::TrustDomain;
 use mesh_tls::{CertificateDer, Identity, PrivateKeyDer};
 use serde::{Deserialize, Serialize};
@@ -35,6 +35,9 @@ pub struct NodeState {
     pub trust_domain: TrustDomain,
     pub mesh_domain: String,
     pub pod_cidr: Ipv4Net,
+    /// Of a node that has IPv6, in a cluster that has.
+    #[serde(default)]
+    pub pod_cidr6: Option<Ipv6Net>,
     pub service_cidr: Ipv4Net,
     /// `host:port` of the replicas' mesh doors.
     pub replicas: Vec<String>,
@@ -151,6 +154,7 @@ pub(crate) mod tests {
             trust_domain: TrustDomain::parse("west.example").unwrap(),
             mesh_domain: "mesh.local".into(),
             pod_cidr: "10.1.1.0/24".parse().unwrap(),
+            pod_cidr6: None,
             service_cidr: "10.101.0.0/16".parse().unwrap(),
             replicas: vec!["192.0.2.1:9443".into()],
             key: vec![0, 255, 16],

@@ -21,8 +21,8 @@ pub(crate) async fn check(
     if !up {
         return Err(format!("the host's interface {name} is missing, down or another one"));
     }
-    let (opened, ifname, address) = (Arc::new(opened), endpoint.ifname.clone(), endpoint.address);
-    let inside = tokio::task::spawn_blocking(move || opened.run(move || check_pod(&ifname, address)));
+    let (opened, ifname, addresses) = (Arc::new(opened), endpoint.ifname.clone(), endpoint.addresses());
+    let inside = tokio::task::spawn_blocking(move || opened.run(move || check_pod(&ifname, addresses)));
     let found = inside.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
     if let Some(wrong) = found.map_err(|error| error.to_string())? {
         return Err(wrong);

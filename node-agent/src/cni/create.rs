@@ -2,14 +2,21 @@
 
 use std::{net::Ipv4Addr, sync::Arc};
 
+use ipnet::{Ipv4Net, Ipv6Net};
+
 use rand::Rng;
 
 use super::{
     Endpoint, EndpointKey, HostNet, LinkError, Netns, NetnsError, PodLink, RegistryError, SharedRegistry,
+    beside,
     link::{obstacle_in_pod, remove_in_pod, set_up_pod},
     sysctl::{SysctlError, prepare_link, prepare_pod},
 };
-use crate::{desired::Pod, engine::Engine, maps::MapError};
+use crate::{
+    desired::{Pod, PodAddresses},
+    engine::Engine,
+    maps::MapError,
+};
 use mesh_model::resource::NamespacedName;
 use thiserror::Error;
 
@@ -70,7 +77,9 @@ pub(crate) struct Creator {
     pub(crate) engine: Engine,
     pub(crate) registry: SharedRegistry,
     /// Of the node: what it calls its pods from.
-    pub(crate) address: Ipv4Addr,
+    pub(crate) addresses: PodAddresses,
+    /// The node's slices, if its pods have IPv6.
+    pub(crate) slices: Option<(Ipv4Net, Ipv6Net)>,
 }
 
 impl Creator {
@@ -89,13 +98,15 @@ impl Creator {
             netns_id: netns.opened.id(),
             netns_cookie: netns.cookie,
             address: Ipv4Addr::UNSPECIFIED,
+            address6: None,
             host_interface: String::new(),
             host_mac: random_mac(),
             pod_mac: random_mac(),
             ifindex: 0,
             ready: false,
         };
-        let endpoint = self.registry.lock().begin(endpoint)?;
+        let mut endpoint = self.registry.lock().begin(endpoint)?;
+        endpoint.address6 = self.slices.and_then(|(v4, v6)| beside(endpoint.address, v4, v6));
         match self.look_inside(&endpoint, netns).await {
             Ok(()) => Ok(endpoint),
             Err(error) => {
@@ -134,18 +145,19 @@ impl Creator {
             pod_name: endpoint.ifname.clone(),
             host_mac: endpoint.host_mac,
             pod_mac: endpoint.pod_mac,
-            address: endpoint.address,
+            addresses: endpoint.addresses(),
         };
         let inside = netns.clone();
-        blocking(move || inside.run(prepare_pod)).await??;
+        let has_ipv6 = endpoint.address6.is_some();
+        blocking(move || inside.run(move || prepare_pod(has_ipv6))).await??;
         endpoint.ifindex = self.host.create(&link, netns.as_raw_fd()).await?;
-        prepare_link(&link.host_name)?;
+        prepare_link(&link.host_name, has_ipv6)?;
         // From here on its packets are judged, and, without an entry for it, dropped.
         self.engine.attach(&link.host_name, endpoint.ifindex)?;
         self.registry.lock().update(endpoint.clone())?;
         let (inside, of_pod) = (netns.clone(), link.clone());
         blocking(move || inside.run(move || set_up_pod(&of_pod))).await??;
-        self.host.open(&link, endpoint.ifindex, self.address).await?;
+        self.host.open(&link, endpoint.ifindex, self.addresses).await?;
         self.engine.add_pod(endpoint.workload.clone(), pod_of(&endpoint))?;
         Ok(endpoint)
     }
@@ -182,7 +194,7 @@ impl Creator {
 
 /// What the maps are about.
 pub(crate) fn pod_of(endpoint: &Endpoint) -> Pod {
-    Pod { addresses: endpoint.address.into(), ifindex: endpoint.ifindex, netns_cookie: endpoint.netns_cookie }
+    Pod { addresses: endpoint.addresses(), ifindex: endpoint.ifindex, netns_cookie: endpoint.netns_cookie }
 }
 
 /// Off the runtime's threads, because it waits for another one.

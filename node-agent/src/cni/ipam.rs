@@ -1,8 +1,11 @@
 //! Addresses of a node's pods. PURE.
 
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::{
+    collections::BTreeSet,
+    net::{Ipv4Addr, Ipv6Addr},
+};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use thiserror::Error;
 
 /// Why there is no address.
@@ -42,6 +45,14 @@ pub fn allocate(
     Err(IpamError::Exhausted(count, cidr))
 }
 
+/// The IPv6 address that belongs to a pod's IPv4 one: at the same place in the node's slice, so that the two need one
+/// memory. `None` if the slice of IPv6 is the smaller one.
+pub fn beside(address: Ipv4Addr, slice: Ipv4Net, slice6: Ipv6Net) -> Option<Ipv6Addr> {
+    let place = u32::from(address).checked_sub(u32::from(slice.network()))?;
+    let beside = Ipv6Addr::from(u128::from(slice6.network()).checked_add(u128::from(place))?);
+    slice6.contains(&beside).then_some(beside)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -66,6 +77,16 @@ mod tests {
         let used = cidr.hosts().collect();
         let error = allocate(cidr, &used, None).unwrap_err();
         assert!(error.to_string().contains("all 5 pod addresses"), "{error}");
+    }
+
+    #[test]
+    fn both_addresses_of_a_pod_are_at_the_same_place() {
+        let (slice, slice6) = ("10.1.1.0/24".parse().unwrap(), "fd00:1::100/120".parse().unwrap());
+        let at = |last| beside(Ipv4Addr::new(10, 1, 1, last), slice, slice6);
+        assert_eq!(at(2), Some("fd00:1::102".parse().unwrap()));
+        assert_eq!(at(254), Some("fd00:1::1fe".parse().unwrap()));
+        assert_eq!(beside(Ipv4Addr::new(10, 1, 1, 2), slice, "fd00:1::/127".parse().unwrap()), None);
+        assert_eq!(beside(Ipv4Addr::new(10, 1, 0, 2), slice, slice6), None);
     }
 
     proptest! {

@@ -1,19 +1,20 @@
 //! Links, addresses, neighbours and routes, by rtnetlink.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures::TryStreamExt;
 use rtnetlink::{
     Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
     packet_route::{
+        address::{AddressAttribute, AddressMessage},
         link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags},
         route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope},
     },
 };
 use thiserror::Error;
 
-use super::{GATEWAY, MTU};
-use crate::routes::PROTOCOL;
+use super::{GATEWAY, GATEWAY6, MTU};
+use crate::{desired::PodAddresses, routes::PROTOCOL};
 
 /// What the kernel refused.
 #[derive(Debug, Error)]
@@ -50,7 +51,7 @@ pub struct PodLink {
     pub pod_name: String,
     pub host_mac: [u8; 6],
     pub pod_mac: [u8; 6],
-    pub address: Ipv4Addr,
+    pub addresses: PodAddresses,
 }
 
 /// The node's own network namespace.
@@ -96,30 +97,42 @@ impl HostNet {
         }
     }
 
-    /// The host's end goes up, and the pod's address leads to it. `source` is what the node itself calls pods
+    /// The host's end goes up, and the pod's addresses lead to it. `source` is what the node itself calls pods
     /// from.
     ///
     /// # Errors
     /// What the kernel refused.
-    pub async fn open(&self, link: &PodLink, index: u32, source: Ipv4Addr) -> Result<(), LinkError> {
+    pub async fn open(&self, link: &PodLink, index: u32, source: PodAddresses) -> Result<(), LinkError> {
         let up = LinkUnspec::new_with_index(index).up().build();
         self.handle.link().set(up).execute().await.map_err(at("set up link", &link.host_name))?;
-        self.handle
-            .neighbours()
-            .add(index, IpAddr::V4(link.address))
-            .link_layer_address(&link.pod_mac)
-            .replace()
-            .execute()
-            .await
-            .map_err(at("add neighbour on", &link.host_name))?;
-        let route = RouteMessageBuilder::<Ipv4Addr>::new()
-            .destination_prefix(link.address, 32)
-            .output_interface(index)
-            .scope(RouteScope::Link)
-            .protocol(RouteProtocol::Other(PROTOCOL))
-            .pref_source(source)
-            .build();
-        self.handle.route().add(route).replace().execute().await.map_err(at("add route to", &link.host_name))
+        for address in link.addresses.iter() {
+            neighbour(&self.handle, index, address, &link.pod_mac, &link.host_name).await?;
+        }
+        let mut routes = vec![
+            RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(link.addresses.v4, 32)
+                .output_interface(index)
+                .scope(RouteScope::Link)
+                .protocol(RouteProtocol::Other(PROTOCOL))
+                .pref_source(source.v4)
+                .build(),
+        ];
+        if let Some(address) = link.addresses.v6 {
+            let route = RouteMessageBuilder::<Ipv6Addr>::new()
+                .destination_prefix(address, 128)
+                .output_interface(index)
+                .protocol(RouteProtocol::Other(PROTOCOL));
+            let route = match source.v6 {
+                Some(source) => route.pref_source(source),
+                None => route,
+            };
+            routes.push(route.build());
+        }
+        for route in routes {
+            let added = self.handle.route().add(route).replace().execute().await;
+            added.map_err(at("add route to", &link.host_name))?;
+        }
+        Ok(())
     }
 
     /// The index of a link; `None` if there is none of that name.
@@ -151,6 +164,18 @@ impl HostNet {
     }
 }
 
+/// Says once and for all which hardware address is behind an address, so that none need be asked for.
+async fn neighbour(
+    handle: &Handle,
+    index: u32,
+    address: IpAddr,
+    mac: &[u8; 6],
+    name: &str,
+) -> Result<(), LinkError> {
+    let request = handle.neighbours().add(index, address).link_layer_address(mac).replace();
+    request.execute().await.map_err(at("add neighbour on", name))
+}
+
 async fn index_and_state(handle: &Handle, name: &str) -> Result<Option<(u32, bool)>, LinkError> {
     let mut found = handle.link().get().match_name(name).execute();
     match found.try_next().await {
@@ -172,18 +197,14 @@ pub(crate) fn set_up_pod(link: &PodLink) -> Result<(), LinkError> {
             let up = LinkUnspec::new_with_index(loopback).up().build();
             handle.link().set(up).execute().await.map_err(at("set up link", "lo"))?;
         }
-        let address = handle.address().add(index, IpAddr::V4(link.address), 32).replace().execute().await;
-        address.map_err(at("add address to", name))?;
+        for address in link.addresses.iter() {
+            let whole = if address.is_ipv4() { 32 } else { 128 };
+            let added = handle.address().add(index, address, whole).replace().execute().await;
+            added.map_err(at("add address to", name))?;
+        }
         let up = LinkUnspec::new_with_index(index).up().build();
         handle.link().set(up).execute().await.map_err(at("set up link", name))?;
-        handle
-            .neighbours()
-            .add(index, IpAddr::V4(GATEWAY))
-            .link_layer_address(&link.host_mac)
-            .replace()
-            .execute()
-            .await
-            .map_err(at("add neighbour on", name))?;
+        neighbour(&handle, index, IpAddr::V4(GATEWAY), &link.host_mac, name).await?;
         let to_gateway = RouteMessageBuilder::<Ipv4Addr>::new()
             .destination_prefix(GATEWAY, 32)
             .output_interface(index)
@@ -192,6 +213,13 @@ pub(crate) fn set_up_pod(link: &PodLink) -> Result<(), LinkError> {
         // Never in place of a route that is there: that one would be lost for good when this pod goes.
         handle.route().add(to_gateway).execute().await.map_err(at("add gateway route on", name))?;
         let default = RouteMessageBuilder::<Ipv4Addr>::new().gateway(GATEWAY).output_interface(index).build();
+        handle.route().add(default).execute().await.map_err(at("add default route on", name))?;
+        if link.addresses.v6.is_none() {
+            return Ok(());
+        }
+        neighbour(&handle, index, IpAddr::V6(GATEWAY6), &link.host_mac, name).await?;
+        let default =
+            RouteMessageBuilder::<Ipv6Addr>::new().gateway(GATEWAY6).output_interface(index).build();
         handle.route().add(default).execute().await.map_err(at("add default route on", name))
     })
 }
@@ -254,7 +282,7 @@ pub(crate) fn remove_in_pod(name: &str, mac: [u8; 6]) -> Result<(), LinkError> {
 }
 
 /// Inside the pod's namespace: what CHECK wants to know. The sentence says what is wrong.
-pub(crate) fn check_pod(name: &str, address: Ipv4Addr) -> Result<Option<String>, LinkError> {
+pub(crate) fn check_pod(name: &str, wanted: PodAddresses) -> Result<Option<String>, LinkError> {
     block_on(name, |handle| async move {
         let Some((index, up)) = index_and_state(&handle, name).await? else {
             return Ok(Some(format!("the pod has no interface {name}")));
@@ -264,19 +292,34 @@ pub(crate) fn check_pod(name: &str, address: Ipv4Addr) -> Result<Option<String>,
         }
         let addresses = handle.address().get().set_link_index_filter(index).execute();
         let addresses: Vec<_> = addresses.try_collect().await.map_err(at("list addresses of", name))?;
-        let wanted = rtnetlink::packet_route::address::AddressAttribute::Local(IpAddr::V4(address));
-        if !addresses.iter().any(|found| found.attributes.contains(&wanted)) {
-            return Ok(Some(format!("the pod's interface {name} does not have the address {address}")));
+        for address in wanted.iter() {
+            // IPv6 knows no other end of an address, and so no local one.
+            let named = [AddressAttribute::Local(address), AddressAttribute::Address(address)];
+            let has = |found: &AddressMessage| named.iter().any(|name| found.attributes.contains(name));
+            if !addresses.iter().any(has) {
+                return Ok(Some(format!("the pod's interface {name} does not have the address {address}")));
+            }
         }
         let mut routes = handle.route().get(RouteMessageBuilder::<Ipv4Addr>::new().build()).execute();
         while let Some(route) = routes.try_next().await.map_err(at("list routes of", name))? {
             let via = RouteAttribute::Gateway(RouteAddress::Inet(GATEWAY));
             if route.header.destination_prefix_length == 0 && route.attributes.contains(&via) {
-                return Ok(None);
+                return if wanted.v6.is_some() { check_default6(&handle, name).await } else { Ok(None) };
             }
         }
         Ok(Some(format!("the pod has no default route via {GATEWAY}")))
     })
+}
+
+async fn check_default6(handle: &Handle, name: &str) -> Result<Option<String>, LinkError> {
+    let mut routes = handle.route().get(RouteMessageBuilder::<Ipv6Addr>::new().build()).execute();
+    while let Some(route) = routes.try_next().await.map_err(at("list routes of", name))? {
+        let via = RouteAttribute::Gateway(RouteAddress::Inet6(GATEWAY6));
+        if route.header.destination_prefix_length == 0 && route.attributes.contains(&via) {
+            return Ok(None);
+        }
+    }
+    Ok(Some(format!("the pod has no default route via {GATEWAY6}")))
 }
 
 fn connect() -> std::io::Result<Handle> {

@@ -11,19 +11,21 @@ mod sysctl;
 mod watch;
 
 pub(crate) use create::{Creator, pod_of};
-pub use ipam::{IpamError, allocate};
+pub use ipam::{IpamError, allocate, beside};
 pub(crate) use link::is_missing;
 pub use link::{HostNet, LinkError, PodLink};
 pub use netns::{Netns, NetnsError, NetnsId, netns_of_process};
 pub use registry::{Endpoint, EndpointKey, Registry, RegistryError, SharedRegistry, host_interface};
 pub use service::CniService;
 pub(crate) use service::report;
-pub use sysctl::prepare_host;
+pub use sysctl::{prepare_host, prepare_host6};
 pub use watch::watch_for_ever;
 
 /// Where pods send everything: a link-local address that is the same in every pod, and that nobody has. Its
 /// neighbour entry is permanent and names the host's end of the link.
 pub const GATEWAY: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 1, 1);
+/// The same for IPv6: the permanent neighbour entry is all that there is of it.
+pub const GATEWAY6: std::net::Ipv6Addr = std::net::Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 /// Direct routing adds no header, so pods have the whole frame of the usual Ethernet.
 pub const MTU: u32 = 1500;
 

@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::{IpamError, allocate, netns::NetnsId};
-use crate::persist;
+use crate::{desired::PodAddresses, persist};
 
 const FILE: &str = "endpoints.json";
 
@@ -63,6 +63,8 @@ pub struct Endpoint {
     pub netns_id: NetnsId,
     pub netns_cookie: u64,
     pub address: Ipv4Addr,
+    #[serde(default)]
+    pub address6: Option<Ipv6Addr>,
     pub host_interface: String,
     pub host_mac: [u8; 6],
     pub pod_mac: [u8; 6],
@@ -76,6 +78,11 @@ impl Endpoint {
     /// What CNI knows it by.
     pub fn key(&self) -> EndpointKey {
         EndpointKey { container_id: self.container_id.clone(), ifname: self.ifname.clone() }
+    }
+
+    /// Its addresses, as everyone is told them.
+    pub fn addresses(&self) -> PodAddresses {
+        PodAddresses { v4: self.address, v6: self.address6 }
     }
 
     /// Whether it is in this very network namespace. The number of one that is gone may come back with another, but
@@ -249,6 +256,7 @@ pub(crate) mod tests {
             netns_id: NetnsId::for_test(container.bytes().map(u64::from).sum()),
             netns_cookie: 7,
             address: Ipv4Addr::UNSPECIFIED,
+            address6: None,
             host_interface: String::new(),
             host_mac: [2, 0, 0, 0, 0, 1],
             pod_mac: [2, 0, 0, 0, 0, 2],

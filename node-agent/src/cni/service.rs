@@ -18,7 +18,7 @@ use xds_proto::isthmus::{
 };
 
 use super::{
-    Endpoint, EndpointKey, GATEWAY, MTU, NetnsError, RegistryError,
+    Endpoint, EndpointKey, GATEWAY, GATEWAY6, MTU, NetnsError, RegistryError,
     check::check,
     create::{CreateError, Creator, PodNetns},
 };
@@ -26,6 +26,7 @@ use crate::{
     bootstrap::Upstream,
     cni_plugin::code,
     config::dns_label,
+    desired::PodAddresses,
     identity::{Callers, Secrets},
 };
 
@@ -142,7 +143,7 @@ impl CniService {
     /// Tells the control plane, which may refuse; makes the pod; and waits until what was answered is enforced.
     async fn bring_up(&self, reserved: &Endpoint, netns: &PodNetns) -> Result<Endpoint, Status> {
         let mut changes = self.creator.engine.changes();
-        report(&self.upstream, &reserved.workload, reserved.address).await?;
+        report(&self.upstream, &reserved.workload, reserved.addresses()).await?;
         let connected = self.creator.connect(reserved.clone(), netns).await;
         let endpoint = connected.map_err(|error| refuse_create(&error))?;
         loop {
@@ -252,12 +253,12 @@ fn again(known: &Endpoint, workload: &NamespacedName, netns: &PodNetns, is_there
 pub(crate) async fn report(
     upstream: &Upstream,
     workload: &NamespacedName,
-    address: std::net::Ipv4Addr,
+    addresses: PodAddresses,
 ) -> Result<(), Status> {
     let request = ReportEndpointRequest {
         namespace: workload.namespace.clone(),
         workload: workload.name.clone(),
-        addresses: vec![address.to_string()],
+        addresses: addresses.iter().map(|address| address.to_string()).collect(),
         ready: true,
     };
     let reported = upstream
@@ -403,6 +404,8 @@ fn answer(endpoint: &Endpoint) -> CniAddResponse {
     CniAddResponse {
         address: format!("{}/32", endpoint.address),
         gateway: GATEWAY.to_string(),
+        address6: endpoint.address6.map(|address| format!("{address}/128")).unwrap_or_default(),
+        gateway6: endpoint.address6.map(|_| GATEWAY6.to_string()).unwrap_or_default(),
         host_interface: endpoint.host_interface.clone(),
         mac: mac_text(endpoint.host_mac),
         mtu: MTU,

@@ -21,16 +21,38 @@ pub fn prepare_host() -> Result<(), SysctlError> {
     set("ipv4/ip_forward", "1")
 }
 
+/// The same for IPv6. A host that forwards takes no default route from router advertisements any more, unless it is
+/// told to (`accept_ra=2`).
+///
+/// # Errors
+/// Not allowed to.
+pub fn prepare_host6() -> Result<(), SysctlError> {
+    set("ipv6/conf/all/forwarding", "1")
+}
+
 /// Before the host's end of a link goes up. Reverse-path filtering is loose, because service answers may come
-/// by another way; and IPv6, which pods don't have yet, would only make noise on it.
-pub(crate) fn prepare_link(name: &str) -> Result<(), SysctlError> {
+/// by another way; and IPv6, where pods don't have it, would only make noise on it. What a pod says of routers is
+/// never believed.
+pub(crate) fn prepare_link(name: &str, has_ipv6: bool) -> Result<(), SysctlError> {
     set(&format!("ipv4/conf/{name}/rp_filter"), "2")?;
-    set_if_present(&format!("ipv6/conf/{name}/disable_ipv6"), "1")
+    if !has_ipv6 {
+        return set_if_present(&format!("ipv6/conf/{name}/disable_ipv6"), "1");
+    }
+    for (setting, value) in [("accept_ra", "0"), ("accept_dad", "0"), ("disable_ipv6", "0")] {
+        set(&format!("ipv6/conf/{name}/{setting}"), value)?;
+    }
+    Ok(())
 }
 
 /// Inside a pod's namespace, before it has a link: duplicate address detection would keep IPv6 addresses
-/// unusable for the first second.
-pub(crate) fn prepare_pod() -> Result<(), SysctlError> {
+/// unusable for the first second. Runtimes like to switch IPv6 off.
+pub(crate) fn prepare_pod(has_ipv6: bool) -> Result<(), SysctlError> {
+    if has_ipv6 {
+        for which in ["all", "default"] {
+            set(&format!("ipv6/conf/{which}/disable_ipv6"), "0")?;
+            set(&format!("ipv6/conf/{which}/accept_ra"), "0")?;
+        }
+    }
     set_if_present("ipv6/conf/all/accept_dad", "0")?;
     set_if_present("ipv6/conf/default/accept_dad", "0")
 }

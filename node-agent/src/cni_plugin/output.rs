@@ -28,16 +28,27 @@ pub fn add_result(invocation: &Invocation, answer: &CniAddResponse) -> Value {
         host["mtu"] = answer.mtu.into();
         sandbox["mtu"] = answer.mtu.into();
     }
-    let mut ip = json!({ "address": answer.address, "gateway": answer.gateway, "interface": 1 });
-    // The family was spelled out until 0.4.0.
-    if version == "0.4.0" {
-        ip["version"] = "4".into();
+    let mut ips = Vec::new();
+    let mut routes = Vec::new();
+    let v4 = (&answer.address, &answer.gateway, "4", "0.0.0.0/0");
+    let v6 = (&answer.address6, &answer.gateway6, "6", "::/0");
+    for (address, gateway, family, all) in [v4, v6] {
+        if address.is_empty() {
+            continue;
+        }
+        let mut ip = json!({ "address": address, "gateway": gateway, "interface": 1 });
+        // The family was spelled out until 0.4.0.
+        if version == "0.4.0" {
+            ip["version"] = family.into();
+        }
+        ips.push(ip);
+        routes.push(json!({ "dst": all, "gw": gateway }));
     }
     json!({
         "cniVersion": version,
         "interfaces": [host, sandbox],
-        "ips": [ip],
-        "routes": [{ "dst": "0.0.0.0/0", "gw": answer.gateway }],
+        "ips": ips,
+        "routes": routes,
         "dns": {},
     })
 }
@@ -60,6 +71,8 @@ mod tests {
         let answer = CniAddResponse {
             address: "10.1.1.2/32".into(),
             gateway: "169.254.1.1".into(),
+            address6: "fd00:1::102/128".into(),
+            gateway6: "fe80::1".into(),
             host_interface: "ism01234567".into(),
             mac: "02:00:00:00:00:01".into(),
             sandbox_mac: "02:00:00:00:00:02".into(),
@@ -80,5 +93,10 @@ mod tests {
         assert_eq!(new["interfaces"][1]["sandbox"], "/run/netns/x");
         assert_eq!(new["ips"][0]["interface"], 1);
         assert_eq!(new["ips"][0]["address"], "10.1.1.2/32");
+        assert_eq!(
+            new["ips"][1],
+            json!({ "address": "fd00:1::102/128", "gateway": "fe80::1", "interface": 1 })
+        );
+        assert_eq!((&old["ips"][1]["version"], &new["routes"][1]["dst"]), (&json!("6"), &json!("::/0")));
     }
 }

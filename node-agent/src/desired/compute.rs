@@ -1,9 +1,6 @@
 //! Resources and pods to the contents of the maps.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr},
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use ebpf_shared::{
     Direction,
@@ -14,7 +11,7 @@ use mesh_model::resource::NamespacedName;
 use xds_proto::isthmus::agent::v1 as wire;
 
 use super::{
-    ClassRules, Desired, Dictionary, EndpointEntry, NetnsEntry, Pod, RuleEntry, ServiceEntry,
+    ClassRules, Desired, Dictionary, EndpointEntry, NetnsEntry, Pod, PodAddresses, RuleEntry, ServiceEntry,
     ServiceFrontend, expand,
 };
 use crate::subscribe::{Class, Peer, Resources};
@@ -26,7 +23,7 @@ const HOST_PROVENANCE: &str = "builtin/own-node";
 /// endpoint whose new class has not arrived yet keeps what it has.
 pub fn compute(
     resources: &Resources,
-    address: Ipv4Addr,
+    node: PodAddresses,
     pods: &BTreeMap<NamespacedName, Pod>,
     current: &Desired,
     dictionary: &mut Dictionary,
@@ -34,14 +31,17 @@ pub fn compute(
     let mut desired = Desired::default();
     let cidrs = policy_cidrs(resources);
     dictionary.keep_cidrs(|cidr| cidrs.contains(cidr));
-    desired.identities = identities(resources, address, pods, &cidrs, dictionary);
+    desired.identities = identities(resources, node, pods, &cidrs, dictionary);
     if !resources.heard::<wire::WorkloadAddress>() {
         for (net, identity) in &current.identities {
             desired.identities.entry(*net).or_insert(*identity);
         }
     }
-    // Whatever identity the own address has: a gateway may run on it.
-    let own = desired.identities.get(&IpNet::from(IpAddr::V4(address))).copied().unwrap_or(HOST);
+    // Whatever identity the own addresses have: a gateway may run on them.
+    let own: BTreeSet<u32> = node
+        .iter()
+        .map(|address| desired.identities.get(&IpNet::from(address)).copied().unwrap_or(HOST))
+        .collect();
 
     let mut numbers: BTreeMap<u32, u32> = BTreeMap::new();
     for (name, pod) in pods {
@@ -53,7 +53,7 @@ pub fn compute(
         };
         if let Some(class) = resources.class(local.class) {
             let number = *numbers.entry(local.class).or_insert_with(|| {
-                let rules = class_rules(class, own, &cidrs, dictionary);
+                let rules = class_rules(class, &own, &cidrs, dictionary);
                 let number = dictionary.class(&rules, &current.classes, &desired.classes);
                 desired.classes.insert(number, rules);
                 number
@@ -106,7 +106,7 @@ fn policy_cidrs(resources: &Resources) -> BTreeSet<IpNet> {
 
 fn identities(
     resources: &Resources,
-    own: Ipv4Addr,
+    own: PodAddresses,
     pods: &BTreeMap<NamespacedName, Pod>,
     cidrs: &BTreeSet<IpNet>,
     dictionary: &mut Dictionary,
@@ -124,7 +124,9 @@ fn identities(
         table.insert(cidr, UNMANAGED);
     }
     // Other nodes are addresses outside the mesh like any other, so that a CIDR rule may name them.
-    table.insert(IpAddr::V4(own).into(), HOST);
+    for address in own.iter() {
+        table.insert(address.into(), HOST);
+    }
     for workload in resources.addresses.values() {
         for address in &workload.addresses {
             table.insert((*address).into(), workload.identity);
@@ -142,7 +144,12 @@ fn identities(
     table
 }
 
-fn class_rules(class: &Class, own: u32, cidrs: &BTreeSet<IpNet>, dictionary: &mut Dictionary) -> ClassRules {
+fn class_rules(
+    class: &Class,
+    own: &BTreeSet<u32>,
+    cidrs: &BTreeSet<IpNet>,
+    dictionary: &mut Dictionary,
+) -> ClassRules {
     let mut rules = BTreeSet::new();
     for rule in &class.rules {
         let identities: Vec<u32> = match rule.peer {
@@ -170,7 +177,14 @@ fn class_rules(class: &Class, own: u32, cidrs: &BTreeSet<IpNet>, dictionary: &mu
     for direction in [Direction::Ingress, Direction::Egress] {
         let policy_id = dictionary.policy(HOST_PROVENANCE);
         let ports = (0, u16::MAX);
-        rules.insert(RuleEntry { direction, identity: own, protocol: 0, ports, allow: true, policy_id });
+        rules.extend(own.iter().map(|own| RuleEntry {
+            direction,
+            identity: *own,
+            protocol: 0,
+            ports,
+            allow: true,
+            policy_id,
+        }));
     }
     ClassRules {
         deny_ingress: class.deny_ingress.as_deref().map(|name| dictionary.policy(name)),

@@ -18,7 +18,10 @@ use crate::{
 };
 
 const NODE: &str = "n1";
-const OWN: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+const OWN: PodAddresses = PodAddresses {
+    v4: Ipv4Addr::new(192, 0, 2, 1),
+    v6: Some(Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1)),
+};
 /// Two pods here, and some callers of both families: pods elsewhere, a node, and addresses outside the mesh.
 const PODS: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 1, 1, 2), Ipv4Addr::new(10, 1, 1, 3)];
 const CALLERS: [IpAddr; 11] = [
@@ -71,7 +74,11 @@ fn nodes(resources: &mut Resources) {
     for (name, last) in [(NODE, 1u8), ("n2", 2)] {
         let pods = Ipv4Net::new([10, 1, last, 0].into(), 24).unwrap();
         let six = Ipv6Net::new(Ipv6Addr::new(0xfd00, 1, 0, last.into(), 0, 0, 0, 0), 64).unwrap();
-        let node = NodeRoute { address: [192, 0, 2, last].into(), pod_cidrs: vec![pods.into(), six.into()] };
+        let node = NodeRoute {
+            address: [192, 0, 2, last].into(),
+            address6: None,
+            pod_cidrs: vec![pods.into(), six.into()],
+        };
         resources.nodes.insert(name.into(), node);
     }
 }

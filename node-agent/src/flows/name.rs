@@ -19,7 +19,9 @@ impl Names {
     pub fn of(resources: &Resources) -> Self {
         let mut workloads = BTreeMap::new();
         for (name, node) in &resources.nodes {
-            workloads.insert(node.address.into(), format!("node/{name}"));
+            for address in [Some(node.address.into()), node.address6.map(IpAddr::V6)].into_iter().flatten() {
+                workloads.insert(address, format!("node/{name}"));
+            }
         }
         for (name, workload) in &resources.addresses {
             for address in &workload.addresses {

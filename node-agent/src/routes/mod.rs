@@ -1,15 +1,19 @@
 //! Routes to the pods of other nodes, by their underlay addresses (direct routing).
 
-use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
 use futures::TryStreamExt;
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use rtnetlink::{
     Handle, RouteMessageBuilder,
     packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType},
 };
 
-use crate::{cni::HostNet, engine::Engine, subscribe::Resources};
+use crate::{cni::HostNet, desired::PodAddresses, engine::Engine, subscribe::Resources};
 
 /// `rtm_protocol` of every route that the agent makes: only those are ever changed or removed. Free in
 /// `/etc/iproute2/rt_protos`.
@@ -18,22 +22,26 @@ pub const PROTOCOL: u8 = 77;
 const RETRY: Duration = Duration::from_secs(5);
 
 /// Prefix to gateway.
-pub type Routes = BTreeMap<Ipv4Net, Ipv4Addr>;
+pub type Routes = BTreeMap<IpNet, IpAddr>;
 
-/// The routes that a node is to have. PURE.
-pub fn desired(resources: &Resources, node: &str) -> Routes {
+/// The routes that a node is to have; of IPv6 only if it has IPv6 itself. PURE.
+pub fn desired(resources: &Resources, node: &str, has_ipv6: bool) -> Routes {
     let others = resources.nodes.iter().filter(|(name, _)| *name != node);
-    let routes = others.flat_map(|(_, other)| other.pod_cidrs.iter().map(|cidr| (*cidr, other.address)));
-    // The underlay is IPv4.
-    let of_ipv4 = routes.filter_map(|(cidr, gateway)| match cidr {
-        IpNet::V4(cidr) => Some((cidr, gateway)),
-        IpNet::V6(_) => None,
-    });
-    of_ipv4.collect()
+    let mut routes = Routes::new();
+    for (_, other) in others {
+        for cidr in &other.pod_cidrs {
+            let gateway = match cidr {
+                IpNet::V4(_) => Some(IpAddr::V4(other.address)),
+                IpNet::V6(_) => other.address6.filter(|_| has_ipv6).map(IpAddr::V6),
+            };
+            routes.extend(gateway.map(|gateway| (*cidr, gateway)));
+        }
+    }
+    routes
 }
 
 /// What to remove and what to add, in this order of the pair; a changed gateway is an addition that replaces. PURE.
-pub fn diff(current: &Routes, desired: &Routes) -> (Vec<Ipv4Net>, Routes) {
+pub fn diff(current: &Routes, desired: &Routes) -> (Vec<IpNet>, Routes) {
     let gone = current.keys().filter(|net| !desired.contains_key(net)).copied().collect();
     let new = desired.iter().filter(|(net, gateway)| current.get(net) != Some(gateway));
     (gone, new.map(|(net, gateway)| (*net, *gateway)).collect())
@@ -45,10 +53,10 @@ pub fn diff(current: &Routes, desired: &Routes) -> (Vec<Ipv4Net>, Routes) {
 pub struct RouteKeeper {
     pub node: String,
     /// What the node itself calls pods from.
-    pub address: Ipv4Addr,
-    /// The node's own slice: what no pod has is unreachable, so that callers of a pod that is gone hear it at once, and
+    pub addresses: PodAddresses,
+    /// The node's own slices: what no pod has is unreachable, so that callers of a pod that is gone hear it at once, and
     /// packets to it never leave the node again.
-    pub own_pods: Ipv4Net,
+    pub own_pods: Vec<IpNet>,
 }
 
 impl RouteKeeper {
@@ -56,9 +64,10 @@ impl RouteKeeper {
     pub async fn keep_for_ever(self, host: HostNet, engine: Engine) {
         let mut changes = engine.changes();
         let mut held: Option<Routes> = None;
+        let has_ipv6 = self.addresses.v6.is_some();
         loop {
             changes.borrow_and_update();
-            let wanted = engine.resources(|resources| desired(resources, &self.node));
+            let wanted = engine.resources(|resources| desired(resources, &self.node, has_ipv6));
             if held.as_ref() != Some(&wanted) {
                 match self.synchronise(host.handle(), &wanted).await {
                     Ok(()) => held = Some(wanted),
@@ -80,13 +89,22 @@ impl RouteKeeper {
     }
 
     async fn synchronise(&self, handle: &Handle, wanted: &Routes) -> Result<(), rtnetlink::Error> {
-        let unreachable = RouteMessageBuilder::<Ipv4Addr>::new()
-            .destination_prefix(self.own_pods.network(), self.own_pods.prefix_len())
-            .kind(RouteType::Unreachable)
-            .protocol(RouteProtocol::Other(PROTOCOL))
-            .build();
-        handle.route().add(unreachable).replace().execute().await?;
-        synchronise(handle, wanted, self.address).await
+        for own in &self.own_pods {
+            let unreachable = match own {
+                IpNet::V4(own) => RouteMessageBuilder::<Ipv4Addr>::new()
+                    .destination_prefix(own.network(), own.prefix_len())
+                    .kind(RouteType::Unreachable)
+                    .protocol(RouteProtocol::Other(PROTOCOL))
+                    .build(),
+                IpNet::V6(own) => RouteMessageBuilder::<Ipv6Addr>::new()
+                    .destination_prefix(own.network(), own.prefix_len())
+                    .kind(RouteType::Unreachable)
+                    .protocol(RouteProtocol::Other(PROTOCOL))
+                    .build(),
+            };
+            handle.route().add(unreachable).replace().execute().await?;
+        }
+        synchronise(handle, wanted, self.addresses).await
     }
 }
 
@@ -101,7 +119,7 @@ pub async fn remove_all(host: &HostNet) -> Result<(), rtnetlink::Error> {
     Ok(())
 }
 
-async fn synchronise(handle: &Handle, wanted: &Routes, source: Ipv4Addr) -> Result<(), rtnetlink::Error> {
+async fn synchronise(handle: &Handle, wanted: &Routes, source: PodAddresses) -> Result<(), rtnetlink::Error> {
     let mut current = Routes::new();
     let mut messages = BTreeMap::new();
     for route in ours(handle).await? {
@@ -114,12 +132,7 @@ async fn synchronise(handle: &Handle, wanted: &Routes, source: Ipv4Addr) -> Resu
     // One that is refused must not keep the others from being made.
     let mut result = Ok(());
     for (net, gateway) in new {
-        let route = RouteMessageBuilder::<Ipv4Addr>::new()
-            .destination_prefix(net.network(), net.prefix_len())
-            .gateway(gateway)
-            .pref_source(source)
-            .protocol(RouteProtocol::Other(PROTOCOL))
-            .build();
+        let Some(route) = to(net, gateway, source) else { continue };
         if let Err(error) = handle.route().add(route).replace().execute().await {
             tracing::warn!(%net, %gateway, %error, "route refused");
             result = Err(error);
@@ -136,25 +149,61 @@ async fn synchronise(handle: &Handle, wanted: &Routes, source: Ipv4Addr) -> Resu
     result
 }
 
+/// A route by a gateway of the same family.
+fn to(net: IpNet, gateway: IpAddr, source: PodAddresses) -> Option<RouteMessage> {
+    match (net, gateway) {
+        (IpNet::V4(net), IpAddr::V4(gateway)) => {
+            let route = RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(net.network(), net.prefix_len())
+                .gateway(gateway)
+                .pref_source(source.v4)
+                .protocol(RouteProtocol::Other(PROTOCOL));
+            Some(route.build())
+        }
+        (IpNet::V6(net), IpAddr::V6(gateway)) => {
+            let route = RouteMessageBuilder::<Ipv6Addr>::new()
+                .destination_prefix(net.network(), net.prefix_len())
+                .gateway(gateway)
+                .pref_source(source.v6?)
+                .protocol(RouteProtocol::Other(PROTOCOL));
+            Some(route.build())
+        }
+        _ => None,
+    }
+}
+
 async fn ours(handle: &Handle) -> Result<Vec<RouteMessage>, rtnetlink::Error> {
-    let all: Vec<RouteMessage> =
-        handle.route().get(RouteMessageBuilder::<Ipv4Addr>::new().build()).execute().try_collect().await?;
+    let mut all: Vec<RouteMessage> = Vec::new();
+    for family in
+        [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()]
+    {
+        let found: Vec<_> = handle.route().get(family).execute().try_collect().await?;
+        all.extend(found);
+    }
     Ok(all.into_iter().filter(|route| route.header.protocol == RouteProtocol::Other(PROTOCOL)).collect())
 }
 
 /// Prefix and gateway; `None` for the routes to this node's own pods, which have no gateway.
-fn via(route: &RouteMessage) -> Option<(Ipv4Net, Ipv4Addr)> {
+fn via(route: &RouteMessage) -> Option<(IpNet, IpAddr)> {
     let mut destination = None;
     let mut gateway = None;
     for attribute in &route.attributes {
         match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(address)) => destination = Some(*address),
-            RouteAttribute::Gateway(RouteAddress::Inet(address)) => gateway = Some(*address),
+            RouteAttribute::Destination(address) => destination = ip(address),
+            RouteAttribute::Gateway(address) => gateway = ip(address),
             _ => {}
         }
     }
-    let net = Ipv4Net::new(destination?, route.header.destination_prefix_length).ok()?;
+    let net = IpNet::new(destination?, route.header.destination_prefix_length).ok()?;
     Some((net, gateway?))
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
+        RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -170,11 +219,17 @@ mod tests {
     fn a_node_routes_to_all_others_and_not_to_itself() {
         let mut resources = Resources::default();
         for (name, last) in [("n1", 1u8), ("n2", 2)] {
-            let pods = Ipv4Net::new([10, 1, last, 0].into(), 24).unwrap();
-            let node = NodeRoute { address: [192, 0, 2, last].into(), pod_cidrs: vec![pods.into()] };
+            let pods = [format!("10.1.{last}.0/24"), format!("fd00:1::{last}00/120")];
+            let node = NodeRoute {
+                address: [192, 0, 2, last].into(),
+                address6: Some(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, last.into())),
+                pod_cidrs: pods.map(|net| net.parse().unwrap()).into(),
+            };
             resources.nodes.insert(name.into(), node);
         }
-        assert_eq!(desired(&resources, "n1"), routes(&[("10.1.2.0/24", "192.0.2.2")]));
+        let both = routes(&[("10.1.2.0/24", "192.0.2.2"), ("fd00:1::200/120", "2001:db8::2")]);
+        assert_eq!(desired(&resources, "n1", true), both);
+        assert_eq!(desired(&resources, "n1", false), routes(&[("10.1.2.0/24", "192.0.2.2")]));
     }
 
     #[test]

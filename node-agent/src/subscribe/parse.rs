@@ -253,5 +253,9 @@ pub(super) fn node(resource: &str, message: wire::Node) -> Result<NodeRoute, Par
             }
         }
     }
-    Ok(NodeRoute { address, pod_cidrs })
+    let address6 = match message.address6.as_str() {
+        "" => None,
+        text => Some(text.parse().map_err(|_| bad(resource, "address6", text, "expected an IPv6 address"))?),
+    };
+    Ok(NodeRoute { address, address6, pod_cidrs })
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::LazyLock,
 };
 
@@ -118,6 +118,8 @@ pub struct ServiceBackend {
 #[allow(missing_docs)]
 pub struct NodeRoute {
     pub address: Ipv4Addr,
+    /// The way to its pods of IPv6.
+    pub address6: Option<Ipv6Addr>,
     pub pod_cidrs: Vec<IpNet>,
 }
 
@@ -352,6 +354,7 @@ pub(crate) mod tests {
         let node = |cidr: &str| wire::Node {
             name: "n1".into(),
             address: "192.0.2.1".into(),
+            address6: "2001:db8::1".into(),
             pod_cidrs: vec!["10.1.1.0/24".into(), cidr.into()],
         };
         resources.apply(&update(&[("n1", node("fd00:1::/64"))], &[])).unwrap();

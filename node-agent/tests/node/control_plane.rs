@@ -168,6 +168,7 @@ impl bootstrap_server::Bootstrap for Fake {
             cluster: "west".into(),
             trust_domain: self.0.domain.to_string(),
             pod_cidr: "10.1.1.0/24".into(),
+            pod_cidr6: if request.address6.is_empty() { String::new() } else { "fd00:1::100/120".into() },
             service_cidr: "10.101.0.0/16".into(),
             replicas: vec!["127.0.0.1:1".into(), DOOR.into()],
             mesh_domain: "mesh.local".into(),

@@ -9,7 +9,7 @@ mod control_plane;
 
 use std::{
     io::{Read, Write},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Arc,
@@ -55,7 +55,8 @@ impl Host<'_> {
         let ready = self.dir.join("ready");
         let _ = std::fs::remove_file(&ready);
         let child = Command::new(env!("CARGO_BIN_EXE_node-agent"))
-            .args(["run", "--node", "n1", "--address", "192.0.2.1", "--gateway-workload", "mesh/gw"])
+            .args(["run", "--node", "n1", "--address", "192.0.2.1", "--address6", "2001:db8::1"])
+            .args(["--gateway-workload", "mesh/gw"])
             .args(["--join", &self.token])
             .arg("--state-dir")
             .arg(self.dir.join("state"))
@@ -153,7 +154,7 @@ fn netns(pod: &str) -> String {
 /// Listens inside a pod and greets everyone.
 fn serve_in(pod: &str, port: u16) {
     let netns = Netns::open(&netns(pod)).unwrap();
-    let listener = netns.run(move || TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap()).unwrap();
+    let listener = netns.run(move || TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap()).unwrap();
     std::thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {
             let _ = stream.write_all(b"hello");
@@ -161,15 +162,35 @@ fn serve_in(pod: &str, port: u16) {
     });
 }
 
+/// By both families.
 fn connects(pod: &str, to: Ipv4Addr, port: u16) -> bool {
-    let target = SocketAddr::from((to, port));
-    let inside = Netns::open(&netns(pod)).unwrap().run(move || {
+    attempts(pod, to, port) == [true, true]
+}
+
+/// By both families.
+fn refused(pod: &str, to: Ipv4Addr, port: u16) -> bool {
+    attempts(pod, to, port) == [false, false]
+}
+
+fn attempts(pod: &str, to: Ipv4Addr, port: u16) -> [bool; 2] {
+    let inside = Netns::open(&netns(pod)).unwrap();
+    [IpAddr::V4(to), six(to).into()]
+        .map(|address| inside.run(move || greeted(SocketAddr::new(address, port))).unwrap())
+}
+
+fn greeted(target: SocketAddr) -> bool {
+    let greeting = || {
         let mut stream = TcpStream::connect_timeout(&target, Duration::from_millis(700)).ok()?;
         stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
         let mut text = [0; 5];
         stream.read_exact(&mut text).ok()
-    });
-    inside.unwrap().is_some()
+    };
+    greeting().is_some()
+}
+
+/// The other address of a pod: at the same place in the node's slice of IPv6.
+fn six(four: Ipv4Addr) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, 0x100 | u16::from(four.octets()[3]))
 }
 
 /// Of class 2: only `web` may call, on port 8080.
@@ -195,6 +216,7 @@ fn only_web() -> wire::PolicyClass {
 fn a_node_creates_pods_enforces_policy_serves_identity_and_restarts_without_losing_either() {
     in_sandbox(|sandbox| {
         run(&["ip", "address", "add", "192.0.2.1/32", "dev", "lo"]);
+        run(&["ip", "address", "add", "2001:db8::1/128", "dev", "lo"]);
         std::fs::create_dir_all("/run/netns").unwrap();
         // Named namespaces of this test stay within its mount namespace.
         run(&["mount", "-t", "tmpfs", "tmpfs", "/run/netns"]);
@@ -235,6 +257,8 @@ fn story(host: &mut Host<'_>, state: &Arc<State>) {
     // ADD again is the same pod.
     let (fine, again) = host.cni("ADD", "pay");
     assert!(fine && again["ips"][0]["address"] == format!("{pay}/32"), "{again}");
+    let all: Vec<_> = again["ips"].as_array().unwrap().iter().map(|ip| ip["address"].clone()).collect();
+    assert_eq!(all, [format!("{pay}/32"), format!("{}/128", six(pay))]);
     assert!(host.cni("CHECK", "pay").0);
 
     a_namespace_that_is_not_free_is_left_as_it_is(host, state);
@@ -244,8 +268,12 @@ fn story(host: &mut Host<'_>, state: &Arc<State>) {
     serve_in("pay", 8080);
     assert!(connects("web", pay, 8080) && connects("evil", pay, 8080));
     state.put("2", &only_web());
-    eventually("the policy is enforced", || (!connects("evil", pay, 8080)).then_some(()));
+    eventually("the policy is enforced", || (refused("evil", pay, 8080)).then_some(()));
     assert!(connects("web", pay, 8080));
+    // The node itself may, from either of its addresses.
+    for address in [IpAddr::V4(pay), six(pay).into()] {
+        assert!(greeted(SocketAddr::new(address, 8080)), "{address}");
+    }
     // What else was dropped meanwhile (the end of the connection from before, say) is told as well.
     let drop = eventually("the drop is told", || {
         let told = |flow: &Flow| {
@@ -261,13 +289,13 @@ fn story(host: &mut Host<'_>, state: &Arc<State>) {
 
     // Killed or stopped: the kernel goes on, and the next agent takes over, whatever it was told before.
     host.kill("-KILL");
-    assert!(connects("web", pay, 8080) && !connects("evil", pay, 8080));
+    assert!(connects("web", pay, 8080) && refused("evil", pay, 8080));
     host.start();
-    assert!(connects("web", pay, 8080) && !connects("evil", pay, 8080));
+    assert!(connects("web", pay, 8080) && refused("evil", pay, 8080));
     host.kill("-TERM");
     host.start();
     assert!(host.cni("CHECK", "pay").0);
-    assert!(connects("web", pay, 8080) && !connects("evil", pay, 8080));
+    assert!(connects("web", pay, 8080) && refused("evil", pay, 8080));
 
     // DEL is idempotent, and a namespace that vanishes takes its pod with it.
     assert!(host.cni("DEL", "evil").0 && host.cni("DEL", "evil").0);

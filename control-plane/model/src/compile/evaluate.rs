@@ -101,7 +101,7 @@ impl MeshModel {
 
     fn is_own_node(&self, workload: &MeshWorkload, ip: IpAddr) -> bool {
         let node = workload.binding.as_ref().and_then(|binding| self.nodes.get(&binding.node));
-        node.is_some_and(|node| node.address == ip)
+        node.is_some_and(|node| node.is_at(ip))
     }
 
     /// The workload that has this address.
@@ -118,7 +118,7 @@ impl MeshModel {
             FlowPeer::Address(ip) => Ok(match self.workload_at(*ip) {
                 Some(workload) => (Some(workload), ClassPeer::Identity(workload.identity)),
                 // Among the pods', yet nobody's.
-                None if self.cluster.pod_cidr.contains(ip) => (None, ClassPeer::Identity(0)),
+                None if self.cluster.has_pods_at(*ip) => (None, ClassPeer::Identity(0)),
                 None => (None, ClassPeer::Outside(*ip)),
             }),
         }

@@ -278,6 +278,7 @@ fn run(cluster: &mut TestCluster, op: Op) {
             let record = NodeRecord {
                 name: name.to_owned(),
                 address: [192, 0, 2, last].into(),
+                address6: None,
                 pod_cidr: "10.1.1.0/24".parse().unwrap(),
                 registration: 1,
             };

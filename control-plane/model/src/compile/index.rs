@@ -60,10 +60,18 @@ impl ModelIndex {
     }
 
     /// Addresses of workloads that do not lie in a block, in order: in ours, of those that are no pods.
-    pub fn addresses_outside(&self, block: IpNet) -> impl Iterator<Item = IpAddr> {
-        let below = self.by_address.range(..block.network());
-        let above = self.by_address.range((Bound::Excluded(block.broadcast()), Bound::Unbounded));
-        below.chain(above).map(|(address, _)| *address)
+    pub fn addresses_outside(&self, blocks: &[IpNet]) -> impl Iterator<Item = IpAddr> {
+        // Between the blocks, and before and behind all of them.
+        let mut blocks = blocks.to_vec();
+        blocks.sort_by_key(IpNet::network);
+        let mut from = Bound::Unbounded;
+        let mut gaps = Vec::with_capacity(blocks.len() + 1);
+        for block in blocks {
+            gaps.push((from, Bound::Excluded(block.network())));
+            from = Bound::Excluded(block.broadcast());
+        }
+        gaps.push((from, Bound::Unbounded));
+        gaps.into_iter().flat_map(|gap| self.by_address.range(gap)).map(|(address, _)| *address)
     }
 
     /// The SPIFFE ID that goes with an identity, if a workload has it.

@@ -90,7 +90,7 @@ struct Scan<'a> {
 
 impl<'a> Scan<'a> {
     fn new(input: &'a Input) -> Self {
-        let nodes = input.nodes.values().map(|node| node.address).collect();
+        let nodes = input.nodes.values().flat_map(|node| node.addresses()).collect();
         let mut scan =
             Self { nodes, pods: input.cluster.pod_cidr, identities: BTreeMap::new(), ports: BTreeMap::new() };
         for workload in declared(input) {

@@ -78,19 +78,22 @@ impl<'a> Builder<'a, '_> {
         let offers = if exported { offers } else { &[] };
         let members = if service.selector.is_empty() { Vec::new() } else { self.lookup.selected(service) };
         let slices = self.lookup.slices(name);
+        let allocated = self.input.allocations.get(name).and_then(|a| a.virtual_ip);
+        let virtual_ip = if service.headless { None } else { allocated.or(service.cluster_ip) };
+        // Kubernetes: the endpoints of a service are of its own family (`ipFamilies`); a headless one has all.
+        let family = virtual_ip.map(|ip| ip.is_ipv4());
         let mut ports: Vec<MeshServicePort> = Vec::new();
         for port in &service.ports {
-            let mut local = self.local_endpoints(port, &members, &slices);
+            let mut local = self.local_endpoints(port, family, &members, &slices);
             let remote = self.remote_endpoints(offers, port.port, port.protocol);
             local.endpoints.extend(remote.endpoints);
             local.spiffe_ids.extend(remote.spiffe_ids);
             ports.push(self.port(name, &port.name, port.port, port.protocol, port.app_protocol, local));
         }
         self.add_imported_ports(name, offers, &mut ports);
-        let allocated = self.input.allocations.get(name).and_then(|a| a.virtual_ip);
         MeshService {
             name: name.clone(),
-            virtual_ip: if service.headless { None } else { allocated.or(service.cluster_ip) },
+            virtual_ip,
             ports,
             exported,
             visibility: service.visibility.clone(),
@@ -162,6 +165,7 @@ impl<'a> Builder<'a, '_> {
     fn local_endpoints(
         &self,
         port: &ServicePort,
+        is_ipv4: Option<bool>,
         members: &[(&Workload, &MeshWorkload)],
         slices: &[&EndpointSlice],
     ) -> Places {
@@ -185,7 +189,11 @@ impl<'a> Builder<'a, '_> {
                 spiffe_ids.insert(compiled.spiffe_id.clone());
             }
             let Some(binding) = &compiled.binding else { continue };
-            for ip in &binding.addresses {
+            // A workload of two families is one backend; one that has only the other is better than none.
+            let fits = |ip: &&IpAddr| is_ipv4.is_none_or(|is_ipv4| ip.is_ipv4() == is_ipv4);
+            let of_family: Vec<&IpAddr> = binding.addresses.iter().filter(fits).collect();
+            let addresses = if of_family.is_empty() { binding.addresses.iter().collect() } else { of_family };
+            for ip in addresses {
                 add(SocketAddr::new(*ip, target), binding.ready, Some(compiled));
             }
         }

@@ -13,9 +13,8 @@ use crate::{
 pub(super) fn compile(input: &Input) -> BTreeMap<NamespacedName, MeshWorkload> {
     // A fixed address needs no report. It is bound to the node that has it (a gateway on a node's own host), or
     // to none (a VM somewhere).
-    let node_at = |address: IpAddr| {
-        input.nodes.values().find(|node| node.address == address).map(|node| node.name.clone())
-    };
+    let node_at =
+        |address: IpAddr| input.nodes.values().find(|node| node.is_at(address)).map(|node| node.name.clone());
     declared(input).map(|workload| (workload.meta.name.clone(), one(input, workload, &node_at))).collect()
 }
 

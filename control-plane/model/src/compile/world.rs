@@ -34,6 +34,7 @@ impl TestCluster {
             Arc::new(NodeRecord {
                 name: name.to_owned(),
                 address: [192, 0, 2, last].into(),
+                address6: None,
                 pod_cidr: format!("10.1.{last}.0/24").parse().unwrap(),
                 registration: 1,
             })
@@ -44,6 +45,7 @@ impl TestCluster {
                 trust_domain: TrustDomain::parse("west.example").unwrap(),
                 mesh_domain: "mesh.local".to_owned(),
                 pod_cidr: "10.1.0.0/16".parse().unwrap(),
+                pod_cidr6: None,
                 service_cidr: "10.101.0.0/16".parse().unwrap(),
                 roots: vec![vec![1]],
                 trust: Default::default(),

@@ -218,10 +218,10 @@ impl Draft {
 
     /// What of its blocks is not outside of the mesh.
     fn inside(&self, model: &MeshModel) -> Vec<IpNet> {
-        let pods = model.cluster.pod_cidr;
-        let others = model.index.addresses_outside(pods).map(IpNet::from);
+        let pods: Vec<IpNet> = model.cluster.pod_cidrs().collect();
+        let others = model.index.addresses_outside(&pods).map(IpNet::from);
         let inside = |net: &IpNet| self.blocks.iter().any(|b| b.contains(net) || net.contains(b));
-        [pods].into_iter().chain(others).filter(inside).collect()
+        pods.iter().copied().chain(others).filter(inside).collect()
     }
 
     fn denied(&self, model: &MeshModel) -> Vec<Caller> {

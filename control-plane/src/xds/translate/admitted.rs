@@ -41,7 +41,7 @@ pub(super) fn concerned(old: &MeshModel, new: &MeshModel, changes: &ModelDiff) -
                 accounts.insert(id);
             }
             for address in workload.binding.iter().flat_map(|binding| &binding.addresses) {
-                outsiders |= !new.cluster.pod_cidr.contains(address);
+                outsiders |= !new.cluster.has_pods_at(*address);
                 for model in [old, new] {
                     let others = model.index.at(*address).filter(|other| *other != name);
                     share(others, model, &mut found, &mut accounts);

@@ -5,7 +5,7 @@ use mesh_model::{
         Action, Direction, FlowProtocol, MeshService, MeshWorkload, PolicyClass, PolicyRule, RulePeer,
     },
     identity::TrustDomain,
-    records::{DomainTrust, NodeRecord},
+    records::{ClusterInfo, DomainTrust, NodeRecord},
     resource::{Protocol, ProxyMode},
 };
 use xds_proto::isthmus::agent::v1 as wire;
@@ -130,11 +130,12 @@ pub fn trust_bundle(
 }
 
 /// A node, for routes to its pods.
-pub fn node(node: &NodeRecord) -> wire::Node {
+pub fn node(node: &NodeRecord, cluster: &ClusterInfo) -> wire::Node {
     wire::Node {
         name: node.name.clone(),
         address: node.address.to_string(),
-        pod_cidrs: vec![node.pod_cidr.to_string()],
+        address6: node.address6.map(|address| address.to_string()).unwrap_or_default(),
+        pod_cidrs: cluster.slices(node).map(|slice| slice.to_string()).collect(),
     }
 }
 

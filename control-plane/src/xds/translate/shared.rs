@@ -171,7 +171,7 @@ fn agents(set: &mut ResourceSet, new: &MeshModel, changes: &ModelDiff) {
     }
     for name in each(&changes.nodes) {
         match new.nodes.get(name) {
-            Some(node) => set.put(Encoded::new(name.as_str(), &agent::node(node))),
+            Some(node) => set.put(Encoded::new(name.as_str(), &agent::node(node, &new.cluster))),
             None => drop(set.remove(kinds::NODE, name)),
         }
     }

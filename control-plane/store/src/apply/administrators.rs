@@ -137,14 +137,18 @@ mod tests {
     #[test]
     fn each_certificate_has_a_number_that_no_node_has_and_a_record_of_who_asked() {
         let mut store = Store::initialised();
-        store.run(Command::RegisterNode { name: "n1".into(), address: ip("10.0.0.11") }).unwrap();
+        store
+            .run(Command::RegisterNode { name: "n1".into(), address: ip("10.0.0.11"), address6: None })
+            .unwrap();
         let before = store.state.revision;
         let applied = store.run(admit("kim", 3600)).unwrap();
         assert_eq!((applied.granted, applied.revision), (Granted::Administrator(2), before + 1));
         let record = store.state.authority.administrators[&2].clone();
         assert_eq!(record.asked_by, "the local administrator");
         assert_eq!(record.until_unix, record.issued_unix + 3600);
-        store.run(Command::RegisterNode { name: "n2".into(), address: ip("10.0.0.12") }).unwrap();
+        store
+            .run(Command::RegisterNode { name: "n2".into(), address: ip("10.0.0.12"), address6: None })
+            .unwrap();
         assert_eq!(store.state.nodes["n2"].registration, 3);
         let again = decode(&encode(&store.state).unwrap()).unwrap();
         assert_eq!(again.authority, store.state.authority, "a snapshot keeps it");

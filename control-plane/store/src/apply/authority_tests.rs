@@ -175,7 +175,7 @@ fn a_peers_new_roots_are_a_new_generation_and_a_new_gateway_is_none() {
 #[test]
 fn a_revoked_node_is_unbound_its_number_refused_its_tokens_gone_and_it_may_come_anew() {
     let mut store = Store::initialised();
-    let register = || Command::RegisterNode { name: "n1".into(), address: ip("10.0.0.11") };
+    let register = || Command::RegisterNode { name: "n1".into(), address: ip("10.0.0.11"), address6: None };
     store.run(put([mesh_model::resource::Object::Workload(workload("shop/web"))])).unwrap();
     store.run(register()).unwrap();
     let binding = |store: &Store| {
@@ -212,7 +212,7 @@ fn a_revoked_node_is_unbound_its_number_refused_its_tokens_gone_and_it_may_come_
 #[test]
 fn a_revocation_is_forgotten_when_no_certificate_can_be_valid_any_more() {
     let mut store = Store::initialised();
-    store.run(Command::RegisterNode { name: "n1".into(), address: ip("10.0.0.11") }).unwrap();
+    store.run(Command::RegisterNode { name: "n1".into(), address: ip("10.0.0.11"), address6: None }).unwrap();
     store.run(Command::RemoveNode { name: "n1".into() }).unwrap();
     assert_eq!(store.state.authority.revoked.len(), 1);
     store.now_unix_ms = (NOON + 30 * 24 * 3600) * 1000;
@@ -227,7 +227,7 @@ fn a_revocation_is_forgotten_when_no_certificate_can_be_valid_any_more() {
 #[test]
 fn registering_anew_ends_what_the_node_had_confirmed_and_gives_it_another_number() {
     let mut store = Store::initialised();
-    let register = || Command::RegisterNode { name: "n1".into(), address: ip("10.0.0.11") };
+    let register = || Command::RegisterNode { name: "n1".into(), address: ip("10.0.0.11"), address6: None };
     store.run(register()).unwrap();
     let member = Member::Node("n1".into());
     let confirmation = Confirmation { generation: 1, under: "r".into() };

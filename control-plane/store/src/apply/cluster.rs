@@ -1,5 +1,6 @@
 //! The first command.
 
+use ipnet::IpNet;
 use mesh_model::records::ClusterInfo;
 
 use super::{Done, address, authority, transaction::Transaction, valid};
@@ -28,6 +29,7 @@ pub(super) fn init(tx: &mut Transaction<'_>, info: &ClusterInfo) -> Result<Done,
             ));
         }
     }
+    check_pod_cidr6(info)?;
     if address::slice_prefix(&info.pod_cidr, NODE_SLICE_BITS).is_none() {
         return Err(Refusal::invalid(
             "podCIDR",
@@ -49,6 +51,26 @@ pub(super) fn init(tx: &mut Transaction<'_>, info: &ClusterInfo) -> Result<Done,
     tx.set_cluster(info.clone());
     authority::founded(tx);
     Ok(Done::default())
+}
+
+/// Every pod has the same place in both ranges, so that of IPv6 has to be as large, and one of IPv4 to be there.
+fn check_pod_cidr6(info: &ClusterInfo) -> Result<(), Refusal> {
+    let Some(six) = info.pod_cidr6 else { return Ok(()) };
+    let refused = |problem: String| Err(Refusal::invalid("podCIDR6", six, problem));
+    let net = IpNet::V6(six);
+    if !address::is_network(&net) {
+        return refused(format!("has bits below its prefix: write {}", six.trunc()));
+    }
+    let IpNet::V4(four) = info.pod_cidr else {
+        return refused(format!("is beside the pod CIDR {}, which is IPv6 already", info.pod_cidr));
+    };
+    if six.prefix_len() < 32 || six.prefix_len() > 96 + four.prefix_len() {
+        return refused(format!("must be /32 to /{}, to have a place for every pod", 96 + four.prefix_len()));
+    }
+    if address::overlap(&net, &info.service_cidr) {
+        return refused(format!("overlaps the service CIDR {}", info.service_cidr));
+    }
+    Ok(())
 }
 
 /// A trust domain without a root would trust nobody, and a huge one would be sent to every data plane.

@@ -99,7 +99,7 @@ fn run(tx: &mut Transaction<'_>, command: &Command) -> Result<Done, Refusal> {
         Command::Init(info) => cluster::init(tx, info),
         Command::Apply { objects, .. } => objects::apply(tx, objects),
         Command::Delete { keys } => objects::delete(tx, keys),
-        Command::RegisterNode { name, address } => nodes::register(tx, name, *address),
+        Command::RegisterNode { name, address, address6 } => nodes::register(tx, name, *address, *address6),
         Command::RemoveNode { name } => nodes::remove(tx, name),
         Command::BindWorkload { workload, binding } => nodes::bind(tx, workload, binding),
         Command::UnbindWorkload { workload, node } => nodes::unbind(tx, workload, node),

@@ -1,6 +1,10 @@
 //! Nodes, and what they report of the workloads that run on them.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv6Addr},
+    sync::Arc,
+};
 
 use ipnet::IpNet;
 use mesh_model::{
@@ -14,13 +18,20 @@ use crate::{
     limits::{MAX_ADDRESSES_PER_WORKLOAD, MAX_NODES, NODE_SLICE_BITS},
 };
 
-pub(super) fn register(tx: &mut Transaction<'_>, name: &str, address: IpAddr) -> Result<Done, Refusal> {
+pub(super) fn register(
+    tx: &mut Transaction<'_>,
+    name: &str,
+    address: IpAddr,
+    address6: Option<Ipv6Addr>,
+) -> Result<Done, Refusal> {
     valid::domain("node.name", name)?;
-    if address.is_unspecified() || address.is_loopback() || address.is_multicast() {
-        return Err(Refusal::invalid("node.address", address, "can't be another node's way to this one"));
-    }
-    if let Some(other) = tx.state().nodes.values().find(|node| node.address == address && node.name != name) {
-        return Err(Refusal::AddressHeld { address, holder: format!("node {}", other.name) });
+    for address in [address].into_iter().chain(address6.map(IpAddr::V6)) {
+        if address.is_unspecified() || address.is_loopback() || address.is_multicast() {
+            return Err(Refusal::invalid("node.address", address, "can't be another node's way to this one"));
+        }
+        if let Some(other) = tx.state().nodes.values().find(|node| node.is_at(address) && node.name != name) {
+            return Err(Refusal::AddressHeld { address, holder: format!("node {}", other.name) });
+        }
     }
     let registration = tx.state().cursors.registration + 1;
     tx.cursors().registration = registration;
@@ -28,11 +39,12 @@ pub(super) fn register(tx: &mut Transaction<'_>, name: &str, address: IpAddr) ->
         Some(node) => {
             // What it has told of its certificates was of the registration before.
             tx.set_confirmation(&Member::Node(name.to_owned()), None);
-            NodeRecord { address, registration, ..node }
+            NodeRecord { address, address6, registration, ..node }
         }
         None => {
             valid::at_most("nodes", tx.state().nodes.len() + 1, MAX_NODES)?;
-            NodeRecord { name: name.to_owned(), address, pod_cidr: free_slice(tx)?, registration }
+            let pod_cidr = free_slice(tx)?;
+            NodeRecord { name: name.to_owned(), address, address6, pod_cidr, registration }
         }
     };
     tx.set_node(name, Some(node.clone()));
@@ -97,12 +109,13 @@ fn check_addresses(
     if addresses.is_empty() {
         return Err(Refusal::invalid(format!("workload {name}: addresses"), "[]", "is empty"));
     }
+    let slices: Vec<IpNet> = tx.cluster()?.slices(node).collect();
     for &address in addresses {
         // What shares the host's network (a gateway) shares its address with others.
-        if address == node.address || workload.address == Some(address) {
+        if node.is_at(address) || workload.address == Some(address) {
             continue;
         }
-        if !node.pod_cidr.contains(&address) {
+        if !slices.iter().any(|slice| slice.contains(&address)) {
             return Err(Refusal::ForeignAddress {
                 workload: name.to_string(),
                 address,

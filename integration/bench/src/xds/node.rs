@@ -43,6 +43,7 @@ impl Node {
         let channel = connect(&door, pinned, REPLICA).await?;
         let (csr, key) = csr::generate(&SpiffeId::node(&TrustDomain::parse("unregistered.invalid")?, name))?;
         let request = RegisterNodeRequest {
+            address6: String::new(),
             token: token.to_owned(),
             node: name.to_owned(),
             address: address.to_owned(),

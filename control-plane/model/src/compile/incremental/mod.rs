@@ -166,12 +166,14 @@ impl Last {
         for (_, old, new) in nodes {
             for (node, present) in [(old, false), (new, true)] {
                 let Some(node) = node else { continue };
-                if present {
-                    self.declared.nodes.entry(node.address).or_default().insert(node.name.clone());
-                } else {
-                    remove_from(&mut self.declared.nodes, &node.address, &node.name);
+                for address in node.addresses() {
+                    if present {
+                        self.declared.nodes.entry(address).or_default().insert(node.name.clone());
+                    } else {
+                        remove_from(&mut self.declared.nodes, &address, &node.name);
+                    }
+                    dirty.extend(self.declared.fixed.get(&address).into_iter().flatten().cloned());
                 }
-                dirty.extend(self.declared.fixed.get(&node.address).into_iter().flatten().cloned());
             }
         }
         for (name, ..) in changed(&old.bindings, &self.input.bindings) {
@@ -237,7 +239,8 @@ impl Last {
             };
             self.policies.regroup(name, workload, &self.identities, &mut round);
         }
-        let address = |node: &Option<Arc<NodeRecord>>| node.as_ref().map(|node| node.address);
+        let address =
+            |node: &Option<Arc<NodeRecord>>| node.as_ref().map(|node| (node.address, node.address6));
         let moved = nodes.iter().any(|(_, before, after)| address(before) != address(after));
         let nodes = Nodes { addresses: &self.declared.nodes, pods: self.input.cluster.pod_cidr, moved };
         self.policies.settle(&shifts, &self.identities, &nodes, round)

@@ -188,10 +188,10 @@ impl<'a> World<'a> {
                 if let Some(workload) = self.workloads().find(|w| self.has_address(w, *ip)) {
                     return End::Workload(workload);
                 }
-                let nodes = self.nodes.values().filter(|node| node.address == *ip);
+                let nodes = self.nodes.values().filter(|node| node.is_at(*ip));
                 let names: Vec<&str> = nodes.map(|node| node.name.as_str()).collect();
                 match names.is_empty() {
-                    _ if self.cluster.pod_cidr.contains(ip) => End::Unmanaged,
+                    _ if self.cluster.has_pods_at(*ip) => End::Unmanaged,
                     false => End::Node { ip: *ip, names },
                     true => End::Outside(*ip),
                 }

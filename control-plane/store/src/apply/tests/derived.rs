@@ -1,14 +1,14 @@
 //! What follows from objects: addresses, ports, identities, nodes, replicas, peers and tokens.
 
 use mesh_model::{
-    records::{ReplicaRecord, WorkloadBinding},
+    records::{ClusterInfo, ReplicaRecord, WorkloadBinding},
     resource::{Kind, Object},
 };
 
 use super::{key, svc, svc_at, virtual_ip, wl};
 use crate::{
     Command, Granted, Refusal, TokenPurpose, TokenRecord,
-    fixtures::{Store, imported, ip, name, peer, populated, put, service, token, workload},
+    fixtures::{Store, cluster, imported, ip, name, peer, populated, put, service, token, workload},
     limits::{MAX_PROXY_PORT, MIN_PROXY_PORT},
 };
 
@@ -106,8 +106,11 @@ fn equal_workloads_share_an_identity_and_others_do_not() {
 #[test]
 fn a_node_gets_a_slice_and_finds_it_again() {
     let mut store = Store::initialised();
-    let register =
-        |name: &str, address: &str| Command::RegisterNode { name: name.to_owned(), address: ip(address) };
+    let register = |name: &str, address: &str| Command::RegisterNode {
+        name: name.to_owned(),
+        address: ip(address),
+        address6: None,
+    };
     let Granted::Node(first) = store.run(register("n1", "10.0.0.11")).expect("registered").granted else {
         panic!("a node record");
     };
@@ -129,7 +132,9 @@ fn a_node_gets_a_slice_and_finds_it_again() {
 fn a_node_speaks_for_declared_workloads_at_its_own_addresses_only() {
     let mut store = Store::initialised();
     for (node, address) in [("n1", "10.0.0.11"), ("n2", "10.0.0.12")] {
-        store.run(Command::RegisterNode { name: node.to_owned(), address: ip(address) }).expect("registered");
+        store
+            .run(Command::RegisterNode { name: node.to_owned(), address: ip(address), address6: None })
+            .expect("registered");
     }
     assert!(matches!(store.refused(bind("a/one", "n1", "10.1.0.2")), Refusal::Unknown { .. }));
     store.run(put([wl("a/one"), wl("a/two"), wl("a/host")])).expect("declared");
@@ -148,6 +153,49 @@ fn a_node_speaks_for_declared_workloads_at_its_own_addresses_only() {
     store.run(bind("a/one", "n2", "10.1.1.2")).expect("free to move now");
     store.run(Command::RemoveNode { name: "n2".to_owned() }).expect("removed");
     assert!(!store.state.bindings.contains_key(&name("a/one")));
+}
+
+#[test]
+fn a_node_with_ipv6_speaks_for_the_same_place_in_both_ranges() {
+    let mut store = Store::empty();
+    let info = ClusterInfo { pod_cidr6: Some("fd00:1::/112".parse().expect("a range")), ..cluster() };
+    store.run(Command::Init(info)).expect("initialised");
+    let register = |node: &str, last: u16| Command::RegisterNode {
+        name: node.to_owned(),
+        address: ip(&format!("10.0.0.{last}")),
+        address6: Some(format!("2001:db8::{last}").parse().expect("an address")),
+    };
+    store.run(register("n1", 11)).expect("registered");
+    store.run(register("n2", 12)).expect("registered");
+    let held = Command::RegisterNode {
+        name: "n3".to_owned(),
+        address: ip("10.0.0.13"),
+        address6: Some("2001:db8::12".parse().expect("an address")),
+    };
+    assert!(matches!(store.refused(held), Refusal::AddressHeld { .. }));
+    store.run(put([wl("a/one")])).expect("declared");
+    let both = |second: &str| {
+        let addresses = vec![ip("10.1.1.2"), ip(second)];
+        let binding = WorkloadBinding { node: "n2".to_owned(), addresses, ready: true };
+        Command::BindWorkload { workload: name("a/one"), binding }
+    };
+    for foreign in ["fd00:1::2", "fd00:1::202", "fd00:2::102"] {
+        assert!(matches!(store.refused(both(foreign)), Refusal::ForeignAddress { .. }), "{foreign}");
+    }
+    store.run(both("fd00:1::102")).expect("its own");
+}
+
+#[test]
+fn a_range_of_ipv6_that_has_no_place_for_every_pod_is_refused() {
+    for range in ["fd00:1::/113", "fd00:1::1/112", "fd00::/16"] {
+        let info = ClusterInfo { pod_cidr6: Some(range.parse().expect("a range")), ..cluster() };
+        let refusal = Store::empty().refused(Command::Init(info));
+        assert!(refusal.to_string().starts_with("podCIDR6"), "{refusal}");
+    }
+    let pods = "fd00:1::/112".parse().expect("a range");
+    let six = "fd00:2::/112".parse().expect("a range");
+    let info = ClusterInfo { pod_cidr: pods, pod_cidr6: Some(six), ..cluster() };
+    assert!(Store::empty().refused(Command::Init(info)).to_string().starts_with("podCIDR6"));
 }
 
 #[test]
