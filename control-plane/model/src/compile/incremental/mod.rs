@@ -65,6 +65,8 @@ struct Declared {
 
 /// One entry of a map, as it was and as it is.
 type Changed<K, V> = Vec<(K, Option<V>, Option<V>)>;
+type ChangedObjects = Changed<ObjectKey, Arc<Object>>;
+type ChangedNodes = Changed<String, Arc<NodeRecord>>;
 
 impl Compiler {
     /// With numbers for classes that collide soon.
@@ -149,8 +151,8 @@ impl Last {
     fn dirty_workloads(
         &mut self,
         old: &Input,
-        objects: &Changed<ObjectKey, Arc<Object>>,
-        nodes: &Changed<String, Arc<NodeRecord>>,
+        objects: &ChangedObjects,
+        nodes: &ChangedNodes,
     ) -> (BTreeSet<NamespacedName>, BTreeSet<NamespacedName>) {
         let mut dirty = BTreeSet::new();
         for (key, old, new) in objects.iter().filter(|(key, ..)| key.kind == Kind::Workload) {
@@ -193,7 +195,7 @@ impl Last {
     fn classify(
         &mut self,
         old: &Input,
-        (objects, nodes): (&Changed<ObjectKey, Arc<Object>>, &Changed<String, Arc<NodeRecord>>),
+        (objects, nodes): (&ChangedObjects, &ChangedNodes),
         dirty: &BTreeSet<NamespacedName>,
         renumbered: &BTreeSet<NamespacedName>,
     ) -> Round {
@@ -300,7 +302,7 @@ impl Last {
     fn touch_services(
         &mut self,
         old: &Input,
-        objects: &Changed<ObjectKey, Arc<Object>>,
+        objects: &ChangedObjects,
         touched: &mut BTreeSet<NamespacedName>,
     ) {
         for (key, old, new) in objects {
