@@ -30,7 +30,7 @@ pub struct IdentityKey {
 
 /// Allocated by `apply`, so that no two replicas differ. A clone shares what neither of the two changes.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(from = "Stored", into = "Stored")]
+#[serde(try_from = "Stored", into = "Stored")]
 pub struct IdentityTable {
     numbers: OrdMap<IdentityNumber, Arc<IdentityKey>>,
     /// The next number to try; wraps at [`MAX_IDENTITY`], so that a released number is reused as late as possible:
@@ -46,10 +46,34 @@ struct Stored {
     next: IdentityNumber,
 }
 
-impl From<Stored> for IdentityTable {
-    fn from(stored: Stored) -> Self {
-        let by_key = stored.numbers.iter().map(|(number, key)| (key.clone(), *number)).collect();
-        Self { numbers: stored.numbers.into_iter().collect(), next: stored.next, by_key }
+/// A list that is no table. What stands for two identities would be judged as either.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+enum NoTable {
+    #[error("identities.numbers: {0} stands for two identities")]
+    Number(IdentityNumber),
+    #[error("identities.numbers: {0} stands for an identity that has another number, too")]
+    Key(IdentityNumber),
+    #[error("identities.numbers: {0} is not {FIRST_IDENTITY} to {MAX_IDENTITY}")]
+    OutOfRange(IdentityNumber),
+}
+
+impl TryFrom<Stored> for IdentityTable {
+    type Error = NoTable;
+
+    fn try_from(stored: Stored) -> Result<Self, NoTable> {
+        let mut table = Self { next: stored.next, ..Self::default() };
+        for (number, key) in stored.numbers {
+            if number != in_range(number) {
+                return Err(NoTable::OutOfRange(number));
+            }
+            if table.by_key.insert(key.clone(), number).is_some() {
+                return Err(NoTable::Key(number));
+            }
+            if table.numbers.insert(number, key).is_some() {
+                return Err(NoTable::Number(number));
+            }
+        }
+        Ok(table)
     }
 }
 
@@ -161,6 +185,18 @@ mod tests {
             service_account: name.to_owned(),
             labels: Labels::new(),
         }
+    }
+
+    #[test]
+    fn a_list_in_which_a_number_or_an_identity_stands_twice_is_no_table() {
+        let read = |numbers: &[(IdentityNumber, &str)]| {
+            let numbers = numbers.iter().map(|(number, name)| (*number, Arc::new(key(name)))).collect();
+            IdentityTable::try_from(Stored { numbers, next: 300 })
+        };
+        assert!(read(&[(256, "a"), (257, "b")]).is_ok());
+        assert_eq!(read(&[(256, "a"), (256, "b")]), Err(NoTable::Number(256)));
+        assert_eq!(read(&[(256, "a"), (257, "a")]), Err(NoTable::Key(257)));
+        assert_eq!(read(&[(2, "a")]), Err(NoTable::OutOfRange(2)), "the whole world's");
     }
 
     #[test]
