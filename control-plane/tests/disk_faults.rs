@@ -89,7 +89,7 @@ async fn a_leader_whose_disk_is_full_ends_by_name_the_others_go_on_and_with_room
         return;
     }
     let mut first = Replica::new();
-    let disk = SmallDisk::new(first.data(), "80m");
+    let disk = SmallDisk::new(first.data(), "96m");
     first.through = disk.through();
     first.start(&WEST, None);
     let home = first.socket();
@@ -100,7 +100,7 @@ async fn a_leader_whose_disk_is_full_ends_by_name_the_others_go_on_and_with_room
         until(&home, "it votes", |status| voters(status) == count).await;
     }
     until(&home, "three voters", |status| well(status, 3)).await;
-    std::fs::write(disk.path("ballast"), vec![1; 18 << 20]).unwrap();
+    std::fs::write(disk.path("ballast"), vec![1; 34 << 20]).unwrap();
 
     let mut acknowledged = BTreeSet::new();
     let asked = others[0].socket();

@@ -29,7 +29,7 @@ use nix::{
 /// Names the folder in the process that fills it.
 const ROLE: &str = "ISTHMUS_FULL_DISK";
 /// Journal, database and some room.
-const BYTES: &str = "size=80m";
+const BYTES: &str = "size=96m";
 const PATIENCE: Duration = Duration::from_secs(120);
 
 #[test]
@@ -67,7 +67,7 @@ fn fill(dir: &Path) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let fill = async {
         let ballast = dir.join("ballast");
-        std::fs::write(&ballast, vec![1; 18 << 20]).expect("there is room for it");
+        std::fs::write(&ballast, vec![1; 34 << 20]).expect("there is room for it");
         let raft = dir.join("raft");
         let replica = open(&raft).await;
         replica.initialize().await.expect("the first member");
