@@ -4,8 +4,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{
-    LabelSelector, Meta, NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicyRule, PortRef,
-    check,
+    LabelSelector, Meta, NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicyRule, check,
     error::{At, Fault},
     port::{self, WirePort},
     selector::WireSelector,
@@ -208,21 +207,7 @@ impl WirePolicyPort {
     fn parse(self, at: &At) -> Result<NetworkPolicyPort, Fault> {
         let protocol = port::protocol(self.protocol.as_deref(), &at.field("protocol"))?;
         let port = self.port.map(|wire| wire.parse(&at.field("port"))).transpose()?;
-        let at_end = at.field("endPort");
-        let end_port = match (self.end_port, &port) {
-            (None, _) => None,
-            (Some(end), Some(PortRef::Number(first))) => {
-                let end = check::port(end, &at_end)?;
-                if end < *first {
-                    return at_end.refuse(end, format!("must be {first} (port) or more"));
-                }
-                Some(end)
-            }
-            (Some(end), Some(PortRef::Name(_))) => {
-                return at_end.refuse(end, "can't be used with a named port");
-            }
-            (Some(end), None) => return at_end.refuse(end, "needs a port"),
-        };
+        let end_port = port::end(self.end_port, port.as_ref(), &at.field("endPort"))?;
         Ok(NetworkPolicyPort { protocol, port, end_port })
     }
 }

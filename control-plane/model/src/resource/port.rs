@@ -58,6 +58,22 @@ pub(super) fn render(port: &PortRef) -> Value {
     }
 }
 
+/// The end of a range that begins at `port`.
+pub(super) fn end(end: Option<i64>, port: Option<&PortRef>, at: &At) -> Result<Option<u16>, Fault> {
+    let Some(end) = end else { return Ok(None) };
+    match port {
+        Some(PortRef::Number(first)) => {
+            let end = check::port(end, at)?;
+            if end < *first {
+                return at.refuse(end, format!("must be {first} (port) or more"));
+            }
+            Ok(Some(end))
+        }
+        Some(PortRef::Name(_)) => at.refuse(end, "can't be used with a named port"),
+        None => at.refuse(end, "needs a port"),
+    }
+}
+
 pub(super) fn protocol(text: Option<&str>, at: &At) -> Result<Protocol, Fault> {
     match text {
         None | Some("TCP") => Ok(Protocol::Tcp),

@@ -4,17 +4,9 @@
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 
-use super::PROCEED;
-use super::translate::{Translation, destination6, forward, refuse, set_destination6};
+use super::translate::to_backend6;
 
 #[cgroup_sock_addr(sendmsg6)]
 pub fn sock_sendmsg6(ctx: SockAddrContext) -> i32 {
-    match forward(&ctx, destination6(&ctx)) {
-        Translation::None => PROCEED,
-        Translation::To(real) => {
-            set_destination6(&ctx, real);
-            PROCEED
-        }
-        Translation::Refused => refuse(),
-    }
+    to_backend6(&ctx)
 }

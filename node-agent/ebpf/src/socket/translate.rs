@@ -6,6 +6,7 @@ use aya_ebpf::programs::SockAddrContext;
 use ebpf_shared::packet::protocol;
 use ebpf_shared::{Addr, BackendKey, Ip4, ReverseKey, ServiceKey, ServiceValue, SockAddr};
 
+use super::{PROCEED, REFUSE};
 use crate::maps::{BACKENDS, NETNS, REVERSE, SERVICES};
 
 const ECONNREFUSED: i32 = 111;
@@ -19,7 +20,7 @@ macro_rules! field {
 }
 
 /// What becomes of a destination.
-pub enum Translation {
+enum Translation {
     /// Not a service's.
     None,
     To(SockAddr),
@@ -27,9 +28,31 @@ pub enum Translation {
     Refused,
 }
 
+/// The call goes where its IPv4 address stands for: the whole of `connect` and `sendmsg`.
+#[inline(always)]
+pub fn to_backend4(ctx: &SockAddrContext) -> i32 {
+    match forward(ctx, destination4(ctx)) {
+        Translation::None => {}
+        Translation::To(real) => set_destination4(ctx, real),
+        Translation::Refused => return refuse(),
+    }
+    PROCEED
+}
+
+/// As [`to_backend4`], of an IPv6 socket.
+#[inline(always)]
+pub fn to_backend6(ctx: &SockAddrContext) -> i32 {
+    match forward(ctx, destination6(ctx)) {
+        Translation::None => {}
+        Translation::To(real) => set_destination6(ctx, real),
+        Translation::Refused => return refuse(),
+    }
+    PROCEED
+}
+
 /// Where a connection (or datagram) of this socket to `wanted` really goes. Remembers it for the way back.
 #[inline(always)]
-pub fn forward(ctx: &SockAddrContext, wanted: SockAddr) -> Translation {
+fn forward(ctx: &SockAddrContext, wanted: SockAddr) -> Translation {
     let protocol = protocol_of(ctx);
     // SAFETY: the value is copied at once, and stays readable until the program ends (RCU, not preallocated).
     let service = unsafe { SERVICES.get(ServiceKey::new(wanted.addr, wanted.port, protocol)) }.copied();
@@ -81,10 +104,10 @@ pub fn in_sidecar_pod(ctx: &SockAddrContext) -> bool {
 
 /// Makes the call fail with ECONNREFUSED, as it would without a listener.
 #[inline(always)]
-pub fn refuse() -> i32 {
+fn refuse() -> i32 {
     // SAFETY: no preconditions; connect and sendmsg hooks may set the error.
     unsafe { bpf_set_retval(-ECONNREFUSED) };
-    super::REFUSE
+    REFUSE
 }
 
 #[inline(always)]

@@ -1,12 +1,12 @@
 //! What Cilium's policies say of a flow, read from the objects as the user wrote them.
 
-use super::{End, Side, World, serves};
+use super::{End, Side, World};
 use crate::{
     compile::Direction,
     policy::Flow,
     resource::{
         CiliumEntity, CiliumEntry, CiliumPeers, CiliumPolicy, CiliumPort, CiliumSelector, Labels,
-        NAMESPACE_NAME_LABEL, PortRef, Workload,
+        NAMESPACE_NAME_LABEL, Workload,
     },
 };
 
@@ -98,23 +98,9 @@ fn entry_matches(
             _ => false,
         }),
     };
-    let destination = match (direction, other) {
-        (Direction::Ingress, _) => Some(own),
-        (Direction::Egress, End::Workload(other)) => Some(*other),
-        (Direction::Egress, _) => None,
-    };
     let by_port = |port: &CiliumPort| {
         port.protocols().iter().any(|protocol| flow.protocol == (*protocol).into())
-            && match &port.port {
-                None => true,
-                Some(PortRef::Number(first)) => {
-                    (*first..=port.end_port.unwrap_or(*first)).contains(&flow.port)
-                }
-                Some(PortRef::Name(name)) => destination.is_some_and(|workload| match direction {
-                    Direction::Ingress => serves(workload, name, flow),
-                    Direction::Egress => world.one_alike_serves(workload, name, flow),
-                }),
-            }
+            && world.is_at(port.port.as_ref(), port.end_port, direction, (own, other), flow)
     };
     by_peer && (entry.ports.is_empty() || entry.ports.iter().any(by_port))
 }

@@ -1,6 +1,6 @@
 //! What ClusterNetworkPolicy says of a flow, read from the objects as the user wrote them.
 
-use super::{End, Side, Tiered, World, serves};
+use super::{End, Side, Tiered, World};
 use crate::{
     compile::Direction,
     policy::Flow,
@@ -32,20 +32,12 @@ pub(super) fn judge(
         ClusterTier::Baseline => &mut said.baseline,
     };
     for (i, rule) in rules.iter().enumerate() {
-        let destination = match (direction, other) {
-            (Direction::Ingress, _) => Some(own),
-            (Direction::Egress, End::Workload(other)) => Some(*other),
-            (Direction::Egress, _) => None,
-        };
         let by_port = |port: &ClusterPort| match port {
             ClusterPort::Range { protocol, ports } => {
                 flow.protocol == (*protocol).into()
                     && ports.is_none_or(|(first, last)| first <= flow.port && flow.port <= last)
             }
-            ClusterPort::Named(name) => destination.is_some_and(|workload| match direction {
-                Direction::Ingress => serves(workload, name, flow),
-                Direction::Egress => world.one_alike_serves(workload, name, flow),
-            }),
+            ClusterPort::Named(name) => world.is_named(name, direction, (own, other), flow),
         };
         let by_peer = |peer: &ClusterPeer| match (peer, other) {
             (ClusterPeer::Pods(pods), End::Workload(other)) => selects(pods, other),

@@ -268,40 +268,47 @@ impl<'a> World<'a> {
         }
         said.default_denials.push(format!("networkpolicy/{name}#default-deny-{}", direction.as_str()));
         for (i, rule) in rules.iter().enumerate() {
-            let destination = match (direction, other) {
-                (Direction::Ingress, _) => Some(own),
-                (Direction::Egress, End::Workload(other)) => Some(*other),
-                (Direction::Egress, _) => None,
+            let by_port = |port: &NetworkPolicyPort| {
+                flow.protocol == port.protocol.into()
+                    && self.is_at(port.port.as_ref(), port.end_port, direction, (own, other), flow)
             };
             if peer_matches(rule, &name.namespace, other)
-                && self.port_matches(rule, direction, destination, flow)
+                && (rule.ports.is_empty() || rule.ports.iter().any(by_port))
             {
                 said.permits.push(format!("networkpolicy/{name}#{}[{i}]", direction.as_str()));
             }
         }
     }
 
-    fn port_matches(
+    /// Whether a flow goes to a port, or into a range that begins there. `None`: any.
+    fn is_at(
         self,
-        rule: &NetworkPolicyRule,
+        port: Option<&PortRef>,
+        end_port: Option<u16>,
         direction: Direction,
-        destination: Option<&Workload>,
+        ends: (&Workload, &End<'_>),
         flow: &Flow,
     ) -> bool {
-        let matches = |port: &NetworkPolicyPort| {
-            flow.protocol == port.protocol.into()
-                && match &port.port {
-                    None => true,
-                    Some(PortRef::Number(first)) => {
-                        (*first..=port.end_port.unwrap_or(*first)).contains(&flow.port)
-                    }
-                    Some(PortRef::Name(name)) => destination.is_some_and(|workload| match direction {
-                        Direction::Ingress => serves(workload, name, flow),
-                        Direction::Egress => self.one_alike_serves(workload, name, flow),
-                    }),
-                }
-        };
-        rule.ports.is_empty() || rule.ports.iter().any(matches)
+        match port {
+            None => true,
+            Some(PortRef::Number(first)) => (*first..=end_port.unwrap_or(*first)).contains(&flow.port),
+            Some(PortRef::Name(name)) => self.is_named(name, direction, ends, flow),
+        }
+    }
+
+    /// Whether a flow goes to the port that whoever is called gives this name.
+    fn is_named(
+        self,
+        name: &str,
+        direction: Direction,
+        (own, other): (&Workload, &End<'_>),
+        flow: &Flow,
+    ) -> bool {
+        match (direction, other) {
+            (Direction::Ingress, _) => serves(own, name, flow),
+            (Direction::Egress, End::Workload(other)) => self.one_alike_serves(other, name, flow),
+            (Direction::Egress, _) => false,
+        }
     }
 
     /// Whether a workload of the same identity does.

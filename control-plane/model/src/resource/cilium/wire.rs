@@ -8,7 +8,7 @@ use super::{
         Kind, Meta, PortRef, Protocol, check,
         error::{At, Fault},
         network_policy::{MAX_COMBINATIONS, MAX_EXCEPTS, MAX_PEERS, MAX_RULES},
-        port::WirePort,
+        port::{self, WirePort},
         selector::WireSelector,
     },
     CiliumCidrSet, CiliumEntity, CiliumEntry, CiliumPeers, CiliumPolicy, CiliumPort, CiliumRule, CiliumSide,
@@ -392,22 +392,8 @@ impl WireCiliumPort {
             },
             Some(number) => Some(number.parse(&at_port)?),
         };
-        let at_end = at.field("endPort");
-        let end_port = match (self.end_port, &port) {
-            // As in Cilium, 0 is the absence.
-            (None | Some(0), _) => None,
-            (Some(end), Some(PortRef::Number(first))) => {
-                let end = check::port(end, &at_end)?;
-                if end < *first {
-                    return at_end.refuse(end, format!("must be {first} (port) or more"));
-                }
-                Some(end)
-            }
-            (Some(end), Some(PortRef::Name(_))) => {
-                return at_end.refuse(end, "can't be used with a named port");
-            }
-            (Some(end), None) => return at_end.refuse(end, "needs a port"),
-        };
+        // As in Cilium, 0 is the absence.
+        let end_port = port::end(self.end_port.filter(|end| *end != 0), port.as_ref(), &at.field("endPort"))?;
         Ok(CiliumPort { protocol, port, end_port })
     }
 }
