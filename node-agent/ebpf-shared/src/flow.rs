@@ -36,10 +36,12 @@ pub enum Reason {
     UnrelatedIcmp = 13,
     /// No room to remember the connection, so that its replies could not be told from new flows.
     ConntrackFull = 14,
+    /// Not dropped, although policy denies it: the policy, or the endpoint, is only audited.
+    Audited = 15,
 }
 
 impl Reason {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Forwarded,
         Self::DefaultDeny,
         Self::PolicyDenied,
@@ -55,6 +57,7 @@ impl Reason {
         Self::UnsupportedIcmp,
         Self::UnrelatedIcmp,
         Self::ConntrackFull,
+        Self::Audited,
     ];
     /// One more than the greatest number.
     pub const COUNT: u32 = Self::ALL.len() as u32;
@@ -64,6 +67,12 @@ impl Reason {
         Self::ALL.get(usize::from(number)).copied()
     }
 
+    /// Whether the packet was not dropped.
+    #[inline(always)]
+    pub const fn passes(self) -> bool {
+        matches!(self, Self::Forwarded | Self::Audited)
+    }
+
     /// The ruling that a conntrack entry remembers: a number that can't be there counts as a denial.
     #[inline(always)]
     pub const fn from_entry(number: u8) -> Self {
@@ -71,6 +80,7 @@ impl Reason {
             0 => Self::Forwarded,
             1 => Self::DefaultDeny,
             4 => Self::PolicyMissing,
+            15 => Self::Audited,
             _ => Self::PolicyDenied,
         }
     }
@@ -93,6 +103,7 @@ impl Reason {
             Self::UnsupportedIcmp => "UNSUPPORTED_ICMP",
             Self::UnrelatedIcmp => "UNRELATED_ICMP",
             Self::ConntrackFull => "CONNTRACK_FULL",
+            Self::Audited => "AUDITED",
         }
     }
 }

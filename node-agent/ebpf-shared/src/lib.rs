@@ -17,6 +17,7 @@ pub mod addr;
 pub mod conntrack;
 pub mod decide;
 pub mod endpoint;
+pub mod epochs;
 pub mod flow;
 pub mod fragment;
 pub mod identity;
@@ -33,7 +34,9 @@ pub use endpoint::Endpoint;
 pub use flow::{FlowEvent, Reason};
 pub use metrics::Metric;
 pub use packet::{Kind, Packet};
-pub use policy::{Class, Direction, PolicyKey, PolicyMaps, PolicyValue, Ruling, judge};
+pub use policy::{
+    Direction, PeerKey, PolicyMaps, Question, RuleKey, RuleRef, RuleValue, Ruling, Sides, judge,
+};
 pub use service::{Backend, BackendKey, CapturedKey, Netns, ReverseKey, ServiceKey, ServiceValue, SockAddr};
 
 #[cfg(feature = "user")]

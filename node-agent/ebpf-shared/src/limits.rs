@@ -2,7 +2,7 @@
 //! LRU maps at once.
 
 /// Version of the layout of every pinned map. Raised by any change to a shared struct or to a map's type.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 /// Addresses with an identity: workloads of the mesh, nodes, and single addresses that policies name.
 pub const HOSTS: u32 = 262_144;
@@ -10,10 +10,12 @@ pub const HOSTS: u32 = 262_144;
 pub const CIDRS: u32 = 65_536;
 /// Pods of one node.
 pub const ENDPOINTS: u32 = 4_096;
-/// Distinct policies of one node, twice: a changed class lives beside its successor for a moment.
+/// Distinct policies of one node, twice: a class may live beside its successor for a moment. Their numbers are less.
 pub const CLASSES: u32 = 8_192;
-/// Port prefixes over all classes.
-pub const POLICY: u32 = 262_144;
+/// Identities that a class has rules of its own for, over all classes.
+pub const PEERS: u32 = 524_288;
+/// Port prefixes over all rulesets.
+pub const RULES: u32 = 262_144;
 /// Connections of all pods of one node, about 130 bytes each. The least recently used one is forgotten.
 pub const CONNTRACK: u32 = 131_072;
 /// Datagrams in pieces that are on their way to or from a pod at this moment.

@@ -15,9 +15,10 @@ macro_rules! pod {
 pod!(
     Addr,
     Endpoint,
-    Class,
-    PolicyKey,
-    PolicyValue,
+    Sides,
+    PeerKey,
+    RuleKey,
+    RuleValue,
     ConnKey,
     ConnEntry,
     ServiceKey,

@@ -1,22 +1,22 @@
 //! Every map. Names and sizes are what the agent finds them by: `node_agent::kernel::maps`.
 
-use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use ebpf_shared::fragment::{FragmentKey, Head};
 use ebpf_shared::service::SockAddr;
 use ebpf_shared::{
-    Addr, Backend, BackendKey, CapturedKey, Class, ConnEntry, ConnKey, Endpoint, Metric, Netns, Packet,
-    PolicyKey, PolicyValue, ReverseKey, ServiceKey, ServiceValue, limits, metrics,
+    Addr, Backend, BackendKey, CapturedKey, ConnEntry, ConnKey, Endpoint, Metric, Netns, Packet, PeerKey,
+    ReverseKey, RuleKey, RuleValue, ServiceKey, ServiceValue, Sides, epochs, limits, metrics,
 };
 
 /// The layout of all other pinned maps; written by the agent that created them.
 #[map]
 pub static FORMAT: Array<u32> = Array::with_max_entries(1, 0);
 
-/// Raised after each change to what a verdict reads.
+/// Raised after each change to what a verdict reads; the agent has them in its memory.
 #[map]
-pub static GENERATION: Array<u64> = Array::with_max_entries(1, 0);
+pub static EPOCHS: Array<u64> = Array::with_max_entries(epochs::COUNT, BPF_F_MMAPABLE);
 
 /// Identities of single addresses: a hash, because its cost does not grow with their number.
 #[map]
@@ -32,10 +32,13 @@ pub static ENDPOINTS: HashMap<u32, Endpoint> =
     HashMap::with_max_entries(limits::ENDPOINTS, BPF_F_NO_PREALLOC);
 
 #[map]
-pub static CLASSES: HashMap<u32, Class> = HashMap::with_max_entries(limits::CLASSES, BPF_F_NO_PREALLOC);
+pub static CLASSES: HashMap<u32, Sides> = HashMap::with_max_entries(limits::CLASSES, BPF_F_NO_PREALLOC);
 
 #[map]
-pub static POLICY: LpmTrie<PolicyKey, PolicyValue> = LpmTrie::with_max_entries(limits::POLICY, 0);
+pub static PEERS: HashMap<PeerKey, Sides> = HashMap::with_max_entries(limits::PEERS, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static RULES: LpmTrie<RuleKey, RuleValue> = LpmTrie::with_max_entries(limits::RULES, 0);
 
 #[map]
 pub static CONNTRACK: LruHashMap<ConnKey, ConnEntry> = LruHashMap::with_max_entries(limits::CONNTRACK, 0);
