@@ -10,10 +10,11 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use ebpf_shared::packet::protocol::{ANY, TCP, UDP};
-use ebpf_shared::{Class, Direction, Endpoint, Reason};
+use ebpf_shared::{Direction, Endpoint, Reason};
 use nix::sched::{CloneFlags, setns, unshare};
-use node_agent::kernel::rules::{Rule, compile};
+use node_agent::kernel::rules::{Defaults, Rule};
 use node_agent::kernel::{EventRing, Kernel};
+use support::policy::{DENY_INGRESS, Writer, defaults, rule};
 use support::{Sandbox, in_sandbox, run};
 
 #[derive(Clone, Copy, Debug)]
@@ -110,6 +111,7 @@ fn mac_of(ifname: &str) -> String {
 
 struct Node {
     kernel: Kernel,
+    writer: Writer,
     events: EventRing,
     server: Pod,
     client: Pod,
@@ -127,8 +129,8 @@ impl Node {
         std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").expect("our own namespace");
         std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").expect("our own namespace");
         let [server, client, stranger] = [5, 6, 7].map(|number| Pod::new(&mut kernel, number));
-        let mut node = Self { kernel, events, server, client, stranger };
-        node.kernel.put_class(1, &compile(Class::default(), &[])).expect("writable");
+        let mut node = Self { kernel, writer: Writer::default(), events, server, client, stranger };
+        node.writer.put(&mut node.kernel, 1, &Defaults::default(), &[]);
         for (pod, identity) in [(&node.server, SERVER), (&node.client, CLIENT), (&node.stranger, STRANGER)] {
             for family in BOTH {
                 node.kernel.identities.upsert(&pod.addr(family).into(), identity).expect("writable");
@@ -142,17 +144,9 @@ impl Node {
     fn let_in(&mut self, class: u32, identities: &[u32]) {
         let rules: Vec<Rule> = identities
             .iter()
-            .map(|identity| Rule {
-                direction: Direction::Ingress,
-                allow: true,
-                identity: *identity,
-                protocol: ANY,
-                ports: None,
-                policy_id: 11,
-            })
+            .map(|identity| rule(true, Direction::Ingress, *identity, ANY, None, 11))
             .collect();
-        let default = Class { flags: Class::DENY_INGRESS, ingress_policy: 12, egress_policy: 0 };
-        self.kernel.put_class(class, &compile(default, &rules)).expect("writable");
+        self.writer.put(&mut self.kernel, class, &defaults(DENY_INGRESS, 12, 0), &rules);
         let endpoint = self.server.endpoint(SERVER, class);
         self.kernel.endpoints.upsert(self.server.ifindex, endpoint).expect("writable");
     }
@@ -306,7 +300,7 @@ fn traffic_flows_while_the_agent_restarts() {
             let stream = node.client.run(move || TcpStream::connect(addr)).expect("allowed");
             std::thread::spawn(move || exchange(&stream, 32 << 20))
         });
-        let Node { kernel, events, server: _server, client: _client, stranger: _stranger } = node;
+        let Node { kernel, events, server: _server, client: _client, stranger: _stranger, .. } = node;
         drop((kernel, events));
         for _ in 0..5 {
             let kernel = Kernel::load(&sandbox.bpffs(), &sandbox.cgroup).expect("the programs load");

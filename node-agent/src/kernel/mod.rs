@@ -21,27 +21,28 @@
 //!
 //! ## Order of writes
 //!
-//! Old or new, never neither: a class of policy is never edited in place. [`Kernel::put_class`] writes a
-//! changed one beside the old under another number, rules first; then each endpoint is moved by one write;
-//! then [`Kernel::remove_class`] removes the old. A service is replaced in one write, its new backends being
+//! Old or new, never neither: what one packet is judged by changes with one write, see [`ebpf_shared::policy`], and
+//! [`crate::desired`] for the order of the others. A service is replaced in one write, its new backends being
 //! there already.
 
 mod classes;
+mod epochs;
 mod error;
 mod events;
-mod generation;
+pub mod flatten;
 mod identities;
 mod links;
 mod object;
 mod pins;
 pub mod rules;
+pub mod ruleset;
 mod services;
 mod sidecars;
 mod sys;
 mod table;
 pub mod verdict;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,31 +56,31 @@ pub use self::error::KernelError;
 pub use self::events::{EventRing, EventStream};
 pub use self::identities::Identities;
 pub use self::pins::{Pins, unload};
-pub use self::rules::RulePrefix;
+pub use self::ruleset::RulePrefix;
 pub use self::services::Service;
 pub use self::table::{HashTable, TrieTable};
 pub use ebpf_shared;
 
-use self::generation::Generation;
+use self::epochs::Epochs;
 use ebpf_shared::{
-    Backend, BackendKey, CapturedKey, Class, ConnEntry, ConnKey, Endpoint, Netns, PolicyValue, ServiceKey,
-    ServiceValue,
+    Backend, BackendKey, CapturedKey, ConnEntry, ConnKey, Endpoint, Netns, PeerKey, RuleValue, ServiceKey,
+    ServiceValue, Sides,
 };
 
 /// The loaded programs and their maps.
 ///
-/// Writes to `identities`, `endpoints` and policy raise the generation, by which established connections are
-/// judged anew.
+/// Writes to `identities` and policy raise epochs, by which established connections that they concern are judged
+/// anew. An endpoint's write needs none: its connections know what it was.
 pub struct Kernel {
     pub identities: Identities,
     /// By index of the host-side interface. An interface without an entry has no traffic.
     pub endpoints: HashTable<u32, Endpoint>,
     /// For looking; written by the loader and the programs only.
     pub conntrack: HashTable<ConnKey, ConnEntry>,
-    classes: HashTable<u32, Class>,
-    policy: TrieTable<RulePrefix, PolicyValue>,
-    /// Rules of each class, so that removing a class need not read all policy.
-    installed: BTreeMap<u32, Vec<RulePrefix>>,
+    classes: HashTable<u32, Sides>,
+    peers: HashTable<PeerKey, Sides>,
+    rules: TrieTable<RulePrefix, RuleValue>,
+    epochs: Arc<Epochs>,
     services: HashTable<ServiceKey, ServiceValue>,
     backends: HashTable<BackendKey, Backend>,
     service_ids: BTreeSet<u32>,
@@ -126,38 +127,39 @@ impl Kernel {
 
         let mut format: Array<MapData, u32> = take(&mut programs, "FORMAT")?;
         format.set(0, limits::FORMAT, 0).map_err(|source| KernelError::Map { name: "FORMAT", source })?;
-        let generation = Arc::new(Generation::new(take(&mut programs, "GENERATION")?));
-        // An agent that died between a write and its generation leaves flows judged by what was before.
-        generation.raise()?;
+        let epochs = programs.take_map("EPOCHS");
+        let epochs = epochs.ok_or(KernelError::Missing { what: "map", name: "EPOCHS" })?;
+        let epochs = Arc::new(Epochs::new(epochs)?);
+        // An agent that died between a write and its epoch leaves flows judged by what was before.
+        epochs.raise_all();
 
         links::load_programs(&mut programs)?;
         links::take_over(&programs, &pins)?;
         links::hook_sockets(&mut programs, &pins, &cgroup)?;
 
-        let judged = Some(&generation);
-        let policy = TrieTable::new("POLICY", take(&mut programs, "POLICY")?, judged);
-        let installed = classes::installed(&policy)?;
-        let services = HashTable::new("SERVICES", take(&mut programs, "SERVICES")?, None);
+        let services = HashTable::new("SERVICES", take(&mut programs, "SERVICES")?);
         let service_ids: BTreeSet<u32> =
             services.dump()?.values().map(|service: &ServiceValue| service.id).collect();
-        let mut backends = HashTable::new("BACKENDS", take(&mut programs, "BACKENDS")?, None);
+        let mut backends = HashTable::new("BACKENDS", take(&mut programs, "BACKENDS")?);
         services::sweep(&service_ids, &mut backends)?;
         Ok(Self {
             identities: Identities::new(
-                HashTable::new("HOSTS", take(&mut programs, "HOSTS")?, judged),
-                TrieTable::new("CIDRS", take(&mut programs, "CIDRS")?, judged),
+                HashTable::new("HOSTS", take(&mut programs, "HOSTS")?),
+                TrieTable::new("CIDRS", take(&mut programs, "CIDRS")?),
+                epochs.clone(),
             )?,
-            endpoints: HashTable::new("ENDPOINTS", take(&mut programs, "ENDPOINTS")?, judged),
-            conntrack: HashTable::new("CONNTRACK", take(&mut programs, "CONNTRACK")?, None),
-            classes: HashTable::new("CLASSES", take(&mut programs, "CLASSES")?, judged),
-            policy,
-            installed,
+            endpoints: HashTable::new("ENDPOINTS", take(&mut programs, "ENDPOINTS")?),
+            conntrack: HashTable::new("CONNTRACK", take(&mut programs, "CONNTRACK")?),
+            classes: HashTable::new("CLASSES", take(&mut programs, "CLASSES")?),
+            peers: HashTable::new("PEERS", take(&mut programs, "PEERS")?),
+            rules: TrieTable::new("RULES", take(&mut programs, "RULES")?),
+            epochs,
             services,
             backends,
             next_service: service_ids.last().map_or(1, |id| id.wrapping_add(1)),
             service_ids,
-            netns: HashTable::new("NETNS", take(&mut programs, "NETNS")?, None),
-            captured: HashTable::new("CAPTURED", take(&mut programs, "CAPTURED")?, None),
+            netns: HashTable::new("NETNS", take(&mut programs, "NETNS")?),
+            captured: HashTable::new("CAPTURED", take(&mut programs, "CAPTURED")?),
             lost: take(&mut programs, "LOST")?,
             metrics: take(&mut programs, "METRICS")?,
             events: Some(EventRing::new(take(&mut programs, "EVENTS")?)),

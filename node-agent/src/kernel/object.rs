@@ -6,14 +6,15 @@ use super::KernelError;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/isthmus-ebpf.o"));
 
 /// Every map whose contents outlive a program: these are pinned.
-pub(super) const MAPS: [&str; 17] = [
+pub(super) const MAPS: [&str; 18] = [
     "FORMAT",
-    "GENERATION",
+    "EPOCHS",
     "HOSTS",
     "CIDRS",
     "ENDPOINTS",
     "CLASSES",
-    "POLICY",
+    "PEERS",
+    "RULES",
     "CONNTRACK",
     "FRAGMENTS",
     "SERVICES",

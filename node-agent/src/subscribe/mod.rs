@@ -11,8 +11,8 @@ pub use client::{Subscriber, subscribe_for_ever};
 pub use parse::ParseError;
 pub use progress::{Progress, log_connection_for_ever};
 pub use resources::{
-    Address, Bundle, Class, Local, NodeRoute, Peer, Resources, Rule, Service, ServiceBackend, ServicePort,
-    TYPES,
+    Address, Bundle, Class, Entity, Local, NodeRoute, Peer, Resources, Rule, Service, ServiceBackend,
+    ServicePort, TYPES, Touched,
 };
 
 #[cfg(test)]
