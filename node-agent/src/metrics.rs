@@ -111,7 +111,7 @@ impl Metrics {
         };
         page.counters(
             "isthmus_agent_packets",
-            "Packets by direction and what became of them; all but FORWARDED were dropped",
+            "Packets by direction and what became of them; all but FORWARDED and AUDITED were dropped",
             rows(|metric| metric.packets),
         )?;
         page.counters("isthmus_agent_packet_bytes", "The same in bytes", rows(|metric| metric.bytes))?;

@@ -18,7 +18,7 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use support::frames::{
-    DESTINATION, HOP_BY_HOP, ROUTING, answer, echo, error_about, extended, fragment, frame, icmp_of, is_icmp,
+    DESTINATION, HOP_BY_HOP, ROUTING, answer, echo, error_about, extended, fragment, frame, icmp_of,
     listener, on_link, packet, padding, piece, transport,
 };
 use support::in_sandbox;

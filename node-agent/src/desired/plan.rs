@@ -182,7 +182,11 @@ impl<'a> Way<'a> {
         all.sort_by_key(|(net, _)| Reverse(net.prefix_len()));
         for (net, after) in &all {
             if let Some(identity) = after {
-                self.push(Phase::Identities, MapOp::PutIdentity(**net, *identity));
+                // Where a narrower CIDR had it before, it is another's only when the CIDR goes.
+                let before = self.current.identities.get(net);
+                let goes = before.is_some_and(|before| before & LOCAL != 0 && !self.will_have(*before));
+                let phase = if goes { Phase::Retire } else { Phase::Identities };
+                self.push(phase, MapOp::PutIdentity(**net, *identity));
             }
         }
         for (net, after) in all.into_iter().rev() {

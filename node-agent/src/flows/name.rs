@@ -42,12 +42,18 @@ impl Names {
 
 /// An event as the control plane takes it. `policy` names the rule that decided.
 pub fn name(event: &FlowEvent, names: &Names, node: &str, policy: &str, clock: WallClock) -> Flow {
-    let forwarded = event.reason == Reason::Forwarded as u8;
-    let reason = Reason::from_number(event.reason).map_or("UNKNOWN", Reason::name);
+    let known = Reason::from_number(event.reason);
+    let forwarded = known == Some(Reason::Forwarded);
+    let reason = known.map_or("UNKNOWN", Reason::name);
+    let verdict = match known {
+        Some(Reason::Forwarded) => "FORWARDED",
+        Some(Reason::Audited) => "AUDIT",
+        _ => "DROPPED",
+    };
     Flow {
         time_unix_nanos: clock.unix_nanos(event.time),
         node: node.to_owned(),
-        verdict: if forwarded { "FORWARDED" } else { "DROPPED" }.to_owned(),
+        verdict: verdict.to_owned(),
         drop_reason: if forwarded { String::new() } else { reason.to_owned() },
         policy: policy.to_owned(),
         direction: if event.direction == Direction::Egress as u8 { "EGRESS" } else { "INGRESS" }.to_owned(),

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use aya::maps::Map;
+use aya::maps::{Map, MapData};
 use ebpf_shared::{Addr, epochs};
 
 use super::KernelError;
@@ -13,6 +13,8 @@ use super::KernelError;
 /// The array, in this process's memory: raising one is no system call.
 pub(super) struct Epochs {
     first: NonNull<AtomicU64>,
+    /// Programs are loaded with its descriptor.
+    _map: MapData,
 }
 
 const BYTES: usize = epochs::COUNT as usize * size_of::<u64>();
@@ -27,8 +29,7 @@ impl Epochs {
         let Map::Array(data) = map else {
             return Err(KernelError::Missing { what: "map", name: "EPOCHS" });
         };
-        // SAFETY: a new mapping at an address that the kernel chooses. It holds the map itself, so that the descriptor may
-        // be closed.
+        // SAFETY: a new mapping at an address that the kernel chooses, of a descriptor that is open.
         let address = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
@@ -40,7 +41,7 @@ impl Epochs {
             )
         };
         match NonNull::new(address.cast::<AtomicU64>()) {
-            Some(first) if address != libc::MAP_FAILED => Ok(Self { first }),
+            Some(first) if address != libc::MAP_FAILED => Ok(Self { first, _map: data }),
             _ => Err(KernelError::Epochs { source: io::Error::last_os_error() }),
         }
     }
