@@ -34,7 +34,8 @@ pub fn ask(
     (pod, server, transport): (SocketAddr, SocketAddr, Transport),
     bytes: &[u8],
 ) -> Ask {
-    let event = |name: &str, outcome| Event { pod, server, name: name.to_owned(), outcome, addresses: vec![] };
+    let event =
+        |name: &str, outcome| Event { pod, server, name: name.to_owned(), outcome, addresses: vec![] };
     match Question::parse(bytes) {
         Err(error @ MessageError::NotAHost(_)) => {
             Ask::Answer(message::refusal(bytes, &error), event("", Outcome::Refused))
@@ -57,9 +58,7 @@ pub fn answered(question: &Question, pod: IpAddr, id: u16, bytes: &[u8]) -> Answ
     match question.answer(bytes, id) {
         Err(error) => Answered::Unrelated(error),
         Ok(answer) if answer.addresses.is_empty() => Answered::Pass,
-        Ok(answer) => {
-            Answered::Hold(Seen { pod, name: question.name.clone(), addresses: answer.addresses })
-        }
+        Ok(answer) => Answered::Hold(Seen { pod, name: question.name.clone(), addresses: answer.addresses }),
     }
 }
 

@@ -3,11 +3,7 @@
 //! Bytes are carried as they came. They are read only to know what was asked and what was answered, and written only
 //! where the proxy itself answers or takes addresses out of an answer.
 
-use std::{
-    collections::BTreeSet,
-    net::IpAddr,
-    time::Duration,
-};
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use hickory_proto::{
     op::{Message, MessageType, OpCode, ResponseCode},
@@ -361,7 +357,10 @@ mod tests {
             m.queries[0].set_query_type(RecordType::AXFR);
         });
         assert_eq!(transfer, unsupported("type", "AXFR"));
-        assert!(matches!(refused(|m| m.metadata.message_type = MessageType::Response), MessageError::NoQuery(_)));
+        assert!(matches!(
+            refused(|m| m.metadata.message_type = MessageType::Response),
+            MessageError::NoQuery(_)
+        ));
         assert_eq!(Question::parse(&[0; 11]), Err(MessageError::NoQuery(11)));
     }
 
@@ -392,8 +391,7 @@ mod tests {
 
     #[test]
     fn addresses_of_other_names_and_of_other_sections_do_not_count() {
-        let mut message =
-            answer("www.example.com.", vec![a("other.example.com.", 60, [192, 0, 2, 1])]);
+        let mut message = answer("www.example.com.", vec![a("other.example.com.", 60, [192, 0, 2, 1])]);
         message.add_additional(a("www.example.com.", 60, [192, 0, 2, 2]));
         assert_eq!(read_back(&message, 77), Ok(vec![]));
     }
@@ -489,11 +487,8 @@ mod tests {
 
     #[test]
     fn an_answer_without_addresses_has_none() {
-        let text = Record::from_rdata(
-            name("example.com."),
-            5,
-            RData::TXT(TXT::new(vec!["192.0.2.1".to_owned()])),
-        );
+        let text =
+            Record::from_rdata(name("example.com."), 5, RData::TXT(TXT::new(vec!["192.0.2.1".to_owned()])));
         assert_eq!(read_back(&answer("example.com.", vec![text]), 77), Ok(vec![]));
     }
 

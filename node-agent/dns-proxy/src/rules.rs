@@ -1,6 +1,11 @@
 //! Who may ask for what.
 
-use std::{collections::{BTreeMap, BTreeSet}, net::{IpAddr, SocketAddr}, ops::RangeInclusive, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
+    sync::Arc,
+};
 
 use mesh_model::policy::NamePattern;
 
@@ -46,7 +51,14 @@ impl Rules {
     ///
     /// A pod that is not known may ask for nothing: its queries come here only if its policy says so.
     #[must_use]
-    pub fn allow(&self, pod: IpAddr, server: SocketAddr, identity: u32, transport: Transport, name: &str) -> bool {
+    pub fn allow(
+        &self,
+        pod: IpAddr,
+        server: SocketAddr,
+        identity: u32,
+        transport: Transport,
+        name: &str,
+    ) -> bool {
         self.pods.get(&pod).is_some_and(|rules| {
             rules.iter().any(|rule| rule.speaks_of(server.port(), identity, transport) && rule.names(name))
         })

@@ -113,9 +113,10 @@ impl NamePattern {
         if let Some(rest) = pattern.strip_prefix("**.") {
             // One whole label or more, then as many labels as the rest has.
             let dots = rest.matches('.').count() + 1;
-            return name.rmatch_indices('.').nth(dots - 1).is_some_and(|(dot, _)| {
-                dot > 0 && labels_match(rest, &name[dot + 1..])
-            });
+            return name
+                .rmatch_indices('.')
+                .nth(dots - 1)
+                .is_some_and(|(dot, _)| dot > 0 && labels_match(rest, &name[dot + 1..]));
         }
         labels_match(pattern, name)
     }
@@ -213,7 +214,10 @@ mod tests {
     #[test]
     fn a_star_alone_is_every_name() {
         for pattern in ["*", "**", "***."] {
-            assert!(matches(pattern, "a.b.c") && matches(pattern, "") && matches(pattern, "com"), "{pattern}");
+            assert!(
+                matches(pattern, "a.b.c") && matches(pattern, "") && matches(pattern, "com"),
+                "{pattern}"
+            );
         }
     }
 

@@ -40,7 +40,11 @@ impl<G: Gate, S: Sight> Proxy<G, S> {
     ///
     /// # Errors
     /// A socket failed for good.
-    pub async fn serve(self: Arc<Self>, listeners: Listeners, stop: impl Future<Output = ()>) -> io::Result<()> {
+    pub async fn serve(
+        self: Arc<Self>,
+        listeners: Listeners,
+        stop: impl Future<Output = ()>,
+    ) -> io::Result<()> {
         let mut tasks = JoinSet::new();
         for socket in listeners.udp {
             tasks.spawn(udp::serve(self.clone(), socket));

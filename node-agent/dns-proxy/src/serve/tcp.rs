@@ -21,7 +21,10 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// Between attempts to accept while the process has no descriptors left.
 const PAUSE: Duration = Duration::from_millis(100);
 
-pub(super) async fn serve<G: Gate, S: Sight>(proxy: Arc<Proxy<G, S>>, listener: TcpListener) -> io::Result<()> {
+pub(super) async fn serve<G: Gate, S: Sight>(
+    proxy: Arc<Proxy<G, S>>,
+    listener: TcpListener,
+) -> io::Result<()> {
     loop {
         match listener.accept().await {
             Ok((stream, pod)) => {

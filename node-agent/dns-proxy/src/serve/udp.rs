@@ -55,7 +55,12 @@ async fn forward<G: Gate, S: Sight>(
 }
 
 /// Asks from a port and under a number that nobody can guess.
-async fn exchange(question: &Question, mut query: Vec<u8>, pod: SocketAddr, server: SocketAddr) -> io::Result<Reply> {
+async fn exchange(
+    question: &Question,
+    mut query: Vec<u8>,
+    pod: SocketAddr,
+    server: SocketAddr,
+) -> io::Result<Reply> {
     let any: IpAddr = match server {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
