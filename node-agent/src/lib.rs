@@ -21,6 +21,7 @@ pub mod local;
 pub mod maps;
 pub mod masquerade;
 pub mod metrics;
+pub mod names;
 mod persist;
 pub mod relay;
 pub mod routes;
