@@ -12,6 +12,7 @@ const FILES: &[&str] = &[
     "isthmus/bootstrap/v1/bootstrap.proto",
     "isthmus/ca/v1/ca.proto",
     "isthmus/federation/v1/federation.proto",
+    "isthmus/local/v1/dns.proto",
     "isthmus/local/v1/local.proto",
     "isthmus/raft/v1/raft.proto",
 ];

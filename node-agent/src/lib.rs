@@ -12,6 +12,7 @@ pub mod cni;
 pub mod cni_plugin;
 pub mod config;
 pub mod desired;
+pub mod dns;
 pub mod engine;
 pub mod flows;
 pub mod grpc;
