@@ -1,4 +1,4 @@
-//! Compiles our own `.proto` files. `protox` parses them in Rust, so no `protoc` need be installed.
+//! Compiles our own `.proto` files, and the SPIFFE Workload API. `protox` parses them in Rust, so no `protoc` need be installed.
 
 use std::{error::Error, path::PathBuf};
 
@@ -14,6 +14,7 @@ const FILES: &[&str] = &[
     "isthmus/federation/v1/federation.proto",
     "isthmus/local/v1/local.proto",
     "isthmus/raft/v1/raft.proto",
+    "spiffe/workload.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {
