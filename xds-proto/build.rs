@@ -23,6 +23,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     // Without both, `prost::Name` yields type URLs that no xDS client accepts.
     prost.enable_type_names();
     prost.type_name_domain(["."], "type.googleapis.com");
+    // A resource that is equal has equal bytes.
+    prost.btree_map([".isthmus.agent"]);
     tonic_prost_build::configure().compile_fds_with_config(descriptors, prost)?;
     Ok(())
 }

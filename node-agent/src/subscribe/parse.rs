@@ -153,7 +153,10 @@ fn rule(resource: &str, message: wire::PolicyRule) -> Result<Rule, ParseError> {
     let allow = match wire::Action::try_from(message.action) {
         Ok(wire::Action::Allow) => true,
         Ok(wire::Action::Deny) => false,
-        Err(_) => return Err(bad(resource, "rules.action", message.action, "expected DENY or ALLOW")),
+        // Without the fields that qualify it, the rule would be wider than it is.
+        Ok(wire::Action::QualifiedDeny | wire::Action::QualifiedAllow) | Err(_) => {
+            return Err(bad(resource, "rules.action", message.action, "expected DENY or ALLOW"));
+        }
     };
     let peer = match (message.identity, message.cidr.as_str()) {
         (0, "") => Peer::Any,

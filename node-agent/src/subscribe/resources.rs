@@ -271,6 +271,7 @@ pub(crate) mod tests {
             policy_class: class,
             captured_ports: vec![wire::CapturedPort { port: 8080, protocol: wire::Protocol::Tcp as i32 }],
             sidecar: true,
+            ..Default::default()
         }
     }
 
@@ -356,6 +357,7 @@ pub(crate) mod tests {
             address: "192.0.2.1".into(),
             address6: "2001:db8::1".into(),
             pod_cidrs: vec!["10.1.1.0/24".into(), cidr.into()],
+            ..Default::default()
         };
         resources.apply(&update(&[("n1", node("fd00:1::/64"))], &[])).unwrap();
         assert_eq!(resources.nodes["n1"].pod_cidrs.len(), 2);

@@ -172,6 +172,7 @@ impl bootstrap_server::Bootstrap for Fake {
             service_cidr: "10.101.0.0/16".into(),
             replicas: vec!["127.0.0.1:1".into(), DOOR.into()],
             mesh_domain: "mesh.local".into(),
+            ..Default::default()
         }))
     }
 
