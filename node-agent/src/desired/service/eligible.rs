@@ -25,11 +25,7 @@ pub struct Wishes {
 /// The backends that new connections are spread over: those of the lowest tier (KEP-1645's cluster order, or a
 /// failover policy's) that has an active one; of these the ones of the zone, as the service wishes. Where nothing is
 /// active, those that end but still serve (KEP-1669). None: connections are refused.
-pub fn eligible<'a>(
-    backends: &[&'a ServiceBackend],
-    wishes: Wishes,
-    here: &Here,
-) -> Vec<&'a ServiceBackend> {
+pub fn eligible<'a>(backends: &[&'a ServiceBackend], wishes: Wishes, here: &Here) -> Vec<&'a ServiceBackend> {
     let near = |backend: &&&ServiceBackend| !wishes.local_only || here.addresses.contains(&backend.address);
     for state in [BackendState::Active, BackendState::Terminating] {
         let of_state = || backends.iter().filter(near).filter(move |backend| backend.state == state);
@@ -46,14 +42,13 @@ fn nearest<'a>(tier: Vec<&'a ServiceBackend>, wishes: Wishes, here: &Here) -> Ve
     if here.zone.is_empty() {
         return tier;
     }
-    let meant: Vec<_> =
-        if !tier.is_empty() && tier.iter().all(|backend| !backend.hint_zones.is_empty()) {
-            tier.iter().filter(|backend| backend.hint_zones.contains(&here.zone)).copied().collect()
-        } else if wishes.same_zone {
-            tier.iter().filter(|backend| backend.zone == here.zone).copied().collect()
-        } else {
-            Vec::new()
-        };
+    let meant: Vec<_> = if !tier.is_empty() && tier.iter().all(|backend| !backend.hint_zones.is_empty()) {
+        tier.iter().filter(|backend| backend.hint_zones.contains(&here.zone)).copied().collect()
+    } else if wishes.same_zone {
+        tier.iter().filter(|backend| backend.zone == here.zone).copied().collect()
+    } else {
+        Vec::new()
+    };
     if meant.is_empty() { tier } else { meant }
 }
 

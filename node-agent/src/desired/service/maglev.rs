@@ -114,7 +114,8 @@ mod tests {
 
     fn backends(weights: &[u32]) -> Vec<Turn> {
         let each = weights.iter().zip(1_u32..);
-        let at = |number: u32| SocketAddr::new(std::net::Ipv4Addr::from_bits(0x0a01_0000 + number).into(), 80);
+        let at =
+            |number: u32| SocketAddr::new(std::net::Ipv4Addr::from_bits(0x0a01_0000 + number).into(), 80);
         turns(each.map(|(weight, number)| (at(number), number, *weight)))
     }
 
@@ -152,7 +153,8 @@ mod tests {
                 let mut rest = all.clone();
                 let gone = rest.remove(gone).number;
                 let after = table(&rest, before.len() as u32);
-                let differ = before.iter().zip(&after).filter(|(old, new)| old != new && **old != gone).count();
+                let differ =
+                    before.iter().zip(&after).filter(|(old, new)| old != new && **old != gone).count();
                 moved += differ as f64 / before.len() as f64;
             }
             let mean = moved / tries as f64;

@@ -133,8 +133,10 @@ fn virtual_addresses(service: &Service, here: &Here, table: &mut Table) {
 /// external policy says.
 fn other_addresses(service: &Service, own: PodAddresses, here: &Here, table: &mut Table) {
     for told in &service.frontends {
-        let Some(port) =
-            service.ports.iter().find(|port| (port.port, port.protocol) == (told.service_port, told.protocol))
+        let Some(port) = service
+            .ports
+            .iter()
+            .find(|port| (port.port, port.protocol) == (told.service_port, told.protocol))
         else {
             continue;
         };
@@ -149,8 +151,7 @@ fn other_addresses(service: &Service, own: PodAddresses, here: &Here, table: &mu
                     local_only: outside && service.external_local,
                     same_zone: service.prefer_same_zone,
                 };
-                let frontend =
-                    ServiceFrontend { address, port: told.port, protocol: told.protocol, scope };
+                let frontend = ServiceFrontend { address, port: told.port, protocol: told.protocol, scope };
                 table.entry(frontend).or_insert_with(|| {
                     let mut entry = entry(service, port, address, wishes, here);
                     entry.direct = outside && service.direct;
@@ -222,12 +223,8 @@ fn host_ports(
                     ..ServiceEntry::default()
                 };
                 for scope in [Scope::Inside, Scope::Outside] {
-                    let frontend = ServiceFrontend {
-                        address,
-                        port: told.host_port,
-                        protocol: told.protocol,
-                        scope,
-                    };
+                    let frontend =
+                        ServiceFrontend { address, port: told.host_port, protocol: told.protocol, scope };
                     table.entry(frontend).or_insert_with(|| entry.clone());
                 }
             }
