@@ -147,6 +147,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     tasks.spawn(masquerade::keep_for_ever(engine.clone(), own_pods));
     tasks.spawn(flows::collect_for_ever(events, engine.clone(), state.node.clone(), queue.clone()));
     tasks.spawn(flows::report_for_ever(queue.clone(), upstream.clone()));
+    tasks.spawn(report_facts_for_ever(args.facts.clone(), upstream.clone()));
     tasks.spawn(cni::watch_for_ever(cni.clone()));
     for gateway in gateways {
         tasks.spawn(bind_gateway(engine.clone(), upstream.clone(), gateway, args.address.into()));
