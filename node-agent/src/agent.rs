@@ -25,7 +25,9 @@ use xds_proto::{
 };
 
 use crate::{
-    bootstrap::{NodeState, RegisterError, Upstream, register, renew_for_ever, unix_now},
+    bootstrap::{
+        NodeState, RegisterError, Upstream, register, renew_for_ever, report_facts_for_ever, unix_now,
+    },
     cni::{self, CniService, Creator, HostNet, Registry, SharedRegistry, pod_of},
     config::RunArgs,
     desired::PodAddresses,
