@@ -199,7 +199,7 @@ mod tests {
         let command = follower.follow(WatchEvent::Applied(service("a")), &State::default()).unwrap().unwrap();
         let state = state(&[command]);
         let mut broken = service("a");
-        broken["spec"]["type"] = json!("NodePort");
+        broken["spec"]["type"] = json!("ExternalName");
         follower.follow(WatchEvent::Listing, &state).unwrap();
         let error = follower.follow(WatchEvent::Listed(broken), &state).unwrap_err();
         assert!(error.contains("service/shop/a"), "{error}");
