@@ -37,6 +37,7 @@ mod pins;
 pub mod rules;
 mod services;
 mod sidecars;
+mod sight;
 mod sys;
 mod table;
 pub mod verdict;
@@ -57,6 +58,7 @@ pub use self::identities::Identities;
 pub use self::pins::{Pins, unload};
 pub use self::rules::RulePrefix;
 pub use self::services::Service;
+pub use self::sight::IdentitySight;
 pub use self::table::{HashTable, TrieTable};
 pub use ebpf_shared;
 
