@@ -2,7 +2,8 @@
 //! at a time.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -33,6 +34,8 @@ struct Inner {
     addresses: PodAddresses,
     resources: Resources,
     pods: BTreeMap<NamespacedName, Pod>,
+    /// Further addresses of the node, by which it speaks to pods that other plugins have made.
+    gateways: BTreeSet<IpAddr>,
     /// What the kernel holds.
     current: Desired,
     planner: Planner,
@@ -57,6 +60,7 @@ impl Engine {
             addresses: addresses.into(),
             resources: Resources::default(),
             pods: BTreeMap::new(),
+            gateways: BTreeSet::new(),
             current,
             planner,
             touched: Touched::default(),
@@ -117,18 +121,12 @@ impl Engine {
         self.lock().maps.detach(interface, ifindex)
     }
 
-    /// Detaches what belongs to none of these interfaces: left behind by an agent that died half-way.
+    /// Indices of the interfaces that have the programs.
     ///
     /// # Errors
-    /// The kernel refused.
-    pub fn detach_all_but(&self, keep: &[u32]) -> Result<(), MapError> {
-        let mut inner = self.lock();
-        for ifindex in inner.maps.attached()? {
-            if !keep.contains(&ifindex) {
-                inner.maps.detach("", ifindex)?;
-            }
-        }
-        Ok(())
+    /// They can't be listed.
+    pub fn attached(&self) -> Result<Vec<u32>, MapError> {
+        self.lock().maps.attached()
     }
 
     /// Flow events that found no room, ever.
@@ -149,6 +147,13 @@ impl Engine {
     /// Notes a pod without writing: for those that were there when the agent started.
     pub fn load_pod(&self, workload: NamespacedName, pod: Pod) {
         self.lock().put_pod(workload, Some(pod));
+    }
+
+    /// Says which further addresses are the node's own. Takes effect with the next change.
+    pub fn set_gateways(&self, gateways: BTreeSet<IpAddr>) {
+        let mut inner = self.lock();
+        inner.gateways = gateways;
+        inner.touched.nodes = true;
     }
 
     /// A pod is there. It has no traffic until its policy is in the kernel.
@@ -274,7 +279,8 @@ impl Inner {
 
     fn plan_and_execute(&mut self) -> Result<(), MapError> {
         let touched = std::mem::take(&mut self.touched);
-        let inputs = Inputs { resources: &self.resources, node: self.addresses, pods: &self.pods };
+        let Self { resources, addresses, pods, gateways, .. } = &*self;
+        let inputs = Inputs { resources, node: *addresses, pods, gateways };
         let planned = self.planner.plan(inputs, &touched, &self.current);
         let result = match planned {
             Ok(ops) => self.execute(&ops),

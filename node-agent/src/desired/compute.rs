@@ -9,12 +9,11 @@ use mesh_model::resource::NamespacedName;
 use xds_proto::isthmus::agent::v1 as wire;
 
 use super::{
-    Desired, Dictionary, EndpointEntry, IdentityTable, NetnsEntry, Pod, PodAddresses, ServiceEntry,
-    ServiceFrontend,
+    Desired, Dictionary, EndpointEntry, IdentityTable, Inputs, NetnsEntry, Pod,
     assign::{Want, assign},
-    expand,
     ground::Ground,
     policy::class_entry,
+    service::services,
 };
 use crate::{
     kernel::rules::ClassEntry,
@@ -23,13 +22,8 @@ use crate::{
 
 /// What the kernel is to hold. `current` is what it holds now: an endpoint whose new class has not arrived yet keeps
 /// what it has.
-pub fn compute(
-    resources: &Resources,
-    node: PodAddresses,
-    pods: &BTreeMap<NamespacedName, Pod>,
-    current: &Desired,
-    dictionary: &mut Dictionary,
-) -> Desired {
+pub fn compute(inputs: Inputs<'_>, current: &Desired, dictionary: &mut Dictionary) -> Desired {
+    let Inputs { resources, node, pods, .. } = inputs;
     let wants = wants(resources, pods, current);
     let mut named: BTreeSet<IpNet> = named_cidrs(resources).into_values().flatten().collect();
     let keeps = wants.values().any(|want| matches!(want, Want::Kept(_)));
@@ -37,7 +31,7 @@ pub fn compute(
         // What is kept may rest on any of them.
         named.extend(local_cidrs(resources, current));
     }
-    let ground = Ground::new(resources, node, &named, dictionary);
+    let ground = Ground::new(inputs, &named, dictionary);
     let mut desired = Desired { identities: identities(resources, pods, &ground, dictionary), ..Desired::default() };
     if !resources.heard::<wire::WorkloadAddress>() {
         for (net, identity) in current.identities.iter() {
@@ -88,8 +82,11 @@ pub fn compute(
         let sets = entry.rulesets().filter_map(|by| Some((by.set, dictionary.rulesets.get(by)?.clone())));
         desired.rulesets.extend(sets);
     }
-    desired.services =
-        if resources.heard::<wire::Service>() { services(resources) } else { current.services.clone() };
+    desired.services = if resources.heard::<wire::Service>() {
+        services(resources, node, pods)
+    } else {
+        current.services.clone()
+    };
     desired
 }
 
@@ -212,20 +209,4 @@ fn identities(
 /// Whatever identities this node's addresses have: a gateway may run on them.
 pub(super) fn own_identities(ground: &Ground, table: &IdentityTable) -> BTreeSet<u32> {
     ground.own().map(|address| table.get(&IpNet::from(address)).copied().unwrap_or(HOST)).collect()
-}
-
-pub(super) fn services(resources: &Resources) -> BTreeMap<ServiceFrontend, ServiceEntry> {
-    let mut table = BTreeMap::new();
-    for service in resources.services.values() {
-        for address in &service.addresses {
-            for port in &service.ports {
-                let frontend =
-                    ServiceFrontend { address: *address, port: port.port, protocol: port.protocol };
-                // A socket reaches addresses of its own family.
-                let same = port.backends.iter().filter(|to| to.address.is_ipv4() == address.is_ipv4());
-                table.insert(frontend, ServiceEntry { proxy_port: port.proxy_port, slots: expand(same) });
-            }
-        }
-    }
-    table
 }

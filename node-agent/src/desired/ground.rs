@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use ebpf_shared::identity::{ANY, HEALTH, HOST, REMOTE_NODE, UNMANAGED, WORLD};
 use ipnet::IpNet;
 
-use super::{Dictionary, PodAddresses, dictionary::Place, table::is_host};
-use crate::subscribe::{Entity, Peer, Resources};
+use super::{Dictionary, Inputs, dictionary::Place, table::is_host};
+use crate::subscribe::{Entity, Peer};
 
 /// Nodes, ranges of pods, and the CIDRs that policies name. All of it changes seldom.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -27,13 +27,10 @@ pub struct Ground {
 
 impl Ground {
     /// `named` are the CIDRs of policies.
-    pub fn new(
-        resources: &Resources,
-        node: PodAddresses,
-        named: &BTreeSet<IpNet>,
-        dictionary: &mut Dictionary,
-    ) -> Self {
-        let (mut own, mut nodes): (BTreeSet<IpAddr>, BTreeSet<IpAddr>) = (node.iter().collect(), BTreeSet::new());
+    pub fn new(inputs: Inputs<'_>, named: &BTreeSet<IpNet>, dictionary: &mut Dictionary) -> Self {
+        let Inputs { resources, node, gateways, .. } = inputs;
+        let mut own: BTreeSet<IpAddr> = node.iter().chain(gateways.iter().copied()).collect();
+        let mut nodes: BTreeSet<IpAddr> = BTreeSet::new();
         for each in resources.nodes.values() {
             let is_this = each.all_addresses().any(|address| node.iter().any(|own| own == address));
             if is_this { own.extend(each.all_addresses()) } else { nodes.extend(each.all_addresses()) }

@@ -28,9 +28,9 @@ mod plan;
 mod planner;
 mod policy;
 mod room;
+pub mod service;
 mod state;
 mod table;
-mod weights;
 
 pub use collect::{Garbage, collect};
 pub use compute::compute;
@@ -39,11 +39,9 @@ pub use diff::{Delta, MapOp};
 pub use plan::{Phase, plan};
 pub use planner::{Inputs, Planner};
 pub use room::{Full, Limits};
-pub use state::{
-    Desired, EndpointEntry, NetnsEntry, Pod, PodAddresses, ServiceEntry, ServiceFrontend,
-};
+pub use service::{Scope, ServedBackend, ServiceEntry, ServiceFrontend};
+pub use state::{Desired, EndpointEntry, NetnsEntry, Pod, PodAddresses};
 pub use table::IdentityTable;
-pub use weights::expand;
 
 #[cfg(test)]
 mod tests;

@@ -16,11 +16,12 @@ use super::{
     Delta, Desired, Dictionary, Full, Garbage, Limits, MapOp, Pod, PodAddresses,
     assign::{Want, assign},
     collect, compute,
-    compute::{class_cidrs, endpoint, named_cidrs, services, sidecars, wants},
+    compute::{class_cidrs, endpoint, named_cidrs, sidecars, wants},
     diff::changes,
     ground::Ground,
     plan,
     policy::class_entry,
+    service::services,
 };
 use crate::{
     kernel::rules::ClassEntry,
@@ -34,6 +35,8 @@ pub struct Inputs<'a> {
     pub resources: &'a Resources,
     pub node: PodAddresses,
     pub pods: &'a BTreeMap<NamespacedName, Pod>,
+    /// Further addresses of the node, by which it speaks to pods that other plugins have made.
+    pub gateways: &'a BTreeSet<IpAddr>,
 }
 
 /// Finds the writes. It remembers what it was told before, so it has to be told of every change.
@@ -113,8 +116,7 @@ impl Planner {
     }
 
     fn everything(&mut self, inputs: Inputs<'_>, current: &Desired) -> Delta {
-        let Inputs { resources, node, pods } = inputs;
-        let desired = compute(resources, node, pods, current, &mut self.dictionary);
+        let desired = compute(inputs, current, &mut self.dictionary);
         self.known = Known::new(inputs, current, &mut self.dictionary);
         Delta::between(current, &desired)
     }
@@ -127,7 +129,7 @@ impl Planner {
         touched: &Touched,
         current: &Desired,
     ) -> Option<Delta> {
-        let Inputs { resources, pods, .. } = inputs;
+        let Inputs { resources, node, pods, .. } = inputs;
         if touched.nodes {
             return None;
         }
@@ -139,8 +141,9 @@ impl Planner {
                 delta.identities.insert(net, after);
             }
         }
-        if touched.services {
-            delta.services = changes(&current.services, &services(resources));
+        // They depend on which pods are here, too.
+        if touched.services || !touched.pods.is_empty() || !touched.locals.is_empty() {
+            delta.services = changes(&current.services, &services(resources, node, pods));
         }
         if touched.classes.is_empty() && touched.locals.is_empty() && touched.pods.is_empty() {
             return Some(delta);
@@ -193,7 +196,7 @@ impl Planner {
 impl Known {
     /// `None` while something is kept that nobody has told of, or while it is not known what else will be told.
     fn new(inputs: Inputs<'_>, current: &Desired, dictionary: &mut Dictionary) -> Option<Self> {
-        let Inputs { resources, node, pods } = inputs;
+        let Inputs { resources, pods, .. } = inputs;
         let is_heard = resources.heard::<wire::WorkloadAddress>()
             && resources.heard::<wire::LocalEndpoint>()
             && resources.heard::<wire::Service>();
@@ -203,7 +206,7 @@ impl Known {
         }
         let cidrs = named_cidrs(resources);
         let named = cidrs.values().flatten().copied().collect();
-        let ground = Ground::new(resources, node, &named, dictionary);
+        let ground = Ground::new(inputs, &named, dictionary);
         let mut known = Self {
             ground,
             own: BTreeSet::new(),

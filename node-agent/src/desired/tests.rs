@@ -1,6 +1,6 @@
 //! Windows: every state between two configurations is looked at, with the verdict that the kernel itself runs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ebpf_shared::{
@@ -19,9 +19,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     kernel::verdict::Policy,
-    subscribe::{
-        Address, Class, Entity, Local, NodeRoute, Peer, Resources, Rule, Service, ServiceBackend, ServicePort,
-    },
+    subscribe::{Address, Class, Entity, Local, NodeRoute, Peer, Resources, Rule},
 };
 
 mod incremental;
@@ -77,6 +75,7 @@ fn local(n: u32, identity: u32, class: u32) -> (NamespacedName, Local) {
         captured: Default::default(),
         sidecar: false,
         audit: false,
+        host_ports: Vec::new(),
     };
     (NamespacedName::new("shop", format!("pod{n}")), local)
 }
@@ -90,9 +89,15 @@ fn nodes(resources: &mut Resources) {
             address6: None,
             addresses: Vec::new(),
             pod_cidrs: vec![pods.into(), six.into()],
+            zone: String::new(),
         };
         resources.nodes.insert(name.into(), node);
     }
+}
+
+fn computed(resources: &Resources, current: &Desired, dictionary: &mut Dictionary) -> Desired {
+    let inputs = Inputs { resources, node: OWN, pods: &pods(), gateways: &BTreeSet::new() };
+    compute(inputs, current, dictionary)
 }
 
 /// Verdict of every pod on every caller and port; `None`: dropped, else passed.
@@ -133,8 +138,8 @@ fn verdicts(maps: &Desired) -> Verdicts {
 fn walk(old: &Resources, new: &Resources) -> Result<(), TestCaseError> {
     let mut dictionary = Dictionary::default();
     let empty = Desired::default();
-    let current = compute(old, OWN, &pods(), &empty, &mut dictionary);
-    let desired = compute(new, OWN, &pods(), &current, &mut dictionary);
+    let current = computed(old, &empty, &mut dictionary);
+    let desired = computed(new, &current, &mut dictionary);
     let (before, after) = (verdicts(&current), verdicts(&desired));
     let mut maps = current.clone();
     for op in plan(&current, &Delta::between(&current, &desired)) {
@@ -298,8 +303,8 @@ proptest! {
     #[test]
     fn the_writes_always_end_at_what_is_desired(old in setups(), new in setups()) {
         let mut dictionary = Dictionary::default();
-        let current = compute(&resources(&old), OWN, &pods(), &Desired::default(), &mut dictionary);
-        let desired = compute(&resources(&new), OWN, &pods(), &current, &mut dictionary);
+        let current = computed(&resources(&old), &Desired::default(), &mut dictionary);
+        let desired = computed(&resources(&new), &current, &mut dictionary);
         let mut maps = current.clone();
         for op in plan(&current, &Delta::between(&current, &desired)) {
             op.apply(&mut maps);
@@ -315,15 +320,15 @@ proptest! {
     ) {
         let new = resources(&(classes, old.1, old.2));
         let mut dictionary = Dictionary::default();
-        let current = compute(&resources(&old), OWN, &pods(), &Desired::default(), &mut dictionary);
-        let desired = compute(&new, OWN, &pods(), &current, &mut dictionary);
+        let current = computed(&resources(&old), &Desired::default(), &mut dictionary);
+        let desired = computed(&new, &current, &mut dictionary);
         let (before, after) = (verdicts(&current), verdicts(&desired));
         let mut maps = current.clone();
         for op in plan(&current, &Delta::between(&current, &desired)).iter().take(died) {
             op.apply(&mut maps);
         }
         let mut dictionary = Dictionary::recover(&maps);
-        let then = compute(&new, OWN, &pods(), &maps, &mut dictionary);
+        let then = computed(&new, &maps, &mut dictionary);
         for op in plan(&maps.clone(), &Delta::between(&maps, &then)) {
             op.apply(&mut maps);
             for (key, verdict) in verdicts(&maps) {
@@ -342,7 +347,7 @@ fn a_new_endpoint_gets_its_entry_after_its_class_and_its_identity() {
     with.classes.insert(1, Class::default());
     with.locals.extend([local(1, 300, 1)]);
     let mut dictionary = Dictionary::default();
-    let desired = compute(&with, OWN, &pods(), &Desired::default(), &mut dictionary);
+    let desired = computed(&with, &Desired::default(), &mut dictionary);
     let ops = plan(&Desired::default(), &Delta::between(&Desired::default(), &desired));
     let at = |wanted: fn(&MapOp) -> bool| ops.iter().position(wanted).unwrap();
     let endpoint = at(|op| matches!(op, MapOp::PutEndpoint(1, _)));
@@ -358,12 +363,12 @@ fn an_endpoint_whose_class_is_not_there_yet_has_no_entry_or_keeps_the_one_it_has
     let mut resources = Resources::default();
     resources.locals.extend([local(1, 300, 7)]);
     let mut dictionary = Dictionary::default();
-    let none = compute(&resources, OWN, &pods(), &Desired::default(), &mut dictionary);
+    let none = computed(&resources, &Desired::default(), &mut dictionary);
     assert!(none.endpoints.is_empty());
     resources.classes.insert(7, Class::default());
-    let first = compute(&resources, OWN, &pods(), &none, &mut dictionary);
+    let first = computed(&resources, &none, &mut dictionary);
     resources.locals.extend([local(1, 300, 8)]);
-    let kept = compute(&resources, OWN, &pods(), &first, &mut dictionary);
+    let kept = computed(&resources, &first, &mut dictionary);
     assert_eq!(kept.endpoints, first.endpoints);
     assert_eq!(kept.classes, first.classes);
 }
@@ -374,12 +379,12 @@ fn unchanged_policy_is_not_written_again_and_another_default_gets_a_new_number()
     resources.classes.insert(1, Class::default());
     resources.locals.extend([local(1, 300, 1), local(2, 301, 1)]);
     let mut dictionary = Dictionary::default();
-    let first = compute(&resources, OWN, &pods(), &Desired::default(), &mut dictionary);
-    let same = compute(&resources, OWN, &pods(), &first, &mut dictionary);
+    let first = computed(&resources, &Desired::default(), &mut dictionary);
+    let same = computed(&resources, &first, &mut dictionary);
     assert!(plan(&first, &Delta::between(&first, &same)).is_empty());
     assert_eq!(first.classes.len(), 1, "pods with equal policy share a class");
     resources.classes.insert(1, Class { deny_ingress: Some("x".into()), ..Class::default() });
-    let changed = compute(&resources, OWN, &pods(), &first, &mut dictionary);
+    let changed = computed(&resources, &first, &mut dictionary);
     assert_ne!(first.classes.keys().next(), changed.classes.keys().next());
 }
 
@@ -389,9 +394,9 @@ fn what_an_agent_before_left_stays_until_the_control_plane_or_the_cache_has_spok
     resources.classes.insert(1, Class::default());
     resources.locals.extend([local(1, 300, 1)]);
     let mut dictionary = Dictionary::default();
-    let kernel = compute(&resources, OWN, &pods(), &Desired::default(), &mut dictionary);
+    let kernel = computed(&resources, &Desired::default(), &mut dictionary);
     let mut dictionary = Dictionary::recover(&kernel);
-    let silent = compute(&Resources::default(), OWN, &pods(), &kernel, &mut dictionary);
+    let silent = computed(&Resources::default(), &kernel, &mut dictionary);
     assert_eq!(silent.endpoints, kernel.endpoints);
     assert!(kernel.identities.iter().all(|(net, identity)| silent.identities.get(net) == Some(identity)));
 }
@@ -425,7 +430,7 @@ fn a_rule_about_a_wide_cidr_holds_for_the_narrow_ones_inside_it() {
     resources.classes.insert(1, class);
     resources.locals.extend([local(1, 300, 1)]);
     let mut dictionary = Dictionary::default();
-    let maps = compute(&resources, OWN, &pods(), &Desired::default(), &mut dictionary);
+    let maps = computed(&resources, &Desired::default(), &mut dictionary);
     let verdicts = verdicts(&maps);
     let open = |caller: &str, port: u16| verdicts[&(1, caller.parse().unwrap(), TCP, port)].is_some();
     for (wide, narrow) in [("198.51.100.1", "198.51.100.200"), ("2001:db8:5::1", "2001:db8:5:8000::1")] {
@@ -483,7 +488,7 @@ fn an_entity_is_whom_it_names_and_nobody_else() {
                 resources.locals.extend([local(1, 400, 1), local(2, 401, 2)]);
                 let address = Address { addresses: vec![CALLERS[0]], identity: 300 };
                 resources.addresses.insert(NamespacedName::new("shop", "caller"), address);
-                let maps = compute(&resources, OWN, &pods(), &Desired::default(), &mut Dictionary::default());
+                let maps = computed(&resources, &Desired::default(), &mut Dictionary::default());
                 let verdicts = verdicts(&maps);
                 let open = callers.map(|at| verdicts[&(1, at.parse().unwrap(), TCP, 80)].is_some());
                 assert_eq!(open, expected.map(|named| named == allow), "{entity:?} {others:?} {allow}");
@@ -501,11 +506,12 @@ fn other_nodes_are_nodes_and_still_within_the_cidrs_that_policies_name() {
         address6: Some("2001:db8:5::1".parse().unwrap()),
         addresses: vec!["192.0.2.77".parse().unwrap()],
         pod_cidrs: Vec::new(),
+        zone: String::new(),
     };
     resources.nodes.insert("n3".into(), far);
     resources.classes.insert(1, only(Peer::Cidr("192.0.2.0/24".parse().unwrap()), true));
     resources.locals.extend([local(1, 400, 1)]);
-    let maps = compute(&resources, OWN, &pods(), &Desired::default(), &mut Dictionary::default());
+    let maps = computed(&resources, &Desired::default(), &mut Dictionary::default());
     let who = |text: &str| maps.identities[&IpNet::from(text.parse::<IpAddr>().unwrap())];
     assert_eq!(who("203.0.113.1"), REMOTE_NODE);
     assert_eq!(who("2001:db8:5::1"), REMOTE_NODE);
@@ -513,25 +519,4 @@ fn other_nodes_are_nodes_and_still_within_the_cidrs_that_policies_name() {
     assert_eq!(who("192.0.2.2"), who("192.0.2.77"));
     assert_ne!(who("192.0.2.2"), maps.identities[&"192.0.2.0/24".parse().unwrap()]);
     assert!(verdicts(&maps)[&(1, "192.0.2.2".parse().unwrap(), TCP, 80)].is_some());
-}
-
-#[test]
-fn a_service_leads_to_backends_of_its_own_family() {
-    let mut resources = Resources::default();
-    let backend = |address: &str| ServiceBackend { address: address.parse().unwrap(), port: 80, weight: 1 };
-    let port = ServicePort {
-        port: 80,
-        protocol: TCP,
-        proxy_port: 0,
-        backends: vec![backend("10.1.1.2"), backend("fd00:1::2")],
-    };
-    let service = Service {
-        addresses: vec!["10.101.0.1".parse().unwrap(), "fd00:2::1".parse().unwrap()],
-        ports: vec![port],
-    };
-    resources.services.insert(NamespacedName::new("shop", "pay"), service);
-    resources.hear::<xds_proto::isthmus::agent::v1::Service>();
-    let maps = compute(&resources, OWN, &pods(), &Desired::default(), &mut Dictionary::default());
-    let slots: Vec<_> = maps.services.values().map(|entry| entry.slots.clone()).collect();
-    assert_eq!(slots, [["10.1.1.2:80".parse().unwrap()], ["[fd00:1::2]:80".parse().unwrap()]]);
 }

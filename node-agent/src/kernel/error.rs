@@ -29,8 +29,6 @@ pub enum KernelError {
     Load { source: Box<EbpfError> },
     #[error("kernel program {name}: {source}")]
     Program { name: String, source: Box<ProgramError> },
-    #[error("kernel map EPOCHS cannot be mapped into memory: {source}")]
-    Epochs { source: io::Error },
     #[error("kernel map {name}: {source}")]
     Map { name: &'static str, source: MapError },
     #[error("the kernel object has no {what} {name}: it was built from other sources")]

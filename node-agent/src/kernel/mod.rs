@@ -23,7 +23,7 @@
 //!
 //! Old or new, never neither: what one packet is judged by changes with one write, see [`ebpf_shared::policy`], and
 //! [`crate::desired`] for the order of the others. A service is replaced in one write, its new backends being
-//! there already.
+//! there already: see [`Services`].
 
 mod classes;
 mod epochs;
@@ -32,12 +32,15 @@ mod events;
 pub mod flatten;
 mod identities;
 mod links;
+mod mapped;
 mod object;
 mod pins;
 pub mod rules;
 pub mod ruleset;
 mod services;
 mod sidecars;
+mod sight;
+mod slab;
 mod sys;
 mod table;
 pub mod verdict;
@@ -57,15 +60,15 @@ pub use self::events::{EventRing, EventStream};
 pub use self::identities::Identities;
 pub use self::pins::{Pins, unload};
 pub use self::ruleset::RulePrefix;
-pub use self::services::Service;
+pub use self::services::{Gone, Services};
+pub use self::sight::IdentitySight;
 pub use self::table::{HashTable, TrieTable};
 pub use ebpf_shared;
 
 use self::epochs::Epochs;
-use ebpf_shared::{
-    Backend, BackendKey, CapturedKey, ConnEntry, ConnKey, Endpoint, Netns, PeerKey, RuleValue, ServiceKey,
-    ServiceValue, Sides,
-};
+use self::mapped::Mapped;
+use self::services::ServiceTables;
+use ebpf_shared::{CapturedKey, ConnEntry, ConnKey, Endpoint, Netns, PeerKey, RuleValue, Sides};
 
 /// The loaded programs and their maps.
 ///
@@ -81,10 +84,8 @@ pub struct Kernel {
     peers: HashTable<PeerKey, Sides>,
     rules: TrieTable<RulePrefix, RuleValue>,
     epochs: Arc<Epochs>,
-    services: HashTable<ServiceKey, ServiceValue>,
-    backends: HashTable<BackendKey, Backend>,
-    service_ids: BTreeSet<u32>,
-    next_service: u32,
+    /// At every address that they have.
+    pub services: Services,
     netns: HashTable<u64, Netns>,
     captured: HashTable<CapturedKey, u8>,
     lost: PerCpuArray<MapData, u64>,
@@ -127,9 +128,7 @@ impl Kernel {
 
         let mut format: Array<MapData, u32> = take(&mut programs, "FORMAT")?;
         format.set(0, limits::FORMAT, 0).map_err(|source| KernelError::Map { name: "FORMAT", source })?;
-        let epochs = programs.take_map("EPOCHS");
-        let epochs = epochs.ok_or(KernelError::Missing { what: "map", name: "EPOCHS" })?;
-        let epochs = Arc::new(Epochs::new(epochs)?);
+        let epochs = Arc::new(Epochs::open(&pins)?);
         // An agent that died between a write and its epoch leaves flows judged by what was before.
         epochs.raise_all();
 
@@ -137,11 +136,13 @@ impl Kernel {
         links::take_over(&programs, &pins)?;
         links::hook_sockets(&mut programs, &pins, &cgroup)?;
 
-        let services = HashTable::new("SERVICES", take(&mut programs, "SERVICES")?);
-        let service_ids: BTreeSet<u32> =
-            services.dump()?.values().map(|service: &ServiceValue| service.id).collect();
-        let mut backends = HashTable::new("BACKENDS", take(&mut programs, "BACKENDS")?);
-        services::sweep(&service_ids, &mut backends)?;
+        let services = Services::recover(ServiceTables {
+            services: HashTable::new("SERVICES", take(&mut programs, "SERVICES")?),
+            backends: HashTable::new("BACKENDS", take(&mut programs, "BACKENDS")?),
+            sources: TrieTable::new("SOURCES", take(&mut programs, "SOURCES")?),
+            maglev: Mapped::open("MAGLEV", &pins.map("MAGLEV"), limits::MAGLEV)?,
+            served: Mapped::open("SERVED", &pins.map("SERVED"), limits::SERVED_BITS / 32)?,
+        })?;
         Ok(Self {
             identities: Identities::new(
                 HashTable::new("HOSTS", take(&mut programs, "HOSTS")?),
@@ -155,9 +156,6 @@ impl Kernel {
             rules: TrieTable::new("RULES", take(&mut programs, "RULES")?),
             epochs,
             services,
-            backends,
-            next_service: service_ids.last().map_or(1, |id| id.wrapping_add(1)),
-            service_ids,
             netns: HashTable::new("NETNS", take(&mut programs, "NETNS")?),
             captured: HashTable::new("CAPTURED", take(&mut programs, "CAPTURED")?),
             lost: take(&mut programs, "LOST")?,

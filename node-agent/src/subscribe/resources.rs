@@ -16,6 +16,7 @@ use xds_client::Update;
 use xds_proto::{isthmus::agent::v1 as wire, type_url};
 
 use super::parse::{self, ParseError};
+use super::services::{self, HostPort, Service};
 use crate::desired::Pod;
 
 /// Every type that the agent subscribes to, in the order in which the streams are to be opened: what
@@ -52,6 +53,8 @@ pub struct Local {
     pub sidecar: bool,
     /// What policy denies is told of, and passes.
     pub audit: bool,
+    /// Of this node, that lead to it.
+    pub host_ports: Vec<HostPort>,
 }
 
 /// A policy that endpoints share.
@@ -111,32 +114,6 @@ pub enum Entity {
     Unmanaged,
 }
 
-/// A service of the cluster.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub struct Service {
-    pub addresses: Vec<IpAddr>,
-    pub ports: Vec<ServicePort>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub struct ServicePort {
-    pub port: u16,
-    pub protocol: u8,
-    /// 0: none.
-    pub proxy_port: u16,
-    pub backends: Vec<ServiceBackend>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub struct ServiceBackend {
-    pub address: IpAddr,
-    pub port: u16,
-    pub weight: u32,
-}
-
 /// Another node, or this one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -147,6 +124,8 @@ pub struct NodeRoute {
     pub pod_cidrs: Vec<IpNet>,
     /// All that it has told, if it has.
     pub addresses: Vec<IpAddr>,
+    /// Empty: not known.
+    pub zone: String,
 }
 
 impl NodeRoute {
@@ -256,7 +235,7 @@ impl Resources {
                 }
             }
         } else if is(&type_url::<wire::Service>()) {
-            merge(&mut self.services, update, parse::name, parse::service)?;
+            merge(&mut self.services, update, parse::name, services::service)?;
             touched.services = true;
         } else if is(&type_url::<wire::TrustBundle>()) {
             merge(&mut self.bundles, update, parse::trust_domain, parse::bundle)?;
@@ -280,11 +259,6 @@ impl Resources {
     /// is not to be touched.
     pub fn heard<M: xds_proto::Name>(&self) -> bool {
         self.heard.contains(&M::type_url())
-    }
-
-    #[cfg(test)]
-    pub(crate) fn hear<M: xds_proto::Name>(&mut self) {
-        self.heard.insert(M::type_url());
     }
 
     fn forget_retired(&mut self) {
