@@ -260,7 +260,7 @@ impl Inner {
             Some(pod) => self.pods.insert(workload.clone(), pod),
             None => self.pods.remove(&workload),
         };
-        self.touched.pods.entry(workload).or_default().extend(before);
+        self.touched.pods.entry(workload).or_insert(before);
     }
 
     fn write(&mut self) -> Result<(), MapError> {

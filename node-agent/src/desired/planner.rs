@@ -4,7 +4,7 @@
 //! edited, a pod gets its class. Then the [`Planner`] looks at these alone, with the help of a few indexes. Where a change moves the
 //! ground (nodes, the set of CIDRs that policies name, this node's own identities), everything is computed again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use ebpf_shared::identity::HOST;
@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     kernel::rules::ClassEntry,
-    subscribe::{Resources, Touched},
+    subscribe::{Address, Resources, Touched},
 };
 
 /// What the contents of the maps are made from.
@@ -57,8 +57,8 @@ struct Known {
     own: BTreeSet<u32>,
     /// CIDRs that each class in use names.
     cidrs: BTreeMap<u32, BTreeSet<IpNet>>,
-    /// The workloads that were told to have an address; the last one has it.
-    workloads: BTreeMap<IpAddr, BTreeSet<NamespacedName>>,
+    /// How many workloads were told to have an address; the last one by name has it.
+    claims: HashMap<IpAddr, u32>,
     /// The pods that have an address.
     pods: BTreeMap<IpAddr, NamespacedName>,
 }
@@ -136,7 +136,7 @@ impl Planner {
         let nets = known.note(inputs, touched)?;
         let mut delta = Delta::default();
         for net in nets {
-            let after = known.identity(&net, resources, &self.dictionary);
+            let after = known.identity(&net, inputs, touched, &self.dictionary);
             if current.identities.get(&net).copied() != after {
                 delta.identities.insert(net, after);
             }
@@ -211,19 +211,20 @@ impl Known {
             ground,
             own: BTreeSet::new(),
             cidrs,
-            workloads: BTreeMap::new(),
+            claims: HashMap::new(),
             pods: BTreeMap::new(),
         };
-        for (name, workload) in &resources.addresses {
-            for address in &workload.addresses {
-                known.workloads.entry(*address).or_default().insert(name.clone());
+        for workload in resources.addresses.values() {
+            for address in distinct(&workload.addresses) {
+                *known.claims.entry(address).or_default() += 1;
             }
         }
         for (name, pod) in pods {
             known.pods.extend(pod.addresses.iter().map(|address| (address, name.clone())));
         }
         let own = known.ground.own().map(IpNet::from);
-        known.own = own.map(|net| known.identity(&net, resources, dictionary).unwrap_or(HOST)).collect();
+        let who = |net: IpNet| known.identity(&net, inputs, &Touched::default(), dictionary).unwrap_or(HOST);
+        known.own = own.map(who).collect();
         Some(known)
     }
 
@@ -233,19 +234,18 @@ impl Known {
         let mut nets = BTreeSet::new();
         for (name, before) in &touched.addresses {
             for address in before {
-                if let Some(names) = self.workloads.get_mut(address) {
-                    names.remove(name);
+                if let Some(claims) = self.claims.get_mut(address) {
+                    *claims = claims.saturating_sub(1);
+                    if *claims == 0 {
+                        self.claims.remove(address);
+                    }
                 }
                 nets.insert(*address);
             }
-            for address in resources.addresses.get(name).into_iter().flat_map(|now| &now.addresses) {
-                self.workloads.entry(*address).or_default().insert(name.clone());
-                nets.insert(*address);
-            }
-        }
-        for address in &nets {
-            if self.workloads.get(address).is_some_and(BTreeSet::is_empty) {
-                self.workloads.remove(address);
+            let now = resources.addresses.get(name).map(|now| distinct(&now.addresses)).unwrap_or_default();
+            for address in now {
+                *self.claims.entry(address).or_default() += 1;
+                nets.insert(address);
             }
         }
         for (name, before) in &touched.pods {
@@ -281,14 +281,34 @@ impl Known {
         Some(nets.into_iter().map(IpNet::from).collect())
     }
 
-    fn identity(&self, net: &IpNet, resources: &Resources, dictionary: &Dictionary) -> Option<u32> {
-        if let Some(pod) = self.pods.get(&net.addr()) {
+    fn identity(
+        &self,
+        net: &IpNet,
+        inputs: Inputs<'_>,
+        touched: &Touched,
+        dictionary: &Dictionary,
+    ) -> Option<u32> {
+        let (resources, address) = (inputs.resources, net.addr());
+        if let Some(pod) = self.pods.get(&address) {
             return resources.locals.get(pod).map(|local| local.identity);
         }
-        let workload = self.workloads.get(&net.addr()).and_then(|names| names.last());
-        match workload.and_then(|name| resources.addresses.get(name)) {
+        let has_it = |workload: &&Address| workload.addresses.contains(&address);
+        let workload = match self.claims.get(&address) {
+            None => None,
+            Some(count) => {
+                let told = touched.addresses.keys().filter_map(|name| resources.addresses.get(name));
+                let told = told.filter(|_| *count == 1).find(has_it);
+                // Somebody else's claim, or one of several: seldom.
+                told.or_else(|| resources.addresses.values().rev().find(has_it))
+            }
+        };
+        match workload {
             Some(workload) => Some(workload.identity),
             None => self.ground.identity(net, dictionary),
         }
     }
+}
+
+fn distinct(addresses: &[IpAddr]) -> BTreeSet<IpAddr> {
+    addresses.iter().copied().collect()
 }

@@ -169,7 +169,7 @@ pub struct Touched {
     /// Workloads of this node.
     pub locals: BTreeSet<NamespacedName>,
     /// Pods of this node that came or went, as they were before.
-    pub pods: BTreeMap<NamespacedName, Vec<Pod>>,
+    pub pods: BTreeMap<NamespacedName, Option<Pod>>,
     /// Any service.
     pub services: bool,
     /// Any node.
@@ -180,10 +180,10 @@ impl Touched {
     /// Adds what another update has touched since.
     pub fn extend(&mut self, later: Self) {
         for (name, before) in later.addresses {
-            self.addresses.entry(name).or_default().extend(before);
+            self.addresses.entry(name).or_insert(before);
         }
         for (name, before) in later.pods {
-            self.pods.entry(name).or_default().extend(before);
+            self.pods.entry(name).or_insert(before);
         }
         self.classes.extend(later.classes);
         self.locals.extend(later.locals);

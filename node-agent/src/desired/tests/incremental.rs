@@ -156,7 +156,7 @@ proptest! {
                     if is_there {
                         there.insert(name.clone(), pods()[&name]);
                     }
-                    touched.pods.insert(name, before.into_iter().collect());
+                    touched.pods.insert(name, before);
                 }
             }
             let inputs = Inputs { resources: &resources, node: OWN, pods: &there, gateways: &BTreeSet::new() };
