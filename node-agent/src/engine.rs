@@ -44,6 +44,8 @@ struct Inner {
     maps: Box<dyn Maps>,
     /// The last write failed: the kernel is not as it should be.
     behind: Option<MapError>,
+    /// The map that has no room for what is to be written.
+    full: Option<&'static str>,
     /// A write was refused half-way, so that `current` may not be what the kernel holds.
     is_unsure: bool,
 }
@@ -66,6 +68,7 @@ impl Engine {
             touched: Touched::default(),
             maps,
             behind: None,
+            full: None,
             is_unsure: false,
         };
         Ok(Self { inner: Arc::new(Mutex::new(inner)), changes: Arc::new(watch::Sender::new(0)) })
@@ -142,6 +145,11 @@ impl Engine {
     /// Whether the kernel has refused a write that is still to be made.
     pub fn is_behind(&self) -> bool {
         self.lock().behind.is_some()
+    }
+
+    /// The map that has no room for what the kernel is to hold.
+    pub fn full_map(&self) -> Option<&'static str> {
+        self.lock().full
     }
 
     /// Notes a pod without writing: for those that were there when the agent started.
@@ -282,6 +290,7 @@ impl Inner {
         let Self { resources, addresses, pods, gateways, .. } = &*self;
         let inputs = Inputs { resources, node: *addresses, pods, gateways };
         let planned = self.planner.plan(inputs, &touched, &self.current);
+        self.full = planned.as_ref().err().map(|full| full.map);
         let result = match planned {
             Ok(ops) => self.execute(&ops),
             Err(full) => Err(MapError { what: "planning".to_owned(), reason: full.to_string() }),

@@ -93,6 +93,8 @@ impl Metrics {
                 ("endpoints", kernel.endpoints.len()),
                 ("identities", kernel.identities.len()),
                 ("services", kernel.services.len()),
+                ("peers", kernel.classes.values().map(|class| class.peers.len()).sum()),
+                ("rules", kernel.rulesets.values().map(|set| set.entries().len()).sum()),
             ]
         });
         page.gauges(
@@ -104,6 +106,11 @@ impl Metrics {
             "isthmus_agent_kernel_behind",
             "1 while the kernel has refused a write, which is tried again",
             flag(engine.is_behind()),
+        )?;
+        page.gauges(
+            "isthmus_agent_map_full",
+            "1 for a map of the kernel that has no room for what the control plane told; nothing is changed until it has",
+            engine.full_map().map(|map| (label("map", map), flag(true))),
         )?;
         let packets = engine.packets();
         let rows = |of: fn(&Metric) -> u64| {

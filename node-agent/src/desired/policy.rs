@@ -34,8 +34,14 @@ pub fn class_entry(
             policy_id,
         }));
     }
+    // The rules of a policy come together.
+    let mut last: Option<(&str, u32)> = None;
     for rule in &class.rules {
-        let policy_id = dictionary.policy(&rule.provenance);
+        let policy_id = match last {
+            Some((name, number)) if name == rule.provenance => number,
+            _ => dictionary.policy(&rule.provenance),
+        };
+        last = Some((&rule.provenance, policy_id));
         rules.extend(ground.peers(&rule.peer, own, dictionary).into_iter().map(|identity| Rule {
             direction: rule.direction,
             allow: rule.allow,

@@ -79,57 +79,64 @@ impl ClassEntry {
 
 /// Compiles a class: the rules that name an identity come before those about whoever, else in their order.
 pub fn compile(defaults: &Defaults, rules: &[Rule], sets: &mut RuleSets) -> ClassEntry {
-    let mut entry = ClassEntry { own: Sides::ALLOW_ALL, peers: BTreeMap::new() };
     let [ingress, egress] = [Direction::Ingress, Direction::Egress].map(|direction| {
         let of_it = rules.iter().filter(|rule| rule.direction == direction);
         one_way(of_it, defaults.of(direction), sets)
     });
-    (entry.own.ingress, entry.own.egress) = (ingress.own, egress.own);
-    let named = ingress.named.keys().chain(egress.named.keys());
-    for identity in named {
-        let side = |way: &OneWay| way.named.get(identity).copied().unwrap_or(way.own);
-        let sides = Sides { ingress: side(&ingress), egress: side(&egress) };
-        if sides != entry.own {
-            entry.peers.insert(*identity, sides);
+    let own = Sides { ingress: ingress.own, egress: egress.own };
+    let mut peers: Vec<(u32, Sides)> = Vec::with_capacity(ingress.named.len() + egress.named.len());
+    let (mut ingress, mut egress) = (ingress.named.into_iter().peekable(), egress.named.into_iter().peekable());
+    loop {
+        let next = |way: Option<&(u32, RuleRef)>| way.map(|(identity, _)| *identity);
+        let Some(identity) = [next(ingress.peek()), next(egress.peek())].into_iter().flatten().min() else {
+            break;
+        };
+        let mut sides = own;
+        if let Some((_, by)) = ingress.next_if(|(named, _)| *named == identity) {
+            sides.ingress = by;
+        }
+        if let Some((_, by)) = egress.next_if(|(named, _)| *named == identity) {
+            sides.egress = by;
+        }
+        if sides != own {
+            peers.push((identity, sides));
         }
     }
-    entry
+    ClassEntry { own, peers: peers.into_iter().collect() }
 }
 
 struct OneWay {
     own: RuleRef,
-    named: BTreeMap<u32, RuleRef>,
+    /// Ascending.
+    named: Vec<(u32, RuleRef)>,
 }
 
 fn one_way<'a>(rules: impl Iterator<Item = &'a Rule>, default: DefaultDeny, sets: &mut RuleSets) -> OneWay {
     let mut whoever: Vec<Said> = Vec::new();
-    let mut named: BTreeMap<u32, Vec<Said>> = BTreeMap::new();
+    let mut named: Vec<(u32, Said)> = Vec::new();
     for rule in rules {
         match rule.identity {
             identity::ANY => whoever.push(rule.said()),
-            identity => named.entry(identity).or_default().push(rule.said()),
+            identity => named.push((identity, rule.said())),
         }
     }
+    // Stable: the rules of an identity keep their order.
+    named.sort_by_key(|(identity, _)| *identity);
+    let said: Vec<Said> = named.iter().map(|(_, said)| *said).collect();
     let mut refer = |rules: &[Said]| match flatten(rules, default) {
         Function::Uniform(by) => by,
         Function::Set(set) => sets.refer(set),
     };
     let own = refer(&whoever);
     // Many identities with few kinds of rules are the rule.
-    let mut known: HashMap<Vec<Said>, RuleRef> = HashMap::new();
-    let mut refs = BTreeMap::new();
-    for (identity, mut own_rules) in named {
-        let by = match known.get(&own_rules) {
-            Some(by) => *by,
-            None => {
-                let key = own_rules.clone();
-                own_rules.extend(&whoever);
-                let by = refer(&own_rules);
-                known.insert(key, by);
-                by
-            }
-        };
-        refs.insert(identity, by);
+    let mut known: HashMap<&[Said], RuleRef> = HashMap::new();
+    let mut refs = Vec::new();
+    let mut begin = 0;
+    for of_one in named.chunk_by(|(a, _), (b, _)| a == b) {
+        let own_rules = &said[begin..begin + of_one.len()];
+        begin += of_one.len();
+        let by = *known.entry(own_rules).or_insert_with(|| refer(&[own_rules, &whoever[..]].concat()));
+        refs.extend(of_one.first().map(|(identity, _)| (*identity, by)));
     }
     OneWay { own, named: refs }
 }
