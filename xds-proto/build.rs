@@ -14,6 +14,9 @@ const FILES: &[&str] = &[
     "isthmus/federation/v1/federation.proto",
     "isthmus/local/v1/local.proto",
     "isthmus/raft/v1/raft.proto",
+    "flow/flow.proto",
+    "observer/observer.proto",
+    "relay/relay.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

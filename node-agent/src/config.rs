@@ -3,7 +3,7 @@
 use std::{
     ffi::OsString,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use clap::{Args, CommandFactory, Parser, Subcommand, error::ErrorKind};
@@ -74,12 +74,30 @@ pub struct RunArgs {
     /// --metrics may be an address that others reach: in clear, to anybody on that network.
     #[arg(long, requires = "metrics")]
     pub metrics_plain: bool,
+    /// Unix socket on which `hubble` reads the flows of this node, for root; beside the agent's if it is not given.
+    #[arg(long, value_name = "PATH")]
+    pub hubble_socket: Option<PathBuf>,
+    /// Serves the flows of this node to `hubble` over mTLS as well, for administrators and replicas.
+    #[arg(long, value_name = "IP:PORT")]
+    pub hubble: Option<SocketAddr>,
     /// Created once the agent serves, with its process id in it.
     #[arg(long)]
     pub ready_file: Option<PathBuf>,
     /// A Workload with `proxy: gateway` that runs in this node's own network namespace; repeatable.
     #[arg(long = "gateway-workload", value_name = "NAMESPACE/NAME", value_parser = namespaced)]
     pub gateway_workloads: Vec<NamespacedName>,
+}
+
+impl RunArgs {
+    /// Where flows are read.
+    pub fn hubble_socket(&self) -> PathBuf {
+        self.hubble_socket.clone().unwrap_or_else(|| beside(&self.socket))
+    }
+}
+
+/// Hubble's socket of an agent that was not told another place.
+pub fn beside(socket: &Path) -> PathBuf {
+    socket.with_file_name("hubble.sock")
 }
 
 /// Which agent to ask.

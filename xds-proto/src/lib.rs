@@ -59,6 +59,22 @@ pub mod isthmus {
     }
 }
 
+/// Hubble's interface to flows, with its own packages, names and numbers.
+pub mod hubble {
+    #[allow(missing_docs, clippy::all)]
+    pub mod flow {
+        tonic::include_proto!("flow");
+    }
+    #[allow(missing_docs, clippy::all)]
+    pub mod observer {
+        tonic::include_proto!("observer");
+    }
+    #[allow(missing_docs, clippy::all)]
+    pub mod relay {
+        tonic::include_proto!("relay");
+    }
+}
+
 /// The type URL of a message, as xDS spells it: `type.googleapis.com/<package>.<Message>`.
 pub fn type_url<M: Name>() -> String {
     M::type_url()

@@ -41,12 +41,15 @@ impl FlowRing {
             &mut flow.policy,
             &mut flow.direction,
             &mut flow.protocol,
+            &mut flow.interface,
+            &mut flow.service,
         ] {
             cut(text);
         }
         for peer in [&mut flow.source, &mut flow.destination].into_iter().flatten() {
             cut(&mut peer.address);
             cut(&mut peer.workload);
+            cut(&mut peer.service_account);
         }
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() == KEPT {

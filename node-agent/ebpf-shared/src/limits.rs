@@ -2,7 +2,7 @@
 //! LRU maps at once.
 
 /// Version of the layout of every pinned map. Raised by any change to a shared struct or to a map's type.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 /// Addresses with an identity: workloads of the mesh, nodes, and single addresses that policies name.
 pub const HOSTS: u32 = 262_144;
@@ -30,5 +30,8 @@ pub const REVERSE: u32 = 131_072;
 pub const NETNS: u32 = 4_096;
 /// Ports taken over by sidecars.
 pub const CAPTURED: u32 = 65_536;
-/// Bytes of the flow event ring, a power of two: some 13,000 events.
-pub const EVENTS: u32 = 1 << 20;
+/// Bytes of the flow event ring, a power of two: some 47,000 events.
+pub const EVENTS: u32 = 1 << 22;
+/// Kinds of flows that are told of together under load. The least recently used one is forgotten; what was suppressed
+/// of it stays counted by reason.
+pub const FLOWS: u32 = 4_096;

@@ -29,4 +29,6 @@ pod!(
     CapturedKey,
     Metric,
     FlowEvent,
+    FlowKind,
+    FlowCell,
 );

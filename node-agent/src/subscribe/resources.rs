@@ -151,6 +151,8 @@ impl Bundle {
 #[allow(missing_docs)]
 pub struct Resources {
     pub addresses: BTreeMap<NamespacedName, Address>,
+    /// Service accounts, by identity: for the names of flows only.
+    pub accounts: BTreeMap<u32, String>,
     pub locals: BTreeMap<NamespacedName, Local>,
     pub classes: BTreeMap<u32, Class>,
     pub services: BTreeMap<NamespacedName, Service>,
@@ -173,6 +175,7 @@ impl Resources {
         let is = |known: &str| url == known;
         if is(&type_url::<wire::WorkloadAddress>()) {
             merge(&mut self.addresses, update, parse::name, parse::address)?;
+            self.note_accounts(update);
         } else if is(&type_url::<wire::LocalEndpoint>()) {
             merge(&mut self.locals, update, parse::name, parse::local)?;
         } else if is(&type_url::<wire::PolicyClass>()) {
@@ -195,6 +198,21 @@ impl Resources {
         self.forget_retired();
         self.heard.insert(update.type_url.clone());
         Ok(())
+    }
+
+    /// Of the addresses that have just been taken. One that can't be read has no name.
+    fn note_accounts(&mut self, update: &Update) {
+        for resource in &update.added {
+            let Ok(address) = resource.decode::<wire::WorkloadAddress>() else { continue };
+            let account = address.spiffe_id.rsplit_once("/sa/").map_or("", |(_, account)| account);
+            if !account.is_empty() && self.accounts.get(&address.identity).is_none_or(|known| known != account) {
+                self.accounts.insert(address.identity, account.to_owned());
+            }
+        }
+        if self.accounts.len() > self.addresses.len() {
+            let used: BTreeSet<u32> = self.addresses.values().map(|address| address.identity).collect();
+            self.accounts.retain(|identity, _| used.contains(identity));
+        }
     }
 
     /// A class that is in force, or was until the control plane took it back.
