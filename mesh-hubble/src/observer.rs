@@ -282,15 +282,17 @@ impl<S: Source> observer_server::Observer for Observer<S> {
 
     async fn get_agent_events(
         &self,
-        _: Request<GetAgentEventsRequest>,
+        request: Request<GetAgentEventsRequest>,
     ) -> Result<Response<Self::GetAgentEventsStream>, Status> {
+        self.source.admit(request.extensions())?;
         Err(Status::unimplemented(NOT_SERVED))
     }
 
     async fn get_debug_events(
         &self,
-        _: Request<GetDebugEventsRequest>,
+        request: Request<GetDebugEventsRequest>,
     ) -> Result<Response<Self::GetDebugEventsStream>, Status> {
+        self.source.admit(request.extensions())?;
         Err(Status::unimplemented(NOT_SERVED))
     }
 
