@@ -27,6 +27,7 @@ use xds_proto::{
         secret::v3::secret_discovery_service_server::SecretDiscoveryServiceServer,
     },
     isthmus::local::v1::{agent_server::AgentServer, cni_server::CniServer},
+    spiffe::spiffe_workload_api_server::SpiffeWorkloadApiServer,
 };
 
 use crate::{
@@ -36,7 +37,7 @@ use crate::{
     desired::PodAddresses,
     engine::Engine,
     flows::{self, Collector, Namer, NodeFlows, Queue, Ring},
-    identity::{Callers, SdsService, Secrets, attest, report_trust_for_ever},
+    identity::{Callers, SdsService, Secrets, WorkloadApi, attest, cgroup_path, report_trust_for_ever},
     kernel::Kernel,
     local::StatusService,
     maps::KernelMaps,
@@ -54,6 +55,9 @@ const REGISTER_PATIENCE: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_secs(1);
 /// Calls in progress are given this long when the agent stops.
 const DRAIN: Duration = Duration::from_secs(3);
+
+/// Calls in progress on one connection to the SPIFFE Workload API.
+const SPIFFE_CALLS: usize = 16;
 
 /// Runs the agent until SIGTERM or SIGINT. Programs, maps, links and routes stay: traffic goes on.
 ///
@@ -108,6 +112,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         engine: engine.clone(),
         registry: registry.clone(),
         addresses,
+        slice: state.pod_cidr,
         slices: pod_cidr6.map(|slice6| (state.pod_cidr, slice6)),
     };
     let lost = adopt(&creator).await?;
@@ -116,6 +121,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
 
     let gateways: BTreeSet<NamespacedName> = args.gateway_workloads.iter().cloned().collect();
     let callers = Callers::new(registry.clone(), gateways.clone()).context("own network namespace")?;
+    let callers = callers.with_cgroups(gateway_cgroups(&args)?);
     let secrets = Secrets::new(&args.state_dir, engine.clone(), upstream.clone()).context("workload keys")?;
     let queue = Queue::default();
     let ring = Ring::default();
@@ -203,6 +209,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let limit = MAX_MESSAGE;
     let relay = Relay::new(callers.clone(), upstream.clone(), engine.clone());
     let sds = SdsService::new(callers.clone(), secrets.clone(), engine.clone());
+    let spiffe = WorkloadApi::new(callers.clone(), secrets.clone(), engine.clone());
     let status = StatusService {
         node: state.node.clone(),
         upstream,
@@ -214,6 +221,18 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         ring,
         progress,
     };
+    if let Some(path) = &args.spiffe_socket {
+        let api = SpiffeWorkloadApiServer::new(spiffe);
+        let served = Server::builder()
+            .concurrency_limit_per_connection(SPIFFE_CALLS)
+            .add_service(api)
+            .serve_with_incoming(attest(listen(path)?));
+        tasks.spawn(async move {
+            if let Err(error) = served.await {
+                tracing::error!(%error, "the SPIFFE Workload API is not served any more");
+            }
+        });
+    }
     if let Some(listener) = metrics {
         let told = Metrics { status: status.clone(), identity, relay: relay.clone(), sds: sds.clone() };
         tasks.spawn(mesh_telemetry::serve(listener, Box::new(told), CancellationToken::new()));
@@ -261,8 +280,9 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     if let Some(path) = &args.ready_file {
         let _ = fs::remove_file(path);
     }
-    let _ = fs::remove_file(&args.socket);
-    let _ = fs::remove_file(&hubble_socket);
+    for socket in [Some(&args.socket), Some(&hubble_socket), args.spiffe_socket.as_ref()].into_iter().flatten() {
+        let _ = fs::remove_file(socket);
+    }
     result
 }
 
@@ -312,26 +332,24 @@ async fn node_state(args: &RunArgs) -> anyhow::Result<NodeState> {
 /// workloads they ran.
 async fn adopt(creator: &Creator) -> anyhow::Result<Vec<NamespacedName>> {
     let known: Vec<_> = creator.registry.lock().iter().cloned().collect();
-    let mut gone = Vec::new();
-    let mut kept = Vec::new();
+    let mut lost = Vec::new();
     for endpoint in known {
         let index = creator.host.index(&endpoint.host_interface).await?;
         if endpoint.ready && index == Some(endpoint.ifindex) {
             creator.engine.attach(&endpoint.host_interface, endpoint.ifindex)?;
             creator.engine.load_pod(endpoint.workload.clone(), pod_of(&endpoint));
-            kept.push(endpoint.ifindex);
-        } else {
-            gone.push(endpoint);
+            continue;
         }
-    }
-    let mut lost = Vec::new();
-    for endpoint in gone {
         tracing::warn!(workload = %endpoint.workload, "the pod went away while no agent ran");
-        creator.host.remove(&endpoint.host_interface).await?;
+        // An interface that another plugin has made stays, closed, until that one removes it.
+        if !endpoint.chained {
+            creator.host.remove(&endpoint.host_interface).await?;
+        }
         creator.registry.lock().remove(&endpoint.key())?;
         lost.push(endpoint.workload);
     }
-    creator.engine.detach_all_but(&kept)?;
+    creator.tell_gateways();
+    creator.sweep_programs().await?;
     Ok(lost)
 }
 
@@ -379,6 +397,16 @@ async fn bind_gateway(engine: Engine, upstream: Upstream, gateway: NamespacedNam
         }
         tokio::time::sleep(RETRY).await;
     }
+}
+
+/// The cgroups of gateways as their processes name them.
+fn gateway_cgroups(args: &RunArgs) -> anyhow::Result<Vec<(NamespacedName, String)>> {
+    let of = |(name, dir): &(NamespacedName, std::path::PathBuf)| {
+        let path = cgroup_path(&args.cgroup.join(dir));
+        let path = path.with_context(|| format!("--gateway-cgroup {name}={}", dir.display()))?;
+        Ok((name.clone(), path))
+    };
+    args.gateway_cgroups.iter().map(of).collect()
 }
 
 /// Anyone may connect: who it is, is looked at by [`Callers`].

@@ -21,8 +21,10 @@ pub async fn cleanup(args: &CleanupArgs) -> anyhow::Result<()> {
         let mut registry = Registry::open(&args.state_dir, state.pod_cidr)?;
         let known: Vec<_> = registry.iter().cloned().collect();
         for endpoint in known {
-            // The link first: without programs its traffic would not be judged.
-            host.remove(&endpoint.host_interface).await?;
+            // The link first: without programs its traffic would not be judged. Another plugin's is its own to remove.
+            if !endpoint.chained {
+                host.remove(&endpoint.host_interface).await?;
+            }
             registry.remove(&endpoint.key())?;
         }
     }

@@ -46,6 +46,13 @@ impl Names {
                 for address in &service.addresses {
                     fronts.insert((*address, port.port, port.protocol), Some(name.to_string()));
                 }
+                let further = service.frontends.iter().filter(|front| front.service_port == port.port);
+                for front in further.filter(|front| front.protocol == port.protocol) {
+                    // A port of every node is told by the backend.
+                    if let Some(address) = front.address {
+                        fronts.insert((address, front.port, port.protocol), Some(name.to_string()));
+                    }
+                }
                 for backend in &port.backends {
                     // A backend of two services may have been asked for by either.
                     let known = self.services.entry((backend.address, backend.port, port.protocol));
@@ -203,10 +210,16 @@ mod tests {
 
     #[test]
     fn a_service_is_known_by_its_way_in_or_by_a_backend_that_is_no_others() {
-        let backend = |last| ServiceBackend { address: [10, 1, 1, last].into(), port: 8080, weight: 1 };
+        let backend = |last| ServiceBackend {
+            address: [10, 1, 1, last].into(),
+            port: 8080,
+            weight: 1,
+            ..ServiceBackend::default()
+        };
         let service = |front, backends: Vec<ServiceBackend>| Service {
             addresses: vec![[10, 96, 0, front].into()],
             ports: vec![ServicePort { port: 80, protocol: 6, proxy_port: 0, backends }],
+            ..Service::default()
         };
         let mut resources = resources();
         resources
