@@ -1,6 +1,11 @@
 //! Builds the parts, runs them, and stops them.
 
-use std::{collections::BTreeSet, fs, path::Path, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context;
 use clustermesh::token_source::join_token;
@@ -33,7 +38,7 @@ use crate::{
     config::RunArgs,
     desired::PodAddresses,
     engine::Engine,
-    flows::{self, Queue},
+    flows::{self, Collector, Namer, NodeFlows, Queue, Ring},
     identity::{Callers, SdsService, Secrets, WorkloadApi, attest, cgroup_path, report_trust_for_ever},
     kernel::Kernel,
     local::StatusService,
@@ -66,6 +71,10 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         .with_context(|| format!("--state-dir {}", args.state_dir.display()))?;
     let metrics = match args.metrics {
         Some(at) => Some(TcpListener::bind(at).await.with_context(|| format!("--metrics {at}"))?),
+        None => None,
+    };
+    let hubble = match args.hubble {
+        Some(at) => Some(TcpListener::bind(at).await.with_context(|| format!("--hubble {at}"))?),
         None => None,
     };
     let state = node_state(&args).await?;
@@ -117,6 +126,8 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let callers = callers.with_cgroups(gateway_cgroups(&args)?);
     let secrets = Secrets::new(&args.state_dir, engine.clone(), upstream.clone()).context("workload keys")?;
     let queue = Queue::default();
+    let ring = Ring::default();
+    let namer = Namer::new(state.node.clone(), engine.clone(), registry.clone());
     let progress = Progress::default();
     let connection = progress.status().subscribe();
     let cni = CniService::new(creator, upstream.clone(), callers.clone(), secrets.clone(), connection);
@@ -132,9 +143,9 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         cache: cache.clone(),
         progress: progress.clone(),
     };
-    let (engine_of_trust, state_of_trust) = (engine.clone(), state.clone());
+    let (engine_of_trust, state_of_trust, told_bundles) = (engine.clone(), state.clone(), bundles.clone());
     tasks.spawn(subscribe_for_ever(subscriber, move || {
-        refresh_bundles(&engine_of_trust, &state_of_trust, &bundles);
+        refresh_bundles(&engine_of_trust, &state_of_trust, &told_bundles);
     }));
     tasks.spawn(renew_for_ever(
         state.clone(),
@@ -153,7 +164,9 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let route_keeper = RouteKeeper { node: state.node.clone(), addresses, own_pods: own_pods.clone() };
     tasks.spawn(route_keeper.keep_for_ever(host, engine.clone()));
     tasks.spawn(masquerade::keep_for_ever(engine.clone(), own_pods));
-    tasks.spawn(flows::collect_for_ever(events, engine.clone(), state.node.clone(), queue.clone()));
+    let collector =
+        Collector { engine: engine.clone(), namer: namer.clone(), ring: ring.clone(), queue: queue.clone() };
+    tasks.spawn(collector.collect_for_ever(events));
     tasks.spawn(flows::report_for_ever(queue.clone(), upstream.clone()));
     tasks.spawn(report_facts_for_ever(args.facts.clone(), upstream.clone()));
     tasks.spawn(cni::watch_for_ever(cni.clone()));
@@ -166,6 +179,36 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     tasks.spawn(async move { writing.write_for_ever().await });
 
     let listener = listen(&args.socket)?;
+    let hubble_socket = args.hubble_socket();
+    let node_flows = NodeFlows {
+        node: state.node.clone(),
+        cluster: state.cluster.clone(),
+        trust_domain: state.trust_domain.clone(),
+        address: format!("unix://{}", hubble_socket.display()),
+        tls: false,
+        ring: ring.clone(),
+        namer,
+        callers: callers.clone(),
+        started: Instant::now(),
+    };
+    let hubble_listener = mesh_tls::grpc::bind_unix(&hubble_socket, 0o600)?;
+    let hubble_service = node_flows.clone().service();
+    tasks.spawn(async move {
+        let served = Server::builder()
+            .concurrency_limit_per_connection(32)
+            .add_service(hubble_service)
+            .serve_with_incoming(attest(hubble_listener))
+            .await;
+        tracing::error!(?served, "Hubble's socket is not served any more");
+    });
+    if let Some(listener) = hubble {
+        let (identity, bundles) = (identity.clone(), bundles.clone());
+        let over_tls = NodeFlows { address: listener.local_addr()?.to_string(), tls: true, ..node_flows };
+        tasks.spawn(async move {
+            let served = flows::serve_tls(listener, identity, bundles, over_tls).await;
+            tracing::error!(?served, "--hubble is not served any more");
+        });
+    }
     let limit = MAX_MESSAGE;
     let relay = Relay::new(callers.clone(), upstream.clone(), engine.clone());
     let sds = SdsService::new(callers.clone(), secrets.clone(), engine.clone());
@@ -178,6 +221,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         secrets,
         callers,
         flows: queue,
+        ring,
         progress,
     };
     if let Some(path) = &args.spiffe_socket {
@@ -239,7 +283,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     if let Some(path) = &args.ready_file {
         let _ = fs::remove_file(path);
     }
-    for socket in [Some(&args.socket), args.spiffe_socket.as_ref()].into_iter().flatten() {
+    for socket in [Some(&args.socket), Some(&hubble_socket), args.spiffe_socket.as_ref()].into_iter().flatten() {
         let _ = fs::remove_file(socket);
     }
     result

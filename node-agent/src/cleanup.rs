@@ -1,4 +1,4 @@
-//! Removes what agents made, by exact names: links, routes, rules, programs and the socket. For drained nodes.
+//! Removes what agents made, by exact names: links, routes, rules, programs and the sockets. For drained nodes.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use anyhow::Context;
 use crate::{
     bootstrap::NodeState,
     cni::{HostNet, Registry},
-    config::CleanupArgs,
+    config::{CleanupArgs, beside},
     kernel, masquerade, routes,
 };
 
@@ -34,10 +34,13 @@ pub async fn cleanup(args: &CleanupArgs) -> anyhow::Result<()> {
     if args.bpffs.exists() {
         kernel::unload(&args.bpffs)?;
     }
-    match fs::remove_file(&args.socket) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("removing {}", args.socket.display()))
+    for socket in [&args.socket, &beside(&args.socket)] {
+        match fs::remove_file(socket) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("removing {}", socket.display()));
+            }
+            Ok(()) | Err(_) => {}
         }
-        Ok(()) | Err(_) => Ok(()),
     }
+    Ok(())
 }

@@ -3,7 +3,7 @@
 use std::{
     ffi::OsString,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use clap::{Args, CommandFactory, Parser, Subcommand, error::ErrorKind};
@@ -81,6 +81,12 @@ pub struct RunArgs {
     /// --metrics may be an address that others reach: in clear, to anybody on that network.
     #[arg(long, requires = "metrics")]
     pub metrics_plain: bool,
+    /// Unix socket on which `hubble` reads the flows of this node, for root; beside the agent's if it is not given.
+    #[arg(long, value_name = "PATH")]
+    pub hubble_socket: Option<PathBuf>,
+    /// Serves the flows of this node to `hubble` over mTLS as well, for administrators and replicas.
+    #[arg(long, value_name = "IP:PORT")]
+    pub hubble: Option<SocketAddr>,
     /// Created once the agent serves, with its process id in it.
     #[arg(long)]
     pub ready_file: Option<PathBuf>,
@@ -94,6 +100,18 @@ pub struct RunArgs {
     /// Serves the SPIFFE Workload API on this unix socket, to every pod that the file is mounted into.
     #[arg(long, value_name = "PATH")]
     pub spiffe_socket: Option<PathBuf>,
+}
+
+impl RunArgs {
+    /// Where flows are read.
+    pub fn hubble_socket(&self) -> PathBuf {
+        self.hubble_socket.clone().unwrap_or_else(|| beside(&self.socket))
+    }
+}
+
+/// Hubble's socket of an agent that was not told another place.
+pub fn beside(socket: &Path) -> PathBuf {
+    socket.with_file_name("hubble.sock")
 }
 
 /// Which agent to ask.

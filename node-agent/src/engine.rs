@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use ebpf_shared::{Direction, Metric, Reason};
+use ebpf_shared::{Direction, FlowKind, Metric, Reason};
 use mesh_model::resource::NamespacedName;
 use tokio::sync::watch;
 use xds_client::Update;
@@ -140,6 +140,16 @@ impl Engine {
     /// Packets and bytes by direction and what became of them, ever.
     pub fn packets(&self) -> Vec<(Direction, Reason, Metric)> {
         self.lock().maps.packets()
+    }
+
+    /// News that were counted and not told, by direction and reason, ever.
+    pub fn suppressed(&self) -> Vec<(Direction, Reason, Metric)> {
+        self.lock().maps.suppressed()
+    }
+
+    /// The same by kind of flow, of those that are remembered.
+    pub fn flow_kinds(&self) -> BTreeMap<FlowKind, Metric> {
+        self.lock().maps.flow_kinds()
     }
 
     /// Whether the kernel has refused a write that is still to be made.
@@ -287,8 +297,12 @@ impl Inner {
 
     fn plan_and_execute(&mut self) -> Result<(), MapError> {
         let touched = std::mem::take(&mut self.touched);
-        let Self { resources, addresses, pods, gateways, .. } = &*self;
-        let inputs = Inputs { resources, node: *addresses, pods, gateways };
+        let inputs = Inputs {
+            resources: &self.resources,
+            node: self.addresses,
+            gateways: &self.gateways,
+            pods: &self.pods,
+        };
         let planned = self.planner.plan(inputs, &touched, &self.current);
         self.full = planned.as_ref().err().map(|full| full.map);
         let result = match planned {

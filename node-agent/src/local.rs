@@ -10,7 +10,7 @@ use crate::{
     bootstrap::{Upstream, hex},
     cni::SharedRegistry,
     engine::Engine,
-    flows::Queue,
+    flows::{Queue, Ring},
     identity::{Callers, Secrets},
     subscribe::Progress,
 };
@@ -26,6 +26,7 @@ pub struct StatusService {
     pub secrets: Secrets,
     pub callers: Callers,
     pub flows: Queue,
+    pub ring: Ring,
     pub progress: Progress,
 }
 
@@ -48,6 +49,11 @@ impl StatusService {
                 })
                 .collect()
         })
+    }
+
+    /// News that were counted by the kernel and not told one by one, ever.
+    pub fn suppressed(&self) -> u64 {
+        self.engine.suppressed().iter().map(|(_, _, metric)| metric.packets).sum()
     }
 
     /// The pods of this node.
@@ -101,6 +107,8 @@ impl Agent for StatusService {
             ipcache: identities,
             flows_lost: self.flows.lost_ever(),
             trust: self.trust(),
+            flows_seen: self.ring.level().seen,
+            flows_suppressed: self.suppressed(),
         }))
     }
 }

@@ -122,6 +122,17 @@ impl Metrics {
             rows(|metric| metric.packets),
         )?;
         page.counters("isthmus_agent_packet_bytes", "The same in bytes", rows(|metric| metric.bytes))?;
+        let suppressed = engine.suppressed();
+        page.counters(
+            "isthmus_agent_flows_suppressed",
+            "Flow events that were counted and not told one by one, because there were many of their kind",
+            suppressed.iter().map(|(way, reason, metric)| (cell(*way, *reason), metric.packets)),
+        )?;
+        page.counter(
+            "isthmus_agent_flows_seen",
+            "Packets that flows told of, one by one or by counts",
+            self.status.ring.level().seen,
+        )?;
         page.counter(
             "isthmus_agent_flows_lost",
             "Flow events that found no room, in the kernel or here",
@@ -175,7 +186,7 @@ mod tests {
         bootstrap::{Upstream, state::tests::state},
         cni::{Registry, SharedRegistry},
         engine::Engine,
-        flows::Queue,
+        flows::{Queue, Ring},
         identity::{Callers, Secrets},
         maps::MemoryMaps,
         subscribe::{Progress, TYPES},
@@ -194,9 +205,10 @@ mod tests {
         let sds = SdsService::new(callers.clone(), secrets.clone(), engine.clone());
         let progress = Progress::default();
         progress.answered(&TYPES[0], false);
-        let flows = Queue::default();
+        let (flows, ring) = (Queue::default(), Ring::default());
+        let node = state.node;
         let status =
-            StatusService { node: state.node, upstream, engine, registry, secrets, callers, flows, progress };
+            StatusService { node, upstream, engine, registry, secrets, callers, flows, ring, progress };
         Metrics { status, identity, relay, sds }
     }
 

@@ -34,7 +34,7 @@ pub use balance::{Choice, ServiceMaps, balance};
 pub use conntrack::{ConnEntry, ConnKey, Conntrack};
 pub use decide::{Decision, decide};
 pub use endpoint::Endpoint;
-pub use flow::{FlowEvent, Reason};
+pub use flow::{FlowCell, FlowEvent, FlowKind, Reason, Verdict};
 pub use metrics::Metric;
 pub use packet::{Kind, Packet};
 pub use policy::{

@@ -40,5 +40,8 @@ pub const REVERSE: u32 = 131_072;
 pub const NETNS: u32 = 4_096;
 /// Ports taken over by sidecars.
 pub const CAPTURED: u32 = 65_536;
-/// Bytes of the flow event ring, a power of two: some 13,000 events.
-pub const EVENTS: u32 = 1 << 20;
+/// Bytes of the flow event ring, a power of two: some 47,000 events.
+pub const EVENTS: u32 = 1 << 22;
+/// Kinds of flows that are told of together under load. The least recently used one is forgotten; what was suppressed
+/// of it stays counted by reason.
+pub const FLOWS: u32 = 4_096;

@@ -35,4 +35,6 @@ pod!(
     CapturedKey,
     Metric,
     FlowEvent,
+    FlowKind,
+    FlowCell,
 );

@@ -2,12 +2,12 @@
 
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, LruPerCpuHashMap, PerCpuArray, RingBuf};
 use ebpf_shared::fragment::{FragmentKey, Head};
 use ebpf_shared::service::{AffinityKey, AffinityValue, ReverseValue, Slots, SourceKey};
 use ebpf_shared::{
-    Addr, Backend, CapturedKey, ConnEntry, ConnKey, Endpoint, Metric, Netns, Packet, PeerKey, ReverseKey,
-    RuleKey, RuleValue, ServiceKey, ServiceValue, Sides, epochs, limits, metrics,
+    Addr, Backend, CapturedKey, ConnEntry, ConnKey, Endpoint, FlowCell, FlowKind, Metric, Netns, Packet,
+    PeerKey, ReverseKey, RuleKey, RuleValue, ServiceKey, ServiceValue, Sides, epochs, limits, metrics,
 };
 
 /// The layout of all other pinned maps; written by the agent that created them.
@@ -85,9 +85,18 @@ pub static SCRATCH: PerCpuArray<Packet> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(limits::EVENTS, 0);
 
-/// Events that found the ring full.
+/// What was told of each kind of flow, so that many are told of together.
 #[map]
-pub static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+pub static FLOWS: LruPerCpuHashMap<FlowKind, FlowCell> =
+    LruPerCpuHashMap::with_max_entries(limits::FLOWS, 0);
+
+/// News that were counted and not told, by direction and reason: exact, whatever `FLOWS` forgets.
+#[map]
+pub static SUPPRESSED: PerCpuArray<Metric> = PerCpuArray::with_max_entries(metrics::CELLS, 0);
+
+/// Events that found the ring full, by direction and reason.
+#[map]
+pub static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(metrics::CELLS, 0);
 
 #[map]
 pub static METRICS: PerCpuArray<Metric> = PerCpuArray::with_max_entries(metrics::CELLS, 0);

@@ -57,7 +57,7 @@ pub fn at_door(
     let decision = decide(&KernelPolicy, &mut KernelConntrack, &scene, &packet);
     flow::count(ctx, direction, decision.ruling.reason);
     if decision.is_news {
-        flow::tell(ifindex, endpoint, direction, &packet, now, &decision);
+        flow::tell(ctx, ifindex, endpoint, direction, &packet, now, &decision);
     }
     if decision.ruling.passes() { NEXT } else { DROP }
 }
@@ -90,6 +90,6 @@ fn refuse(
         Some(ip) => (ip.src, ip.dst, ip.protocol),
         None => (Addr::UNSPECIFIED, Addr::UNSPECIFIED, 0),
     };
-    flow::tell_refused(ifindex, direction, src, dst, protocol, now, reason);
+    flow::tell_refused(ctx, ifindex, direction, src, dst, protocol, now, reason);
     DROP
 }

@@ -30,6 +30,7 @@ mod epochs;
 mod error;
 mod events;
 pub mod flatten;
+mod flows;
 mod identities;
 mod links;
 mod mapped;
@@ -50,13 +51,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aya::maps::{Array, MapData, PerCpuArray};
+use aya::maps::{Array, MapData};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
-use ebpf_shared::{Direction, Metric, Reason, limits, metrics};
+use ebpf_shared::{Direction, Metric, Reason, limits};
 
 pub use self::error::KernelError;
 pub use self::events::{EventRing, EventStream};
+pub use self::flows::FlowCounters;
 pub use self::identities::Identities;
 pub use self::pins::{Pins, unload};
 pub use self::ruleset::RulePrefix;
@@ -88,8 +90,8 @@ pub struct Kernel {
     pub services: Services,
     netns: HashTable<u64, Netns>,
     captured: HashTable<CapturedKey, u8>,
-    lost: PerCpuArray<MapData, u64>,
-    metrics: PerCpuArray<MapData, Metric>,
+    /// What is counted of flows beside the events.
+    pub flows: FlowCounters,
     events: Option<EventRing>,
     programs: Ebpf,
     pins: Pins,
@@ -158,8 +160,12 @@ impl Kernel {
             services,
             netns: HashTable::new("NETNS", take(&mut programs, "NETNS")?),
             captured: HashTable::new("CAPTURED", take(&mut programs, "CAPTURED")?),
-            lost: take(&mut programs, "LOST")?,
-            metrics: take(&mut programs, "METRICS")?,
+            flows: FlowCounters {
+                metrics: take(&mut programs, "METRICS")?,
+                suppressed: take(&mut programs, "SUPPRESSED")?,
+                lost: take(&mut programs, "LOST")?,
+                kinds: take(&mut programs, "FLOWS")?,
+            },
             events: Some(EventRing::new(take(&mut programs, "EVENTS")?)),
             programs,
             pins,
@@ -202,29 +208,12 @@ impl Kernel {
 
     /// Flow events that found the ring full, ever.
     pub fn lost(&self) -> Result<u64, KernelError> {
-        let values = self.lost.get(&0, 0).map_err(|source| KernelError::Map { name: "LOST", source })?;
-        Ok(values.iter().sum())
+        Ok(self.flows.lost()?.iter().map(|(_, _, lost)| lost.packets).sum())
     }
 
     /// Packets and bytes by direction and reason; cells that never counted are left out.
     pub fn metrics(&self) -> Result<Vec<(Direction, Reason, Metric)>, KernelError> {
-        let mut cells = Vec::new();
-        for direction in [Direction::Ingress, Direction::Egress] {
-            for reason in Reason::ALL {
-                let per_cpu = self
-                    .metrics
-                    .get(&metrics::cell(direction, reason), 0)
-                    .map_err(|source| KernelError::Map { name: "METRICS", source })?;
-                let sum = per_cpu.iter().fold(Metric::default(), |sum, cpu| Metric {
-                    packets: sum.packets + cpu.packets,
-                    bytes: sum.bytes + cpu.bytes,
-                });
-                if sum.packets > 0 {
-                    cells.push((direction, reason, sum));
-                }
-            }
-        }
-        Ok(cells)
+        self.flows.packets()
     }
 
     /// How much of the verifier's and the machine's means each program takes.

@@ -6,7 +6,7 @@ use super::KernelError;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/isthmus-ebpf.o"));
 
 /// Every map whose contents outlive a program: these are pinned.
-pub(super) const MAPS: [&str; 22] = [
+pub(super) const MAPS: [&str; 24] = [
     "FORMAT",
     "EPOCHS",
     "HOSTS",
@@ -27,6 +27,8 @@ pub(super) const MAPS: [&str; 22] = [
     "NETNS",
     "CAPTURED",
     "EVENTS",
+    "FLOWS",
+    "SUPPRESSED",
     "LOST",
     "METRICS",
 ];

@@ -1,8 +1,9 @@
 //! Writes carried out by the kernel.
 
+use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 
-use ebpf_shared::{Addr, Direction, Endpoint, Metric, Reason, ServiceKey};
+use ebpf_shared::{Addr, Direction, Endpoint, FlowKind, Metric, Reason, ServiceKey};
 
 use super::{MapError, Maps};
 use crate::{
@@ -123,6 +124,14 @@ impl Maps for KernelMaps {
 
     fn packets(&mut self) -> Vec<(Direction, Reason, Metric)> {
         self.kernel.metrics().unwrap_or_default()
+    }
+
+    fn suppressed(&mut self) -> Vec<(Direction, Reason, Metric)> {
+        self.kernel.flows.suppressed().unwrap_or_default()
+    }
+
+    fn flow_kinds(&mut self) -> BTreeMap<FlowKind, Metric> {
+        self.kernel.flows.kinds().unwrap_or_default()
     }
 }
 

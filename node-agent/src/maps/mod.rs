@@ -1,6 +1,8 @@
 //! Carries writes out. The agent knows the kernel by this trait only.
 
-use ebpf_shared::{Direction, Metric, Reason};
+use std::collections::BTreeMap;
+
+use ebpf_shared::{Direction, FlowKind, Metric, Reason};
 use thiserror::Error;
 
 use crate::desired::{Desired, MapOp};
@@ -62,4 +64,14 @@ pub trait Maps: Send {
 
     /// Packets and bytes by direction and what became of them, ever; what never happened may be left out.
     fn packets(&mut self) -> Vec<(Direction, Reason, Metric)>;
+
+    /// News that were counted and not told, by direction and reason, ever; what never happened may be left out.
+    fn suppressed(&mut self) -> Vec<(Direction, Reason, Metric)> {
+        Vec::new()
+    }
+
+    /// The same by kind of flow, of those that are remembered.
+    fn flow_kinds(&mut self) -> BTreeMap<FlowKind, Metric> {
+        BTreeMap::new()
+    }
 }

@@ -197,6 +197,8 @@ impl Touched {
 #[allow(missing_docs)]
 pub struct Resources {
     pub addresses: BTreeMap<NamespacedName, Address>,
+    /// Service accounts, by identity: for the names of flows only.
+    pub accounts: BTreeMap<u32, String>,
     pub locals: BTreeMap<NamespacedName, Local>,
     pub classes: BTreeMap<u32, Class>,
     pub services: BTreeMap<NamespacedName, Service>,
@@ -224,6 +226,7 @@ impl Resources {
                 .into_iter()
                 .map(|(name, before)| (name, before.into_iter().flat_map(|each| each.addresses).collect()))
                 .collect();
+            self.note_accounts(update);
         } else if is(&type_url::<wire::LocalEndpoint>()) {
             touched.locals = merge(&mut self.locals, update, parse::name, parse::local)?.into_keys().collect();
         } else if is(&type_url::<wire::PolicyClass>()) {
@@ -250,6 +253,21 @@ impl Resources {
         Ok(touched)
     }
 
+    /// Of the addresses that have just been taken. One that can't be read has no name.
+    fn note_accounts(&mut self, update: &Update) {
+        for resource in &update.added {
+            let Ok(address) = resource.decode::<wire::WorkloadAddress>() else { continue };
+            let account = address.spiffe_id.rsplit_once("/sa/").map_or("", |(_, account)| account);
+            if !account.is_empty() && self.accounts.get(&address.identity).is_none_or(|known| known != account) {
+                self.accounts.insert(address.identity, account.to_owned());
+            }
+        }
+        if self.accounts.len() > self.addresses.len() {
+            let used: BTreeSet<u32> = self.addresses.values().map(|address| address.identity).collect();
+            self.accounts.retain(|identity, _| used.contains(identity));
+        }
+    }
+
     /// A class that is in force, or was until the control plane took it back.
     pub fn class(&self, number: u32) -> Option<&Class> {
         self.classes.get(&number).or_else(|| self.retired.get(&number))
@@ -259,6 +277,11 @@ impl Resources {
     /// is not to be touched.
     pub fn heard<M: xds_proto::Name>(&self) -> bool {
         self.heard.contains(&M::type_url())
+    }
+
+    #[cfg(test)]
+    pub(crate) fn hear<M: xds_proto::Name>(&mut self) {
+        self.heard.insert(M::type_url());
     }
 
     fn forget_retired(&mut self) {

@@ -600,20 +600,6 @@ fn what_a_packet_costs_is_printed() {
 }
 
 #[test]
-fn events_that_do_not_fit_are_counted() {
-    in_sandbox(|sandbox| {
-        let node = Node::new(sandbox);
-        let opening = frame(&syn((V4.friend, 4000), (V4.pod, 80)));
-        let fits = ebpf_shared::limits::EVENTS as usize / (size_of::<FlowEvent>() + 8);
-        for _ in 0..fits + 10 {
-            node.run(Ingress, &opening);
-        }
-        let lost = node.kernel.lost().expect("readable");
-        assert!((10..=12).contains(&lost), "{lost}");
-    });
-}
-
-#[test]
 fn kind_of_a_packet_survives_the_wire() {
     // The emulation is fed the packet, the kernel the frame: this is what makes them comparable.
     for (net, kinds) in [(V4, [8, 0]), (V6, [128, 129])] {

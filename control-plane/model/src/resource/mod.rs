@@ -19,6 +19,7 @@ mod http_filter;
 mod http_match;
 mod http_route;
 mod key;
+mod label_query;
 mod meta;
 mod network_policy;
 mod overflow;
@@ -54,6 +55,7 @@ pub use exposure::{
     Exposure, FORWARDING_ANNOTATION, Families, FamilyPolicy, IpFamily, NODE_PORTS, ServiceType,
 };
 pub use key::{Kind, NameParts, NamespacedName, ObjectKey};
+pub use label_query::LabelQuery;
 pub use overflow::OVERFLOW_ANNOTATION;
 pub use parse::{MAX_OBJECT_BYTES, MAX_OBJECT_DEPTH};
 pub use selector::matches_labels;
