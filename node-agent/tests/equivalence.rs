@@ -369,8 +369,13 @@ fn the_kernel_decides_as_the_emulation_does() {
         println!("{judged:?}, {edited} policies edited in place, {moved} times another class");
         assert!(edited > 30 && moved > 30);
         // The generator reaches every ruling it is meant to.
-        let reached =
-            [Reason::Forwarded, Reason::DefaultDeny, Reason::PolicyDenied, Reason::SpoofedSource, Reason::Audited];
+        let reached = [
+            Reason::Forwarded,
+            Reason::DefaultDeny,
+            Reason::PolicyDenied,
+            Reason::SpoofedSource,
+            Reason::Audited,
+        ];
         for reason in reached {
             assert!(judged.get(&reason).is_some_and(|count| *count > 50), "{judged:?}");
         }

@@ -59,10 +59,8 @@ pub fn decide<P: PolicyMaps, C: Conntrack>(
     let went = if is_error { scene.direction.opposite() } else { scene.direction };
     let opens = packet.opens();
     let forward = ConnKey::of(scene.ifindex, scene.endpoint, packet, went);
-    let basis = Basis {
-        stamp: policy.stamp(scene.endpoint.class, &forward.peer),
-        class: scene.endpoint.judged_as(),
-    };
+    let basis =
+        Basis { stamp: policy.stamp(scene.endpoint.class, &forward.peer), class: scene.endpoint.judged_as() };
 
     let (known, is_reply) = match connections.get(&forward) {
         Some(entry) if entry.is_alive(scene.now, packet.protocol) => (Some(entry), false),

@@ -87,8 +87,10 @@ pub struct Sides {
 
 impl Sides {
     /// Both ways everything.
-    pub const ALLOW_ALL: Self =
-        Self { ingress: RuleRef::uniform(RuleValue::ALLOW, 0), egress: RuleRef::uniform(RuleValue::ALLOW, 0) };
+    pub const ALLOW_ALL: Self = Self {
+        ingress: RuleRef::uniform(RuleValue::ALLOW, 0),
+        egress: RuleRef::uniform(RuleValue::ALLOW, 0),
+    };
 
     #[inline(always)]
     pub const fn of(&self, direction: Direction) -> RuleRef {

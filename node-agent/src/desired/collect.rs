@@ -34,7 +34,8 @@ pub fn collect(current: &Desired, before: &Garbage) -> (Vec<MapOp>, Garbage) {
         current.rulesets.keys().filter(|number| !referred.contains(number)).copied().collect();
     let mut ops = Vec::new();
     for number in classes.intersection(&before.classes) {
-        let identities = current.classes.get(number).into_iter().flat_map(|entry| entry.peers.keys().copied());
+        let identities =
+            current.classes.get(number).into_iter().flat_map(|entry| entry.peers.keys().copied());
         ops.push(MapOp::RemoveClass(*number, identities.collect()));
     }
     for number in rulesets.intersection(&before.rulesets) {

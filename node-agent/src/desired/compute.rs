@@ -32,7 +32,8 @@ pub fn compute(inputs: Inputs<'_>, current: &Desired, dictionary: &mut Dictionar
         named.extend(local_cidrs(resources, current));
     }
     let ground = Ground::new(inputs, &named, dictionary);
-    let mut desired = Desired { identities: identities(resources, pods, &ground, dictionary), ..Desired::default() };
+    let mut desired =
+        Desired { identities: identities(resources, pods, &ground, dictionary), ..Desired::default() };
     if !resources.heard::<wire::WorkloadAddress>() {
         for (net, identity) in current.identities.iter() {
             if !desired.identities.contains_key(net) {
@@ -118,7 +119,8 @@ fn kept(pod: &Pod, current: &Desired) -> Option<u32> {
 }
 
 fn keep(pod: &Pod, number: u32, current: &Desired, desired: &mut Desired) {
-    let (Some(entry), Some(class)) = (current.endpoints.get(&pod.ifindex), current.classes.get(&number)) else {
+    let (Some(entry), Some(class)) = (current.endpoints.get(&pod.ifindex), current.classes.get(&number))
+    else {
         return;
     };
     let mut class = class.clone();
@@ -176,7 +178,9 @@ pub(super) fn class_cidrs(resources: &Resources, class: u32) -> BTreeSet<IpNet> 
 
 /// CIDRs that the kernel has an identity for.
 fn local_cidrs<'a>(resources: &'a Resources, current: &'a Desired) -> impl Iterator<Item = IpNet> {
-    let is_node = |net: &IpNet| resources.nodes.values().any(|node| node.all_addresses().any(|at| IpNet::from(at) == *net));
+    let is_node = |net: &IpNet| {
+        resources.nodes.values().any(|node| node.all_addresses().any(|at| IpNet::from(at) == *net))
+    };
     let local = current.identities.iter().filter(|(_, identity)| **identity & LOCAL != 0);
     local.map(|(net, _)| *net).filter(move |net| !is_node(net))
 }
@@ -188,7 +192,8 @@ fn identities(
     dictionary: &Dictionary,
 ) -> IdentityTable {
     let nets = ground.nets().into_iter();
-    let mut table: IdentityTable = nets.filter_map(|net| Some((net, ground.identity(&net, dictionary)?))).collect();
+    let mut table: IdentityTable =
+        nets.filter_map(|net| Some((net, ground.identity(&net, dictionary)?))).collect();
     for workload in resources.addresses.values() {
         for address in &workload.addresses {
             table.insert((*address).into(), workload.identity);

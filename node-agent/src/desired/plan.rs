@@ -92,7 +92,8 @@ impl<'a> Way<'a> {
     /// Local identities that come, and who their addresses are now.
     fn coming(&self) -> BTreeMap<u32, u32> {
         let puts = self.delta.identities.iter().filter_map(|(net, after)| Some((net, (*after)?)));
-        let new = puts.filter(|(_, identity)| identity & LOCAL != 0 && !self.current.identities.has(*identity));
+        let new =
+            puts.filter(|(_, identity)| identity & LOCAL != 0 && !self.current.identities.has(*identity));
         new.map(|(net, identity)| (identity, self.current.identities.identity(net))).collect()
     }
 

@@ -79,7 +79,12 @@ impl Planner {
     ///
     /// # Errors
     /// A map has no room for it. Nothing is to be written, and everything is looked at again by the next plan.
-    pub fn plan(&mut self, inputs: Inputs<'_>, touched: &Touched, current: &Desired) -> Result<Vec<MapOp>, Full> {
+    pub fn plan(
+        &mut self,
+        inputs: Inputs<'_>,
+        touched: &Touched,
+        current: &Desired,
+    ) -> Result<Vec<MapOp>, Full> {
         let delta = match self.known.take() {
             Some(mut known) => match self.little(&mut known, inputs, touched, current) {
                 Some(delta) => {
@@ -153,7 +158,8 @@ impl Planner {
         let mut entries: BTreeMap<u32, ClassEntry> = BTreeMap::new();
         for want in wants.values() {
             let Want::Class(wire) = want else { return None };
-            let is_held = self.dictionary.classes.get(wire).is_some_and(|class| current.classes.contains_key(class));
+            let is_held =
+                self.dictionary.classes.get(wire).is_some_and(|class| current.classes.contains_key(class));
             if (touched.classes.contains(wire) || !is_held) && !entries.contains_key(wire) {
                 let class = resources.class(*wire)?;
                 entries.insert(*wire, class_entry(class, &known.ground, &known.own, &mut self.dictionary));
@@ -207,13 +213,8 @@ impl Known {
         let cidrs = named_cidrs(resources);
         let named = cidrs.values().flatten().copied().collect();
         let ground = Ground::new(inputs, &named, dictionary);
-        let mut known = Self {
-            ground,
-            own: BTreeSet::new(),
-            cidrs,
-            claims: HashMap::new(),
-            pods: BTreeMap::new(),
-        };
+        let mut known =
+            Self { ground, own: BTreeSet::new(), cidrs, claims: HashMap::new(), pods: BTreeMap::new() };
         for workload in resources.addresses.values() {
             for address in distinct(&workload.addresses) {
                 *known.claims.entry(address).or_default() += 1;

@@ -58,7 +58,8 @@ const PROTOCOLS: [(u8, bool); 5] = [
 
 /// The function that rules about one peer in one direction make, in their order.
 pub fn flatten(rules: &[Said], default: DefaultDeny) -> Function {
-    let others: Vec<_> = rules.iter().filter(|rule| rule.protocol == protocol::ANY && rule.ports.is_none()).collect();
+    let others: Vec<_> =
+        rules.iter().filter(|rule| rule.protocol == protocol::ANY && rule.ports.is_none()).collect();
     let mut holding = Holding::default();
     for (place, rule) in others.iter().enumerate() {
         holding.begin(place, rule);
@@ -135,7 +136,11 @@ fn pieces(rules: &[&Said], default: DefaultDeny) -> Vec<(u16, u16, RuleValue)> {
     while at <= u32::from(u16::MAX) {
         while let Some((port, begins, place)) = cuts.get(next).filter(|(port, ..)| *port <= at) {
             debug_assert!(*port <= at);
-            if *begins { holding.begin(*place, rules[*place]) } else { holding.end(*place, rules[*place]) }
+            if *begins {
+                holding.begin(*place, rules[*place])
+            } else {
+                holding.end(*place, rules[*place])
+            }
             next += 1;
         }
         let end = cuts.get(next).map_or(1 << 16, |(port, ..)| *port);
@@ -291,7 +296,13 @@ mod tests {
 
     fn rules() -> impl Strategy<Value = Vec<Said>> {
         let ports = prop_oneof![Just(None), (0u16..20, 0u16..20).prop_map(Some), Just(Some((0, 65535)))];
-        let rule = (any::<bool>(), any::<bool>(), prop_oneof![Just(0u8), Just(6), Just(17), Just(1)], ports, 1u32..50);
+        let rule = (
+            any::<bool>(),
+            any::<bool>(),
+            prop_oneof![Just(0u8), Just(6), Just(17), Just(1)],
+            ports,
+            1u32..50,
+        );
         let rule = rule.prop_map(|(allow, audit, protocol, ports, policy_id)| Said {
             allow,
             audit: audit && policy_id % 2 == 0,

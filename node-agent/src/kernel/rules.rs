@@ -85,7 +85,8 @@ pub fn compile(defaults: &Defaults, rules: &[Rule], sets: &mut RuleSets) -> Clas
     });
     let own = Sides { ingress: ingress.own, egress: egress.own };
     let mut peers: Vec<(u32, Sides)> = Vec::with_capacity(ingress.named.len() + egress.named.len());
-    let (mut ingress, mut egress) = (ingress.named.into_iter().peekable(), egress.named.into_iter().peekable());
+    let (mut ingress, mut egress) =
+        (ingress.named.into_iter().peekable(), egress.named.into_iter().peekable());
     loop {
         let next = |way: Option<&(u32, RuleRef)>| way.map(|(identity, _)| *identity);
         let Some(identity) = [next(ingress.peek()), next(egress.peek())].into_iter().flatten().min() else {
@@ -165,7 +166,8 @@ mod tests {
     #[test]
     fn ten_thousand_identities_with_three_kinds_of_rules_are_as_many_peers_and_three_rulesets() {
         let mut sets = RuleSets::default();
-        let rules: Vec<_> = (0..10_000).map(|n| rule(300 + n, true, Some(80..=80 + (n % 3) as u16), 1)).collect();
+        let rules: Vec<_> =
+            (0..10_000).map(|n| rule(300 + n, true, Some(80..=80 + (n % 3) as u16), 1)).collect();
         let entry = compile(&denying(), &rules, &mut sets);
         assert_eq!(entry.peers.len(), 10_000);
         let used: std::collections::BTreeSet<_> = entry.rulesets().map(|by| by.set).collect();

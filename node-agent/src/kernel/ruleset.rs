@@ -188,8 +188,9 @@ mod tests {
         for (low, high) in [(0, 0), (1, 65535), (1000, 2000), (32768, 60999), (443, 8443)] {
             let prefixes = port_prefixes(low..=high);
             for port in 0..=u16::MAX {
-                let holds =
-                    prefixes.iter().filter(|(base, bits)| TrafficPrefix::ports(6, *base, *bits).holds(6, port));
+                let holds = prefixes
+                    .iter()
+                    .filter(|(base, bits)| TrafficPrefix::ports(6, *base, *bits).holds(6, port));
                 assert_eq!(
                     holds.count(),
                     usize::from((low..=high).contains(&port)),
@@ -212,7 +213,8 @@ mod tests {
 
     #[test]
     fn equal_rulesets_have_one_number_also_after_a_restart() {
-        let set = |policy_id| RuleSet::new([(TrafficPrefix::ALL, RuleValue::new(RuleValue::ALLOW, policy_id))]);
+        let set =
+            |policy_id| RuleSet::new([(TrafficPrefix::ALL, RuleValue::new(RuleValue::ALLOW, policy_id))]);
         let mut before = RuleSets::default();
         let (one, other) = (before.refer(set(1)), before.refer(set(2)));
         assert_ne!(one, other);

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use ebpf_shared::decide::Scene;
 use ebpf_shared::{
-    Addr, ConnEntry, ConnKey, Conntrack, Decision, Direction, Endpoint, Kind, Packet, PeerKey, PolicyMaps, Reason,
-    RuleKey, RuleValue, Ruling, Sides, decide,
+    Addr, ConnEntry, ConnKey, Conntrack, Decision, Direction, Endpoint, Kind, Packet, PeerKey, PolicyMaps,
+    Reason, RuleKey, RuleValue, Ruling, Sides, decide,
 };
 use ipnet::IpNet;
 

@@ -223,7 +223,9 @@ fn peer(resource: &str, message: &wire::PolicyRule) -> Result<Peer, ParseError> 
             Err(_) => Err(bad(resource, "rules.cidr", cidr, "expected a CIDR")),
         },
         (_, cidr, None) => Err(bad(resource, "rules.cidr", cidr, "but identity is set as well")),
-        (_, _, Some(_)) => Err(bad(resource, "rules.entity", message.entity, "but another peer is set as well")),
+        (_, _, Some(_)) => {
+            Err(bad(resource, "rules.entity", message.entity, "but another peer is set as well"))
+        }
     }
 }
 
@@ -248,7 +250,12 @@ fn ports(resource: &str, message: &wire::PolicyRule) -> Result<Option<(u16, u16)
 /// Type and code as policy has them in the place of ports.
 fn icmp(resource: &str, message: &wire::PolicyRule, protocol: u8) -> Result<(u16, u16), ParseError> {
     if protocol != ICMP && protocol != ICMPV6 {
-        return Err(bad(resource, "rules.icmp_type", message.icmp_type, "but the protocol is not ICMP or ICMPV6"));
+        return Err(bad(
+            resource,
+            "rules.icmp_type",
+            message.icmp_type,
+            "but the protocol is not ICMP or ICMPV6",
+        ));
     }
     if message.port != 0 || message.end_port != 0 {
         return Err(bad(resource, "rules.port", message.port, "but icmp_type is set as well"));

@@ -228,7 +228,8 @@ impl Resources {
                 .collect();
             self.note_accounts(update);
         } else if is(&type_url::<wire::LocalEndpoint>()) {
-            touched.locals = merge(&mut self.locals, update, parse::name, parse::local)?.into_keys().collect();
+            touched.locals =
+                merge(&mut self.locals, update, parse::name, parse::local)?.into_keys().collect();
         } else if is(&type_url::<wire::PolicyClass>()) {
             let before = merge(&mut self.classes, update, parse::class_number, parse::class)?;
             touched.classes = before.keys().copied().collect();

@@ -39,7 +39,13 @@ pub struct Writer {
 
 impl Writer {
     /// Makes a class what it is to be: in place, where that is how the agent would do it.
-    pub fn put(&mut self, kernel: &mut Kernel, number: u32, defaults: &Defaults, rules: &[Rule]) -> ClassEntry {
+    pub fn put(
+        &mut self,
+        kernel: &mut Kernel,
+        number: u32,
+        defaults: &Defaults,
+        rules: &[Rule],
+    ) -> ClassEntry {
         let entry = compile(defaults, rules, &mut self.sets);
         for by in entry.rulesets() {
             if self.written.insert(by.set) {

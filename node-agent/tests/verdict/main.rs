@@ -369,7 +369,11 @@ fn a_rule_may_name_a_type_of_icmp() {
         assert_eq!(node.expect(Ingress, &frame(&ping), Reason::Forwarded).policy_id, 2);
         node.expect_known(Egress, &answer(&ping, 0));
         // Ports of whichever protocol are no types.
-        node.change_policy(CLASS, DENY_INGRESS, &[allow(Ingress, FRIEND_IDENTITY, ANY, Some((0, u16::MAX)), 3)]);
+        node.change_policy(
+            CLASS,
+            DENY_INGRESS,
+            &[allow(Ingress, FRIEND_IDENTITY, ANY, Some((0, u16::MAX)), 3)],
+        );
         node.expect(Ingress, &frame(&ping), Reason::DefaultDeny);
     });
 }
@@ -378,10 +382,8 @@ fn a_rule_may_name_a_type_of_icmp() {
 fn what_audited_policies_deny_passes_and_is_told() {
     in_both(|sandbox, net| {
         let mut node = Node::new(sandbox);
-        let audited = Defaults {
-            ingress: DefaultDeny { enforced: None, audited: Some(201) },
-            ..Defaults::default()
-        };
+        let audited =
+            Defaults { ingress: DefaultDeny { enforced: None, audited: Some(201) }, ..Defaults::default() };
         let quiet = Rule { audit: true, ..allow(Ingress, FRIEND_IDENTITY, TCP, Some((80, 80)), 5) };
         node.change_to(CLASS, &audited, &[quiet], 0);
         node.expect(Ingress, &frame(&syn((net.friend, 4000), (net.pod, 80))), Reason::Forwarded);

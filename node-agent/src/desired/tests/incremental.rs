@@ -8,13 +8,29 @@ use xds_proto::isthmus::agent::v1 as wire;
 /// One thing that happens.
 #[derive(Debug, Clone)]
 enum Step {
-    Address { caller: usize, identity: Option<u32> },
+    Address {
+        caller: usize,
+        identity: Option<u32>,
+    },
     /// Of another workload, which lays claim to the same address.
-    Rival { caller: usize, identity: Option<u32> },
+    Rival {
+        caller: usize,
+        identity: Option<u32>,
+    },
     Class(u32, Option<wire::PolicyClass>),
-    Local { pod: u32, what: Option<(u32, u32)>, audit: bool },
-    Pod { pod: u32, there: bool },
-    Node { name: u8, there: bool },
+    Local {
+        pod: u32,
+        what: Option<(u32, u32)>,
+        audit: bool,
+    },
+    Pod {
+        pod: u32,
+        there: bool,
+    },
+    Node {
+        name: u8,
+        there: bool,
+    },
 }
 
 fn wire_classes() -> impl Strategy<Value = wire::PolicyClass> {
@@ -82,9 +98,10 @@ fn said(step: &Step) -> Option<Update> {
     Some(match step {
         Step::Address { caller, identity } => address(&format!("shop/caller{caller}"), *caller, *identity),
         Step::Rival { caller, identity } => address(&format!("shop/rival{caller}"), *caller, *identity),
-        Step::Class(number, class) => {
-            put_or_remove(&number.to_string(), class.clone().map(|class| wire::PolicyClass { id: *number, ..class }))
-        }
+        Step::Class(number, class) => put_or_remove(
+            &number.to_string(),
+            class.clone().map(|class| wire::PolicyClass { id: *number, ..class }),
+        ),
         Step::Local { pod, what, audit } => put_or_remove(
             &format!("shop/pod{pod}"),
             what.map(|(identity, class)| wire::LocalEndpoint {
@@ -116,7 +133,11 @@ struct Side {
 
 impl Side {
     fn new(sees_all: bool) -> Self {
-        Self { planner: Planner::new(&Desired::default(), Limits::KERNEL), maps: Desired::default(), sees_all }
+        Self {
+            planner: Planner::new(&Desired::default(), Limits::KERNEL),
+            maps: Desired::default(),
+            sees_all,
+        }
     }
 
     fn step(&mut self, inputs: Inputs<'_>, touched: &Touched) {
@@ -196,7 +217,13 @@ fn the_writes_of_a_change_are_as_many_as_it_changes_and_not_as_there_are() {
         let inputs = Inputs { resources, node: OWN, pods: &there, gateways: &BTreeSet::new() };
         let began = std::time::Instant::now();
         let ops = side.planner.plan(inputs, &touched, &side.maps).unwrap();
-        println!("{} of {}: {} writes, planned in {:?}", update.added.len(), update.type_url, ops.len(), began.elapsed());
+        println!(
+            "{} of {}: {} writes, planned in {:?}",
+            update.added.len(),
+            update.type_url,
+            ops.len(),
+            began.elapsed()
+        );
         ops.iter().for_each(|op| op.apply(&mut side.maps));
         side.planner.done(&side.maps, true);
         ops.len()
@@ -264,6 +291,7 @@ fn what_has_no_room_changes_nothing_and_is_told_by_name() {
     let full = try_it(&resources, &touched).unwrap_err();
     assert_eq!((full.map, full.wanted, full.limit), ("PEERS", 110 + 2, 100));
     // Room is made.
-    let touched = resources.apply(&update(&[("2", wire::PolicyClass { id: 2, default_deny_egress: true, ..wide(20) })], &[]));
+    let touched = resources
+        .apply(&update(&[("2", wire::PolicyClass { id: 2, default_deny_egress: true, ..wide(20) })], &[]));
     assert_eq!(try_it(&resources, &touched.unwrap()), Ok(2));
 }
