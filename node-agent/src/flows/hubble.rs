@@ -164,7 +164,7 @@ impl Source for NodeFlows {
 
     fn admit(&self, extensions: &Extensions) -> Result<(), Status> {
         if let Some(caller) = extensions.get::<CallerInfo>() {
-            return self.callers.check_operator(*caller);
+            return self.callers.check_operator(caller.clone());
         }
         let peer = extensions.get::<PeerInfo>().and_then(|peer| peer.spiffe_id.as_ref());
         match peer {
