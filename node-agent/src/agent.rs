@@ -31,7 +31,9 @@ use xds_proto::{
 };
 
 use crate::{
-    bootstrap::{NodeState, RegisterError, Upstream, register, renew_for_ever, unix_now},
+    bootstrap::{
+        NodeState, RegisterError, Upstream, register, renew_for_ever, report_facts_for_ever, unix_now,
+    },
     cni::{self, CniService, Creator, HostNet, Registry, SharedRegistry, pod_of},
     config::RunArgs,
     desired::PodAddresses,
@@ -166,6 +168,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         Collector { engine: engine.clone(), namer: namer.clone(), ring: ring.clone(), queue: queue.clone() };
     tasks.spawn(collector.collect_for_ever(events));
     tasks.spawn(flows::report_for_ever(queue.clone(), upstream.clone()));
+    tasks.spawn(report_facts_for_ever(args.facts.clone(), upstream.clone()));
     tasks.spawn(cni::watch_for_ever(cni.clone()));
     for gateway in gateways {
         tasks.spawn(bind_gateway(engine.clone(), upstream.clone(), gateway, args.address.into()));
