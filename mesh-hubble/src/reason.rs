@@ -19,6 +19,8 @@ const REASONS: &[(&str, DropReason)] = &[
     ("UNSUPPORTED_ICMP", DropReason::ForbiddenIcmpv6Message),
     ("UNRELATED_ICMP", DropReason::UnknownConnectionTrackingState),
     ("CONNTRACK_FULL", DropReason::CtMapInsertionFailed),
+    ("TUNNEL_SOURCE", DropReason::UnknownSender),
+    ("TUNNEL_TARGET", DropReason::NoTunnelOrEncapsulationEndpoint),
 ];
 
 /// Hubble's reason for one of the kernel's.

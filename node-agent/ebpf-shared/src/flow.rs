@@ -36,10 +36,14 @@ pub enum Reason {
     UnrelatedIcmp = 13,
     /// No room to remember the connection, so that its replies could not be told from new flows.
     ConntrackFull = 14,
+    /// Came through the tunnel from somebody who has no such pod, or was to go into it from somebody who is not here.
+    TunnelSource = 15,
+    /// Came through the tunnel for somebody who is not here, or was to go into it to no node that is known.
+    TunnelTarget = 16,
 }
 
 impl Reason {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::Forwarded,
         Self::DefaultDeny,
         Self::PolicyDenied,
@@ -55,6 +59,8 @@ impl Reason {
         Self::UnsupportedIcmp,
         Self::UnrelatedIcmp,
         Self::ConntrackFull,
+        Self::TunnelSource,
+        Self::TunnelTarget,
     ];
     /// One more than the greatest number.
     pub const COUNT: u32 = Self::ALL.len() as u32;
@@ -93,6 +99,8 @@ impl Reason {
             Self::UnsupportedIcmp => "UNSUPPORTED_ICMP",
             Self::UnrelatedIcmp => "UNRELATED_ICMP",
             Self::ConntrackFull => "CONNTRACK_FULL",
+            Self::TunnelSource => "TUNNEL_SOURCE",
+            Self::TunnelTarget => "TUNNEL_TARGET",
         }
     }
 }

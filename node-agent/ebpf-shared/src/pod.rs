@@ -36,4 +36,5 @@ pod!(
     FlowEvent,
     FlowKind,
     FlowCell,
+    overlay::Hop,
 );

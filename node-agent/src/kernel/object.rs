@@ -6,11 +6,12 @@ use super::KernelError;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/isthmus-ebpf.o"));
 
 /// Every map whose contents outlive a program: these are pinned.
-pub(super) const MAPS: [&str; 23] = [
+pub(super) const MAPS: [&str; 24] = [
     "FORMAT",
     "GENERATION",
     "HOSTS",
     "CIDRS",
+    "NODES",
     "ENDPOINTS",
     "CLASSES",
     "POLICY",
