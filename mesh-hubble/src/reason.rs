@@ -5,6 +5,8 @@ use xds_proto::hubble::flow::DropReason;
 /// Each of the kernel's reasons, by the name that it has in flows, and Hubble's nearest. docs/hubble.md has this table.
 const REASONS: &[(&str, DropReason)] = &[
     ("FORWARDED", DropReason::Unknown),
+    // Passes as well: a policy that is only audited would have dropped it.
+    ("AUDITED", DropReason::Unknown),
     ("DEFAULT_DENY", DropReason::PolicyDenied),
     ("POLICY_DENIED", DropReason::PolicyDeny),
     ("UNKNOWN_ENDPOINT", DropReason::NoMatchingLocalContainerFound),
