@@ -253,7 +253,7 @@ fn talk(client: &Place, server: &Place, at: SocketAddr, bytes: usize) -> bool {
     std::thread::scope(|scope| {
         let served = scope.spawn(move || {
             listener.set_nonblocking(true).expect("settable");
-            let until = std::time::Instant::now() + Duration::from_secs(5);
+            let until = std::time::Instant::now() + Duration::from_millis(2_500);
             let mut stream = loop {
                 match listener.accept() {
                     Ok((stream, _)) => break stream,
