@@ -5,6 +5,8 @@ use xds_proto::hubble::flow::DropReason;
 /// Each of the kernel's reasons, by the name that it has in flows, and Hubble's nearest. docs/hubble.md has this table.
 const REASONS: &[(&str, DropReason)] = &[
     ("FORWARDED", DropReason::Unknown),
+    // Passes as well: a policy that is only audited would have dropped it.
+    ("AUDITED", DropReason::Unknown),
     ("DEFAULT_DENY", DropReason::PolicyDenied),
     ("POLICY_DENIED", DropReason::PolicyDeny),
     ("UNKNOWN_ENDPOINT", DropReason::NoMatchingLocalContainerFound),
@@ -19,6 +21,8 @@ const REASONS: &[(&str, DropReason)] = &[
     ("UNSUPPORTED_ICMP", DropReason::ForbiddenIcmpv6Message),
     ("UNRELATED_ICMP", DropReason::UnknownConnectionTrackingState),
     ("CONNTRACK_FULL", DropReason::CtMapInsertionFailed),
+    ("TUNNEL_SOURCE", DropReason::UnknownSender),
+    ("TUNNEL_TARGET", DropReason::NoTunnelOrEncapsulationEndpoint),
 ];
 
 /// Hubble's reason for one of the kernel's.

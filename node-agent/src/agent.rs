@@ -49,6 +49,7 @@ use crate::{
     relay::{MAX_MESSAGE, Relay},
     routes::RouteKeeper,
     subscribe::{Cache, Progress, Subscriber, log_connection_for_ever, subscribe_for_ever},
+    tunnel,
 };
 
 /// A first start waits this long for a control plane that is still starting itself.
@@ -95,6 +96,8 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
 
     let mut kernel = Kernel::load(&args.bpffs, &args.cgroup)?;
     let events = kernel.events()?.into_stream().context("flow events")?;
+    let host = HostNet::new().context("netlink")?;
+    let tunnel = open_tunnel(&args, &host, &mut kernel, pod_cidr6.is_some()).await.context("--tunnel")?;
     let engine = Engine::new(addresses, Box::new(KernelMaps::new(kernel)))?;
     let cache = Cache::new(&args.state_dir).context("resource cache")?;
     for update in cache.load() {
@@ -108,11 +111,11 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     refresh_bundles(&engine, &state, &bundles);
 
     let registry = SharedRegistry::new(Registry::open(&args.state_dir, state.pod_cidr)?);
-    let host = HostNet::new().context("netlink")?;
     let creator = Creator {
         host: host.clone(),
         engine: engine.clone(),
         registry: registry.clone(),
+        tunnel: args.tunnel,
         addresses,
         slice: state.pod_cidr,
         slices: pod_cidr6.map(|slice6| (state.pod_cidr, slice6)),
@@ -161,9 +164,19 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         identity.clone(),
         upstream.clone(),
     ));
-    let route_keeper = RouteKeeper { node: state.node.clone(), addresses, own_pods: own_pods.clone() };
+    let route_keeper =
+        RouteKeeper { node: state.node.clone(), addresses, own_pods: own_pods.clone(), tunnel };
     tasks.spawn(route_keeper.keep_for_ever(host, engine.clone()));
-    tasks.spawn(masquerade::keep_for_ever(engine.clone(), own_pods));
+    if tunnel.is_some() {
+        tasks.spawn(tunnel::keep_for_ever(
+            engine.clone(),
+            state.node.clone(),
+            addresses,
+            own_pods.clone(),
+            args.tunnel,
+        ));
+    }
+    tasks.spawn(masquerade::keep_for_ever(engine.clone(), own_pods, args.masquerade_exclude.clone()));
     let collector =
         Collector { engine: engine.clone(), namer: namer.clone(), ring: ring.clone(), queue: queue.clone() };
     tasks.spawn(collector.collect_for_ever(events));
@@ -283,10 +296,33 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     if let Some(path) = &args.ready_file {
         let _ = fs::remove_file(path);
     }
-    for socket in [Some(&args.socket), Some(&hubble_socket), args.spiffe_socket.as_ref()].into_iter().flatten() {
+    for socket in
+        [Some(&args.socket), Some(&hubble_socket), args.spiffe_socket.as_ref()].into_iter().flatten()
+    {
         let _ = fs::remove_file(socket);
     }
     result
+}
+
+/// The device of the tunnel with its programs, if there is to be one; without, that of an earlier agent goes.
+async fn open_tunnel(
+    args: &RunArgs,
+    host: &HostNet,
+    kernel: &mut Kernel,
+    has_ipv6: bool,
+) -> anyhow::Result<Option<u32>> {
+    if !args.tunnel.is_tunnel() {
+        tunnel::remove(host).await?;
+        return Ok(None);
+    }
+    if args.tunnel == tunnel::Mode::VxlanIpv6 && args.address6.is_none() {
+        return Err(tunnel::DeviceError::NoIpv6.into());
+    }
+    let mtu = args.tunnel.inner_mtu(host.uplink_mtu(args.address).await?);
+    let index = tunnel::ensure(host, mtu, has_ipv6).await?;
+    kernel.attach_tunnel(tunnel::DEVICE)?;
+    tunnel::open(host, index).await?;
+    Ok(Some(index))
 }
 
 /// The state of an earlier start, or a registration.

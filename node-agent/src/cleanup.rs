@@ -8,7 +8,7 @@ use crate::{
     bootstrap::NodeState,
     cni::{HostNet, Registry},
     config::{CleanupArgs, beside},
-    kernel, masquerade, routes,
+    kernel, masquerade, routes, tunnel,
 };
 
 /// Cleans up after agents with these directories. What is gone already is fine; the key and the certificate stay.
@@ -30,6 +30,7 @@ pub async fn cleanup(args: &CleanupArgs) -> anyhow::Result<()> {
     }
     routes::remove_all(&host).await.context("removing routes")?;
     routes::to_proxy::remove(&host).await.context("removing the rules for proxies")?;
+    tunnel::remove(&host).await.context("removing the tunnel")?;
     masquerade::remove().await.context("removing the masquerading rules")?;
     if args.bpffs.exists() {
         kernel::unload(&args.bpffs)?;

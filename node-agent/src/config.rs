@@ -87,6 +87,14 @@ pub struct RunArgs {
     /// Serves the flows of this node to `hubble` over mTLS as well, for administrators and replicas.
     #[arg(long, value_name = "IP:PORT")]
     pub hubble: Option<SocketAddr>,
+    /// How packets get to pods of other nodes; the same on all nodes of a cluster. In a tunnel pods have 50 bytes less in a
+    /// frame than the underlay, 70 over IPv6.
+    #[arg(long, value_enum, default_value = "direct")]
+    pub tunnel: crate::tunnel::Mode,
+    /// Addresses outside the mesh that pods reach with their own address, not the node's; repeatable. The network there
+    /// has to know the way back.
+    #[arg(long = "masquerade-exclude", value_name = "CIDR")]
+    pub masquerade_exclude: Vec<ipnet::IpNet>,
     /// Created once the agent serves, with its process id in it.
     #[arg(long)]
     pub ready_file: Option<PathBuf>,

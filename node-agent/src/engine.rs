@@ -8,7 +8,8 @@ use std::{
     time::Duration,
 };
 
-use ebpf_shared::{Direction, FlowKind, Metric, Reason};
+use ebpf_shared::{Direction, FlowKind, Metric, Reason, overlay::Hop};
+use ipnet::IpNet;
 use mesh_model::resource::NamespacedName;
 use tokio::sync::watch;
 use xds_client::Update;
@@ -145,6 +146,14 @@ impl Engine {
     /// News that were counted and not told, by direction and reason, ever.
     pub fn suppressed(&self) -> Vec<(Direction, Reason, Metric)> {
         self.lock().maps.suppressed()
+    }
+
+    /// Says which node has which addresses, for the tunnel.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn set_hops(&self, hops: &BTreeMap<IpNet, Hop>) -> Result<(), MapError> {
+        self.lock().maps.set_hops(hops)
     }
 
     /// The same by kind of flow, of those that are remembered.

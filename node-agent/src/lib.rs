@@ -28,3 +28,4 @@ pub mod relay;
 pub mod routes;
 pub mod status;
 pub mod subscribe;
+pub mod tunnel;

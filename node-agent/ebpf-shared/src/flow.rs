@@ -38,10 +38,14 @@ pub enum Reason {
     ConntrackFull = 14,
     /// Not dropped, although policy denies it: the policy, or the endpoint, is only audited.
     Audited = 15,
+    /// Came through the tunnel from somebody who has no such pod, or was to go into it from somebody who is not here.
+    TunnelSource = 16,
+    /// Came through the tunnel for somebody who is not here, or was to go into it to no node that is known.
+    TunnelTarget = 17,
 }
 
 impl Reason {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::Forwarded,
         Self::DefaultDeny,
         Self::PolicyDenied,
@@ -58,6 +62,8 @@ impl Reason {
         Self::UnrelatedIcmp,
         Self::ConntrackFull,
         Self::Audited,
+        Self::TunnelSource,
+        Self::TunnelTarget,
     ];
     /// One more than the greatest number.
     pub const COUNT: u32 = Self::ALL.len() as u32;
@@ -104,6 +110,8 @@ impl Reason {
             Self::UnrelatedIcmp => "UNRELATED_ICMP",
             Self::ConntrackFull => "CONNTRACK_FULL",
             Self::Audited => "AUDITED",
+            Self::TunnelSource => "TUNNEL_SOURCE",
+            Self::TunnelTarget => "TUNNEL_TARGET",
         }
     }
 }

@@ -8,6 +8,8 @@ pub const FORMAT: u32 = 3;
 pub const HOSTS: u32 = 262_144;
 /// CIDRs with an identity: what policies name, and the ranges of pods.
 pub const CIDRS: u32 = 65_536;
+/// Ranges of pods, and addresses of nodes.
+pub const NODES: u32 = 65_536;
 /// Pods of one node.
 pub const ENDPOINTS: u32 = 4_096;
 /// Distinct policies of one node, twice: a class may live beside its successor for a moment. Their numbers are less.

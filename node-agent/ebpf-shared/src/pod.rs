@@ -37,4 +37,5 @@ pod!(
     FlowEvent,
     FlowKind,
     FlowCell,
+    overlay::Hop,
 );

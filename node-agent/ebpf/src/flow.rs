@@ -26,6 +26,7 @@ pub fn count(ctx: &TcContext, direction: Direction, reason: Reason) {
 #[inline(always)]
 pub fn tell(
     ctx: &TcContext,
+    policy: &KernelPolicy,
     ifindex: u32,
     endpoint: &Endpoint,
     direction: Direction,
@@ -34,8 +35,8 @@ pub fn tell(
     decision: &Decision,
 ) {
     let (src_identity, dst_identity) = match direction {
-        Direction::Egress => (endpoint.identity, peer_identity(&KernelPolicy, &packet.dst)),
-        Direction::Ingress => (peer_identity(&KernelPolicy, &packet.src), endpoint.identity),
+        Direction::Egress => (endpoint.identity, peer_identity(policy, &packet.dst)),
+        Direction::Ingress => (peer_identity(policy, &packet.src), endpoint.identity),
     };
     let event = FlowEvent {
         time: now,
@@ -56,7 +57,8 @@ pub fn tell(
         reason: decision.ruling.reason as u8,
         is_reply: decision.is_reply as u8,
         tcp_flags: packet.tcp_flags,
-        flags: if matches!(packet.kind, Kind::Error) { FlowEvent::ERROR } else { 0 },
+        flags: if matches!(packet.kind, Kind::Error) { FlowEvent::ERROR } else { 0 }
+            | if policy.claimed != 0 { FlowEvent::FROM_TUNNEL } else { 0 },
         padding: 0,
     };
     emit(&event, direction, decision.ruling.reason);

@@ -11,6 +11,7 @@ mod fragment;
 mod frame;
 mod from_pod;
 mod maps;
+mod overlay;
 mod policy;
 mod socket;
 mod to_pod;

@@ -4,6 +4,7 @@ use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, LruPerCpuHashMap, PerCpuArray, RingBuf};
 use ebpf_shared::fragment::{FragmentKey, Head};
+use ebpf_shared::overlay::Hop;
 use ebpf_shared::service::{AffinityKey, AffinityValue, ReverseValue, Slots, SourceKey};
 use ebpf_shared::{
     Addr, Backend, CapturedKey, ConnEntry, ConnKey, Endpoint, FlowCell, FlowKind, Metric, Netns, Packet,
@@ -26,6 +27,10 @@ pub static HOSTS: HashMap<Addr, u32> = HashMap::with_max_entries(limits::HOSTS, 
 /// it), so that an IPv6 range around its mapped form does not hold for it.
 #[map]
 pub static CIDRS: LpmTrie<Addr, u32> = LpmTrie::with_max_entries(limits::CIDRS, 0);
+
+/// Which node has which pods, for the tunnel: ranges of pods, and the nodes' own addresses.
+#[map]
+pub static NODES: LpmTrie<Addr, Hop> = LpmTrie::with_max_entries(limits::NODES, 0);
 
 #[map]
 pub static ENDPOINTS: HashMap<u32, Endpoint> =

@@ -20,6 +20,7 @@ use crate::{
     desired::{Pod, PodAddresses},
     engine::Engine,
     maps::MapError,
+    tunnel,
 };
 use mesh_model::resource::NamespacedName;
 use thiserror::Error;
@@ -95,6 +96,8 @@ pub(crate) struct Creator {
     pub(crate) host: HostNet,
     pub(crate) engine: Engine,
     pub(crate) registry: SharedRegistry,
+    /// Takes some of what a frame has room for.
+    pub(crate) tunnel: tunnel::Mode,
     /// Of the node: what it calls its pods from.
     pub(crate) addresses: PodAddresses,
     /// The node's slice.
@@ -131,7 +134,7 @@ impl Creator {
             chained: false,
             gateways: Vec::new(),
             host_ports,
-            mtu: self.host.uplink_mtu(self.addresses.v4).await?,
+            mtu: self.tunnel.inner_mtu(self.host.uplink_mtu(self.addresses.v4).await?),
         };
         let mut endpoint = self.registry.lock().begin(endpoint)?;
         endpoint.address6 = self.slices.and_then(|(v4, v6)| beside(endpoint.address, v4, v6));

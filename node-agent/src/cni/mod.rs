@@ -23,7 +23,8 @@ pub(crate) use netns::{cookie_of, own_cookie};
 pub use registry::{Endpoint, EndpointKey, Registry, RegistryError, SharedRegistry, host_interface};
 pub use service::CniService;
 pub(crate) use service::report;
-pub use sysctl::{prepare_host, prepare_host6};
+pub(crate) use sysctl::prepare_tunnel;
+pub use sysctl::{SysctlError, prepare_host, prepare_host6};
 pub use watch::watch_for_ever;
 
 /// Where pods send everything: a link-local address that is the same in every pod, and that nobody has. Its

@@ -15,6 +15,8 @@ use super::{KernelError, sys};
 
 const FROM_POD: &str = "from_pod";
 const TO_POD: &str = "to_pod";
+const FROM_OVERLAY: &str = "from_overlay";
+const TO_OVERLAY: &str = "to_overlay";
 const SOCKET_HOOKS: [&str; 10] = [
     "sock_connect4",
     "sock_connect6",
@@ -37,7 +39,7 @@ pub(super) fn door(direction: Direction) -> &'static str {
 }
 
 pub(super) fn load_programs(programs: &mut Ebpf) -> Result<(), KernelError> {
-    for name in [FROM_POD, TO_POD] {
+    for name in [FROM_POD, TO_POD, FROM_OVERLAY, TO_OVERLAY] {
         classifier(programs, name)?.load().map_err(|source| KernelError::program(name, source))?;
     }
     for name in SOCKET_HOOKS {
@@ -50,6 +52,8 @@ pub(super) fn load_programs(programs: &mut Ebpf) -> Result<(), KernelError> {
 pub(super) fn take_over(programs: &Ebpf, pins: &Pins) -> Result<(), KernelError> {
     for link in pins.link_names()? {
         if let Some((_, program)) = parse_door(&link) {
+            replace(programs, pins, &link, program)?;
+        } else if let Some(program) = parse_tunnel(&link) {
             replace(programs, pins, &link, program)?;
         }
     }
@@ -80,8 +84,7 @@ pub(super) fn hook_sockets(programs: &mut Ebpf, pins: &Pins, cgroup: &Cgroup) ->
 }
 
 pub(super) fn attach_pod(programs: &mut Ebpf, pins: &Pins, ifname: &str) -> Result<u32, KernelError> {
-    let ifindex = nix::net::if_::if_nametoindex(ifname)
-        .map_err(|errno| KernelError::Interface { ifname: ifname.to_owned(), source: errno.into() })?;
+    let ifindex = index(ifname)?;
     for (name, place) in [(FROM_POD, TcAttachType::Ingress), (TO_POD, TcAttachType::Egress)] {
         let link = format!("tc-{ifindex}-{name}");
         if replace(programs, pins, &link, name)? {
@@ -94,6 +97,22 @@ pub(super) fn attach_pod(programs: &mut Ebpf, pins: &Pins, ifname: &str) -> Resu
         }
     }
     Ok(ifindex)
+}
+
+pub(super) fn attach_tunnel(programs: &mut Ebpf, pins: &Pins, ifname: &str) -> Result<u32, KernelError> {
+    let ifindex = index(ifname)?;
+    for (name, place) in [(FROM_OVERLAY, TcAttachType::Ingress), (TO_OVERLAY, TcAttachType::Egress)] {
+        let link = format!("tunnel-{ifindex}-{name}");
+        if !replace(programs, pins, &link, name)? {
+            attach_door(programs, pins, ifname, &link, name, place)?;
+        }
+    }
+    Ok(ifindex)
+}
+
+fn index(ifname: &str) -> Result<u32, KernelError> {
+    nix::net::if_::if_nametoindex(ifname)
+        .map_err(|errno| KernelError::Interface { ifname: ifname.to_owned(), source: errno.into() })
 }
 
 pub(super) fn detach_pod(pins: &Pins, ifindex: u32) -> Result<(), KernelError> {
@@ -152,6 +171,12 @@ fn replace(programs: &Ebpf, pins: &Pins, link: &str, program: &'static str) -> R
     }
 }
 
+/// The program of `tunnel-<ifindex>-<program>`.
+fn parse_tunnel(link: &str) -> Option<&'static str> {
+    let (_, program) = link.strip_prefix("tunnel-")?.split_once('-')?;
+    [FROM_OVERLAY, TO_OVERLAY].into_iter().find(|name| *name == program)
+}
+
 /// `tc-<ifindex>-<program>`.
 fn parse_door(link: &str) -> Option<(u32, &'static str)> {
     let (ifindex, program) = link.strip_prefix("tc-")?.split_once('-')?;
@@ -193,5 +218,7 @@ mod tests {
         for other in ["tc-17-other", "tc-x-to_pod", "cgroup-1-sock_bind4", "tc-17", ""] {
             assert_eq!(parse_door(other), None, "{other}");
         }
+        assert_eq!(parse_tunnel("tunnel-3-to_overlay"), Some(TO_OVERLAY));
+        assert_eq!((parse_tunnel("tc-3-to_overlay"), parse_door("tunnel-3-to_overlay")), (None, None));
     }
 }

@@ -7,6 +7,7 @@
 //! |---|---|---|
 //! | `maps/<NAME>` | every map | [`unload`] |
 //! | `links/tc-<ifindex>-from_pod`, `-to_pod` | a pod's doors | [`Kernel::detach_pod`], or the interface is gone |
+//! | `links/tunnel-<ifindex>-from_overlay`, `-to_overlay` | the tunnel's device | [`unload`], or the interface is gone |
 //! | `links/cgroup-<inode>-<program>` | the socket hooks of one cgroup | [`unload`] |
 //!
 //! A link holds its program, so programs need no pins of their own, and a new agent replaces the program
@@ -34,6 +35,7 @@ mod flows;
 mod identities;
 mod links;
 mod mapped;
+mod nodes;
 mod object;
 mod pins;
 pub mod rules;
@@ -60,6 +62,7 @@ pub use self::error::KernelError;
 pub use self::events::{EventRing, EventStream};
 pub use self::flows::FlowCounters;
 pub use self::identities::Identities;
+pub use self::nodes::Nodes;
 pub use self::pins::{Pins, unload};
 pub use self::ruleset::RulePrefix;
 pub use self::services::{Gone, Services};
@@ -90,6 +93,8 @@ pub struct Kernel {
     pub services: Services,
     netns: HashTable<u64, Netns>,
     captured: HashTable<CapturedKey, u8>,
+    /// Who is behind the tunnel.
+    pub nodes: Nodes,
     /// What is counted of flows beside the events.
     pub flows: FlowCounters,
     events: Option<EventRing>,
@@ -160,6 +165,7 @@ impl Kernel {
             services,
             netns: HashTable::new("NETNS", take(&mut programs, "NETNS")?),
             captured: HashTable::new("CAPTURED", take(&mut programs, "CAPTURED")?),
+            nodes: Nodes::new(take(&mut programs, "NODES")?),
             flows: FlowCounters {
                 metrics: take(&mut programs, "METRICS")?,
                 suppressed: take(&mut programs, "SUPPRESSED")?,
@@ -178,6 +184,12 @@ impl Kernel {
     /// Returns the index of the interface.
     pub fn attach_pod(&mut self, ifname: &str) -> Result<u32, KernelError> {
         links::attach_pod(&mut self.programs, &self.pins, ifname)
+    }
+
+    /// Puts the programs of the tunnel on its device, which is looked up in the caller's network namespace, and says its
+    /// index. Those that are there already are kept.
+    pub fn attach_tunnel(&mut self, ifname: &str) -> Result<u32, KernelError> {
+        links::attach_tunnel(&mut self.programs, &self.pins, ifname)
     }
 
     /// Takes the doors off an interface; what is not there is no error. From then on its traffic is not

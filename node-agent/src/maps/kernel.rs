@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 
-use ebpf_shared::{Addr, Direction, Endpoint, FlowKind, Metric, Reason, ServiceKey};
+use ebpf_shared::{Addr, Direction, Endpoint, FlowKind, Metric, Reason, ServiceKey, overlay::Hop};
+use ipnet::IpNet;
 
 use super::{MapError, Maps};
 use crate::{
@@ -128,6 +129,14 @@ impl Maps for KernelMaps {
 
     fn suppressed(&mut self) -> Vec<(Direction, Reason, Metric)> {
         self.kernel.flows.suppressed().unwrap_or_default()
+    }
+
+    fn set_hops(&mut self, hops: &BTreeMap<IpNet, Hop>) -> Result<(), MapError> {
+        let refused = |error: KernelError| MapError {
+            what: format!("writing {} ranges of nodes", hops.len()),
+            reason: causes(&error),
+        };
+        self.kernel.nodes.set(hops).map_err(refused)
     }
 
     fn flow_kinds(&mut self) -> BTreeMap<FlowKind, Metric> {

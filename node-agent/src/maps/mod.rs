@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use ebpf_shared::{Direction, FlowKind, Metric, Reason};
+use ebpf_shared::{Direction, FlowKind, Metric, Reason, overlay::Hop};
+use ipnet::IpNet;
 use thiserror::Error;
 
 use crate::desired::{Desired, MapOp};
@@ -73,5 +74,13 @@ pub trait Maps: Send {
     /// The same by kind of flow, of those that are remembered.
     fn flow_kinds(&mut self) -> BTreeMap<FlowKind, Metric> {
         BTreeMap::new()
+    }
+
+    /// Says which node has which addresses, for the tunnel: these and no others.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    fn set_hops(&mut self, _hops: &BTreeMap<IpNet, Hop>) -> Result<(), MapError> {
+        Ok(())
     }
 }
