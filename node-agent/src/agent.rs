@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
 use anyhow::Context;
 use clustermesh::token_source::join_token;
+use ebpf_shared::{Addr, nat::NodeConfig};
 use ipnet::IpNet;
 use mesh_model::resource::NamespacedName;
 use mesh_tls::{SharedBundles, TrustBundles, certified, shared_bundles, shared_identity};
@@ -79,6 +80,14 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let upstream = Upstream::new(&state, replicas, identity.clone(), bundles.clone())?;
 
     let mut kernel = Kernel::load(&args.bpffs, &args.cgroup)?;
+    let net = NodeConfig {
+        v4: args.address.into(),
+        v6: args.address6.map_or(Addr::UNSPECIFIED, Addr::from),
+        first_port: args.snat_ports.first,
+        last_port: args.snat_ports.last,
+        ..NodeConfig::default()
+    };
+    kernel.set_net(&args.net_interfaces, net)?;
     let events = kernel.events()?.into_stream().context("flow events")?;
     let engine = Engine::new(addresses, Box::new(KernelMaps::new(kernel)))?;
     let cache = Cache::new(&args.state_dir).context("resource cache")?;

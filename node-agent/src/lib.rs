@@ -23,6 +23,7 @@ pub mod masquerade;
 pub mod metrics;
 mod persist;
 pub mod relay;
+pub mod reset;
 pub mod routes;
 pub mod status;
 pub mod subscribe;

@@ -36,10 +36,16 @@ pub enum Reason {
     UnrelatedIcmp = 13,
     /// No room to remember the connection, so that its replies could not be told from new flows.
     ConntrackFull = 14,
+    /// The service has no backend.
+    NoBackend = 15,
+    /// The service may not be asked from this address (`loadBalancerSourceRanges`).
+    SourceRange = 16,
+    /// No port, or no room, to translate the packet by.
+    NatExhausted = 17,
 }
 
 impl Reason {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 18] = [
         Self::Forwarded,
         Self::DefaultDeny,
         Self::PolicyDenied,
@@ -55,6 +61,9 @@ impl Reason {
         Self::UnsupportedIcmp,
         Self::UnrelatedIcmp,
         Self::ConntrackFull,
+        Self::NoBackend,
+        Self::SourceRange,
+        Self::NatExhausted,
     ];
     /// One more than the greatest number.
     pub const COUNT: u32 = Self::ALL.len() as u32;
@@ -93,6 +102,9 @@ impl Reason {
             Self::UnsupportedIcmp => "UNSUPPORTED_ICMP",
             Self::UnrelatedIcmp => "UNRELATED_ICMP",
             Self::ConntrackFull => "CONNTRACK_FULL",
+            Self::NoBackend => "NO_BACKEND",
+            Self::SourceRange => "SOURCE_RANGE",
+            Self::NatExhausted => "NAT_EXHAUSTED",
         }
     }
 }

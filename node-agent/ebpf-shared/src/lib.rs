@@ -24,6 +24,7 @@ pub mod identity;
 pub mod limits;
 pub mod maglev;
 pub mod metrics;
+pub mod nat;
 pub mod packet;
 pub mod policy;
 pub mod service;

@@ -15,6 +15,33 @@ use super::{KernelError, sys};
 
 const FROM_POD: &str = "from_pod";
 const TO_POD: &str = "to_pod";
+const POD_ASKS: &str = "pod_asks";
+const POD_ANSWERED: &str = "pod_answered";
+const FROM_NET: &str = "from_net";
+const TO_NET: &str = "to_net";
+
+/// A program and its place in the chain of an interface.
+#[derive(Clone, Copy)]
+struct Place {
+    program: &'static str,
+    hook: TcAttachType,
+    /// Whether it comes before those that are there, or after.
+    is_first: bool,
+}
+
+/// A pod's door. Attached in this order, so that what translates comes before the verdict on what the pod sends and after
+/// the one on what it gets; what others attach sees only what policy lets pass.
+const DOOR: [Place; 4] = [
+    Place { program: FROM_POD, hook: TcAttachType::Ingress, is_first: true },
+    Place { program: TO_POD, hook: TcAttachType::Egress, is_first: true },
+    Place { program: POD_ASKS, hook: TcAttachType::Ingress, is_first: true },
+    Place { program: POD_ANSWERED, hook: TcAttachType::Egress, is_first: false },
+];
+/// The node's own interfaces.
+const NET: [Place; 2] = [
+    Place { program: FROM_NET, hook: TcAttachType::Ingress, is_first: true },
+    Place { program: TO_NET, hook: TcAttachType::Egress, is_first: false },
+];
 const SOCKET_HOOKS: [&str; 10] = [
     "sock_connect4",
     "sock_connect6",
@@ -37,7 +64,7 @@ pub(super) fn door(direction: Direction) -> &'static str {
 }
 
 pub(super) fn load_programs(programs: &mut Ebpf) -> Result<(), KernelError> {
-    for name in [FROM_POD, TO_POD] {
+    for Place { program: name, .. } in DOOR.into_iter().chain(NET) {
         classifier(programs, name)?.load().map_err(|source| KernelError::program(name, source))?;
     }
     for name in SOCKET_HOOKS {
@@ -49,7 +76,7 @@ pub(super) fn load_programs(programs: &mut Ebpf) -> Result<(), KernelError> {
 /// Puts this agent's programs behind the doors that an earlier one has left.
 pub(super) fn take_over(programs: &Ebpf, pins: &Pins) -> Result<(), KernelError> {
     for link in pins.link_names()? {
-        if let Some((_, program)) = parse_door(&link) {
+        if let Some((_, program)) = parse_link(&link) {
             replace(programs, pins, &link, program)?;
         }
     }
@@ -80,47 +107,85 @@ pub(super) fn hook_sockets(programs: &mut Ebpf, pins: &Pins, cgroup: &Cgroup) ->
 }
 
 pub(super) fn attach_pod(programs: &mut Ebpf, pins: &Pins, ifname: &str) -> Result<u32, KernelError> {
-    let ifindex = nix::net::if_::if_nametoindex(ifname)
-        .map_err(|errno| KernelError::Interface { ifname: ifname.to_owned(), source: errno.into() })?;
-    for (name, place) in [(FROM_POD, TcAttachType::Ingress), (TO_POD, TcAttachType::Egress)] {
-        let link = format!("tc-{ifindex}-{name}");
-        if replace(programs, pins, &link, name)? {
+    attach(programs, pins, ifname, &DOOR)
+}
+
+pub(super) fn attach_net(programs: &mut Ebpf, pins: &Pins, ifname: &str) -> Result<u32, KernelError> {
+    attach(programs, pins, ifname, &NET)
+}
+
+fn attach(programs: &mut Ebpf, pins: &Pins, ifname: &str, places: &[Place]) -> Result<u32, KernelError> {
+    let ifindex = index(ifname)?;
+    for place in places {
+        let link = link_name(ifindex, place.program);
+        if replace(programs, pins, &link, place.program)? {
             continue;
         }
-        if let Err(error) = attach_door(programs, pins, ifname, &link, name, place) {
+        if let Err(error) = attach_at(programs, pins, ifname, &link, *place) {
             // Half a guard is none that anybody should rely on.
-            detach_pod(pins, ifindex)?;
+            detach(pins, ifindex, places)?;
             return Err(error);
         }
     }
     Ok(ifindex)
 }
 
+/// The index of an interface of the caller's network namespace.
+pub(super) fn index(ifname: &str) -> Result<u32, KernelError> {
+    nix::net::if_::if_nametoindex(ifname)
+        .map_err(|errno| KernelError::Interface { ifname: ifname.to_owned(), source: errno.into() })
+}
+
 pub(super) fn detach_pod(pins: &Pins, ifindex: u32) -> Result<(), KernelError> {
-    for name in [FROM_POD, TO_POD] {
-        pins::remove_link(&pins.link(&format!("tc-{ifindex}-{name}")))?;
+    detach(pins, ifindex, &DOOR)
+}
+
+/// Takes the programs off all of the node's own interfaces but these.
+pub(super) fn detach_net_all_but(pins: &Pins, keep: &BTreeSet<u32>) -> Result<(), KernelError> {
+    for link in pins.link_names()? {
+        match parse_link(&link) {
+            Some((ifindex, FROM_NET | TO_NET)) if !keep.contains(&ifindex) => {
+                pins::remove_link(&pins.link(&link))?;
+            }
+            _ => {}
+        }
     }
     Ok(())
 }
 
-pub(super) fn attached_pods(pins: &Pins) -> Result<BTreeSet<u32>, KernelError> {
-    let links = pins.link_names()?;
-    Ok(links.iter().filter_map(|link| parse_door(link)).map(|(ifindex, _)| ifindex).collect())
+fn detach(pins: &Pins, ifindex: u32, places: &[Place]) -> Result<(), KernelError> {
+    for place in places {
+        pins::remove_link(&pins.link(&link_name(ifindex, place.program)))?;
+    }
+    Ok(())
 }
 
-fn attach_door(
+fn link_name(ifindex: u32, program: &str) -> String {
+    format!("tc-{ifindex}-{program}")
+}
+
+pub(super) fn attached_pods(pins: &Pins) -> Result<BTreeSet<u32>, KernelError> {
+    let links = pins.link_names()?;
+    Ok(links
+        .iter()
+        .filter_map(|link| parse_link(link))
+        .filter(|(_, program)| [FROM_POD, TO_POD].contains(program))
+        .map(|(ifindex, _)| ifindex)
+        .collect())
+}
+
+fn attach_at(
     programs: &mut Ebpf,
     pins: &Pins,
     ifname: &str,
     link: &str,
-    name: &'static str,
-    place: TcAttachType,
+    place: Place,
 ) -> Result<(), KernelError> {
+    let Place { program: name, hook, is_first } = place;
     let error = |source| KernelError::program(name, source);
     let program = classifier(programs, name)?;
-    // First: what others attach sees only what policy lets pass.
-    let order = TcAttachOptions::TcxOrder(LinkOrder::first());
-    let id = program.attach_with_options(ifname, place, order).map_err(error)?;
+    let order = if is_first { LinkOrder::first() } else { LinkOrder::last() };
+    let id = program.attach_with_options(ifname, hook, TcAttachOptions::TcxOrder(order)).map_err(error)?;
     let owned = program.take_link(id).map_err(error)?;
     pin(owned.try_into().map_err(|_| unpinnable(name))?, pins, link)
 }
@@ -153,10 +218,10 @@ fn replace(programs: &Ebpf, pins: &Pins, link: &str, program: &'static str) -> R
 }
 
 /// `tc-<ifindex>-<program>`.
-fn parse_door(link: &str) -> Option<(u32, &'static str)> {
+fn parse_link(link: &str) -> Option<(u32, &'static str)> {
     let (ifindex, program) = link.strip_prefix("tc-")?.split_once('-')?;
-    let program = [FROM_POD, TO_POD].into_iter().find(|name| *name == program)?;
-    Some((ifindex.parse().ok()?, program))
+    let mut known = DOOR.iter().chain(&NET).map(|place| place.program);
+    Some((ifindex.parse().ok()?, known.find(|name| *name == program)?))
 }
 
 fn program<'a>(programs: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Program, KernelError> {
@@ -187,11 +252,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_names_of_doors_are_taken_for_doors() {
-        assert_eq!(parse_door("tc-17-from_pod"), Some((17, FROM_POD)));
-        assert_eq!(parse_door("tc-17-to_pod"), Some((17, TO_POD)));
+    fn only_names_of_links_are_taken_for_links() {
+        assert_eq!(parse_link("tc-17-from_pod"), Some((17, FROM_POD)));
+        assert_eq!(parse_link("tc-17-to_pod"), Some((17, TO_POD)));
+        assert_eq!(parse_link("tc-2-from_net"), Some((2, FROM_NET)));
         for other in ["tc-17-other", "tc-x-to_pod", "cgroup-1-sock_bind4", "tc-17", ""] {
-            assert_eq!(parse_door(other), None, "{other}");
+            assert_eq!(parse_link(other), None, "{other}");
         }
     }
 }

@@ -6,7 +6,8 @@
 //! | path | what | lives until |
 //! |---|---|---|
 //! | `maps/<NAME>` | every map | [`unload`] |
-//! | `links/tc-<ifindex>-from_pod`, `-to_pod` | a pod's doors | [`Kernel::detach_pod`], or the interface is gone |
+//! | `links/tc-<ifindex>-pod_asks`, `-from_pod`, `-to_pod`, `-pod_answered` | a pod's door | [`Kernel::detach_pod`], or the interface is gone |
+//! | `links/tc-<ifindex>-from_net`, `-to_net` | the node's own interfaces | [`Kernel::set_net`], or the interface is gone |
 //! | `links/cgroup-<inode>-<program>` | the socket hooks of one cgroup | [`unload`] |
 //!
 //! A link holds its program, so programs need no pins of their own, and a new agent replaces the program
@@ -44,11 +45,11 @@ mod table;
 pub mod verdict;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use aya::maps::{Array, MapData, PerCpuArray};
+use aya::maps::{Array, Map, MapData, PerCpuArray};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use ebpf_shared::{Direction, Metric, Reason, limits, metrics};
@@ -65,6 +66,8 @@ pub use ebpf_shared;
 use self::generation::Generation;
 use self::mapped::Mapped;
 use self::services::ServiceTables;
+use crate::reset::Resetter;
+use ebpf_shared::nat::{NatKey, NatValue, NodeConfig};
 use ebpf_shared::{CapturedKey, Class, ConnEntry, ConnKey, Endpoint, Netns, PolicyValue};
 
 /// The loaded programs and their maps.
@@ -85,11 +88,15 @@ pub struct Kernel {
     pub services: Services,
     netns: HashTable<u64, Netns>,
     captured: HashTable<CapturedKey, u8>,
+    /// For looking; written by the programs only.
+    pub nat: HashTable<NatKey, NatValue>,
+    config: Array<MapData, NodeConfig>,
     lost: PerCpuArray<MapData, u64>,
     metrics: PerCpuArray<MapData, Metric>,
     events: Option<EventRing>,
     programs: Ebpf,
     pins: Pins,
+    cgroup: PathBuf,
 }
 
 /// What the verifier and the JIT made of a program.
@@ -156,11 +163,14 @@ impl Kernel {
             services,
             netns: HashTable::new("NETNS", take(&mut programs, "NETNS")?, None),
             captured: HashTable::new("CAPTURED", take(&mut programs, "CAPTURED")?, None),
+            nat: HashTable::new("NAT", take(&mut programs, "NAT")?, None),
+            config: take(&mut programs, "CONFIG")?,
             lost: take(&mut programs, "LOST")?,
             metrics: take(&mut programs, "METRICS")?,
             events: Some(EventRing::new(take(&mut programs, "EVENTS")?)),
             programs,
             pins,
+            cgroup: cgroup_dir.to_owned(),
         })
     }
 
@@ -178,6 +188,24 @@ impl Kernel {
         links::detach_pod(&self.pins, ifindex)
     }
 
+    /// Serves clients outside the mesh at these of the node's own interfaces, which are looked up in the caller's network
+    /// namespace, and no more at others. What `node` says is the source of packets to backends elsewhere, which are reached
+    /// by the first of the interfaces.
+    pub fn set_net(&mut self, ifnames: &[String], node: NodeConfig) -> Result<(), KernelError> {
+        let error = |source| KernelError::Map { name: "CONFIG", source };
+        let first = ifnames.first().map(|ifname| links::index(ifname)).transpose()?;
+        let node = NodeConfig { ifindex: first.unwrap_or(0), ..node };
+        self.config.set(0, node, 0).map_err(error)?;
+        for addr in [node.v4, node.v6].iter().filter(|addr| !addr.is_unspecified()) {
+            self.services.watch(addr)?;
+        }
+        let mut keep = BTreeSet::new();
+        for ifname in ifnames {
+            keep.insert(links::attach_net(&mut self.programs, &self.pins, ifname)?);
+        }
+        links::detach_net_all_but(&self.pins, &keep)
+    }
+
     /// Forgets all connections of a pod's interface.
     pub fn forget_connections(&mut self, ifindex: u32) -> Result<(), KernelError> {
         for key in self.conntrack.keys()? {
@@ -186,6 +214,14 @@ impl Kernel {
             }
         }
         Ok(())
+    }
+
+    /// What ends the connections of sockets to backends that are gone.
+    pub fn resetter(&self) -> Result<Resetter, KernelError> {
+        let error = |source| KernelError::Map { name: "REVERSE", source };
+        let map = MapData::from_pin(self.pins.map("REVERSE")).map_err(error)?;
+        let reverse = Map::LruHashMap(map).try_into().map_err(error)?;
+        Ok(Resetter::new(reverse, self.cgroup.clone()))
     }
 
     /// The interfaces that have doors.

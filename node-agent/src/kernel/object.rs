@@ -6,7 +6,7 @@ use super::KernelError;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/isthmus-ebpf.o"));
 
 /// Every map whose contents outlive a program: these are pinned.
-pub(super) const MAPS: [&str; 21] = [
+pub(super) const MAPS: [&str; 24] = [
     "FORMAT",
     "GENERATION",
     "HOSTS",
@@ -22,6 +22,9 @@ pub(super) const MAPS: [&str; 21] = [
     "BACKENDS",
     "AFFINITY",
     "SOURCES",
+    "NAT",
+    "TRANSLATED",
+    "CONFIG",
     "REVERSE",
     "NETNS",
     "CAPTURED",

@@ -1,6 +1,7 @@
 //! Writes carried out by the kernel.
 
 use std::net::Ipv6Addr;
+use std::sync::mpsc::Sender;
 
 use ebpf_shared::{Addr, Class, Direction, Endpoint, Metric, Reason, ServiceKey};
 
@@ -8,7 +9,7 @@ use super::{MapError, Maps};
 use crate::{
     desired::{ClassRules, Desired, EndpointEntry, MapOp, NetnsEntry, PodAddresses, Scope, ServiceFrontend},
     kernel::{
-        Kernel, KernelError,
+        Gone, Kernel, KernelError,
         rules::{Rule, compile},
     },
 };
@@ -16,12 +17,22 @@ use crate::{
 /// The real maps.
 pub struct KernelMaps {
     kernel: Kernel,
+    /// Takes backends whose connections are to end.
+    resets: Option<Sender<Vec<Gone>>>,
 }
 
 impl KernelMaps {
     /// Wraps loaded programs.
     pub fn new(kernel: Kernel) -> Self {
-        Self { kernel }
+        let resetter = kernel.resetter().map_err(|error| causes(&error));
+        let resets = match resetter.and_then(|resetter| resetter.start().map_err(|error| causes(&error))) {
+            Ok(resets) => Some(resets),
+            Err(reason) => {
+                tracing::error!(reason, "connections to backends that go will not be reset");
+                None
+            }
+        };
+        Self { kernel, resets }
     }
 
     fn read(&mut self) -> Result<Desired, KernelError> {
@@ -69,7 +80,14 @@ impl KernelMaps {
                 kernel.endpoints.upsert(*ifindex, endpoint)
             }
             MapOp::RemoveEndpoint(ifindex) => kernel.endpoints.delete(ifindex).map(drop),
-            MapOp::PutService(frontend, entry) => kernel.services.put(service_key(frontend), entry).map(drop),
+            MapOp::PutService(frontend, entry) => {
+                let gone = kernel.services.put(service_key(frontend), entry)?;
+                if let Some(resets) = self.resets.as_ref().filter(|_| !gone.is_empty()) {
+                    // Its thread ends with the process only.
+                    let _ = resets.send(gone);
+                }
+                Ok(())
+            }
             MapOp::RemoveService(frontend) => kernel.services.remove(&service_key(frontend)).map(drop),
             MapOp::PutNetns(cookie, entry) => kernel.put_sidecar(*cookie, &entry.captured),
             MapOp::RemoveNetns(cookie) => kernel.remove_sidecar(*cookie),
