@@ -160,8 +160,9 @@ fn ask(netns: &Netns, at: SocketAddr) {
     assert_eq!(length, 500);
 }
 
+/// (A link's first neighbours of IPv6 take a second to be found.)
 fn connect(netns: &Netns, at: SocketAddr) -> std::io::Result<TcpStream> {
-    let stream = netns.run(move || TcpStream::connect_timeout(&at, Duration::from_secs(2)))?;
+    let stream = netns.run(move || TcpStream::connect_timeout(&at, Duration::from_secs(10)))?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     Ok(stream)
 }

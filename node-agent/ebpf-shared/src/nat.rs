@@ -46,6 +46,10 @@ pub mod way {
     /// Out by the node's interface, as from the client itself: the answers don't come back here. What opens the connection
     /// says whom the client asked, so that the backend's node can answer in its name.
     pub const DIRECT: u8 = 3;
+    /// It is not translated.
+    pub const PASS: u8 = 4;
+    /// It goes nowhere.
+    pub const DROP: u8 = 5;
 }
 
 /// Both ends of a packet.
@@ -215,23 +219,53 @@ impl Arrival {
     }
 }
 
-/// What is to become of a packet.
+/// What is to become of a packet. (No enum: where one has nothing to say, compilers leave what was there before, and the
+/// verifier refuses to copy that.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+#[repr(C)]
+pub struct Outcome {
+    pub tuple: Tuple,
+    /// Where it goes out, see [`NatValue::ifindex`].
+    pub ifindex: u32,
+    /// One of [`way`].
+    pub way: u8,
+    /// Why it is dropped, if it is.
+    pub reason: Reason,
+    pub padding: u16,
+}
+
+impl Outcome {
     /// It is not about a service.
-    Pass,
-    /// `ifindex`: where it goes out, see [`NatValue::ifindex`].
-    To { tuple: Tuple, way: u8, ifindex: u32 },
-    Drop(Reason),
+    pub const PASS: Self = Self {
+        tuple: Tuple { src: Addr::UNSPECIFIED, dst: Addr::UNSPECIFIED, src_port: 0, dst_port: 0 },
+        ifindex: 0,
+        way: way::PASS,
+        reason: Reason::Forwarded,
+        padding: 0,
+    };
+
+    #[inline(always)]
+    pub const fn drop(reason: Reason) -> Self {
+        Self { way: way::DROP, reason, ..Self::PASS }
+    }
+
+    #[inline(always)]
+    const fn to(entry: &NatValue) -> Self {
+        Self { tuple: entry.tuple, ifindex: entry.ifindex, way: entry.way, ..Self::PASS }
+    }
+
+    /// Whether it is translated.
+    #[inline(always)]
+    pub const fn is_translated(&self) -> bool {
+        self.way < way::PASS
+    }
 }
 
 /// Finds how a packet is translated, and for the first one of a flow, chooses.
 #[inline(always)]
 pub fn translate<M: NatMaps>(maps: &mut M, arrival: &Arrival) -> Outcome {
-    match go_on(maps, arrival) {
-        Outcome::Pass => begin(maps, arrival),
-        outcome => outcome,
-    }
+    let known = go_on(maps, arrival);
+    if known.is_translated() { known } else { begin(maps, arrival) }
 }
 
 /// Of a flow that is known.
@@ -255,9 +289,9 @@ pub fn go_on<M: NatMaps>(maps: &mut M, arrival: &Arrival) -> Outcome {
         && (entry.is_reply != 0 || is_usable(maps, arrival, &entry))
         && (arrival.is_error || keep(maps, arrival, &key, &entry))
     {
-        return Outcome::To { tuple: entry.tuple, way: entry.way, ifindex: entry.ifindex };
+        return Outcome::to(&entry);
     }
-    Outcome::Pass
+    Outcome::PASS
 }
 
 /// Whether a flow may go on to its backend.
@@ -325,7 +359,7 @@ fn other_half(key: &NatKey, entry: &NatValue) -> NatKey {
 #[inline(always)]
 pub fn begin<M: NatMaps>(maps: &mut M, arrival: &Arrival) -> Outcome {
     if arrival.is_error || arrival.place == place::TO_POD || arrival.place == place::TO_NET {
-        return Outcome::Pass;
+        return Outcome::PASS;
     }
     let tuple = arrival.tuple;
     let from_pod = arrival.place == place::FROM_POD;
@@ -339,9 +373,9 @@ pub fn begin<M: NatMaps>(maps: &mut M, arrival: &Arrival) -> Outcome {
         has_sidecar: false,
     };
     let target = match balance(maps, &ask) {
-        Choice::NotAService | Choice::Proxy(_) => return Outcome::Pass,
-        Choice::NoBackend => return Outcome::Drop(Reason::NoBackend),
-        Choice::SourceRange => return Outcome::Drop(Reason::SourceRange),
+        Choice::NotAService | Choice::Proxy(_) => return Outcome::PASS,
+        Choice::NoBackend => return Outcome::drop(Reason::NoBackend),
+        Choice::SourceRange => return Outcome::drop(Reason::SourceRange),
         Choice::To(target) => target,
     };
     let mut entry = NatValue {
@@ -375,9 +409,9 @@ pub fn begin<M: NatMaps>(maps: &mut M, arrival: &Arrival) -> Outcome {
         !entry.tuple.src.is_unspecified() && borrow_port(maps, &key, &mut entry, &reply, &node, hash)
     };
     if fits && maps.set_nat(&key, &entry, false) {
-        Outcome::To { tuple: entry.tuple, way: entry.way, ifindex: entry.ifindex }
+        Outcome::to(&entry)
     } else {
-        Outcome::Drop(Reason::NatExhausted)
+        Outcome::drop(Reason::NatExhausted)
     }
 }
 

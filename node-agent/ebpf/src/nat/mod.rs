@@ -110,7 +110,7 @@ unsafe fn go_on(stage: *mut Stage) -> u32 {
     // SAFETY: as the caller says.
     let stage = unsafe { &mut *stage };
     stage.outcome = go_on_with(&mut KernelNat, &stage.arrival);
-    if matches!(stage.outcome, Outcome::Pass) { NO } else { YES }
+    if stage.outcome.way == way::PASS { NO } else { YES }
 }
 
 /// Whether it begins one.
@@ -122,7 +122,7 @@ unsafe fn begin(stage: *mut Stage) -> u32 {
     // SAFETY: as the caller says.
     let stage = unsafe { &mut *stage };
     stage.outcome = begin_with(&mut KernelNat, &stage.arrival);
-    if matches!(stage.outcome, Outcome::Pass) { NO } else { YES }
+    if stage.outcome.way == way::PASS { NO } else { YES }
 }
 
 /// Changes the packet, and says where it goes.
@@ -133,13 +133,13 @@ unsafe fn begin(stage: *mut Stage) -> u32 {
 unsafe fn finish(skb: *mut __sk_buff, stage: *mut Stage) -> u32 {
     let ctx = TcContext::new(skb);
     // SAFETY: as the caller says.
-    let (stage, ifindex) = unsafe { (&mut *stage, (*skb).ifindex) };
-    let Stage { arrival, outer, layout, .. } = stage;
-    let (to, way, out) = match &stage.outcome {
-        Outcome::Pass => return NEXT as u32,
-        Outcome::Drop(reason) => return refuse(&ctx, ifindex, arrival, outer, *reason),
-        Outcome::To { tuple, way, ifindex } => (tuple, *way, *ifindex),
-    };
+    let (stage, ifindex) = unsafe { (&*stage, (*skb).ifindex) };
+    let Stage { arrival, outer, layout, outcome } = stage;
+    let Outcome { tuple: to, way, ifindex: out, .. } = outcome;
+    let way = *way;
+    if !outcome.is_translated() {
+        return refuse(&ctx, ifindex, arrival, outer, outcome.reason);
+    }
     if arrival.place == place::FROM_POD {
         note_translated(ifindex);
     }
@@ -168,7 +168,7 @@ unsafe fn finish(skb: *mut __sk_buff, stage: *mut Stage) -> u32 {
         way::BACK => unsafe { bpf_redirect_peer(ifindex, 0) as u32 },
         // The neighbour is found, and asked for, by the kernel: where to is in the packet.
         // SAFETY: no parameters.
-        _ if is_sent => unsafe { bpf_redirect_neigh(out, core::ptr::null_mut(), 0, 0) as u32 },
+        _ if is_sent => unsafe { bpf_redirect_neigh(*out, core::ptr::null_mut(), 0, 0) as u32 },
         _ => NEXT as u32,
     }
 }
