@@ -1,4 +1,4 @@
-//! Compiles our own `.proto` files. `protox` parses them in Rust, so no `protoc` need be installed.
+//! Compiles our own `.proto` files, and the SPIFFE Workload API. `protox` parses them in Rust, so no `protoc` need be installed.
 
 use std::{error::Error, path::PathBuf};
 
@@ -12,8 +12,10 @@ const FILES: &[&str] = &[
     "isthmus/bootstrap/v1/bootstrap.proto",
     "isthmus/ca/v1/ca.proto",
     "isthmus/federation/v1/federation.proto",
+    "isthmus/local/v1/dns.proto",
     "isthmus/local/v1/local.proto",
     "isthmus/raft/v1/raft.proto",
+    "spiffe/workload.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -23,16 +23,19 @@ use xds_proto::{
         secret::v3::secret_discovery_service_server::SecretDiscoveryServiceServer,
     },
     isthmus::local::v1::{agent_server::AgentServer, cni_server::CniServer},
+    spiffe::spiffe_workload_api_server::SpiffeWorkloadApiServer,
 };
 
 use crate::{
-    bootstrap::{NodeState, RegisterError, Upstream, register, renew_for_ever, unix_now},
+    bootstrap::{
+        NodeState, RegisterError, Upstream, register, renew_for_ever, report_facts_for_ever, unix_now,
+    },
     cni::{self, CniService, Creator, HostNet, Registry, SharedRegistry, pod_of},
     config::RunArgs,
     desired::PodAddresses,
     engine::Engine,
     flows::{self, Queue},
-    identity::{Callers, SdsService, Secrets, attest, report_trust_for_ever},
+    identity::{Callers, SdsService, Secrets, WorkloadApi, attest, cgroup_path, report_trust_for_ever},
     kernel::Kernel,
     local::StatusService,
     maps::KernelMaps,
@@ -50,6 +53,9 @@ const REGISTER_PATIENCE: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_secs(1);
 /// Calls in progress are given this long when the agent stops.
 const DRAIN: Duration = Duration::from_secs(3);
+
+/// Calls in progress on one connection to the SPIFFE Workload API.
+const SPIFFE_CALLS: usize = 16;
 
 /// Runs the agent until SIGTERM or SIGINT. Programs, maps, links and routes stay: traffic goes on.
 ///
@@ -108,6 +114,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         engine: engine.clone(),
         registry: registry.clone(),
         addresses,
+        slice: state.pod_cidr,
         slices: pod_cidr6.map(|slice6| (state.pod_cidr, slice6)),
     };
     let lost = adopt(&creator).await?;
@@ -116,6 +123,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
 
     let gateways: BTreeSet<NamespacedName> = args.gateway_workloads.iter().cloned().collect();
     let callers = Callers::new(registry.clone(), gateways.clone()).context("own network namespace")?;
+    let callers = callers.with_cgroups(gateway_cgroups(&args)?);
     let secrets = Secrets::new(&args.state_dir, engine.clone(), upstream.clone()).context("workload keys")?;
     let queue = Queue::default();
     let progress = Progress::default();
@@ -156,6 +164,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     tasks.spawn(masquerade::keep_for_ever(engine.clone(), own_pods));
     tasks.spawn(flows::collect_for_ever(events, engine.clone(), state.node.clone(), queue.clone()));
     tasks.spawn(flows::report_for_ever(queue.clone(), upstream.clone()));
+    tasks.spawn(report_facts_for_ever(args.facts.clone(), upstream.clone()));
     tasks.spawn(cni::watch_for_ever(cni.clone()));
     for gateway in gateways {
         tasks.spawn(bind_gateway(engine.clone(), upstream.clone(), gateway, args.address.into()));
@@ -169,6 +178,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let limit = MAX_MESSAGE;
     let relay = Relay::new(callers.clone(), upstream.clone(), engine.clone());
     let sds = SdsService::new(callers.clone(), secrets.clone(), engine.clone());
+    let spiffe = WorkloadApi::new(callers.clone(), secrets.clone(), engine.clone());
     let status = StatusService {
         node: state.node.clone(),
         upstream,
@@ -179,6 +189,18 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         flows: queue,
         progress,
     };
+    if let Some(path) = &args.spiffe_socket {
+        let api = SpiffeWorkloadApiServer::new(spiffe);
+        let served = Server::builder()
+            .concurrency_limit_per_connection(SPIFFE_CALLS)
+            .add_service(api)
+            .serve_with_incoming(attest(listen(path)?));
+        tasks.spawn(async move {
+            if let Err(error) = served.await {
+                tracing::error!(%error, "the SPIFFE Workload API is not served any more");
+            }
+        });
+    }
     if let Some(listener) = metrics {
         let told = Metrics { status: status.clone(), identity, relay: relay.clone(), sds: sds.clone() };
         tasks.spawn(mesh_telemetry::serve(listener, Box::new(told), CancellationToken::new()));
@@ -226,7 +248,9 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     if let Some(path) = &args.ready_file {
         let _ = fs::remove_file(path);
     }
-    let _ = fs::remove_file(&args.socket);
+    for socket in [Some(&args.socket), args.spiffe_socket.as_ref()].into_iter().flatten() {
+        let _ = fs::remove_file(socket);
+    }
     result
 }
 
@@ -276,26 +300,24 @@ async fn node_state(args: &RunArgs) -> anyhow::Result<NodeState> {
 /// workloads they ran.
 async fn adopt(creator: &Creator) -> anyhow::Result<Vec<NamespacedName>> {
     let known: Vec<_> = creator.registry.lock().iter().cloned().collect();
-    let mut gone = Vec::new();
-    let mut kept = Vec::new();
+    let mut lost = Vec::new();
     for endpoint in known {
         let index = creator.host.index(&endpoint.host_interface).await?;
         if endpoint.ready && index == Some(endpoint.ifindex) {
             creator.engine.attach(&endpoint.host_interface, endpoint.ifindex)?;
             creator.engine.load_pod(endpoint.workload.clone(), pod_of(&endpoint));
-            kept.push(endpoint.ifindex);
-        } else {
-            gone.push(endpoint);
+            continue;
         }
-    }
-    let mut lost = Vec::new();
-    for endpoint in gone {
         tracing::warn!(workload = %endpoint.workload, "the pod went away while no agent ran");
-        creator.host.remove(&endpoint.host_interface).await?;
+        // An interface that another plugin has made stays, closed, until that one removes it.
+        if !endpoint.chained {
+            creator.host.remove(&endpoint.host_interface).await?;
+        }
         creator.registry.lock().remove(&endpoint.key())?;
         lost.push(endpoint.workload);
     }
-    creator.engine.detach_all_but(&kept)?;
+    creator.tell_gateways();
+    creator.sweep_programs().await?;
     Ok(lost)
 }
 
@@ -343,6 +365,16 @@ async fn bind_gateway(engine: Engine, upstream: Upstream, gateway: NamespacedNam
         }
         tokio::time::sleep(RETRY).await;
     }
+}
+
+/// The cgroups of gateways as their processes name them.
+fn gateway_cgroups(args: &RunArgs) -> anyhow::Result<Vec<(NamespacedName, String)>> {
+    let of = |(name, dir): &(NamespacedName, std::path::PathBuf)| {
+        let path = cgroup_path(&args.cgroup.join(dir));
+        let path = path.with_context(|| format!("--gateway-cgroup {name}={}", dir.display()))?;
+        Ok((name.clone(), path))
+    };
+    args.gateway_cgroups.iter().map(of).collect()
 }
 
 /// Anyone may connect: who it is, is looked at by [`Callers`].

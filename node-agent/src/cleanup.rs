@@ -21,12 +21,15 @@ pub async fn cleanup(args: &CleanupArgs) -> anyhow::Result<()> {
         let mut registry = Registry::open(&args.state_dir, state.pod_cidr)?;
         let known: Vec<_> = registry.iter().cloned().collect();
         for endpoint in known {
-            // The link first: without programs its traffic would not be judged.
-            host.remove(&endpoint.host_interface).await?;
+            // The link first: without programs its traffic would not be judged. Another plugin's is its own to remove.
+            if !endpoint.chained {
+                host.remove(&endpoint.host_interface).await?;
+            }
             registry.remove(&endpoint.key())?;
         }
     }
     routes::remove_all(&host).await.context("removing routes")?;
+    routes::to_proxy::remove(&host).await.context("removing the rules for proxies")?;
     masquerade::remove().await.context("removing the masquerading rules")?;
     if args.bpffs.exists() {
         kernel::unload(&args.bpffs)?;

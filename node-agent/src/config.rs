@@ -10,6 +10,8 @@ use clap::{Args, CommandFactory, Parser, Subcommand, error::ErrorKind};
 use clustermesh::token_source::TOKEN_VARIABLE;
 use mesh_model::resource::NamespacedName;
 
+use crate::bootstrap::NodeFactsArgs;
+
 /// Programs the kernel of one node, creates pods and serves their identity.
 #[derive(Debug, Parser)]
 #[command(name = "node-agent", version)]
@@ -24,6 +26,9 @@ pub struct Cli {
 pub enum Command {
     /// Run the agent of this node.
     Run(RunArgs),
+    /// Run the DNS proxy of this node, for policies that allow names. It is a process of its own, so that names which
+    /// are allowed already go on while the agent is away.
+    Dns(crate::dns::DnsArgs),
     /// Ask the running agent what it does.
     Status(StatusArgs),
     /// Write what gRPC's own xDS clients of this pod need (GRPC_XDS_BOOTSTRAP), and keep its certificate fresh.
@@ -45,6 +50,8 @@ pub struct RunArgs {
     /// (`--pod-cidr6` of the control plane). Told at the first start only.
     #[arg(long)]
     pub address6: Option<Ipv6Addr>,
+    #[command(flatten)]
+    pub facts: NodeFactsArgs,
     /// Token of `clustermesh token create --for node`. Arguments are in the process list for everybody to see: better
     /// use --join-file or the environment. Needed at the first start only.
     #[arg(long, value_name = "TOKEN", env = TOKEN_VARIABLE, hide_env_values = true)]
@@ -89,6 +96,13 @@ pub struct RunArgs {
     /// A Workload with `proxy: gateway` that runs in this node's own network namespace; repeatable.
     #[arg(long = "gateway-workload", value_name = "NAMESPACE/NAME", value_parser = namespaced)]
     pub gateway_workloads: Vec<NamespacedName>,
+    /// The cgroup that the processes of such a Workload live in, a directory below --cgroup or an absolute path: nobody
+    /// outside of it is given its certificate, and inside it the SPIFFE Workload API gives it. Repeatable.
+    #[arg(long = "gateway-cgroup", value_name = "NAMESPACE/NAME=DIR", value_parser = named_dir)]
+    pub gateway_cgroups: Vec<(NamespacedName, PathBuf)>,
+    /// Serves the SPIFFE Workload API on this unix socket, to every pod that the file is mounted into.
+    #[arg(long, value_name = "PATH")]
+    pub spiffe_socket: Option<PathBuf>,
 }
 
 /// Which agent to ask.
@@ -145,6 +159,15 @@ pub(crate) fn namespaced(text: &str) -> Result<NamespacedName, String> {
     Ok(name)
 }
 
+fn named_dir(text: &str) -> Result<(NamespacedName, PathBuf), String> {
+    let (name, dir) =
+        text.split_once('=').ok_or_else(|| format!("{text:?} is not <namespace>/<name>=<dir>"))?;
+    if dir.is_empty() {
+        return Err(format!("{text:?} names no directory"));
+    }
+    Ok((namespaced(name)?, PathBuf::from(dir)))
+}
+
 /// RFC 1123 label: what Kubernetes allows as the name of a namespace or pod's first part.
 pub(crate) fn dns_label(text: &str) -> Result<String, String> {
     let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
@@ -182,6 +205,14 @@ impl Cli {
         if let Command::Run(RunArgs { metrics: Some(at), metrics_plain, .. }) = &cli.command {
             mesh_telemetry::check_address(*at, *metrics_plain)
                 .map_err(|sentence| Self::command().error(ErrorKind::ValueValidation, sentence))?;
+        }
+        if let Command::Run(run) = &cli.command
+            && let Some((stranger, _)) =
+                run.gateway_cgroups.iter().find(|(name, _)| !run.gateway_workloads.contains(name))
+        {
+            let sentence =
+                format!("--gateway-cgroup {stranger}=…: there is no --gateway-workload {stranger}");
+            return Err(Self::command().error(ErrorKind::ValueValidation, sentence));
         }
         Ok(cli)
     }
@@ -225,6 +256,16 @@ mod tests {
         }
         for name in ["", "a/b", "0123456789abcdef", "a b"] {
             assert!(parse(&["--net-interface", name]).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_cgroup_is_of_a_gateway_that_is_named() {
+        let with = |cgroup: &str| parse(&["--gateway-workload", "mesh/gw", "--gateway-cgroup", cgroup]);
+        let Command::Run(run) = with("mesh/gw=gw.service").unwrap().command else { panic!("not run") };
+        assert_eq!(run.gateway_cgroups, [(NamespacedName::new("mesh", "gw"), "gw.service".into())]);
+        for wrong in ["mesh/other=x", "mesh/gw", "mesh/gw=", "gw=x"] {
+            assert!(with(wrong).is_err(), "{wrong}");
         }
     }
 

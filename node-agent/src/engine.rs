@@ -2,12 +2,14 @@
 //! at a time.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use ebpf_shared::{Direction, Metric, Reason};
+use ipnet::IpNet;
 use mesh_model::resource::NamespacedName;
 use tokio::sync::watch;
 use xds_client::Update;
@@ -33,6 +35,8 @@ struct Inner {
     addresses: PodAddresses,
     resources: Resources,
     pods: BTreeMap<NamespacedName, Pod>,
+    /// Further addresses of the node, by which it speaks to pods that other plugins have made.
+    gateways: BTreeSet<IpAddr>,
     /// What the kernel holds.
     current: Desired,
     dictionary: Dictionary,
@@ -53,6 +57,7 @@ impl Engine {
             addresses: addresses.into(),
             resources: Resources::default(),
             pods: BTreeMap::new(),
+            gateways: BTreeSet::new(),
             current,
             dictionary,
             maps,
@@ -111,18 +116,12 @@ impl Engine {
         self.lock().maps.detach(interface, ifindex)
     }
 
-    /// Detaches what belongs to none of these interfaces: left behind by an agent that died half-way.
+    /// Indices of the interfaces that have the programs.
     ///
     /// # Errors
-    /// The kernel refused.
-    pub fn detach_all_but(&self, keep: &[u32]) -> Result<(), MapError> {
-        let mut inner = self.lock();
-        for ifindex in inner.maps.attached()? {
-            if !keep.contains(&ifindex) {
-                inner.maps.detach("", ifindex)?;
-            }
-        }
-        Ok(())
+    /// They can't be listed.
+    pub fn attached(&self) -> Result<Vec<u32>, MapError> {
+        self.lock().maps.attached()
     }
 
     /// Flow events that found no room, ever.
@@ -143,6 +142,11 @@ impl Engine {
     /// Notes a pod without writing: for those that were there when the agent started.
     pub fn load_pod(&self, workload: NamespacedName, pod: Pod) {
         self.lock().pods.insert(workload, pod);
+    }
+
+    /// Says which further addresses are the node's own. Takes effect with the next change.
+    pub fn set_gateways(&self, gateways: BTreeSet<IpAddr>) {
+        self.lock().gateways = gateways;
     }
 
     /// A pod is there. It has no traffic until its policy is in the kernel.
@@ -228,8 +232,12 @@ impl Engine {
 
 impl Inner {
     fn write(&mut self) -> Result<(), MapError> {
-        let desired =
+        let mut desired =
             compute(&self.resources, self.addresses, &self.pods, &self.current, &mut self.dictionary);
+        // Whatever identity the node's address has: a gateway of the mesh may run on it.
+        let own = desired.identities.get(&IpNet::from(IpAddr::V4(self.addresses.v4))).copied();
+        let own = own.unwrap_or(ebpf_shared::identity::HOST);
+        desired.identities.extend(self.gateways.iter().map(|gateway| (IpNet::from(*gateway), own)));
         self.behind = None;
         for op in plan(&self.current, &desired, &mut self.dictionary) {
             if let Err(error) = self.maps.execute(&op) {

@@ -5,7 +5,7 @@ use std::{io::IsTerminal, process::ExitCode};
 use node_agent::{
     agent, cleanup,
     config::{Cli, Command},
-    grpc, status,
+    dns, grpc, status,
 };
 use tracing_subscriber::EnvFilter;
 
@@ -24,6 +24,7 @@ async fn main() -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr).init();
     let result = match cli.command {
         Command::Run(args) => agent::run(args).await,
+        Command::Dns(args) => dns::run(args).await,
         Command::Status(args) => status::print(&args.socket, std::io::stdout().lock()).await,
         Command::GrpcBootstrap(args) => grpc::keep(args).await,
         Command::Cleanup(args) => cleanup::cleanup(&args).await,

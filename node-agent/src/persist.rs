@@ -33,6 +33,17 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     File::open(parent)?.sync_all()
 }
 
+/// Removes a file; it is no error if there is none.
+///
+/// # Errors
+/// It is there and can't be removed.
+pub fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
 /// The bytes of a file, or `None` if there is none.
 ///
 /// # Errors

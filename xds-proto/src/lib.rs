@@ -59,6 +59,12 @@ pub mod isthmus {
     }
 }
 
+/// The SPIFFE Workload API, whose messages have no package.
+#[allow(missing_docs, clippy::all)]
+pub mod spiffe {
+    tonic::include_proto!("_");
+}
+
 /// The type URL of a message, as xDS spells it: `type.googleapis.com/<package>.<Message>`.
 pub fn type_url<M: Name>() -> String {
     M::type_url()

@@ -1,18 +1,22 @@
 //! Making and unmaking pods. Whatever fails half-way is unmade.
 
-use std::{net::Ipv4Addr, sync::Arc};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use rand::Rng;
 
 use super::{
-    Endpoint, EndpointKey, HostNet, LinkError, Netns, NetnsError, PodLink, RegistryError, SharedRegistry,
-    beside,
+    Endpoint, EndpointKey, HostNet, HostPort, LinkError, Netns, NetnsError, PodLink, RegistryError,
+    SharedRegistry, beside,
     link::{obstacle_in_pod, remove_in_pod, set_up_pod},
     sysctl::{SysctlError, prepare_link, prepare_pod},
 };
 use crate::{
+    cni_plugin::PreviousError,
     desired::{Pod, PodAddresses},
     engine::Engine,
     maps::MapError,
@@ -36,6 +40,13 @@ pub(crate) enum CreateError {
     Map(#[from] MapError),
     #[error("network namespace {netns} {what}; it is left as it is")]
     NotFree { netns: String, what: String },
+    #[error(transparent)]
+    Previous(#[from] PreviousError),
+    #[error(
+        "the plugin before this one gave the pod {address}, which is not of this node's slice {slices}: have its IPAM \
+         give addresses of the slice"
+    )]
+    Foreign { address: IpAddr, slices: String },
 }
 
 /// The network namespace that an ADD is about.
@@ -64,6 +75,14 @@ impl PodNetns {
         endpoint.netns_id == self.opened.id()
     }
 
+    pub(crate) fn opened(&self) -> Arc<Netns> {
+        self.opened.clone()
+    }
+
+    pub(crate) fn cookie(&self) -> u64 {
+        self.cookie
+    }
+
     /// As the runtime named it.
     pub(crate) fn path(&self) -> &str {
         &self.path
@@ -78,6 +97,8 @@ pub(crate) struct Creator {
     pub(crate) registry: SharedRegistry,
     /// Of the node: what it calls its pods from.
     pub(crate) addresses: PodAddresses,
+    /// The node's slice.
+    pub(crate) slice: Ipv4Net,
     /// The node's slices, if its pods have IPv6.
     pub(crate) slices: Option<(Ipv4Net, Ipv6Net)>,
 }
@@ -89,6 +110,8 @@ impl Creator {
         key: EndpointKey,
         workload: NamespacedName,
         netns: &PodNetns,
+        network: String,
+        host_ports: Vec<HostPort>,
     ) -> Result<Endpoint, CreateError> {
         let endpoint = Endpoint {
             container_id: key.container_id.clone(),
@@ -104,6 +127,11 @@ impl Creator {
             pod_mac: random_mac(),
             ifindex: 0,
             ready: false,
+            network,
+            chained: false,
+            gateways: Vec::new(),
+            host_ports,
+            mtu: self.host.uplink_mtu(self.addresses.v4).await?,
         };
         let mut endpoint = self.registry.lock().begin(endpoint)?;
         endpoint.address6 = self.slices.and_then(|(v4, v6)| beside(endpoint.address, v4, v6));
@@ -146,6 +174,7 @@ impl Creator {
             host_mac: endpoint.host_mac,
             pod_mac: endpoint.pod_mac,
             addresses: endpoint.addresses(),
+            mtu: endpoint.mtu,
         };
         let inside = netns.clone();
         let has_ipv6 = endpoint.address6.is_some();
@@ -162,14 +191,43 @@ impl Creator {
         Ok(endpoint)
     }
 
-    /// Unmakes a pod as far as it was made; what is gone already is fine, and what can't be removed is logged. The
-    /// kernel forgets it first, so that nothing of it passes while the rest goes.
-    pub(crate) async fn remove(&self, endpoint: &Endpoint) {
+    /// Unmakes a pod as far as it was made; what is gone already is fine. The kernel forgets it first, so that nothing of
+    /// it passes while the rest goes. What can't be removed is logged, and then the pod stays remembered, so that it is
+    /// tried again: false.
+    pub(crate) async fn remove(&self, endpoint: &Endpoint) -> bool {
         let of = endpoint.workload.to_string();
+        let mut all_gone = true;
         if let Err(error) = self.engine.remove_pod(&endpoint.workload) {
             tracing::error!(workload = of, %error, "the pod's entries are still in the kernel");
+            all_gone = false;
         }
-        if let Err(error) = self.host.remove(&endpoint.host_interface).await {
+        // What another plugin has made is its own to remove. Until then the programs keep the interface closed: they are
+        // detached when it is gone.
+        if !endpoint.chained {
+            all_gone &= self.remove_link(endpoint).await;
+        }
+        if all_gone && let Err(error) = self.registry.lock().remove(&endpoint.key()) {
+            tracing::error!(workload = of, %error, "the pod is still remembered");
+            all_gone = false;
+        }
+        if endpoint.chained {
+            self.tell_gateways();
+        }
+        if !all_gone {
+            let known = self.registry.lock().get(&endpoint.key()).cloned();
+            if let Some(known) = known.filter(|known| known.ready)
+                && let Err(error) = self.registry.lock().update(Endpoint { ready: false, ..known })
+            {
+                tracing::error!(workload = of, %error, "that the pod is to go is not remembered");
+            }
+        }
+        all_gone
+    }
+
+    async fn remove_link(&self, endpoint: &Endpoint) -> bool {
+        let of = endpoint.workload.to_string();
+        let removed = self.host.remove(&endpoint.host_interface).await;
+        if let Err(error) = &removed {
             tracing::warn!(workload = of, %error, "the pod's link is still there");
         }
         // The other end went with it, unless it was the host's end that was missing.
@@ -181,14 +239,26 @@ impl Creator {
                 tracing::debug!(workload = of, %error, "the pod's interface is still there");
             }
         }
-        if endpoint.ifindex != 0
+        if removed.is_ok()
+            && endpoint.ifindex != 0
             && let Err(error) = self.engine.detach(&endpoint.host_interface, endpoint.ifindex)
         {
             tracing::warn!(workload = of, %error, "the pod's programs are still pinned");
         }
-        if let Err(error) = self.registry.lock().remove(&endpoint.key()) {
-            tracing::error!(workload = of, %error, "the pod is still remembered");
+        removed.is_ok()
+    }
+
+    /// Forgets programs on interfaces that are gone. Those on others stay: an interface that another plugin has not
+    /// removed yet is to have no traffic once its pod is gone.
+    pub(crate) async fn sweep_programs(&self) -> Result<(), CreateError> {
+        let known: std::collections::BTreeSet<u32> =
+            self.registry.lock().iter().map(|endpoint| endpoint.ifindex).collect();
+        for ifindex in self.engine.attached()? {
+            if !known.contains(&ifindex) && !self.host.has_index(ifindex).await? {
+                self.engine.detach("", ifindex)?;
+            }
         }
+        Ok(())
     }
 }
 
@@ -198,7 +268,7 @@ pub(crate) fn pod_of(endpoint: &Endpoint) -> Pod {
 }
 
 /// Off the runtime's threads, because it waits for another one.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, NetnsError> + Send + 'static,
 ) -> Result<T, NetnsError> {
     tokio::task::spawn_blocking(work)

@@ -7,7 +7,7 @@ use rtnetlink::{
     Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
     packet_route::{
         address::{AddressAttribute, AddressMessage},
-        link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags},
+        link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
         route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope},
     },
 };
@@ -52,6 +52,7 @@ pub struct PodLink {
     pub host_mac: [u8; 6],
     pub pod_mac: [u8; 6],
     pub addresses: PodAddresses,
+    pub mtu: u32,
 }
 
 /// The node's own network namespace.
@@ -82,12 +83,12 @@ impl HostNet {
             .name(link.pod_name.clone())
             .setns_by_fd(netns_fd)
             .address(link.pod_mac.to_vec())
-            .mtu(MTU)
+            .mtu(link.mtu)
             .build();
         let message = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
             .name(link.host_name.clone())
             .address(link.host_mac.to_vec())
-            .mtu(MTU)
+            .mtu(link.mtu)
             .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
             .build();
         self.handle.link().add(message).execute().await.map_err(at("create link", &link.host_name))?;
@@ -151,6 +152,62 @@ impl HostNet {
         Ok(index_and_state(&self.handle, name).await?.is_some_and(|(found, up)| found == index && up))
     }
 
+    /// The MTU of the interface that has an address: direct routing adds no header, so pods have the whole of it.
+    /// [`MTU`] if nobody has the address, or only loopback.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub async fn uplink_mtu(&self, address: Ipv4Addr) -> Result<u32, LinkError> {
+        let Some(message) = own_address(address.into()).await? else { return Ok(MTU) };
+        let mut links = self.handle.link().get().match_index(message.header.index).execute();
+        let link = match links.try_next().await {
+            Ok(Some(link)) if !link.header.flags.contains(LinkFlags::Loopback) => link,
+            Ok(_) => return Ok(MTU),
+            Err(error) if is_missing(&error) => return Ok(MTU),
+            Err(error) => return Err(at("find uplink", "of the node")(error)),
+        };
+        let mtu = link.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Mtu(mtu) => Some(*mtu),
+            _ => None,
+        });
+        // IPv6 needs 1280, and a veth pair takes no more than this.
+        Ok(mtu.unwrap_or(MTU).clamp(1280, 65_535))
+    }
+
+    /// Whether an address is the node's own.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub async fn has_address(&self, address: IpAddr) -> Result<bool, LinkError> {
+        own_address(address).await.map(|found| found.is_some())
+    }
+
+    /// Whether there is a link of this index.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub async fn has_index(&self, index: u32) -> Result<bool, LinkError> {
+        let mut found = self.handle.link().get().match_index(index).execute();
+        match found.try_next().await {
+            Ok(link) => Ok(link.is_some()),
+            Err(error) if is_missing(&error) => Ok(false),
+            Err(error) => Err(at("find link", "by its index")(error)),
+        }
+    }
+
+    /// The name and hardware address of this end of a pair, if the other end is what it is said to be.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub(crate) async fn end_of_pair(&self, index: u32, other: u32) -> Result<Option<PairEnd>, LinkError> {
+        let mut found = self.handle.link().get().match_index(index).execute();
+        match found.try_next().await {
+            Ok(link) => Ok(link.as_ref().and_then(PairEnd::of).filter(|end| end.other == other)),
+            Err(error) if is_missing(&error) => Ok(None),
+            Err(error) => Err(at("find link", "by its index")(error)),
+        }
+    }
+
     /// Removes a link, and with it the other end and its routes. That there is none is fine.
     ///
     /// # Errors
@@ -162,6 +219,59 @@ impl HostNet {
             Ok(()) | Err(_) => Ok(()),
         }
     }
+}
+
+/// An address of the calling thread's namespace. By a socket of its own, because addresses come as a list, and one
+/// socket gives one list at a time.
+async fn own_address(address: IpAddr) -> Result<Option<AddressMessage>, LinkError> {
+    let failed = |_| at("look for an address", "of the node")(rtnetlink::Error::RequestFailed);
+    let handle = connect().map_err(failed)?;
+    let found = handle.address().get().set_address_filter(address).execute();
+    let all: Vec<_> = found.try_collect().await.map_err(at("look for an address", "of the node"))?;
+    Ok(all.into_iter().next())
+}
+
+/// One end of a veth pair, seen from its own namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PairEnd {
+    pub(crate) index: u32,
+    pub(crate) name: String,
+    pub(crate) mac: [u8; 6],
+    pub(crate) mtu: u32,
+    /// Index of the other end, in its namespace.
+    pub(crate) other: u32,
+}
+
+impl PairEnd {
+    /// `None` if the link is of another kind.
+    fn of(link: &LinkMessage) -> Option<Self> {
+        let (mut name, mut mac, mut mtu, mut other, mut is_veth) = (None, None, MTU, None, false);
+        for attribute in &link.attributes {
+            match attribute {
+                LinkAttribute::IfName(text) => name = Some(text.clone()),
+                LinkAttribute::Address(bytes) => mac = bytes.as_slice().try_into().ok(),
+                LinkAttribute::Mtu(bytes) => mtu = *bytes,
+                LinkAttribute::Link(index) => other = Some(*index),
+                LinkAttribute::LinkInfo(infos) => is_veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth)),
+                _ => {}
+            }
+        }
+        let end = Self { index: link.header.index, name: name?, mac: mac?, mtu, other: other? };
+        is_veth.then_some(end)
+    }
+}
+
+/// Inside a pod's namespace: an interface that another plugin has made, as an end of a pair; `None` if there is none of
+/// that name or it is of another kind.
+pub(crate) fn pair_in_pod(name: &str) -> Result<Option<PairEnd>, LinkError> {
+    block_on(name, |handle| async move {
+        let mut found = handle.link().get().match_name(name).execute();
+        match found.try_next().await {
+            Ok(link) => Ok(link.as_ref().and_then(PairEnd::of)),
+            Err(error) if is_missing(&error) => Ok(None),
+            Err(error) => Err(at("find link", name)(error)),
+        }
+    })
 }
 
 /// Says once and for all which hardware address is behind an address, so that none need be asked for.
@@ -281,8 +391,13 @@ pub(crate) fn remove_in_pod(name: &str, mac: [u8; 6]) -> Result<(), LinkError> {
     })
 }
 
-/// Inside the pod's namespace: what CHECK wants to know. The sentence says what is wrong.
-pub(crate) fn check_pod(name: &str, wanted: PodAddresses) -> Result<Option<String>, LinkError> {
+/// Inside the pod's namespace: what CHECK wants to know. The sentence says what is wrong. The routes of a pod that
+/// another plugin has made are that one's to check.
+pub(crate) fn check_pod(
+    name: &str,
+    wanted: PodAddresses,
+    is_chained: bool,
+) -> Result<Option<String>, LinkError> {
     block_on(name, |handle| async move {
         let Some((index, up)) = index_and_state(&handle, name).await? else {
             return Ok(Some(format!("the pod has no interface {name}")));
@@ -299,6 +414,9 @@ pub(crate) fn check_pod(name: &str, wanted: PodAddresses) -> Result<Option<Strin
             if !addresses.iter().any(has) {
                 return Ok(Some(format!("the pod's interface {name} does not have the address {address}")));
             }
+        }
+        if is_chained {
+            return Ok(None);
         }
         let mut routes = handle.route().get(RouteMessageBuilder::<Ipv4Addr>::new().build()).execute();
         while let Some(route) = routes.try_next().await.map_err(at("list routes of", name))? {

@@ -1,7 +1,10 @@
 //! Pods: their links, addresses and namespaces, and the agent's half of the CNI plugin.
 
+mod chained;
 mod check;
 mod create;
+mod gc;
+mod host_port;
 mod ipam;
 mod link;
 mod netns;
@@ -11,10 +14,12 @@ mod sysctl;
 mod watch;
 
 pub(crate) use create::{Creator, pod_of};
+pub use host_port::{HostPort, HostPortError, MappedPort, host_ports};
 pub use ipam::{IpamError, allocate, beside};
 pub(crate) use link::is_missing;
 pub use link::{HostNet, LinkError, PodLink};
 pub use netns::{Netns, NetnsError, NetnsId, netns_of_process};
+pub(crate) use netns::{cookie_of, own_cookie};
 pub use registry::{Endpoint, EndpointKey, Registry, RegistryError, SharedRegistry, host_interface};
 pub use service::CniService;
 pub(crate) use service::report;
@@ -26,7 +31,7 @@ pub use watch::watch_for_ever;
 pub const GATEWAY: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 1, 1);
 /// The same for IPv6: the permanent neighbour entry is all that there is of it.
 pub const GATEWAY6: std::net::Ipv6Addr = std::net::Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
-/// Direct routing adds no header, so pods have the whole frame of the usual Ethernet.
+/// Where no uplink tells another: the whole frame of the usual Ethernet.
 pub const MTU: u32 = 1500;
 
 #[cfg(test)]

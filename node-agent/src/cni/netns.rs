@@ -140,9 +140,15 @@ impl Netns {
 }
 
 /// The cookie of the calling thread's namespace.
-fn own_cookie() -> io::Result<u64> {
+pub(crate) fn own_cookie() -> io::Result<u64> {
     let socket =
         std::net::UdpSocket::bind("127.0.0.1:0").or_else(|_| std::net::UdpSocket::bind("0.0.0.0:0"))?;
+    cookie_of(&socket)
+}
+
+/// The cookie of the namespace that a socket was made in. One that was accepted is of its peer's namespace where it is a
+/// unix socket (`unix_stream_connect` of the kernel makes it in the namespace of whoever connects).
+pub(crate) fn cookie_of(socket: &impl AsRawFd) -> io::Result<u64> {
     let mut cookie = 0u64;
     let mut length = libc::socklen_t::try_from(size_of::<u64>()).map_err(io::Error::other)?;
     // SAFETY: the socket is open, and `cookie` and `length` describe eight writable bytes, which is what the

@@ -1,10 +1,10 @@
-//! The pods of this node, as they are remembered on disk. The file is written before the network is touched, so
-//! that whatever an agent that died half-way left behind is known by name.
+//! The pods of this node, as they are remembered on disk: a file for each. It is written before the network is touched,
+//! so that whatever an agent that died half-way left behind is known by name.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
-    net::{Ipv4Addr, Ipv6Addr},
+    fs, io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -14,10 +14,17 @@ use mesh_model::resource::NamespacedName;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::{IpamError, allocate, netns::NetnsId};
+use super::{HostPort, IpamError, MTU, allocate, netns::NetnsId};
 use crate::{desired::PodAddresses, persist};
 
-const FILE: &str = "endpoints.json";
+/// Holds a file for each pod.
+const DIR: &str = "endpoints";
+/// In it: the address that was given out last.
+const LAST: &str = "last-address";
+/// All pods in one, as releases before this one wrote it. Read once, and then removed.
+const OLD_FILE: &str = "endpoints.json";
+/// Of the files of pods.
+const SUFFIX: &str = ".json";
 
 /// Why a pod can't be remembered.
 #[derive(Debug, Error)]
@@ -40,6 +47,12 @@ pub enum RegistryError {
          a network namespace has one workload"
     )]
     Occupied { netns: String, workload: NamespacedName, container_id: String, ifname: String },
+    #[error("address {address} is that of workload {workload} already, in container {container_id}")]
+    AddressTaken { address: IpAddr, workload: NamespacedName, container_id: String },
+    #[error("host port {port} is that of workload {workload} already, in container {container_id}")]
+    HostPortTaken { port: HostPort, workload: NamespacedName, container_id: String },
+    #[error("interface {interface} is that of workload {workload} already, in container {container_id}")]
+    InterfaceTaken { interface: String, workload: NamespacedName, container_id: String },
 }
 
 /// What CNI knows an endpoint by.
@@ -72,6 +85,25 @@ pub struct Endpoint {
     pub ifindex: u32,
     /// ADD has returned.
     pub ready: bool,
+    /// Name in the CNI configuration; empty: of a release that did not remember it.
+    #[serde(default)]
+    pub network: String,
+    /// Another plugin has made the interfaces and given the addresses: here the pod is only guarded.
+    #[serde(default)]
+    pub chained: bool,
+    /// With [`Self::chained`]: addresses of this node by which the pod knows it.
+    #[serde(default)]
+    pub gateways: Vec<IpAddr>,
+    /// Ports of the node that the runtime wants to lead to it.
+    #[serde(default)]
+    pub host_ports: Vec<HostPort>,
+    /// Of both ends of its link.
+    #[serde(default = "usual_mtu")]
+    pub mtu: u32,
+}
+
+fn usual_mtu() -> u32 {
+    MTU
 }
 
 impl Endpoint {
@@ -92,8 +124,8 @@ impl Endpoint {
     }
 }
 
-#[derive(Debug, Default, Serialize, Deserialize)]
-struct Stored {
+#[derive(Debug, Default, Deserialize)]
+struct Old {
     last_address: Option<Ipv4Addr>,
     endpoints: Vec<Endpoint>,
 }
@@ -101,7 +133,7 @@ struct Stored {
 /// All pods of this node. Every change is on disk when the call returns.
 #[derive(Debug)]
 pub struct Registry {
-    path: PathBuf,
+    dir: PathBuf,
     cidr: Ipv4Net,
     last_address: Option<Ipv4Addr>,
     endpoints: BTreeMap<EndpointKey, Endpoint>,
@@ -111,19 +143,35 @@ impl Registry {
     /// Reads what the agent before this one knew.
     ///
     /// # Errors
-    /// The file is there and can't be used.
-    pub fn open(dir: &Path, cidr: Ipv4Net) -> Result<Self, RegistryError> {
-        let path = dir.join(FILE);
-        let shown = path.display().to_string();
-        let bytes = persist::read_optional(&path)
-            .map_err(|error| RegistryError::Io { path: shown.clone(), error })?;
-        let stored = match bytes {
-            Some(bytes) => serde_json::from_slice(&bytes)
-                .map_err(|error| RegistryError::Damaged { path: shown, error })?,
-            None => Stored::default(),
-        };
-        let endpoints = stored.endpoints.into_iter().map(|endpoint| (endpoint.key(), endpoint)).collect();
-        Ok(Self { path, cidr, last_address: stored.last_address, endpoints })
+    /// A file is there and can't be used.
+    pub fn open(state_dir: &Path, cidr: Ipv4Net) -> Result<Self, RegistryError> {
+        let dir = state_dir.join(DIR);
+        persist::private_dir(&dir).map_err(|error| at(&dir, error))?;
+        let mut registry = Self { dir, cidr, last_address: None, endpoints: BTreeMap::new() };
+        registry.take_over(&state_dir.join(OLD_FILE))?;
+        for entry in fs::read_dir(&registry.dir).map_err(|error| at(&registry.dir, error))? {
+            let entry = entry.map_err(|error| at(&registry.dir, error))?;
+            let path = entry.path();
+            if !entry.file_name().to_str().is_some_and(|name| name.ends_with(SUFFIX)) {
+                continue;
+            }
+            let endpoint: Endpoint = read(&path)?.ok_or_else(|| at(&path, io::ErrorKind::NotFound.into()))?;
+            registry.endpoints.insert(endpoint.key(), endpoint);
+        }
+        let last = persist::read_optional(&registry.dir.join(LAST)).ok().flatten();
+        let last = last.and_then(|text| String::from_utf8(text).ok()?.trim().parse().ok());
+        registry.last_address = last.or(registry.last_address);
+        Ok(registry)
+    }
+
+    /// The one file of an earlier release becomes many. It goes when they are there.
+    fn take_over(&mut self, path: &Path) -> Result<(), RegistryError> {
+        let Some(old) = read::<Old>(path)? else { return Ok(()) };
+        for endpoint in old.endpoints {
+            self.save(&endpoint)?;
+        }
+        self.remember_last(old.last_address);
+        persist::remove(path).map_err(|error| at(path, error))
     }
 
     /// Every pod, in order of container.
@@ -146,12 +194,38 @@ impl Registry {
         self.endpoints.values().find(|endpoint| endpoint.netns_id == netns)
     }
 
-    /// Gives a new pod an address and remembers it. `address`, `host_interface` and `ifindex` of `endpoint` are
-    /// filled in here.
+    /// All addresses by which pods that other plugins have made know this node.
+    pub fn gateways(&self) -> BTreeSet<IpAddr> {
+        self.iter().flat_map(|endpoint| endpoint.gateways.iter().copied()).collect()
+    }
+
+    /// Remembers a new pod, not ready. Its `ifindex` is filled in later, and unless another plugin has made it so are
+    /// here `address` and `host_interface`.
     ///
     /// # Errors
-    /// The workload, the container or the network namespace is taken, no address is free, or the disk can't be written.
+    /// The workload, the container, the network namespace, an address, a port or an interface is taken, no address is
+    /// free, or the disk can't be written.
     pub fn begin(&mut self, mut endpoint: Endpoint) -> Result<Endpoint, RegistryError> {
+        let key = endpoint.key();
+        self.check_free(&endpoint)?;
+        if !endpoint.chained {
+            let used: BTreeSet<Ipv4Addr> = self.iter().map(|known| known.address).collect();
+            endpoint.address = allocate(self.cidr, &used, self.last_address)?;
+            endpoint.host_interface = host_interface(&key);
+        }
+        self.check_places(&endpoint)?;
+        endpoint.ifindex = 0;
+        endpoint.ready = false;
+        self.save(&endpoint)?;
+        if !endpoint.chained {
+            self.remember_last(Some(endpoint.address));
+        }
+        self.endpoints.insert(key, endpoint.clone());
+        Ok(endpoint)
+    }
+
+    /// Whether nobody else is the workload, has the container's interface or lives in the namespace.
+    fn check_free(&self, endpoint: &Endpoint) -> Result<(), RegistryError> {
         let key = endpoint.key();
         if let Some(known) = self.endpoints.get(&key) {
             return Err(RegistryError::Mismatch {
@@ -161,29 +235,37 @@ impl Registry {
             });
         }
         if let Some(known) = self.by_workload(&endpoint.workload) {
-            let container_id = known.container_id.clone();
-            return Err(RegistryError::Taken { workload: endpoint.workload, container_id });
+            let (workload, container_id) = (known.workload.clone(), known.container_id.clone());
+            return Err(RegistryError::Taken { workload, container_id });
         }
-        if let Some(known) = self.iter().find(|known| known.is_in(endpoint.netns_id, endpoint.netns_cookie)) {
-            return Err(RegistryError::Occupied {
-                netns: endpoint.netns,
+        match self.iter().find(|known| known.is_in(endpoint.netns_id, endpoint.netns_cookie)) {
+            None => Ok(()),
+            Some(known) => Err(RegistryError::Occupied {
+                netns: endpoint.netns.clone(),
                 workload: known.workload.clone(),
                 container_id: known.container_id.clone(),
                 ifname: known.ifname.clone(),
-            });
+            }),
         }
-        let used: BTreeSet<Ipv4Addr> = self.iter().map(|known| known.address).collect();
-        endpoint.address = allocate(self.cidr, &used, self.last_address)?;
-        endpoint.host_interface = host_interface(&key);
-        endpoint.ifindex = 0;
-        endpoint.ready = false;
-        let last = self.last_address.replace(endpoint.address);
-        self.endpoints.insert(key.clone(), endpoint.clone());
-        self.save().inspect_err(|_| {
-            self.last_address = last;
-            self.endpoints.remove(&key);
-        })?;
-        Ok(endpoint)
+    }
+
+    /// Whether nobody else has its addresses, ports and host interface.
+    fn check_places(&self, endpoint: &Endpoint) -> Result<(), RegistryError> {
+        for known in self.iter() {
+            let (workload, container_id) = (known.workload.clone(), known.container_id.clone());
+            if let Some(address) = endpoint.addresses().iter().find(|one| known.addresses().has(*one)) {
+                return Err(RegistryError::AddressTaken { address, workload, container_id });
+            }
+            if known.host_interface == endpoint.host_interface {
+                let interface = known.host_interface.clone();
+                return Err(RegistryError::InterfaceTaken { interface, workload, container_id });
+            }
+            let taken = |port: &&HostPort| known.host_ports.iter().any(|other| other.collides(port));
+            if let Some(port) = endpoint.host_ports.iter().find(taken) {
+                return Err(RegistryError::HostPortTaken { port: *port, workload, container_id });
+            }
+        }
+        Ok(())
     }
 
     /// Remembers what became of a pod.
@@ -191,8 +273,9 @@ impl Registry {
     /// # Errors
     /// The disk can't be written.
     pub fn update(&mut self, endpoint: Endpoint) -> Result<(), RegistryError> {
+        let saved = self.save(&endpoint);
         self.endpoints.insert(endpoint.key(), endpoint);
-        self.save()
+        saved
     }
 
     /// Forgets a pod, and frees its address.
@@ -202,19 +285,43 @@ impl Registry {
     pub fn remove(&mut self, key: &EndpointKey) -> Result<Option<Endpoint>, RegistryError> {
         let removed = self.endpoints.remove(key);
         if removed.is_some() {
-            self.save()?;
+            let path = self.path(key);
+            persist::remove(&path).map_err(|error| at(&path, error))?;
         }
         Ok(removed)
     }
 
-    fn save(&self) -> Result<(), RegistryError> {
-        let stored =
-            Stored { last_address: self.last_address, endpoints: self.endpoints.values().cloned().collect() };
-        let shown = self.path.display().to_string();
-        let bytes = serde_json::to_vec_pretty(&stored)
-            .map_err(|error| RegistryError::Damaged { path: shown.clone(), error })?;
-        persist::write_private(&self.path, &bytes).map_err(|error| RegistryError::Io { path: shown, error })
+    fn path(&self, key: &EndpointKey) -> PathBuf {
+        self.dir.join(format!("{:016x}{SUFFIX}", hash(key)))
     }
+
+    fn save(&self, endpoint: &Endpoint) -> Result<(), RegistryError> {
+        let path = self.path(&endpoint.key());
+        let bytes = serde_json::to_vec_pretty(endpoint)
+            .map_err(|error| RegistryError::Damaged { path: path.display().to_string(), error })?;
+        persist::write_private(&path, &bytes).map_err(|error| at(&path, error))
+    }
+
+    /// Only so that an address rests: if it is lost, nothing is wrong.
+    fn remember_last(&mut self, address: Option<Ipv4Addr>) {
+        self.last_address = address.or(self.last_address);
+        if let Some(address) = address {
+            let _ = fs::write(self.dir.join(LAST), address.to_string());
+        }
+    }
+}
+
+fn at(path: &Path, error: io::Error) -> RegistryError {
+    RegistryError::Io { path: path.display().to_string(), error }
+}
+
+fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, RegistryError> {
+    let bytes = persist::read_optional(path).map_err(|error| at(path, error))?;
+    let parse = |bytes: Vec<u8>| {
+        serde_json::from_slice(&bytes)
+            .map_err(|error| RegistryError::Damaged { path: path.display().to_string(), error })
+    };
+    bytes.map(parse).transpose()
 }
 
 /// The registry as its users share it. A lock is never held while waiting for anything but the disk.
@@ -233,14 +340,18 @@ impl SharedRegistry {
     }
 }
 
-/// The name of the host's end of a pod's link: `ism` and 8 hexadecimal digits, 11 of the 15 characters that
+/// The name of the host's end of a pod's link: `ism` and 12 hexadecimal digits, all of the 15 characters that
 /// Linux allows. The same for the same pod always, so it can be removed without a memory of it.
 pub fn host_interface(key: &EndpointKey) -> String {
+    format!("ism{:012x}", hash(key) >> 16)
+}
+
+/// FNV-1a, whose high bits every byte reaches.
+fn hash(key: &EndpointKey) -> u64 {
     let bytes = key.container_id.bytes().chain([0]).chain(key.ifname.bytes());
-    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+    bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
-    format!("ism{:08x}", (hash >> 32) ^ (hash & 0xffff_ffff))
+    })
 }
 
 #[cfg(test)]
@@ -262,6 +373,11 @@ pub(crate) mod tests {
             pod_mac: [2, 0, 0, 0, 0, 2],
             ifindex: 0,
             ready: false,
+            network: "mesh".into(),
+            chained: false,
+            gateways: Vec::new(),
+            host_ports: Vec::new(),
+            mtu: MTU,
         }
     }
 
@@ -324,11 +440,78 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn the_one_file_of_an_earlier_release_becomes_a_file_for_each_pod() {
+        let dir = tempfile::tempdir().unwrap();
+        let cidr = "10.1.1.0/24".parse().unwrap();
+        let mut one = serde_json::to_value(Endpoint {
+            address: Ipv4Addr::new(10, 1, 1, 2),
+            host_interface: "ism01234567".into(),
+            ifindex: 9,
+            ready: true,
+            ..endpoint("c1", "shop/web")
+        })
+        .unwrap();
+        // As it was written before these were known.
+        for field in ["network", "chained", "gateways", "host_ports", "mtu"] {
+            one.as_object_mut().unwrap().remove(field);
+        }
+        let old = serde_json::json!({ "last_address": "10.1.1.4", "endpoints": [one] });
+        std::fs::write(dir.path().join(OLD_FILE), old.to_string()).unwrap();
+        let mut registry = Registry::open(dir.path(), cidr).unwrap();
+        assert!(!dir.path().join(OLD_FILE).exists());
+        let web = registry.by_workload(&NamespacedName::new("shop", "web")).unwrap().clone();
+        assert_eq!((web.host_interface.as_str(), web.mtu, web.chained), ("ism01234567", MTU, false));
+        assert_eq!(registry.begin(endpoint("c2", "shop/pay")).unwrap().address.octets()[3], 5);
+        assert_eq!(Registry::open(dir.path(), cidr).unwrap().iter().count(), 2);
+    }
+
+    #[test]
+    fn a_damaged_file_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let cidr = "10.1.1.0/24".parse().unwrap();
+        let mut registry = Registry::open(dir.path(), cidr).unwrap();
+        let key = registry.begin(endpoint("c1", "shop/web")).unwrap().key();
+        let path = registry.path(&key);
+        std::fs::write(&path, "{").unwrap();
+        let error = Registry::open(dir.path(), cidr).unwrap_err().to_string();
+        assert!(error.contains(path.to_str().unwrap()) && error.contains("damaged"), "{error}");
+    }
+
+    #[test]
+    fn host_ports_addresses_and_interfaces_have_one_pod() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut registry = Registry::open(dir.path(), "10.1.1.0/24".parse().unwrap()).unwrap();
+        let port = |address: Option<&str>| HostPort {
+            address: address.map(|text| text.parse().unwrap()),
+            port: 8080,
+            container_port: 80,
+            protocol: 6,
+        };
+        let with = |ports: Vec<HostPort>, endpoint: Endpoint| Endpoint { host_ports: ports, ..endpoint };
+        let web = with(vec![port(Some("192.0.2.1"))], endpoint("c1", "shop/web"));
+        let web = registry.begin(web).unwrap();
+        let error = registry.begin(with(vec![port(None)], endpoint("c2", "shop/pay"))).unwrap_err();
+        assert!(error.to_string().contains("shop/web"), "{error}");
+        assert!(registry.begin(with(vec![port(Some("192.0.2.2"))], endpoint("c2", "shop/pay"))).is_ok());
+        let chained = Endpoint {
+            chained: true,
+            address: web.address,
+            host_interface: "veth1".into(),
+            ..endpoint("c3", "shop/x")
+        };
+        assert!(matches!(registry.begin(chained.clone()), Err(RegistryError::AddressTaken { .. })));
+        let address = Ipv4Addr::new(10, 1, 1, 99);
+        let same_link = Endpoint { address, host_interface: web.host_interface, ..chained.clone() };
+        assert!(matches!(registry.begin(same_link), Err(RegistryError::InterfaceTaken { .. })));
+        assert_eq!(registry.begin(Endpoint { address, ..chained }).unwrap().address, address);
+    }
+
+    #[test]
     fn interface_names_fit_and_differ() {
         let name = |container: &str| {
             host_interface(&EndpointKey { container_id: container.into(), ifname: "eth0".into() })
         };
-        assert_eq!(name("c1").len(), 11);
+        assert_eq!(name("c1").len(), 15);
         assert_eq!(name("c1"), name("c1"));
         assert_ne!(name("c1"), name("c2"));
     }

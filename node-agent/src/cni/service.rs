@@ -14,17 +14,19 @@ use tokio::{
 use tonic::{Code, Request, Response, Status};
 use xds_proto::isthmus::{
     bootstrap::v1::{RemoveEndpointRequest, ReportEndpointRequest, endpoints_client::EndpointsClient},
-    local::v1::{CniAddResponse, CniEmpty, CniRequest, cni_server::Cni},
+    local::v1::{CniAddResponse, CniEmpty, CniGcRequest, CniGcResponse, CniRequest, cni_server::Cni},
 };
 
 use super::{
-    Endpoint, EndpointKey, GATEWAY, GATEWAY6, MTU, NetnsError, RegistryError,
+    Endpoint, EndpointKey, GATEWAY, GATEWAY6, NetnsError, RegistryError,
+    chained::Found,
     check::check,
     create::{CreateError, Creator, PodNetns},
+    host_ports,
 };
 use crate::{
     bootstrap::Upstream,
-    cni_plugin::code,
+    cni_plugin::{PreviousError, code},
     config::dns_label,
     desired::PodAddresses,
     identity::{Callers, Secrets},
@@ -53,7 +55,7 @@ pub struct CniService {
 }
 
 /// Marks an endpoint as being worked on, until dropped.
-struct Busy {
+pub(super) struct Busy {
     key: EndpointKey,
     all: Arc<StdMutex<BTreeSet<EndpointKey>>>,
 }
@@ -82,7 +84,7 @@ impl CniService {
         *self.stream.borrow() == xds_client::Status::Connected
     }
 
-    fn occupy(&self, key: &EndpointKey) -> Result<Busy, Status> {
+    pub(super) fn occupy(&self, key: &EndpointKey) -> Result<Busy, Status> {
         let all = self.busy.clone();
         if !all.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone()) {
             let what = format!("another call is working on container {}", key.container_id);
@@ -96,25 +98,41 @@ impl CniService {
     }
 
     async fn add_endpoint(&self, request: CniRequest) -> Result<CniAddResponse, Status> {
-        let key = key(&request)?;
+        let key = key(&request.container_id, &request.ifname)?;
         let workload = workload(&request)?;
+        let host_ports = host_ports(&request.port_mappings)
+            .map_err(|error| refuse(code::BAD_CONFIG, Code::InvalidArgument, error.to_string()))?;
         let _busy = self.occupy(&key)?;
         let _slot = self.slot().await?;
         let netns = PodNetns::open(&request.netns).await.map_err(|error| refuse_create(&error.into()))?;
+        let found = if request.prev_result.is_empty() {
+            None
+        } else {
+            let found = self.creator.find_chained(&key, &netns, &request.prev_result).await;
+            Some(found.map_err(|error| refuse_create(&error))?)
+        };
         let known = self.creator.registry.lock().get(&key).cloned();
         if let Some(known) = known {
-            match again(&known, &workload, &netns, self.is_there(&known).await?) {
+            let same = found.as_ref().map_or(!known.chained, |found| found.is(&known))
+                && known.host_ports == host_ports;
+            match again(&known, &workload, &netns, same, self.is_there(&known).await?) {
                 Again::Answer => return Ok(answer(&known)),
                 Again::Refuse(error) => return Err(refuse_create(&error.into())),
-                Again::Anew => self.release(&known).await,
+                Again::Anew => self.released(&known).await?,
             }
         }
         self.release_vanished(&workload, &netns).await?;
         // Until here and in the reservation everything is asked that can be refused without touching the namespace,
         // and the control plane is the last to be asked.
-        let reserved = self.creator.reserve(key.clone(), workload, &netns).await;
+        let reserved = match &found {
+            Some(found) => {
+                let pod = found.clone().endpoint(key.clone(), workload, &netns, request.network, host_ports);
+                self.creator.registry.lock().begin(pod).map_err(CreateError::from)
+            }
+            None => self.creator.reserve(key.clone(), workload, &netns, request.network, host_ports).await,
+        };
         let reserved = reserved.map_err(|error| refuse_create(&error))?;
-        let brought_up = timeout(ADD_DEADLINE, self.bring_up(&reserved, &netns)).await;
+        let brought_up = timeout(ADD_DEADLINE, self.bring_up(&reserved, &netns, found.as_ref())).await;
         let endpoint = match brought_up {
             Ok(Ok(endpoint)) => endpoint,
             failed => {
@@ -141,10 +159,18 @@ impl CniService {
     }
 
     /// Tells the control plane, which may refuse; makes the pod; and waits until what was answered is enforced.
-    async fn bring_up(&self, reserved: &Endpoint, netns: &PodNetns) -> Result<Endpoint, Status> {
+    async fn bring_up(
+        &self,
+        reserved: &Endpoint,
+        netns: &PodNetns,
+        found: Option<&Found>,
+    ) -> Result<Endpoint, Status> {
         let mut changes = self.creator.engine.changes();
         report(&self.upstream, &reserved.workload, reserved.addresses()).await?;
-        let connected = self.creator.connect(reserved.clone(), netns).await;
+        let connected = match found {
+            Some(found) => self.creator.guard(reserved.clone(), found).await,
+            None => self.creator.connect(reserved.clone(), netns).await,
+        };
         let endpoint = connected.map_err(|error| refuse_create(&error))?;
         loop {
             changes.borrow_and_update();
@@ -159,34 +185,49 @@ impl CniService {
         self.creator.is_there(endpoint).await.map_err(|error| refuse_create(&error.into()))
     }
 
-    /// Unmakes a pod and tells the control plane. That it can't be told is only logged here: the
-    /// [watcher](super::watch_for_ever) tells it later.
-    async fn release(&self, endpoint: &Endpoint) {
-        self.creator.remove(endpoint).await;
+    /// Unmakes a pod and tells the control plane. That it can't be told, or that something of the pod can't be removed, is
+    /// only logged here: the [watcher](super::watch_for_ever) sees to it later. False: something is left.
+    pub(super) async fn release(&self, endpoint: &Endpoint) -> bool {
+        let all_gone = self.creator.remove(endpoint).await;
         self.secrets.forget(&endpoint.workload);
         let told = timeout(WITHDRAW_DEADLINE, withdraw(&self.upstream, &endpoint.workload)).await;
         if told != Ok(true) {
             tracing::warn!(workload = %endpoint.workload, "the control plane will be told later that the pod is gone");
             self.untold().insert(endpoint.workload.clone());
         }
+        all_gone
+    }
+
+    async fn released(&self, endpoint: &Endpoint) -> Result<(), Status> {
+        if self.release(endpoint).await {
+            return Ok(());
+        }
+        let what = format!("what is left of container {} cannot be removed", endpoint.container_id);
+        Err(refuse(code::TRY_AGAIN, Code::Unavailable, what))
     }
 
     /// A workload may come back in another container, or the number of a namespace in another one, before anyone has
     /// noticed that the pod that had it is gone.
     async fn release_vanished(&self, workload: &NamespacedName, netns: &PodNetns) -> Result<(), Status> {
         let known: Vec<_> = self.creator.registry.lock().iter().cloned().collect();
-        for known in known.into_iter().filter(|known| known.ready) {
+        for known in known {
             let reused = netns.has_number_of(&known) && !netns.is_of(&known);
             let concerned = known.workload == *workload || netns.is_of(&known);
-            if !reused && (!concerned || self.is_there(&known).await?) {
+            if !reused && (!concerned || (known.ready && self.is_there(&known).await?)) {
                 continue;
             }
             // Someone who works on it already sees for himself that it is gone.
-            if let Ok(_busy) = self.occupy(&known.key()) {
+            if let Some(_busy) = self.occupy_as_it_is(&known) {
                 self.release(&known).await;
             }
         }
         Ok(())
+    }
+
+    /// `None` if a call works on a pod, or has since it was looked at.
+    pub(super) fn occupy_as_it_is(&self, seen: &Endpoint) -> Option<Busy> {
+        let busy = self.occupy(&seen.key()).ok()?;
+        (self.creator.registry.lock().get(&seen.key()) == Some(seen)).then_some(busy)
     }
 
     /// Workloads whose end the control plane has not heard of yet.
@@ -195,7 +236,7 @@ impl CniService {
     }
 
     async fn del_endpoint(&self, request: CniRequest) -> Result<(), Status> {
-        let key = key(&request)?;
+        let key = key(&request.container_id, &request.ifname)?;
         let _busy = self.occupy(&key)?;
         let _slot = self.slot().await?;
         let known = self.creator.registry.lock().get(&key).cloned();
@@ -205,22 +246,58 @@ impl CniService {
             let removed = self.creator.host.remove(&name).await;
             return removed.map_err(|error| refuse(code::IO, Code::Internal, error.to_string()));
         };
-        self.release(&known).await;
+        self.released(&known).await?;
         tracing::info!(workload = %known.workload, address = %known.address, "pod removed");
         Ok(())
     }
 
     async fn check_endpoint(&self, request: CniRequest) -> Result<(), Status> {
-        let key = key(&request)?;
+        let key = key(&request.container_id, &request.ifname)?;
         let known = self.creator.registry.lock().get(&key).cloned();
         let Some(known) = known.filter(|known| known.ready) else {
             let what = format!("container {} has no pod here", key.container_id);
             return Err(refuse(code::UNKNOWN_CONTAINER, Code::NotFound, what));
         };
-        check(&known, &request.netns, &self.creator.host, &self.creator.engine)
+        check(&known, &request.netns, &request.prev_result, &self.creator.host, &self.creator.engine)
             .await
             .map_err(|wrong| refuse(code::CHECK_FAILED, Code::FailedPrecondition, wrong))
     }
+
+    fn ready_for_pods(&self) -> Result<(), Status> {
+        let pods: Vec<_> = self
+            .creator
+            .registry
+            .lock()
+            .iter()
+            .filter(|pod| pod.ready)
+            .map(|pod| pod.workload.clone())
+            .collect();
+        let engine = &self.creator.engine;
+        let closed = pods.iter().filter(|workload| engine.enforced(workload).is_none());
+        let unready =
+            unready(pods.len(), &closed.collect::<Vec<_>>(), engine.is_behind(), self.is_connected());
+        unready.map_or(Ok(()), |(code, what)| Err(refuse(code, Code::Unavailable, what)))
+    }
+}
+
+/// Why no pod can be made, or those that are there may lack traffic, by STATUS's code; `None`: all is well. PURE.
+fn unready(
+    pods: usize,
+    closed: &[&NamespacedName],
+    is_behind: bool,
+    is_connected: bool,
+) -> Option<(u32, String)> {
+    if let Some(first) = closed.first() {
+        let what = format!("{} of {pods} pods have no traffic, {first} first", closed.len());
+        return Some((code::LIMITED, what));
+    }
+    if is_behind {
+        let what = "the kernel has refused a write, which is tried again: pods have an older policy";
+        return Some((code::LIMITED, what.to_owned()));
+    }
+    // Pods that exist are not touched by this, but no new one gets its policy.
+    let what = "the control plane is not connected; no pod can be added";
+    (!is_connected).then(|| (code::NOT_AVAILABLE, what.to_owned()))
 }
 
 /// What an ADD means for a container that is known on this interface.
@@ -233,12 +310,12 @@ enum Again {
     Anew,
 }
 
-fn again(known: &Endpoint, workload: &NamespacedName, netns: &PodNetns, is_there: bool) -> Again {
+fn again(known: &Endpoint, workload: &NamespacedName, netns: &PodNetns, same: bool, is_there: bool) -> Again {
     // The path leads to another namespace now: the runtime has made the one of this container anew.
     let replaced = known.netns == netns.path() && !netns.is_of(known);
     if !known.ready || !is_there || replaced {
         Again::Anew
-    } else if known.workload == *workload && netns.is_of(known) {
+    } else if known.workload == *workload && netns.is_of(known) && same {
         Again::Answer
     } else {
         Again::Refuse(RegistryError::Mismatch {
@@ -330,13 +407,16 @@ impl Cni for CniService {
 
     async fn status(&self, request: Request<CniEmpty>) -> Result<Response<CniEmpty>, Status> {
         self.callers.operator(&request)?;
-        match &*self.stream.borrow() {
-            xds_client::Status::Connected => Ok(Response::new(CniEmpty {})),
-            // Pods that exist are not touched by this, but no new one gets its policy.
-            xds_client::Status::Connecting | xds_client::Status::Disconnected { .. } => {
-                Err(Status::unavailable("the control plane is not connected; no pod can be added"))
-            }
-        }
+        self.ready_for_pods().map(|()| Response::new(CniEmpty {}))
+    }
+
+    async fn gc(&self, request: Request<CniGcRequest>) -> Result<Response<CniGcResponse>, Status> {
+        self.callers.operator(&request)?;
+        let (service, request) = (self.clone(), request.into_inner());
+        joined(tokio::spawn(async move {
+            service.collect_garbage(&request).await.map(|removed| CniGcResponse { removed })
+        }))
+        .await
     }
 }
 
@@ -348,7 +428,7 @@ async fn joined<T>(task: tokio::task::JoinHandle<Result<T, Status>>) -> Result<R
 }
 
 /// A status whose metadata carries the CNI error code.
-fn refuse(cni_code: u32, code: Code, what: impl Into<String>) -> Status {
+pub(super) fn refuse(cni_code: u32, code: Code, what: impl Into<String>) -> Status {
     let mut status = Status::new(code, what);
     status.metadata_mut().insert("isthmus-cni-code", tonic::metadata::MetadataValue::from(cni_code));
     status
@@ -364,9 +444,18 @@ fn refuse_create(error: &CreateError) -> Status {
             refuse(code::TRY_AGAIN, Code::ResourceExhausted, text)
         }
         CreateError::Registry(
-            RegistryError::Taken { .. } | RegistryError::Mismatch { .. } | RegistryError::Occupied { .. },
+            RegistryError::Taken { .. }
+            | RegistryError::Mismatch { .. }
+            | RegistryError::Occupied { .. }
+            | RegistryError::AddressTaken { .. }
+            | RegistryError::HostPortTaken { .. }
+            | RegistryError::InterfaceTaken { .. },
         )
         | CreateError::NotFree { .. } => refuse(code::REFUSED, Code::AlreadyExists, text),
+        CreateError::Previous(PreviousError::Json(_)) => refuse(code::DECODE, Code::InvalidArgument, text),
+        CreateError::Previous(_) | CreateError::Foreign { .. } => {
+            refuse(code::REFUSED, Code::FailedPrecondition, text)
+        }
         CreateError::Netns(_)
         | CreateError::Link(_)
         | CreateError::Registry(_)
@@ -375,20 +464,20 @@ fn refuse_create(error: &CreateError) -> Status {
     }
 }
 
-fn key(request: &CniRequest) -> Result<EndpointKey, Status> {
+pub(super) fn key(container_id: &str, ifname: &str) -> Result<EndpointKey, Status> {
     // The plugin has checked them; whoever else speaks to the socket is checked here.
     let fine = |text: &str, most: usize| {
         (1..=most).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic() && b != b'/')
     };
-    if !fine(&request.container_id, 255) {
-        let what = format!("container_id is {:?}", request.container_id);
+    if !fine(container_id, 255) {
+        let what = format!("container_id is {container_id:?}");
         return Err(refuse(code::BAD_ENVIRONMENT, Code::InvalidArgument, what));
     }
-    if !fine(&request.ifname, 15) || matches!(request.ifname.as_str(), "." | ".." | "lo") {
-        let what = format!("ifname is {:?}", request.ifname);
+    if !fine(ifname, 15) || matches!(ifname, "." | ".." | "lo") {
+        let what = format!("ifname is {ifname:?}");
         return Err(refuse(code::BAD_ENVIRONMENT, Code::InvalidArgument, what));
     }
-    Ok(EndpointKey { container_id: request.container_id.clone(), ifname: request.ifname.clone() })
+    Ok(EndpointKey { container_id: container_id.to_owned(), ifname: ifname.to_owned() })
 }
 
 fn workload(request: &CniRequest) -> Result<NamespacedName, Status> {
@@ -408,7 +497,7 @@ fn answer(endpoint: &Endpoint) -> CniAddResponse {
         gateway6: endpoint.address6.map(|_| GATEWAY6.to_string()).unwrap_or_default(),
         host_interface: endpoint.host_interface.clone(),
         mac: mac_text(endpoint.host_mac),
-        mtu: MTU,
+        mtu: endpoint.mtu,
         sandbox_mac: mac_text(endpoint.pod_mac),
     }
 }
@@ -445,11 +534,25 @@ mod tests {
     }
 
     #[test]
+    fn status_tells_what_keeps_new_pods_out_from_what_concerns_those_that_are_there() {
+        let pod = NamespacedName::new("shop", "pay");
+        let code_of = |closed: &[&NamespacedName], is_behind, is_connected| {
+            unready(3, closed, is_behind, is_connected).map(|(code, _)| code)
+        };
+        assert_eq!(code_of(&[], false, true), None);
+        assert_eq!(code_of(&[], false, false), Some(code::NOT_AVAILABLE));
+        assert_eq!(code_of(&[], true, true), Some(code::LIMITED));
+        assert_eq!(code_of(&[&pod], false, false), Some(code::LIMITED));
+        let (_, what) = unready(3, &[&pod], false, true).unwrap();
+        assert_eq!(what, "1 of 3 pods have no traffic, shop/pay first");
+    }
+
+    #[test]
     fn names_are_checked_again_by_the_agent() {
-        let good = CniRequest { container_id: "c".into(), ifname: "eth0".into(), ..Default::default() };
-        assert!(key(&good).is_ok());
-        assert!(key(&CniRequest { ifname: "../x".into(), ..good.clone() }).is_err());
-        assert!(key(&CniRequest { container_id: String::new(), ..good.clone() }).is_err());
-        assert!(workload(&CniRequest { namespace: "a/b".into(), pod: "p".into(), ..good }).is_err());
+        assert!(key("c", "eth0").is_ok());
+        assert!(key("c", "../x").is_err());
+        assert!(key("", "eth0").is_err());
+        let request = CniRequest { namespace: "a/b".into(), pod: "p".into(), ..Default::default() };
+        assert!(workload(&request).is_err());
     }
 }

@@ -24,14 +24,16 @@ pub async fn watch_for_ever(service: CniService) {
         let known: Vec<_> = service.creator.registry.lock().iter().cloned().collect();
         // A workload that has come back here is told of by its own ADD.
         service.untold().retain(|workload| !known.iter().any(|endpoint| endpoint.workload == *workload));
-        for endpoint in known.into_iter().filter(|endpoint| endpoint.ready) {
+        for endpoint in known {
             match service.creator.host.index(&endpoint.host_interface).await {
-                Ok(Some(index)) if index == endpoint.ifindex => {
+                Ok(Some(index)) if endpoint.ready && index == endpoint.ifindex => {
                     if look.is_multiple_of(REPORT_EVERY) {
                         remind(&service, &endpoint).await;
                     }
                 }
+                // Not ready, and no call works on it: an agent died half-way, or something could not be removed.
                 Ok(_) => {
+                    let Some(_busy) = service.occupy_as_it_is(&endpoint) else { continue };
                     tracing::warn!(workload = %endpoint.workload, "the pod is gone without a DEL");
                     service.creator.remove(&endpoint).await;
                     service.secrets.forget(&endpoint.workload);
@@ -39,6 +41,9 @@ pub async fn watch_for_ever(service: CniService) {
                 }
                 Err(error) => tracing::warn!(%error, "cannot look after a pod"),
             }
+        }
+        if let Err(error) = service.creator.sweep_programs().await {
+            tracing::warn!(%error, "programs of interfaces that are gone are still pinned");
         }
         let untold = service.untold().clone();
         for workload in untold {

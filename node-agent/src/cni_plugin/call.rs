@@ -7,11 +7,13 @@ use std::{
 
 use serde_json::Value;
 use tonic::transport::Channel;
-use xds_proto::isthmus::local::v1::{CniEmpty, CniRequest, cni_client::CniClient};
+use xds_proto::isthmus::local::v1::{
+    CniAttachment, CniEmpty, CniGcRequest, CniPortMapping, CniRequest, cni_client::CniClient,
+};
 
 use super::{
-    CniError, Environment, Invocation, SUPPORTED_VERSIONS, Verb, add_result, code, parse, request::MAX_STDIN,
-    version_result,
+    CniError, Environment, Invocation, SUPPORTED_VERSIONS, Verb, add_result, chained_result, code, parse,
+    request::MAX_STDIN, version_result,
 };
 
 /// The agent has 30 s for an ADD, and answers in any case; this is for one that is stuck.
@@ -77,11 +79,17 @@ async fn ask(invocation: &Invocation) -> Result<Option<Value>, CniError> {
             .as_ref()
             .map(|value| value.to_string().into_bytes())
             .unwrap_or_default(),
+        network: invocation.config.name.clone(),
+        port_mappings: port_mappings(invocation),
     };
     match invocation.verb {
         Verb::Add => {
             let answer = agent.add(request).await.map_err(|status| CniError::from_status(&status))?;
-            Ok(Some(add_result(invocation, answer.get_ref())))
+            Ok(Some(match &invocation.config.prev_result {
+                // Nothing of it has changed.
+                Some(previous) => chained_result(invocation, previous),
+                None => add_result(invocation, answer.get_ref()),
+            }))
         }
         Verb::Del => {
             agent.del(request).await.map_err(|status| CniError::from_status(&status))?;
@@ -92,13 +100,36 @@ async fn ask(invocation: &Invocation) -> Result<Option<Value>, CniError> {
             Ok(None)
         }
         Verb::Status => {
-            let failed = |status: tonic::Status| CniError::new(code::NOT_AVAILABLE, status.message());
+            let failed = |status: tonic::Status| match CniError::from_status(&status) {
+                error if error.code == code::LIMITED => error,
+                error => CniError { code: code::NOT_AVAILABLE, ..error },
+            };
             agent.status(CniEmpty {}).await.map_err(failed)?;
             Ok(None)
         }
-        // The agent notices by itself when a pod is gone, so there is nothing to collect.
-        Verb::Gc | Verb::Version => Ok(None),
+        Verb::Gc => {
+            let valid = invocation.valid.iter().map(|attachment| CniAttachment {
+                container_id: attachment.container_id.clone(),
+                ifname: attachment.ifname.clone(),
+            });
+            let request = CniGcRequest { network: invocation.config.name.clone(), valid: valid.collect() };
+            agent.gc(request).await.map_err(|status| CniError::from_status(&status))?;
+            Ok(None)
+        }
+        Verb::Version => Ok(None),
     }
+}
+
+fn port_mappings(invocation: &Invocation) -> Vec<CniPortMapping> {
+    let given = invocation.config.runtime_config.port_mappings.iter().flatten();
+    given
+        .map(|port| CniPortMapping {
+            host_port: port.host_port.into(),
+            container_port: port.container_port.into(),
+            protocol: port.protocol.clone(),
+            host_ip: port.host_ip.clone(),
+        })
+        .collect()
 }
 
 #[cfg(test)]

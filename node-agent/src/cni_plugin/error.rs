@@ -14,7 +14,10 @@ pub mod code {
     pub const DECODE: u32 = 6;
     pub const BAD_CONFIG: u32 = 7;
     pub const TRY_AGAIN: u32 = 11;
+    /// STATUS: no container can be added.
     pub const NOT_AVAILABLE: u32 = 50;
+    /// STATUS: the same, and containers that exist may lack connectivity.
+    pub const LIMITED: u32 = 51;
     /// From 100 on they are the plugin's own: the node refused.
     pub const REFUSED: u32 = 100;
     /// CHECK found a pod that is not as ADD left it.

@@ -6,9 +6,11 @@
 mod call;
 mod error;
 mod output;
+mod previous;
 mod request;
 
 pub use call::run;
 pub use error::{CniError, code};
-pub use output::{SUPPORTED_VERSIONS, add_result, version_result};
-pub use request::{Environment, Invocation, NetworkConfig, Verb, parse};
+pub use output::{SUPPORTED_VERSIONS, add_result, chained_result, version_result};
+pub use previous::{PreviousError, PreviousResult};
+pub use request::{Attachment, Environment, Invocation, NetworkConfig, PortMapping, Verb, parse};

@@ -53,6 +53,15 @@ pub fn add_result(invocation: &Invocation, answer: &CniAddResponse) -> Value {
     })
 }
 
+/// The answer to ADD where another plugin has made the interface: what that one answered.
+pub fn chained_result(invocation: &Invocation, previous: &Value) -> Value {
+    let mut result = previous.clone();
+    if let Some(fields) = result.as_object_mut() {
+        fields.insert("cniVersion".to_owned(), invocation.config.cni_version.as_str().into());
+    }
+    result
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -51,7 +51,7 @@ pub struct NetworkConfig {
     /// Version of the specification that the result is to follow.
     #[serde(default = "oldest")]
     pub cni_version: String,
-    /// Of the network; only for messages.
+    /// Of the network: what GC is about.
     #[serde(default)]
     pub name: String,
     /// The agent's socket.
@@ -60,6 +60,50 @@ pub struct NetworkConfig {
     /// What a plugin before this one, or the ADD before this CHECK, gave.
     #[serde(default)]
     pub prev_result: Option<Value>,
+    /// What the runtime adds for a capability that the configuration claims.
+    #[serde(default)]
+    pub runtime_config: RuntimeConfig,
+    /// With GC: what the runtime knows.
+    #[serde(default, rename = "cni.dev/valid-attachments")]
+    pub valid_attachments: Option<Vec<Attachment>>,
+    /// The same under the name that libcni used before the specification had one, and still sends.
+    #[serde(default, rename = "cni.dev/attachments")]
+    pub attachments: Option<Vec<Attachment>>,
+}
+
+/// The capabilities that the plugin has.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RuntimeConfig {
+    /// Capability `portMappings`: ports of the node that lead to the pod.
+    #[serde(default)]
+    pub port_mappings: Option<Vec<PortMapping>>,
+}
+
+/// A port of the node that leads to the pod (CNI conventions, "portMappings").
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct PortMapping {
+    pub host_port: u16,
+    pub container_port: u16,
+    #[serde(default = "tcp")]
+    pub protocol: String,
+    #[serde(default, rename = "hostIP")]
+    pub host_ip: String,
+}
+
+fn tcp() -> String {
+    "tcp".to_owned()
+}
+
+/// A container's interface, as the runtime names it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[allow(missing_docs)]
+pub struct Attachment {
+    #[serde(rename = "containerID")]
+    pub container_id: String,
+    pub ifname: String,
 }
 
 fn oldest() -> String {
@@ -80,6 +124,8 @@ pub struct Invocation {
     pub ifname: String,
     pub namespace: String,
     pub pod: String,
+    /// With GC: every attachment that stays.
+    pub valid: Vec<Attachment>,
 }
 
 /// Reads one call. Beside an error comes the version that its text is to name.
@@ -130,6 +176,7 @@ fn read(environment: &Environment, verb: Verb, config: NetworkConfig) -> Result<
         ifname: String::new(),
         namespace: String::new(),
         pod: String::new(),
+        valid: Vec::new(),
     };
     if verb == Verb::Version {
         return Ok(invocation);
@@ -146,7 +193,11 @@ fn read(environment: &Environment, verb: Verb, config: NetworkConfig) -> Result<
             CniError::new(code::BAD_CONFIG, msg).details("set it to the --socket of this node's node-agent")
         );
     }
-    if matches!(verb, Verb::Gc | Verb::Status) {
+    if verb == Verb::Status {
+        return Ok(invocation);
+    }
+    if verb == Verb::Gc {
+        invocation.valid = valid_attachments(&invocation.config)?;
         return Ok(invocation);
     }
     invocation.container_id = container_id(environment.need("CNI_CONTAINERID")?)?;
@@ -168,6 +219,24 @@ fn read(environment: &Environment, verb: Verb, config: NetworkConfig) -> Result<
     invocation.namespace = arg("K8S_POD_NAMESPACE")?;
     invocation.pod = arg("K8S_POD_NAME")?;
     Ok(invocation)
+}
+
+/// What GC leaves alone. A list that is missing is no empty list: that would remove every pod.
+fn valid_attachments(config: &NetworkConfig) -> Result<Vec<Attachment>, CniError> {
+    if config.name.is_empty() {
+        return Err(CniError::new(code::BAD_CONFIG, "name is not set in the network configuration")
+            .details("GC removes what belongs to the network of that name"));
+    }
+    let given = [&config.valid_attachments, &config.attachments];
+    if given.iter().all(|list| list.is_none()) {
+        return Err(CniError::new(code::BAD_CONFIG, "cni.dev/valid-attachments is not set")
+            .details("an empty list says that the runtime knows no container"));
+    }
+    // Whichever list names it, it stays.
+    let mut valid: Vec<Attachment> = given.into_iter().flatten().flatten().cloned().collect();
+    valid.sort();
+    valid.dedup();
+    Ok(valid)
 }
 
 /// "Must start with an alphanumeric character, followed by any of alphanumeric, '_', '.' or '-'."
@@ -206,6 +275,7 @@ fn arguments(text: &str) -> Result<BTreeMap<&str, &str>, CniError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn env(pairs: &[(&str, &str)]) -> Environment {
         Environment::new(pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())))
@@ -274,6 +344,119 @@ mod tests {
             let mut pairs = ADD.to_vec();
             pairs.push((name, value));
             assert_eq!(parse(&env(&pairs), CONFIG).unwrap_err().1.code, code::BAD_ENVIRONMENT, "{value}");
+        }
+    }
+
+    fn gc(more: &str) -> Result<Vec<Attachment>, CniError> {
+        let config = format!(r#"{{"cniVersion":"1.1.0","name":"n","agentSocket":"/s"{more}}}"#);
+        let call = parse(&env(&[("CNI_COMMAND", "GC")]), config.as_bytes());
+        call.map(|call| call.valid).map_err(|(_, error)| error)
+    }
+
+    #[test]
+    fn a_gc_without_a_list_is_refused_and_an_empty_list_is_one() {
+        assert_eq!(gc("").unwrap_err().code, code::BAD_CONFIG);
+        assert_eq!(gc(r#","cni.dev/valid-attachments":[]"#).unwrap(), []);
+        let nameless = br#"{"cniVersion":"1.1.0","agentSocket":"/s","cni.dev/valid-attachments":[]}"#;
+        assert_eq!(parse(&env(&[("CNI_COMMAND", "GC")]), nameless).unwrap_err().1.code, code::BAD_CONFIG);
+    }
+
+    #[test]
+    fn an_attachment_that_either_list_names_stays() {
+        let one = r#"{"containerID":"c1","ifname":"eth0"}"#;
+        let two = r#"{"containerID":"c2","ifname":"eth0"}"#;
+        let both =
+            gc(&format!(r#","cni.dev/valid-attachments":[{one}],"cni.dev/attachments":[{two},{one}]"#));
+        let names: Vec<_> = both.unwrap().into_iter().map(|attachment| attachment.container_id).collect();
+        assert_eq!(names, ["c1", "c2"]);
+        assert_eq!(gc(r#","cni.dev/attachments":[{"containerID":7}]"#).unwrap_err().code, code::DECODE);
+    }
+
+    #[test]
+    fn port_mappings_are_read_as_the_conventions_write_them() {
+        let config = br#"{"cniVersion":"1.1.0","agentSocket":"/s","runtimeConfig":{"portMappings":
+            [{"hostPort":8080,"containerPort":80},
+             {"hostPort":53,"containerPort":53,"protocol":"udp","hostIP":"192.0.2.1"}]}}"#;
+        let ports = parse(&env(ADD), config).unwrap().config.runtime_config.port_mappings.unwrap();
+        assert_eq!((ports[0].host_port, ports[0].protocol.as_str()), (8080, "tcp"));
+        assert_eq!((ports[1].protocol.as_str(), ports[1].host_ip.as_str()), ("udp", "192.0.2.1"));
+        let wrong = br#"{"cniVersion":"1.1.0","agentSocket":"/s","runtimeConfig":{"portMappings":[{"hostPort":70000,"containerPort":1}]}}"#;
+        assert_eq!(parse(&env(ADD), wrong).unwrap_err().1.code, code::DECODE);
+    }
+
+    /// Any JSON, under the keys that are read as well as under others.
+    fn json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            ".{0,20}".prop_map(Value::from),
+            Just(Value::from("10.1.1.2/32")),
+            Just(Value::from("eth0")),
+            Just(Value::from("1.1.0")),
+        ];
+        leaf.prop_recursive(4, 64, 6, |inner| {
+            let key = prop::sample::select(vec![
+                "cniVersion",
+                "name",
+                "agentSocket",
+                "prevResult",
+                "runtimeConfig",
+                "portMappings",
+                "hostPort",
+                "containerPort",
+                "protocol",
+                "hostIP",
+                "cni.dev/valid-attachments",
+                "cni.dev/attachments",
+                "containerID",
+                "ifname",
+                "interfaces",
+                "ips",
+                "address",
+                "interface",
+                "sandbox",
+                "mac",
+                "other",
+            ]);
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::vec((key, inner), 0..8)
+                    .prop_map(|pairs| pairs.into_iter().map(|(k, v)| (k.to_owned(), v)).collect()),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_comes_in_is_an_invocation_or_an_error_of_the_specification(
+            verb in prop::sample::select(vec!["ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION", "", "ADD "]),
+            container in ".{0,300}",
+            ifname in ".{0,20}",
+            netns in ".{0,40}",
+            args in "(IgnoreUnknown=1;)?(K8S_POD_NAMESPACE=.{0,5};)?(K8S_POD_NAME=.{0,5})?.{0,9}",
+            config in json(),
+            cut in 0usize..400,
+        ) {
+            let environment = env(&[
+                ("CNI_COMMAND", verb), ("CNI_CONTAINERID", &container), ("CNI_IFNAME", &ifname),
+                ("CNI_NETNS", &netns), ("CNI_ARGS", &args),
+            ]);
+            let whole = config.to_string().into_bytes();
+            for text in [&whole[..], &whole[..cut.min(whole.len())]] {
+                match parse(&environment, text) {
+                    Ok(call) => prop_assert!(
+                        call.container_id.len() <= 255 && call.ifname.len() <= MAX_IFNAME
+                            && !call.ifname.contains('/') && !call.container_id.contains('/')
+                    ),
+                    Err((version, error)) => prop_assert!(
+                        SUPPORTED_VERSIONS.contains(&version.as_str()) && matches!(error.code, 1 | 4 | 6 | 7)
+                    ),
+                }
+            }
+            // What a plugin before this one is said to have answered.
+            let _ = crate::cni_plugin::PreviousResult::parse(&whole, "eth0");
         }
     }
 

@@ -44,6 +44,11 @@ impl PodAddresses {
     pub fn iter(&self) -> impl Iterator<Item = IpAddr> {
         [IpAddr::V4(self.v4)].into_iter().chain(self.v6.map(IpAddr::V6))
     }
+
+    /// Whether it is one of them.
+    pub fn has(&self, address: IpAddr) -> bool {
+        self.iter().any(|own| own == address)
+    }
 }
 
 impl From<Ipv4Addr> for PodAddresses {

@@ -1,8 +1,12 @@
 //! Attestation: who is at the other end of the unix socket, by the kernel's word. A process can choose what it
-//! sends, but not which network namespace it is in.
+//! sends, but not which network namespace it is in, nor, outside of pods, which cgroup.
+//!
+//! Numbers come back: of a process when it has ended, of a namespace when it is gone. So the process is held by a
+//! descriptor while it is looked at, and the namespace has to be the one that the socket was made in as well, by its
+//! cookie, which never comes back.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io,
     pin::Pin,
     sync::Arc,
@@ -18,26 +22,32 @@ use tokio::{
 };
 use tonic::{Request, Status, transport::server::Connected};
 
-use crate::cni::{NetnsId, SharedRegistry, netns_of_process};
+use super::process::{Process, is_below};
+use crate::cni::{Endpoint, NetnsId, SharedRegistry, cookie_of, own_cookie};
 
 /// Connections from one network namespace. A proxy needs a handful.
 const MAX_CONNECTIONS: usize = 128;
 
 /// What the kernel says of a caller, as of its connect.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CallerInfo {
     /// Effective user of the process.
     pub uid: u32,
     /// `None`: the process was gone before it could be looked at.
     pub netns: Option<NetnsId>,
+    /// `SO_NETNS_COOKIE` of the namespace that its socket was made in.
+    pub cookie: u64,
+    /// Path within the cgroup 2 hierarchy.
+    pub cgroup: Option<Arc<str>>,
 }
 
 impl CallerInfo {
     fn of(stream: &UnixStream) -> io::Result<Self> {
-        let credentials = stream.peer_cred()?;
-        let pid = credentials.pid().and_then(|pid| u32::try_from(pid).ok());
-        // Read at once, because numbers of processes are reused.
-        Ok(Self { uid: credentials.uid(), netns: pid.and_then(|pid| netns_of_process(pid).ok()) })
+        let uid = stream.peer_cred()?.uid();
+        let cookie = cookie_of(stream)?;
+        let process = Process::at(stream);
+        let (netns, cgroup) = process.map_or((None, None), |found| (Some(found.netns), found.cgroup));
+        Ok(Self { uid, netns, cookie, cgroup })
     }
 
     /// The caller of a request that came over [`attest`].
@@ -46,7 +56,13 @@ impl CallerInfo {
     /// It came by another way.
     pub fn from_request<T>(request: &Request<T>) -> Result<Self, Status> {
         let missing = || Status::permission_denied("the caller is not known");
-        request.extensions().get::<Self>().copied().ok_or_else(missing)
+        request.extensions().get::<Self>().cloned().ok_or_else(missing)
+    }
+}
+
+impl CallerInfo {
+    fn is_below(&self, cgroup: &str) -> bool {
+        self.cgroup.as_deref().is_some_and(|own| is_below(own, cgroup))
     }
 }
 
@@ -62,7 +78,7 @@ impl Connected for Attested {
     type ConnectInfo = CallerInfo;
 
     fn connect_info(&self) -> CallerInfo {
-        self.caller
+        self.caller.clone()
     }
 }
 
@@ -97,19 +113,30 @@ pub fn attest(listener: UnixListener) -> impl Stream<Item = io::Result<Attested>
 #[derive(Clone)]
 pub struct Callers {
     own_netns: NetnsId,
+    own_cookie: u64,
     own_uid: u32,
     registry: SharedRegistry,
-    gateways: Arc<BTreeSet<NamespacedName>>,
+    /// With the cgroup that a process of it is in, if that is known.
+    gateways: Arc<BTreeMap<NamespacedName, Option<String>>>,
 }
 
 impl Callers {
-    /// `gateways` are the workloads that run in the node's own namespace.
+    /// `gateways` are the workloads that run in the node's own namespace, which is that of the calling thread.
     ///
     /// # Errors
     /// `/proc` is not there.
     pub fn new(registry: SharedRegistry, gateways: BTreeSet<NamespacedName>) -> io::Result<Self> {
         let own_uid = nix::unistd::geteuid().as_raw();
-        Ok(Self { own_netns: NetnsId::own()?, own_uid, registry, gateways: Arc::new(gateways) })
+        let gateways = Arc::new(gateways.into_iter().map(|name| (name, None)).collect());
+        Ok(Self { own_netns: NetnsId::own()?, own_cookie: own_cookie()?, own_uid, registry, gateways })
+    }
+
+    /// Says which cgroup the processes of a gateway are in: none outside of it is that gateway.
+    #[must_use]
+    pub fn with_cgroups(mut self, cgroups: impl IntoIterator<Item = (NamespacedName, String)>) -> Self {
+        Arc::make_mut(&mut self.gateways)
+            .extend(cgroups.into_iter().map(|(name, cgroup)| (name, Some(cgroup))));
+        self
     }
 
     /// Lets root (or the agent's own user) of the node pass, but not of a pod.
@@ -127,15 +154,17 @@ impl Callers {
                 caller.uid
             )));
         }
-        match caller.netns {
-            None => Err(Status::permission_denied("the calling process is gone")),
-            Some(netns) => match self.registry.lock().by_netns(netns) {
-                Some(pod) => {
-                    let what = format!("pod {} may not operate its node", pod.workload);
-                    Err(Status::permission_denied(what))
-                }
-                None => Ok(()),
-            },
+        let Some(netns) = caller.netns else {
+            return Err(Status::permission_denied("the calling process is gone"));
+        };
+        let registry = self.registry.lock();
+        let is_of = |pod: &&Endpoint| pod.netns_id == netns || pod.netns_cookie == caller.cookie;
+        match registry.iter().find(is_of) {
+            Some(pod) => {
+                let what = format!("pod {} may not operate its node", pod.workload);
+                Err(Status::permission_denied(what))
+            }
+            None => Ok(()),
         }
     }
 
@@ -144,35 +173,71 @@ impl Callers {
     ///
     /// # Errors
     /// `PERMISSION_DENIED` with the reason.
-    pub fn workload(&self, caller: CallerInfo, node_id: &str) -> Result<NamespacedName, Status> {
-        let Some(netns) = caller.netns else {
-            return Err(Status::permission_denied("the calling process is gone"));
-        };
-        if netns != self.own_netns {
-            let registry = self.registry.lock();
-            let pod = registry.by_netns(netns).map(|pod| pod.workload.clone());
-            return pod.ok_or_else(|| {
-                Status::permission_denied("the caller's network namespace is none of this node's pods")
-            });
+    pub fn workload(&self, caller: &CallerInfo, node_id: &str) -> Result<NamespacedName, Status> {
+        if let Some(pod) = self.pod(caller)? {
+            return Ok(pod);
         }
         if caller.uid != 0 && caller.uid != self.own_uid {
             return Err(Status::permission_denied(format!("user {} is no gateway", caller.uid)));
         }
         let claimed = node_id.split_once('~').and_then(|(_, name)| NamespacedName::parse(name));
-        match claimed {
-            Some(name) if self.gateways.contains(&name) => Ok(name),
-            Some(name) => Err(Status::permission_denied(format!(
+        let Some(name) = claimed else {
+            return Err(Status::permission_denied(format!(
+                "node id {node_id:?} names no gateway; expected proxy~<namespace>/<name>"
+            )));
+        };
+        match self.gateways.get(&name) {
+            Some(Some(cgroup)) if !caller.is_below(cgroup) => Err(Status::permission_denied(format!(
+                "the caller is not in the cgroup of gateway {name}, which is {cgroup}"
+            ))),
+            Some(_) => Ok(name),
+            None => Err(Status::permission_denied(format!(
                 "{name} is no gateway of this node; start node-agent with --gateway-workload {name}"
             ))),
-            None => Err(Status::permission_denied(format!(
-                "node id {node_id:?} names no gateway; expected proxy~<namespace>/<name>"
-            ))),
+        }
+    }
+
+    /// The workload that a caller is, whatever it says: the pod whose network namespace it is in, or, in the node's own,
+    /// the gateway in whose cgroup it is.
+    ///
+    /// # Errors
+    /// `PERMISSION_DENIED` with the reason.
+    pub fn attested(&self, caller: &CallerInfo) -> Result<NamespacedName, Status> {
+        if let Some(pod) = self.pod(caller)? {
+            return Ok(pod);
+        }
+        let known = self.gateways.iter().filter_map(|(name, cgroup)| Some((name, cgroup.as_ref()?)));
+        // Where one is within another's, it is the inner one.
+        let inside = known.filter(|(_, cgroup)| caller.is_below(cgroup));
+        let found = inside.max_by_key(|(_, cgroup)| cgroup.len()).map(|(name, _)| name.clone());
+        found.ok_or_else(|| {
+            Status::permission_denied(
+                "the caller is in no pod of this node, and in no cgroup that --gateway-cgroup names",
+            )
+        })
+    }
+
+    /// `None`: it is in the node's own namespace.
+    fn pod(&self, caller: &CallerInfo) -> Result<Option<NamespacedName>, Status> {
+        let Some(netns) = caller.netns else {
+            return Err(Status::permission_denied("the calling process is gone"));
+        };
+        if netns == self.own_netns && caller.cookie == self.own_cookie {
+            return Ok(None);
+        }
+        let registry = self.registry.lock();
+        let pod = registry.iter().find(|pod| pod.is_in(netns, caller.cookie));
+        match pod {
+            Some(pod) => Ok(Some(pod.workload.clone())),
+            None => {
+                Err(Status::permission_denied("the caller's network namespace is none of this node's pods"))
+            }
         }
     }
 
     /// Whether a workload still runs on this node.
     pub fn is_here(&self, workload: &NamespacedName) -> bool {
-        self.gateways.contains(workload) || self.registry.lock().by_workload(workload).is_some()
+        self.gateways.contains_key(workload) || self.registry.lock().by_workload(workload).is_some()
     }
 }
 
@@ -205,19 +270,31 @@ mod tests {
     use super::*;
     use crate::cni::{Registry, registry_fixture};
 
+    const OWN_COOKIE: u64 = 1;
+
     fn callers(dir: &std::path::Path) -> Callers {
         let mut registry = Registry::open(dir, "10.1.1.0/24".parse().unwrap()).unwrap();
         registry.begin(registry_fixture("c1", "shop/web")).unwrap();
+        let gateways = [("gw", None), ("edge", Some("/edge")), ("inner", Some("/edge/inner"))];
+        let named = |(name, cgroup): (&str, Option<&str>)| {
+            (NamespacedName::new("mesh", name), cgroup.map(str::to_owned))
+        };
         Callers {
             own_netns: NetnsId::for_test(1),
+            own_cookie: OWN_COOKIE,
             own_uid: 500,
             registry: SharedRegistry::new(registry),
-            gateways: Arc::new([NamespacedName::new("mesh", "gw")].into()),
+            gateways: Arc::new(gateways.into_iter().map(named).collect()),
         }
     }
 
     fn caller(uid: u32, netns: Option<NetnsId>) -> CallerInfo {
-        CallerInfo { uid, netns }
+        let cookie = if netns == Some(NetnsId::for_test(1)) { OWN_COOKIE } else { 7 };
+        CallerInfo { uid, netns, cookie, cgroup: None }
+    }
+
+    fn in_cgroup(cgroup: &str) -> CallerInfo {
+        CallerInfo { cgroup: Some(cgroup.into()), ..caller(1000, Some(NetnsId::for_test(1))) }
     }
 
     #[test]
@@ -226,9 +303,11 @@ mod tests {
         let callers = callers(dir.path());
         let pod = registry_fixture("c1", "shop/web").netns_id;
         for (uid, claim) in [(0, "proxy~mesh/gw"), (1000, "proxy~shop/pay"), (1000, "")] {
-            let workload = callers.workload(caller(uid, Some(pod)), claim).unwrap();
+            let workload = callers.workload(&caller(uid, Some(pod)), claim).unwrap();
             assert_eq!(workload, NamespacedName::new("shop", "web"));
         }
+        let inside = CallerInfo { cgroup: Some("/edge".into()), ..caller(0, Some(pod)) };
+        assert_eq!(callers.attested(&inside).unwrap(), NamespacedName::new("shop", "web"));
         assert!(
             callers.check_operator(caller(0, Some(pod))).is_err(),
             "root of a pod is not root of the node"
@@ -236,15 +315,47 @@ mod tests {
     }
 
     #[test]
+    fn a_namespace_with_the_number_of_a_pods_and_another_cookie_is_none_of_this_nodes() {
+        let dir = tempfile::tempdir().unwrap();
+        let callers = callers(dir.path());
+        let pod = registry_fixture("c1", "shop/web").netns_id;
+        let own = NetnsId::for_test(1);
+        for (netns, cookie) in [(pod, 8), (pod, OWN_COOKIE), (own, 7), (own, 99)] {
+            let caller = CallerInfo { cookie, ..in_cgroup("/edge") };
+            let caller = CallerInfo { netns: Some(netns), uid: 0, ..caller };
+            assert!(callers.workload(&caller, "proxy~mesh/gw").is_err(), "{caller:?}");
+            assert!(callers.attested(&caller).is_err(), "{caller:?}");
+        }
+        let reused = CallerInfo { cookie: OWN_COOKIE, ..caller(0, Some(pod)) };
+        assert!(callers.check_operator(reused).is_err());
+    }
+
+    #[test]
     fn only_root_of_the_node_is_a_gateway_and_only_one_that_this_node_has() {
         let dir = tempfile::tempdir().unwrap();
         let callers = callers(dir.path());
         let own = Some(NetnsId::for_test(1));
-        assert!(callers.workload(caller(0, own), "proxy~mesh/gw").is_ok());
-        assert!(callers.workload(caller(1000, own), "proxy~mesh/gw").is_err());
-        for claim in ["proxy~shop/web", "mesh/gw", "", "proxy~"] {
-            assert!(callers.workload(caller(0, own), claim).is_err(), "{claim}");
+        assert!(callers.workload(&caller(0, own), "proxy~mesh/gw").is_ok());
+        assert!(callers.workload(&caller(1000, own), "proxy~mesh/gw").is_err());
+        for claim in ["proxy~shop/web", "mesh/gw", "", "proxy~", "proxy~mesh/edge"] {
+            assert!(callers.workload(&caller(0, own), claim).is_err(), "{claim}");
         }
+        let edge = CallerInfo { uid: 0, ..in_cgroup("/edge/worker") };
+        assert!(callers.workload(&edge, "proxy~mesh/edge").is_ok());
+    }
+
+    #[test]
+    fn a_process_of_the_node_is_the_gateway_whose_cgroup_it_is_in() {
+        let dir = tempfile::tempdir().unwrap();
+        let callers = callers(dir.path());
+        let name = |cgroup: &str| callers.attested(&in_cgroup(cgroup)).map(|name| name.name.clone());
+        assert_eq!(name("/edge").unwrap(), "edge");
+        assert_eq!(name("/edge/worker").unwrap(), "edge");
+        assert_eq!(name("/edge/inner/x").unwrap(), "inner");
+        for other in ["/", "/edgex", "/gw", "/other/edge"] {
+            assert_eq!(name(other).unwrap_err().code(), tonic::Code::PermissionDenied, "{other}");
+        }
+        assert!(callers.attested(&caller(0, Some(NetnsId::for_test(1)))).is_err());
     }
 
     #[test]
@@ -252,11 +363,51 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let callers = callers(dir.path());
         for netns in [None, Some(NetnsId::for_test(99))] {
-            let status = callers.workload(caller(0, netns), "proxy~shop/web").unwrap_err();
+            let status = callers.workload(&caller(0, netns), "proxy~shop/web").unwrap_err();
             assert_eq!(status.code(), tonic::Code::PermissionDenied);
         }
         assert!(callers.check_operator(caller(1000, Some(NetnsId::for_test(1)))).is_err());
         assert!(callers.check_operator(caller(0, None)).is_err());
-        assert!(callers.check_operator(caller(0, Some(NetnsId::for_test(99)))).is_ok());
+        let nowhere = CallerInfo { cookie: 98, ..caller(0, Some(NetnsId::for_test(99))) };
+        assert!(callers.check_operator(nowhere).is_ok());
+    }
+
+    /// Where the process that ends at once connects to.
+    const SOCKET: &str = "ISTHMUS_TEST_ATTESTED_SOCKET";
+
+    #[test]
+    #[ignore = "run by the next test, as a process of its own"]
+    fn connects_leaves_its_socket_to_another_and_ends() {
+        let Some(path) = std::env::var_os(SOCKET) else { return };
+        let stream = std::os::unix::net::UnixStream::connect(path).unwrap();
+        // Lives on with the socket as its standard input, until the test closes the other end.
+        let inherited = std::os::fd::OwnedFd::from(stream);
+        std::process::Command::new("cat")
+            .stdin(inherited)
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_socket_whose_process_has_ended_is_nobodys_whoever_has_its_number_now() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        let own = UnixStream::connect(&path).await.unwrap();
+        let accepted = listener.accept().await.unwrap().0;
+        let info = CallerInfo::of(&accepted).unwrap();
+        assert_eq!((info.netns, info.cookie), (NetnsId::own().ok(), own_cookie().unwrap()));
+        drop(own);
+        let ended = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "identity::callers::tests::connects_leaves_its_socket_to_another_and_ends"])
+            .arg("--ignored")
+            .env(SOCKET, &path)
+            .stdout(std::process::Stdio::null())
+            .status();
+        assert!(ended.unwrap().success());
+        let accepted = listener.accept().await.unwrap().0;
+        let info = CallerInfo::of(&accepted).unwrap();
+        assert_eq!((info.netns, info.cgroup), (None, None));
     }
 }

@@ -61,7 +61,7 @@ impl SdsService {
                     let Some(request) = request? else { return Ok(()) };
                     if workload.is_none() {
                         // Only the first request of a stream must name the node.
-                        let known = self.callers.workload(caller, request.node_id())?;
+                        let known = self.callers.workload(&caller, request.node_id())?;
                         self.secrets.keep(&known);
                         acking = Some(self.secrets.acks().open(known.clone()));
                         workload = Some(known);

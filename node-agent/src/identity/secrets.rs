@@ -51,6 +51,15 @@ struct Certificate {
     key: Vec<u8>,
 }
 
+/// What a workload shows and signs with.
+pub(super) struct X509 {
+    pub(super) id: SpiffeId,
+    /// DER, leaf first.
+    pub(super) chain: Vec<Vec<u8>>,
+    /// PKCS#8.
+    pub(super) key: Vec<u8>,
+}
+
 impl Certificate {
     fn certificates(&self) -> Vec<CertificateDer<'static>> {
         self.chain.iter().cloned().map(CertificateDer::from).collect()
@@ -157,6 +166,8 @@ impl Secrets {
             }
             Ok(()) | Err(_) => {}
         }
+        // Streams that serve it look whether it is still there.
+        self.changes.send_modify(|count| *count = count.wrapping_add(1));
     }
 
     /// Changes with every certificate. Trust bundles change with the [engine](Engine::changes).
@@ -168,6 +179,14 @@ impl Secrets {
     pub fn not_after(&self, workload: &NamespacedName) -> Option<u64> {
         let certificate = self.lock().get(workload)?.certificate.clone()?;
         certificate.facts().map(|(_, life)| life.not_after_unix)
+    }
+
+    /// The certificate of a workload as it is; `None` if there is none yet.
+    pub(super) fn x509(&self, workload: &NamespacedName) -> Option<X509> {
+        let Certificate { chain, key } = self.lock().get(workload)?.certificate.clone()?;
+        let certificates: Vec<_> = chain.iter().cloned().map(CertificateDer::from).collect();
+        let id = peer_spiffe_id(&certificates).ok()?;
+        Some(X509 { id, chain, key })
     }
 
     /// A secret by its name; `None` if there is none of that name, or not yet.

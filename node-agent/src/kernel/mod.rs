@@ -39,6 +39,7 @@ mod pins;
 pub mod rules;
 mod services;
 mod sidecars;
+mod sight;
 mod slab;
 mod sys;
 mod table;
@@ -60,6 +61,7 @@ pub use self::identities::Identities;
 pub use self::pins::{Pins, unload};
 pub use self::rules::RulePrefix;
 pub use self::services::{Gone, Services};
+pub use self::sight::IdentitySight;
 pub use self::table::{HashTable, TrieTable};
 pub use ebpf_shared;
 

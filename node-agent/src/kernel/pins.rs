@@ -37,6 +37,11 @@ impl Pins {
         Ok(pins)
     }
 
+    /// Where they are, if an agent has made them.
+    pub(super) fn at(dir: &Path) -> Self {
+        Self { dir: dir.to_owned() }
+    }
+
     pub(super) fn maps(&self) -> PathBuf {
         self.dir.join("maps")
     }
@@ -77,7 +82,7 @@ impl Pins {
 /// Takes the programs out of the kernel and forgets all maps: pods are then *unguarded*. For drained nodes,
 /// and for tests. What is not there is no error; the mount itself stays.
 pub fn unload(bpffs_dir: &Path) -> Result<(), KernelError> {
-    let pins = Pins { dir: bpffs_dir.to_owned() };
+    let pins = Pins::at(bpffs_dir);
     if pins.links().exists() {
         for name in pins.link_names()? {
             remove_link(&pins.link(&name))?;

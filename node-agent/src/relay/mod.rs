@@ -103,7 +103,7 @@ impl Relay {
             .await
             .map_err(|_| Status::deadline_exceeded(format!("no request within {FIRST_REQUEST:?}")))??;
         let Some(first) = first else { return Ok(()) };
-        let workload = self.callers.workload(caller, K::node_id(&first))?;
+        let workload = self.callers.workload(&caller, K::node_id(&first))?;
 
         let channel =
             self.upstream.connect().await.map_err(|error| Status::unavailable(error.to_string()))?;

@@ -1,5 +1,7 @@
 //! Routes to the pods of other nodes, by their underlay addresses (direct routing).
 
+pub mod to_proxy;
+
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -18,6 +20,9 @@ use crate::{cni::HostNet, desired::PodAddresses, engine::Engine, subscribe::Reso
 /// `rtm_protocol` of every route that the agent makes: only those are ever changed or removed. Free in
 /// `/etc/iproute2/rt_protos`.
 pub const PROTOCOL: u8 = 77;
+/// Metric of the routes that say that a slice is unreachable: any other route to the slice, a bridge's for instance, is
+/// better.
+const LAST_RESORT: u32 = u32::MAX;
 /// After a route that the kernel refused, for instance because its gateway is not on a link yet.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -94,15 +99,21 @@ impl RouteKeeper {
                 IpNet::V4(own) => RouteMessageBuilder::<Ipv4Addr>::new()
                     .destination_prefix(own.network(), own.prefix_len())
                     .kind(RouteType::Unreachable)
+                    .priority(LAST_RESORT)
                     .protocol(RouteProtocol::Other(PROTOCOL))
                     .build(),
                 IpNet::V6(own) => RouteMessageBuilder::<Ipv6Addr>::new()
                     .destination_prefix(own.network(), own.prefix_len())
                     .kind(RouteType::Unreachable)
+                    .priority(LAST_RESORT)
                     .protocol(RouteProtocol::Other(PROTOCOL))
                     .build(),
             };
             handle.route().add(unreachable).replace().execute().await?;
+        }
+        // As releases before made it: as good as any other.
+        for route in ours(handle).await?.into_iter().filter(is_preferred_refusal) {
+            handle.route().del(route).execute().await?;
         }
         synchronise(handle, wanted, self.addresses).await
     }
@@ -170,6 +181,11 @@ fn to(net: IpNet, gateway: IpAddr, source: PodAddresses) -> Option<RouteMessage>
         }
         _ => None,
     }
+}
+
+fn is_preferred_refusal(route: &RouteMessage) -> bool {
+    route.header.kind == RouteType::Unreachable
+        && !route.attributes.contains(&RouteAttribute::Priority(LAST_RESORT))
 }
 
 async fn ours(handle: &Handle) -> Result<Vec<RouteMessage>, rtnetlink::Error> {

@@ -5,7 +5,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod attachments;
 mod control_plane;
+mod spiffe;
 
 use std::{
     io::{Read, Write},
@@ -51,12 +53,19 @@ impl Host<'_> {
         self.dir.join("agent.sock")
     }
 
+    fn gateway_cgroup(&self) -> PathBuf {
+        self.sandbox.cgroup.join("gw")
+    }
+
     fn start(&mut self) {
+        std::fs::create_dir_all(self.gateway_cgroup()).unwrap();
         let ready = self.dir.join("ready");
         let _ = std::fs::remove_file(&ready);
         let child = Command::new(env!("CARGO_BIN_EXE_node-agent"))
             .args(["run", "--node", "n1", "--address", "192.0.2.1", "--address6", "2001:db8::1"])
-            .args(["--gateway-workload", "mesh/gw"])
+            .args(["--gateway-workload", "mesh/gw", "--gateway-cgroup", "mesh/gw=gw"])
+            .arg("--spiffe-socket")
+            .arg(self.dir.join("spiffe.sock"))
             .args(["--join", &self.token])
             .arg("--state-dir")
             .arg(self.dir.join("state"))
@@ -87,6 +96,19 @@ impl Host<'_> {
 
     /// The same for a container in the network namespace of a pod.
     fn cni_in(&self, verb: &str, pod: &str, container: &str, of: &str, ifname: &str) -> (bool, Value) {
+        self.cni_with(verb, pod, container, of, ifname, &json!({}))
+    }
+
+    /// The same with more in the network configuration.
+    fn cni_with(
+        &self,
+        verb: &str,
+        pod: &str,
+        container: &str,
+        of: &str,
+        ifname: &str,
+        more: &Value,
+    ) -> (bool, Value) {
         let mut plugin = Command::new(env!("CARGO_BIN_EXE_isthmus-cni"))
             .env("CNI_COMMAND", verb)
             .env("CNI_CONTAINERID", container)
@@ -97,7 +119,8 @@ impl Host<'_> {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let config = json!({ "cniVersion": "1.1.0", "name": "mesh", "agentSocket": self.socket() });
+        let mut config = json!({ "cniVersion": "1.1.0", "name": "mesh", "agentSocket": self.socket() });
+        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         plugin.stdin.take().unwrap().write_all(config.to_string().as_bytes()).unwrap();
         let output = plugin.wait_with_output().unwrap();
         let answer = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
@@ -121,7 +144,7 @@ impl Host<'_> {
                 command.args(["netns", "exec", &name(pod)]).arg(myself);
                 command
             }
-            None => Command::new(myself),
+            None => spiffe::in_cgroup(&self.gateway_cgroup(), &myself),
         };
         let output = command
             .args(["--exact", "plays_a_proxy", "--ignored", "--nocapture"])
@@ -215,7 +238,10 @@ fn only_web() -> wire::PolicyClass {
 #[test]
 fn a_node_creates_pods_enforces_policy_serves_identity_and_restarts_without_losing_either() {
     in_sandbox(|sandbox| {
-        run(&["ip", "address", "add", "192.0.2.1/32", "dev", "lo"]);
+        // The uplink, whose MTU pods have.
+        run(&["ip", "link", "add", "up0", "mtu", "1400", "type", "veth", "peer", "name", "up1"]);
+        run(&["ip", "link", "set", "up0", "up"]);
+        run(&["ip", "address", "add", "192.0.2.1/32", "dev", "up0"]);
         run(&["ip", "address", "add", "2001:db8::1/128", "dev", "lo"]);
         std::fs::create_dir_all("/run/netns").unwrap();
         // Named namespaces of this test stay within its mount namespace.
@@ -286,6 +312,8 @@ fn story(host: &mut Host<'_>, state: &Arc<State>) {
     assert_eq!(drop.policy, "networkpolicy/shop/pay-callers#default-deny-ingress");
 
     identity_is_by_attestation(host, state);
+    spiffe::certificates_are_whose_they_are(host, state);
+    attachments::chains_ports_and_garbage(host, state, pay);
 
     // Killed or stopped: the kernel goes on, and the next agent takes over, whatever it was told before.
     host.kill("-KILL");
@@ -322,6 +350,7 @@ fn story(host: &mut Host<'_>, state: &Arc<State>) {
     for pod in ["stranger", "evil", "pay"] {
         run(&["ip", "netns", "delete", &name(pod)]);
     }
+    let _ = std::fs::remove_dir(host.gateway_cgroup());
 }
 
 fn a_namespace_that_is_not_free_is_left_as_it_is(host: &Host<'_>, state: &Arc<State>) {

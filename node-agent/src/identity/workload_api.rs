@@ -1,0 +1,197 @@
+//! The SPIFFE Workload API: a process gets the certificate of the workload that it is, and every new one.
+//!
+//! Source: <https://github.com/spiffe/spiffe/blob/main/standards/SPIFFE_Workload_API.md>. JWT-SVIDs are not issued.
+
+use std::{collections::HashMap, sync::Arc};
+
+use futures::Stream;
+use mesh_model::resource::NamespacedName;
+use mesh_tls::Sources;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+use xds_proto::spiffe::{
+    JwtBundlesRequest, JwtBundlesResponse, JwtsvidRequest, JwtsvidResponse, ValidateJwtsvidRequest,
+    ValidateJwtsvidResponse, X509BundlesRequest, X509BundlesResponse, X509svid, X509svidRequest,
+    X509svidResponse, spiffe_workload_api_server::SpiffeWorkloadApi,
+};
+
+use super::{CallerInfo, Callers, Secrets};
+use crate::engine::Engine;
+
+/// Section 3 "Transport" of the SPIFFE Workload API: has to be there with the value `true`, so that nobody who can be
+/// made to send a request somewhere (server-side request forgery) is taken for a caller.
+const HEADER: &str = "workload.spiffe.io";
+/// Streams of all workloads together.
+const MAX_STREAMS: usize = 4096;
+/// Of one workload.
+const MAX_OF_WORKLOAD: usize = 64;
+
+/// Serves certificates.
+#[derive(Clone)]
+pub struct WorkloadApi {
+    callers: Callers,
+    secrets: Secrets,
+    engine: Engine,
+    streams: Arc<Semaphore>,
+    by_workload: Sources<NamespacedName>,
+}
+
+impl WorkloadApi {
+    /// Serves what `secrets` keeps to whom `callers` knows.
+    pub fn new(callers: Callers, secrets: Secrets, engine: Engine) -> Self {
+        let streams = Arc::new(Semaphore::new(MAX_STREAMS));
+        Self { callers, secrets, engine, streams, by_workload: Sources::at_most(MAX_OF_WORKLOAD) }
+    }
+
+    /// Streams that are open.
+    pub fn open_streams(&self) -> usize {
+        MAX_STREAMS.saturating_sub(self.streams.available_permits())
+    }
+
+    /// A stream of answers: the first as soon as there is one, and another whenever it is another.
+    fn open<Q, R: PartialEq + Clone + Send + 'static>(
+        &self,
+        request: &Request<Q>,
+        answer: impl Fn(&Self, &NamespacedName) -> Option<R> + Send + 'static,
+    ) -> Result<Response<Responses<R>>, Status> {
+        check_header(request)?;
+        let caller = CallerInfo::from_request(request)?;
+        let workload = self.callers.attested(&caller)?;
+        let full = |what: String| Status::resource_exhausted(format!("{what} are open already"));
+        let counted = self.by_workload.enter(workload.clone());
+        let counted = counted.ok_or_else(|| full(format!("{MAX_OF_WORKLOAD} streams of {workload}")))?;
+        let slot = self.streams.clone().try_acquire_owned();
+        let slot = slot.map_err(|_| full(format!("{MAX_STREAMS} streams")))?;
+        self.secrets.keep(&workload);
+        let (sender, receiver) = mpsc::channel(1);
+        let service = self.clone();
+        tokio::spawn(async move {
+            let _counted = (counted, slot);
+            if let Err(status) = service.serve(&caller, &workload, answer, &sender).await {
+                // An error means that the client has gone.
+                let _ = sender.send(Err(status)).await;
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn serve<R: PartialEq + Clone>(
+        &self,
+        caller: &CallerInfo,
+        workload: &NamespacedName,
+        answer: impl Fn(&Self, &NamespacedName) -> Option<R>,
+        responses: &mpsc::Sender<Result<R, Status>>,
+    ) -> Result<(), Status> {
+        let (mut certificates, mut engine) = (self.secrets.changes(), self.engine.changes());
+        let mut sent = None;
+        loop {
+            certificates.borrow_and_update();
+            engine.borrow_and_update();
+            // Also of a stream that stands: the pod may be gone, and another one have come with its name.
+            if self.callers.attested(caller)? != *workload {
+                return Err(Status::permission_denied(format!("{workload} does not run here any more")));
+            }
+            let new = answer(self, workload);
+            if let Some(response) = new.filter(|new| sent.as_ref() != Some(new)) {
+                if responses.send(Ok(response.clone())).await.is_err() {
+                    return Ok(());
+                }
+                sent = Some(response);
+            }
+            let changed = tokio::select! {
+                changed = certificates.changed() => changed,
+                changed = engine.changed() => changed,
+                () = responses.closed() => return Ok(()),
+            };
+            changed.map_err(|_| Status::unavailable("the agent is stopping"))?;
+        }
+    }
+
+    /// The own certificate with the roots of every trust domain; `None` until all of it is there.
+    fn svid(&self, workload: &NamespacedName) -> Option<X509svidResponse> {
+        let own = self.secrets.x509(workload)?;
+        let mut bundles = self.bundles();
+        let bundle = bundles.remove(&trust_domain_id(own.id.trust_domain().as_str()))?;
+        let svid = X509svid {
+            spiffe_id: own.id.to_string(),
+            x509_svid: own.chain.concat(),
+            x509_svid_key: own.key,
+            bundle,
+            hint: String::new(),
+        };
+        Some(X509svidResponse { svids: vec![svid], crl: Vec::new(), federated_bundles: bundles })
+    }
+
+    /// The roots of every trust domain, by its SPIFFE ID.
+    fn bundles(&self) -> HashMap<String, Vec<u8>> {
+        self.engine.resources(|resources| {
+            let bundles = resources.bundles.iter();
+            bundles
+                .map(|(domain, bundle)| (trust_domain_id(domain.as_str()), bundle.roots.concat()))
+                .collect()
+        })
+    }
+}
+
+fn trust_domain_id(name: &str) -> String {
+    format!("spiffe://{name}")
+}
+
+fn check_header<Q>(request: &Request<Q>) -> Result<(), Status> {
+    match request.metadata().get(HEADER) {
+        Some(value) if value == "true" => Ok(()),
+        _ => Err(Status::invalid_argument(format!("the metadata {HEADER}: true is missing"))),
+    }
+}
+
+fn no_jwt<T>() -> Result<T, Status> {
+    Err(Status::unimplemented("JWT-SVIDs are not issued here: use FetchX509SVID"))
+}
+
+type Responses<R> = std::pin::Pin<Box<dyn Stream<Item = Result<R, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl SpiffeWorkloadApi for WorkloadApi {
+    type FetchX509SVIDStream = Responses<X509svidResponse>;
+    type FetchX509BundlesStream = Responses<X509BundlesResponse>;
+    type FetchJWTBundlesStream = Responses<JwtBundlesResponse>;
+
+    async fn fetch_x509svid(
+        &self,
+        request: Request<X509svidRequest>,
+    ) -> Result<Response<Self::FetchX509SVIDStream>, Status> {
+        self.open(&request, Self::svid)
+    }
+
+    async fn fetch_x509_bundles(
+        &self,
+        request: Request<X509BundlesRequest>,
+    ) -> Result<Response<Self::FetchX509BundlesStream>, Status> {
+        self.open(&request, |service, _| {
+            let bundles = service.bundles();
+            (!bundles.is_empty()).then_some(X509BundlesResponse { crl: Vec::new(), bundles })
+        })
+    }
+
+    async fn fetch_jwtsvid(
+        &self,
+        _request: Request<JwtsvidRequest>,
+    ) -> Result<Response<JwtsvidResponse>, Status> {
+        no_jwt()
+    }
+
+    async fn fetch_jwt_bundles(
+        &self,
+        _request: Request<JwtBundlesRequest>,
+    ) -> Result<Response<Self::FetchJWTBundlesStream>, Status> {
+        no_jwt()
+    }
+
+    async fn validate_jwtsvid(
+        &self,
+        _request: Request<ValidateJwtsvidRequest>,
+    ) -> Result<Response<ValidateJwtsvidResponse>, Status> {
+        no_jwt()
+    }
+}

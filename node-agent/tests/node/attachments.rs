@@ -1,0 +1,213 @@
+//! CNI beyond one pod at a time: chains, ports, many at once, and what the runtime has forgotten.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+
+use crate::{
+    Host, attempts,
+    control_plane::{State, eventually},
+    greeted, links, name, netns, run, serve_in,
+};
+
+/// Pods that come at once.
+const CROWD: usize = 64;
+
+pub fn chains_ports_and_garbage(host: &Host<'_>, state: &Arc<State>, pay: Ipv4Addr) {
+    let (fine, again) = host.cni("ADD", "pay");
+    assert!(fine && again["interfaces"][1]["mtu"] == 1400, "of the uplink: {again}");
+    assert!(host.cni("STATUS", "pay").0);
+    ports(host, state);
+    chain_after_ptp(host, state);
+    chain_after_bridge(host, state);
+    crowd(host, state);
+    assert!(host.cni("CHECK", "pay").0 && attempts("web", pay, 8080) == [true, true]);
+}
+
+fn ports(host: &Host<'_>, state: &Arc<State>) {
+    let mapped = |host_ip: &str| {
+        let port = json!({ "hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": host_ip });
+        json!({ "runtimeConfig": { "portMappings": [port] } })
+    };
+    let add = |pod: &str, more: &Value| host.cni_with("ADD", pod, pod, pod, "eth0", more);
+    for pod in ["first", "other"] {
+        state.declare(&format!("shop/{pod}"));
+        run(&["ip", "netns", "add", &name(pod)]);
+    }
+    assert!(add("first", &mapped("192.0.2.1")).0);
+    assert!(add("first", &mapped("192.0.2.1")).0, "the same once more");
+    let (fine, answer) = add("other", &mapped(""));
+    assert!(!fine && answer["code"] == 100, "{answer}");
+    assert!(answer["msg"].as_str().unwrap().contains("shop/first"), "{answer}");
+    let (fine, answer) = add("other", &mapped("nowhere"));
+    assert!(!fine && answer["code"] == 7, "{answer}");
+    assert_eq!(state.reported("shop/other"), None);
+    assert!(add("other", &mapped("192.0.2.2")).0);
+    for pod in ["first", "other"] {
+        assert!(host.cni_in("DEL", pod, pod, pod, "eth0").0);
+        run(&["ip", "netns", "delete", &name(pod)]);
+    }
+}
+
+/// A pod as the `ptp` plugin makes it, and what that plugin answers.
+fn ptp(pod: &str, address: &str) -> Value {
+    run(&["ip", "netns", "add", &name(pod)]);
+    run(&["ip", "link", "add", "vethp", "type", "veth", "peer", "name", "eth0", "netns", &name(pod)]);
+    run(&["ip", "address", "add", "10.1.1.1/32", "dev", "vethp"]);
+    run(&["ip", "link", "set", "vethp", "up"]);
+    run(&["ip", "route", "add", address, "dev", "vethp", "scope", "host"]);
+    let inside = |arguments: &[&str]| run(&[&["ip", "-n", &name(pod)], arguments].concat());
+    inside(&["address", "add", &format!("{address}/32"), "dev", "eth0"]);
+    inside(&["link", "set", "eth0", "up"]);
+    inside(&["route", "add", "10.1.1.1", "dev", "eth0", "scope", "link"]);
+    inside(&["route", "add", "default", "via", "10.1.1.1"]);
+    result("vethp", pod, address, "10.1.1.1")
+}
+
+fn result(host_end: &str, pod: &str, address: &str, gateway: &str) -> Value {
+    json!({ "prevResult": {
+        "cniVersion": "1.1.0",
+        "interfaces": [{ "name": host_end }, { "name": "eth0", "sandbox": netns(pod) }],
+        "ips": [{ "interface": 1, "address": format!("{address}/32"), "gateway": gateway }],
+        "routes": [{ "dst": "0.0.0.0/0" }],
+        "dns": {}
+    } })
+}
+
+fn chain_after_ptp(host: &Host<'_>, state: &Arc<State>) {
+    let chained = |verb: &str, more: &Value| host.cni_with(verb, "payptp", "ptp", "payptp", "eth0", more);
+    state.declare("shop/payptp");
+    let address = Ipv4Addr::new(10, 1, 1, 200);
+    let previous = ptp("payptp", "10.1.1.200");
+    serve_in("payptp", 8080);
+    let from = |pod: &str| attempts(pod, address, 8080)[0];
+    assert!(from("evil"), "as long as nobody guards it");
+
+    // What is not as it was said to be is refused, and left as it is.
+    for (wrong, word) in [
+        (result("vethp", "payptp", "10.1.1.201", "10.1.1.1"), "10.1.1.201"),
+        (result("vethp", "payptp", "10.9.9.9", "10.1.1.1"), "10.1.1.0/24"),
+        (json!({ "prevResult": "x" }), "no result"),
+    ] {
+        let (fine, answer) = chained("ADD", &wrong);
+        assert!(!fine && answer["msg"].as_str().unwrap().contains(word), "{word}: {answer}");
+    }
+    assert_eq!(state.reported("shop/payptp"), None);
+
+    let (fine, answer) = chained("ADD", &previous);
+    assert!(fine && answer == previous["prevResult"], "{answer}");
+    assert_eq!(state.reported("shop/payptp"), Some("10.1.1.200".into()));
+    assert!(from("web") && !from("evil"), "its policy holds");
+    assert!(greeted(SocketAddr::new(IpAddr::V4(address), 8080)), "the node, as 10.1.1.1, may");
+    assert!(chained("ADD", &previous).0, "the same once more");
+    assert!(chained("CHECK", &previous).0);
+    let (fine, answer) = chained("CHECK", &result("vethp", "payptp", "10.1.1.201", "10.1.1.1"));
+    assert!(!fine && answer["code"] == 101, "{answer}");
+
+    // The other plugin's things are there after DEL, and closed until that plugin removes them.
+    assert!(chained("DEL", &previous).0 && chained("DEL", &previous).0);
+    assert_eq!(state.reported("shop/payptp"), None);
+    run(&["ip", "link", "show", "vethp"]);
+    assert!(!from("web") && !from("evil"));
+    run(&["ip", "link", "delete", "vethp"]);
+    let pins = host.sandbox.bpffs().join("links");
+    let doors = || std::fs::read_dir(&pins).unwrap().flatten().filter(|link| is_door(link)).count();
+    eventually("its programs are forgotten", || (doors() == 2 * links().len()).then_some(()));
+    run(&["ip", "netns", "delete", &name("payptp")]);
+}
+
+fn is_door(link: &std::fs::DirEntry) -> bool {
+    link.file_name().to_str().is_some_and(|name| name.starts_with("tc-"))
+}
+
+fn chain_after_bridge(host: &Host<'_>, state: &Arc<State>) {
+    run(&["ip", "link", "add", "cni0", "type", "bridge"]);
+    run(&["ip", "address", "add", "10.1.1.129/25", "dev", "cni0"]);
+    run(&["ip", "link", "set", "cni0", "up"]);
+    let pods = [("paybr", "10.1.1.210"), ("otherbr", "10.1.1.211")];
+    let chained = |verb: &str, pod: &str, address: &str| {
+        let more = result(&format!("v{pod}"), pod, address, "10.1.1.129");
+        host.cni_with(verb, pod, pod, pod, "eth0", &more)
+    };
+    for (pod, address) in pods {
+        state.declare(&format!("shop/{pod}"));
+        run(&["ip", "netns", "add", &name(pod)]);
+        let end = format!("v{pod}");
+        run(&["ip", "link", "add", &end, "type", "veth", "peer", "name", "eth0", "netns", &name(pod)]);
+        run(&["ip", "link", "set", &end, "master", "cni0", "up"]);
+        let inside = |arguments: &[&str]| run(&[&["ip", "-n", &name(pod)], arguments].concat());
+        inside(&["address", "add", &format!("{address}/25"), "dev", "eth0"]);
+        inside(&["link", "set", "eth0", "up"]);
+        inside(&["route", "add", "default", "via", "10.1.1.129"]);
+        let (fine, answer) = chained("ADD", pod, address);
+        assert!(fine, "{answer}");
+        serve_in(pod, 8080);
+    }
+    // Switched by the bridge, never routed: the doors are at its ports.
+    let [paybr, otherbr] = pods.map(|(_, address)| address.parse::<Ipv4Addr>().unwrap());
+    assert!(attempts("paybr", otherbr, 8080)[0] && !attempts("otherbr", paybr, 8080)[0]);
+    assert!(greeted(SocketAddr::new(IpAddr::V4(paybr), 8080)), "the node may");
+    for (pod, address) in pods {
+        assert!(chained("CHECK", pod, address).0 && chained("DEL", pod, address).0);
+        run(&["ip", "netns", "delete", &name(pod)]);
+    }
+    run(&["ip", "link", "delete", "cni0"]);
+}
+
+fn crowd(host: &Host<'_>, state: &Arc<State>) {
+    let before = links().len();
+    let pods: Vec<String> = (0..CROWD).map(|number| format!("crowd{number}")).collect();
+    for pod in &pods {
+        state.declare(&format!("shop/{pod}"));
+        run(&["ip", "netns", "add", &name(pod)]);
+    }
+    let all_at_once = || -> Vec<(Duration, Value)> {
+        std::thread::scope(|scope| {
+            let one = |pod: &String| {
+                let pod = pod.clone();
+                scope.spawn(move || {
+                    let began = Instant::now();
+                    let (fine, answer) = host.cni("ADD", &pod);
+                    assert!(fine, "{pod}: {answer}");
+                    (began.elapsed(), answer)
+                })
+            };
+            let running: Vec<_> = pods.iter().map(one).collect();
+            running.into_iter().map(|one| one.join().unwrap()).collect()
+        })
+    };
+    let first = all_at_once();
+    let mut times: Vec<_> = first.iter().map(|(time, _)| *time).collect();
+    times.sort();
+    println!("{CROWD} ADDs at once: median {:?}, longest {:?}", times[CROWD / 2], times[CROWD - 1]);
+    let mut addresses: Vec<_> = first.iter().map(|(_, answer)| answer["ips"][0]["address"].clone()).collect();
+    addresses.sort_by_key(Value::to_string);
+    addresses.dedup();
+    assert_eq!(addresses.len(), CROWD);
+    let again = all_at_once();
+    assert!(first.iter().zip(&again).all(|((_, one), (_, two))| one["ips"] == two["ips"]));
+    assert_eq!(links().len(), before + CROWD);
+    assert!(host.cni("STATUS", "web").0);
+
+    // The runtime knows the first of them, and of another network it knows nothing.
+    let attachment = |container: &str| json!({ "containerID": container, "ifname": "eth0" });
+    let known = ["container-pay", "container-web", "container-evil", "container-crowd0"].map(attachment);
+    let gc = |more: &Value| host.cni_with("GC", "web", "none", "web", "eth0", more);
+    let (fine, answer) = gc(&json!({}));
+    assert!(!fine && answer["code"] == 7, "{answer}");
+    assert!(gc(&json!({ "name": "strangers", "cni.dev/valid-attachments": [] })).0);
+    assert_eq!(links().len(), before + CROWD);
+    let (fine, answer) =
+        gc(&json!({ "cni.dev/valid-attachments": &known[..2], "cni.dev/attachments": known }));
+    assert!(fine, "{answer}");
+    assert_eq!(links().len(), before + 1);
+    assert!(host.cni("CHECK", "crowd0").0 && state.reported("shop/crowd1").is_none());
+    assert!(host.cni("DEL", "crowd0").0 && host.cni("DEL", "crowd1").0);
+    for pod in &pods {
+        run(&["ip", "netns", "delete", &name(pod)]);
+    }
+}
