@@ -36,7 +36,7 @@ use crate::{
     engine::Engine,
     flows::{self, Queue},
     identity::{Callers, SdsService, Secrets, WorkloadApi, attest, cgroup_path, report_trust_for_ever},
-    kernel::Kernel,
+    kernel::{Kernel, ShortCut},
     local::StatusService,
     maps::KernelMaps,
     masquerade,
@@ -93,7 +93,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         last_port: args.snat_ports.last,
         ..NodeConfig::default()
     };
-    kernel.set_net(&args.net_interfaces, net)?;
+    kernel.set_net(&args.net_interfaces, net, args.net_xdp.map(ShortCut::from))?;
     let events = kernel.events()?.into_stream().context("flow events")?;
     let engine = Engine::new(addresses, Box::new(KernelMaps::new(kernel)))?;
     let cache = Cache::new(&args.state_dir).context("resource cache")?;

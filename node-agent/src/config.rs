@@ -6,9 +6,11 @@ use std::{
     path::PathBuf,
 };
 
-use clap::{Args, CommandFactory, Parser, Subcommand, error::ErrorKind};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use clustermesh::token_source::TOKEN_VARIABLE;
 use mesh_model::resource::NamespacedName;
+
+use crate::kernel::ShortCut;
 
 use crate::bootstrap::NodeFactsArgs;
 
@@ -76,6 +78,10 @@ pub struct RunArgs {
     /// pods only. By the first, other nodes are reached.
     #[arg(long = "net-interface", value_name = "NAME", value_parser = interface)]
     pub net_interfaces: Vec<String>,
+    /// Sends packets between clients outside and backends of other nodes on before this node's stack has seen them: in the
+    /// driver of the interfaces (which has to support XDP), or generically, which is slower.
+    #[arg(long, requires = "net_interfaces")]
+    pub net_xdp: Option<XdpMode>,
     /// Ports of this node's address that their packets have on the way to backends of other nodes: none that sockets of
     /// the host are given (net.ipv4.ip_local_port_range) or listen at.
     #[arg(long, value_name = "FIRST-LAST", default_value = "61000-65535", value_parser = port_range)]
@@ -125,6 +131,23 @@ pub struct CleanupArgs {
     /// The agent's socket.
     #[arg(long, default_value = "/run/isthmus/agent.sock")]
     pub socket: PathBuf,
+}
+
+/// Where packets are met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs)]
+pub enum XdpMode {
+    Driver,
+    Generic,
+}
+
+impl From<XdpMode> for ShortCut {
+    fn from(mode: XdpMode) -> Self {
+        match mode {
+            XdpMode::Driver => Self::Driver,
+            XdpMode::Generic => Self::Generic,
+        }
+    }
 }
 
 /// Ports from the first to the last.

@@ -5,6 +5,7 @@ mod support;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
@@ -13,8 +14,8 @@ use ebpf_shared::packet::protocol::{TCP, UDP};
 use ebpf_shared::service::scope;
 use ebpf_shared::{Class, Reason, ServiceKey};
 use node_agent::desired::{ServedBackend, ServiceEntry};
-use node_agent::kernel::Kernel;
 use node_agent::kernel::rules::compile;
+use node_agent::kernel::{Kernel, ShortCut};
 use support::pods::{BOTH, Family, Netns, Pod, forward};
 use support::{Sandbox, in_sandbox, run};
 
@@ -86,14 +87,8 @@ impl Scene {
             }
         });
         other.run(|| address("other", of(Family::V4).other, of(Family::V6).other));
-        let node = NodeConfig {
-            v4: of(Family::V4).node.into(),
-            v6: of(Family::V6).node.into(),
-            first_port: *BORROWED.start(),
-            last_port: *BORROWED.end(),
-            ..NodeConfig::default()
-        };
-        kernel.set_net(&["net".to_owned()], node).expect("attachable");
+        let node = config(of(Family::V4).node, of(Family::V6).node);
+        kernel.set_net(&["net".to_owned()], node, None).expect("attachable");
         Self { kernel, one, two, client, other, _wire: wire }
     }
 
@@ -107,6 +102,16 @@ impl Scene {
     fn dropped(&self, reason: Reason) -> u64 {
         let metrics = self.kernel.metrics().expect("readable");
         metrics.iter().filter(|(_, known, _)| *known == reason).map(|(.., metric)| metric.packets).sum()
+    }
+}
+
+fn config(v4: IpAddr, v6: IpAddr) -> NodeConfig {
+    NodeConfig {
+        v4: v4.into(),
+        v6: v6.into(),
+        first_port: *BORROWED.start(),
+        last_port: *BORROWED.end(),
+        ..NodeConfig::default()
     }
 }
 
@@ -409,7 +414,7 @@ fn the_next_agent_goes_on_with_the_flows_and_lets_go_of_interfaces_that_it_is_no
         let mut kernel = Kernel::load(&sandbox.bpffs(), &sandbox.cgroup).expect("the programs load");
         exchange(&stream, 100).expect("goes on");
         assert_eq!(kernel.attached_pods().expect("listed").len(), 2, "the node's interface is no pod's");
-        kernel.set_net(&[], NodeConfig::default()).expect("detachable");
+        kernel.set_net(&[], NodeConfig::default(), None).expect("detachable");
         let refused = client.run(move || TcpStream::connect_timeout(&at, Duration::from_millis(500)));
         assert_eq!(refused.expect_err("no service any more").kind(), ErrorKind::ConnectionRefused);
     });
@@ -424,14 +429,8 @@ fn second_node(sandbox: &Sandbox, netns: &Netns) -> (Kernel, Pod) {
         let pod = Pod::new(&mut kernel, 7);
         kernel.put_class(1, &compile(Class::default(), &[])).expect("writable");
         kernel.endpoints.upsert(pod.ifindex, pod.endpoint(301, 1)).expect("writable");
-        let node = NodeConfig {
-            v4: of(Family::V4).other.into(),
-            v6: of(Family::V6).other.into(),
-            first_port: *BORROWED.start(),
-            last_port: *BORROWED.end(),
-            ..NodeConfig::default()
-        };
-        kernel.set_net(&["other".to_owned()], node).expect("attachable");
+        let node = config(of(Family::V4).other, of(Family::V6).other);
+        kernel.set_net(&["other".to_owned()], node, None).expect("attachable");
         (kernel, pod)
     })
 }
@@ -470,5 +469,67 @@ fn a_backend_of_another_node_answers_by_itself_where_the_service_asks_for_that()
         }
         let halves = scene.kernel.nat.dump().expect("readable");
         assert!(halves.iter().filter(|(key, _)| key.protocol == TCP).all(|(_, half)| half.is_reply == 0));
+    });
+}
+
+/// Has an interface of this thread's namespace send whole packets with whole checksums, as they come from a wire: what
+/// stays on one machine has neither.
+fn as_from_a_wire(ifname: &str) {
+    /// linux/ethtool.h, `struct ethtool_value`, and the commands for checksums, scatter-gather and segmentation.
+    #[repr(C)]
+    struct Value {
+        command: u32,
+        data: u32,
+    }
+    const OFF: [u32; 4] = [0x17, 0x19, 0x1f, 0x24];
+    const SIOCETHTOOL: libc::c_ulong = 0x8946;
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("free");
+    for command in OFF {
+        let mut value = Value { command, data: 0 };
+        // SAFETY: all zero is a valid request.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        for (to, from) in request.ifr_name.iter_mut().zip(ifname.bytes()) {
+            *to = from as libc::c_char;
+        }
+        request.ifr_ifru.ifru_data = (&raw mut value).cast();
+        // SAFETY: the request names an interface and a value that outlive the call.
+        let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) };
+        assert_eq!(result, 0, "{command:#x}: {}", std::io::Error::last_os_error());
+    }
+}
+
+#[test]
+fn the_short_cut_changes_nothing_but_the_way() {
+    in_sandbox(|sandbox| {
+        let mut scene = Scene::new(sandbox);
+        scene.client.run(|| as_from_a_wire("client"));
+        scene.other.run(|| as_from_a_wire("other"));
+        let node = config(of(Family::V4).node, of(Family::V6).node);
+        scene.kernel.set_net(&["net".to_owned()], node, Some(ShortCut::Generic)).expect("attachable");
+        for family in BOTH {
+            let backend = SocketAddr::new(of(family).other, PORT);
+            let asked = serve(&scene.other, backend);
+            let at = SocketAddr::new(of(family).node, NODE_PORT);
+            scene.put(at.ip(), at.port(), scope::OUTSIDE, &served(&[(backend, false)]));
+            ask(&scene.client, at);
+            let stream = connect(&scene.client, at).expect("served");
+            let before = scene.kernel.accelerated().expect("readable");
+            // Its first second goes the usual way.
+            let until = std::time::Instant::now() + Duration::from_secs(3);
+            while std::time::Instant::now() < until {
+                exchange(&stream, 100_000).expect("answered");
+            }
+            let after = scene.kernel.accelerated().expect("readable");
+            assert!(after - before > 1_000, "{family:?}: {before} to {after}");
+            let from = asked.try_iter().last().expect("somebody");
+            assert_eq!(from.ip(), of(family).node);
+            // As one that is gone is left, there as here.
+            scene.put(at.ip(), at.port(), scope::OUTSIDE, &served(&[]));
+            stream.set_read_timeout(Some(Duration::from_millis(300))).expect("settable");
+            exchange(&stream, 100).expect_err("nobody is left");
+        }
+        scene.kernel.set_net(&["net".to_owned()], node, None).expect("detachable");
+        let links = std::fs::read_dir(sandbox.bpffs().join("links")).expect("there").flatten();
+        assert!(!links.into_iter().any(|link| link.file_name().to_string_lossy().starts_with("xdp-")));
     });
 }

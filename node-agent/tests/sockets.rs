@@ -495,3 +495,30 @@ fn nobody_is_refused_while_what_a_service_is_made_of_is_swapped() {
         println!("{swaps} swaps under 8,000 connections");
     });
 }
+
+#[test]
+fn ten_thousand_services_fit_and_the_last_is_found_by_the_next_agent() {
+    in_sandbox(|sandbox| {
+        let mut kernel = load(sandbox);
+        let service = at4(&[serve("one"), serve("two"), serve("three")]);
+        let vip = |number: u32| IpAddr::from(Ipv4Addr::from_bits(VIP.to_bits() + number));
+        let key = |number: u32| ServiceKey::new(vip(number).into(), PORT, TCP, scope::INSIDE);
+        let began = std::time::Instant::now();
+        for number in 0..10_000 {
+            kernel.services.put(key(number), &service).expect("there is room");
+        }
+        println!("10,000 services of 3 backends written in {:?}", began.elapsed());
+        drop(kernel);
+        let began = std::time::Instant::now();
+        let mut kernel = load(sandbox);
+        println!("taken over in {:?}", began.elapsed());
+        assert_eq!(kernel.services.entries().len(), 10_000);
+        let last = format!("{}:{PORT}", vip(9_999));
+        let said = in_cgroup(sandbox, &format!("connect {last}"));
+        assert!(said.ends_with(&format!(" as {last}")), "{said}");
+        for number in 0..10_000 {
+            assert!(kernel.services.remove(&key(number)).expect("removable"));
+        }
+        assert_eq!(in_cgroup(sandbox, &format!("connect {last}")), "NetworkUnreachable");
+    });
+}

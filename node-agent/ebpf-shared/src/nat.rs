@@ -120,6 +120,9 @@ pub struct NatValue {
     pub closed: u8,
     /// The interface by which it goes out, where that is its [`way`].
     pub ifindex: u32,
+    /// Who gets it next there: whom packets of the other half come from. Zero: not known yet.
+    pub mac: [u8; 6],
+    pub padding: u16,
 }
 
 impl NatValue {
@@ -161,6 +164,19 @@ pub struct NodeConfig {
     pub ifindex: u32,
 }
 
+/// Whether a packet of a known flow may be sent on at once, without [`go_on`]: nothing is to be noted, and it goes out where it
+/// came in.
+#[inline(always)]
+pub const fn is_short_cut(entry: &NatValue, ifindex: u32, now: u64) -> bool {
+    let [a, b, c, d, e, f] = entry.mac;
+    entry.way == way::OUT
+        && entry.ifindex == ifindex
+        && entry.closed == 0
+        && (entry.is_reply == 0 || entry.answered != 0)
+        && now.saturating_sub(entry.seen) <= SECOND
+        && a | b | c | d | e | f != 0
+}
+
 /// Who a pod believes to talk to when it talks to itself through a service.
 #[inline(always)]
 pub const fn loopback(is_v4: bool) -> Addr {
@@ -188,6 +204,8 @@ pub struct Arrival {
     pub place: u8,
     /// Of the interface there.
     pub ifindex: u32,
+    /// Of who sent the frame.
+    pub mac: [u8; 6],
     pub is_error: bool,
     /// It asks for a new connection.
     pub opens: bool,
@@ -199,13 +217,14 @@ pub struct Arrival {
 
 impl Arrival {
     #[inline(always)]
-    pub fn of(packet: &Packet, place: u8, ifindex: u32, now: u64) -> Self {
+    pub fn of(packet: &Packet, place: u8, ifindex: u32, mac: [u8; 6], now: u64) -> Self {
         let is_tcp = packet.protocol == protocol::TCP;
         Self {
             tuple: Tuple::of(packet),
             protocol: packet.protocol,
             place,
             ifindex,
+            mac,
             is_error: matches!(packet.kind, Kind::Error),
             opens: packet.opens(),
             closes: is_tcp && packet.tcp_flags & (tcp::FIN | tcp::RST) != 0,
@@ -329,11 +348,14 @@ fn keep<M: NatMaps>(maps: &mut M, arrival: &Arrival, key: &NatKey, entry: &NatVa
         answered: entry.is_reply,
         closed,
         ifindex: if entry.is_reply == 0 { arrival.ifindex } else { maps.node().ifindex },
+        mac: arrival.mac,
+        padding: 0,
     };
     match maps.nat(&other) {
         Some(half) if half.tuple == answer.tuple => {
             half.seen = arrival.now;
             half.closed = closed;
+            half.mac = arrival.mac;
             true
         }
         Some(half) if half.is_alive(arrival.now, arrival.protocol) => false,
@@ -405,7 +427,7 @@ pub fn begin<M: NatMaps>(maps: &mut M, arrival: &Arrival) -> Outcome {
         let node = maps.node();
         entry.tuple.src = if tuple.dst.is_v4() { node.v4 } else { node.v6 };
         (entry.way, entry.ifindex) = (way::OUT, node.ifindex);
-        (reply.way, reply.ifindex) = (way::OUT, arrival.ifindex);
+        (reply.way, reply.ifindex, reply.mac) = (way::OUT, arrival.ifindex, arrival.mac);
         !entry.tuple.src.is_unspecified() && borrow_port(maps, &key, &mut entry, &reply, &node, hash)
     };
     if fits && maps.set_nat(&key, &entry, false) {
@@ -492,7 +514,7 @@ mod tests {
     fn nothing_here_has_implicit_padding() {
         assert_eq!(size_of::<Tuple>(), 2 * 16 + 2 * 2);
         assert_eq!(size_of::<NatKey>(), 36 + 1 + 1 + 2);
-        assert_eq!(size_of::<NatValue>(), 8 + 36 + 4 + 4 + 4);
+        assert_eq!(size_of::<NatValue>(), 8 + 36 + 4 + 4 + 4 + 6 + 2);
         assert_eq!(size_of::<NodeConfig>(), 2 * 16 + 2 * 2 + 4);
     }
 

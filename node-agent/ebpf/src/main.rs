@@ -14,6 +14,7 @@ mod from_net;
 mod from_pod;
 mod maps;
 mod nat;
+mod net_xdp;
 mod policy;
 mod socket;
 mod to_net;

@@ -79,6 +79,10 @@ pub static NAT: LruHashMap<NatKey, NatValue> = LruHashMap::with_max_entries(limi
 #[map]
 pub static TRANSLATED: Array<u32> = Array::with_max_entries(limits::TRANSLATED, 0);
 
+/// Packets that took the short cut.
+#[map]
+pub static ACCELERATED: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
 #[map]
 pub static CONFIG: Array<NodeConfig> = Array::with_max_entries(1, 0);
 

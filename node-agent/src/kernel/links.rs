@@ -7,7 +7,9 @@ use std::os::fd::AsFd;
 use aya::Ebpf;
 use aya::programs::links::FdLink;
 use aya::programs::tc::TcAttachOptions;
-use aya::programs::{CgroupAttachMode, CgroupSockAddr, LinkOrder, Program, SchedClassifier, TcAttachType};
+use aya::programs::{
+    CgroupAttachMode, CgroupSockAddr, LinkOrder, Program, SchedClassifier, TcAttachType, Xdp, XdpMode,
+};
 use ebpf_shared::Direction;
 
 use super::pins::{self, Cgroup, Pins};
@@ -19,6 +21,32 @@ const POD_ASKS: &str = "pod_asks";
 const POD_ANSWERED: &str = "pod_answered";
 const FROM_NET: &str = "from_net";
 const TO_NET: &str = "to_net";
+const NET_XDP: &str = "net_xdp";
+
+/// Where packets that only pass through this node are sent on before its stack has seen them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ShortCut {
+    /// In the interface's driver, which has to support it (XDP).
+    Driver,
+    /// In front of the stack: any interface, and less gain.
+    Generic,
+}
+
+impl ShortCut {
+    fn mode(self) -> XdpMode {
+        match self {
+            Self::Driver => XdpMode::Driver,
+            Self::Generic => XdpMode::Skb,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Driver => "driver",
+            Self::Generic => "generic",
+        }
+    }
+}
 
 /// A program and its place in the chain of an interface.
 #[derive(Clone, Copy)]
@@ -64,6 +92,7 @@ pub(super) fn door(direction: Direction) -> &'static str {
 }
 
 pub(super) fn load_programs(programs: &mut Ebpf) -> Result<(), KernelError> {
+    xdp(programs)?.load().map_err(|source| KernelError::program(NET_XDP, source))?;
     for Place { program: name, .. } in DOOR.into_iter().chain(NET) {
         classifier(programs, name)?.load().map_err(|source| KernelError::program(name, source))?;
     }
@@ -78,6 +107,8 @@ pub(super) fn take_over(programs: &Ebpf, pins: &Pins) -> Result<(), KernelError>
     for link in pins.link_names()? {
         if let Some((_, program)) = parse_link(&link) {
             replace(programs, pins, &link, program)?;
+        } else if link.starts_with("xdp-") {
+            replace(programs, pins, &link, NET_XDP)?;
         }
     }
     Ok(())
@@ -112,6 +143,44 @@ pub(super) fn attach_pod(programs: &mut Ebpf, pins: &Pins, ifname: &str) -> Resu
 
 pub(super) fn attach_net(programs: &mut Ebpf, pins: &Pins, ifname: &str) -> Result<u32, KernelError> {
     attach(programs, pins, ifname, &NET)
+}
+
+/// The short cut at an interface.
+pub(super) fn attach_short_cut(
+    programs: &mut Ebpf,
+    pins: &Pins,
+    ifname: &str,
+    cut: ShortCut,
+) -> Result<(), KernelError> {
+    let error = |source| KernelError::program(NET_XDP, source);
+    let link = short_cut_name(index(ifname)?, cut);
+    if replace(programs, pins, &link, NET_XDP)? {
+        return Ok(());
+    }
+    let program = xdp(programs)?;
+    let id = program.attach(ifname, cut.mode()).map_err(error)?;
+    let owned = program.take_link(id).map_err(error)?;
+    pin(owned.try_into().map_err(|_| unpinnable(NET_XDP))?, pins, &link)
+}
+
+/// Takes it off all interfaces but these.
+pub(super) fn detach_short_cuts_all_but(
+    pins: &Pins,
+    keep: &BTreeSet<u32>,
+    cut: Option<ShortCut>,
+) -> Result<(), KernelError> {
+    let kept: BTreeSet<String> =
+        cut.iter().flat_map(|cut| keep.iter().map(|ifindex| short_cut_name(*ifindex, *cut))).collect();
+    for link in pins.link_names()? {
+        if link.starts_with("xdp-") && !kept.contains(&link) {
+            pins::remove_link(&pins.link(&link))?;
+        }
+    }
+    Ok(())
+}
+
+fn short_cut_name(ifindex: u32, cut: ShortCut) -> String {
+    format!("xdp-{ifindex}-{}", cut.name())
 }
 
 fn attach(programs: &mut Ebpf, pins: &Pins, ifname: &str, places: &[Place]) -> Result<u32, KernelError> {
@@ -233,6 +302,10 @@ fn classifier<'a>(
     name: &'static str,
 ) -> Result<&'a mut SchedClassifier, KernelError> {
     program(programs, name)?.try_into().map_err(|source| KernelError::program(name, source))
+}
+
+fn xdp(programs: &mut Ebpf) -> Result<&mut Xdp, KernelError> {
+    program(programs, NET_XDP)?.try_into().map_err(|source| KernelError::program(NET_XDP, source))
 }
 
 fn socket_hook<'a>(

@@ -8,6 +8,7 @@
 //! | `maps/<NAME>` | every map | [`unload`] |
 //! | `links/tc-<ifindex>-pod_asks`, `-from_pod`, `-to_pod`, `-pod_answered` | a pod's door | [`Kernel::detach_pod`], or the interface is gone |
 //! | `links/tc-<ifindex>-from_net`, `-to_net` | the node's own interfaces | [`Kernel::set_net`], or the interface is gone |
+//! | `links/xdp-<ifindex>-driver`, `-generic` | the short cut there | the same |
 //! | `links/cgroup-<inode>-<program>` | the socket hooks of one cgroup | [`unload`] |
 //!
 //! A link holds its program, so programs need no pins of their own, and a new agent replaces the program
@@ -58,6 +59,7 @@ use ebpf_shared::{Direction, Metric, Reason, limits, metrics};
 pub use self::error::KernelError;
 pub use self::events::{EventRing, EventStream};
 pub use self::identities::Identities;
+pub use self::links::ShortCut;
 pub use self::pins::{Pins, unload};
 pub use self::rules::RulePrefix;
 pub use self::services::{Gone, Services};
@@ -93,6 +95,7 @@ pub struct Kernel {
     /// For looking; written by the programs only.
     pub nat: HashTable<NatKey, NatValue>,
     config: Array<MapData, NodeConfig>,
+    accelerated: PerCpuArray<MapData, u64>,
     lost: PerCpuArray<MapData, u64>,
     metrics: PerCpuArray<MapData, Metric>,
     events: Option<EventRing>,
@@ -167,6 +170,7 @@ impl Kernel {
             captured: HashTable::new("CAPTURED", take(&mut programs, "CAPTURED")?, None),
             nat: HashTable::new("NAT", take(&mut programs, "NAT")?, None),
             config: take(&mut programs, "CONFIG")?,
+            accelerated: take(&mut programs, "ACCELERATED")?,
             lost: take(&mut programs, "LOST")?,
             metrics: take(&mut programs, "METRICS")?,
             events: Some(EventRing::new(take(&mut programs, "EVENTS")?)),
@@ -193,7 +197,12 @@ impl Kernel {
     /// Serves clients outside the mesh at these of the node's own interfaces, which are looked up in the caller's network
     /// namespace, and no more at others. What `node` says is the source of packets to backends elsewhere, which are reached
     /// by the first of the interfaces.
-    pub fn set_net(&mut self, ifnames: &[String], node: NodeConfig) -> Result<(), KernelError> {
+    pub fn set_net(
+        &mut self,
+        ifnames: &[String],
+        node: NodeConfig,
+        cut: Option<ShortCut>,
+    ) -> Result<(), KernelError> {
         let error = |source| KernelError::Map { name: "CONFIG", source };
         let first = ifnames.first().map(|ifname| links::index(ifname)).transpose()?;
         let node = NodeConfig { ifindex: first.unwrap_or(0), ..node };
@@ -205,7 +214,12 @@ impl Kernel {
         for ifname in ifnames {
             keep.insert(links::attach_net(&mut self.programs, &self.pins, ifname)?);
         }
-        links::detach_net_all_but(&self.pins, &keep)
+        links::detach_net_all_but(&self.pins, &keep)?;
+        links::detach_short_cuts_all_but(&self.pins, &keep, cut)?;
+        for (ifname, cut) in ifnames.iter().zip(cut.iter().cycle()) {
+            links::attach_short_cut(&mut self.programs, &self.pins, ifname, *cut)?;
+        }
+        Ok(())
     }
 
     /// Forgets all connections of a pod's interface.
@@ -216,6 +230,12 @@ impl Kernel {
             }
         }
         Ok(())
+    }
+
+    /// Packets that took the short cut, ever.
+    pub fn accelerated(&self) -> Result<u64, KernelError> {
+        let error = |source| KernelError::Map { name: "ACCELERATED", source };
+        Ok(self.accelerated.get(&0, 0).map_err(error)?.iter().sum())
     }
 
     /// What ends the connections of sockets to backends that are gone.

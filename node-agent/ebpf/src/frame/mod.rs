@@ -16,9 +16,11 @@ use crate::fragment;
 
 /// Bytes of the Ethernet header.
 pub const ETHERNET: usize = 14;
+/// Where in it the sender's address is.
+pub const SENDER: usize = 6;
 const ARP: u16 = 0x0806;
-const IPV4: u16 = 0x0800;
-const IPV6: u16 = 0x86dd;
+pub const IPV4: u16 = 0x0800;
+pub const IPV6: u16 = 0x86dd;
 
 /// What kind of frame it is.
 pub enum Frame {

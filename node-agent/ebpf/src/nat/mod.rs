@@ -88,8 +88,9 @@ unsafe fn look(skb: *mut __sk_buff, stage: *mut Stage, place: u32) -> u32 {
         return NO;
     }
     let is_v4 = packet.dst.is_v4();
+    let Ok(mac) = ctx.load::<[u8; 6]>(frame::SENDER) else { return NO };
     // SAFETY: no preconditions.
-    stage.arrival = Arrival::of(&packet, place, ifindex, unsafe { bpf_ktime_get_ns() });
+    stage.arrival = Arrival::of(&packet, place, ifindex, mac, unsafe { bpf_ktime_get_ns() });
     stage.outer = Tuple { src: ip.src, dst: ip.dst, src_port: 0, dst_port: 0 };
     stage.layout = Layout { is_v4, upper, has_upper, protocol: packet.protocol };
     if place == place::FROM_NET && packet.opens() && direct::has_option(is_v4, upper) {
