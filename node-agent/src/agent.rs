@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::Context;
 use clustermesh::token_source::join_token;
+use ebpf_shared::{Addr, nat::NodeConfig};
 use ipnet::IpNet;
 use mesh_model::resource::NamespacedName;
 use mesh_tls::{SharedBundles, TrustBundles, certified, shared_bundles, shared_identity};
@@ -40,7 +41,7 @@ use crate::{
     engine::Engine,
     flows::{self, Collector, Namer, NodeFlows, Queue, Ring},
     identity::{Callers, SdsService, Secrets, WorkloadApi, attest, cgroup_path, report_trust_for_ever},
-    kernel::Kernel,
+    kernel::{Kernel, ShortCut},
     local::StatusService,
     maps::KernelMaps,
     masquerade,
@@ -95,6 +96,14 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let upstream = Upstream::new(&state, replicas, identity.clone(), bundles.clone())?;
 
     let mut kernel = Kernel::load(&args.bpffs, &args.cgroup)?;
+    let net = NodeConfig {
+        v4: args.address.into(),
+        v6: args.address6.map_or(Addr::UNSPECIFIED, Addr::from),
+        first_port: args.snat_ports.first,
+        last_port: args.snat_ports.last,
+        ..NodeConfig::default()
+    };
+    kernel.set_net(&args.net_interfaces, net, args.net_xdp.map(ShortCut::from))?;
     let events = kernel.events()?.into_stream().context("flow events")?;
     let host = HostNet::new().context("netlink")?;
     let tunnel = open_tunnel(&args, &host, &mut kernel, pod_cidr6.is_some()).await.context("--tunnel")?;

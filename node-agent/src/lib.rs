@@ -25,6 +25,7 @@ pub mod metrics;
 pub mod names;
 mod persist;
 pub mod relay;
+pub mod reset;
 pub mod routes;
 pub mod status;
 pub mod subscribe;

@@ -42,10 +42,16 @@ pub enum Reason {
     TunnelSource = 16,
     /// Came through the tunnel for somebody who is not here, or was to go into it to no node that is known.
     TunnelTarget = 17,
+    /// The service has no backend.
+    NoBackend = 18,
+    /// The service may not be asked from this address (`loadBalancerSourceRanges`).
+    SourceRange = 19,
+    /// No port, or no room, to translate the packet by.
+    NatExhausted = 20,
 }
 
 impl Reason {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 21] = [
         Self::Forwarded,
         Self::DefaultDeny,
         Self::PolicyDenied,
@@ -64,6 +70,9 @@ impl Reason {
         Self::Audited,
         Self::TunnelSource,
         Self::TunnelTarget,
+        Self::NoBackend,
+        Self::SourceRange,
+        Self::NatExhausted,
     ];
     /// One more than the greatest number.
     pub const COUNT: u32 = Self::ALL.len() as u32;
@@ -112,6 +121,9 @@ impl Reason {
             Self::Audited => "AUDITED",
             Self::TunnelSource => "TUNNEL_SOURCE",
             Self::TunnelTarget => "TUNNEL_TARGET",
+            Self::NoBackend => "NO_BACKEND",
+            Self::SourceRange => "SOURCE_RANGE",
+            Self::NatExhausted => "NAT_EXHAUSTED",
         }
     }
 }

@@ -25,6 +25,7 @@ pub mod identity;
 pub mod limits;
 pub mod maglev;
 pub mod metrics;
+pub mod nat;
 pub mod overlay;
 pub mod packet;
 pub mod policy;

@@ -32,6 +32,10 @@ pub const BACKENDS_PER_SERVICE: u32 = 4_096;
 pub const MAGLEV: u32 = 8_388_608;
 /// Bits of `SERVED`, a power of two: 128 KiB, in which 100,000 services take one bit in ten.
 pub const SERVED_BITS: u32 = 1 << 20;
+/// Halves of translated flows, two each: 300 bytes for both. The least recently used one is forgotten.
+pub const NAT: u32 = 131_072;
+/// Interfaces that are told apart by whether they have translated flows, a power of two.
+pub const TRANSLATED: u32 = 4_096;
 /// Clients that are to stay with their backend.
 pub const AFFINITY: u32 = 65_536;
 /// Ranges of addresses that may ask for a service, over all services.

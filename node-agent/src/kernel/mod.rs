@@ -6,7 +6,9 @@
 //! | path | what | lives until |
 //! |---|---|---|
 //! | `maps/<NAME>` | every map | [`unload`] |
-//! | `links/tc-<ifindex>-from_pod`, `-to_pod` | a pod's doors | [`Kernel::detach_pod`], or the interface is gone |
+//! | `links/tc-<ifindex>-pod_asks`, `-from_pod`, `-to_pod`, `-pod_answered` | a pod's door | [`Kernel::detach_pod`], or the interface is gone |
+//! | `links/tc-<ifindex>-from_net`, `-to_net` | the node's own interfaces | [`Kernel::set_net`], or the interface is gone |
+//! | `links/xdp-<ifindex>-driver`, `-generic` | the short cut there | the same |
 //! | `links/tunnel-<ifindex>-from_overlay`, `-to_overlay` | the tunnel's device | [`unload`], or the interface is gone |
 //! | `links/cgroup-<inode>-<program>` | the socket hooks of one cgroup | [`unload`] |
 //!
@@ -49,11 +51,11 @@ mod table;
 pub mod verdict;
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use aya::maps::{Array, MapData};
+use aya::maps::{Array, Map, MapData, PerCpuArray};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use ebpf_shared::{Direction, Metric, Reason, limits};
@@ -62,6 +64,7 @@ pub use self::error::KernelError;
 pub use self::events::{EventRing, EventStream};
 pub use self::flows::FlowCounters;
 pub use self::identities::Identities;
+pub use self::links::ShortCut;
 pub use self::nodes::Nodes;
 pub use self::pins::{Pins, unload};
 pub use self::ruleset::RulePrefix;
@@ -73,6 +76,8 @@ pub use ebpf_shared;
 use self::epochs::Epochs;
 use self::mapped::Mapped;
 use self::services::ServiceTables;
+use crate::reset::Resetter;
+use ebpf_shared::nat::{NatKey, NatValue, NodeConfig};
 use ebpf_shared::{CapturedKey, ConnEntry, ConnKey, Endpoint, Netns, PeerKey, RuleValue, Sides};
 
 /// The loaded programs and their maps.
@@ -95,11 +100,16 @@ pub struct Kernel {
     captured: HashTable<CapturedKey, u8>,
     /// Who is behind the tunnel.
     pub nodes: Nodes,
+    /// For looking; written by the programs only.
+    pub nat: HashTable<NatKey, NatValue>,
+    config: Array<MapData, NodeConfig>,
+    accelerated: PerCpuArray<MapData, u64>,
     /// What is counted of flows beside the events.
     pub flows: FlowCounters,
     events: Option<EventRing>,
     programs: Ebpf,
     pins: Pins,
+    cgroup: PathBuf,
 }
 
 /// What the verifier and the JIT made of a program.
@@ -166,6 +176,9 @@ impl Kernel {
             netns: HashTable::new("NETNS", take(&mut programs, "NETNS")?),
             captured: HashTable::new("CAPTURED", take(&mut programs, "CAPTURED")?),
             nodes: Nodes::new(take(&mut programs, "NODES")?),
+            nat: HashTable::new("NAT", take(&mut programs, "NAT")?),
+            config: take(&mut programs, "CONFIG")?,
+            accelerated: take(&mut programs, "ACCELERATED")?,
             flows: FlowCounters {
                 metrics: take(&mut programs, "METRICS")?,
                 suppressed: take(&mut programs, "SUPPRESSED")?,
@@ -175,6 +188,7 @@ impl Kernel {
             events: Some(EventRing::new(take(&mut programs, "EVENTS")?)),
             programs,
             pins,
+            cgroup: cgroup_dir.to_owned(),
         })
     }
 
@@ -198,6 +212,34 @@ impl Kernel {
         links::detach_pod(&self.pins, ifindex)
     }
 
+    /// Serves clients outside the mesh at these of the node's own interfaces, which are looked up in the caller's network
+    /// namespace, and no more at others. What `node` says is the source of packets to backends elsewhere, which are reached
+    /// by the first of the interfaces.
+    pub fn set_net(
+        &mut self,
+        ifnames: &[String],
+        node: NodeConfig,
+        cut: Option<ShortCut>,
+    ) -> Result<(), KernelError> {
+        let error = |source| KernelError::Map { name: "CONFIG", source };
+        let first = ifnames.first().map(|ifname| links::index(ifname)).transpose()?;
+        let node = NodeConfig { ifindex: first.unwrap_or(0), ..node };
+        self.config.set(0, node, 0).map_err(error)?;
+        for addr in [node.v4, node.v6].iter().filter(|addr| !addr.is_unspecified()) {
+            self.services.watch(addr)?;
+        }
+        let mut keep = BTreeSet::new();
+        for ifname in ifnames {
+            keep.insert(links::attach_net(&mut self.programs, &self.pins, ifname)?);
+        }
+        links::detach_net_all_but(&self.pins, &keep)?;
+        links::detach_short_cuts_all_but(&self.pins, &keep, cut)?;
+        for (ifname, cut) in ifnames.iter().zip(cut.iter().cycle()) {
+            links::attach_short_cut(&mut self.programs, &self.pins, ifname, *cut)?;
+        }
+        Ok(())
+    }
+
     /// Forgets all connections of a pod's interface.
     pub fn forget_connections(&mut self, ifindex: u32) -> Result<(), KernelError> {
         for key in self.conntrack.keys()? {
@@ -206,6 +248,20 @@ impl Kernel {
             }
         }
         Ok(())
+    }
+
+    /// Packets that took the short cut, ever.
+    pub fn accelerated(&self) -> Result<u64, KernelError> {
+        let error = |source| KernelError::Map { name: "ACCELERATED", source };
+        Ok(self.accelerated.get(&0, 0).map_err(error)?.iter().sum())
+    }
+
+    /// What ends the connections of sockets to backends that are gone.
+    pub fn resetter(&self) -> Result<Resetter, KernelError> {
+        let error = |source| KernelError::Map { name: "REVERSE", source };
+        let map = MapData::from_pin(self.pins.map("REVERSE")).map_err(error)?;
+        let reverse = Map::LruHashMap(map).try_into().map_err(error)?;
+        Ok(Resetter::new(reverse, self.cgroup.clone()))
     }
 
     /// The interfaces that have doors.

@@ -6,7 +6,7 @@ use super::KernelError;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/isthmus-ebpf.o"));
 
 /// Every map whose contents outlive a program: these are pinned.
-pub(super) const MAPS: [&str; 25] = [
+pub(super) const MAPS: [&str; 29] = [
     "FORMAT",
     "EPOCHS",
     "HOSTS",
@@ -24,6 +24,10 @@ pub(super) const MAPS: [&str; 25] = [
     "BACKENDS",
     "AFFINITY",
     "SOURCES",
+    "NAT",
+    "TRANSLATED",
+    "CONFIG",
+    "ACCELERATED",
     "REVERSE",
     "NETNS",
     "CAPTURED",

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
+use std::sync::mpsc::Sender;
 
 use ebpf_shared::{Addr, Direction, Endpoint, FlowKind, Metric, Reason, ServiceKey, overlay::Hop};
 use ipnet::IpNet;
@@ -9,18 +10,28 @@ use ipnet::IpNet;
 use super::{MapError, Maps};
 use crate::{
     desired::{Desired, EndpointEntry, MapOp, NetnsEntry, PodAddresses, Scope, ServiceFrontend},
-    kernel::{Kernel, KernelError},
+    kernel::{Gone, Kernel, KernelError},
 };
 
 /// The real maps.
 pub struct KernelMaps {
     kernel: Kernel,
+    /// Takes backends whose connections are to end.
+    resets: Option<Sender<Vec<Gone>>>,
 }
 
 impl KernelMaps {
     /// Wraps loaded programs.
     pub fn new(kernel: Kernel) -> Self {
-        Self { kernel }
+        let resetter = kernel.resetter().map_err(|error| causes(&error));
+        let resets = match resetter.and_then(|resetter| resetter.start().map_err(|error| causes(&error))) {
+            Ok(resets) => Some(resets),
+            Err(reason) => {
+                tracing::error!(reason, "connections to backends that go will not be reset");
+                None
+            }
+        };
+        Self { kernel, resets }
     }
 
     fn read(&mut self) -> Result<Desired, KernelError> {
@@ -76,7 +87,14 @@ impl KernelMaps {
                 kernel.endpoints.upsert(*ifindex, endpoint)
             }
             MapOp::RemoveEndpoint(ifindex) => kernel.endpoints.delete(ifindex).map(drop),
-            MapOp::PutService(frontend, entry) => kernel.services.put(service_key(frontend), entry).map(drop),
+            MapOp::PutService(frontend, entry) => {
+                let gone = kernel.services.put(service_key(frontend), entry)?;
+                if let Some(resets) = self.resets.as_ref().filter(|_| !gone.is_empty()) {
+                    // Its thread ends with the process only.
+                    let _ = resets.send(gone);
+                }
+                Ok(())
+            }
             MapOp::RemoveService(frontend) => kernel.services.remove(&service_key(frontend)).map(drop),
             MapOp::PutNetns(cookie, entry) => kernel.put_sidecar(*cookie, &entry.captured),
             MapOp::RemoveNetns(cookie) => kernel.remove_sidecar(*cookie),

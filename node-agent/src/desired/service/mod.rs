@@ -1,5 +1,7 @@
 //! Services, from what the control plane tells to what the kernel is to hold of each of their addresses. PURE.
 
+#[cfg(test)]
+mod balance_tests;
 mod eligible;
 pub mod maglev;
 #[cfg(test)]
