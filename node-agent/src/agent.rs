@@ -33,8 +33,9 @@ use crate::{
     engine::Engine,
     flows::{self, Queue},
     identity::{Callers, SdsService, Secrets, WorkloadApi, attest, cgroup_path, report_trust_for_ever},
-    kernel::Kernel,
+    kernel::{self, Kernel},
     local::StatusService,
+    made::{Ledger, LedgerError, Made},
     maps::KernelMaps,
     masquerade,
     metrics::Metrics,
@@ -82,6 +83,8 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let replicas = if args.replicas.is_empty() { state.replicas.clone() } else { args.replicas.clone() };
     let upstream = Upstream::new(&state, replicas, identity.clone(), bundles.clone())?;
 
+    let mut ledger = Ledger::open(&args.state_dir)?;
+    note_pins(&mut ledger, &args.bpffs)?;
     let mut kernel = Kernel::load(&args.bpffs, &args.cgroup)?;
     let events = kernel.events()?.into_stream().context("flow events")?;
     let engine = Engine::new(addresses, Box::new(KernelMaps::new(kernel)))?;
@@ -106,6 +109,10 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         slice: state.pod_cidr,
         slices: pod_cidr6.map(|slice6| (state.pod_cidr, slice6)),
     };
+    // Pods have routes as well.
+    for made in [Made::Routes, Made::Tables] {
+        ledger.note(made)?;
+    }
     let lost = adopt(&creator).await?;
     // Now the kernel is what cache and pods say, and what an earlier agent left beside it is gone.
     engine.synchronise()?;
@@ -121,7 +128,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     cni.untold().extend(lost);
 
     let mut tasks = JoinSet::new();
-    tasks.spawn(log_connection_for_ever(progress.status().subscribe()));
+    tasks.spawn(log_connection_for_ever(progress.clone()));
     let subscriber = Subscriber {
         node: state.node.clone(),
         cluster: state.cluster.clone(),
@@ -162,10 +169,14 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let writing = cache.clone();
     tasks.spawn(async move { writing.write_for_ever().await });
 
+    for path in [Some(&args.socket), args.spiffe_socket.as_ref(), args.ready_file.as_ref()] {
+        path.map_or(Ok(()), |path| note_file(&mut ledger, path))?;
+    }
     let listener = listen(&args.socket)?;
     let limit = MAX_MESSAGE;
     let relay = Relay::new(callers.clone(), upstream.clone(), engine.clone());
     let sds = SdsService::new(callers.clone(), secrets.clone(), engine.clone());
+    let asked_to_stop = CancellationToken::new();
     let spiffe = WorkloadApi::new(callers.clone(), secrets.clone(), engine.clone());
     let status = StatusService {
         node: state.node.clone(),
@@ -176,6 +187,8 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         callers,
         flows: queue,
         progress,
+        bpffs: args.bpffs.clone(),
+        stop: asked_to_stop.clone(),
     };
     if let Some(path) = &args.spiffe_socket {
         let api = SpiffeWorkloadApiServer::new(spiffe);
@@ -216,6 +229,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let result = tokio::select! {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
+        () = asked_to_stop.cancelled() => Ok(()),
         ended = &mut server => match ended {
             Ok(Ok(())) => Err(anyhow::anyhow!("the agent's socket is not served any more")),
             Ok(Err(error)) => Err(error.into()),
@@ -353,6 +367,26 @@ async fn bind_gateway(engine: Engine, upstream: Upstream, gateway: NamespacedNam
         }
         tokio::time::sleep(RETRY).await;
     }
+}
+
+/// Writes down what loading the programs will make.
+fn note_pins(ledger: &mut Ledger, bpffs: &Path) -> Result<(), LedgerError> {
+    note_directories(ledger, bpffs)?;
+    if !kernel::is_bpffs(bpffs) {
+        ledger.note(Made::Mount(bpffs.to_owned()))?;
+    }
+    ledger.note(Made::Pins(bpffs.to_owned()))
+}
+
+fn note_file(ledger: &mut Ledger, path: &Path) -> Result<(), LedgerError> {
+    path.parent().map_or(Ok(()), |dir| note_directories(ledger, dir))?;
+    ledger.note(Made::File(path.to_owned()))
+}
+
+/// Those that are not there yet, the outermost first.
+fn note_directories(ledger: &mut Ledger, dir: &Path) -> Result<(), LedgerError> {
+    let missing: Vec<_> = dir.ancestors().take_while(|dir| !dir.exists()).collect();
+    missing.into_iter().rev().try_for_each(|dir| ledger.note(Made::Directory(dir.to_owned())))
 }
 
 /// The cgroups of gateways as their processes name them.

@@ -139,6 +139,11 @@ impl Engine {
         self.lock().behind.is_some()
     }
 
+    /// The write that the kernel has refused, which is still to be made.
+    pub fn behind(&self) -> Option<String> {
+        self.lock().behind.as_ref().map(ToString::to_string)
+    }
+
     /// Notes a pod without writing: for those that were there when the agent started.
     pub fn load_pod(&self, workload: NamespacedName, pod: Pod) {
         self.lock().pods.insert(workload, pod);

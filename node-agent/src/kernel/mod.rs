@@ -27,10 +27,11 @@
 //! there already.
 
 mod classes;
+pub mod dump;
 mod error;
 mod events;
 mod generation;
-mod identities;
+pub(crate) mod identities;
 mod links;
 mod object;
 mod pins;
@@ -53,8 +54,8 @@ use ebpf_shared::{Direction, Metric, Reason, limits, metrics};
 
 pub use self::error::KernelError;
 pub use self::events::{EventRing, EventStream};
-pub use self::identities::Identities;
-pub use self::pins::{Pins, unload};
+pub use self::identities::{Cidr, Identities};
+pub use self::pins::{Pins, is_bpffs, unload};
 pub use self::rules::RulePrefix;
 pub use self::services::Service;
 pub use self::table::{HashTable, TrieTable};
@@ -264,6 +265,15 @@ impl Kernel {
             .map_err(|source| KernelError::program(name, source))?;
         Ok((result.return_value != TC_ACT_SHOT, result.duration))
     }
+}
+
+/// The interfaces that have doors, by the pins of an agent that need not run.
+///
+/// # Errors
+/// The directory can't be read.
+pub fn guarded(bpffs_dir: &Path) -> Result<BTreeSet<u32>, KernelError> {
+    let pins = Pins::at(bpffs_dir);
+    if pins.links().exists() { links::attached_pods(&pins) } else { Ok(BTreeSet::new()) }
 }
 
 const TC_ACT_SHOT: u32 = 2;

@@ -37,6 +37,11 @@ impl Pins {
         Ok(pins)
     }
 
+    /// Paths only: nothing is made or checked.
+    pub(super) fn at(dir: &Path) -> Self {
+        Self { dir: dir.to_owned() }
+    }
+
     pub(super) fn maps(&self) -> PathBuf {
         self.dir.join("maps")
     }
@@ -77,7 +82,7 @@ impl Pins {
 /// Takes the programs out of the kernel and forgets all maps: pods are then *unguarded*. For drained nodes,
 /// and for tests. What is not there is no error; the mount itself stays.
 pub fn unload(bpffs_dir: &Path) -> Result<(), KernelError> {
-    let pins = Pins { dir: bpffs_dir.to_owned() };
+    let pins = Pins::at(bpffs_dir);
     if pins.links().exists() {
         for name in pins.link_names()? {
             remove_link(&pins.link(&name))?;
@@ -89,6 +94,11 @@ pub fn unload(bpffs_dir: &Path) -> Result<(), KernelError> {
         remove_dir(&pins.maps())?;
     }
     Ok(())
+}
+
+/// Whether a directory is on a bpffs, so that none need be mounted.
+pub fn is_bpffs(dir: &Path) -> bool {
+    statfs(dir).is_ok_and(|kind| kind.filesystem_type() == BPF_FS_MAGIC)
 }
 
 /// Opens the cgroup whose sockets are to be hooked.

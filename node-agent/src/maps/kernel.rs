@@ -4,7 +4,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 
 use ebpf_shared::{Addr, Class, Direction, Endpoint, Metric, Reason, ServiceKey, SockAddr};
 
-use super::{MapError, Maps};
+use super::{MapError, Maps, endpoint_value};
 use crate::{
     desired::{
         ClassRules, Desired, EndpointEntry, MapOp, NetnsEntry, PodAddresses, ServiceEntry, ServiceFrontend,
@@ -56,17 +56,7 @@ impl KernelMaps {
             MapOp::RemoveClass(number) => kernel.remove_class(*number),
             MapOp::PutIdentity(net, identity) => kernel.identities.upsert(net, *identity),
             MapOp::RemoveIdentity(net) => kernel.identities.delete(net).map(drop),
-            MapOp::PutEndpoint(ifindex, entry) => {
-                let endpoint = Endpoint {
-                    identity: entry.identity,
-                    class: entry.class,
-                    incarnation: entry.incarnation,
-                    v4: entry.addresses.v4.into(),
-                    v6: entry.addresses.v6.map_or(Addr::UNSPECIFIED, Addr::from),
-                    ..Endpoint::default()
-                };
-                kernel.endpoints.upsert(*ifindex, endpoint)
-            }
+            MapOp::PutEndpoint(ifindex, entry) => kernel.endpoints.upsert(*ifindex, endpoint_value(entry)),
             MapOp::RemoveEndpoint(ifindex) => kernel.endpoints.delete(ifindex).map(drop),
             MapOp::PutService(frontend, entry) => {
                 let slots = entry.slots.iter().map(|slot| SockAddr::new(slot.ip().into(), slot.port()));

@@ -8,12 +8,15 @@ use crate::desired::{Desired, MapOp};
 mod kernel;
 #[cfg(test)]
 mod memory;
+mod verify;
 
 pub use kernel::KernelMaps;
 #[cfg(test)]
 pub(crate) use kernel::compiled;
 #[cfg(test)]
 pub(crate) use memory::MemoryMaps;
+pub(crate) use verify::endpoint_value;
+pub use verify::{Difference, Verified, fill, verify};
 
 /// A write or a call that the kernel refused.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]

@@ -1,0 +1,233 @@
+//! Whether the maps hold what they are to hold.
+//!
+//! What the agent writes by itself is compared entry by entry, keys and values. Where it chose numbers on the way
+//! (services, classes), the keys are, and what entries of one map say of those of another. The programs' own maps are looked
+//! through for what no program writes.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
+
+use ebpf_shared::{Addr, CapturedKey, Endpoint, Netns, identity, limits};
+use ipnet::IpNet;
+use serde_json::Value;
+
+use crate::{
+    desired::{Desired, EndpointEntry},
+    kernel::{
+        Cidr, KernelError,
+        dump::{self, Entry, plain},
+    },
+};
+
+/// Entries by the text of their key.
+type Entries = BTreeMap<String, Entry>;
+
+/// What was found of one map.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Verified {
+    pub map: &'static str,
+    /// That it holds.
+    pub entries: usize,
+    pub differences: Vec<Difference>,
+}
+
+/// An entry that is not as it is to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    pub key: String,
+    /// In the kernel.
+    pub found: String,
+    /// What it is to be.
+    pub wanted: String,
+}
+
+/// Said of an entry that is not there.
+const NOTHING: &str = "nothing";
+
+/// The kernel's value of an endpoint.
+pub(crate) fn endpoint_value(entry: &EndpointEntry) -> Endpoint {
+    Endpoint {
+        identity: entry.identity,
+        class: entry.class,
+        incarnation: entry.incarnation,
+        v4: entry.addresses.v4.into(),
+        v6: entry.addresses.v6.map_or(Addr::UNSPECIFIED, Addr::from),
+        ..Endpoint::default()
+    }
+}
+
+/// Looks through every map that can be shown.
+///
+/// # Errors
+/// One can't be read.
+pub fn verify(bpffs: &Path, desired: &Desired) -> Result<Vec<Verified>, KernelError> {
+    let mut maps: BTreeMap<&'static str, Entries> = BTreeMap::new();
+    for how in dump::all() {
+        let entries = dump::dump(bpffs, how.as_ref())?;
+        maps.insert(how.name(), entries.into_iter().map(|entry| (entry.key_text(), entry)).collect());
+    }
+    Ok(compare(&maps, desired))
+}
+
+/// PURE.
+fn compare(maps: &BTreeMap<&'static str, Entries>, desired: &Desired) -> Vec<Verified> {
+    let exact = exact(desired);
+    let verified = maps.iter().map(|(map, found)| {
+        let mut differences = match exact.get(map) {
+            Some(wanted) => differences(found, wanted),
+            None => Vec::new(),
+        };
+        differences.extend(found.values().filter_map(|entry| {
+            let wrong = wrong(map, entry, maps, desired)?;
+            Some(Difference { key: entry.key_text(), found: entry.value_text(), wanted: wrong })
+        }));
+        differences.extend(missing(map, found, desired));
+        Verified { map, entries: found.len(), differences }
+    });
+    verified.collect()
+}
+
+/// Maps of which every entry is known beforehand.
+fn exact(desired: &Desired) -> BTreeMap<&'static str, Entries> {
+    let hosts = desired.identities.iter().filter(|(net, _)| is_host(net));
+    let hosts = hosts.map(|(net, identity)| dump::host(&net.addr().into(), identity));
+    let mut cidrs: BTreeMap<Cidr, u32> = BTreeMap::new();
+    // Always there, so that no IPv6 range holds for IPv4.
+    cidrs.insert(Cidr::from(IpNet::V4(ipnet::Ipv4Net::default())), identity::ANY);
+    cidrs.extend(
+        desired.identities.iter().filter(|(net, _)| !is_host(net)).map(|(net, who)| (Cidr::from(*net), *who)),
+    );
+    let endpoints =
+        desired.endpoints.iter().map(|(ifindex, entry)| dump::endpoint(ifindex, &endpoint_value(entry)));
+    let netns = desired.netns.keys().map(|cookie| dump::netns(cookie, &Netns { flags: Netns::SIDECAR }));
+    let captured = desired.netns.iter().flat_map(|(cookie, entry)| {
+        let ports = entry.captured.iter();
+        ports.map(|(port, protocol)| dump::captured(&CapturedKey::new(*cookie, *port, *protocol), &1))
+    });
+    let by_key = |entries: Vec<Entry>| entries.into_iter().map(|entry| (entry.key_text(), entry)).collect();
+    BTreeMap::from([
+        ("HOSTS", by_key(hosts.collect())),
+        ("CIDRS", by_key(cidrs.iter().map(|(cidr, who)| dump::cidr(cidr, who)).collect())),
+        ("ENDPOINTS", by_key(endpoints.collect())),
+        ("NETNS", by_key(netns.collect())),
+        ("CAPTURED", by_key(captured.collect())),
+    ])
+}
+
+fn is_host(net: &IpNet) -> bool {
+    net.prefix_len() == net.max_prefix_len()
+}
+
+fn differences(found: &Entries, wanted: &Entries) -> Vec<Difference> {
+    let text = |entry: Option<&Entry>| entry.map_or(NOTHING.to_owned(), Entry::value_text);
+    let keys: BTreeSet<&String> = found.keys().chain(wanted.keys()).collect();
+    let of = |key: &&String| {
+        let (found, wanted) = (found.get(*key), wanted.get(*key));
+        found.map(|entry| &entry.value) != wanted.map(|entry| &entry.value)
+    };
+    let differs = keys.into_iter().filter(of);
+    differs
+        .map(|key| Difference {
+            key: key.clone(),
+            found: text(found.get(key)),
+            wanted: text(wanted.get(key)),
+        })
+        .collect()
+}
+
+/// Why an entry can't be right, whatever its numbers are.
+fn wrong(
+    map: &str,
+    entry: &Entry,
+    maps: &BTreeMap<&'static str, Entries>,
+    desired: &Desired,
+) -> Option<String> {
+    let key = |name: &str| field(&entry.key, name);
+    let value = |name: &str| field(&entry.value, name);
+    let is_flag = |name: &str| value(name).as_u64().is_some_and(|flag| flag <= 1);
+    let says = |holds: bool, sentence: &str| (!holds).then(|| sentence.to_owned());
+    match map {
+        "FORMAT" => says(value("format") == limits::FORMAT, "the format of this release"),
+        "CLASSES" => {
+            let number = key("class").as_u64().and_then(|number| u32::try_from(number).ok());
+            says(number.is_some_and(|number| desired.classes.contains_key(&number)), NOTHING)
+        }
+        "POLICY" => {
+            let number = key("class").as_u64().and_then(|number| u32::try_from(number).ok());
+            says(number.is_some_and(|number| desired.classes.contains_key(&number)), NOTHING)
+        }
+        "SERVICES" => says(frontends(desired).contains(&frontend(entry)), NOTHING),
+        "BACKENDS" => {
+            let services = maps.get("SERVICES").into_iter().flat_map(BTreeMap::values);
+            let of = services.into_iter().find(|service| field(&service.value, "id") == key("id"));
+            let holds =
+                of.is_some_and(|service| key("slot").as_u64() < field(&service.value, "backends").as_u64());
+            says(holds, "nothing: no service leads to it")
+        }
+        "CONNTRACK" => {
+            let flags = ["answered", "closed_forward", "closed_reply", "midstream"];
+            let holds =
+                flags.into_iter().all(is_flag) && key("began").is_string() && value("cut").is_string();
+            says(holds, "nothing that a program writes")
+        }
+        "REVERSE" => {
+            let family = |value: &Value| plain(value).starts_with('[');
+            let holds = key("socket") != 0 && family(&key("backend")) == family(&value("service"));
+            says(holds, "nothing that a program writes")
+        }
+        _ => None,
+    }
+}
+
+/// What is to be there and is not, of maps whose values have numbers that the agent chose.
+fn missing(map: &str, found: &Entries, desired: &Desired) -> Vec<Difference> {
+    let absent =
+        |key: String, wanted: &str| Difference { key, found: NOTHING.to_owned(), wanted: wanted.to_owned() };
+    match map {
+        "SERVICES" => {
+            let there: BTreeSet<String> = found.values().map(frontend).collect();
+            let gone = frontends(desired).into_iter().filter(|frontend| !there.contains(frontend));
+            gone.map(|frontend| absent(frontend, "a service")).collect()
+        }
+        "CLASSES" => {
+            let there: BTreeSet<u64> =
+                found.values().filter_map(|entry| field(&entry.key, "class").as_u64()).collect();
+            let gone = desired.classes.keys().filter(|number| !there.contains(&u64::from(**number)));
+            gone.map(|number| absent(format!("class {number}"), "a class")).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn frontends(desired: &Desired) -> BTreeSet<String> {
+    let of = desired.services.keys();
+    of.map(|frontend| format!("{} protocol {}", frontend.socket(), frontend.protocol)).collect()
+}
+
+fn frontend(entry: &Entry) -> String {
+    let part = |name| plain(&field(&entry.key, name));
+    format!("{} protocol {}", part("service"), part("protocol"))
+}
+
+fn field(fields: &dump::Fields, name: &str) -> Value {
+    fields.iter().find(|(known, _)| *known == name).map(|(_, value)| value.clone()).unwrap_or_default()
+}
+
+/// How full the maps are that the agent writes: name, entries, the most that fit. PURE.
+pub fn fill(desired: &Desired) -> Vec<(&'static str, usize, u32)> {
+    let hosts = desired.identities.keys().filter(|net| is_host(net)).count();
+    let backends = desired.services.values().map(|service| service.slots.len()).sum();
+    let captured = desired.netns.values().map(|entry| entry.captured.len()).sum();
+    vec![
+        ("BACKENDS", backends, limits::BACKENDS),
+        ("CAPTURED", captured, limits::CAPTURED),
+        ("CIDRS", desired.identities.len() - hosts, limits::CIDRS),
+        ("CLASSES", desired.classes.len(), limits::CLASSES),
+        ("ENDPOINTS", desired.endpoints.len(), limits::ENDPOINTS),
+        ("HOSTS", hosts, limits::HOSTS),
+        ("NETNS", desired.netns.len(), limits::NETNS),
+        ("SERVICES", desired.services.len(), limits::SERVICES),
+    ]
+}
