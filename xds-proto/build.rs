@@ -12,6 +12,7 @@ const FILES: &[&str] = &[
     "isthmus/bootstrap/v1/bootstrap.proto",
     "isthmus/ca/v1/ca.proto",
     "isthmus/federation/v1/federation.proto",
+    "isthmus/local/v1/dns.proto",
     "isthmus/local/v1/local.proto",
     "isthmus/raft/v1/raft.proto",
     "spiffe/workload.proto",
@@ -24,6 +25,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     // Without both, `prost::Name` yields type URLs that no xDS client accepts.
     prost.enable_type_names();
     prost.type_name_domain(["."], "type.googleapis.com");
+    // A resource that is equal has equal bytes.
+    prost.btree_map([".isthmus.agent"]);
     tonic_prost_build::configure().compile_fds_with_config(descriptors, prost)?;
     Ok(())
 }

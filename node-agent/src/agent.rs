@@ -39,6 +39,7 @@ use crate::{
     maps::KernelMaps,
     masquerade,
     metrics::Metrics,
+    migrate::{self, Waiting},
     persist,
     relay::{MAX_MESSAGE, Relay},
     routes::RouteKeeper,
@@ -113,7 +114,9 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     for made in [Made::Routes, Made::Tables] {
         ledger.note(made)?;
     }
-    let lost = adopt(&creator).await?;
+    let older = engine.migrates_from();
+    let mut waiting = Waiting::new();
+    let lost = adopt(&creator, older.is_some().then_some(&mut waiting)).await?;
     // Now the kernel is what cache and pods say, and what an earlier agent left beside it is gone.
     engine.synchronise()?;
 
@@ -128,6 +131,12 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     cni.untold().extend(lost);
 
     let mut tasks = JoinSet::new();
+    if let Some(from) = older {
+        tracing::info!(from, "the kernel's maps have an older format; pods change over one by one");
+        if !migrate::step(&engine, &mut waiting)? {
+            tasks.spawn(migrate::go_on(engine.clone(), waiting));
+        }
+    }
     tasks.spawn(log_connection_for_ever(progress.clone()));
     let subscriber = Subscriber {
         node: state.node.clone(),
@@ -161,6 +170,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     tasks.spawn(flows::collect_for_ever(events, engine.clone(), state.node.clone(), queue.clone()));
     tasks.spawn(flows::report_for_ever(queue.clone(), upstream.clone()));
     tasks.spawn(cni::watch_for_ever(cni.clone()));
+    tasks.spawn(cni::probe_for_ever(cni.clone()));
     for gateway in gateways {
         tasks.spawn(bind_gateway(engine.clone(), upstream.clone(), gateway, args.address.into()));
     }
@@ -300,13 +310,18 @@ async fn node_state(args: &RunArgs) -> anyhow::Result<NodeState> {
 
 /// Takes over the pods of an earlier agent. Those that are gone, or were never finished, are removed; it says which
 /// workloads they ran.
-async fn adopt(creator: &Creator) -> anyhow::Result<Vec<NamespacedName>> {
+async fn adopt(creator: &Creator, mut waiting: Option<&mut Waiting>) -> anyhow::Result<Vec<NamespacedName>> {
     let known: Vec<_> = creator.registry.lock().iter().cloned().collect();
     let mut lost = Vec::new();
     for endpoint in known {
         let index = creator.host.index(&endpoint.host_interface).await?;
         if endpoint.ready && index == Some(endpoint.ifindex) {
-            creator.engine.attach(&endpoint.host_interface, endpoint.ifindex)?;
+            if let Some(waiting) = &mut waiting {
+                waiting
+                    .insert(endpoint.workload.clone(), (endpoint.host_interface.clone(), endpoint.ifindex));
+            } else {
+                creator.engine.attach(&endpoint.host_interface, endpoint.ifindex)?;
+            }
             creator.engine.load_pod(endpoint.workload.clone(), pod_of(&endpoint));
             continue;
         }
@@ -354,7 +369,7 @@ async fn bind_gateway(engine: Engine, upstream: Upstream, gateway: NamespacedNam
             }
             continue;
         }
-        match cni::report(&upstream, &gateway, addresses).await {
+        match cni::report(&upstream, &gateway, addresses, true).await {
             Ok(()) => {
                 tracing::info!(%gateway, "gateway bound to this node");
                 told.clear();

@@ -24,6 +24,9 @@ pub struct Cli {
 pub enum Command {
     /// Run the agent of this node.
     Run(Box<RunArgs>),
+    /// Run the DNS proxy of this node, for policies that allow names. It is a process of its own, so that names which
+    /// are allowed already go on while the agent is away.
+    Dns(crate::dns::DnsArgs),
     /// Ask the running agent what it does.
     Status(StatusArgs),
     /// End the running agent, and say what stays enforced.

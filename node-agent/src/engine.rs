@@ -124,6 +124,19 @@ impl Engine {
         self.lock().maps.attached()
     }
 
+    /// The older map format whose programs still guard pods: [`Maps::migrates_from`].
+    pub fn migrates_from(&self) -> Option<u32> {
+        self.lock().maps.migrates_from()
+    }
+
+    /// Replaces what is left of the older format's programs.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn finish_migration(&self) -> Result<(), MapError> {
+        self.lock().maps.finish_migration()
+    }
+
     /// Flow events that found no room, ever.
     pub fn lost_events(&self) -> u64 {
         self.lock().maps.lost_events()
@@ -180,6 +193,11 @@ impl Engine {
         };
         self.tell();
         result
+    }
+
+    /// Whether a pod is there, with or without traffic.
+    pub fn has_pod(&self, workload: &NamespacedName) -> bool {
+        self.lock().pods.contains_key(workload)
     }
 
     /// What the kernel enforces for a pod; `None` while it has no traffic.

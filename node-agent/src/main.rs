@@ -5,7 +5,7 @@ use std::{io::IsTerminal, process::ExitCode};
 use node_agent::{
     agent, cleanup,
     config::{Cli, Command, MapsCommand},
-    grpc, maps_cli, status, stop,
+    dns, grpc, maps_cli, status, stop,
 };
 use tracing_subscriber::EnvFilter;
 
@@ -24,6 +24,7 @@ async fn main() -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr).init();
     let result = match cli.command {
         Command::Run(args) => agent::run(*args).await,
+        Command::Dns(args) => dns::run(args).await,
         Command::Status(args) => status::print(&args.socket, std::io::stdout().lock()).await,
         Command::Stop(args) => stop::stop(&args, std::io::stdout().lock()).await,
         Command::Maps(MapsCommand::Dump(args)) => maps_cli::print(&args, std::io::stdout().lock()),

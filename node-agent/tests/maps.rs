@@ -10,8 +10,8 @@ use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData};
 use ebpf_shared::{
-    Addr, BackendKey, CapturedKey, Class, ConnEntry, ConnKey, Endpoint, Netns, ReverseKey, ServiceKey,
-    ServiceValue, SockAddr, limits,
+    Addr, Backend, CapturedKey, Class, ConnEntry, ConnKey, Endpoint, Netns, ReverseKey, ServiceKey,
+    ServiceValue, SockAddr, limits, service::ReverseValue,
 };
 use node_agent::{
     config::{DumpArgs, Output},
@@ -80,10 +80,16 @@ fn a_wrong_entry_in_any_map_is_found_and_named_by_its_map() {
             ("CONNTRACK", Box::new(|| spoil(lru("CONNTRACK"), key, odd))),
             (
                 "SERVICES",
-                Box::new(|| spoil(hash("SERVICES"), ServiceKey::new(POD, 80, 6), ServiceValue::default())),
+                Box::new(|| spoil(hash("SERVICES"), ServiceKey::new(POD, 80, 6, 0), ServiceValue::default())),
             ),
-            ("BACKENDS", Box::new(|| spoil(hash("BACKENDS"), BackendKey::default(), stray))),
-            ("REVERSE", Box::new(|| spoil(lru("REVERSE"), ReverseKey::new(0, stray), stray))),
+            (
+                "BACKENDS",
+                Box::new(|| spoil(hash("BACKENDS"), 1u32, Backend { at: stray, ..Backend::default() })),
+            ),
+            (
+                "REVERSE",
+                Box::new(|| spoil(lru("REVERSE"), ReverseKey::new(0, stray), ReverseValue::default())),
+            ),
             ("NETNS", Box::new(|| spoil(hash("NETNS"), 1u64, Netns::default()))),
             ("CAPTURED", Box::new(|| spoil(hash("CAPTURED"), CapturedKey::new(1, 1, 6), 1u8))),
         ];

@@ -12,9 +12,9 @@
 //! A link holds its program, so programs need no pins of their own, and a new agent replaces the program
 //! behind each link in one step: every packet meets either the old or the new one. The maps are reused as
 //! they are: connections survive. `maps/FORMAT` says which layout they have, and is written last, so a first
-//! start that died half-way is recognised and begun again. Maps of another format are refused
-//! ([`KernelError::Format`]): replacing them under running pods would forget connections and policy, so that
-//! is for an operator to do on a drained node ([`unload`]).
+//! start that died half-way is recognised and begun again. Maps of an older format are replaced while its
+//! programs go on (`migrate`), those of a newer one are refused ([`KernelError::Format`]): what they say is not known here,
+//! so going back is for an operator to do on a drained node ([`unload`]).
 //!
 //! The directory has to be on a bpffs that outlives the agent's process; where it is not on one,
 //! [`Kernel::load`] mounts one there, which is only as lasting as the mount namespace it is in.
@@ -24,7 +24,7 @@
 //! Old or new, never neither: a class of policy is never edited in place. [`Kernel::put_class`] writes a
 //! changed one beside the old under another number, rules first; then each endpoint is moved by one write;
 //! then [`Kernel::remove_class`] removes the old. A service is replaced in one write, its new backends being
-//! there already.
+//! there already: see [`Services`].
 
 mod classes;
 pub mod dump;
@@ -33,11 +33,15 @@ mod events;
 mod generation;
 pub(crate) mod identities;
 mod links;
+mod mapped;
+mod migrate;
 mod object;
 mod pins;
 pub mod rules;
 mod services;
 mod sidecars;
+mod sight;
+mod slab;
 mod sys;
 mod table;
 pub mod verdict;
@@ -57,15 +61,17 @@ pub use self::events::{EventRing, EventStream};
 pub use self::identities::{Cidr, Identities};
 pub use self::pins::{Pins, is_bpffs, unload};
 pub use self::rules::RulePrefix;
-pub use self::services::Service;
+pub(crate) use self::services::flags as service_flags;
+pub use self::services::{Gone, Services};
+pub use self::sight::IdentitySight;
 pub use self::table::{HashTable, TrieTable};
 pub use ebpf_shared;
 
 use self::generation::Generation;
-use ebpf_shared::{
-    Backend, BackendKey, CapturedKey, Class, ConnEntry, ConnKey, Endpoint, Netns, PolicyValue, ServiceKey,
-    ServiceValue,
-};
+use self::mapped::Mapped;
+use self::migrate::Migration;
+use self::services::ServiceTables;
+use ebpf_shared::{CapturedKey, Class, ConnEntry, ConnKey, Endpoint, Netns, PolicyValue};
 
 /// The loaded programs and their maps.
 ///
@@ -81,17 +87,17 @@ pub struct Kernel {
     policy: TrieTable<RulePrefix, PolicyValue>,
     /// Rules of each class, so that removing a class need not read all policy.
     installed: BTreeMap<u32, Vec<RulePrefix>>,
-    services: HashTable<ServiceKey, ServiceValue>,
-    backends: HashTable<BackendKey, Backend>,
-    service_ids: BTreeSet<u32>,
-    next_service: u32,
+    /// At every address that they have.
+    pub services: Services,
     netns: HashTable<u64, Netns>,
     captured: HashTable<CapturedKey, u8>,
     lost: PerCpuArray<MapData, u64>,
     metrics: PerCpuArray<MapData, Metric>,
     events: Option<EventRing>,
+    format: Array<MapData, u32>,
     programs: Ebpf,
     pins: Pins,
+    migration: Option<Migration>,
 }
 
 /// What the verifier and the JIT made of a program.
@@ -115,7 +121,7 @@ impl Kernel {
     pub fn load(bpffs_dir: &Path, cgroup_dir: &Path) -> Result<Self, KernelError> {
         let object = object::embedded()?;
         let cgroup = pins::open_cgroup(cgroup_dir)?;
-        let pins = Pins::prepare(bpffs_dir)?;
+        let (pins, older) = Pins::prepare(bpffs_dir)?;
 
         let mut loader = EbpfLoader::new();
         loader.verifier_log_level(VerifierLogLevel::STATS);
@@ -125,25 +131,29 @@ impl Kernel {
         let mut programs =
             loader.load(object).map_err(|source| KernelError::Load { source: Box::new(source) })?;
 
-        let mut format: Array<MapData, u32> = take(&mut programs, "FORMAT")?;
-        format.set(0, limits::FORMAT, 0).map_err(|source| KernelError::Map { name: "FORMAT", source })?;
+        let format = take(&mut programs, "FORMAT")?;
         let generation = Arc::new(Generation::new(take(&mut programs, "GENERATION")?));
         // An agent that died between a write and its generation leaves flows judged by what was before.
         generation.raise()?;
 
         links::load_programs(&mut programs)?;
-        links::take_over(&programs, &pins)?;
-        links::hook_sockets(&mut programs, &pins, &cgroup)?;
+        let migration = older.map(|from| Migration::new(from, cgroup.clone()));
+        if migration.is_none() {
+            links::take_over(&programs, &pins)?;
+            links::hook_sockets(&mut programs, &pins, &cgroup)?;
+        }
 
         let judged = Some(&generation);
         let policy = TrieTable::new("POLICY", take(&mut programs, "POLICY")?, judged);
         let installed = classes::installed(&policy)?;
-        let services = HashTable::new("SERVICES", take(&mut programs, "SERVICES")?, None);
-        let service_ids: BTreeSet<u32> =
-            services.dump()?.values().map(|service: &ServiceValue| service.id).collect();
-        let mut backends = HashTable::new("BACKENDS", take(&mut programs, "BACKENDS")?, None);
-        services::sweep(&service_ids, &mut backends)?;
-        Ok(Self {
+        let services = Services::recover(ServiceTables {
+            services: HashTable::new("SERVICES", take(&mut programs, "SERVICES")?, None),
+            backends: HashTable::new("BACKENDS", take(&mut programs, "BACKENDS")?, None),
+            sources: TrieTable::new("SOURCES", take(&mut programs, "SOURCES")?, None),
+            maglev: Mapped::open("MAGLEV", &pins.map("MAGLEV"), limits::MAGLEV)?,
+            served: Mapped::open("SERVED", &pins.map("SERVED"), limits::SERVED_BITS / 32)?,
+        })?;
+        let mut kernel = Self {
             identities: Identities::new(
                 HashTable::new("HOSTS", take(&mut programs, "HOSTS")?, judged),
                 TrieTable::new("CIDRS", take(&mut programs, "CIDRS")?, judged),
@@ -154,24 +164,37 @@ impl Kernel {
             policy,
             installed,
             services,
-            backends,
-            next_service: service_ids.last().map_or(1, |id| id.wrapping_add(1)),
-            service_ids,
             netns: HashTable::new("NETNS", take(&mut programs, "NETNS")?, None),
             captured: HashTable::new("CAPTURED", take(&mut programs, "CAPTURED")?, None),
             lost: take(&mut programs, "LOST")?,
             metrics: take(&mut programs, "METRICS")?,
             events: Some(EventRing::new(take(&mut programs, "EVENTS")?)),
+            format,
             programs,
             pins,
-        })
+            migration,
+        };
+        if kernel.migration.is_none() {
+            kernel.write_format()?;
+        }
+        Ok(kernel)
+    }
+
+    /// Says that the maps are of this format, and whole.
+    fn write_format(&mut self) -> Result<(), KernelError> {
+        let error = |source| KernelError::Map { name: "FORMAT", source };
+        self.format.set(0, limits::FORMAT, 0).map_err(error)
     }
 
     /// Puts the doors on a pod's host-side interface, which is looked up in the caller's network namespace.
     /// Until `endpoints` has an entry for it, nothing passes. Doors that are there already are kept.
     ///
-    /// Returns the index of the interface.
+    /// Returns the index of the interface. While an older format is replaced, this is what replaces the doors: its entries
+    /// have to be there before.
     pub fn attach_pod(&mut self, ifname: &str) -> Result<u32, KernelError> {
+        if self.migration.is_some() {
+            return self.migrate_pod(ifname);
+        }
         links::attach_pod(&mut self.programs, &self.pins, ifname)
     }
 

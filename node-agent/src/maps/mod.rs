@@ -62,6 +62,20 @@ pub trait Maps: Send {
     /// They can't be listed.
     fn attached(&mut self) -> Result<Vec<u32>, MapError>;
 
+    /// The older map format whose programs still guard pods, until these are attached anew and the rest is
+    /// [finished](Self::finish_migration).
+    fn migrates_from(&self) -> Option<u32> {
+        None
+    }
+
+    /// Replaces what is left of the older format's programs, and removes its maps.
+    ///
+    /// # Errors
+    /// The kernel refused. The same once more goes on from there.
+    fn finish_migration(&mut self) -> Result<(), MapError> {
+        Ok(())
+    }
+
     /// Flow events that found no room, ever.
     fn lost_events(&mut self) -> u64;
 

@@ -1,23 +1,23 @@
 //! Whether the maps hold what they are to hold.
 //!
-//! What the agent writes by itself is compared entry by entry, keys and values. Where it chose numbers on the way
-//! (services, classes), the keys are, and what entries of one map say of those of another. The programs' own maps are looked
-//! through for what no program writes.
+//! What the agent writes is compared entry by entry, keys and values. Numbers that it chose on the way (of services and
+//! their backends) are read as what they stand for. The programs' own maps are looked through for what no program writes.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
 };
 
-use ebpf_shared::{Addr, CapturedKey, Endpoint, Netns, identity, limits};
+use ebpf_shared::{Addr, Backend, CapturedKey, Endpoint, Netns, ServiceValue, identity, limits};
 use ipnet::IpNet;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     desired::{Desired, EndpointEntry},
     kernel::{
         Cidr, KernelError,
         dump::{self, Entry, plain},
+        service_flags,
     },
 };
 
@@ -73,14 +73,16 @@ pub fn verify(bpffs: &Path, desired: &Desired) -> Result<Vec<Verified>, KernelEr
 
 /// PURE.
 fn compare(maps: &BTreeMap<&'static str, Entries>, desired: &Desired) -> Vec<Verified> {
-    let exact = exact(desired);
+    let mut exact = exact(desired);
+    exact.extend(services(desired));
+    let names = names(maps);
     let verified = maps.iter().map(|(map, found)| {
         let mut differences = match exact.get(map) {
-            Some(wanted) => differences(found, wanted),
+            Some(wanted) => differences(&named(map, found, &names), wanted),
             None => Vec::new(),
         };
         differences.extend(found.values().filter_map(|entry| {
-            let wrong = wrong(map, entry, maps, desired)?;
+            let wrong = wrong(map, entry, desired)?;
             Some(Difference { key: entry.key_text(), found: entry.value_text(), wanted: wrong })
         }));
         differences.extend(missing(map, found, desired));
@@ -138,12 +140,7 @@ fn differences(found: &Entries, wanted: &Entries) -> Vec<Difference> {
 }
 
 /// Why an entry can't be right, whatever its numbers are.
-fn wrong(
-    map: &str,
-    entry: &Entry,
-    maps: &BTreeMap<&'static str, Entries>,
-    desired: &Desired,
-) -> Option<String> {
+fn wrong(map: &str, entry: &Entry, desired: &Desired) -> Option<String> {
     let key = |name: &str| field(&entry.key, name);
     let value = |name: &str| field(&entry.value, name);
     let is_flag = |name: &str| value(name).as_u64().is_some_and(|flag| flag <= 1);
@@ -157,14 +154,6 @@ fn wrong(
         "POLICY" => {
             let number = key("class").as_u64().and_then(|number| u32::try_from(number).ok());
             says(number.is_some_and(|number| desired.classes.contains_key(&number)), NOTHING)
-        }
-        "SERVICES" => says(frontends(desired).contains(&frontend(entry)), NOTHING),
-        "BACKENDS" => {
-            let services = maps.get("SERVICES").into_iter().flat_map(BTreeMap::values);
-            let of = services.into_iter().find(|service| field(&service.value, "id") == key("id"));
-            let holds =
-                of.is_some_and(|service| key("slot").as_u64() < field(&service.value, "backends").as_u64());
-            says(holds, "nothing: no service leads to it")
         }
         "CONNTRACK" => {
             let flags = ["answered", "closed_forward", "closed_reply", "midstream"];
@@ -186,11 +175,6 @@ fn missing(map: &str, found: &Entries, desired: &Desired) -> Vec<Difference> {
     let absent =
         |key: String, wanted: &str| Difference { key, found: NOTHING.to_owned(), wanted: wanted.to_owned() };
     match map {
-        "SERVICES" => {
-            let there: BTreeSet<String> = found.values().map(frontend).collect();
-            let gone = frontends(desired).into_iter().filter(|frontend| !there.contains(frontend));
-            gone.map(|frontend| absent(frontend, "a service")).collect()
-        }
         "CLASSES" => {
             let there: BTreeSet<u64> =
                 found.values().filter_map(|entry| field(&entry.key, "class").as_u64()).collect();
@@ -201,14 +185,81 @@ fn missing(map: &str, found: &Entries, desired: &Desired) -> Vec<Difference> {
     }
 }
 
-fn frontends(desired: &Desired) -> BTreeSet<String> {
-    let of = desired.services.keys();
-    of.map(|frontend| format!("{} protocol {}", frontend.socket(), frontend.protocol)).collect()
+/// What is to be there of services, by their addresses instead of their numbers.
+fn services(desired: &Desired) -> BTreeMap<&'static str, Entries> {
+    let [mut services, mut backends, mut sources] = [const { Entries::new() }; 3];
+    let put = |entries: &mut Entries, key: dump::Fields, value: dump::Fields| {
+        let entry = Entry { key, value };
+        entries.insert(entry.key_text(), entry);
+    };
+    for (frontend, service) in &desired.services {
+        let flag = |set: bool, flag: u32| if set { flag } else { 0 };
+        let flags = service_flags(service);
+        let name = format!("{}/{}/{}", frontend.socket(), frontend.protocol, frontend.scope.number());
+        let value = vec![
+            ("affinity_seconds", json!(service.affinity_seconds)),
+            ("flags", json!(flags)),
+            ("proxy_port", json!(service.proxy_port)),
+        ];
+        put(&mut services, vec![("service", json!(name))], value);
+        for (at, served) in &service.backends {
+            let flags = flag(served.chosen, Backend::CHOSEN) | flag(served.here, Backend::HERE);
+            let key = vec![("service", json!(name)), ("backend", json!(at.to_string()))];
+            put(&mut backends, key, vec![("weight", json!(served.weight)), ("flags", json!(flags))]);
+        }
+        for net in &service.sources {
+            let key = vec![("service", json!(name)), ("from", json!(net.to_string()))];
+            put(&mut sources, key, Vec::new());
+        }
+    }
+    BTreeMap::from([("SERVICES", services), ("BACKENDS", backends), ("SOURCES", sources)])
 }
 
-fn frontend(entry: &Entry) -> String {
+/// The addresses of services, by their numbers.
+fn names(maps: &BTreeMap<&'static str, Entries>) -> BTreeMap<String, String> {
+    let services = maps.get("SERVICES").into_iter().flat_map(BTreeMap::values);
+    services.map(|entry| (plain(&field(&entry.value, "id")), service_name(entry))).collect()
+}
+
+fn service_name(entry: &Entry) -> String {
     let part = |name| plain(&field(&entry.key, name));
-    format!("{} protocol {}", part("service"), part("protocol"))
+    format!("{}/{}/{}", part("service"), part("protocol"), part("scope"))
+}
+
+/// The entries with the numbers of services replaced by what they stand for, as in [`services`].
+fn named(map: &str, found: &Entries, names: &BTreeMap<String, String>) -> Entries {
+    let pick = |from: &dump::Fields, wanted: &[&'static str]| -> dump::Fields {
+        wanted.iter().map(|name| (*name, field(from, name))).collect()
+    };
+    let owner = |id: &Value| {
+        let id = plain(id);
+        ("service", json!(names.get(&id).cloned().unwrap_or_else(|| format!("number {id}, which is none"))))
+    };
+    let one = |entry: &Entry| match map {
+        "SERVICES" => Entry {
+            key: vec![("service", json!(service_name(entry)))],
+            value: pick(&entry.value, &["affinity_seconds", "flags", "proxy_port"]),
+        },
+        "BACKENDS" => Entry {
+            key: vec![owner(&field(&entry.value, "service_id")), ("backend", field(&entry.value, "backend"))],
+            value: pick(&entry.value, &["weight", "flags"]),
+        },
+        "SOURCES" => Entry {
+            key: vec![owner(&field(&entry.key, "service_id")), ("from", field(&entry.key, "from"))],
+            value: Vec::new(),
+        },
+        _ => entry.clone(),
+    };
+    let mut entries = Entries::new();
+    for entry in found.values().map(one) {
+        let mut key = entry.key_text();
+        // Two numbers for one thing: one of them is too many.
+        while entries.contains_key(&key) {
+            key.push_str(", once more");
+        }
+        entries.insert(key, entry);
+    }
+    entries
 }
 
 fn field(fields: &dump::Fields, name: &str) -> Value {
@@ -218,7 +269,7 @@ fn field(fields: &dump::Fields, name: &str) -> Value {
 /// How full the maps are that the agent writes: name, entries, the most that fit. PURE.
 pub fn fill(desired: &Desired) -> Vec<(&'static str, usize, u32)> {
     let hosts = desired.identities.keys().filter(|net| is_host(net)).count();
-    let backends = desired.services.values().map(|service| service.slots.len()).sum();
+    let backends = desired.services.values().map(|service| service.backends.len()).sum();
     let captured = desired.netns.values().map(|entry| entry.captured.len()).sum();
     vec![
         ("BACKENDS", backends, limits::BACKENDS),
@@ -229,5 +280,6 @@ pub fn fill(desired: &Desired) -> Vec<(&'static str, usize, u32)> {
         ("HOSTS", hosts, limits::HOSTS),
         ("NETNS", desired.netns.len(), limits::NETNS),
         ("SERVICES", desired.services.len(), limits::SERVICES),
+        ("SOURCES", desired.services.values().map(|service| service.sources.len()).sum(), limits::SOURCES),
     ]
 }

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::LazyLock,
+    time::Duration,
 };
 
 use ebpf_shared::Direction;
@@ -16,6 +17,7 @@ use xds_client::Update;
 use xds_proto::{isthmus::agent::v1 as wire, type_url};
 
 use super::parse::{self, ParseError};
+use super::services::{self, HostPort, Service};
 
 /// Every type that the agent subscribes to, in the order in which the streams are to be opened: what
 /// endpoints refer to comes before them.
@@ -49,6 +51,31 @@ pub struct Local {
     /// Port and IP protocol number.
     pub captured: BTreeSet<(u16, u8)>,
     pub sidecar: bool,
+    /// Of this node, that lead to it.
+    pub host_ports: Vec<HostPort>,
+    /// `None`: it is ready as soon as it is there.
+    pub readiness: Option<Readiness>,
+}
+
+/// How a workload is asked whether it takes traffic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Readiness {
+    pub asked: Asked,
+    pub port: u16,
+    /// Between two probes.
+    pub period: Duration,
+    /// In a row, after which it is not ready.
+    pub failures: u32,
+}
+
+/// What counts as an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Asked {
+    /// The connection is accepted.
+    Tcp,
+    /// A GET of this path is answered with 200 to 399.
+    Http(String),
 }
 
 /// A policy that endpoints share.
@@ -87,32 +114,6 @@ pub enum Peer {
     Nobody,
 }
 
-/// A service of the cluster.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub struct Service {
-    pub addresses: Vec<IpAddr>,
-    pub ports: Vec<ServicePort>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub struct ServicePort {
-    pub port: u16,
-    pub protocol: u8,
-    /// 0: none.
-    pub proxy_port: u16,
-    pub backends: Vec<ServiceBackend>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub struct ServiceBackend {
-    pub address: IpAddr,
-    pub port: u16,
-    pub weight: u32,
-}
-
 /// Another node, or this one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -121,6 +122,8 @@ pub struct NodeRoute {
     /// The way to its pods of IPv6.
     pub address6: Option<Ipv6Addr>,
     pub pod_cidrs: Vec<IpNet>,
+    /// Empty: not known.
+    pub zone: String,
 }
 
 /// The roots of a trust domain, and what belongs to them.
@@ -184,7 +187,7 @@ impl Resources {
                 }
             }
         } else if is(&type_url::<wire::Service>()) {
-            merge(&mut self.services, update, parse::name, parse::service)?;
+            merge(&mut self.services, update, parse::name, services::service)?;
         } else if is(&type_url::<wire::TrustBundle>()) {
             merge(&mut self.bundles, update, parse::trust_domain, parse::bundle)?;
         } else if is(&type_url::<wire::Node>()) {
@@ -206,11 +209,6 @@ impl Resources {
     /// is not to be touched.
     pub fn heard<M: xds_proto::Name>(&self) -> bool {
         self.heard.contains(&M::type_url())
-    }
-
-    #[cfg(test)]
-    pub(crate) fn hear<M: xds_proto::Name>(&mut self) {
-        self.heard.insert(M::type_url());
     }
 
     fn forget_retired(&mut self) {
@@ -271,6 +269,7 @@ pub(crate) mod tests {
             policy_class: class,
             captured_ports: vec![wire::CapturedPort { port: 8080, protocol: wire::Protocol::Tcp as i32 }],
             sidecar: true,
+            ..Default::default()
         }
     }
 
@@ -356,6 +355,7 @@ pub(crate) mod tests {
             address: "192.0.2.1".into(),
             address6: "2001:db8::1".into(),
             pod_cidrs: vec!["10.1.1.0/24".into(), cidr.into()],
+            ..Default::default()
         };
         resources.apply(&update(&[("n1", node("fd00:1::/64"))], &[])).unwrap();
         assert_eq!(resources.nodes["n1"].pod_cidrs.len(), 2);

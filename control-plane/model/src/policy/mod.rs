@@ -18,10 +18,12 @@
 mod cidr;
 mod cilium;
 mod cluster;
+mod name;
 mod normal;
 mod oracle;
 
 pub use cidr::cover;
+pub use name::{MAX_NAME, NameError, NamePattern};
 pub use normal::{
     Layer, NamespaceMatch, NormalPolicy, NormalRule, NormalSide, PeerMatch, PortMatch, RuleAction, Subject,
 };

@@ -35,6 +35,7 @@ pub fn local_endpoint(workload: &MeshWorkload) -> wire::LocalEndpoint {
             .map(|port| wire::CapturedPort { port: u32::from(*port), protocol: wire::Protocol::Tcp as i32 })
             .collect(),
         sidecar: workload.proxy == ProxyMode::Sidecar,
+        ..Default::default()
     }
 }
 
@@ -47,6 +48,7 @@ pub fn policy_class(class: &PolicyClass) -> wire::PolicyClass {
         rules: class.rules.iter().map(policy_rule).collect(),
         ingress_provenance: class.ingress_default_deny.clone().unwrap_or_default(),
         egress_provenance: class.egress_default_deny.clone().unwrap_or_default(),
+        ..Default::default()
     }
 }
 
@@ -72,6 +74,7 @@ fn policy_rule(rule: &PolicyRule) -> wire::PolicyRule {
         port: u32::from(port),
         end_port: u32::from(end_port),
         provenance: rule.provenance.to_string(),
+        ..Default::default()
     }
 }
 
@@ -106,10 +109,13 @@ pub fn service(service: &MeshService) -> wire::Service {
                         address: e.address.ip().to_string(),
                         port: u32::from(e.address.port()),
                         weight: e.weight,
+                        ..Default::default()
                     })
                     .collect(),
+                ..Default::default()
             })
             .collect(),
+        ..Default::default()
     }
 }
 
@@ -136,6 +142,7 @@ pub fn node(node: &NodeRecord, cluster: &ClusterInfo) -> wire::Node {
         address: node.address.to_string(),
         address6: node.address6.map(|address| address.to_string()).unwrap_or_default(),
         pod_cidrs: cluster.slices(node).map(|slice| slice.to_string()).collect(),
+        ..Default::default()
     }
 }
 

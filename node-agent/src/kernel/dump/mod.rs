@@ -1,5 +1,7 @@
 //! What the maps hold, for people: by their pins, read-only, with an agent or without.
 //!
+//! Arrays without entries of their own are left out (`MAGLEV`, `SERVED`): what they say is said of services.
+//!
 //! A further map is a line in [`all`] and a function in `shown` that names the fields of its key and value.
 
 mod read;
@@ -80,6 +82,8 @@ pub fn all() -> Vec<Box<dyn Dump>> {
         hash("CONNTRACK", shown::connection),
         hash("SERVICES", shown::service),
         hash("BACKENDS", shown::backend),
+        trie("SOURCES", shown::source),
+        hash("AFFINITY", shown::affinity),
         hash("REVERSE", shown::reverse),
         hash("NETNS", shown::netns),
         hash("CAPTURED", shown::captured),

@@ -3,14 +3,15 @@
 use std::net::{IpAddr, SocketAddr};
 
 use ebpf_shared::{
-    Addr, Backend, BackendKey, CapturedKey, Class, ConnEntry, ConnKey, Direction, Endpoint, Metric, Netns,
-    PolicyValue, Reason, ReverseKey, ServiceKey, ServiceValue, SockAddr, metrics,
+    Addr, Backend, CapturedKey, Class, ConnEntry, ConnKey, Direction, Endpoint, Metric, Netns, PolicyValue,
+    Reason, ReverseKey, ServiceKey, ServiceValue, SockAddr, metrics,
+    service::{AffinityKey, AffinityValue, ReverseValue},
 };
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use super::{Entry, Fields};
-use crate::kernel::{RulePrefix, identities::Cidr};
+use crate::kernel::{RulePrefix, identities::Cidr, services::Source};
 
 fn entry(key: impl Into<Fields>, value: impl Into<Fields>) -> Entry {
     Entry { key: key.into(), value: value.into() }
@@ -103,30 +104,51 @@ pub(super) fn connection(key: &ConnKey, value: &ConnEntry) -> Entry {
     entry(key, value)
 }
 
-fn frontend(key: &ServiceKey) -> [(&'static str, Value); 2] {
-    [
+pub(super) fn service(key: &ServiceKey, value: &ServiceValue) -> Entry {
+    let key = [
         ("service", SocketAddr::new(key.addr.into(), key.port).to_string().into()),
         ("protocol", json!(key.protocol)),
-    ]
-}
-
-pub(super) fn service(key: &ServiceKey, value: &ServiceValue) -> Entry {
+        ("scope", json!(key.scope)),
+    ];
     let value = [
         ("id", json!(value.id)),
-        ("backends", json!(value.backend_count)),
-        ("proxy_port", json!(value.proxy_port)),
+        ("table", json!(value.table)),
+        ("size", json!(value.size)),
+        ("only", json!(value.only)),
+        ("affinity_seconds", json!(value.affinity_seconds)),
         ("flags", json!(value.flags)),
+        ("proxy_port", json!(value.proxy_port)),
     ];
-    entry(frontend(key), value)
+    entry(key, value)
 }
 
-pub(super) fn backend(key: &BackendKey, at: &Backend) -> Entry {
-    entry([("id", json!(key.service)), ("slot", json!(key.slot))], [("backend", socket(at))])
+pub(super) fn backend(number: &u32, backend: &Backend) -> Entry {
+    let value = [
+        ("backend", socket(&backend.at)),
+        ("service_id", json!(backend.service)),
+        ("weight", json!(backend.weight)),
+        ("flags", json!(backend.flags)),
+    ];
+    entry([("number", json!(number))], value)
 }
 
-pub(super) fn reverse(key: &ReverseKey, believed: &SockAddr) -> Entry {
+pub(super) fn source(source: &Source, _: &u8) -> Entry {
+    entry([("service_id", json!(source.service())), ("from", source.net().to_string().into())], [])
+}
+
+pub(super) fn affinity(key: &AffinityKey, value: &AffinityValue) -> Entry {
+    let key = [("service_id", json!(key.service)), ("client", IpAddr::from(key.client).to_string().into())];
+    entry(key, [("backend", json!(value.backend)), ("seen_seconds", json!(value.seen / 1_000_000_000))])
+}
+
+pub(super) fn reverse(key: &ReverseKey, value: &ReverseValue) -> Entry {
     let key = [("socket", json!(key.socket)), ("backend", socket(&key.real))];
-    entry(key, [("service", socket(believed))])
+    let value = [
+        ("service", socket(&value.believed)),
+        ("number", json!(value.backend)),
+        ("namespace", json!(value.netns)),
+    ];
+    entry(key, value)
 }
 
 pub(crate) fn netns(cookie: &u64, netns: &Netns) -> Entry {

@@ -1,0 +1,130 @@
+//! Moves queries and answers between pods and servers.
+
+mod slots;
+mod sockets;
+mod tcp;
+mod udp;
+
+use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::{sync::watch, task::JoinSet, time::timeout};
+
+use crate::{
+    Answered, Event, Gate, GateError, Outcome, Rules, Sight, answered,
+    message::{Code, Question},
+    released,
+};
+use slots::Slots;
+pub use sockets::Listeners;
+
+/// As long as stub resolvers wait for one server (`resolv.conf`'s `timeout`).
+const ANSWER_TIME: Duration = Duration::from_secs(5);
+/// Writing to the kernel takes milliseconds: whatever takes this long has failed.
+const GATE_TIME: Duration = Duration::from_secs(2);
+
+/// The proxy of one node.
+pub struct Proxy<G, S> {
+    gate: G,
+    sight: S,
+    rules: watch::Receiver<Arc<Rules>>,
+    slots: Slots,
+}
+
+impl<G: Gate, S: Sight> Proxy<G, S> {
+    /// A proxy whose rules are whatever `rules` holds at the moment of a query.
+    pub fn new(gate: G, sight: S, rules: watch::Receiver<Arc<Rules>>) -> Arc<Self> {
+        Arc::new(Self { gate, sight, rules, slots: Slots::default() })
+    }
+
+    /// Serves until `stop` ends. What is under way then is given up: whoever asked asks again.
+    ///
+    /// # Errors
+    /// A socket failed for good.
+    pub async fn serve(
+        self: Arc<Self>,
+        listeners: Listeners,
+        stop: impl Future<Output = ()>,
+    ) -> io::Result<()> {
+        let mut tasks = JoinSet::new();
+        for socket in listeners.udp {
+            tasks.spawn(udp::serve(self.clone(), socket));
+        }
+        for listener in listeners.tcp {
+            tasks.spawn(tcp::serve(self.clone(), listener));
+        }
+        tokio::select! {
+            () = stop => Ok(()),
+            Some(ended) = tasks.join_next() => ended.unwrap_or_else(|failed| Err(io::Error::other(failed))),
+        }
+    }
+
+    fn rules(&self) -> Arc<Rules> {
+        self.rules.borrow().clone()
+    }
+
+    /// Asks a server through `exchange`, and holds the answer. The question's own number is in what comes back.
+    async fn carry(
+        &self,
+        question: &Question,
+        (pod, server): (SocketAddr, SocketAddr),
+        exchange: impl Future<Output = io::Result<Reply>>,
+    ) -> Vec<u8> {
+        let event = |outcome, reply: &Reply| Event {
+            pod,
+            server,
+            name: question.name.clone(),
+            outcome,
+            addresses: reply.addresses(),
+        };
+        let failed = |error: &dyn std::fmt::Display| {
+            tracing::debug!(%pod, %server, name = question.name, %error, "no answer");
+            self.gate.note(event(Outcome::NoAnswer, &Reply::default()));
+            question.says(Code::ServerFailure)
+        };
+        let reply = match timeout(ANSWER_TIME, exchange).await {
+            Ok(Ok(reply)) => reply,
+            Ok(Err(error)) => return failed(&error),
+            Err(late) => return failed(&late),
+        };
+        let Some(seen) = &reply.seen else {
+            self.gate.note(event(Outcome::Answered, &reply));
+            return reply.bytes;
+        };
+        let late = GateError::Refused("the kernel was not written in time".to_owned());
+        let admitted = timeout(GATE_TIME, self.gate.admit(seen)).await.unwrap_or(Err(late));
+        if let Err(error) = &admitted {
+            tracing::warn!(%pod, name = question.name, %error, "an answer is held back");
+        }
+        let told = event(Outcome::Answered, &reply);
+        let (bytes, outcome) = released(question, &self.sight, admitted, reply.bytes);
+        self.gate.note(Event { outcome, ..told });
+        bytes
+    }
+}
+
+/// An answer to the question that was asked, under the pod's number.
+#[derive(Default)]
+struct Reply {
+    bytes: Vec<u8>,
+    seen: Option<crate::Seen>,
+}
+
+impl Reply {
+    /// `None`: it is no answer to this question, which was asked under the number `id`.
+    fn of(question: &Question, pod: SocketAddr, id: u16, mut bytes: Vec<u8>) -> Option<Self> {
+        let seen = match answered(question, pod.ip(), id, &bytes) {
+            Answered::Unrelated(error) => {
+                tracing::debug!(%pod, name = question.name, %error, "an answer is not taken");
+                return None;
+            }
+            Answered::Pass => None,
+            Answered::Hold(seen) => Some(seen),
+        };
+        crate::message::renumber(&mut bytes, question.id);
+        Some(Self { bytes, seen })
+    }
+
+    fn addresses(&self) -> Vec<std::net::IpAddr> {
+        self.seen.iter().flat_map(|seen| seen.addresses.iter().map(|(address, _)| *address)).collect()
+    }
+}

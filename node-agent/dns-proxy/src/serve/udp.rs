@@ -1,0 +1,88 @@
+//! Queries in datagrams.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+};
+
+use tokio::net::UdpSocket;
+
+use super::{Proxy, Reply, sockets};
+use crate::{
+    Ask, Event, Gate, Outcome, Sight, Transport, ask,
+    message::{self, Code, Question},
+};
+
+/// Datagrams of others that are read while an answer is waited for.
+const STRANGERS: usize = 16;
+/// The longest datagram.
+const MAX_ANSWER: usize = 65_535;
+
+pub(super) async fn serve<G: Gate, S: Sight>(proxy: Arc<Proxy<G, S>>, socket: UdpSocket) -> io::Result<()> {
+    let mut buffer = vec![0; message::MAX_QUERY];
+    loop {
+        let Some((length, pod, server)) = sockets::receive(&socket, &mut buffer).await? else { continue };
+        // (More than the buffer holds says its whole length, and is no query.)
+        let Some(query) = buffer.get(..length) else { continue };
+        match ask(&proxy.rules(), &proxy.sight, (pod, server, Transport::Udp), query) {
+            Ask::Answer(answer, event) => {
+                proxy.gate.note(event);
+                if let Some(answer) = answer {
+                    send(server, pod, &answer);
+                }
+            }
+            Ask::Forward(question) => {
+                tokio::spawn(forward(proxy.clone(), question, query.to_vec(), (pod, server)));
+            }
+        }
+    }
+}
+
+async fn forward<G: Gate, S: Sight>(
+    proxy: Arc<Proxy<G, S>>,
+    question: Question,
+    query: Vec<u8>,
+    (pod, server): (SocketAddr, SocketAddr),
+) {
+    let Some(_slot) = proxy.slots.take(pod.ip()) else {
+        let name = question.name.clone();
+        proxy.gate.note(Event { pod, server, name, outcome: Outcome::Crowded, addresses: vec![] });
+        return send(server, pod, &question.says(Code::ServerFailure));
+    };
+    let answer = proxy.carry(&question, (pod, server), exchange(&question, query, pod, server)).await;
+    send(server, pod, &answer);
+}
+
+/// Asks from a port and under a number that nobody can guess.
+async fn exchange(
+    question: &Question,
+    mut query: Vec<u8>,
+    pod: SocketAddr,
+    server: SocketAddr,
+) -> io::Result<Reply> {
+    let any: IpAddr = match server {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0)).await?;
+    socket.connect(server).await?;
+    let id = rand::random();
+    message::renumber(&mut query, id);
+    socket.send(&query).await?;
+    let mut buffer = vec![0; MAX_ANSWER];
+    for _ in 0..STRANGERS {
+        let length = socket.recv(&mut buffer).await?;
+        let bytes = buffer.get(..length).unwrap_or_default().to_vec();
+        if let Some(reply) = Reply::of(question, pod, id, bytes) {
+            return Ok(reply);
+        }
+    }
+    Err(io::Error::other("many answers, none of them to this question"))
+}
+
+fn send(server: SocketAddr, pod: SocketAddr, bytes: &[u8]) {
+    if let Err(error) = sockets::answer_as(server, pod, bytes) {
+        tracing::warn!(%pod, %server, %error, "an answer could not be sent");
+    }
+}

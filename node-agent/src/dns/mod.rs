@@ -1,0 +1,72 @@
+//! `node-agent dns`: the DNS proxy of a node, beside the agent.
+//!
+//! It asks the agent who may ask for what, and has the agent write addresses to the kernel before a pod is told of them
+//! ([`dns_proxy`] decides and carries). It is the one that connects, so it may outlive the agent and come before it.
+
+mod follow;
+mod gate;
+mod sight;
+mod wire;
+
+use std::{path::PathBuf, sync::Arc};
+
+use anyhow::Context;
+use clap::Args;
+use dns_proxy::serve::{Listeners, Proxy};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, watch},
+};
+
+use crate::persist;
+use follow::Follower;
+use gate::AgentGate;
+use sight::KernelSight;
+
+/// Notes for flow logs that wait for the agent. More are dropped: they are no part of any answer.
+const NOTES: usize = 8192;
+
+/// Where the agent is, and what it has made.
+#[derive(Debug, Clone, Args)]
+pub struct DnsArgs {
+    /// The agent's socket.
+    #[arg(long, default_value = "/run/isthmus/agent.sock")]
+    pub socket: PathBuf,
+    /// The agent's directory of pins.
+    #[arg(long)]
+    pub bpffs: PathBuf,
+    /// Keeps the rules that the agent last told, for a start while the agent is away.
+    #[arg(long)]
+    pub state_dir: PathBuf,
+}
+
+/// Runs the proxy until SIGTERM or SIGINT. Pods that may only ask through it get no answer then.
+///
+/// # Errors
+/// It can't start, or a socket failed.
+pub async fn run(args: DnsArgs) -> anyhow::Result<()> {
+    persist::private_dir(&args.state_dir)
+        .with_context(|| format!("--state-dir {}", args.state_dir.display()))?;
+    let listeners = Listeners::bind().context("transparent sockets (CAP_NET_ADMIN)")?;
+    let sight = KernelSight::new(args.bpffs);
+    let saved = args.state_dir.join("dns-rules");
+    let (tell, rules) = watch::channel(Arc::new(follow::recall(&saved)));
+    let (connected, agent) = watch::channel(None);
+    let (note, notes) = mpsc::channel(NOTES);
+    let follower = Follower { socket: args.socket, port: listeners.port, saved, sight: sight.clone() };
+    let following = tokio::spawn(follower.follow_for_ever(tell, connected, notes));
+
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tracing::info!(port = listeners.port, "ready");
+    let proxy = Proxy::new(AgentGate::new(agent, note), sight, rules);
+    let served = proxy.serve(listeners, async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    });
+    let result = served.await;
+    following.abort();
+    result.context("serving DNS")
+}

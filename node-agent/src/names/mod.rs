@@ -1,0 +1,10 @@
+//! Where names are, as the pods of this node were told by DNS.
+//!
+//! Policies allow names, the kernel knows addresses. [`Names`] (pure) remembers which names an address has and until
+//! when; [`Log`] keeps that over a restart of the agent, because the kernel keeps its entries too.
+
+mod log;
+mod table;
+
+pub use log::{Log, LogError};
+pub use table::{MAX_ADDRESSES_OF_A_NAME, MAX_ENTRIES, Names, Place};
