@@ -137,6 +137,7 @@ mod tests {
             ready,
             workload: None,
             mtls,
+            place: Default::default(),
         }
     }
 
@@ -149,6 +150,7 @@ mod tests {
             proxy_port: 0,
             sni: String::new(),
             endpoints,
+            second_family: Vec::new(),
             spiffe_ids: ids.to_vec(),
             overflow: 0,
             routes: Vec::new(),
@@ -158,13 +160,22 @@ mod tests {
     fn model(exported: bool, ports: Vec<MeshServicePort>) -> MeshModel {
         let name = NamespacedName::new("shop", "pay");
         let visibility = Visibility::Everywhere;
-        let service = MeshService { name: name.clone(), virtual_ip: None, ports, exported, visibility };
+        let service = MeshService {
+            name: name.clone(),
+            virtual_ip: None,
+            second_ip: None,
+            ports,
+            exported,
+            visibility,
+            delivery: Default::default(),
+        };
         let mut model = MeshModel::empty(std::sync::Arc::new(ClusterInfo {
             name: "west".to_owned(),
             trust_domain: td("west.example"),
             mesh_domain: "mesh.local".to_owned(),
             pod_cidr: "10.1.0.0/16".parse().unwrap(),
             pod_cidr6: None,
+            service_cidr6: None,
             service_cidr: "10.101.0.0/16".parse().unwrap(),
             roots: vec![vec![1]],
             trust: Default::default(),

@@ -110,6 +110,10 @@ pub struct Config {
     /// Virtual addresses of services, for a first start.
     #[arg(long, default_value = "10.101.0.0/16")]
     pub service_cidr: IpNet,
+    /// Virtual IPv6 addresses of services, for a first start. Services that ask for both families
+    /// (`ipFamilyPolicy: PreferDualStack`) then have one of each.
+    #[arg(long)]
+    pub service_cidr6: Option<Ipv6Net>,
     /// Token of `clustermesh replica add`: join that cluster instead of making one. Arguments are in the process list
     /// for everybody to see: better use --join-file or the environment. Needed at the first start only.
     #[arg(long, value_name = "TOKEN", env = TOKEN_VARIABLE, hide_env_values = true)]

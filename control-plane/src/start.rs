@@ -256,6 +256,7 @@ impl Running {
             pod_cidr: config.pod_cidr.trunc(),
             pod_cidr6: config.pod_cidr6.map(|cidr| cidr.trunc()),
             service_cidr: config.service_cidr.trunc(),
+            service_cidr6: config.service_cidr6.map(|cidr| cidr.trunc()),
             roots: app.ca.roots().iter().map(|root| root.to_vec()).collect(),
             trust: Default::default(),
         };

@@ -116,6 +116,7 @@ fn shop() -> (State, MeshModel) {
         mesh_domain: "mesh.local".to_owned(),
         pod_cidr: "10.1.0.0/16".parse().unwrap(),
         pod_cidr6: None,
+        service_cidr6: None,
         service_cidr: "10.101.0.0/16".parse().unwrap(),
         roots: vec![root("west.example")],
         trust: Default::default(),

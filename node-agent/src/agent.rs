@@ -26,7 +26,9 @@ use xds_proto::{
 };
 
 use crate::{
-    bootstrap::{NodeState, RegisterError, Upstream, register, renew_for_ever, unix_now},
+    bootstrap::{
+        NodeState, RegisterError, Upstream, register, renew_for_ever, report_facts_for_ever, unix_now,
+    },
     cni::{self, CniService, Creator, HostNet, Registry, SharedRegistry, pod_of},
     config::RunArgs,
     desired::PodAddresses,
@@ -169,6 +171,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     tasks.spawn(masquerade::keep_for_ever(engine.clone(), own_pods));
     tasks.spawn(flows::collect_for_ever(events, engine.clone(), state.node.clone(), queue.clone()));
     tasks.spawn(flows::report_for_ever(queue.clone(), upstream.clone()));
+    tasks.spawn(report_facts_for_ever(args.facts.clone(), upstream.clone()));
     tasks.spawn(cni::watch_for_ever(cni.clone()));
     tasks.spawn(cni::probe_for_ever(cni.clone()));
     for gateway in gateways {

@@ -59,7 +59,10 @@ pub async fn cleanup(args: &CleanupArgs) -> anyhow::Result<()> {
 async fn remove(made: &Made, host: &HostNet) -> anyhow::Result<()> {
     match made {
         Made::File(path) => persist::remove(path)?,
-        Made::Routes => routes::remove_all(host).await?,
+        Made::Routes => {
+            routes::remove_all(host).await?;
+            routes::to_proxy::remove(host).await?;
+        }
         Made::Tables => masquerade::remove().await?,
         Made::Pins(dir) if dir.exists() => kernel::unload(dir)?,
         Made::Pins(_) => {}

@@ -10,6 +10,8 @@ use clap::{Args, CommandFactory, Parser, Subcommand, error::ErrorKind};
 use clustermesh::token_source::TOKEN_VARIABLE;
 use mesh_model::resource::NamespacedName;
 
+use crate::bootstrap::NodeFactsArgs;
+
 /// Programs the kernel of one node, creates pods and serves their identity.
 #[derive(Debug, Parser)]
 #[command(name = "node-agent", version)]
@@ -53,6 +55,8 @@ pub struct RunArgs {
     /// (`--pod-cidr6` of the control plane). Told at the first start only.
     #[arg(long)]
     pub address6: Option<Ipv6Addr>,
+    #[command(flatten)]
+    pub facts: NodeFactsArgs,
     /// Token of `clustermesh token create --for node`. Arguments are in the process list for everybody to see: better
     /// use --join-file or the environment. Needed at the first start only.
     #[arg(long, value_name = "TOKEN", env = TOKEN_VARIABLE, hide_env_values = true)]

@@ -112,6 +112,9 @@ pub(crate) struct InitArgs {
     /// Virtual addresses of services [default: the control plane's]
     #[arg(long, value_name = "CIDR")]
     pub(crate) service_cidr: Option<String>,
+    /// Virtual IPv6 addresses of services [default: none]
+    #[arg(long, value_name = "CIDR")]
+    pub(crate) service_cidr6: Option<String>,
     /// An east-west gateway of this cluster, told to peers; repeatable.
     #[arg(long = "gateway", value_name = "IP:PORT")]
     pub(crate) gateways: Vec<SocketAddr>,

@@ -145,6 +145,7 @@ fn arguments(socket: &Path, args: &InitArgs, trust_domain: &str, ready: &Path) -
         ("--pod-cidr", &args.pod_cidr),
         ("--pod-cidr6", &args.pod_cidr6),
         ("--service-cidr", &args.service_cidr),
+        ("--service-cidr6", &args.service_cidr6),
     ] {
         if let Some(value) = value {
             flag(name, value.into());

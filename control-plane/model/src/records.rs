@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv6Addr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     sync::Arc,
 };
 
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     identity::{SpiffeId, TrustDomain},
-    resource::{AppProtocol, NamespacedName, Protocol, Visibility},
+    resource::{AppProtocol, Labels, NamespacedName, Protocol, Visibility},
 };
 
 /// Chosen at `init`, never changed afterwards but for the roots.
@@ -28,6 +28,9 @@ pub struct ClusterInfo {
     #[serde(default)]
     pub pod_cidr6: Option<Ipv6Net>,
     pub service_cidr: IpNet,
+    /// Virtual IPs of services that have IPv6 beside IPv4.
+    #[serde(default)]
+    pub service_cidr6: Option<Ipv6Net>,
     /// Root certificates, DER.
     pub roots: Vec<Vec<u8>>,
     /// Kept by `apply`.
@@ -44,6 +47,11 @@ impl ClusterInfo {
     /// Whether an address is one of those, whoever has it.
     pub fn has_pods_at(&self, address: IpAddr) -> bool {
         self.pod_cidrs().any(|pods| pods.contains(&address))
+    }
+
+    /// The addresses of services, of every family that they can have.
+    pub fn service_cidrs(&self) -> impl Iterator<Item = IpNet> {
+        [self.service_cidr].into_iter().chain(self.service_cidr6.map(IpNet::V6))
     }
 
     /// The addresses of a node's pods. The slice of IPv6 is where the slice of IPv4 is, so nobody need remember it.
@@ -89,12 +97,82 @@ pub struct NodeRecord {
     /// Which registration of a node in this cluster this is: every certificate that comes of it says so.
     #[serde(default)]
     pub registration: u64,
+    /// What it has told of itself since.
+    #[serde(default, skip_serializing_if = "NodeFacts::is_default")]
+    pub facts: NodeFacts,
+}
+
+/// What a node tells of itself whenever its agent starts.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct NodeFacts {
+    pub labels: Labels,
+    /// Empty: it is in none.
+    pub zone: String,
+    pub region: String,
+    /// Beside those of its registration.
+    pub addresses: Vec<IpAddr>,
+    /// How its pods are reached; None: as by default.
+    pub tunnel: Option<Tunnel>,
+    /// Where its agent answers for its health.
+    pub health: Option<SocketAddr>,
+}
+
+/// How packets to pods of another node travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum Tunnel {
+    Vxlan,
+    Direct,
+}
+
+impl Tunnel {
+    /// As nodes report it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Tunnel::Vxlan => "vxlan",
+            Tunnel::Direct => "direct",
+        }
+    }
+
+    /// Reads what [`Self::as_str`] writes.
+    pub fn from_name(text: &str) -> Option<Self> {
+        [Tunnel::Vxlan, Tunnel::Direct].into_iter().find(|tunnel| tunnel.as_str() == text)
+    }
+}
+
+impl NodeFacts {
+    /// Whether nothing was told.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 impl NodeRecord {
-    /// What it calls and is called by, of every family that it has.
-    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
+    /// What it calls and is called by, of every family that it has: those of its registration first.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.registered().chain(self.facts.addresses.iter().copied())
+    }
+
+    /// The addresses that it registered with.
+    pub fn registered(&self) -> impl Iterator<Item = IpAddr> + use<> {
         [self.address].into_iter().chain(self.address6.map(IpAddr::V6))
+    }
+
+    /// What selectors of nodes see: what it has told, and what Kubernetes gives every node.
+    pub fn labels(&self) -> Labels {
+        let mut labels = self.facts.labels.clone();
+        let mut given = |key: &str, value: &str| {
+            if !value.is_empty() {
+                labels.entry(key.to_owned()).or_insert_with(|| value.to_owned());
+            }
+        };
+        given("kubernetes.io/hostname", &self.name);
+        given("topology.kubernetes.io/zone", &self.facts.zone);
+        given("topology.kubernetes.io/region", &self.facts.region);
+        labels
     }
 
     /// Whether an address is one of those.
@@ -117,11 +195,29 @@ pub struct WorkloadBinding {
 #[allow(missing_docs)]
 pub struct ServiceAllocation {
     pub virtual_ip: Option<IpAddr>,
+    /// Of the other family, where the service has both.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub second_ip: Option<IpAddr>,
+    /// In the order of ports.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub node_ports: Vec<NodePort>,
+    /// Where each node answers whether it has an endpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check_port: Option<u16>,
     /// Service port -> loopback port of its outbound listener.
     pub proxy_ports: BTreeMap<u16, u16>,
     /// Service port -> what of its calls goes to peers.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub overflow: BTreeMap<u16, Overflow>,
+}
+
+/// A port at every node that leads to a service port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct NodePort {
+    pub port: u16,
+    pub protocol: Protocol,
+    pub node_port: u16,
 }
 
 /// A share of a service port's calls goes to peers, because callers report that they fail here.
@@ -216,6 +312,7 @@ mod tests {
             address6: Some("2001:db8::1".parse().unwrap()),
             pod_cidr: "10.1.5.0/24".parse().unwrap(),
             registration: 1,
+            facts: NodeFacts::default(),
         };
         let slices = |cluster: &ClusterInfo, node: &NodeRecord| {
             cluster.slices(node).map(|net| net.to_string()).collect::<Vec<_>>()

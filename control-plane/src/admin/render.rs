@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use mesh_model::{
     compile::{MeshModel, MeshService, MeshWorkload},
     policy::NormalPolicy,
+    records::NodePort,
     resource::{HttpRoute, NamespacedName, Object, ServiceExport, Sidecar, Workload},
 };
 use mesh_store::{State, StoredMeta};
@@ -21,6 +22,12 @@ pub fn object(object: &Object, stored: &StoredMeta, status: Option<Value>) -> Va
             metadata.insert("creationTimestamp".to_owned(), json!(timestamp(stored.created_unix)));
         }
         if let Some(status) = status {
+            // The addresses of load balancers are the user's own words.
+            let said = root.remove("status");
+            let mut status = status;
+            if let (Some(Value::Object(said)), Value::Object(status)) = (said, &mut status) {
+                status.extend(said);
+            }
             root.insert("status".to_owned(), status);
         }
     }
@@ -112,6 +119,17 @@ fn service(name: &NamespacedName, model: &MeshModel) -> Option<Value> {
         "importedFrom": imported,
         "endpoints": endpoints,
     });
+    let delivery = &compiled.delivery;
+    if let Some(ip) = compiled.second_ip {
+        status["virtualIPs"] = compiled.virtual_ip.iter().chain([&ip]).map(ToString::to_string).collect();
+    }
+    if !delivery.node_ports.is_empty() {
+        let port = |held: &NodePort| json!({ "port": held.port, "protocol": held.protocol, "nodePort": held.node_port });
+        status["nodePorts"] = delivery.node_ports.iter().map(port).collect();
+    }
+    if let Some(port) = delivery.health_check_port {
+        status["healthCheckNodePort"] = json!(port);
+    }
     if !compiled.visibility.is_everywhere() {
         status["visibleTo"] = compiled.visibility.only().collect();
     }

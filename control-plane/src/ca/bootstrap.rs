@@ -88,7 +88,7 @@ impl Bootstrap for BootstrapService {
             service_cidr: cluster.service_cidr.to_string(),
             replicas: admission::doors(app, &state),
             mesh_domain: cluster.mesh_domain.clone(),
-            ..Default::default()
+            service_cidr6: cluster.service_cidr6.map(|cidr| cidr.to_string()).unwrap_or_default(),
         }))
     }
 

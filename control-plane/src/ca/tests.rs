@@ -32,6 +32,7 @@ impl Store {
             mesh_domain: "mesh.local".into(),
             pod_cidr: "10.1.0.0/16".parse().unwrap(),
             pod_cidr6: None,
+            service_cidr6: None,
             service_cidr: "10.101.0.0/16".parse().unwrap(),
             roots: ca.roots().iter().map(|root| root.to_vec()).collect(),
             trust: Default::default(),

@@ -136,6 +136,7 @@ mod tests {
             address6: None,
             pod_cidr: "10.1.0.0/24".parse().unwrap(),
             registration: 1,
+            facts: Default::default(),
         };
         state.nodes.insert("n1".into(), node.into());
         let at = |generation| Confirmation { generation, under: String::new() };

@@ -61,6 +61,7 @@ const OURS: &[(&str, Asked, Action)] = &[
     ("bootstrap.v1.Certificates.ReportTrust", Asked::Once, Action::ReportTrust),
     ("bootstrap.v1.Endpoints.Report", Asked::Once, Action::ReportEndpoints),
     ("bootstrap.v1.Endpoints.Remove", Asked::Once, Action::ReportEndpoints),
+    ("bootstrap.v1.Endpoints.ReportNode", Asked::Once, Action::ReportEndpoints),
     ("bootstrap.v1.Endpoints.ReportFlows", Asked::Streaming, Action::ReportEndpoints),
     ("ca.v1.CertificateAuthority.Status", Asked::Once, Action::InspectAuthority),
     ("ca.v1.CertificateAuthority.ListNodes", Asked::Once, Action::InspectAuthority),

@@ -137,6 +137,7 @@ pub(crate) fn init() -> Command {
         mesh_domain: "mesh.local".to_owned(),
         pod_cidr: cidr("10.1.0.0/16"),
         pod_cidr6: None,
+        service_cidr6: None,
         service_cidr: cidr("10.101.0.0/16"),
         roots: vec![vec![1]],
         trust: Default::default(),
@@ -177,6 +178,7 @@ pub(crate) fn put_services(count: usize) -> Command {
             target_port: PortRef::Number(8080),
             protocol: Protocol::Tcp,
             app_protocol: AppProtocol::Http,
+            node_port: None,
         };
         let selector = Labels::from([("app".to_owned(), format!("app-{n}"))]);
         Object::Service(Service {
@@ -186,6 +188,7 @@ pub(crate) fn put_services(count: usize) -> Command {
             cluster_ip: None,
             headless: false,
             visibility: Default::default(),
+            exposure: Default::default(),
         })
     };
     Command::Apply { objects: (0..count).map(service).collect(), dry_run: false }

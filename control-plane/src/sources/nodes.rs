@@ -2,12 +2,15 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use mesh_model::{records::WorkloadBinding, resource::NamespacedName};
+use mesh_model::{
+    records::{NodeFacts, Tunnel, WorkloadBinding},
+    resource::NamespacedName,
+};
 use mesh_store::{Command, Granted};
 use tonic::{Request, Response, Status, Streaming};
 use xds_proto::isthmus::bootstrap::v1::{
     FlowBatch, RemoveEndpointRequest, RemoveEndpointResponse, ReportEndpointRequest, ReportEndpointResponse,
-    ReportFlowsResponse, endpoints_server::Endpoints,
+    ReportFlowsResponse, ReportNodeRequest, ReportNodeResponse, endpoints_server::Endpoints,
 };
 
 use crate::{
@@ -56,6 +59,17 @@ impl Endpoints for EndpointsService {
         Ok(Response::new(RemoveEndpointResponse { revision: applied.revision }))
     }
 
+    async fn report_node(
+        &self,
+        request: Request<ReportNodeRequest>,
+    ) -> Result<Response<ReportNodeResponse>, Status> {
+        let name = self.0.admit_node(request.extensions(), Action::ReportEndpoints)?;
+        let facts = facts(request.into_inner())?;
+        let applied =
+            self.0.replica.write(Command::ReportNode { name, facts }).await.map_err(write_status)?;
+        Ok(Response::new(ReportNodeResponse { revision: applied.revision }))
+    }
+
     async fn report_flows(
         &self,
         request: Request<Streaming<FlowBatch>>,
@@ -91,6 +105,29 @@ fn named(namespace: &str, name: &str) -> Result<NamespacedName, Status> {
         .ok_or_else(|| Status::invalid_argument(format!("{namespace:?}/{name:?} names no workload")))
 }
 
+/// What only has to be written in the right way; the rest is the store's to judge.
+fn facts(request: ReportNodeRequest) -> Result<NodeFacts, Status> {
+    let bad = |field: &str, value: &str, wanted: &str| {
+        Status::invalid_argument(format!("{field}: {value:?} is not {wanted}"))
+    };
+    let tunnel = match request.tunnel.as_str() {
+        "" => None,
+        text => Some(Tunnel::from_name(text).ok_or_else(|| bad("tunnel", text, "vxlan or direct"))?),
+    };
+    let health = match request.health.as_str() {
+        "" => None,
+        text => Some(text.parse().map_err(|_| bad("health", text, "an address and a port"))?),
+    };
+    Ok(NodeFacts {
+        addresses: addresses(&request.addresses)?,
+        labels: request.labels.into_iter().collect(),
+        zone: request.zone,
+        region: request.region,
+        tunnel,
+        health,
+    })
+}
+
 fn addresses(texts: &[String]) -> Result<Vec<IpAddr>, Status> {
     if texts.len() > MAX_ADDRESSES {
         return Err(Status::invalid_argument(format!(
@@ -114,6 +151,11 @@ mod tests {
         let error = addresses(&["10.0.0.1".to_owned(), "ten".to_owned()]).unwrap_err();
         assert_eq!(error.message(), "addresses[1]: \"ten\" is no IP address");
         assert!(addresses(&vec!["10.0.0.1".to_owned(); MAX_ADDRESSES + 1]).is_err());
+        let bad = |request| facts(request).unwrap_err().message().to_owned();
+        let request = ReportNodeRequest { tunnel: "gre".into(), ..Default::default() };
+        assert_eq!(bad(request), "tunnel: \"gre\" is not vxlan or direct");
+        let request = ReportNodeRequest { health: "n1:9".into(), ..Default::default() };
+        assert_eq!(bad(request), "health: \"n1:9\" is not an address and a port");
         assert!(named("", "web").is_err() && named("shop", "a/b").is_err());
     }
 }

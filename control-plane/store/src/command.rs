@@ -3,7 +3,9 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use mesh_model::{
-    records::{ClusterInfo, ImportedService, Overflow, PeerRecord, ReplicaRecord, WorkloadBinding},
+    records::{
+        ClusterInfo, ImportedService, NodeFacts, Overflow, PeerRecord, ReplicaRecord, WorkloadBinding,
+    },
     resource::{NamespacedName, Object, ObjectKey},
 };
 use serde::{Deserialize, Serialize};
@@ -52,6 +54,13 @@ pub enum Command {
         /// Of IPv6, if its pods are to have IPv6.
         #[serde(default)]
         address6: Option<Ipv6Addr>,
+    },
+    /// A node tells what it is like. What it told before is forgotten.
+    ReportNode {
+        /// As it registered.
+        name: String,
+        /// All of it.
+        facts: NodeFacts,
     },
     /// Forgets a node, its slice and what is bound to it.
     RemoveNode {

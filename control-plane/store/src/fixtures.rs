@@ -34,6 +34,7 @@ pub(crate) fn cluster() -> ClusterInfo {
         mesh_domain: "mesh.local".to_owned(),
         pod_cidr: "10.1.0.0/16".parse().expect("a range"),
         pod_cidr6: None,
+        service_cidr6: None,
         service_cidr: "10.101.0.0/24".parse().expect("a range"),
         roots: vec![vec![1, 2, 3]],
         trust: Default::default(),
@@ -63,6 +64,7 @@ pub(crate) fn service(text: &str, ports: &[u16]) -> Service {
             target_port: PortRef::Number(port),
             protocol: Protocol::Tcp,
             app_protocol: AppProtocol::Http,
+            node_port: None,
         })
         .collect();
     Service {
@@ -72,6 +74,7 @@ pub(crate) fn service(text: &str, ports: &[u16]) -> Service {
         cluster_ip: None,
         headless: false,
         visibility: Visibility::Everywhere,
+        exposure: Default::default(),
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use imbl::{OrdMap, OrdSet};
 use mesh_model::{
     records::{ServiceAllocation, WorkloadBinding},
-    resource::{Kind, NamespacedName},
+    resource::{Kind, NamespacedName, Protocol},
 };
 
 use crate::State;
@@ -15,6 +15,7 @@ pub(crate) struct Index {
     counts: OrdMap<Kind, usize>,
     virtual_ips: OrdMap<IpAddr, NamespacedName>,
     proxy_ports: OrdSet<u16>,
+    node_ports: OrdMap<(u16, Protocol), NamespacedName>,
     addresses: OrdMap<IpAddr, OrdSet<NamespacedName>>,
     importers: OrdMap<NamespacedName, OrdSet<String>>,
 }
@@ -52,6 +53,11 @@ impl Index {
         self.proxy_ports.contains(&port)
     }
 
+    /// Who has a port at every node, be it for a service port or for health checks.
+    pub(crate) fn node_port_holder(&self, port: u16, protocol: Protocol) -> Option<&NamespacedName> {
+        self.node_ports.get(&(port, protocol))
+    }
+
     /// Workloads that are bound to an address.
     pub(crate) fn bound_to(&self, address: IpAddr) -> impl Iterator<Item = &NamespacedName> {
         self.addresses.get(&address).into_iter().flatten()
@@ -77,17 +83,21 @@ impl Index {
         new: Option<&ServiceAllocation>,
     ) {
         if let Some(old) = old {
-            if let Some(address) = old.virtual_ip {
-                self.virtual_ips.remove(&address);
+            for address in old.virtual_ip.iter().chain(&old.second_ip) {
+                self.virtual_ips.remove(address);
+            }
+            for held in at_nodes(old) {
+                self.node_ports.remove(&held);
             }
             for port in old.proxy_ports.values() {
                 self.proxy_ports.remove(port);
             }
         }
         if let Some(new) = new {
-            if let Some(address) = new.virtual_ip {
-                self.virtual_ips.insert(address, service.clone());
+            for address in new.virtual_ip.iter().chain(&new.second_ip) {
+                self.virtual_ips.insert(*address, service.clone());
             }
+            self.node_ports.extend(at_nodes(new).map(|held| (held, service.clone())));
             self.proxy_ports.extend(new.proxy_ports.values().copied());
         }
     }
@@ -113,6 +123,12 @@ impl Index {
             remove_from(&mut self.importers, service, &cluster.to_owned());
         }
     }
+}
+
+/// Health checks are asked by TCP.
+fn at_nodes(allocation: &ServiceAllocation) -> impl Iterator<Item = (u16, Protocol)> {
+    let ports = allocation.node_ports.iter().map(|held| (held.node_port, held.protocol));
+    ports.chain(allocation.health_check_port.map(|port| (port, Protocol::Tcp)))
 }
 
 fn remove_from<K: Ord + Clone, V: Ord + Clone>(map: &mut OrdMap<K, OrdSet<V>>, key: &K, value: &V) {

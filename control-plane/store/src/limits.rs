@@ -42,6 +42,8 @@ pub const MAX_PROXY_PORT: u16 = 32_767;
 /// Nodes are given slices of the pod CIDR that leave this many bits to pods: /24 of IPv4.
 pub const NODE_SLICE_BITS: u8 = 8;
 
+/// Addresses that a node tells of beside those of its registration.
+pub const MAX_NODE_ADDRESSES: usize = 32;
 /// Nodes in the cluster.
 pub const MAX_NODES: usize = 10_000;
 /// Addresses of one workload: one of each family, with room for a second network.

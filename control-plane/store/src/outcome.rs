@@ -3,7 +3,10 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use mesh_model::{records::NodeRecord, resource::ObjectKey};
+use mesh_model::{
+    records::NodeRecord,
+    resource::{ObjectKey, Protocol},
+};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -98,6 +101,8 @@ pub enum Refusal {
     AddressTaken { service: String, address: IpAddr, holder: String },
     #[error("{service}: spec.clusterIP is {current} and can't be changed: delete the service first")]
     AddressFixed { service: String, current: IpAddr },
+    #[error("{service}: spec.ports[].nodePort {port}/{} is already that of {holder}", protocol.as_str())]
+    NodePortTaken { service: String, port: u16, protocol: Protocol, holder: String },
     #[error("{what} are used up: none is left of {range}")]
     Exhausted { what: String, range: String },
     #[error("there is no {what} {name:?}")]

@@ -22,6 +22,12 @@ use crate::{AppliedKeys, Authority, TokenRecord, index::Index};
 pub struct Cursors {
     /// Offset into the service CIDR.
     pub virtual_ip: u64,
+    /// Offset into the service CIDR of IPv6.
+    #[serde(default)]
+    pub virtual_ip6: u64,
+    /// Offset from the first of [`NODE_PORTS`](mesh_model::resource::NODE_PORTS).
+    #[serde(default)]
+    pub node_port: u16,
     /// Offset from [`crate::limits::MIN_PROXY_PORT`].
     pub proxy_port: u16,
     /// Number of a slice of the pod CIDR.

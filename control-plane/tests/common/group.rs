@@ -179,6 +179,7 @@ pub fn init() -> mesh_store::Command {
         mesh_domain: "mesh.local".to_owned(),
         pod_cidr: "10.1.0.0/16".parse().expect("a range"),
         pod_cidr6: None,
+        service_cidr6: None,
         service_cidr: "10.101.0.0/16".parse().expect("a range"),
         roots: vec![vec![1]],
         trust: Default::default(),

@@ -78,6 +78,7 @@ impl Mesh {
             mesh_domain: "mesh.local".to_owned(),
             pod_cidr: "10.0.0.0/8".parse().expect("a range"),
             pod_cidr6: None,
+            service_cidr6: None,
             service_cidr: "172.16.0.0/12".parse().expect("a range"),
             roots: Vec::new(),
             trust: Default::default(),
@@ -90,6 +91,9 @@ impl Mesh {
                 virtual_ip: Some(address([172, 16], service)),
                 proxy_ports: [(80, 16_384 + (service % 16_384) as u16)].into(),
                 overflow: Default::default(),
+                second_ip: None,
+                node_ports: Vec::new(),
+                health_check_port: None,
             };
             mesh.input.allocations.insert(service_name(service), Arc::new(allocation));
             if service % 2 == 0 {
@@ -114,6 +118,7 @@ impl Mesh {
                         address6: None,
                         pod_cidr: "10.0.0.0/24".parse().expect("a range"),
                         registration: 1,
+                        facts: Default::default(),
                     };
                     mesh.input.nodes.insert(node.name.clone(), Arc::new(node));
                 }
@@ -190,6 +195,7 @@ fn workload(service: usize, endpoint: usize, version: &str) -> Workload {
             port: 8080,
             protocol: Protocol::Tcp,
             app_protocol: None,
+            host_port: None,
         }],
         address: None,
     }
@@ -205,10 +211,12 @@ fn mesh_service(service: usize) -> Service {
             target_port: PortRef::Name("http".to_owned()),
             protocol: Protocol::Tcp,
             app_protocol: AppProtocol::Http,
+            node_port: None,
         }],
         cluster_ip: None,
         headless: false,
         visibility: Default::default(),
+        exposure: Default::default(),
     }
 }
 

@@ -1,5 +1,7 @@
 //! Routes to the pods of other nodes, by their underlay addresses (direct routing).
 
+pub mod to_proxy;
+
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},

@@ -265,6 +265,13 @@ impl endpoints_server::Endpoints for Fake {
         Ok(Response::new(RemoveEndpointResponse::default()))
     }
 
+    async fn report_node(
+        &self,
+        _: Request<ReportNodeRequest>,
+    ) -> Result<Response<ReportNodeResponse>, Status> {
+        Ok(Response::new(ReportNodeResponse::default()))
+    }
+
     async fn report_flows(
         &self,
         request: Request<Streaming<FlowBatch>>,

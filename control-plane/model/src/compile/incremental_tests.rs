@@ -22,8 +22,8 @@ use super::{
 };
 use crate::{
     identity::IdentityTable,
-    records::NodeRecord,
-    resource::{Kind, Object, ObjectKey},
+    records::{NodeFacts, NodePort, NodeRecord},
+    resource::{Kind, Object, ObjectKey, Protocol},
 };
 
 /// One change of a state.
@@ -121,6 +121,12 @@ fn service() -> impl Strategy<Value = Value> {
             object("Service", "v1", name, json!({}), json!({"selector": selector, "ports": [port]}));
         if let Some(text) = export_to {
             out["metadata"]["annotations"] = json!({crate::resource::EXPORT_TO_ANNOTATION: text});
+            out["spec"]["publishNotReadyAddresses"] = json!(text == "b");
+            if text == "~" {
+                out["spec"]["clusterIP"] = json!("None");
+            } else {
+                out["spec"]["type"] = json!("NodePort");
+            }
         }
         out
     })
@@ -133,7 +139,8 @@ fn slice() -> impl Strategy<Value = Value> {
             let endpoints: Vec<Value> = endpoints
                 .into_iter()
                 .map(|(last, ready)| {
-                    json!({"addresses": [format!("10.1.1.{last}")], "conditions": {"ready": ready}})
+                    json!({"addresses": [format!("10.1.1.{last}")], "conditions": {"ready": ready, "serving": true,
+                        "terminating": !ready}, "hostname": format!("h{last}")})
                 })
                 .collect();
             json!({
@@ -249,7 +256,17 @@ fn run(cluster: &mut TestCluster, op: Op) {
             // A share for some, so that one that comes and goes is seen too.
             let share = crate::records::Overflow { percent: 10, failing: 3, callers: 4, since_unix_ms: 1 };
             let overflow = if port % 2 == 0 { BTreeMap::new() } else { BTreeMap::from([(80, share)]) };
-            let allocation = crate::records::ServiceAllocation { virtual_ip, proxy_ports, overflow };
+            // Of two families for some.
+            let second_ip = (port == 3).then(|| "fd00:2::3".parse().unwrap());
+            let node_port = NodePort { port: 80, protocol: Protocol::Tcp, node_port: 30_000 + port };
+            let allocation = crate::records::ServiceAllocation {
+                virtual_ip,
+                second_ip,
+                node_ports: vec![node_port],
+                health_check_port: None,
+                proxy_ports,
+                overflow,
+            };
             cluster.allocations.insert(named(name), Arc::new(allocation));
         }
         Op::Unallocate(name) => drop(cluster.allocations.remove(&named(name))),
@@ -281,6 +298,10 @@ fn run(cluster: &mut TestCluster, op: Op) {
                 address6: None,
                 pod_cidr: "10.1.1.0/24".parse().unwrap(),
                 registration: 1,
+                facts: NodeFacts {
+                    zone: ["", "a", "b"][usize::from(last) % 3].to_owned(),
+                    ..Default::default()
+                },
             };
             cluster.nodes.insert(name.to_owned(), Arc::new(record));
         }

@@ -13,10 +13,12 @@ use serde::Serialize;
 use super::ModelIndex;
 use crate::{
     identity::{IdentityNumber, IdentityTable, SpiffeId},
-    records::{ClusterInfo, NodeRecord, PeerRecord, ServiceAllocation, StoredMeta, WorkloadBinding},
+    records::{
+        ClusterInfo, NodePort, NodeRecord, PeerRecord, ServiceAllocation, StoredMeta, WorkloadBinding,
+    },
     resource::{
-        AppProtocol, EgressHost, HttpRouteRule, Kind, NamespacedName, Object, ObjectKey, Protocol, ProxyMode,
-        Visibility,
+        AppProtocol, EgressHost, Exposure, HostPort, HttpRouteRule, Kind, NamespacedName, Object, ObjectKey,
+        Protocol, ProxyMode, Visibility,
     },
 };
 
@@ -97,6 +99,8 @@ pub struct MeshWorkload {
     pub policy_class: u32,
     /// Ports that the sidecar serves in the workload's stead: its TCP ports, if it has a sidecar.
     pub captured_ports: Vec<u16>,
+    /// Ports of its node that lead to it.
+    pub host_ports: Vec<MeshHostPort>,
     /// What the workload itself says that its ports speak, where it says so.
     pub port_protocols: BTreeMap<u16, AppProtocol>,
     /// Where it listens if it is a gateway: its first TCP port, or 15443. 0 for everything else.
@@ -107,17 +111,40 @@ pub struct MeshWorkload {
     pub binding: Option<Arc<WorkloadBinding>>,
 }
 
+/// A port of the node that a workload runs on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct MeshHostPort {
+    pub host: HostPort,
+    pub port: u16,
+    pub protocol: Protocol,
+}
+
 /// A service that workloads of this cluster can call: local, imported, or both.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct MeshService {
     pub name: NamespacedName,
     pub virtual_ip: Option<IpAddr>,
+    /// Of the other family, where it has both.
+    pub second_ip: Option<IpAddr>,
     pub ports: Vec<MeshServicePort>,
     /// Offered to peers.
     pub exported: bool,
     /// Namespaces whose workloads are told of it, here and at peers.
     pub visibility: Visibility,
+    /// For the kernel.
+    pub delivery: Delivery,
+}
+
+/// How a service is reached besides by its virtual IPs, and which of its endpoints a client gets.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[allow(missing_docs)]
+pub struct Delivery {
+    pub exposure: Exposure,
+    pub headless: bool,
+    pub node_ports: Vec<NodePort>,
+    pub health_check_port: Option<u16>,
 }
 
 /// What a Sidecar object says of the workloads that it applies to.
@@ -139,6 +166,8 @@ pub struct MeshServicePort {
     /// `<port>.<service>.<namespace>.svc.<mesh-domain>`
     pub sni: String,
     pub endpoints: Vec<MeshEndpoint>,
+    /// Of a service of two families: the endpoints' addresses of the second. Proxies have no use for them.
+    pub second_family: Vec<MeshEndpoint>,
     /// Every identity that may serve this port, local or remote.
     pub spiffe_ids: Vec<SpiffeId>,
     /// Percent of the calls that go to peers, where there are any, though local endpoints are ready.
@@ -153,7 +182,8 @@ pub struct MeshServicePort {
 pub struct MeshEndpoint {
     pub address: SocketAddr,
     pub weight: u32,
-    /// 0: this cluster; 1: peers (through their gateways).
+    /// The next is for when the one before has none that is ready: those of this cluster from 0 on, then peers (through
+    /// their gateways).
     pub priority: u32,
     /// Cluster that the endpoint is in.
     pub cluster: String,
@@ -162,6 +192,24 @@ pub struct MeshEndpoint {
     pub workload: Option<NamespacedName>,
     /// It expects mesh mTLS (a sidecar, or a gateway that forwards to one).
     pub mtls: bool,
+    #[allow(missing_docs)]
+    pub place: Place,
+}
+
+/// Where an endpoint is, and what else only the kernel asks.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[allow(missing_docs)]
+pub struct Place {
+    /// It is a peer's gateway: only a proxy can speak to it.
+    pub by_gateway: bool,
+    /// It ends, and serves those whom it serves until then.
+    pub draining: bool,
+    pub node: Option<String>,
+    pub zone: Option<String>,
+    /// Zones whose clients are to have it; empty: all.
+    pub hint_zones: Vec<String>,
+    /// Below the name of a headless service.
+    pub hostname: Option<String>,
 }
 
 impl MeshModel {
@@ -190,10 +238,17 @@ impl MeshService {
 }
 
 impl MeshServicePort {
-    /// Where packets to the virtual IP go: this cluster's endpoints that are ready. Peers' gateways are not among
-    /// them, because only a proxy can speak to those.
+    /// What packets can be sent to: this cluster's endpoints, of both families. Peers' gateways are not among them,
+    /// because only a proxy can speak to those.
+    pub fn reachable(&self) -> impl Iterator<Item = &MeshEndpoint> {
+        self.endpoints.iter().chain(&self.second_family).filter(|e| !e.place.by_gateway)
+    }
+
+    /// Where packets to the virtual IPs go: of those the ones that are ready, of the first priority that has one.
     pub fn packet_backends(&self) -> impl Iterator<Item = &MeshEndpoint> {
-        self.endpoints.iter().filter(|e| e.ready && e.priority == 0)
+        let ready = |e: &&MeshEndpoint| e.ready && e.weight > 0;
+        let best = self.reachable().filter(ready).map(|e| e.priority).min();
+        self.reachable().filter(ready).filter(move |e| Some(e.priority) == best)
     }
 }
 

@@ -281,3 +281,125 @@ fn headless_services_have_no_virtual_ip_and_datagram_ports_no_listener() {
     assert_eq!((dns.ports[0].protocol, dns.ports[0].proxy_port), (Protocol::Udp, 0));
     assert!(!dns.ports[0].endpoints[0].mtls);
 }
+
+fn slice(
+    name: &str,
+    of: &str,
+    annotations: serde_json::Value,
+    endpoints: serde_json::Value,
+) -> serde_json::Value {
+    let v6 = endpoints[0]["addresses"][0].as_str().is_some_and(|ip| ip.contains(':'));
+    json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {"namespace": "shop", "name": name, "annotations": annotations,
+            "labels": {"kubernetes.io/service-name": of}},
+        "addressType": if v6 { "IPv6" } else { "IPv4" }, "ports": [{"port": 8080}], "endpoints": endpoints,
+    })
+}
+
+fn bare(name: &str) -> serde_json::Value {
+    json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "shop", "name": name},
+        "spec": {"ports": [{"port": 80}]},
+    })
+}
+
+#[test]
+fn endpoints_of_a_later_priority_are_for_when_the_earlier_have_none_that_is_ready() {
+    let mut cluster = shop();
+    cluster
+        .apply(bare("db"))
+        .apply(slice("db-1", "db", json!({}), json!([{"addresses": ["203.0.113.1"]}])))
+        .apply(slice(
+            "db-2",
+            "db",
+            json!({"isthmus.io/priority": "2"}),
+            json!([{"addresses": ["203.0.113.2"]}]),
+        ))
+        .export("shop/db")
+        .import("east", "shop/db", 80, 1);
+    let backends = |cluster: &TestCluster| {
+        let model = cluster.compile();
+        let port = &model.services[&named("shop/db")].ports[0];
+        let gateways = port.endpoints.iter().filter(|e| e.place.by_gateway).map(|e| e.priority);
+        assert_eq!(gateways.collect::<Vec<_>>(), [3], "peers come after all that is here");
+        port.packet_backends().map(|e| e.address.ip().to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(backends(&cluster), ["203.0.113.1"]);
+    let away = json!([{"addresses": ["203.0.113.1"], "conditions": {"ready": false}}]);
+    cluster.apply(slice("db-1", "db", json!({}), away));
+    assert_eq!(backends(&cluster), ["203.0.113.2"]);
+}
+
+#[test]
+fn an_endpoint_that_ends_is_told_until_it_serves_no_more() {
+    let mut cluster = shop();
+    let conditions = |serving: bool| json!({"ready": false, "serving": serving, "terminating": true});
+    cluster.apply(bare("db")).apply(slice(
+        "db-1",
+        "db",
+        json!({}),
+        json!([
+            {"addresses": ["203.0.113.1"], "conditions": conditions(true), "zone": "a", "nodeName": "n7",
+             "hints": {"forZones": [{"name": "b"}]}},
+            {"addresses": ["203.0.113.2"], "conditions": conditions(false)},
+        ]),
+    ));
+    let model = cluster.compile();
+    let endpoints = &model.services[&named("shop/db")].ports[0].endpoints;
+    let place = &endpoints[0].place;
+    assert!(place.draining && !endpoints[0].ready && !endpoints[1].place.draining);
+    assert_eq!((place.zone.as_deref(), place.node.as_deref()), (Some("a"), Some("n7")));
+    assert_eq!(place.hint_zones, ["b"]);
+}
+
+#[test]
+fn an_endpoint_is_in_the_zone_of_its_node() {
+    let mut cluster = shop();
+    Arc::make_mut(cluster.nodes.get_mut("n1").unwrap()).facts.zone = "a".to_owned();
+    let model = cluster.compile();
+    let endpoint = &model.services[&named("shop/pay")].ports[0].endpoints[0];
+    assert_eq!((endpoint.place.node.as_deref(), endpoint.place.zone.as_deref()), (Some("n1"), Some("a")));
+    assert_eq!(endpoint.place.hostname, None);
+}
+
+#[test]
+fn a_service_of_two_families_has_the_second_for_packets_alone() {
+    let mut cluster = shop();
+    Arc::make_mut(cluster.bindings.get_mut(&named("shop/pay-1")).unwrap())
+        .addresses
+        .push("fd00:1::103".parse().unwrap());
+    let before = cluster.compile();
+    assert_eq!(before.services[&named("shop/pay")].ports[0].reachable().count(), 1);
+    let allocation = Arc::make_mut(cluster.allocations.get_mut(&named("shop/pay")).unwrap());
+    allocation.second_ip = Some("fd00:2::1".parse().unwrap());
+    let model = cluster.compile();
+    let service = &model.services[&named("shop/pay")];
+    let port = &service.ports[0];
+    assert_eq!(
+        port.endpoints,
+        before.services[&named("shop/pay")].ports[0].endpoints,
+        "proxies see no change"
+    );
+    let second: Vec<String> = port.second_family.iter().map(|e| e.address.to_string()).collect();
+    assert_eq!(second, ["[fd00:1::103]:8080"]);
+    assert_eq!(port.packet_backends().count(), 2);
+}
+
+#[test]
+fn a_service_may_name_what_is_not_ready() {
+    let mut cluster = shop();
+    Arc::make_mut(cluster.bindings.get_mut(&named("shop/pay-1")).unwrap()).ready = false;
+    let mut service = bare("early");
+    service["spec"]["selector"] = json!({"app": "pay"});
+    service["spec"]["clusterIP"] = json!("None");
+    cluster.apply(service.clone());
+    let of = |cluster: &TestCluster| {
+        cluster.compile().services[&named("shop/early")].ports[0].endpoints[0].clone()
+    };
+    assert!(!of(&cluster).ready);
+    assert_eq!(of(&cluster).place.hostname.as_deref(), Some("pay-1"));
+    service["spec"]["publishNotReadyAddresses"] = json!(true);
+    cluster.apply(service);
+    assert!(of(&cluster).ready);
+}

@@ -10,20 +10,15 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use super::{Input, MeshEndpoint, MeshService, MeshServicePort, MeshWorkload, routes};
+use super::{Delivery, Input, MeshEndpoint, MeshService, MeshServicePort, MeshWorkload, Place, routes};
 use crate::{
     identity::SpiffeId,
     records::{ImportedPort, ImportedService, PeerRecord},
     resource::{
-        AppProtocol, EndpointSlice, HttpRoute, Kind, NamespacedName, Object, PortRef, Protocol, Service,
-        ServicePort, Workload,
+        AppProtocol, EndpointSlice, HttpRoute, IpFamily, Kind, NamespacedName, Object, PortRef, Protocol,
+        Service, ServicePort, SliceEndpoint, Workload, is_dns_label,
     },
 };
-
-/// Endpoints in this cluster.
-const LOCAL: u32 = 0;
-/// Endpoints in peers, used when no local one is ready.
-const REMOTE: u32 = 1;
 
 /// What is looked up for a service. Every list is in the order of names.
 pub(super) trait Lookup<'a> {
@@ -78,14 +73,22 @@ impl<'a> Builder<'a, '_> {
         let offers = if exported { offers } else { &[] };
         let members = if service.selector.is_empty() { Vec::new() } else { self.lookup.selected(service) };
         let slices = self.lookup.slices(name);
-        let allocated = self.input.allocations.get(name).and_then(|a| a.virtual_ip);
+        let allocation = self.input.allocations.get(name).map(AsRef::as_ref);
+        let allocated = allocation.and_then(|a| a.virtual_ip);
         let virtual_ip = if service.headless { None } else { allocated.or(service.cluster_ip) };
+        let second_ip = virtual_ip.and(allocation.and_then(|a| a.second_ip));
         // Kubernetes: the endpoints of a service are of its own family (`ipFamilies`); a headless one has all.
-        let family = virtual_ip.map(|ip| ip.is_ipv4());
+        let wanted = Wanted {
+            family: virtual_ip.map(IpFamily::of),
+            second: second_ip.map(IpFamily::of),
+            publish: service.exposure.publish_not_ready,
+            headless: service.headless,
+        };
         let mut ports: Vec<MeshServicePort> = Vec::new();
         for port in &service.ports {
-            let mut local = self.local_endpoints(port, family, &members, &slices);
-            let remote = self.remote_endpoints(offers, port.port, port.protocol);
+            let mut local = self.local_endpoints(port, wanted, &members, &slices);
+            let behind = local.endpoints.iter().map(|e| e.priority + 1).max().unwrap_or(1);
+            let remote = self.remote_endpoints(offers, (port.port, port.protocol), behind);
             local.endpoints.extend(remote.endpoints);
             local.spiffe_ids.extend(remote.spiffe_ids);
             ports.push(self.port(name, &port.name, port.port, port.protocol, port.app_protocol, local));
@@ -94,9 +97,16 @@ impl<'a> Builder<'a, '_> {
         MeshService {
             name: name.clone(),
             virtual_ip,
+            second_ip,
             ports,
             exported,
             visibility: service.visibility.clone(),
+            delivery: Delivery {
+                exposure: service.exposure.clone(),
+                headless: service.headless,
+                node_ports: allocation.map(|a| a.node_ports.clone()).unwrap_or_default(),
+                health_check_port: allocation.and_then(|a| a.health_check_port),
+            },
         }
     }
 
@@ -106,8 +116,10 @@ impl<'a> Builder<'a, '_> {
         MeshService {
             name: name.clone(),
             virtual_ip: self.input.allocations.get(name).and_then(|a| a.virtual_ip),
+            second_ip: None,
             ports,
             exported: false,
+            delivery: Delivery::default(),
             // The same service there and here, so what the older export says of namespaces holds in both.
             visibility: offers.first().map(|(_, service)| service.visibility.clone()).unwrap_or_default(),
         }
@@ -127,7 +139,7 @@ impl<'a> Builder<'a, '_> {
             if ports.iter().any(|p| (p.port, p.protocol) == (*port, *protocol) || p.name == *port_name) {
                 continue;
             }
-            let places = self.remote_endpoints(offers, *port, *protocol);
+            let places = self.remote_endpoints(offers, (*port, *protocol), 1);
             ports.push(self.port(name, port_name, *port, *protocol, *app_protocol, places));
         }
     }
@@ -156,6 +168,7 @@ impl<'a> Builder<'a, '_> {
                 service.name, service.namespace, self.input.cluster.mesh_domain
             ),
             endpoints: places.endpoints,
+            second_family: places.second_family,
             spiffe_ids: places.spiffe_ids.into_iter().collect(),
             overflow: through_proxy.and_then(|a| a.overflow.get(&port)).map_or(0, |share| share.percent),
             routes: Vec::new(),
@@ -165,23 +178,24 @@ impl<'a> Builder<'a, '_> {
     fn local_endpoints(
         &self,
         port: &ServicePort,
-        is_ipv4: Option<bool>,
+        wanted: Wanted,
         members: &[(&Workload, &MeshWorkload)],
         slices: &[&EndpointSlice],
     ) -> Places {
         let mut found: BTreeMap<SocketAddr, MeshEndpoint> = BTreeMap::new();
+        let mut second: BTreeMap<SocketAddr, MeshEndpoint> = BTreeMap::new();
         let mut spiffe_ids = BTreeSet::new();
-        let mut add = |address: SocketAddr, ready: bool, workload: Option<&MeshWorkload>| {
-            found.entry(address).or_insert_with(|| MeshEndpoint {
+        let endpoint =
+            |address: SocketAddr, ready: bool, workload: Option<&MeshWorkload>, place: Place| MeshEndpoint {
                 address,
                 weight: 1,
-                priority: LOCAL,
+                priority: 0,
                 cluster: self.input.cluster.name.clone(),
-                ready,
+                ready: ready || wanted.publish,
                 workload: workload.map(|w| w.name.clone()),
                 mtls: workload.is_some_and(|w| speaks_mtls(w, port.protocol, address.port())),
-            });
-        };
+                place,
+            };
         for (workload, compiled) in members {
             let Some(target) = target_port(port, workload) else { continue };
             if speaks_mtls(compiled, port.protocol, target) {
@@ -190,33 +204,85 @@ impl<'a> Builder<'a, '_> {
             }
             let Some(binding) = &compiled.binding else { continue };
             // A workload of two families is one backend; one that has only the other is better than none.
-            let fits = |ip: &&IpAddr| is_ipv4.is_none_or(|is_ipv4| ip.is_ipv4() == is_ipv4);
-            let of_family: Vec<&IpAddr> = binding.addresses.iter().filter(fits).collect();
-            let addresses = if of_family.is_empty() { binding.addresses.iter().collect() } else { of_family };
-            for ip in addresses {
-                add(SocketAddr::new(*ip, target), binding.ready, Some(compiled));
+            let of = |family: Option<IpFamily>| {
+                let fits = move |ip: &&IpAddr| family.is_none_or(|family| IpFamily::of(**ip) == family);
+                binding.addresses.iter().filter(fits).copied().collect::<Vec<IpAddr>>()
+            };
+            let of_family = of(wanted.family);
+            let first = if of_family.is_empty() { binding.addresses.clone() } else { of_family };
+            let mut place = self.place_of(compiled);
+            place.hostname =
+                Some(&workload.meta.name.name).filter(|name| wanted.headless && is_dns_label(name)).cloned();
+            for ip in &first {
+                let address = SocketAddr::new(*ip, target);
+                let made = || endpoint(address, binding.ready, Some(compiled), place.clone());
+                found.entry(address).or_insert_with(made);
+            }
+            let others = wanted.second.map(|family| of(Some(family))).unwrap_or_default();
+            for ip in others.iter().filter(|ip| !first.contains(ip)) {
+                let address = SocketAddr::new(*ip, target);
+                let made = || endpoint(address, binding.ready, Some(compiled), place.clone());
+                second.entry(address).or_insert_with(made);
             }
         }
         for slice in slices {
             let same = |p: &&crate::resource::SlicePort| p.name == port.name && p.protocol == port.protocol;
             let Some(target) = slice.ports.iter().find(same).map(|p| p.port) else { continue };
-            for endpoint in &slice.endpoints {
-                for ip in &endpoint.addresses {
+            for listed in &slice.endpoints {
+                for ip in &listed.addresses {
                     let workload = self.lookup.at(*ip);
                     if let Some(workload) = workload
                         && speaks_mtls(workload, port.protocol, target)
                     {
                         spiffe_ids.insert(workload.spiffe_id.clone());
                     }
-                    add(SocketAddr::new(*ip, target), endpoint.ready, workload);
+                    let address = SocketAddr::new(*ip, target);
+                    let place = self.slice_place(listed, workload);
+                    let made = MeshEndpoint {
+                        priority: slice.priority.into(),
+                        ..endpoint(address, listed.ready, workload, place)
+                    };
+                    let of_second = wanted.second == Some(IpFamily::of(*ip));
+                    let map = if of_second { &mut second } else { &mut found };
+                    map.entry(address).or_insert(made);
                 }
             }
         }
-        Places { endpoints: found.into_values().collect(), spiffe_ids }
+        let endpoints: Vec<MeshEndpoint> = found.into_values().collect();
+        Places { endpoints, second_family: second.into_values().collect(), spiffe_ids }
+    }
+
+    fn place_of(&self, workload: &MeshWorkload) -> Place {
+        let node = workload.binding.as_ref().map(|binding| &binding.node).filter(|node| !node.is_empty());
+        let record = node.and_then(|node| self.input.nodes.get(node));
+        Place {
+            node: node.cloned(),
+            zone: record.map(|node| node.facts.zone.clone()).filter(|zone| !zone.is_empty()),
+            ..Place::default()
+        }
+    }
+
+    /// What a slice says of an endpoint goes before what is known of the workload.
+    fn slice_place(&self, listed: &SliceEndpoint, workload: Option<&MeshWorkload>) -> Place {
+        let known = workload.map(|workload| self.place_of(workload)).unwrap_or_default();
+        Place {
+            draining: !listed.ready && listed.terminating && listed.serving.unwrap_or(false),
+            node: listed.node.clone().or(known.node),
+            zone: listed.zone.clone().or(known.zone),
+            hint_zones: listed.hint_zones.clone(),
+            hostname: listed.hostname.clone(),
+            by_gateway: false,
+        }
     }
 
     /// A remote endpoint is the peer's gateway; the SNI tells it which service is meant.
-    fn remote_endpoints(&self, offers: &[Offer<'a>], port: u16, protocol: Protocol) -> Places {
+    /// Peers come after every endpoint that is here.
+    fn remote_endpoints(
+        &self,
+        offers: &[Offer<'a>],
+        (port, protocol): (u16, Protocol),
+        priority: u32,
+    ) -> Places {
         let mut places = Places::default();
         for (peer, service) in offers {
             let offers_port = service.ports.iter().any(|p| p.port == port && p.protocol == protocol);
@@ -232,21 +298,34 @@ impl<'a> Builder<'a, '_> {
             places.endpoints.extend(gateways.into_iter().map(|address| MeshEndpoint {
                 address,
                 weight: 1,
-                priority: REMOTE,
+                priority,
                 cluster: peer.cluster.clone(),
                 ready: service.ready_endpoints > 0,
                 workload: None,
                 mtls: true,
+                place: Place { by_gateway: true, ..Place::default() },
             }));
         }
         places
     }
 }
 
+/// What a service asks of its endpoints.
+#[derive(Clone, Copy)]
+struct Wanted {
+    /// Of its first virtual IP.
+    family: Option<IpFamily>,
+    second: Option<IpFamily>,
+    /// Also those that are not ready, as if they were.
+    publish: bool,
+    headless: bool,
+}
+
 /// Where a service port is served, and by whom.
 #[derive(Default)]
 struct Places {
     endpoints: Vec<MeshEndpoint>,
+    second_family: Vec<MeshEndpoint>,
     spiffe_ids: BTreeSet<SpiffeId>,
 }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
-use super::{Input, MeshWorkload, scope};
+use super::{Input, MeshHostPort, MeshWorkload, scope};
 use crate::{
     identity::{IdentityKey, SpiffeId},
     records::WorkloadBinding,
@@ -51,6 +51,11 @@ pub(super) fn one(
         proxy: workload.proxy,
         policy_class: 0,
         captured_ports: captured_ports(workload),
+        host_ports: workload
+            .ports
+            .iter()
+            .filter_map(|p| Some(MeshHostPort { host: p.host_port?, port: p.port, protocol: p.protocol }))
+            .collect(),
         port_protocols: workload
             .ports
             .iter()

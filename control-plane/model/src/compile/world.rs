@@ -37,6 +37,7 @@ impl TestCluster {
                 address6: None,
                 pod_cidr: format!("10.1.{last}.0/24").parse().unwrap(),
                 registration: 1,
+                facts: Default::default(),
             })
         };
         Self {
@@ -46,6 +47,7 @@ impl TestCluster {
                 mesh_domain: "mesh.local".to_owned(),
                 pod_cidr: "10.1.0.0/16".parse().unwrap(),
                 pod_cidr6: None,
+                service_cidr6: None,
                 service_cidr: "10.101.0.0/16".parse().unwrap(),
                 roots: vec![vec![1]],
                 trust: Default::default(),
@@ -82,6 +84,9 @@ impl TestCluster {
             virtual_ip: Some([10, 101, 0, n].into()),
             proxy_ports,
             overflow: Default::default(),
+            second_ip: None,
+            node_ports: Vec::new(),
+            health_check_port: None,
         };
         self.allocations.insert(name.clone(), Arc::new(allocation));
     }

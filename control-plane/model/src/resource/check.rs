@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use ipnet::IpNet;
 
 use super::{
-    Labels,
+    Labels, ObjectError,
     error::{At, Fault},
 };
 
@@ -18,7 +18,7 @@ fn label_chars(text: &str) -> bool {
     edge(text.as_bytes().first()) && edge(text.as_bytes().last()) && text.bytes().all(inner)
 }
 
-pub(super) fn is_dns_label(text: &str) -> bool {
+pub(crate) fn is_dns_label(text: &str) -> bool {
     text.len() <= 63 && label_chars(text)
 }
 
@@ -69,8 +69,21 @@ pub(super) fn label_key(key: &str, at: &At) -> Result<(), Fault> {
     )
 }
 
+/// Labels that a node tells of itself.
+///
+/// # Errors
+/// The first of them that is none, by its path.
+pub fn check_node_labels(labels: &Labels) -> Result<(), ObjectError> {
+    self::labels(labels, &At::new("labels")).map_err(|fault| fault.of("node".to_owned()))
+}
+
+/// Whether a label may have this value.
+pub fn is_label_value(value: &str) -> bool {
+    value.is_empty() || is_qualified_part(value)
+}
+
 pub(super) fn label_value(value: &str, at: &At) -> Result<(), Fault> {
-    if value.is_empty() || is_qualified_part(value) {
+    if is_label_value(value) {
         return Ok(());
     }
     at.refuse(

@@ -6,7 +6,7 @@ use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{Map, Value, json};
 
 use super::{
-    EndpointSlice, Kind, SERVICE_NAME_LABEL, SliceEndpoint, SlicePort, check,
+    EndpointSlice, Kind, Meta, SERVICE_NAME_LABEL, SliceEndpoint, SlicePort, check,
     error::{At, Fault},
     meta::WireMeta,
     port,
@@ -16,6 +16,12 @@ use super::{
 const MAX_ENDPOINTS: usize = 1000;
 const MAX_PORTS: usize = 100;
 const MAX_ADDRESSES: usize = 100;
+const MAX_ZONES: usize = 8;
+/// Greatest priority.
+const MAX_PRIORITY: u8 = 7;
+
+/// On an EndpointSlice: 0, which is the default, to 7. Its endpoints are used when no endpoint of a smaller number is ready.
+pub const PRIORITY_ANNOTATION: &str = "isthmus.io/priority";
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -31,8 +37,7 @@ pub(super) struct WireSlice {
     ports: Vec<WireSlicePort>,
 }
 
-/// What places an endpoint (node, zone, target) is accepted and dropped: an address that belongs to a workload
-/// is recognised by itself.
+/// The target is accepted and dropped: an address that belongs to a workload is recognised by itself.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[allow(dead_code)]
@@ -40,21 +45,37 @@ struct WireEndpoint {
     addresses: Vec<String>,
     #[serde(default)]
     conditions: WireConditions,
-    hostname: Option<IgnoredAny>,
-    node_name: Option<IgnoredAny>,
-    zone: Option<IgnoredAny>,
+    hostname: Option<String>,
+    node_name: Option<String>,
+    zone: Option<String>,
     target_ref: Option<IgnoredAny>,
-    hints: Option<IgnoredAny>,
+    #[serde(default)]
+    hints: WireHints,
     deprecated_topology: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[allow(dead_code)]
 struct WireConditions {
     ready: Option<bool>,
     serving: Option<bool>,
     terminating: Option<bool>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[allow(dead_code)]
+struct WireHints {
+    #[serde(default)]
+    for_zones: Vec<WireZone>,
+    // Accepted and dropped.
+    for_nodes: Option<IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WireZone {
+    name: String,
 }
 
 /// `appProtocol` is accepted and dropped: the service port's counts.
@@ -100,13 +121,41 @@ impl WireSlice {
             .enumerate()
             .map(|(i, wire)| wire.parse(v4, &at.index(i)))
             .collect::<Result<_, _>>()?;
-        Ok(EndpointSlice { meta, service, ports, endpoints })
+        let priority = priority(&meta)?;
+        Ok(EndpointSlice { meta, service, ports, endpoints, priority })
     }
+}
+
+fn priority(meta: &Meta) -> Result<u8, Fault> {
+    let Some(text) = meta.annotations.get(PRIORITY_ANNOTATION) else { return Ok(0) };
+    let number = text.parse::<u8>().ok().filter(|number| *number <= MAX_PRIORITY);
+    number.ok_or_else(|| {
+        let at = At::new("metadata").field("annotations").key(PRIORITY_ANNOTATION);
+        at.fault(text, format!("must be 0 to {MAX_PRIORITY}"))
+    })
+}
+
+/// A name that only has to be equal to another one.
+fn place(text: Option<String>, at: &At) -> Result<Option<String>, Fault> {
+    let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(None) };
+    check::label_value(&text, at)?;
+    Ok(Some(text))
 }
 
 impl WireEndpoint {
     fn parse(self, v4: bool, at: &At) -> Result<SliceEndpoint, Fault> {
-        let ready = self.conditions.ready.unwrap_or(true);
+        if let Some(hostname) = &self.hostname {
+            check::dns_label(hostname, &at.field("hostname"))?;
+        }
+        if let Some(node) = &self.node_name {
+            check::dns_subdomain(node, &at.field("nodeName"))?;
+        }
+        let at_zones = at.field("hints").field("forZones");
+        at_zones.at_most(&self.hints.for_zones, MAX_ZONES)?;
+        let hints = self.hints.for_zones.into_iter().enumerate();
+        let hints = hints.map(|(i, zone)| place(Some(zone.name), &at_zones.index(i).field("name")));
+        let hints: Vec<Option<String>> = hints.collect::<Result<_, _>>()?;
+        let zone = place(self.zone, &at.field("zone"))?;
         let at = at.field("addresses");
         at.at_most(&self.addresses, MAX_ADDRESSES)?;
         if self.addresses.is_empty() {
@@ -121,7 +170,16 @@ impl WireEndpoint {
             }
             addresses.push(ip);
         }
-        Ok(SliceEndpoint { addresses, ready })
+        Ok(SliceEndpoint {
+            addresses,
+            ready: self.conditions.ready.unwrap_or(true),
+            serving: self.conditions.serving,
+            terminating: self.conditions.terminating.unwrap_or(false),
+            hostname: self.hostname,
+            node: self.node_name,
+            zone,
+            hint_zones: hints.into_iter().flatten().collect(),
+        })
     }
 }
 
@@ -145,11 +203,7 @@ impl WireSlicePort {
 pub(super) fn render(slice: &EndpointSlice, out: &mut Map<String, Value>) {
     let v6 = slice.endpoints.iter().flat_map(|e| &e.addresses).any(std::net::IpAddr::is_ipv6);
     out.insert("addressType".to_owned(), json!(if v6 { "IPv6" } else { "IPv4" }));
-    let endpoints: Vec<Value> = slice
-        .endpoints
-        .iter()
-        .map(|e| json!({"addresses": e.addresses, "conditions": {"ready": e.ready}}))
-        .collect();
+    let endpoints: Vec<Value> = slice.endpoints.iter().map(render_endpoint).collect();
     out.insert("endpoints".to_owned(), Value::Array(endpoints));
     let ports: Vec<Value> = slice
         .ports
@@ -157,4 +211,24 @@ pub(super) fn render(slice: &EndpointSlice, out: &mut Map<String, Value>) {
         .map(|p| json!({"name": p.name, "port": p.port, "protocol": p.protocol.as_str()}))
         .collect();
     out.insert("ports".to_owned(), Value::Array(ports));
+}
+
+fn render_endpoint(endpoint: &SliceEndpoint) -> Value {
+    let mut conditions = json!({"ready": endpoint.ready});
+    if let Some(serving) = endpoint.serving {
+        conditions["serving"] = json!(serving);
+    }
+    if endpoint.terminating {
+        conditions["terminating"] = json!(true);
+    }
+    let mut out = json!({"addresses": endpoint.addresses, "conditions": conditions});
+    let said = [("hostname", &endpoint.hostname), ("nodeName", &endpoint.node), ("zone", &endpoint.zone)];
+    for (field, value) in said.into_iter().filter_map(|(field, value)| Some((field, value.as_ref()?))) {
+        out[field] = json!(value);
+    }
+    if !endpoint.hint_zones.is_empty() {
+        let zones: Vec<Value> = endpoint.hint_zones.iter().map(|zone| json!({"name": zone})).collect();
+        out["hints"] = json!({"forZones": zones});
+    }
+    out
 }

@@ -14,6 +14,7 @@ mod duration;
 mod endpoint_slice;
 mod error;
 mod export_to;
+mod exposure;
 mod http_filter;
 mod http_match;
 mod http_route;
@@ -35,6 +36,8 @@ mod sidecar;
 mod types;
 mod workload;
 
+pub(crate) use check::is_dns_label;
+pub use check::{check_node_labels, is_label_value};
 pub use cilium::{
     CiliumCidrSet, CiliumEntity, CiliumEntry, CiliumPeers, CiliumPolicy, CiliumPort, CiliumRule,
     CiliumSelector, CiliumSide,
@@ -44,8 +47,12 @@ pub use cluster_policy::{
 };
 pub use coverage::{COVERAGE, Coverage, Support};
 pub use duration::milliseconds;
+pub use endpoint_slice::PRIORITY_ANNOTATION;
 pub use error::ObjectError;
 pub use export_to::{EXPORT_TO_ANNOTATION, Visibility};
+pub use exposure::{
+    Exposure, FORWARDING_ANNOTATION, Families, FamilyPolicy, IpFamily, NODE_PORTS, ServiceType,
+};
 pub use key::{Kind, NameParts, NamespacedName, ObjectKey};
 pub use overflow::OVERFLOW_ANNOTATION;
 pub use parse::{MAX_OBJECT_BYTES, MAX_OBJECT_DEPTH};

@@ -9,6 +9,7 @@ use super::{
     cluster_policy::{self, WireClusterPolicy},
     endpoint_slice::{self, WireSlice},
     error::{At, Fault, shown},
+    exposure::{self, WireStatus},
     http_route::{self, WireRoute},
     meta::{DEFAULT_NAMESPACE, WireMeta},
     network_policy::{self, WirePolicy},
@@ -42,7 +43,12 @@ impl Object {
         out.insert("metadata".to_owned(), self.meta().to_json());
         match self {
             Object::Workload(o) => drop(out.insert("spec".to_owned(), workload::render(o))),
-            Object::Service(o) => drop(out.insert("spec".to_owned(), service::render(o))),
+            Object::Service(o) => {
+                out.insert("spec".to_owned(), service::render(o));
+                if let Some(status) = exposure::render_status(&o.exposure) {
+                    out.insert("status".to_owned(), status);
+                }
+            }
             Object::EndpointSlice(o) => endpoint_slice::render(o, &mut out),
             Object::NetworkPolicy(o) => drop(out.insert("spec".to_owned(), network_policy::render(o))),
             Object::HttpRoute(o) => drop(out.insert("spec".to_owned(), http_route::render(o))),
@@ -88,7 +94,9 @@ fn parse(value: &Value) -> Result<Object, Fault> {
         }
         Kind::Service => {
             let (meta, spec) = envelope::<WireService>(&value, kind)?;
-            Object::Service(required(spec)?.parse(meta)?)
+            // Ours to write but for the addresses of load balancers; what can't be read of it says nothing.
+            let status = map.get("status").and_then(|status| WireStatus::deserialize(status).ok());
+            Object::Service(required(spec)?.parse(meta, status)?)
         }
         Kind::EndpointSlice => Object::EndpointSlice(read::<WireSlice>(&value)?.parse()?),
         Kind::NetworkPolicy => {

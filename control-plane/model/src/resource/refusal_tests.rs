@@ -121,6 +121,18 @@ fn workloads_with_bad_values_are_refused() {
         "TCP, UDP",
     );
     refused(&workload(json!({"ports": [{"port": 1}, {"port": 1}]})), "spec.ports[1].port", "twice");
+    refused(
+        &workload(json!({"ports": [{"port": 1, "hostPort": 70_000}]})),
+        "spec.ports[0].hostPort",
+        "65535",
+    );
+    refused(
+        &workload(json!({"ports": [{"port": 1, "hostIP": "192.0.2.1"}]})),
+        "spec.ports[0].hostIP",
+        "hostPort",
+    );
+    let shared = json!({"ports": [{"port": 1, "hostPort": 9}, {"port": 2, "hostPort": 9}]});
+    refused(&workload(shared), "spec.ports[1].hostPort", "twice");
     let twice = json!({"ports": [{"port": 1, "name": "a"}, {"port": 2, "name": "a"}]});
     refused(&workload(twice), "spec.ports[1].name", "two ports");
 }
@@ -132,12 +144,56 @@ fn services_refuse_what_the_mesh_does_not_do() {
         spec[field] = value;
         service(spec)
     };
-    refused(&with("type", json!("NodePort")), "spec.type", "only ClusterIP is");
-    refused(&with("type", json!("LoadBalancer")), "spec.type", "only ClusterIP is");
+    refused(&with("type", json!("ExternalName")), "spec.type", "supported are ClusterIP, NodePort");
     refused(&with("externalName", json!("x.example")), "spec.externalName", "not supported");
-    refused(&with("externalIPs", json!(["192.0.2.1"])), "spec.externalIPs", "not supported");
-    refused(&with("sessionAffinity", json!("ClientIP")), "spec.sessionAffinity", "only None is");
-    refused(&with("clusterIPs", json!(["10.0.0.1", "fd00::1"])), "spec.clusterIPs[1]", "second address");
+    refused(&with("externalIPs", json!(["127.0.0.1"])), "spec.externalIPs[0]", "unicast");
+    refused(&with("sessionAffinity", json!("Cookie")), "spec.sessionAffinity", "None or ClientIP");
+    refused(&with("clusterIPs", json!(["10.0.0.1", "10.0.0.2"])), "spec.clusterIPs[1]", "same family");
+    refused(&with("clusterIPs", json!(["10.0.0.1", "None"])), "spec.clusterIPs", "beside an address");
+    refused(&with("ipFamilies", json!(["IPv5"])), "spec.ipFamilies[0]", "IPv4 or IPv6");
+    refused(&with("ipFamilyPolicy", json!("Dual")), "spec.ipFamilyPolicy", "SingleStack, PreferDualStack");
+    refused(
+        &with("externalTrafficPolicy", json!("Local")),
+        "spec.externalTrafficPolicy",
+        "way in from outside",
+    );
+    refused(&with("internalTrafficPolicy", json!("Near")), "spec.internalTrafficPolicy", "Cluster or Local");
+    refused(&with("loadBalancerIP", json!("192.0.2.1")), "spec.loadBalancerIP", "type LoadBalancer");
+    refused(&with("loadBalancerSourceRanges", json!(["::/0"])), "spec.loadBalancerSourceRanges", "type Load");
+    refused(&with("healthCheckNodePort", json!(30_000)), "spec.healthCheckNodePort", "externalTrafficPolicy");
+    refused(
+        &with("allocateLoadBalancerNodePorts", json!(true)),
+        "spec.allocateLoadBalancerNodePorts",
+        "type",
+    );
+    refused(
+        &with("trafficDistribution", json!("PreferSameNode")),
+        "spec.trafficDistribution",
+        "not supported",
+    );
+    let affinity = |seconds: i64| {
+        service(json!({"ports": [{"port": 80}], "sessionAffinity": "ClientIP",
+            "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": seconds}}}))
+    };
+    for seconds in [0, 86_401] {
+        refused(&affinity(seconds), "spec.sessionAffinityConfig.clientIP.timeoutSeconds", "1 to 86400");
+    }
+    refused(
+        &with("sessionAffinityConfig", json!({"clientIP": {}})),
+        "spec.sessionAffinityConfig",
+        "sessionAffinity ClientIP",
+    );
+    let at_nodes = |ports: Value| service(json!({"type": "NodePort", "ports": ports}));
+    let ports = json!([{"port": 80, "nodePort": 80}]);
+    refused(&at_nodes(ports), "spec.ports[0].nodePort", "30000 to 32767");
+    let ports =
+        json!([{"name": "a", "port": 80, "nodePort": 30_000}, {"name": "b", "port": 81, "nodePort": 30_000}]);
+    refused(&at_nodes(ports), "spec.ports[1].nodePort", "twice");
+    let headless = json!({"type": "NodePort", "clusterIP": "None", "ports": [{"port": 80}]});
+    refused(&service(headless), "spec.clusterIP", "type NodePort");
+    let mut direct = service(json!({"ports": [{"port": 80}]}));
+    direct["metadata"]["annotations"] = json!({"isthmus.io/forwarding": "tunnel"});
+    refused(&direct, "metadata.annotations[isthmus.io/forwarding]", "snat or dsr");
     refused(&with("clusterIP", json!("x")), "spec.clusterIP", "IP address");
     refused(&with("ports", json!([])), "spec.ports", "required");
     refused(&with("ports", json!([{"port": 80}, {"port": 81}])), "spec.ports[0].name", "several ports");
@@ -145,7 +201,7 @@ fn services_refuse_what_the_mesh_does_not_do() {
     refused(
         &with("ports", json!([{"port": 80, "nodePort": 30000}])),
         "spec.ports[0].nodePort",
-        "not supported",
+        "type NodePort or LoadBalancer",
     );
     refused(
         &with("ports", json!([{"port": 80, "appProtocol": "smtp"}])),
@@ -167,6 +223,19 @@ fn endpoint_slices_must_name_their_service_and_keep_to_their_address_type() {
     let owner = || json!({"kubernetes.io/service-name": "pay"});
     refused(&slice("IPv4", json!({}), "10.0.0.1"), "metadata.labels[kubernetes.io/service-name]", "required");
     refused(&slice("FQDN", owner(), "a.example"), "addressType", "IPv4 or IPv6");
+    let with = |field: &str, value: Value| {
+        let mut slice = slice("IPv4", owner(), "10.0.0.1");
+        slice["endpoints"][0][field] = value;
+        slice
+    };
+    refused(&with("hostname", json!("A.b")), "endpoints[0].hostname", "must be");
+    refused(&with("nodeName", json!("N1")), "endpoints[0].nodeName", "must be");
+    refused(&with("zone", json!("-a")), "endpoints[0].zone", "must be");
+    let hints = json!({"forZones": [{"name": "-"}]});
+    refused(&with("hints", hints), "endpoints[0].hints.forZones[0].name", "must be");
+    let mut later = slice("IPv4", owner(), "10.0.0.1");
+    later["metadata"]["annotations"] = json!({"isthmus.io/priority": "8"});
+    refused(&later, "metadata.annotations[isthmus.io/priority]", "0 to 7");
     refused(&slice("IPv4", owner(), "fd00::1"), "endpoints[0].addresses[0]", "addressType");
     refused(&slice("IPv4", owner(), "169.254.1.1"), "endpoints[0].addresses[0]", "unicast");
 }

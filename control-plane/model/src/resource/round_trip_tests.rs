@@ -1,5 +1,7 @@
 //! What is printed can be applied again.
 
+use std::net::IpAddr;
+
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -37,6 +39,23 @@ fn what_kubernetes_prints_is_accepted() {
     assert_eq!(service.meta.resource_version, Some(42));
     assert_eq!(service.ports[0].app_protocol, AppProtocol::Grpc, "from the port's name");
     assert_eq!(service.cluster_ip, Some("10.101.0.9".parse().unwrap()));
+    let Object::Service(balanced) = round_trips(&json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "pay", "namespace": "shop"},
+        "spec": {
+            "type": "LoadBalancer", "clusterIP": "10.101.0.9", "clusterIPs": ["10.101.0.9", "fd00::9"],
+            "ipFamilies": ["IPv4", "IPv6"], "ipFamilyPolicy": "RequireDualStack",
+            "allocateLoadBalancerNodePorts": true, "externalTrafficPolicy": "Local", "healthCheckNodePort": 31_000,
+            "sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 10_800}},
+            "ports": [{"name": "http", "port": 80, "nodePort": 30_080, "protocol": "TCP", "targetPort": 8080}],
+        },
+        "status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.4", "ipMode": "VIP"}, {"hostname": "a.example"}]}},
+    })) else {
+        panic!()
+    };
+    let exposure = &balanced.exposure;
+    assert_eq!((exposure.kind, exposure.affinity_seconds), (ServiceType::LoadBalancer, Some(10_800)));
+    assert_eq!(exposure.load_balancer_ips().map(|ip| ip.to_string()).collect::<Vec<_>>(), ["203.0.113.4"]);
+    assert!(exposure.wants_node_ports() && exposure.wants_health_port());
     round_trips(&json!({
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
         "metadata": {"name": "pay-1", "generateName": "pay-", "labels": {"kubernetes.io/service-name": "pay"}},
@@ -102,6 +121,11 @@ fn a_service_that_was_stored_before_it_could_be_hidden_is_visible_everywhere() {
         "selector": {}, "ports": [], "cluster_ip": null, "headless": false});
     let Object::Service(service) = serde_json::from_value(service).unwrap() else { panic!() };
     assert!(service.visibility.is_everywhere());
+    assert!(service.exposure.is_default());
+    let slice = json!({"kind": "EndpointSlice", "meta": {"name": "shop/pay-1", "labels": {}, "annotations": {}, "resource_version": null},
+        "service": "pay", "ports": [], "endpoints": [{"addresses": ["10.0.0.1"], "ready": true}]});
+    let Object::EndpointSlice(slice) = serde_json::from_value(slice).unwrap() else { panic!() };
+    assert_eq!(slice.endpoints, [SliceEndpoint::plain(vec!["10.0.0.1".parse().unwrap()], true)]);
 }
 
 #[test]
@@ -175,7 +199,9 @@ fn workload() -> impl Strategy<Value = Object> {
         for (i, (port, protocol, app_protocol)) in ports.into_iter().enumerate() {
             if !out.iter().any(|p| (p.port, p.protocol) == (port, protocol)) {
                 let name = (i % 2 == 0).then(|| format!("p{i}"));
-                out.push(WorkloadPort { name, port, protocol, app_protocol });
+                let host_port = (port % 3 == 0)
+                    .then(|| HostPort { port, ip: (port % 2 == 0).then(|| [10, 0, 0, 7].into()) });
+                out.push(WorkloadPort { name, port, protocol, app_protocol, host_port });
             }
         }
         out
@@ -191,15 +217,16 @@ fn workload() -> impl Strategy<Value = Object> {
 fn service() -> impl Strategy<Value = Object> {
     let ports = prop::collection::btree_map(1..=u16::MAX, (port_ref(), protocol(), app_protocol()), 1..4);
     let told = prop::option::of(prop::collection::btree_set(name(), 0..3));
-    (meta(), labels(), ports, any::<Option<u8>>(), any::<bool>(), told).prop_map(
-        |(mut meta, selector, ports, ip, headless, told)| {
+    let seed = any::<[u8; 4]>();
+    (meta(), labels(), ports, any::<Option<u8>>(), any::<bool>(), told, seed).prop_map(
+        |(mut meta, selector, ports, ip, headless, told, seed)| {
             let visibility = told.map_or(Visibility::Everywhere, Visibility::Only);
             if !visibility.is_everywhere() {
                 let words: Vec<&str> = visibility.only().collect();
                 let text = if words.is_empty() { "~".to_owned() } else { words.join(", ") };
                 meta.annotations.insert(EXPORT_TO_ANNOTATION.to_owned(), text);
             }
-            let ports = ports
+            let mut ports: Vec<ServicePort> = ports
                 .into_iter()
                 .map(|(port, (target_port, protocol, app_protocol))| ServicePort {
                     name: format!("p{port}"),
@@ -207,12 +234,56 @@ fn service() -> impl Strategy<Value = Object> {
                     target_port,
                     protocol,
                     app_protocol,
+                    node_port: None,
                 })
                 .collect();
             let cluster_ip = ip.filter(|_| !headless).map(|ip| [10, 0, 0, ip].into());
-            Object::Service(Service { meta, selector, ports, cluster_ip, headless, visibility })
+            let exposure = exposure(&mut ports, cluster_ip, headless, seed);
+            if exposure.dsr {
+                meta.annotations.insert(FORWARDING_ANNOTATION.to_owned(), "dsr".to_owned());
+            }
+            Object::Service(Service { meta, selector, ports, cluster_ip, headless, visibility, exposure })
         },
     )
+}
+
+/// Whatever the seed makes of it that a service may say.
+fn exposure(ports: &mut [ServicePort], ip: Option<IpAddr>, headless: bool, seed: [u8; 4]) -> Exposure {
+    let bit = |i: usize| seed[i / 8] >> (i % 8) & 1 == 1;
+    let kinds = [ServiceType::ClusterIp, ServiceType::NodePort, ServiceType::LoadBalancer];
+    let kind = if headless { ServiceType::ClusterIp } else { kinds[usize::from(seed[3]) % 3] };
+    let balanced = kind == ServiceType::LoadBalancer;
+    let external_ips: Vec<IpAddr> = if bit(0) { vec!["203.0.113.9".parse().unwrap()] } else { Vec::new() };
+    let outside = kind != ServiceType::ClusterIp || !external_ips.is_empty();
+    let external_local = outside && bit(1);
+    if kind != ServiceType::ClusterIp && bit(2) {
+        ports.iter_mut().zip(30_000..).for_each(|(port, number)| port.node_port = Some(number));
+    }
+    let second_ip = ip.filter(|_| bit(3)).map(|_| "fd00::9".parse().unwrap());
+    Exposure {
+        kind,
+        external_ips,
+        load_balancer_ip: (balanced && bit(4)).then(|| "203.0.113.10".parse().unwrap()),
+        ingress_ips: if balanced && bit(5) { vec!["203.0.113.11".parse().unwrap()] } else { Vec::new() },
+        source_ranges: if balanced && bit(6) { vec!["198.51.100.0/24".parse().unwrap()] } else { Vec::new() },
+        without_node_ports: balanced && bit(7),
+        affinity_seconds: bit(8).then(|| 1 + u32::from(seed[2])),
+        internal_local: bit(9),
+        external_local,
+        health_check_node_port: (balanced && external_local && bit(10)).then_some(32_000),
+        families: Families {
+            listed: if bit(11) { vec![IpFamily::V4] } else { Vec::new() },
+            policy: match second_ip {
+                Some(_) => FamilyPolicy::RequireDualStack,
+                None if bit(12) => FamilyPolicy::PreferDualStack,
+                None => FamilyPolicy::SingleStack,
+            },
+        },
+        second_ip,
+        publish_not_ready: bit(13),
+        same_zone_first: bit(14),
+        dsr: bit(15),
+    }
 }
 
 fn selector() -> impl Strategy<Value = LabelSelector> {
@@ -359,7 +430,12 @@ fn slice() -> impl Strategy<Value = Object> {
                 true => [0xfd00, 0, 0, 0, 0, u16::from(b[0]), u16::from(b[1]), u16::from(b[2])].into(),
                 false => [10, b[0], b[1], b[2]].into(),
             };
+            let priority = u8::try_from(endpoints.len() % 3).unwrap();
+            if priority > 0 {
+                meta.annotations.insert(PRIORITY_ANNOTATION.to_owned(), priority.to_string());
+            }
             Object::EndpointSlice(EndpointSlice {
+                priority,
                 meta,
                 service,
                 ports: ports
@@ -368,7 +444,21 @@ fn slice() -> impl Strategy<Value = Object> {
                     .collect(),
                 endpoints: endpoints
                     .into_iter()
-                    .map(|(ips, ready)| SliceEndpoint { addresses: ips.into_iter().map(ip).collect(), ready })
+                    .map(|(ips, ready)| {
+                        let plain = SliceEndpoint::plain(ips.iter().copied().map(ip).collect(), ready);
+                        match ips.len() {
+                            1 => plain,
+                            _ => SliceEndpoint {
+                                serving: Some(!ready),
+                                terminating: !ready,
+                                hostname: Some("pay-0".to_owned()),
+                                node: Some("n1.example".to_owned()),
+                                zone: Some("a".to_owned()),
+                                hint_zones: vec!["a".to_owned(), "b".to_owned()],
+                                ..plain
+                            },
+                        }
+                    })
                     .collect(),
             })
         })

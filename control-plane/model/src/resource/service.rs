@@ -1,15 +1,17 @@
-//! `v1 Service`: what it says of virtual IPs, ports and endpoints. What opens the cluster to the outside
-//! (node ports, load balancers, external names) is refused.
+//! `v1 Service`: what it says of virtual IPs, ports and endpoints. How else it is reached, and which endpoints a client
+//! gets, is in [`exposure`]. External names are refused.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{Map, Value, json};
 
 use super::{
-    Labels, Meta, PortRef, Service, ServicePort, check,
+    Labels, Meta, PortRef, Service, ServicePort, ServiceType, check,
     error::{At, Fault},
-    export_to, overflow,
+    export_to,
+    exposure::{self, WireAffinity, WireExposure, WireStatus},
+    overflow,
     port::{self, WirePort},
 };
 
@@ -27,28 +29,27 @@ pub(super) struct WireService {
     cluster_ip: Option<String>,
     #[serde(default, rename = "clusterIPs")]
     cluster_ips: Vec<String>,
-    // Accepted with their neutral value only.
     r#type: Option<String>,
+    #[serde(default, rename = "externalIPs")]
+    external_ips: Vec<String>,
+    #[serde(rename = "loadBalancerIP")]
+    load_balancer_ip: Option<String>,
+    #[serde(default)]
+    load_balancer_source_ranges: Vec<String>,
+    allocate_load_balancer_node_ports: Option<bool>,
     session_affinity: Option<String>,
+    session_affinity_config: Option<WireAffinity>,
     internal_traffic_policy: Option<String>,
-    publish_not_ready_addresses: Option<bool>,
-    // Accepted: the virtual IP's family is the service CIDR's.
+    external_traffic_policy: Option<String>,
+    health_check_node_port: Option<i64>,
     #[serde(default)]
     ip_families: Vec<String>,
     ip_family_policy: Option<String>,
+    publish_not_ready_addresses: Option<bool>,
+    traffic_distribution: Option<String>,
     // Refused.
     external_name: Option<IgnoredAny>,
-    #[serde(rename = "externalIPs")]
-    external_ips: Option<IgnoredAny>,
-    external_traffic_policy: Option<IgnoredAny>,
-    health_check_node_port: Option<IgnoredAny>,
-    #[serde(rename = "loadBalancerIP")]
-    load_balancer_ip: Option<IgnoredAny>,
     load_balancer_class: Option<IgnoredAny>,
-    load_balancer_source_ranges: Option<IgnoredAny>,
-    allocate_load_balancer_node_ports: Option<IgnoredAny>,
-    session_affinity_config: Option<IgnoredAny>,
-    traffic_distribution: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize)]
@@ -63,11 +64,36 @@ struct WireServicePort {
 }
 
 impl WireService {
-    pub(super) fn parse(self, meta: Meta) -> Result<Service, Fault> {
+    pub(super) fn parse(self, meta: Meta, status: Option<WireStatus>) -> Result<Service, Fault> {
         let at = At::new("spec");
-        self.refuse_unsupported(&at)?;
+        at.unsupported(&[
+            ("externalName", self.external_name.is_some()),
+            ("loadBalancerClass", self.load_balancer_class.is_some()),
+        ])?;
         check::labels(&self.selector, &at.field("selector"))?;
-        let (cluster_ip, headless) = self.address(&at)?;
+        let (addresses, headless) = self.addresses(&at)?;
+        let wire = WireExposure {
+            r#type: self.r#type,
+            external_ips: self.external_ips,
+            load_balancer_ip: self.load_balancer_ip,
+            load_balancer_source_ranges: self.load_balancer_source_ranges,
+            allocate_load_balancer_node_ports: self.allocate_load_balancer_node_ports,
+            session_affinity: self.session_affinity,
+            session_affinity_config: self.session_affinity_config,
+            internal_traffic_policy: self.internal_traffic_policy,
+            external_traffic_policy: self.external_traffic_policy,
+            health_check_node_port: self.health_check_node_port,
+            ip_families: self.ip_families,
+            ip_family_policy: self.ip_family_policy,
+            publish_not_ready_addresses: self.publish_not_ready_addresses,
+            traffic_distribution: self.traffic_distribution,
+        };
+        let exposure = wire.parse(&meta, status, &addresses, &at)?;
+        if headless && exposure.kind != ServiceType::ClusterIp {
+            return at
+                .field("clusterIP")
+                .refuse("None", format!("can't be of type {}", exposure.kind.as_str()));
+        }
         let at = at.field("ports");
         at.at_most(&self.ports, MAX_PORTS)?;
         if self.ports.is_empty() && !headless {
@@ -75,10 +101,10 @@ impl WireService {
         }
         let several = self.ports.len() > 1;
         let mut ports: Vec<ServicePort> = Vec::new();
-        let (mut names, mut numbers) = (BTreeSet::new(), BTreeSet::new());
+        let (mut names, mut numbers, mut node_ports) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         for (i, wire) in self.ports.into_iter().enumerate() {
             let at = at.index(i);
-            let port = wire.parse(&at)?;
+            let port = wire.parse(exposure.kind, &at)?;
             if several && port.name.is_empty() {
                 return at.field("name").refuse("", "is required when a service has several ports");
             }
@@ -88,67 +114,60 @@ impl WireService {
             if !numbers.insert((port.port, port.protocol)) {
                 return at.field("port").refuse(port.port, "is listed twice with the same protocol");
             }
+            if let Some(number) = port.node_port
+                && !node_ports.insert((number, port.protocol))
+            {
+                return at.field("nodePort").refuse(number, "is listed twice with the same protocol");
+            }
             ports.push(port);
         }
         let visibility = export_to::parse(&meta)?;
         overflow::check(&meta)?;
-        Ok(Service { meta, selector: self.selector, ports, cluster_ip, headless, visibility })
+        let cluster_ip = addresses.first().copied();
+        Ok(Service { meta, selector: self.selector, ports, cluster_ip, headless, visibility, exposure })
     }
 
-    fn refuse_unsupported(&self, at: &At) -> Result<(), Fault> {
-        let neutral = [
-            ("type", &self.r#type, "ClusterIP"),
-            ("sessionAffinity", &self.session_affinity, "None"),
-            ("internalTrafficPolicy", &self.internal_traffic_policy, "Cluster"),
-        ];
-        for (field, value, allowed) in neutral {
-            if let Some(value) = value
-                && value != allowed
-            {
-                return at.field(field).refuse(value, format!("is not supported; only {allowed} is"));
-            }
-        }
-        if self.publish_not_ready_addresses == Some(true) {
-            return at.field("publishNotReadyAddresses").refuse("true", "is not supported; only false is");
-        }
-        at.unsupported(&[
-            ("externalName", self.external_name.is_some()),
-            ("externalIPs", self.external_ips.is_some()),
-            ("externalTrafficPolicy", self.external_traffic_policy.is_some()),
-            ("healthCheckNodePort", self.health_check_node_port.is_some()),
-            ("loadBalancerIP", self.load_balancer_ip.is_some()),
-            ("loadBalancerClass", self.load_balancer_class.is_some()),
-            ("loadBalancerSourceRanges", self.load_balancer_source_ranges.is_some()),
-            ("allocateLoadBalancerNodePorts", self.allocate_load_balancer_node_ports.is_some()),
-            ("sessionAffinityConfig", self.session_affinity_config.is_some()),
-            ("trafficDistribution", self.traffic_distribution.is_some()),
-        ])
-    }
-
-    fn address(&self, at: &At) -> Result<(Option<std::net::IpAddr>, bool), Fault> {
-        if let [_, second, ..] = self.cluster_ips.as_slice() {
-            return at.field("clusterIPs").index(1).refuse(second, "a second address is not supported");
-        }
-        let listed = self.cluster_ips.first().filter(|ip| !ip.is_empty());
+    /// The virtual IPs that the user asks for, of which there is one of each family at most.
+    fn addresses(&self, at: &At) -> Result<(Vec<IpAddr>, bool), Fault> {
+        let at_list = at.field("clusterIPs");
+        at_list.at_most(&self.cluster_ips, 2)?;
         let single = self.cluster_ip.as_ref().filter(|ip| !ip.is_empty());
-        if let (Some(listed), Some(single)) = (listed, single)
-            && listed != single
+        let listed: Vec<&String> = self.cluster_ips.iter().filter(|ip| !ip.is_empty()).collect();
+        if let (Some(listed), Some(single)) = (listed.first(), single)
+            && *listed != single
         {
-            return at.field("clusterIPs").index(0).refuse(listed, "must be the same as clusterIP");
+            return at_list.index(0).refuse(listed, "must be the same as clusterIP");
         }
-        match single.or(listed).map(String::as_str) {
-            None => Ok((None, false)),
-            Some("None") => Ok((None, true)),
-            Some(text) => Ok((Some(check::unicast_ip(text, &at.field("clusterIP"))?), false)),
+        let all = if listed.is_empty() { single.into_iter().collect() } else { listed };
+        if all.iter().any(|ip| *ip == "None") {
+            return match all.as_slice() {
+                [_] => Ok((Vec::new(), true)),
+                _ => at_list.refuse("None", "can't stand beside an address"),
+            };
         }
+        let at_single = at.field("clusterIP");
+        let place = |i: usize| if i == 0 { at_single.clone() } else { at_list.index(i) };
+        let parsed = all.iter().enumerate().map(|(i, text)| check::unicast_ip(text, &place(i)));
+        let addresses: Vec<IpAddr> = parsed.collect::<Result<_, _>>()?;
+        if let [first, second] = addresses.as_slice()
+            && first.is_ipv4() == second.is_ipv4()
+        {
+            return at_list.index(1).refuse(second, "is a second address of the same family");
+        }
+        Ok((addresses, false))
     }
 }
 
 impl WireServicePort {
-    fn parse(self, at: &At) -> Result<ServicePort, Fault> {
-        if self.node_port.is_some_and(|port| port != 0) {
-            return at.field("nodePort").refuse("", "is not supported");
-        }
+    fn parse(self, kind: ServiceType, at: &At) -> Result<ServicePort, Fault> {
+        let at_node = at.field("nodePort");
+        let node_port = match self.node_port {
+            None | Some(0) => None,
+            Some(number) if kind == ServiceType::ClusterIp => {
+                return at_node.refuse(number, "is for type NodePort or LoadBalancer");
+            }
+            Some(number) => Some(exposure::node_port(number, &at_node)?),
+        };
         let name = self.name.unwrap_or_default();
         if !name.is_empty() {
             check::dns_label(&name, &at.field("name"))?;
@@ -164,7 +183,7 @@ impl WireServicePort {
             None | Some("") => port::implied_app_protocol(&name, protocol),
             Some(text) => port::app_protocol(text, &at.field("appProtocol"))?,
         };
-        Ok(ServicePort { name, port: number, target_port, protocol, app_protocol })
+        Ok(ServicePort { name, port: number, target_port, protocol, app_protocol, node_port })
     }
 }
 
@@ -180,7 +199,11 @@ pub(super) fn render(service: &Service) -> Value {
         out.insert("clusterIP".to_owned(), json!("None"));
     } else if let Some(ip) = service.cluster_ip {
         out.insert("clusterIP".to_owned(), json!(ip));
+        if let Some(second) = service.exposure.second_ip {
+            out.insert("clusterIPs".to_owned(), json!([ip, second]));
+        }
     }
+    exposure::render(&service.exposure, &mut out);
     Value::Object(out)
 }
 
@@ -193,5 +216,8 @@ fn render_port(service_port: &ServicePort) -> Value {
     out.insert("targetPort".to_owned(), port::render(&service_port.target_port));
     out.insert("protocol".to_owned(), json!(service_port.protocol.as_str()));
     out.insert("appProtocol".to_owned(), json!(service_port.app_protocol.as_str()));
+    if let Some(number) = service_port.node_port {
+        out.insert("nodePort".to_owned(), json!(number));
+    }
     Value::Object(out)
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, net::IpAddr};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{CiliumPolicy, ClusterPolicy, Kind, NamespacedName, ObjectKey, Visibility};
+use super::{CiliumPolicy, ClusterPolicy, Exposure, Kind, NamespacedName, ObjectKey, Visibility};
 
 /// Labels, and the map form of a selector.
 pub type Labels = BTreeMap<String, String>;
@@ -174,6 +174,18 @@ pub struct WorkloadPort {
     /// None: what the services that target this port say.
     #[serde(default)]
     pub app_protocol: Option<AppProtocol>,
+    /// The port of the workload's node that leads here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_port: Option<HostPort>,
+}
+
+/// `hostPort` and `hostIP`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct HostPort {
+    pub port: u16,
+    /// None: every address of the node.
+    pub ip: Option<IpAddr>,
 }
 
 /// `v1 Service`.
@@ -192,6 +204,9 @@ pub struct Service {
     /// From the annotation `networking.istio.io/exportTo`.
     #[serde(default, skip_serializing_if = "Visibility::is_everywhere")]
     pub visibility: Visibility,
+    #[allow(missing_docs)]
+    #[serde(default, skip_serializing_if = "Exposure::is_default")]
+    pub exposure: Exposure,
 }
 
 /// One port of a service.
@@ -204,6 +219,9 @@ pub struct ServicePort {
     pub target_port: PortRef,
     pub protocol: Protocol,
     pub app_protocol: AppProtocol,
+    /// A requested one; otherwise `apply` allocates one where the service has them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_port: Option<u16>,
 }
 
 /// `discovery.k8s.io/v1 EndpointSlice`.
@@ -215,6 +233,13 @@ pub struct EndpointSlice {
     pub service: String,
     pub ports: Vec<SlicePort>,
     pub endpoints: Vec<SliceEndpoint>,
+    /// From the annotation `isthmus.io/priority`: endpoints of a greater one are for when those before have none that is ready.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub priority: u8,
+}
+
+fn is_zero(priority: &u8) -> bool {
+    *priority == 0
 }
 
 /// A port of a slice, by the service port's name.
@@ -233,6 +258,38 @@ pub struct SliceEndpoint {
     pub addresses: Vec<IpAddr>,
     /// `conditions.ready`, true when absent.
     pub ready: bool,
+    /// `conditions.serving`, as `ready` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serving: Option<bool>,
+    /// `conditions.terminating`.
+    #[serde(default)]
+    pub terminating: bool,
+    /// DNS label, below the name of a headless service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
+    /// `hints.forZones`: whose clients are to have it; empty: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hint_zones: Vec<String>,
+}
+
+impl SliceEndpoint {
+    /// One that is what every endpoint is unless it says otherwise.
+    pub fn plain(addresses: Vec<IpAddr>, ready: bool) -> Self {
+        Self {
+            addresses,
+            ready,
+            serving: None,
+            terminating: false,
+            hostname: None,
+            node: None,
+            zone: None,
+            hint_zones: Vec::new(),
+        }
+    }
 }
 
 /// `matchLabels` and `matchExpressions`, together (Kubernetes `LabelSelector`).

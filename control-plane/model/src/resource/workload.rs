@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Meta, ProxyMode, Workload, WorkloadPort, check,
+    HostPort, Meta, ProxyMode, Workload, WorkloadPort, check,
     error::{At, Fault},
     port,
 };
@@ -31,6 +31,9 @@ struct WireWorkloadPort {
     port: i64,
     protocol: Option<String>,
     app_protocol: Option<String>,
+    host_port: Option<i64>,
+    #[serde(rename = "hostIP")]
+    host_ip: Option<String>,
 }
 
 impl WireWorkload {
@@ -55,12 +58,17 @@ impl WireWorkload {
         let at = at.field("ports");
         at.at_most(&self.ports, MAX_PORTS)?;
         let mut ports: Vec<WorkloadPort> = Vec::new();
-        let (mut names, mut numbers) = (BTreeSet::new(), BTreeSet::new());
+        let (mut names, mut numbers, mut host) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         for (i, wire) in self.ports.into_iter().enumerate() {
             let at = at.index(i);
             let port = wire.parse(&at)?;
             if !numbers.insert((port.port, port.protocol)) {
                 return at.field("port").refuse(port.port, "is listed twice with the same protocol");
+            }
+            if let Some(HostPort { port: number, ip }) = port.host_port
+                && !host.insert((port.protocol, number, ip))
+            {
+                return at.field("hostPort").refuse(number, "is listed twice with the same protocol");
             }
             if let Some(name) = &port.name
                 && !names.insert(name.clone())
@@ -78,7 +86,19 @@ impl WireWorkloadPort {
         if let Some(name) = &self.name {
             check::port_name(name, &at.field("name"))?;
         }
+        let at_ip = at.field("hostIP");
+        // Kubernetes' own printers write 0 and "" where nothing is meant.
+        let number = self.host_port.filter(|number| *number != 0);
+        let host_port = match (number, self.host_ip.filter(|ip| !ip.is_empty())) {
+            (None, None) => None,
+            (None, Some(ip)) => return at_ip.refuse(ip, "needs a hostPort"),
+            (Some(number), ip) => {
+                let ip = ip.map(|text| check::unicast_ip(&text, &at_ip)).transpose()?;
+                Some(HostPort { port: check::port(number, &at.field("hostPort"))?, ip })
+            }
+        };
         Ok(WorkloadPort {
+            host_port,
             port: check::port(self.port, &at.field("port"))?,
             protocol: port::protocol(self.protocol.as_deref(), &at.field("protocol"))?,
             app_protocol: self
@@ -128,6 +148,12 @@ fn render_port(port: &WorkloadPort) -> Value {
     out.insert("protocol".to_owned(), json!(port.protocol.as_str()));
     if let Some(app) = port.app_protocol {
         out.insert("appProtocol".to_owned(), json!(app.as_str()));
+    }
+    if let Some(HostPort { port, ip }) = port.host_port {
+        out.insert("hostPort".to_owned(), json!(port));
+        if let Some(ip) = ip {
+            out.insert("hostIP".to_owned(), json!(ip));
+        }
     }
     Value::Object(out)
 }

@@ -54,7 +54,7 @@ pub fn passthroughs_of(service: &MeshService) -> impl Iterator<Item = Passthroug
 
 /// Endpoints that a gateway can forward to, ready or not.
 fn forwardable(port: &MeshServicePort) -> impl Iterator<Item = &MeshEndpoint> {
-    port.endpoints.iter().filter(|e| e.priority == 0 && e.mtls)
+    port.endpoints.iter().filter(|e| !e.place.by_gateway && e.mtls)
 }
 
 /// `host:port` of this cluster's gateways, as peers are to reach them.

@@ -58,7 +58,7 @@ pub fn targets_of<'a>(
     tcp_ports(service).map(move |port| {
         let name = names::outbound(&service.name, port.port);
         let mut cluster = outbound_cluster(name.clone(), port);
-        cluster.endpoints.retain(|endpoint| endpoint.priority == 0);
+        cluster.endpoints.retain(|endpoint| !endpoint.place.by_gateway);
         let listeners = names::grpc(&service.name, port.port, mesh_domain);
         (GrpcTarget { listeners, name, port: port.port, routes: &port.routes }, cluster)
     })

@@ -88,7 +88,10 @@ fn prepared(kind: Kind, mut value: Value) -> Value {
     value["apiVersion"] = json!(kind.api_version());
     value["kind"] = json!(kind.as_str());
     if let Value::Object(root) = &mut value {
-        root.remove("status");
+        // Where load balancers are is for them to say, and for the service to be reached by.
+        if kind != Kind::Service {
+            root.remove("status");
+        }
     }
     if let Some(Value::Object(metadata)) = value.get_mut("metadata") {
         // A precondition here; another store's number there.
@@ -104,6 +107,11 @@ fn prepared(kind: Kind, mut value: Value) -> Value {
         if spec.get("clusterIP").is_some_and(|ip| ip != "None") {
             spec.remove("clusterIP");
             spec.remove("clusterIPs");
+            // So are its families: where it has both, the service has what there is here.
+            spec.remove("ipFamilies");
+            if spec.get("ipFamilyPolicy").is_some_and(|policy| policy == "RequireDualStack") {
+                spec.insert("ipFamilyPolicy".to_owned(), json!("PreferDualStack"));
+            }
         }
     }
     value
@@ -191,7 +199,7 @@ mod tests {
         let command = follower.follow(WatchEvent::Applied(service("a")), &State::default()).unwrap().unwrap();
         let state = state(&[command]);
         let mut broken = service("a");
-        broken["spec"]["type"] = json!("NodePort");
+        broken["spec"]["type"] = json!("ExternalName");
         follower.follow(WatchEvent::Listing, &state).unwrap();
         let error = follower.follow(WatchEvent::Listed(broken), &state).unwrap_err();
         assert!(error.contains("service/shop/a"), "{error}");

@@ -2,7 +2,7 @@
 
 use mesh_model::{
     compile::{
-        Action, Direction, FlowProtocol, MeshService, MeshWorkload, PolicyClass, PolicyRule, RulePeer,
+        Action, Direction, FlowProtocol, MeshHostPort, MeshWorkload, PolicyClass, PolicyRule, RulePeer,
     },
     identity::TrustDomain,
     records::{ClusterInfo, DomainTrust, NodeRecord},
@@ -22,8 +22,8 @@ pub fn workload_address(workload: &MeshWorkload) -> Option<wire::WorkloadAddress
     })
 }
 
-/// What a workload's own node needs to know of it.
-pub fn local_endpoint(workload: &MeshWorkload) -> wire::LocalEndpoint {
+/// What a workload's own node, which is this one, needs to know of it.
+pub fn local_endpoint(workload: &MeshWorkload, node: Option<&NodeRecord>) -> wire::LocalEndpoint {
     wire::LocalEndpoint {
         name: workload.name.to_string(),
         identity: workload.identity,
@@ -35,7 +35,18 @@ pub fn local_endpoint(workload: &MeshWorkload) -> wire::LocalEndpoint {
             .map(|port| wire::CapturedPort { port: u32::from(*port), protocol: wire::Protocol::Tcp as i32 })
             .collect(),
         sidecar: workload.proxy == ProxyMode::Sidecar,
+        host_ports: workload.host_ports.iter().map(host_port).collect(),
+        zone: node.map(|node| node.facts.zone.clone()).unwrap_or_default(),
         ..Default::default()
+    }
+}
+
+fn host_port(port: &MeshHostPort) -> wire::HostPort {
+    wire::HostPort {
+        host_ip: port.host.ip.map(|ip| ip.to_string()).unwrap_or_default(),
+        host_port: port.host.port.into(),
+        port: port.port.into(),
+        protocol: protocol(port.protocol) as i32,
     }
 }
 
@@ -88,37 +99,6 @@ fn spoken(protocol: FlowProtocol) -> wire::Protocol {
     }
 }
 
-/// A service as the kernel balances it: by packets, so only to endpoints of this cluster, which is what the
-/// priority 0 holds.
-pub fn service(service: &MeshService) -> wire::Service {
-    wire::Service {
-        name: service.name.to_string(),
-        addresses: service.virtual_ip.iter().map(ToString::to_string).collect(),
-        ports: service
-            .ports
-            .iter()
-            .map(|port| wire::ServicePort {
-                port: u32::from(port.port),
-                protocol: protocol(port.protocol) as i32,
-                proxy_port: u32::from(port.proxy_port),
-                backends: port
-                    .endpoints
-                    .iter()
-                    .filter(|e| e.ready && e.priority == 0 && e.weight > 0)
-                    .map(|e| wire::Backend {
-                        address: e.address.ip().to_string(),
-                        port: u32::from(e.address.port()),
-                        weight: e.weight,
-                        ..Default::default()
-                    })
-                    .collect(),
-                ..Default::default()
-            })
-            .collect(),
-        ..Default::default()
-    }
-}
-
 /// The roots of one trust domain, and what belongs to them.
 pub fn trust_bundle(
     trust_domain: &TrustDomain,
@@ -142,11 +122,16 @@ pub fn node(node: &NodeRecord, cluster: &ClusterInfo) -> wire::Node {
         address: node.address.to_string(),
         address6: node.address6.map(|address| address.to_string()).unwrap_or_default(),
         pod_cidrs: cluster.slices(node).map(|slice| slice.to_string()).collect(),
-        ..Default::default()
+        zone: node.facts.zone.clone(),
+        region: node.facts.region.clone(),
+        labels: node.labels(),
+        tunnel: node.facts.tunnel.map(|tunnel| tunnel.as_str().to_owned()).unwrap_or_default(),
+        health: node.facts.health.map(|at| at.to_string()).unwrap_or_default(),
+        addresses: node.addresses().map(|address| address.to_string()).collect(),
     }
 }
 
-fn protocol(protocol: Protocol) -> wire::Protocol {
+pub(super) fn protocol(protocol: Protocol) -> wire::Protocol {
     match protocol {
         Protocol::Tcp => wire::Protocol::Tcp,
         Protocol::Udp => wire::Protocol::Udp,

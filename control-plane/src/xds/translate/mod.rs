@@ -13,6 +13,7 @@ mod rbac;
 pub mod route;
 mod scoped;
 pub mod secret;
+pub mod service;
 pub mod sets;
 mod shared;
 pub mod tls;

@@ -214,9 +214,10 @@ impl Translation {
         let classes: BTreeSet<u32> = local.iter().map(|workload| workload.policy_class).collect();
         let all = self.shared.part(Part::Classes, model);
         let policy = classes.iter().filter_map(|id| all.get(kinds::POLICY_CLASS, &id.to_string()).cloned());
-        let endpoints = local
-            .iter()
-            .map(|workload| Encoded::new(workload.name.to_string(), &agent::local_endpoint(workload)).into());
+        let record = model.nodes.get(node).map(AsRef::as_ref);
+        let endpoints = local.iter().map(|workload| {
+            Encoded::new(workload.name.to_string(), &agent::local_endpoint(workload, record)).into()
+        });
         Own { resources: policy.chain(endpoints).collect(), classes, stranger: false }
     }
 }

@@ -14,7 +14,7 @@ use mesh_model::{
     view::{self, Scope},
 };
 
-use super::{agent, callers::Callers, cluster, endpoint, scoped::ScopedSets, secret, tls};
+use super::{agent, callers::Callers, cluster, endpoint, scoped::ScopedSets, secret, service, tls};
 use crate::xds::{Encoded, ProxyKind, ResourceSet, kinds};
 
 /// What there is to have in common.
@@ -165,7 +165,7 @@ fn agents(set: &mut ResourceSet, new: &MeshModel, changes: &ModelDiff) {
     }
     for name in each(&changes.services) {
         match new.services.get(name) {
-            Some(service) => set.put(Encoded::new(name.to_string(), &agent::service(service))),
+            Some(found) => set.put(Encoded::new(name.to_string(), &service::service(found))),
             None => drop(set.remove(kinds::SERVICE, &name.to_string())),
         }
     }

@@ -48,9 +48,30 @@ pub(super) fn init(tx: &mut Transaction<'_>, info: &ClusterInfo) -> Result<Done,
         let problem = format!("overlaps the service CIDR {}", info.service_cidr);
         return Err(Refusal::invalid("podCIDR", info.pod_cidr, problem));
     }
+    check_service_cidr6(info)?;
     tx.set_cluster(info.clone());
     authority::founded(tx);
     Ok(Done::default())
+}
+
+/// Of the other family than the service CIDR, and nobody else's.
+fn check_service_cidr6(info: &ClusterInfo) -> Result<(), Refusal> {
+    let Some(six) = info.service_cidr6 else { return Ok(()) };
+    let refused = |problem: String| Err(Refusal::invalid("serviceCIDR6", six, problem));
+    let net = IpNet::V6(six);
+    if !address::is_network(&net) {
+        return refused(format!("has bits below its prefix: write {}", six.trunc()));
+    }
+    if matches!(info.service_cidr, IpNet::V6(_)) {
+        return refused(format!("is beside the service CIDR {}, which is IPv6 already", info.service_cidr));
+    }
+    if address::size(&net) < 4 {
+        return refused("has no room for a service: /126 is the least".to_owned());
+    }
+    if let Some(pods) = info.pod_cidrs().find(|pods| address::overlap(pods, &net)) {
+        return refused(format!("overlaps the pod CIDR {pods}"));
+    }
+    Ok(())
 }
 
 /// Every pod has the same place in both ranges, so that of IPv6 has to be as large, and one of IPv4 to be there.

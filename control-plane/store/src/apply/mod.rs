@@ -5,6 +5,7 @@ mod administrators;
 mod authority;
 mod cluster;
 mod identities;
+mod node_ports;
 mod nodes;
 mod objects;
 mod overflow;
@@ -100,6 +101,7 @@ fn run(tx: &mut Transaction<'_>, command: &Command) -> Result<Done, Refusal> {
         Command::Apply { objects, .. } => objects::apply(tx, objects),
         Command::Delete { keys } => objects::delete(tx, keys),
         Command::RegisterNode { name, address, address6 } => nodes::register(tx, name, *address, *address6),
+        Command::ReportNode { name, facts } => nodes::report(tx, name, facts),
         Command::RemoveNode { name } => nodes::remove(tx, name),
         Command::BindWorkload { workload, binding } => nodes::bind(tx, workload, binding),
         Command::UnbindWorkload { workload, node } => nodes::unbind(tx, workload, node),

@@ -8,14 +8,14 @@ use std::{
 
 use ipnet::IpNet;
 use mesh_model::{
-    records::{NodeRecord, WorkloadBinding},
-    resource::{Kind, NamespacedName, Object, ObjectKey, Workload},
+    records::{NodeFacts, NodeRecord, WorkloadBinding},
+    resource::{Kind, NamespacedName, Object, ObjectKey, Workload, check_node_labels, is_label_value},
 };
 
 use super::{Done, address, authority, identities, transaction::Transaction, valid};
 use crate::{
     Granted, Member, Refusal,
-    limits::{MAX_ADDRESSES_PER_WORKLOAD, MAX_NODES, NODE_SLICE_BITS},
+    limits::{MAX_ADDRESSES_PER_WORKLOAD, MAX_NODE_ADDRESSES, MAX_NODES, NODE_SLICE_BITS},
 };
 
 pub(super) fn register(
@@ -44,11 +44,52 @@ pub(super) fn register(
         None => {
             valid::at_most("nodes", tx.state().nodes.len() + 1, MAX_NODES)?;
             let pod_cidr = free_slice(tx)?;
-            NodeRecord { name: name.to_owned(), address, address6, pod_cidr, registration }
+            let facts = NodeFacts::default();
+            NodeRecord { name: name.to_owned(), address, address6, pod_cidr, registration, facts }
         }
     };
     tx.set_node(name, Some(node.clone()));
     Ok(Granted::Node(node).into())
+}
+
+/// What a node tells of itself is told to every agent, and its addresses are known as a node's: so they must be its own.
+pub(super) fn report(tx: &mut Transaction<'_>, name: &str, facts: &NodeFacts) -> Result<Done, Refusal> {
+    let node = known_node(tx, name)?;
+    valid::at_most("addresses of a node", facts.addresses.len(), MAX_NODE_ADDRESSES)?;
+    check_node_labels(&facts.labels)
+        .map_err(|fault| Refusal::invalid(format!("node.{}", fault.path), fault.value, fault.reason))?;
+    for (field, text) in [("node.zone", &facts.zone), ("node.region", &facts.region)] {
+        if !is_label_value(text) {
+            return Err(Refusal::invalid(
+                field,
+                text.chars().take(80).collect::<String>(),
+                "is no label value",
+            ));
+        }
+    }
+    let cluster = tx.cluster()?;
+    for &address in &facts.addresses {
+        let invalid = |problem: &str| Err(Refusal::invalid("node.addresses", address, problem));
+        if address.is_unspecified() || address.is_loopback() || address.is_multicast() {
+            return invalid("can't be another node's way to this one");
+        }
+        if cluster.has_pods_at(address) || cluster.service_cidrs().any(|range| range.contains(&address)) {
+            return invalid("is of the range of pods or services");
+        }
+        if let Some(other) = tx.state().nodes.values().find(|node| node.is_at(address) && node.name != name) {
+            return Err(Refusal::AddressHeld { address, holder: format!("node {}", other.name) });
+        }
+        let elsewhere = |workload: &&NamespacedName| {
+            tx.state().bindings.get(*workload).is_some_and(|binding| binding.node != name)
+        };
+        if let Some(other) = tx.state().index.bound_to(address).find(elsewhere) {
+            return Err(Refusal::AddressHeld { address, holder: format!("workload {other}") });
+        }
+    }
+    if node.facts != *facts {
+        tx.set_node(name, Some(NodeRecord { facts: facts.clone(), ..node }));
+    }
+    Ok(Done::default())
 }
 
 pub(super) fn remove(tx: &mut Transaction<'_>, name: &str) -> Result<Done, Refusal> {
@@ -112,7 +153,7 @@ fn check_addresses(
     let slices: Vec<IpNet> = tx.cluster()?.slices(node).collect();
     for &address in addresses {
         // What shares the host's network (a gateway) shares its address with others.
-        if node.is_at(address) || workload.address == Some(address) {
+        if node.registered().any(|own| own == address) || workload.address == Some(address) {
             continue;
         }
         if !slices.iter().any(|slice| slice.contains(&address)) {

@@ -56,10 +56,14 @@ fn put(tx: &mut Transaction<'_>, key: &ObjectKey, object: &Object) -> Result<Obj
         Some((old, meta)) => {
             if let (Object::Service(new), Object::Service(old)) = (&object, old) {
                 services::check_fixed(tx, new, old)?;
+                services::check_outside(tx, new)?;
             }
             StoredMeta { revision: tx.revision(), ..meta.clone() }
         }
         None => {
+            if let Object::Service(new) = &object {
+                services::check_outside(tx, new)?;
+            }
             let limit = max_objects(key.kind);
             valid::at_most(
                 &format!("objects of kind {}", key.kind),
@@ -89,12 +93,18 @@ fn allocate(tx: &mut Transaction<'_>, objects: &[Object], outcomes: &[ObjectOutc
             .filter(|(_, o)| o.change != ObjectChange::Unchanged)
             .map(|(object, _)| object)
     };
-    // Requested addresses first, so that no other service of the same request is given one of them.
+    // Requested addresses and ports first, so that no other service of the same request is given one of them; nor is one
+    // that has asked for something else.
+    let services = || {
+        changed().filter_map(|object| match object {
+            Object::Service(service) => Some(service),
+            _ => None,
+        })
+    };
+    tx.reserve_node_ports(services().flat_map(services::requested_node_ports));
     for wants_one in [true, false] {
-        for object in changed() {
-            if let Object::Service(service) = object
-                && service.cluster_ip.is_some() == wants_one
-            {
+        for service in services() {
+            if services::requests(service) == wants_one {
                 services::reallocate(tx, &service.meta.name)?;
             }
         }

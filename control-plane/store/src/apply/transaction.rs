@@ -1,6 +1,6 @@
 //! Changes to the state that can be taken back.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use mesh_model::{
     identity::IdentityKey,
@@ -8,7 +8,7 @@ use mesh_model::{
         ClusterInfo, ImportedService, NodeRecord, PeerRecord, ReplicaRecord, ServiceAllocation,
         WorkloadBinding,
     },
-    resource::{NamespacedName, Object, ObjectKey},
+    resource::{NamespacedName, Object, ObjectKey, Protocol},
 };
 
 use crate::{
@@ -44,6 +44,8 @@ pub(super) struct Transaction<'a> {
     identities: Vec<IdentityKey>,
     /// Revisions that are left out before this command's.
     skipped_revisions: u64,
+    /// Node ports that objects of this command ask for by number.
+    reserved_node_ports: BTreeSet<(u16, Protocol)>,
     /// The envelope's clock.
     pub(super) now_unix_ms: u64,
     /// The envelope's randomness.
@@ -59,9 +61,19 @@ impl<'a> Transaction<'a> {
             changes: Vec::new(),
             identities: Vec::new(),
             skipped_revisions: 0,
+            reserved_node_ports: BTreeSet::new(),
             now_unix_ms: envelope.now_unix_ms,
             random: envelope.random,
         }
+    }
+
+    /// These are given to nobody who has not asked for them.
+    pub(super) fn reserve_node_ports(&mut self, ports: impl Iterator<Item = (u16, Protocol)>) {
+        self.reserved_node_ports.extend(ports);
+    }
+
+    pub(super) fn is_reserved_node_port(&self, port: u16, protocol: Protocol) -> bool {
+        self.reserved_node_ports.contains(&(port, protocol))
     }
 
     /// The state with the changes so far.

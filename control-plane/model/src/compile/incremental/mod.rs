@@ -126,6 +126,7 @@ impl Last {
         let egress_scopes = self.compile_scopes(&objects);
         let policy_classes = self.take_classes(round);
         self.touch_services(&old, &objects, &mut touched);
+        self.touch_zones(&nodes, &mut touched);
         for (cluster, old, new) in &peers {
             self.services.peer(cluster, old.as_ref(), new.as_ref(), &mut touched);
         }
@@ -242,7 +243,7 @@ impl Last {
             self.policies.regroup(name, workload, &self.identities, &mut round);
         }
         let address =
-            |node: &Option<Arc<NodeRecord>>| node.as_ref().map(|node| (node.address, node.address6));
+            |node: &Option<Arc<NodeRecord>>| node.as_ref().map(|node| node.addresses().collect::<Vec<_>>());
         let moved = nodes.iter().any(|(_, before, after)| address(before) != address(after));
         let nodes = Nodes { addresses: &self.declared.nodes, pods: self.input.cluster.pod_cidr, moved };
         self.policies.settle(&shifts, &self.identities, &nodes, round)
@@ -316,6 +317,23 @@ impl Last {
             }
         }
         touched.extend(changed(&old.allocations, &self.input.allocations).into_iter().map(|(name, ..)| name));
+    }
+
+    /// Services with endpoints on nodes that are in another zone than before.
+    fn touch_zones(&self, nodes: &ChangedNodes, touched: &mut BTreeSet<NamespacedName>) {
+        let zone = |node: &Option<Arc<NodeRecord>>| {
+            node.as_ref().map(|node| node.facts.zone.clone()).filter(|zone| !zone.is_empty())
+        };
+        for (name, ..) in nodes.iter().filter(|(_, old, new)| zone(old) != zone(new)) {
+            for workload in self.model.index.on_node(name) {
+                let declared = match self.input.object(Kind::Workload, workload) {
+                    Some(Object::Workload(declared)) => Some(declared),
+                    _ => None,
+                };
+                let compiled = self.model.workloads.get(workload).map(Arc::as_ref);
+                self.services.workload(&self.input, declared, compiled, touched);
+            }
+        }
     }
 
     fn compile_services(&mut self, touched: BTreeSet<NamespacedName>) -> Changes<NamespacedName> {

@@ -1,6 +1,7 @@
 //! Each rule of the state machine by name.
 
 mod derived;
+mod exposed;
 
 use mesh_model::resource::{Kind, Object, ObjectKey};
 
