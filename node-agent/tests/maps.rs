@@ -29,7 +29,7 @@ fn pinned(bpffs: &Path, name: &str) -> MapData {
 }
 
 /// Adds an entry to a hash map by hand; what is returned takes it out again.
-fn spoil<K: Pod + 'static, V: Pod>(map: Map, key: K, value: V) -> Box<dyn FnOnce()> {
+fn spoil<K: Pod + 'static, V: Pod + 'static>(map: Map, key: K, value: V) -> Box<dyn FnOnce()> {
     let mut map: HashMap<MapData, K, V> = map.try_into().unwrap();
     map.insert(key, value, 0).unwrap();
     Box::new(move || map.remove(&key).unwrap())

@@ -117,10 +117,13 @@ fn old_release(sandbox: &Sandbox) {
         loader.map_pin_path(name, bpffs.join("maps").join(name));
     }
     let mut programs = loader.load(&unpacked.stdout).unwrap();
-    fill_old(&mut programs);
     for name in ["from_pod", "to_pod"] {
         let program: &mut SchedClassifier = programs.program_mut(name).unwrap().try_into().unwrap();
         program.load().unwrap();
+    }
+    fill_old(&mut programs);
+    for name in ["from_pod", "to_pod"] {
+        let program: &mut SchedClassifier = programs.program_mut(name).unwrap().try_into().unwrap();
         let place = if name == "from_pod" { TcAttachType::Ingress } else { TcAttachType::Egress };
         for pod in ALL {
             let order = TcAttachOptions::TcxOrder(LinkOrder::first());

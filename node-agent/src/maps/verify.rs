@@ -8,7 +8,7 @@ use std::{
     path::Path,
 };
 
-use ebpf_shared::{Addr, Backend, CapturedKey, Endpoint, Netns, ServiceValue, identity, limits};
+use ebpf_shared::{Addr, Backend, CapturedKey, Endpoint, Netns, identity, limits};
 use ipnet::IpNet;
 use serde_json::{Value, json};
 

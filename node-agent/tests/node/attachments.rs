@@ -172,6 +172,7 @@ fn chain_after_bridge(host: &Host<'_>, state: &Arc<State>) {
     assert!(greeted(SocketAddr::new(IpAddr::V4(paybr), 8080)), "the node may");
     for (pod, address) in pods {
         assert!(chained("CHECK", pod, address).0 && chained("DEL", pod, address).0);
+        run(&["ip", "link", "delete", &format!("v{pod}")]);
         run(&["ip", "netns", "delete", &name(pod)]);
     }
     run(&["ip", "link", "delete", "cni0"]);
