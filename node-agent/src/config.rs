@@ -27,12 +27,17 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the agent of this node.
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Run the DNS proxy of this node, for policies that allow names. It is a process of its own, so that names which
     /// are allowed already go on while the agent is away.
     Dns(crate::dns::DnsArgs),
     /// Ask the running agent what it does.
     Status(StatusArgs),
+    /// End the running agent, and say what stays enforced.
+    Stop(StopArgs),
+    /// Look at what the kernel holds.
+    #[command(subcommand)]
+    Maps(MapsCommand),
     /// Write what gRPC's own xDS clients of this pod need (GRPC_XDS_BOOTSTRAP), and keep its certificate fresh.
     GrpcBootstrap(crate::grpc::GrpcArgs),
     /// Remove everything that agents with these directories made in this network namespace.
@@ -145,18 +150,70 @@ pub struct StatusArgs {
     pub socket: PathBuf,
 }
 
-/// What to remove.
+/// Which agent to end.
 #[derive(Debug, Clone, Args)]
-pub struct CleanupArgs {
-    /// The agent's state directory: names its pods. The key and the certificate in it stay.
-    #[arg(long)]
-    pub state_dir: PathBuf,
-    /// The agent's directory of pins.
-    #[arg(long)]
-    pub bpffs: PathBuf,
+pub struct StopArgs {
     /// The agent's socket.
     #[arg(long, default_value = "/run/isthmus/agent.sock")]
     pub socket: PathBuf,
+    /// The agent's directory of pins.
+    #[arg(long)]
+    pub bpffs: Option<PathBuf>,
+    /// Take the programs out of the kernel as well: from then on nothing is enforced, and pods are open.
+    #[arg(long, requires = "bpffs")]
+    pub open: bool,
+}
+
+/// What to do with the kernel's maps.
+#[derive(Debug, Clone, Subcommand)]
+pub enum MapsCommand {
+    /// Print the entries of a map, or of all; with an agent or without.
+    Dump(DumpArgs),
+    /// Compare the kernel with what it is to hold; exits with 1 and says what differs if it is not the same.
+    Verify(VerifyArgs),
+}
+
+/// What to print.
+#[derive(Debug, Clone, Args)]
+pub struct DumpArgs {
+    /// The map's name, as `bpftool map` shows it; all if there is none.
+    pub map: Option<String>,
+    /// The agent's directory of pins.
+    #[arg(long)]
+    pub bpffs: PathBuf,
+    /// How to print it.
+    #[arg(long, short, value_enum, default_value = "table")]
+    pub output: Output,
+}
+
+/// How to print.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[allow(missing_docs)]
+pub enum Output {
+    Table,
+    Json,
+}
+
+/// Which agent to ask.
+#[derive(Debug, Clone, Args)]
+pub struct VerifyArgs {
+    /// The agent's socket.
+    #[arg(long, default_value = "/run/isthmus/agent.sock")]
+    pub socket: PathBuf,
+}
+
+/// What to remove.
+#[derive(Debug, Clone, Args)]
+pub struct CleanupArgs {
+    /// The agent's state directory: names its pods, and what else it made. The key and the certificate in it stay.
+    #[arg(long)]
+    pub state_dir: PathBuf,
+    /// A directory of pins to be emptied beside what the state directory names.
+    #[arg(long)]
+    pub bpffs: Option<PathBuf>,
+    /// A socket to be removed beside what the state directory names.
+    #[arg(long)]
+    pub socket: Option<PathBuf>,
 }
 
 /// Where packets are met.
@@ -251,8 +308,10 @@ impl Cli {
         words: impl IntoIterator<Item = T>,
     ) -> Result<Self, clap::Error> {
         let cli = Self::try_parse_from(words)?;
-        if let Command::Run(RunArgs { metrics: Some(at), metrics_plain, .. }) = &cli.command {
-            mesh_telemetry::check_address(*at, *metrics_plain)
+        if let Command::Run(run) = &cli.command
+            && let Some(at) = run.metrics
+        {
+            mesh_telemetry::check_address(at, run.metrics_plain)
                 .map_err(|sentence| Self::command().error(ErrorKind::ValueValidation, sentence))?;
         }
         if let Command::Run(run) = &cli.command

@@ -133,6 +133,19 @@ impl Engine {
         self.lock().maps.attached()
     }
 
+    /// The older map format whose programs still guard pods: [`Maps::migrates_from`].
+    pub fn migrates_from(&self) -> Option<u32> {
+        self.lock().maps.migrates_from()
+    }
+
+    /// Replaces what is left of the older format's programs.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn finish_migration(&self) -> Result<(), MapError> {
+        self.lock().maps.finish_migration()
+    }
+
     /// Flow events that found no room, ever.
     pub fn lost_events(&self) -> u64 {
         self.lock().maps.lost_events()
@@ -169,6 +182,11 @@ impl Engine {
     /// The map that has no room for what the kernel is to hold.
     pub fn full_map(&self) -> Option<&'static str> {
         self.lock().full
+    }
+
+    /// The write that the kernel has refused, which is still to be made.
+    pub fn behind(&self) -> Option<String> {
+        self.lock().behind.as_ref().map(ToString::to_string)
     }
 
     /// Notes a pod without writing: for those that were there when the agent started.
@@ -209,6 +227,11 @@ impl Engine {
         };
         self.tell();
         result
+    }
+
+    /// Whether a pod is there, with or without traffic.
+    pub fn has_pod(&self, workload: &NamespacedName) -> bool {
+        self.lock().pods.contains_key(workload)
     }
 
     /// What the kernel enforces for a pod; `None` while it has no traffic.

@@ -102,6 +102,22 @@ impl Metrics {
             "What the kernel holds, by map",
             entries.map(|(map, count)| (label("map", map), number(count as u64))),
         )?;
+        let fill = self.status.fill();
+        page.gauges(
+            "isthmus_agent_map_entries",
+            "Entries of a map in the kernel, of those that the agent writes",
+            fill.iter().map(|(map, entries, _)| (label("map", *map), number(*entries as u64))),
+        )?;
+        page.gauges(
+            "isthmus_agent_map_limit",
+            "The most entries that the map takes",
+            fill.iter().map(|(map, _, limit)| (label("map", *map), f64::from(*limit))),
+        )?;
+        page.gauge(
+            "isthmus_agent_pods_closed",
+            "Pods without traffic, because their policy is not in the kernel",
+            number(self.status.closed() as u64),
+        )?;
         page.gauge(
             "isthmus_agent_kernel_behind",
             "1 while the kernel has refused a write, which is tried again",
@@ -179,6 +195,8 @@ mod tests {
     use std::{collections::BTreeSet, net::Ipv4Addr};
 
     use mesh_tls::{TrustBundles, shared_bundles, shared_identity};
+    use tokio_util::sync::CancellationToken;
+
     use prometheus_client::{encoding::text::encode, registry::Registry as Exported};
 
     use super::*;
@@ -206,9 +224,19 @@ mod tests {
         let progress = Progress::default();
         progress.answered(&TYPES[0], false);
         let (flows, ring) = (Queue::default(), Ring::default());
-        let node = state.node;
-        let status =
-            StatusService { node, upstream, engine, registry, secrets, callers, flows, ring, progress };
+        let status = StatusService {
+            node: state.node,
+            upstream,
+            engine,
+            registry,
+            secrets,
+            callers,
+            flows,
+            ring,
+            progress,
+            bpffs: dir.to_owned(),
+            stop: CancellationToken::new(),
+        };
         Metrics { status, identity, relay, sds }
     }
 

@@ -12,11 +12,12 @@ use std::time::Duration;
 use ebpf_shared::nat::NodeConfig;
 use ebpf_shared::packet::protocol::{TCP, UDP};
 use ebpf_shared::service::scope;
-use ebpf_shared::{Class, Reason, ServiceKey};
+use ebpf_shared::{Reason, ServiceKey};
 use node_agent::desired::{ServedBackend, ServiceEntry};
-use node_agent::kernel::rules::compile;
+use node_agent::kernel::rules::Defaults;
 use node_agent::kernel::{Kernel, ShortCut};
 use support::pods::{BOTH, Family, Netns, Pod, forward};
+use support::policy::Writer;
 use support::{Sandbox, in_sandbox, run};
 
 const PORT: u16 = 8080;
@@ -57,7 +58,7 @@ impl Scene {
         let mut kernel = Kernel::load(&sandbox.bpffs(), &sandbox.cgroup).expect("the programs load");
         forward();
         let [one, two] = [5, 6].map(|number| Pod::new(&mut kernel, number));
-        kernel.put_class(1, &compile(Class::default(), &[])).expect("writable");
+        Writer::default().put(&mut kernel, 1, &Defaults::default(), &[]);
         for pod in [&one, &two] {
             kernel.endpoints.upsert(pod.ifindex, pod.endpoint(300, 1)).expect("writable");
         }
@@ -427,7 +428,7 @@ fn second_node(sandbox: &Sandbox, netns: &Netns) -> (Kernel, Pod) {
         let mut kernel = Kernel::load(&bpffs, &cgroup).expect("the programs load");
         forward();
         let pod = Pod::new(&mut kernel, 7);
-        kernel.put_class(1, &compile(Class::default(), &[])).expect("writable");
+        Writer::default().put(&mut kernel, 1, &Defaults::default(), &[]);
         kernel.endpoints.upsert(pod.ifindex, pod.endpoint(301, 1)).expect("writable");
         let node = config(of(Family::V4).other, of(Family::V6).other);
         kernel.set_net(&["other".to_owned()], node, None).expect("attachable");

@@ -134,7 +134,7 @@ pub(super) fn hook_sockets(programs: &mut Ebpf, pins: &Pins, cgroup: &Cgroup) ->
         let error = |source| KernelError::program(name, source);
         let program = socket_hook(programs, name)?;
         // "Single" is aya's word for no flags; a link always allows others on the same cgroup and below it.
-        let id = program.attach(&cgroup.file, CgroupAttachMode::Single).map_err(error)?;
+        let id = program.attach(&*cgroup.file, CgroupAttachMode::Single).map_err(error)?;
         let owned = program.take_link(id).map_err(error)?;
         pin(owned.try_into().map_err(|_| unpinnable(name))?, pins, &link)?;
     }

@@ -15,9 +15,9 @@
 //! A link holds its program, so programs need no pins of their own, and a new agent replaces the program
 //! behind each link in one step: every packet meets either the old or the new one. The maps are reused as
 //! they are: connections survive. `maps/FORMAT` says which layout they have, and is written last, so a first
-//! start that died half-way is recognised and begun again. Maps of another format are refused
-//! ([`KernelError::Format`]): replacing them under running pods would forget connections and policy, so that
-//! is for an operator to do on a drained node ([`unload`]).
+//! start that died half-way is recognised and begun again. Maps of an older format are replaced while its
+//! programs go on (`migrate`), those of a newer one are refused ([`KernelError::Format`]): what they say is not known here,
+//! so going back is for an operator to do on a drained node ([`unload`]).
 //!
 //! The directory has to be on a bpffs that outlives the agent's process; where it is not on one,
 //! [`Kernel::load`] mounts one there, which is only as lasting as the mount namespace it is in.
@@ -29,14 +29,16 @@
 //! there already: see [`Services`].
 
 mod classes;
+pub mod dump;
 mod epochs;
 mod error;
 mod events;
 pub mod flatten;
 mod flows;
-mod identities;
+pub(crate) mod identities;
 mod links;
 mod mapped;
+mod migrate;
 mod nodes;
 mod object;
 mod pins;
@@ -63,11 +65,12 @@ use ebpf_shared::{Direction, Metric, Reason, limits};
 pub use self::error::KernelError;
 pub use self::events::{EventRing, EventStream};
 pub use self::flows::FlowCounters;
-pub use self::identities::Identities;
+pub use self::identities::{Cidr, Identities};
 pub use self::links::ShortCut;
 pub use self::nodes::Nodes;
-pub use self::pins::{Pins, unload};
+pub use self::pins::{Pins, is_bpffs, unload};
 pub use self::ruleset::RulePrefix;
+pub(crate) use self::services::flags as service_flags;
 pub use self::services::{Gone, Services};
 pub use self::sight::IdentitySight;
 pub use self::table::{HashTable, TrieTable};
@@ -75,6 +78,7 @@ pub use ebpf_shared;
 
 use self::epochs::Epochs;
 use self::mapped::Mapped;
+use self::migrate::Migration;
 use self::services::ServiceTables;
 use crate::reset::Resetter;
 use ebpf_shared::nat::{NatKey, NatValue, NodeConfig};
@@ -107,9 +111,11 @@ pub struct Kernel {
     /// What is counted of flows beside the events.
     pub flows: FlowCounters,
     events: Option<EventRing>,
+    format: Array<MapData, u32>,
     programs: Ebpf,
     pins: Pins,
     cgroup: PathBuf,
+    migration: Option<Migration>,
 }
 
 /// What the verifier and the JIT made of a program.
@@ -133,7 +139,7 @@ impl Kernel {
     pub fn load(bpffs_dir: &Path, cgroup_dir: &Path) -> Result<Self, KernelError> {
         let object = object::embedded()?;
         let cgroup = pins::open_cgroup(cgroup_dir)?;
-        let pins = Pins::prepare(bpffs_dir)?;
+        let (pins, older) = Pins::prepare(bpffs_dir)?;
 
         let mut loader = EbpfLoader::new();
         loader.verifier_log_level(VerifierLogLevel::STATS);
@@ -143,15 +149,17 @@ impl Kernel {
         let mut programs =
             loader.load(object).map_err(|source| KernelError::Load { source: Box::new(source) })?;
 
-        let mut format: Array<MapData, u32> = take(&mut programs, "FORMAT")?;
-        format.set(0, limits::FORMAT, 0).map_err(|source| KernelError::Map { name: "FORMAT", source })?;
+        let format = take(&mut programs, "FORMAT")?;
         let epochs = Arc::new(Epochs::open(&pins)?);
         // An agent that died between a write and its epoch leaves flows judged by what was before.
         epochs.raise_all();
 
         links::load_programs(&mut programs)?;
-        links::take_over(&programs, &pins)?;
-        links::hook_sockets(&mut programs, &pins, &cgroup)?;
+        let migration = older.map(|from| Migration::new(from, cgroup.clone()));
+        if migration.is_none() {
+            links::take_over(&programs, &pins)?;
+            links::hook_sockets(&mut programs, &pins, &cgroup)?;
+        }
 
         let services = Services::recover(ServiceTables {
             services: HashTable::new("SERVICES", take(&mut programs, "SERVICES")?),
@@ -160,7 +168,7 @@ impl Kernel {
             maglev: Mapped::open("MAGLEV", &pins.map("MAGLEV"), limits::MAGLEV)?,
             served: Mapped::open("SERVED", &pins.map("SERVED"), limits::SERVED_BITS / 32)?,
         })?;
-        Ok(Self {
+        let mut kernel = Self {
             identities: Identities::new(
                 HashTable::new("HOSTS", take(&mut programs, "HOSTS")?),
                 TrieTable::new("CIDRS", take(&mut programs, "CIDRS")?),
@@ -186,17 +194,33 @@ impl Kernel {
                 kinds: take(&mut programs, "FLOWS")?,
             },
             events: Some(EventRing::new(take(&mut programs, "EVENTS")?)),
+            format,
             programs,
             pins,
             cgroup: cgroup_dir.to_owned(),
-        })
+            migration,
+        };
+        if kernel.migration.is_none() {
+            kernel.write_format()?;
+        }
+        Ok(kernel)
+    }
+
+    /// Says that the maps are of this format, and whole.
+    fn write_format(&mut self) -> Result<(), KernelError> {
+        let error = |source| KernelError::Map { name: "FORMAT", source };
+        self.format.set(0, limits::FORMAT, 0).map_err(error)
     }
 
     /// Puts the doors on a pod's host-side interface, which is looked up in the caller's network namespace.
     /// Until `endpoints` has an entry for it, nothing passes. Doors that are there already are kept.
     ///
-    /// Returns the index of the interface.
+    /// Returns the index of the interface. While an older format is replaced, this is what replaces the doors: its entries
+    /// have to be there before.
     pub fn attach_pod(&mut self, ifname: &str) -> Result<u32, KernelError> {
+        if self.migration.is_some() {
+            return self.migrate_pod(ifname);
+        }
         links::attach_pod(&mut self.programs, &self.pins, ifname)
     }
 
@@ -321,6 +345,15 @@ impl Kernel {
             .map_err(|source| KernelError::program(name, source))?;
         Ok((result.return_value != TC_ACT_SHOT, result.duration))
     }
+}
+
+/// The interfaces that have doors, by the pins of an agent that need not run.
+///
+/// # Errors
+/// The directory can't be read.
+pub fn guarded(bpffs_dir: &Path) -> Result<BTreeSet<u32>, KernelError> {
+    let pins = Pins::at(bpffs_dir);
+    if pins.links().exists() { links::attached_pods(&pins) } else { Ok(BTreeSet::new()) }
 }
 
 const TC_ACT_SHOT: u32 = 2;

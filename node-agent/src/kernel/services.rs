@@ -313,7 +313,7 @@ fn flag(set: bool, flag: u32) -> u32 {
     if set { flag } else { 0 }
 }
 
-fn flags(entry: &ServiceEntry) -> u32 {
+pub(crate) fn flags(entry: &ServiceEntry) -> u32 {
     flag(!entry.sources.is_empty(), ServiceValue::SOURCES)
         | flag(entry.direct, ServiceValue::DIRECT)
         | flag(entry.local_only, ServiceValue::LOCAL)
@@ -344,6 +344,18 @@ fn socket(at: SockAddr) -> SocketAddr {
 pub struct Source {
     service: u32,
     net: IpNet,
+}
+
+impl Source {
+    /// Number of the service.
+    pub(super) fn service(&self) -> u32 {
+        self.service
+    }
+
+    /// Who may ask for it.
+    pub(super) fn net(&self) -> IpNet {
+        self.net
+    }
 }
 
 impl Prefix for Source {

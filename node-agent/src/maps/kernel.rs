@@ -7,7 +7,7 @@ use std::sync::mpsc::Sender;
 use ebpf_shared::{Addr, Direction, Endpoint, FlowKind, Metric, Reason, ServiceKey, overlay::Hop};
 use ipnet::IpNet;
 
-use super::{MapError, Maps};
+use super::{MapError, Maps, endpoint_value};
 use crate::{
     desired::{Desired, EndpointEntry, MapOp, NetnsEntry, PodAddresses, Scope, ServiceFrontend},
     kernel::{Gone, Kernel, KernelError},
@@ -74,18 +74,7 @@ impl KernelMaps {
             MapOp::RemovePeer { class, identity } => kernel.remove_peer(*class, *identity),
             MapOp::PutIdentity(net, identity) => kernel.identities.upsert(net, *identity),
             MapOp::RemoveIdentity(net) => kernel.identities.delete(net).map(drop),
-            MapOp::PutEndpoint(ifindex, entry) => {
-                let endpoint = Endpoint {
-                    identity: entry.identity,
-                    class: entry.class,
-                    flags: if entry.audit { Endpoint::AUDIT } else { 0 },
-                    incarnation: entry.incarnation,
-                    v4: entry.addresses.v4.into(),
-                    v6: entry.addresses.v6.map_or(Addr::UNSPECIFIED, Addr::from),
-                    ..Endpoint::default()
-                };
-                kernel.endpoints.upsert(*ifindex, endpoint)
-            }
+            MapOp::PutEndpoint(ifindex, entry) => kernel.endpoints.upsert(*ifindex, endpoint_value(entry)),
             MapOp::RemoveEndpoint(ifindex) => kernel.endpoints.delete(ifindex).map(drop),
             MapOp::PutService(frontend, entry) => {
                 let gone = kernel.services.put(service_key(frontend), entry)?;
@@ -135,6 +124,17 @@ impl Maps for KernelMaps {
             .attached_pods()
             .map(|pods| pods.into_iter().collect())
             .map_err(|error| MapError { what: "listing attached programs".into(), reason: causes(&error) })
+    }
+
+    fn migrates_from(&self) -> Option<u32> {
+        self.kernel.migrates_from()
+    }
+
+    fn finish_migration(&mut self) -> Result<(), MapError> {
+        self.kernel.finish_migration().map_err(|error| MapError {
+            what: "replacing programs of an older map format".into(),
+            reason: causes(&error),
+        })
     }
 
     fn lost_events(&mut self) -> u64 {

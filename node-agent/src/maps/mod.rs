@@ -11,10 +11,13 @@ use crate::desired::{Desired, MapOp};
 mod kernel;
 #[cfg(test)]
 mod memory;
+mod verify;
 
 pub use kernel::KernelMaps;
 #[cfg(test)]
 pub(crate) use memory::MemoryMaps;
+pub(crate) use verify::endpoint_value;
+pub use verify::{Difference, Verified, fill, verify};
 
 /// A write or a call that the kernel refused.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -59,6 +62,20 @@ pub trait Maps: Send {
     /// # Errors
     /// They can't be listed.
     fn attached(&mut self) -> Result<Vec<u32>, MapError>;
+
+    /// The older map format whose programs still guard pods, until these are attached anew and the rest is
+    /// [finished](Self::finish_migration).
+    fn migrates_from(&self) -> Option<u32> {
+        None
+    }
+
+    /// Replaces what is left of the older format's programs, and removes its maps.
+    ///
+    /// # Errors
+    /// The kernel refused. The same once more goes on from there.
+    fn finish_migration(&mut self) -> Result<(), MapError> {
+        Ok(())
+    }
 
     /// Flow events that found no room, ever.
     fn lost_events(&mut self) -> u64;

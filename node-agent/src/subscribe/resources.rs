@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::LazyLock,
+    time::Duration,
 };
 
 use ebpf_shared::Direction;
@@ -55,6 +56,29 @@ pub struct Local {
     pub audit: bool,
     /// Of this node, that lead to it.
     pub host_ports: Vec<HostPort>,
+    /// `None`: it is ready as soon as it is there.
+    pub readiness: Option<Readiness>,
+}
+
+/// How a workload is asked whether it takes traffic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Readiness {
+    pub asked: Asked,
+    pub port: u16,
+    /// Between two probes.
+    pub period: Duration,
+    /// In a row, after which it is not ready.
+    pub failures: u32,
+}
+
+/// What counts as an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Asked {
+    /// The connection is accepted.
+    Tcp,
+    /// A GET of this path is answered with 200 to 399.
+    Http(String),
 }
 
 /// A policy that endpoints share.

@@ -133,6 +133,7 @@ fn a_host_port_leads_to_its_pod_and_the_first_claim_on_an_address_counts() {
         sidecar: false,
         audit: false,
         host_ports: vec![told(None, 9090, TCP), told(Some("10.101.0.1"), 80, TCP), told(None, 53, UDP)],
+        readiness: None,
     };
     resources.locals.insert(NamespacedName::new("shop", "pay-0"), local);
     let table = services(&resources, OWN, &pods());
