@@ -50,7 +50,7 @@ fn node(sandbox: &Sandbox) -> (Kernel, Desired) {
         kernel.identities.upsert(net, *identity).unwrap();
     }
     let addresses = PodAddresses { v4: [10, 1, 1, 2].into(), v6: None };
-    let entry = EndpointEntry { addresses, identity: 300, class: 7, incarnation: 3 };
+    let entry = EndpointEntry { addresses, identity: 300, class: 7, audit: false, incarnation: 3 };
     let endpoint = Endpoint { identity: 300, class: 7, incarnation: 3, v4: POD, ..Endpoint::default() };
     kernel.endpoints.upsert(9, endpoint).unwrap();
     kernel.put_sidecar(77, &[(8080, 6)].into()).unwrap();
