@@ -287,8 +287,12 @@ impl Inner {
 
     fn plan_and_execute(&mut self) -> Result<(), MapError> {
         let touched = std::mem::take(&mut self.touched);
-        let Self { resources, addresses, pods, gateways, .. } = &*self;
-        let inputs = Inputs { resources, node: *addresses, pods, gateways };
+        let inputs = Inputs {
+            resources: &self.resources,
+            node: self.addresses,
+            pods: &self.pods,
+            gateways: &self.gateways,
+        };
         let planned = self.planner.plan(inputs, &touched, &self.current);
         self.full = planned.as_ref().err().map(|full| full.map);
         let result = match planned {
