@@ -50,6 +50,7 @@ pub(super) fn one(
         spiffe_id: SpiffeId::workload(trust_domain, &name.namespace, &workload.service_account),
         proxy: workload.proxy,
         policy_class: 0,
+        audit: workload.meta.is_audited(),
         captured_ports: captured_ports(workload),
         host_ports: workload
             .ports

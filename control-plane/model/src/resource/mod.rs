@@ -4,6 +4,7 @@
 //! Each kind has one file: private wire structs that refuse unknown fields, the rules that turn them into the
 //! public type, and the way back to JSON.
 
+mod audit;
 mod check;
 mod cilium;
 mod cluster_policy;
@@ -36,11 +37,12 @@ mod sidecar;
 mod types;
 mod workload;
 
+pub use audit::AUDIT_ANNOTATION;
 pub(crate) use check::is_dns_label;
 pub use check::{check_node_labels, is_label_value};
 pub use cilium::{
-    CiliumCidrSet, CiliumEntity, CiliumEntry, CiliumPeers, CiliumPolicy, CiliumPort, CiliumRule,
-    CiliumSelector, CiliumSide,
+    CiliumCidrSet, CiliumEntity, CiliumEntry, CiliumIcmp, CiliumPeers, CiliumPolicy, CiliumPort, CiliumRule,
+    CiliumSelector, CiliumService, CiliumSide,
 };
 pub use cluster_policy::{
     ClusterAction, ClusterPeer, ClusterPods, ClusterPolicy, ClusterPort, ClusterRule, ClusterTier,

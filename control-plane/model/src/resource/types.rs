@@ -238,6 +238,13 @@ pub struct EndpointSlice {
     pub priority: u8,
 }
 
+impl EndpointSlice {
+    /// Whether it lists endpoints of this service.
+    pub fn is_of(&self, service: &NamespacedName) -> bool {
+        self.service == service.name && self.meta.name.namespace == service.namespace
+    }
+}
+
 fn is_zero(priority: &u8) -> bool {
     *priority == 0
 }
