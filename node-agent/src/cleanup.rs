@@ -29,6 +29,7 @@ pub async fn cleanup(args: &CleanupArgs) -> anyhow::Result<()> {
         }
     }
     routes::remove_all(&host).await.context("removing routes")?;
+    routes::to_proxy::remove(&host).await.context("removing the rules for proxies")?;
     masquerade::remove().await.context("removing the masquerading rules")?;
     if args.bpffs.exists() {
         kernel::unload(&args.bpffs)?;

@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
@@ -11,10 +11,11 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use ebpf_shared::ServiceKey;
 use ebpf_shared::packet::protocol::{TCP, UDP};
-use ebpf_shared::service::SockAddr;
-use ebpf_shared::{Addr, Ip4, ServiceKey};
-use node_agent::kernel::{Kernel, Service};
+use ebpf_shared::service::scope;
+use node_agent::desired::{ServedBackend, ServiceEntry};
+use node_agent::kernel::Kernel;
 use support::{Sandbox, in_sandbox};
 
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 101, 0, 1);
@@ -22,20 +23,27 @@ const VIP6: Ipv6Addr = Ipv6Addr::new(0xfd00, 2, 0, 0, 0, 0, 0, 1);
 const PORT: u16 = 80;
 
 fn key(protocol: u8) -> ServiceKey {
-    ServiceKey::new(VIP.into(), PORT, protocol)
+    ServiceKey::new(VIP.into(), PORT, protocol, scope::INSIDE)
 }
 
 /// The same service at an IPv6 address.
 fn key6(protocol: u8) -> ServiceKey {
-    ServiceKey::new(VIP6.into(), PORT, protocol)
+    ServiceKey::new(VIP6.into(), PORT, protocol, scope::INSIDE)
 }
 
-fn slots(ports: &[u16]) -> Vec<SockAddr> {
-    ports.iter().map(|port| SockAddr::new(Addr::v4(Ip4::LOOPBACK), *port)).collect()
+/// A service of equal backends.
+fn of(at: impl IntoIterator<Item = SocketAddr>) -> ServiceEntry {
+    let served = ServedBackend { weight: 1, chosen: true, here: true };
+    let backends = at.into_iter().map(|at| (at, served)).collect();
+    ServiceEntry { backends, ..ServiceEntry::default() }
 }
 
-fn slots6(ports: &[u16]) -> Vec<SockAddr> {
-    ports.iter().map(|port| SockAddr::new(Ipv6Addr::LOCALHOST.into(), *port)).collect()
+fn at4(ports: &[u16]) -> ServiceEntry {
+    of(ports.iter().map(|port| SocketAddr::new(Ipv4Addr::LOCALHOST.into(), *port)))
+}
+
+fn at6(ports: &[u16]) -> ServiceEntry {
+    of(ports.iter().map(|port| SocketAddr::new(Ipv6Addr::LOCALHOST.into(), *port)))
 }
 
 fn load(sandbox: &Sandbox) -> Kernel {
@@ -158,9 +166,9 @@ fn netns_cookie() -> u64 {
 fn a_service_is_reached_by_its_address_and_seen_at_its_address() {
     in_sandbox(|sandbox| {
         let mut kernel = load(sandbox);
-        let service = Service { proxy_port: 0, slots: slots(&[serve("one"), serve("two")]) };
-        kernel.put_service(key(TCP), &service).expect("writable");
-        assert_eq!(kernel.services().expect("readable").get(&key(TCP)), Some(&service));
+        let service = at4(&[serve("one"), serve("two")]);
+        kernel.services.put(key(TCP), &service).expect("writable");
+        assert_eq!(kernel.services.entries().get(&key(TCP)), Some(&service));
         let mut answers = BTreeSet::new();
         for _ in 0..24 {
             answers.insert(in_cgroup(sandbox, "connect 10.101.0.1:80"));
@@ -177,18 +185,16 @@ fn a_service_without_backends_refuses_and_one_that_is_removed_is_an_address_like
     in_sandbox(|sandbox| {
         let mut kernel = load(sandbox);
         let port = serve("one");
-        kernel
-            .put_service(key(TCP), &Service { proxy_port: 0, slots: slots(&[port, port]) })
-            .expect("writable");
+        kernel.services.put(key(TCP), &at4(&[port])).expect("writable");
         assert_eq!(in_cgroup(sandbox, "connect 10.101.0.1:80"), "one as 10.101.0.1:80");
-        kernel.put_service(key(TCP), &Service::default()).expect("writable");
+        kernel.services.put(key(TCP), &ServiceEntry::default()).expect("writable");
         assert_eq!(in_cgroup(sandbox, "connect 10.101.0.1:80"), "ConnectionRefused");
         assert_eq!(in_cgroup(sandbox, "connect [::ffff:10.101.0.1]:80"), "ConnectionRefused");
-        assert!(kernel.remove_service(&key(TCP)).expect("removable"));
-        assert!(!kernel.remove_service(&key(TCP)).expect("twice is fine"));
+        assert!(kernel.services.remove(&key(TCP)).expect("removable"));
+        assert!(!kernel.services.remove(&key(TCP)).expect("twice is fine"));
         assert_eq!(in_cgroup(sandbox, "connect 10.101.0.1:80"), "NetworkUnreachable");
         // Nobody outside the cgroup is concerned.
-        kernel.put_service(key(TCP), &Service { proxy_port: 0, slots: slots(&[port]) }).expect("writable");
+        kernel.services.put(key(TCP), &at4(&[port])).expect("writable");
         let outside = TcpStream::connect((VIP, PORT)).expect_err("not translated");
         assert_eq!(outside.kind(), std::io::ErrorKind::NetworkUnreachable);
     });
@@ -198,8 +204,8 @@ fn a_service_without_backends_refuses_and_one_that_is_removed_is_an_address_like
 fn datagrams_go_to_a_backend_and_answers_come_from_the_service() {
     in_sandbox(|sandbox| {
         let mut kernel = load(sandbox);
-        let service = Service { proxy_port: 0, slots: slots(&[serve_datagrams("one")]) };
-        kernel.put_service(key(UDP), &service).expect("writable");
+        let service = at4(&[serve_datagrams("one")]);
+        kernel.services.put(key(UDP), &service).expect("writable");
         assert_eq!(in_cgroup(sandbox, "datagram 10.101.0.1:80"), "one from 10.101.0.1:80");
         assert_eq!(
             in_cgroup(sandbox, "connected-datagram 10.101.0.1:80"),
@@ -210,7 +216,7 @@ fn datagrams_go_to_a_backend_and_answers_come_from_the_service() {
             in_cgroup(sandbox, "connected-datagram [::ffff:10.101.0.1]:80"),
             "one from [::ffff:10.101.0.1]:80 as [::ffff:10.101.0.1]:80"
         );
-        kernel.put_service(key(UDP), &Service::default()).expect("writable");
+        kernel.services.put(key(UDP), &ServiceEntry::default()).expect("writable");
         assert_eq!(in_cgroup(sandbox, "datagram 10.101.0.1:80"), "ConnectionRefused");
     });
 }
@@ -220,23 +226,22 @@ fn a_service_of_ipv6_is_reached_and_seen_at_its_address() {
     in_sandbox(|sandbox| {
         let mut kernel = load(sandbox);
         let here = IpAddr::from(Ipv6Addr::LOCALHOST);
-        let service =
-            Service { proxy_port: 0, slots: slots6(&[serve_at(here, "one"), serve_at(here, "two")]) };
-        kernel.put_service(key6(TCP), &service).expect("writable");
-        assert_eq!(kernel.services().expect("readable").get(&key6(TCP)), Some(&service));
+        let service = at6(&[serve_at(here, "one"), serve_at(here, "two")]);
+        kernel.services.put(key6(TCP), &service).expect("writable");
+        assert_eq!(kernel.services.entries().get(&key6(TCP)), Some(&service));
         let answers: BTreeSet<_> = (0..24).map(|_| in_cgroup(sandbox, "connect [fd00:2::1]:80")).collect();
         let both = ["one as [fd00:2::1]:80", "two as [fd00:2::1]:80"];
         assert_eq!(answers.into_iter().collect::<Vec<_>>(), both);
 
-        let service = Service { proxy_port: 0, slots: slots6(&[serve_datagrams_at(here, "three")]) };
-        kernel.put_service(key6(UDP), &service).expect("writable");
+        let service = at6(&[serve_datagrams_at(here, "three")]);
+        kernel.services.put(key6(UDP), &service).expect("writable");
         assert_eq!(in_cgroup(sandbox, "datagram [fd00:2::1]:80"), "three from [fd00:2::1]:80");
         assert_eq!(
             in_cgroup(sandbox, "connected-datagram [fd00:2::1]:80"),
             "three from [fd00:2::1]:80 as [fd00:2::1]:80"
         );
         for protocol in [TCP, UDP] {
-            kernel.put_service(key6(protocol), &Service::default()).expect("writable");
+            kernel.services.put(key6(protocol), &ServiceEntry::default()).expect("writable");
         }
         for verb in ["connect", "datagram", "connected-datagram"] {
             assert_eq!(in_cgroup(sandbox, &format!("{verb} [fd00:2::1]:80")), "ConnectionRefused", "{verb}");
@@ -248,17 +253,20 @@ fn a_service_of_ipv6_is_reached_and_seen_at_its_address() {
 fn with_a_sidecar_a_service_is_reached_through_the_proxy() {
     in_sandbox(|sandbox| {
         let mut kernel = load(sandbox);
-        let service = Service { proxy_port: serve("proxy"), slots: slots(&[serve("backend")]) };
-        kernel.put_service(key(TCP), &service).expect("writable");
+        let service = ServiceEntry { proxy_port: serve("proxy"), ..at4(&[serve("backend")]) };
+        kernel.services.put(key(TCP), &service).expect("writable");
         assert_eq!(in_cgroup(sandbox, "connect 10.101.0.1:80"), "backend as 10.101.0.1:80");
         kernel.put_sidecar(netns_cookie(), &BTreeSet::new()).expect("writable");
         assert_eq!(in_cgroup(sandbox, "connect 10.101.0.1:80"), "proxy as 10.101.0.1:80");
         // The same listener serves the service's other family.
-        kernel.put_service(key6(TCP), &Service { slots: Vec::new(), ..service.clone() }).expect("writable");
+        kernel
+            .services
+            .put(key6(TCP), &ServiceEntry { backends: BTreeMap::new(), ..service.clone() })
+            .expect("writable");
         assert_eq!(in_cgroup(sandbox, "connect [fd00:2::1]:80"), "proxy as [fd00:2::1]:80");
         // The proxy answers for backends, not the kernel.
-        let service = Service { slots: Vec::new(), ..service };
-        kernel.put_service(key(TCP), &service).expect("writable");
+        let service = ServiceEntry { backends: BTreeMap::new(), ..service };
+        kernel.services.put(key(TCP), &service).expect("writable");
         assert_eq!(in_cgroup(sandbox, "connect 10.101.0.1:80"), "proxy as 10.101.0.1:80");
         kernel.remove_sidecar(netns_cookie()).expect("removable");
         assert_eq!(in_cgroup(sandbox, "connect 10.101.0.1:80"), "ConnectionRefused");
@@ -289,5 +297,77 @@ fn an_application_with_a_sidecar_listens_on_loopback_only() {
         assert_eq!(in_cgroup(sandbox, "bind 0.0.0.0:9090"), "0.0.0.0:9090");
         let outside = TcpListener::bind(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 9090)).expect("free");
         assert_eq!(outside.local_addr().expect("bound").ip(), Ipv4Addr::UNSPECIFIED);
+    });
+}
+
+#[test]
+fn a_client_stays_with_its_backend_while_the_service_asks_for_it() {
+    in_sandbox(|sandbox| {
+        let mut kernel = load(sandbox);
+        let here = IpAddr::from(Ipv6Addr::LOCALHOST);
+        let names = ["one", "two", "three", "four"];
+        let (four, six) = (names.map(serve), names.map(|name| serve_at(here, name)));
+        for (key, service, ask) in [
+            (key(TCP), at4(&four), "connect 10.101.0.1:80"),
+            (key6(TCP), at6(&six), "connect [fd00:2::1]:80"),
+        ] {
+            let sticky = ServiceEntry { affinity_seconds: 600, ..service.clone() };
+            kernel.services.put(key, &sticky).expect("writable");
+            let answers: BTreeSet<_> = (0..12).map(|_| in_cgroup(sandbox, ask)).collect();
+            assert_eq!(answers.len(), 1, "{answers:?}");
+            // Not to one that new connections don't go to any more.
+            let name =
+                answers.first().and_then(|answer| answer.split(' ').next()).expect("a name").to_owned();
+            let left = names.iter().position(|each| *each == name).expect("one of them");
+            let mut draining = sticky.clone();
+            for (at, served) in &mut draining.backends {
+                served.chosen = ![four[left], six[left]].contains(&at.port());
+            }
+            kernel.services.put(key, &draining).expect("writable");
+            let next: BTreeSet<_> = (0..12).map(|_| in_cgroup(sandbox, ask)).collect();
+            assert!(next.len() == 1 && next != answers, "{next:?} after {answers:?}");
+            kernel.services.put(key, &service).expect("writable");
+            let answers: BTreeSet<_> = (0..24).map(|_| in_cgroup(sandbox, ask)).collect();
+            assert!(answers.len() > 1, "{answers:?}");
+        }
+    });
+}
+
+#[test]
+fn what_is_not_chosen_gets_no_new_connections_and_the_rest_is_shared_by_weight() {
+    in_sandbox(|sandbox| {
+        let mut kernel = load(sandbox);
+        let mut service = at4(&[serve("one"), serve("two"), serve("three")]);
+        let ports: Vec<_> = service.backends.keys().copied().collect();
+        service.backends.get_mut(&ports[0]).expect("there").chosen = false;
+        service.backends.get_mut(&ports[1]).expect("there").weight = 0;
+        kernel.services.put(key(TCP), &service).expect("writable");
+        let answers: BTreeSet<_> = (0..12).map(|_| in_cgroup(sandbox, "connect 10.101.0.1:80")).collect();
+        assert_eq!(answers.len(), 1);
+        let all_zero = service.backends.values_mut().map(|served| served.weight = 0).count();
+        kernel.services.put(key(TCP), &service).expect("writable");
+        let answers: BTreeSet<_> = (0..24).map(|_| in_cgroup(sandbox, "connect 10.101.0.1:80")).collect();
+        assert_eq!((all_zero, answers.len()), (3, 2), "none is preferred");
+    });
+}
+
+#[test]
+fn the_next_agent_finds_services_as_they_are_and_what_was_left_unfinished_goes() {
+    in_sandbox(|sandbox| {
+        let mut kernel = load(sandbox);
+        let mut service = at4(&[serve("one"), serve("two"), serve("three")]);
+        service.sources = ["192.0.2.0/24", "2001:db8::/32"].map(|net| net.parse().expect("a CIDR")).into();
+        kernel.services.put(key(TCP), &service).expect("writable");
+        let other = ServiceEntry { affinity_seconds: 7, direct: true, local_only: true, ..at6(&[1, 2]) };
+        kernel.services.put(key6(TCP), &other).expect("writable");
+        drop(kernel);
+        let mut kernel = load(sandbox);
+        let entries = kernel.services.entries();
+        assert_eq!(entries, BTreeMap::from([(key(TCP), service.clone()), (key6(TCP), other)]));
+        // Nothing has to be written twice, and a change finds its way.
+        assert_eq!(kernel.services.put(key(TCP), &service).expect("writable"), []);
+        let fewer = at4(&[service.backends.keys().next().expect("one").port()]);
+        assert_eq!(kernel.services.put(key(TCP), &fewer).expect("writable").len(), 2);
+        assert!(in_cgroup(sandbox, "connect 10.101.0.1:80").ends_with(" as 10.101.0.1:80"));
     });
 }

@@ -93,6 +93,13 @@ impl Addr {
         self.0[0] == 0 && self.0[1] == 0 && self.0[2] == Self::MAPPED
     }
 
+    /// What stands for a network namespace where others are addresses: a group of no scope (RFC 4291, section 2.7), so
+    /// nobody's.
+    #[inline(always)]
+    pub const fn of_cookie(cookie: u64) -> Self {
+        Self([u32::MAX, u32::MAX, cookie as u32, (cookie >> 32) as u32])
+    }
+
     /// The IPv4 address, where [`Self::is_v4`].
     #[inline(always)]
     pub const fn low(&self) -> Ip4 {

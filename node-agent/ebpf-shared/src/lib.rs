@@ -14,6 +14,7 @@
 #![forbid(unsafe_op_in_unsafe_fn)]
 
 pub mod addr;
+pub mod balance;
 pub mod conntrack;
 pub mod decide;
 pub mod endpoint;
@@ -21,12 +22,14 @@ pub mod flow;
 pub mod fragment;
 pub mod identity;
 pub mod limits;
+pub mod maglev;
 pub mod metrics;
 pub mod packet;
 pub mod policy;
 pub mod service;
 
 pub use addr::{Addr, Ip4};
+pub use balance::{Choice, ServiceMaps, balance};
 pub use conntrack::{ConnEntry, ConnKey, Conntrack};
 pub use decide::{Decision, decide};
 pub use endpoint::Endpoint;
@@ -34,7 +37,7 @@ pub use flow::{FlowEvent, Reason};
 pub use metrics::Metric;
 pub use packet::{Kind, Packet};
 pub use policy::{Class, Direction, PolicyKey, PolicyMaps, PolicyValue, Ruling, judge};
-pub use service::{Backend, BackendKey, CapturedKey, Netns, ReverseKey, ServiceKey, ServiceValue, SockAddr};
+pub use service::{Backend, CapturedKey, Netns, ReverseKey, ServiceKey, ServiceValue, SockAddr};
 
 #[cfg(feature = "user")]
 mod pod;

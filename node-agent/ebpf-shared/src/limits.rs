@@ -2,7 +2,7 @@
 //! LRU maps at once.
 
 /// Version of the layout of every pinned map. Raised by any change to a shared struct or to a map's type.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 /// Addresses with an identity: workloads of the mesh, nodes, and single addresses that policies name.
 pub const HOSTS: u32 = 262_144;
@@ -18,12 +18,20 @@ pub const POLICY: u32 = 262_144;
 pub const CONNTRACK: u32 = 131_072;
 /// Datagrams in pieces that are on their way to or from a pod at this moment.
 pub const FRAGMENTS: u32 = 8_192;
-/// Service address, port and protocol.
-pub const SERVICES: u32 = 65_536;
-/// Backend slots over all services.
+/// Service address, port, protocol and who asks.
+pub const SERVICES: u32 = 262_144;
+/// Backends over all services.
 pub const BACKENDS: u32 = 524_288;
-/// Slots of one service: weights are expanded to this many at most.
+/// Backends of one service.
 pub const BACKENDS_PER_SERVICE: u32 = 4_096;
+/// Slots over all services' tables: 32 MiB.
+pub const MAGLEV: u32 = 8_388_608;
+/// Bits of `SERVED`, a power of two: 128 KiB, in which 100,000 services take one bit in ten.
+pub const SERVED_BITS: u32 = 1 << 20;
+/// Clients that are to stay with their backend.
+pub const AFFINITY: u32 = 65_536;
+/// Ranges of addresses that may ask for a service, over all services.
+pub const SOURCES: u32 = 65_536;
 /// Sockets that talk to a service address and may ask whom they talk to.
 pub const REVERSE: u32 = 131_072;
 /// Network namespaces with a sidecar.

@@ -4,6 +4,7 @@
 #![no_std]
 #![no_main]
 
+mod balance;
 mod conntrack;
 mod flow;
 mod fragment;

@@ -1,12 +1,12 @@
 //! Every map. Names and sizes are what the agent finds them by: `node_agent::kernel::maps`.
 
-use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use ebpf_shared::fragment::{FragmentKey, Head};
-use ebpf_shared::service::SockAddr;
+use ebpf_shared::service::{AffinityKey, AffinityValue, ReverseValue, Slots, SourceKey};
 use ebpf_shared::{
-    Addr, Backend, BackendKey, CapturedKey, Class, ConnEntry, ConnKey, Endpoint, Metric, Netns, Packet,
+    Addr, Backend, CapturedKey, Class, ConnEntry, ConnKey, Endpoint, Metric, Netns, Packet,
     PolicyKey, PolicyValue, ReverseKey, ServiceKey, ServiceValue, limits, metrics,
 };
 
@@ -47,12 +47,26 @@ pub static FRAGMENTS: LruHashMap<FragmentKey, Head> = LruHashMap::with_max_entri
 pub static SERVICES: HashMap<ServiceKey, ServiceValue> =
     HashMap::with_max_entries(limits::SERVICES, BPF_F_NO_PREALLOC);
 
+/// The tables of all services, one after the other. The agent writes to its memory.
 #[map]
-pub static BACKENDS: HashMap<BackendKey, Backend> =
-    HashMap::with_max_entries(limits::BACKENDS, BPF_F_NO_PREALLOC);
+pub static MAGLEV: Array<Slots> = Array::with_max_entries(limits::MAGLEV / 2, BPF_F_MMAPABLE);
+
+/// A bit for each address of a service ([`ServiceKey::bit`]): what has none need not be looked up.
+#[map]
+pub static SERVED: Array<u64> = Array::with_max_entries(limits::SERVED_BITS / 64, BPF_F_MMAPABLE);
 
 #[map]
-pub static REVERSE: LruHashMap<ReverseKey, SockAddr> = LruHashMap::with_max_entries(limits::REVERSE, 0);
+pub static BACKENDS: HashMap<u32, Backend> = HashMap::with_max_entries(limits::BACKENDS, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static AFFINITY: LruHashMap<AffinityKey, AffinityValue> =
+    LruHashMap::with_max_entries(limits::AFFINITY, 0);
+
+#[map]
+pub static SOURCES: LpmTrie<SourceKey, u8> = LpmTrie::with_max_entries(limits::SOURCES, 0);
+
+#[map]
+pub static REVERSE: LruHashMap<ReverseKey, ReverseValue> = LruHashMap::with_max_entries(limits::REVERSE, 0);
 
 #[map]
 pub static NETNS: HashMap<u64, Netns> = HashMap::with_max_entries(limits::NETNS, BPF_F_NO_PREALLOC);

@@ -11,8 +11,8 @@ use mesh_model::resource::NamespacedName;
 use xds_proto::isthmus::agent::v1 as wire;
 
 use super::{
-    ClassRules, Desired, Dictionary, EndpointEntry, NetnsEntry, Pod, PodAddresses, RuleEntry, ServiceEntry,
-    ServiceFrontend, expand,
+    ClassRules, Desired, Dictionary, EndpointEntry, NetnsEntry, Pod, PodAddresses, RuleEntry,
+    service::services,
 };
 use crate::subscribe::{Class, Peer, Resources};
 
@@ -72,8 +72,11 @@ pub fn compute(
             desired.netns.insert(pod.netns_cookie, NetnsEntry { captured: local.captured.clone() });
         }
     }
-    desired.services =
-        if resources.heard::<wire::Service>() { services(resources) } else { current.services.clone() };
+    desired.services = if resources.heard::<wire::Service>() {
+        services(resources, node, pods)
+    } else {
+        current.services.clone()
+    };
     desired
 }
 
@@ -191,20 +194,4 @@ fn class_rules(
         deny_egress: class.deny_egress.as_deref().map(|name| dictionary.policy(name)),
         rules,
     }
-}
-
-fn services(resources: &Resources) -> BTreeMap<ServiceFrontend, ServiceEntry> {
-    let mut table = BTreeMap::new();
-    for service in resources.services.values() {
-        for address in &service.addresses {
-            for port in &service.ports {
-                let frontend =
-                    ServiceFrontend { address: *address, port: port.port, protocol: port.protocol };
-                // A socket reaches addresses of its own family.
-                let same = port.backends.iter().filter(|to| to.address.is_ipv4() == address.is_ipv4());
-                table.insert(frontend, ServiceEntry { proxy_port: port.proxy_port, slots: expand(same) });
-            }
-        }
-    }
-    table
 }

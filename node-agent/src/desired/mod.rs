@@ -18,18 +18,15 @@ mod compute;
 mod dictionary;
 mod diff;
 mod plan;
+pub mod service;
 mod state;
-mod weights;
 
 pub use compute::compute;
 pub use dictionary::Dictionary;
 pub use diff::{MapOp, diff};
 pub use plan::plan;
-pub use state::{
-    ClassRules, Desired, EndpointEntry, NetnsEntry, Pod, PodAddresses, RuleEntry, ServiceEntry,
-    ServiceFrontend,
-};
-pub use weights::expand;
+pub use service::{Scope, ServedBackend, ServiceEntry, ServiceFrontend};
+pub use state::{ClassRules, Desired, EndpointEntry, NetnsEntry, Pod, PodAddresses, RuleEntry};
 
 #[cfg(test)]
 mod tests;

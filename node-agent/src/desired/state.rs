@@ -2,11 +2,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use ebpf_shared::Direction;
 use ipnet::IpNet;
+
+use super::service::{ServiceEntry, ServiceFrontend};
 
 /// A pod of this node, as its creation left it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +66,7 @@ pub struct Desired {
     pub classes: BTreeMap<u32, ClassRules>,
     /// By index of the host's end of the pod's link.
     pub endpoints: BTreeMap<u32, EndpointEntry>,
-    /// Virtual addresses.
+    /// Their addresses.
     pub services: BTreeMap<ServiceFrontend, ServiceEntry>,
     /// By cookie; only pods with a sidecar.
     pub netns: BTreeMap<u64, NetnsEntry>,
@@ -104,32 +106,6 @@ pub struct EndpointEntry {
     pub class: u32,
     /// [`Pod::incarnation`].
     pub incarnation: u16,
-}
-
-/// A virtual address, port and protocol.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[allow(missing_docs)]
-pub struct ServiceFrontend {
-    pub address: IpAddr,
-    pub port: u16,
-    pub protocol: u8,
-}
-
-impl ServiceFrontend {
-    /// Address and port.
-    pub fn socket(&self) -> SocketAddr {
-        SocketAddr::new(self.address, self.port)
-    }
-}
-
-/// Where a virtual address leads.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct ServiceEntry {
-    /// Loopback port of the sidecar's listener; 0: none.
-    pub proxy_port: u16,
-    /// Weights expanded: one is picked with equal chance.
-    /// All of the frontend's family.
-    pub slots: Vec<SocketAddr>,
 }
 
 /// What the sidecar of a pod takes over.

@@ -12,9 +12,7 @@ use super::*;
 use crate::{
     kernel::verdict::Policy,
     maps::compiled,
-    subscribe::{
-        Address, Class, Local, NodeRoute, Peer, Resources, Rule, Service, ServiceBackend, ServicePort,
-    },
+    subscribe::{Address, Class, Local, NodeRoute, Peer, Resources, Rule},
 };
 
 const NODE: &str = "n1";
@@ -66,6 +64,7 @@ fn local(n: u32, identity: u32, class: u32) -> (NamespacedName, Local) {
         class,
         captured: Default::default(),
         sidecar: false,
+        host_ports: Vec::new(),
     };
     (NamespacedName::new("shop", format!("pod{n}")), local)
 }
@@ -78,6 +77,7 @@ fn nodes(resources: &mut Resources) {
             address: [192, 0, 2, last].into(),
             address6: None,
             pod_cidrs: vec![pods.into(), six.into()],
+            zone: String::new(),
         };
         resources.nodes.insert(name.into(), node);
     }
@@ -364,25 +364,4 @@ fn a_rule_about_a_wide_cidr_holds_for_the_narrow_ones_inside_it() {
     }
     let ranges = maps.identities.values().filter(|identity| **identity == UNMANAGED);
     assert_eq!(ranges.count(), 4, "two nodes, two families");
-}
-
-#[test]
-fn a_service_leads_to_backends_of_its_own_family() {
-    let mut resources = Resources::default();
-    let backend = |address: &str| ServiceBackend { address: address.parse().unwrap(), port: 80, weight: 1 };
-    let port = ServicePort {
-        port: 80,
-        protocol: TCP,
-        proxy_port: 0,
-        backends: vec![backend("10.1.1.2"), backend("fd00:1::2")],
-    };
-    let service = Service {
-        addresses: vec!["10.101.0.1".parse().unwrap(), "fd00:2::1".parse().unwrap()],
-        ports: vec![port],
-    };
-    resources.services.insert(NamespacedName::new("shop", "pay"), service);
-    resources.hear::<xds_proto::isthmus::agent::v1::Service>();
-    let maps = compute(&resources, OWN, &pods(), &Desired::default(), &mut Dictionary::default());
-    let slots: Vec<_> = maps.services.values().map(|entry| entry.slots.clone()).collect();
-    assert_eq!(slots, [["10.1.1.2:80".parse().unwrap()], ["[fd00:1::2]:80".parse().unwrap()]]);
 }

@@ -24,7 +24,7 @@
 //! Old or new, never neither: a class of policy is never edited in place. [`Kernel::put_class`] writes a
 //! changed one beside the old under another number, rules first; then each endpoint is moved by one write;
 //! then [`Kernel::remove_class`] removes the old. A service is replaced in one write, its new backends being
-//! there already.
+//! there already: see [`Services`].
 
 mod classes;
 mod error;
@@ -32,12 +32,14 @@ mod events;
 mod generation;
 mod identities;
 mod links;
+mod mapped;
 mod object;
 mod pins;
 pub mod rules;
 mod services;
 mod sidecars;
 mod sight;
+mod slab;
 mod sys;
 mod table;
 pub mod verdict;
@@ -57,16 +59,15 @@ pub use self::events::{EventRing, EventStream};
 pub use self::identities::Identities;
 pub use self::pins::{Pins, unload};
 pub use self::rules::RulePrefix;
-pub use self::services::Service;
+pub use self::services::{Gone, Services};
 pub use self::sight::IdentitySight;
 pub use self::table::{HashTable, TrieTable};
 pub use ebpf_shared;
 
 use self::generation::Generation;
-use ebpf_shared::{
-    Backend, BackendKey, CapturedKey, Class, ConnEntry, ConnKey, Endpoint, Netns, PolicyValue, ServiceKey,
-    ServiceValue,
-};
+use self::mapped::Mapped;
+use self::services::ServiceTables;
+use ebpf_shared::{CapturedKey, Class, ConnEntry, ConnKey, Endpoint, Netns, PolicyValue};
 
 /// The loaded programs and their maps.
 ///
@@ -82,10 +83,8 @@ pub struct Kernel {
     policy: TrieTable<RulePrefix, PolicyValue>,
     /// Rules of each class, so that removing a class need not read all policy.
     installed: BTreeMap<u32, Vec<RulePrefix>>,
-    services: HashTable<ServiceKey, ServiceValue>,
-    backends: HashTable<BackendKey, Backend>,
-    service_ids: BTreeSet<u32>,
-    next_service: u32,
+    /// At every address that they have.
+    pub services: Services,
     netns: HashTable<u64, Netns>,
     captured: HashTable<CapturedKey, u8>,
     lost: PerCpuArray<MapData, u64>,
@@ -139,11 +138,13 @@ impl Kernel {
         let judged = Some(&generation);
         let policy = TrieTable::new("POLICY", take(&mut programs, "POLICY")?, judged);
         let installed = classes::installed(&policy)?;
-        let services = HashTable::new("SERVICES", take(&mut programs, "SERVICES")?, None);
-        let service_ids: BTreeSet<u32> =
-            services.dump()?.values().map(|service: &ServiceValue| service.id).collect();
-        let mut backends = HashTable::new("BACKENDS", take(&mut programs, "BACKENDS")?, None);
-        services::sweep(&service_ids, &mut backends)?;
+        let services = Services::recover(ServiceTables {
+            services: HashTable::new("SERVICES", take(&mut programs, "SERVICES")?, None),
+            backends: HashTable::new("BACKENDS", take(&mut programs, "BACKENDS")?, None),
+            sources: TrieTable::new("SOURCES", take(&mut programs, "SOURCES")?, None),
+            maglev: Mapped::open("MAGLEV", &pins.map("MAGLEV"), limits::MAGLEV)?,
+            served: Mapped::open("SERVED", &pins.map("SERVED"), limits::SERVED_BITS / 32)?,
+        })?;
         Ok(Self {
             identities: Identities::new(
                 HashTable::new("HOSTS", take(&mut programs, "HOSTS")?, judged),
@@ -155,9 +156,6 @@ impl Kernel {
             policy,
             installed,
             services,
-            backends,
-            next_service: service_ids.last().map_or(1, |id| id.wrapping_add(1)),
-            service_ids,
             netns: HashTable::new("NETNS", take(&mut programs, "NETNS")?, None),
             captured: HashTable::new("CAPTURED", take(&mut programs, "CAPTURED")?, None),
             lost: take(&mut programs, "LOST")?,

@@ -6,7 +6,7 @@ use super::KernelError;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/isthmus-ebpf.o"));
 
 /// Every map whose contents outlive a program: these are pinned.
-pub(super) const MAPS: [&str; 17] = [
+pub(super) const MAPS: [&str; 21] = [
     "FORMAT",
     "GENERATION",
     "HOSTS",
@@ -17,7 +17,11 @@ pub(super) const MAPS: [&str; 17] = [
     "CONNTRACK",
     "FRAGMENTS",
     "SERVICES",
+    "MAGLEV",
+    "SERVED",
     "BACKENDS",
+    "AFFINITY",
+    "SOURCES",
     "REVERSE",
     "NETNS",
     "CAPTURED",

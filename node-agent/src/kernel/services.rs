@@ -1,95 +1,323 @@
 //! Services in the kernel.
+//!
+//! ## Order of writes
+//!
+//! Everything about a service changes with one write of its `SERVICES` entry. Its new backends, their table and the
+//! sources that may ask are there before, beside the old ones; what only the old entry leads to goes after. A program that
+//! read the old entry just before notices, and reads again: see `ebpf_shared::balance`. So while it has a backend, nobody
+//! is refused.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use ebpf_shared::{Backend, BackendKey, ServiceKey, ServiceValue, SockAddr, limits};
+use aya::maps::lpm_trie::Key;
+use ebpf_shared::service::SourceKey;
+use ebpf_shared::{Addr, Backend, ServiceKey, ServiceValue, SockAddr, limits};
+use ipnet::IpNet;
 
-use super::{HashTable, Kernel, KernelError};
+use super::identities::Cidr;
+use super::mapped::Mapped;
+use super::slab::Slab;
+use super::table::Prefix;
+use super::{HashTable, KernelError, TrieTable};
+use crate::desired::service::maglev::{self, Turn};
+use crate::desired::{ServedBackend, ServiceEntry};
 
-/// What the kernel knows of a service.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Service {
-    /// Loopback port of the sidecar's listener for it, 0: none.
-    pub proxy_port: u16,
-    /// One slot per share of new connections; none: connections are refused.
-    pub slots: Vec<SockAddr>,
+/// A backend that a service has no more: connections to it are to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gone {
+    /// Its number, by which sockets and translations know it.
+    pub number: u32,
+    pub protocol: u8,
+    pub at: SocketAddr,
 }
 
-impl Kernel {
-    /// Makes a service what it is to be, in one write: the backends are written beside the old ones first.
-    /// Connections that exist keep their backend.
-    pub fn put_service(&mut self, key: ServiceKey, service: &Service) -> Result<(), KernelError> {
-        let most = limits::BACKENDS_PER_SERVICE;
-        let backend_count = match u32::try_from(service.slots.len()) {
-            Ok(count) if count <= most => count,
-            _ => {
-                let key = SocketAddr::new(key.addr.into(), key.port).to_string();
-                return Err(KernelError::TooManyBackends { key, found: service.slots.len(), most });
-            }
-        };
-        let present = self.services.get(&key)?;
-        let id = self.free_service()?;
-        for (slot, addr) in (0..backend_count).zip(&service.slots) {
-            self.backends.upsert(BackendKey { service: id, slot }, *addr)?;
+/// All services, and what they are made of.
+pub struct Services {
+    services: HashTable<ServiceKey, ServiceValue>,
+    backends: HashTable<u32, Backend>,
+    sources: TrieTable<Source, u8>,
+    maglev: Mapped,
+    served: Mapped,
+    slots: Slab,
+    present: BTreeMap<ServiceKey, Present>,
+    ids: BTreeSet<u32>,
+    /// Where the search for a number that nobody has begins. At a random place after each start: a number that an
+    /// earlier agent gave out and took back may still be in the programs' own maps.
+    next_id: u32,
+    numbers: BTreeSet<u32>,
+    next_number: u32,
+}
+
+/// A service as it is in the kernel.
+#[derive(Clone, Debug, Default)]
+struct Present {
+    value: ServiceValue,
+    backends: BTreeMap<SocketAddr, (u32, Backend)>,
+    sources: BTreeSet<IpNet>,
+}
+
+impl Present {
+    fn turns(&self) -> Vec<Turn> {
+        let chosen = self.backends.iter().filter(|(_, (_, backend))| backend.flags & Backend::CHOSEN != 0);
+        maglev::turns(chosen.map(|(at, (number, backend))| (*at, *number, backend.weight)))
+    }
+
+    fn entry(&self) -> ServiceEntry {
+        let is = |flag| self.value.flags & flag != 0;
+        let backends = self.backends.iter().map(|(at, (_, backend))| {
+            let served = ServedBackend {
+                weight: backend.weight,
+                chosen: backend.flags & Backend::CHOSEN != 0,
+                here: backend.flags & Backend::HERE != 0,
+            };
+            (*at, served)
+        });
+        ServiceEntry {
+            proxy_port: self.value.proxy_port,
+            affinity_seconds: self.value.affinity_seconds,
+            direct: is(ServiceValue::DIRECT),
+            local_only: is(ServiceValue::LOCAL),
+            sources: self.sources.clone(),
+            backends: backends.collect(),
         }
-        let value = ServiceValue { id, backend_count, proxy_port: service.proxy_port, flags: 0 };
-        self.services.upsert(key, value)?;
-        self.service_ids.insert(id);
-        present.map_or(Ok(()), |present| self.forget_backends(&present))
+    }
+}
+
+/// The maps that services are in.
+pub(super) struct ServiceTables {
+    pub(super) services: HashTable<ServiceKey, ServiceValue>,
+    pub(super) backends: HashTable<u32, Backend>,
+    pub(super) sources: TrieTable<Source, u8>,
+    /// As words: a slot each.
+    pub(super) maglev: Mapped,
+    /// As words: 32 bits each.
+    pub(super) served: Mapped,
+}
+
+impl Services {
+    /// Takes over what an earlier agent has left, and removes what it had not finished.
+    pub(super) fn recover(tables: ServiceTables) -> Result<Self, KernelError> {
+        let ServiceTables { services, mut backends, mut sources, maglev, served } = tables;
+        let mut slots = Slab::new(limits::MAGLEV);
+        let mut present = BTreeMap::new();
+        let mut ids = BTreeMap::new();
+        let mut bits = BTreeMap::new();
+        for (key, value) in services.dump()? {
+            // Two with one number, or slots that two have, can't be: such a service is written anew.
+            if ids.insert(value.id, key).is_some()
+                || (value.size > 1 && !slots.claim(value.table, value.size))
+            {
+                continue;
+            }
+            *bits.entry(key.bit() / 32).or_insert(0) |= 1_u32 << (key.bit() % 32);
+            present.insert(key, Present { value, ..Present::default() });
+        }
+        let mut numbers = BTreeSet::new();
+        for (number, backend) in backends.dump()? {
+            match ids.get(&backend.service).and_then(|key| present.get_mut(key)) {
+                Some(owner) => {
+                    numbers.insert(number);
+                    owner.backends.insert(socket(backend.at), (number, backend));
+                }
+                None => drop(backends.delete(&number)?),
+            }
+        }
+        for (source, _) in sources.dump()? {
+            match ids.get(&source.service).and_then(|key| present.get_mut(key)) {
+                Some(owner) => drop(owner.sources.insert(source.net)),
+                None => drop(sources.delete(&source)?),
+            }
+        }
+        for word in 0..limits::SERVED_BITS / 32 {
+            let wanted = bits.get(&word).copied().unwrap_or(0);
+            if served.get(word) != wanted {
+                served.set(word, wanted)?;
+            }
+        }
+        Ok(Self {
+            services,
+            backends,
+            sources,
+            maglev,
+            served,
+            slots,
+            present,
+            ids: ids.into_keys().collect(),
+            next_id: rand::random(),
+            numbers,
+            next_number: rand::random(),
+        })
+    }
+
+    /// Makes an address what it is to be. Connections that exist keep their backend; which backends it has no more, is
+    /// returned.
+    pub fn put(&mut self, key: ServiceKey, wanted: &ServiceEntry) -> Result<Vec<Gone>, KernelError> {
+        let most = limits::BACKENDS_PER_SERVICE;
+        if wanted.backends.len() > most as usize {
+            let key = SocketAddr::new(key.addr.into(), key.port).to_string();
+            return Err(KernelError::TooManyBackends { key, found: wanted.backends.len(), most });
+        }
+        let before = self.present.get(&key).cloned().unwrap_or_default();
+        let id = if before.value.id == 0 { free(&self.ids, &mut self.next_id)? } else { before.value.id };
+        let mut after = Present { sources: wanted.sources.clone(), ..Present::default() };
+        after.value = ServiceValue {
+            id,
+            affinity_seconds: wanted.affinity_seconds,
+            flags: flags(wanted),
+            proxy_port: wanted.proxy_port,
+            ..ServiceValue::default()
+        };
+        if let Err(error) = self.prepare(key, wanted, &before, &mut after) {
+            // The old entry stays in force, with what it leads to.
+            self.forget(&before, &after)?;
+            return Err(error);
+        }
+        if let Err(error) = self.services.upsert(key, after.value) {
+            self.forget(&before, &after)?;
+            return Err(error);
+        }
+        self.ids.insert(id);
+        self.present.insert(key, after.clone());
+        self.forget(&after, &before)?;
+        let gone = before.backends.iter().filter(|(at, _)| !after.backends.contains_key(at));
+        Ok(gone.map(|(at, (number, _))| Gone { number: *number, protocol: key.protocol, at: *at }).collect())
     }
 
     /// Removes a service: its address is then an address like any other. Returns whether it was there.
-    pub fn remove_service(&mut self, key: &ServiceKey) -> Result<bool, KernelError> {
-        let Some(present) = self.services.get(key)? else { return Ok(false) };
-        self.services.delete(key)?;
-        self.forget_backends(&present)?;
-        Ok(true)
+    pub fn remove(&mut self, key: &ServiceKey) -> Result<bool, KernelError> {
+        let was_there = self.services.delete(key)?;
+        if let Some(before) = self.present.remove(key) {
+            self.forget(&Present::default(), &before)?;
+            self.ids.remove(&before.value.id);
+        }
+        Ok(was_there)
     }
 
-    /// All services, as they are in the kernel.
-    pub fn services(&self) -> Result<BTreeMap<ServiceKey, Service>, KernelError> {
-        let mut services = BTreeMap::new();
-        for (key, value) in self.services.dump()? {
-            let mut slots = Vec::new();
-            for slot in 0..value.backend_count {
-                slots.extend(self.backends.get(&BackendKey { service: value.id, slot })?);
+    /// All services.
+    pub fn entries(&self) -> BTreeMap<ServiceKey, ServiceEntry> {
+        self.present.iter().map(|(key, present)| (*key, present.entry())).collect()
+    }
+
+    /// Writes everything that the new entry is to lead to.
+    fn prepare(
+        &mut self,
+        key: ServiceKey,
+        wanted: &ServiceEntry,
+        before: &Present,
+        after: &mut Present,
+    ) -> Result<(), KernelError> {
+        for (at, served) in &wanted.backends {
+            let backend = Backend {
+                at: SockAddr::new(at.ip().into(), at.port()),
+                service: after.value.id,
+                weight: served.weight,
+                flags: flag(served.chosen, Backend::CHOSEN) | flag(served.here, Backend::HERE),
+            };
+            let number = match before.backends.get(at) {
+                Some((number, _)) => *number,
+                None => free(&self.numbers, &mut self.next_number)?,
+            };
+            if before.backends.get(at) != Some(&(number, backend)) {
+                self.backends.upsert(number, backend)?;
             }
-            services.insert(key, Service { proxy_port: value.proxy_port, slots });
+            self.numbers.insert(number);
+            after.backends.insert(*at, (number, backend));
         }
-        Ok(services)
+        let turns = after.turns();
+        match turns.as_slice() {
+            [] => {}
+            [only] => (after.value.size, after.value.only) = (1, only.number),
+            turns if before.turns() == turns => {
+                (after.value.table, after.value.size) = (before.value.table, before.value.size);
+            }
+            turns => self.write_table(turns, &mut after.value)?,
+        }
+        for net in &wanted.sources {
+            self.sources.upsert(&Source { service: after.value.id, net: *net }, 1)?;
+        }
+        let (word, bit) = (key.bit() / 32, 1 << (key.bit() % 32));
+        self.served.set(word, self.served.get(word) | bit)
     }
 
-    fn forget_backends(&mut self, service: &ServiceValue) -> Result<(), KernelError> {
-        for slot in 0..service.backend_count {
-            self.backends.delete(&BackendKey { service: service.id, slot })?;
+    /// A table as exact as there is room for.
+    fn write_table(&mut self, turns: &[Turn], value: &mut ServiceValue) -> Result<(), KernelError> {
+        for size in maglev::sizes(turns.len()) {
+            let Some(start) = self.slots.take(size) else { continue };
+            (value.table, value.size) = (start, size);
+            for (at, number) in (start..).zip(maglev::table(turns, size)) {
+                self.maglev.set(at, number)?;
+            }
+            return Ok(());
         }
-        self.service_ids.remove(&service.id);
+        Err(KernelError::Exhausted { what: "MAGLEV slots" })
+    }
+
+    /// Removes what `old` leads to and `kept` does not.
+    fn forget(&mut self, kept: &Present, old: &Present) -> Result<(), KernelError> {
+        let (new, value) = (kept.value, old.value);
+        if value.size > 1 && (new.size <= 1 || new.table != value.table) {
+            self.slots.give(value.table, value.size);
+        }
+        for (at, (number, _)) in &old.backends {
+            if !kept.backends.contains_key(at) {
+                self.backends.delete(number)?;
+                self.numbers.remove(number);
+            }
+        }
+        for net in old.sources.difference(&kept.sources) {
+            self.sources.delete(&Source { service: value.id, net: *net })?;
+        }
         Ok(())
-    }
-
-    /// A number that no service has. Numbers come round after four billion changes.
-    fn free_service(&mut self) -> Result<u32, KernelError> {
-        for _ in 0..=self.service_ids.len() {
-            let id = self.next_service;
-            self.next_service = self.next_service.wrapping_add(1);
-            if !self.service_ids.contains(&id) {
-                return Ok(id);
-            }
-        }
-        Err(KernelError::Exhausted { what: "services" })
     }
 }
 
-/// Backends that belong to no service: an agent died between writing them and the service.
-pub(super) fn sweep(
-    services: &BTreeSet<u32>,
-    backends: &mut HashTable<BackendKey, Backend>,
-) -> Result<(), KernelError> {
-    for (key, _) in backends.dump()? {
-        if !services.contains(&key.service) {
-            backends.delete(&key)?;
+/// A number that nobody has. 0 is nobody's.
+fn free(taken: &BTreeSet<u32>, next: &mut u32) -> Result<u32, KernelError> {
+    for _ in 0..=taken.len() + 1 {
+        let number = *next;
+        *next = next.wrapping_add(1);
+        if number != 0 && !taken.contains(&number) {
+            return Ok(number);
         }
     }
-    Ok(())
+    Err(KernelError::Exhausted { what: "services or backends" })
+}
+
+fn flag(set: bool, flag: u32) -> u32 {
+    if set { flag } else { 0 }
+}
+
+fn flags(entry: &ServiceEntry) -> u32 {
+    flag(!entry.sources.is_empty(), ServiceValue::SOURCES)
+        | flag(entry.direct, ServiceValue::DIRECT)
+        | flag(entry.local_only, ServiceValue::LOCAL)
+}
+
+fn socket(at: SockAddr) -> SocketAddr {
+    SocketAddr::new(at.addr.into(), at.port)
+}
+
+/// A key of `SOURCES`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Source {
+    service: u32,
+    net: IpNet,
+}
+
+impl Prefix for Source {
+    type Data = SourceKey;
+
+    fn to_key(&self) -> Key<Self::Data> {
+        let net = Cidr::from(self.net).to_key();
+        let data = SourceKey { service: self.service, addr: net.data() };
+        Key::new(SourceKey::FIXED_BITS + net.prefix_len(), data)
+    }
+
+    fn from_key(key: &Key<Self::Data>) -> Option<Self> {
+        let bits = key.prefix_len().checked_sub(SourceKey::FIXED_BITS)?;
+        let data = key.data();
+        let net: Key<Addr> = Key::new(bits, data.addr);
+        Some(Self { service: data.service, net: Cidr::from_key(&net)?.into() })
+    }
 }

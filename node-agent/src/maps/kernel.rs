@@ -1,16 +1,14 @@
 //! Writes carried out by the kernel.
 
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::Ipv6Addr;
 
-use ebpf_shared::{Addr, Class, Direction, Endpoint, Metric, Reason, ServiceKey, SockAddr};
+use ebpf_shared::{Addr, Class, Direction, Endpoint, Metric, Reason, ServiceKey};
 
 use super::{MapError, Maps};
 use crate::{
-    desired::{
-        ClassRules, Desired, EndpointEntry, MapOp, NetnsEntry, PodAddresses, ServiceEntry, ServiceFrontend,
-    },
+    desired::{ClassRules, Desired, EndpointEntry, MapOp, NetnsEntry, PodAddresses, Scope, ServiceFrontend},
     kernel::{
-        Kernel, KernelError, Service,
+        Kernel, KernelError,
         rules::{Rule, compile},
     },
 };
@@ -33,11 +31,14 @@ impl KernelMaps {
             let addresses = PodAddresses { v4: endpoint.v4.low().into(), v6: known(endpoint.v6) };
             (ifindex, EndpointEntry { addresses, identity, class, incarnation })
         });
-        let services = self.kernel.services()?.into_iter().map(|(key, service)| {
-            let frontend =
-                ServiceFrontend { address: key.addr.into(), port: key.port, protocol: key.protocol };
-            let slots = service.slots.iter().map(|slot| SocketAddr::new(slot.addr.into(), slot.port));
-            (frontend, ServiceEntry { proxy_port: service.proxy_port, slots: slots.collect() })
+        let services = self.kernel.services.entries().into_iter().map(|(key, service)| {
+            let frontend = ServiceFrontend {
+                address: key.addr.into(),
+                port: key.port,
+                protocol: key.protocol,
+                scope: Scope::from_number(key.scope),
+            };
+            (frontend, service)
         });
         let netns = self.kernel.sidecars()?.into_iter();
         Ok(Desired {
@@ -68,12 +69,8 @@ impl KernelMaps {
                 kernel.endpoints.upsert(*ifindex, endpoint)
             }
             MapOp::RemoveEndpoint(ifindex) => kernel.endpoints.delete(ifindex).map(drop),
-            MapOp::PutService(frontend, entry) => {
-                let slots = entry.slots.iter().map(|slot| SockAddr::new(slot.ip().into(), slot.port()));
-                let service = Service { proxy_port: entry.proxy_port, slots: slots.collect() };
-                kernel.put_service(service_key(frontend), &service)
-            }
-            MapOp::RemoveService(frontend) => kernel.remove_service(&service_key(frontend)).map(drop),
+            MapOp::PutService(frontend, entry) => kernel.services.put(service_key(frontend), entry).map(drop),
+            MapOp::RemoveService(frontend) => kernel.services.remove(&service_key(frontend)).map(drop),
             MapOp::PutNetns(cookie, entry) => kernel.put_sidecar(*cookie, &entry.captured),
             MapOp::RemoveNetns(cookie) => kernel.remove_sidecar(*cookie),
         }
@@ -126,7 +123,7 @@ fn known(addr: Addr) -> Option<Ipv6Addr> {
 }
 
 fn service_key(frontend: &ServiceFrontend) -> ServiceKey {
-    ServiceKey::new(frontend.address.into(), frontend.port, frontend.protocol)
+    ServiceKey::new(frontend.address.into(), frontend.port, frontend.protocol, frontend.scope.number())
 }
 
 pub(crate) fn compiled(rules: &ClassRules) -> crate::kernel::rules::CompiledClass {

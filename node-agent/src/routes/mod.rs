@@ -1,5 +1,7 @@
 //! Routes to the pods of other nodes, by their underlay addresses (direct routing).
 
+pub mod to_proxy;
+
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -238,6 +240,7 @@ mod tests {
                 address: [192, 0, 2, last].into(),
                 address6: Some(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, last.into())),
                 pod_cidrs: pods.map(|net| net.parse().unwrap()).into(),
+                zone: String::new(),
             };
             resources.nodes.insert(name.into(), node);
         }

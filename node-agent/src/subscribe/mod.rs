@@ -5,15 +5,14 @@ mod client;
 mod parse;
 mod progress;
 mod resources;
+mod services;
 
 pub use cache::Cache;
 pub use client::{Subscriber, subscribe_for_ever};
 pub use parse::ParseError;
 pub use progress::{Progress, log_connection_for_ever};
-pub use resources::{
-    Address, Bundle, Class, Local, NodeRoute, Peer, Resources, Rule, Service, ServiceBackend, ServicePort,
-    TYPES,
-};
+pub use resources::{Address, Bundle, Class, Local, NodeRoute, Peer, Resources, Rule, TYPES};
+pub use services::{BackendState, Frontend, FrontendKind, HostPort, Service, ServiceBackend, ServicePort};
 
 #[cfg(test)]
 pub(crate) use resources::tests::update as update_fixture;

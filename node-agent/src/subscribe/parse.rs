@@ -11,19 +11,16 @@ use mesh_model::{
 use thiserror::Error;
 use xds_proto::isthmus::agent::v1 as wire;
 
-use super::resources::{
-    Address, Bundle, Class, Local, NodeRoute, Peer, Rule, Service, ServiceBackend, ServicePort,
-};
+use super::resources::{Address, Bundle, Class, Local, NodeRoute, Peer, Rule};
+use super::services::host_port;
 use crate::config::{dns_label, dns_name};
 
 /// Most rules of one class: each becomes at most 30 entries of the kernel's trie.
 const MAX_RULES: usize = 16_384;
 /// Most ports of a service, captured ports of a workload, addresses of anything.
-const MAX_LIST: usize = 1_024;
+pub(super) const MAX_LIST: usize = 1_024;
 /// Revoked registrations of one trust domain: what a control plane remembers at most.
 const MAX_REVOKED: usize = 10_000;
-/// Most backends of one service port.
-const MAX_BACKENDS: usize = 4_096;
 
 /// Why a resource is refused.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -39,12 +36,22 @@ pub enum ParseError {
     TooMany { resource: String, field: &'static str, count: usize, max: usize },
 }
 
-fn bad(resource: &str, field: &'static str, value: impl ToString, wanted: &'static str) -> ParseError {
+pub(super) fn bad(
+    resource: &str,
+    field: &'static str,
+    value: impl ToString,
+    wanted: &'static str,
+) -> ParseError {
     let value = value.to_string().chars().take(256).collect();
     ParseError::Field { resource: resource.to_owned(), field, value, wanted }
 }
 
-fn at_most<T>(resource: &str, field: &'static str, list: &[T], max: usize) -> Result<(), ParseError> {
+pub(super) fn at_most<T>(
+    resource: &str,
+    field: &'static str,
+    list: &[T],
+    max: usize,
+) -> Result<(), ParseError> {
     if list.len() <= max {
         return Ok(());
     }
@@ -80,22 +87,22 @@ fn identity(resource: &str, number: u32) -> Result<u32, ParseError> {
 }
 
 /// An IPv4 address in its IPv6-mapped form is the IPv4 address, as it is for the kernel.
-fn ip(resource: &str, field: &'static str, text: &str) -> Result<IpAddr, ParseError> {
+pub(super) fn ip(resource: &str, field: &'static str, text: &str) -> Result<IpAddr, ParseError> {
     let parsed = text.parse::<IpAddr>().map_err(|_| bad(resource, field, text, "expected an IP address"))?;
     Ok(parsed.to_canonical())
 }
 
-fn addresses(resource: &str, texts: &[String]) -> Result<Vec<IpAddr>, ParseError> {
+pub(super) fn addresses(resource: &str, texts: &[String]) -> Result<Vec<IpAddr>, ParseError> {
     at_most(resource, "addresses", texts, MAX_LIST)?;
     texts.iter().map(|text| ip(resource, "addresses", text)).collect()
 }
 
 /// Whether it is within the IPv4-mapped addresses, `::ffff:0:0/96`.
-fn is_mapped(net: &Ipv6Net) -> bool {
+pub(super) fn is_mapped(net: &Ipv6Net) -> bool {
     net.prefix_len() >= 96 && net.addr().to_ipv4_mapped().is_some()
 }
 
-fn port(resource: &str, field: &'static str, number: u32) -> Result<u16, ParseError> {
+pub(super) fn port(resource: &str, field: &'static str, number: u32) -> Result<u16, ParseError> {
     match u16::try_from(number) {
         Ok(port) if port != 0 => Ok(port),
         _ => Err(bad(resource, field, number, "expected a port from 1 to 65535")),
@@ -103,7 +110,7 @@ fn port(resource: &str, field: &'static str, number: u32) -> Result<u16, ParseEr
 }
 
 /// 0 for any.
-fn protocol(resource: &str, field: &'static str, number: i32) -> Result<u8, ParseError> {
+pub(super) fn protocol(resource: &str, field: &'static str, number: i32) -> Result<u8, ParseError> {
     let wanted = "expected one of the protocols of isthmus.agent.v1";
     let known = wire::Protocol::try_from(number).map_err(|_| bad(resource, field, number, wanted))?;
     u8::try_from(known as i32).map_err(|_| bad(resource, field, number, wanted))
@@ -118,6 +125,9 @@ pub(super) fn address(resource: &str, message: wire::WorkloadAddress) -> Result<
 
 pub(super) fn local(resource: &str, message: wire::LocalEndpoint) -> Result<Local, ParseError> {
     at_most(resource, "captured_ports", &message.captured_ports, MAX_LIST)?;
+    at_most(resource, "host_ports", &message.host_ports, MAX_LIST)?;
+    let host_ports =
+        message.host_ports.iter().map(|told| host_port(resource, told)).collect::<Result<_, _>>()?;
     let captured = message.captured_ports.iter().map(|captured| {
         let number = port(resource, "captured_ports.port", captured.port)?;
         Ok::<_, ParseError>((number, protocol(resource, "captured_ports.protocol", captured.protocol)?))
@@ -129,6 +139,7 @@ pub(super) fn local(resource: &str, message: wire::LocalEndpoint) -> Result<Loca
         class: message.policy_class,
         captured: captured.collect::<Result<_, _>>()?,
         sidecar: message.sidecar,
+        host_ports,
     })
 }
 
@@ -193,34 +204,6 @@ fn rule(resource: &str, message: wire::PolicyRule) -> Result<Rule, ParseError> {
     })
 }
 
-pub(super) fn service(resource: &str, message: wire::Service) -> Result<Service, ParseError> {
-    at_most(resource, "ports", &message.ports, MAX_LIST)?;
-    let ports = message.ports.iter().map(|each| {
-        at_most(resource, "ports.backends", &each.backends, MAX_BACKENDS)?;
-        let mut backends = Vec::with_capacity(each.backends.len());
-        for backend in &each.backends {
-            let address = ip(resource, "ports.backends.address", &backend.address)?;
-            let port = port(resource, "ports.backends.port", backend.port)?;
-            backends.push(ServiceBackend { address, port, weight: backend.weight });
-        }
-        let wanted = "expected a port up to 65535, or 0";
-        Ok(ServicePort {
-            port: port(resource, "ports.port", each.port)?,
-            protocol: match protocol(resource, "ports.protocol", each.protocol)? {
-                0 => return Err(bad(resource, "ports.protocol", "ANY", "expected a protocol with ports")),
-                protocol => protocol,
-            },
-            proxy_port: u16::try_from(each.proxy_port)
-                .map_err(|_| bad(resource, "ports.proxy_port", each.proxy_port, wanted))?,
-            backends,
-        })
-    });
-    Ok(Service {
-        addresses: addresses(resource, &message.addresses)?,
-        ports: ports.collect::<Result<_, ParseError>>()?,
-    })
-}
-
 pub(super) fn bundle(resource: &str, message: wire::TrustBundle) -> Result<Bundle, ParseError> {
     at_most(resource, "revoked", &message.revoked, MAX_REVOKED)?;
     let domain = trust_domain(resource)?;
@@ -260,5 +243,5 @@ pub(super) fn node(resource: &str, message: wire::Node) -> Result<NodeRoute, Par
         "" => None,
         text => Some(text.parse().map_err(|_| bad(resource, "address6", text, "expected an IPv6 address"))?),
     };
-    Ok(NodeRoute { address, address6, pod_cidrs })
+    Ok(NodeRoute { address, address6, pod_cidrs, zone: message.zone })
 }

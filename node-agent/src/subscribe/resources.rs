@@ -16,6 +16,7 @@ use xds_client::Update;
 use xds_proto::{isthmus::agent::v1 as wire, type_url};
 
 use super::parse::{self, ParseError};
+use super::services::{self, HostPort, Service};
 
 /// Every type that the agent subscribes to, in the order in which the streams are to be opened: what
 /// endpoints refer to comes before them.
@@ -49,6 +50,8 @@ pub struct Local {
     /// Port and IP protocol number.
     pub captured: BTreeSet<(u16, u8)>,
     pub sidecar: bool,
+    /// Of this node, that lead to it.
+    pub host_ports: Vec<HostPort>,
 }
 
 /// A policy that endpoints share.
@@ -87,32 +90,6 @@ pub enum Peer {
     Nobody,
 }
 
-/// A service of the cluster.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub struct Service {
-    pub addresses: Vec<IpAddr>,
-    pub ports: Vec<ServicePort>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub struct ServicePort {
-    pub port: u16,
-    pub protocol: u8,
-    /// 0: none.
-    pub proxy_port: u16,
-    pub backends: Vec<ServiceBackend>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub struct ServiceBackend {
-    pub address: IpAddr,
-    pub port: u16,
-    pub weight: u32,
-}
-
 /// Another node, or this one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -121,6 +98,8 @@ pub struct NodeRoute {
     /// The way to its pods of IPv6.
     pub address6: Option<Ipv6Addr>,
     pub pod_cidrs: Vec<IpNet>,
+    /// Empty: not known.
+    pub zone: String,
 }
 
 /// The roots of a trust domain, and what belongs to them.
@@ -184,7 +163,7 @@ impl Resources {
                 }
             }
         } else if is(&type_url::<wire::Service>()) {
-            merge(&mut self.services, update, parse::name, parse::service)?;
+            merge(&mut self.services, update, parse::name, services::service)?;
         } else if is(&type_url::<wire::TrustBundle>()) {
             merge(&mut self.bundles, update, parse::trust_domain, parse::bundle)?;
         } else if is(&type_url::<wire::Node>()) {
@@ -206,11 +185,6 @@ impl Resources {
     /// is not to be touched.
     pub fn heard<M: xds_proto::Name>(&self) -> bool {
         self.heard.contains(&M::type_url())
-    }
-
-    #[cfg(test)]
-    pub(crate) fn hear<M: xds_proto::Name>(&mut self) {
-        self.heard.insert(M::type_url());
     }
 
     fn forget_retired(&mut self) {

@@ -1,13 +1,17 @@
 //! From a service's address to a backend's, and back.
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_set_retval};
+use aya_ebpf::helpers::{
+    bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_set_retval,
+};
 use aya_ebpf::programs::SockAddrContext;
-use ebpf_shared::packet::protocol;
-use ebpf_shared::{Addr, BackendKey, Ip4, ReverseKey, ServiceKey, ServiceValue, SockAddr};
+use ebpf_shared::balance::Ask;
+use ebpf_shared::service::{ReverseValue, scope};
+use ebpf_shared::{Addr, Choice, Ip4, ReverseKey, ServiceKey, SockAddr, balance};
 
 use super::{PROCEED, REFUSE};
-use crate::maps::{BACKENDS, NETNS, REVERSE, SERVICES};
+use crate::balance::KernelServices;
+use crate::maps::{NETNS, REVERSE};
 
 const ECONNREFUSED: i32 = 111;
 
@@ -17,15 +21,6 @@ macro_rules! field {
         // SAFETY: the context is valid as long as the program runs.
         unsafe { core::ptr::read_volatile(&raw const (*$ctx.sock_addr).$name) }
     };
-}
-
-/// What becomes of a destination.
-enum Translation {
-    /// Not a service's.
-    None,
-    To(SockAddr),
-    /// A service without backends.
-    Refused,
 }
 
 /// The call goes where its IPv4 address stands for: the whole of `connect` and `sendmsg`.
@@ -50,19 +45,40 @@ pub fn to_backend6(ctx: &SockAddrContext) -> i32 {
     PROCEED
 }
 
+/// What becomes of a destination.
+enum Translation {
+    /// Not a service's.
+    None,
+    To(SockAddr),
+    Refused,
+}
+
 /// Where a connection (or datagram) of this socket to `wanted` really goes. Remembers it for the way back.
 #[inline(always)]
 fn forward(ctx: &SockAddrContext, wanted: SockAddr) -> Translation {
-    let protocol = protocol_of(ctx);
-    // SAFETY: the value is copied at once, and stays readable until the program ends (RCU, not preallocated).
-    let service = unsafe { SERVICES.get(ServiceKey::new(wanted.addr, wanted.port, protocol)) }.copied();
-    let Some(service) = service else { return Translation::None };
-    let Some(real) = choose(ctx, &service, protocol) else { return Translation::Refused };
+    let netns = netns_cookie(ctx);
+    let ask = Ask {
+        key: ServiceKey::new(wanted.addr, wanted.port, protocol_of(ctx), scope::INSIDE),
+        client: Addr::of_cookie(netns),
+        // SAFETY: no preconditions.
+        hash: unsafe { bpf_get_prandom_u32() },
+        // SAFETY: no preconditions.
+        now: unsafe { bpf_ktime_get_ns() },
+        has_sidecar: is_sidecar_pod(netns),
+    };
+    let (real, backend) = match balance(&mut KernelServices, &ask) {
+        Choice::NotAService => return Translation::None,
+        // Of IPv4 for every socket: one of IPv6 reaches it by the mapped form.
+        Choice::Proxy(port) => (SockAddr::new(Addr::v4(Ip4::LOOPBACK), port), 0),
+        Choice::To(target) => (target.at, target.number),
+        Choice::NoBackend | Choice::SourceRange => return Translation::Refused,
+    };
     let key = ReverseKey::new(socket_cookie(ctx), real);
+    let value = ReverseValue { believed: wanted, backend, netns };
     // SAFETY: only compared; a datagram socket mostly finds here what it is about to write.
-    if unsafe { REVERSE.get(key) } != Some(&wanted) {
+    if unsafe { REVERSE.get(key) } != Some(&value) {
         // Without room the connection works all the same, but its program sees the backend's address.
-        let _ = REVERSE.insert(key, wanted, 0);
+        let _ = REVERSE.insert(key, value, 0);
     }
     Translation::To(real)
 }
@@ -73,33 +89,24 @@ pub fn backward(ctx: &SockAddrContext, real: SockAddr) -> Option<SockAddr> {
     let key = ReverseKey::new(socket_cookie(ctx), real);
     // SAFETY: copied at once; if the entry is reused meanwhile the address is another of this node's
     // services.
-    unsafe { REVERSE.get(key) }.copied()
+    match unsafe { REVERSE.get(key) } {
+        Some(value) => Some(value.believed),
+        None => None,
+    }
 }
 
 #[inline(always)]
-fn choose(ctx: &SockAddrContext, service: &ServiceValue, protocol: u8) -> Option<SockAddr> {
-    if protocol == protocol::TCP && service.proxy_port != 0 && in_sidecar_pod(ctx) {
-        // Of IPv4 for every socket: one of IPv6 reaches it by the mapped form.
-        return Some(SockAddr::new(Addr::v4(Ip4::LOOPBACK), service.proxy_port));
+fn is_sidecar_pod(netns: u64) -> bool {
+    // SAFETY: copied at once; stays readable until the program ends (RCU, not preallocated).
+    match unsafe { NETNS.get(netns) } {
+        Some(netns) => netns.has_sidecar(),
+        None => false,
     }
-    if service.backend_count == 0 {
-        return None;
-    }
-    // SAFETY: no preconditions.
-    let random = unsafe { bpf_get_prandom_u32() };
-    // Scaled instead of divided: no modulo bias towards the first slots, and cheaper.
-    let slot = ((u64::from(random) * u64::from(service.backend_count)) >> 32) as u32;
-    // SAFETY: copied at once, see `forward`.
-    unsafe { BACKENDS.get(BackendKey { service: service.id, slot }) }.copied()
 }
 
 #[inline(always)]
 pub fn in_sidecar_pod(ctx: &SockAddrContext) -> bool {
-    // SAFETY: copied at once, see `forward`.
-    match unsafe { NETNS.get(netns_cookie(ctx)) } {
-        Some(netns) => netns.has_sidecar(),
-        None => false,
-    }
+    is_sidecar_pod(netns_cookie(ctx))
 }
 
 /// Makes the call fail with ECONNREFUSED, as it would without a listener.

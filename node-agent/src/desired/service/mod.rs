@@ -1,0 +1,233 @@
+//! Services, from what the control plane tells to what the kernel is to hold of each of their addresses. PURE.
+
+mod eligible;
+pub mod maglev;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+};
+
+use ebpf_shared::service::scope;
+use ipnet::IpNet;
+use mesh_model::resource::NamespacedName;
+
+pub use self::eligible::{Here, Wishes, eligible};
+use super::{Pod, PodAddresses};
+use crate::subscribe::{BackendState, FrontendKind, Resources, Service, ServiceBackend, ServicePort};
+
+/// An address of a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub struct ServiceFrontend {
+    pub address: IpAddr,
+    pub port: u16,
+    pub protocol: u8,
+    pub scope: Scope,
+}
+
+impl ServiceFrontend {
+    /// Address and port.
+    pub fn socket(&self) -> SocketAddr {
+        SocketAddr::new(self.address, self.port)
+    }
+}
+
+/// For whom an address is one of the service's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Scope {
+    /// Sockets and pods of this node.
+    Inside,
+    /// What comes in by the node's own interface.
+    Outside,
+}
+
+impl Scope {
+    /// As the kernel has it.
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Inside => scope::INSIDE,
+            Self::Outside => scope::OUTSIDE,
+        }
+    }
+
+    /// The reverse.
+    pub fn from_number(number: u8) -> Self {
+        if number == scope::OUTSIDE { Self::Outside } else { Self::Inside }
+    }
+}
+
+/// What one address of a service stands for.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ServiceEntry {
+    /// Loopback port of the sidecar's listener; 0: none.
+    pub proxy_port: u16,
+    /// A client stays with its backend for so long; 0: it does not.
+    pub affinity_seconds: u32,
+    /// A backend elsewhere answers the client by itself.
+    pub direct: bool,
+    /// Backends elsewhere are not for it.
+    pub local_only: bool,
+    /// Who may ask; empty: anybody.
+    pub sources: BTreeSet<IpNet>,
+    /// All of the address's family. Those that are not chosen keep the connections that they have.
+    pub backends: BTreeMap<SocketAddr, ServedBackend>,
+}
+
+/// A backend, for one address of a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ServedBackend {
+    /// Its share among those that are chosen.
+    pub weight: u32,
+    /// New connections go there.
+    pub chosen: bool,
+    /// It runs on this node.
+    pub here: bool,
+}
+
+/// Every address of every service. Where two services claim one, the virtual address wins before others, then the
+/// name that comes first.
+pub fn services(
+    resources: &Resources,
+    own: PodAddresses,
+    pods: &BTreeMap<NamespacedName, Pod>,
+) -> BTreeMap<ServiceFrontend, ServiceEntry> {
+    let here = here(resources, own, pods);
+    let mut table = BTreeMap::new();
+    for service in resources.services.values() {
+        virtual_addresses(service, &here, &mut table);
+    }
+    for service in resources.services.values() {
+        other_addresses(service, own, &here, &mut table);
+    }
+    host_ports(resources, own, pods, &mut table);
+    table
+}
+
+type Table = BTreeMap<ServiceFrontend, ServiceEntry>;
+
+fn here(resources: &Resources, own: PodAddresses, pods: &BTreeMap<NamespacedName, Pod>) -> Here {
+    let addresses = pods.values().flat_map(|pod| pod.addresses.iter()).chain(own.iter()).collect();
+    let me = resources.nodes.values().find(|node| node.address == own.v4);
+    Here { addresses, zone: me.map(|node| node.zone.clone()).unwrap_or_default() }
+}
+
+fn virtual_addresses(service: &Service, here: &Here, table: &mut Table) {
+    let wishes = Wishes { local_only: service.internal_local, same_zone: service.prefer_same_zone };
+    for address in &service.addresses {
+        for port in &service.ports {
+            let frontend = ServiceFrontend {
+                address: *address,
+                port: port.port,
+                protocol: port.protocol,
+                scope: Scope::Inside,
+            };
+            table.entry(frontend).or_insert_with(|| entry(service, port, *address, wishes, here));
+        }
+    }
+}
+
+/// What a service can be reached at besides its virtual addresses: from within by any backend, from outside as its
+/// external policy says.
+fn other_addresses(service: &Service, own: PodAddresses, here: &Here, table: &mut Table) {
+    for told in &service.frontends {
+        let Some(port) = service
+            .ports
+            .iter()
+            .find(|port| (port.port, port.protocol) == (told.service_port, told.protocol))
+        else {
+            continue;
+        };
+        let addresses: Vec<IpAddr> = match told.address {
+            Some(address) => vec![address],
+            None => own.iter().collect(),
+        };
+        for address in addresses {
+            for scope in [Scope::Inside, Scope::Outside] {
+                let outside = scope == Scope::Outside;
+                let wishes = Wishes {
+                    local_only: outside && service.external_local,
+                    same_zone: service.prefer_same_zone,
+                };
+                let frontend = ServiceFrontend { address, port: told.port, protocol: told.protocol, scope };
+                table.entry(frontend).or_insert_with(|| {
+                    let mut entry = entry(service, port, address, wishes, here);
+                    entry.direct = outside && service.direct;
+                    if outside && told.kind == FrontendKind::LoadBalancer {
+                        entry.sources = service.source_ranges.iter().copied().collect();
+                    }
+                    entry
+                });
+            }
+        }
+    }
+}
+
+fn entry(
+    service: &Service,
+    port: &ServicePort,
+    address: IpAddr,
+    wishes: Wishes,
+    here: &Here,
+) -> ServiceEntry {
+    // A packet reaches addresses of its own family. What is not ready has no connections to keep either.
+    let same: Vec<&ServiceBackend> = port
+        .backends
+        .iter()
+        .filter(|to| to.address.is_ipv4() == address.is_ipv4() && to.state != BackendState::NotReady)
+        .collect();
+    let chosen: BTreeSet<SocketAddr> =
+        eligible(&same, wishes, here).iter().map(|to| SocketAddr::new(to.address, to.port)).collect();
+    let backends = same.iter().map(|to| {
+        let at = SocketAddr::new(to.address, to.port);
+        let served = ServedBackend {
+            weight: to.weight,
+            chosen: chosen.contains(&at),
+            here: here.addresses.contains(&to.address),
+        };
+        (at, served)
+    });
+    ServiceEntry {
+        proxy_port: port.proxy_port,
+        affinity_seconds: service.affinity_seconds,
+        direct: false,
+        local_only: wishes.local_only,
+        sources: BTreeSet::new(),
+        backends: backends.collect(),
+    }
+}
+
+/// Ports of this node that lead to one of its pods.
+fn host_ports(
+    resources: &Resources,
+    own: PodAddresses,
+    pods: &BTreeMap<NamespacedName, Pod>,
+    table: &mut Table,
+) {
+    for (name, pod) in pods {
+        let Some(local) = resources.locals.get(name) else { continue };
+        for told in &local.host_ports {
+            let addresses: Vec<IpAddr> = match told.address {
+                Some(address) => vec![address],
+                None => own.iter().collect(),
+            };
+            for address in addresses {
+                let Some(to) = pod.addresses.iter().find(|to| to.is_ipv4() == address.is_ipv4()) else {
+                    continue;
+                };
+                let served = ServedBackend { weight: 1, chosen: true, here: true };
+                let entry = ServiceEntry {
+                    backends: BTreeMap::from([(SocketAddr::new(to, told.port), served)]),
+                    ..ServiceEntry::default()
+                };
+                for scope in [Scope::Inside, Scope::Outside] {
+                    let frontend =
+                        ServiceFrontend { address, port: told.host_port, protocol: told.protocol, scope };
+                    table.entry(frontend).or_insert_with(|| entry.clone());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,339 @@
+//! Services and host ports: what the control plane tells of them, and how it is read. PURE.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use ipnet::IpNet;
+use xds_proto::isthmus::agent::v1 as wire;
+
+use super::parse::{MAX_LIST, ParseError, addresses, at_most, bad, ip, is_mapped, port, protocol};
+
+/// Most backends of one service port.
+const MAX_BACKENDS: usize = 4_096;
+/// Most zones that a backend is meant for: clouds have fewer.
+const MAX_ZONES: usize = 64;
+
+/// A service of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[allow(missing_docs)]
+pub struct Service {
+    /// Virtual ones.
+    pub addresses: Vec<IpAddr>,
+    pub ports: Vec<ServicePort>,
+    /// What else leads to it.
+    pub frontends: Vec<Frontend>,
+    /// A client stays with its backend for so long; 0: it does not.
+    pub affinity_seconds: u32,
+    /// Clients within the mesh get backends of their own node, or none.
+    pub internal_local: bool,
+    /// Clients outside get backends of the node that they asked, or none.
+    pub external_local: bool,
+    /// Who may ask at a load balancer's address; empty: anybody.
+    pub source_ranges: Vec<IpNet>,
+    pub prefer_same_zone: bool,
+    /// Backends of other nodes answer clients outside by themselves.
+    pub direct: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[allow(missing_docs)]
+pub struct ServicePort {
+    pub port: u16,
+    pub protocol: u8,
+    /// 0: none.
+    pub proxy_port: u16,
+    pub backends: Vec<ServiceBackend>,
+}
+
+/// An address, other than a virtual one, that leads to a service's port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Frontend {
+    pub kind: FrontendKind,
+    /// `None`: those of every node.
+    pub address: Option<IpAddr>,
+    pub port: u16,
+    /// Of the [`ServicePort`].
+    pub service_port: u16,
+    pub protocol: u8,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum FrontendKind {
+    NodePort,
+    ExternalIp,
+    LoadBalancer,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct ServiceBackend {
+    pub address: IpAddr,
+    pub port: u16,
+    pub weight: u32,
+    /// Tier: those of a higher one are for when no lower one has any.
+    pub priority: u32,
+    /// Where it runs; empty: not known.
+    pub zone: String,
+    pub state: BackendState,
+    /// For whose clients it is meant; empty: everybody's.
+    pub hint_zones: BTreeSet<String>,
+}
+
+impl Default for ServiceBackend {
+    fn default() -> Self {
+        Self {
+            address: std::net::Ipv4Addr::UNSPECIFIED.into(),
+            port: 0,
+            weight: 0,
+            priority: 0,
+            zone: String::new(),
+            state: BackendState::Active,
+            hint_zones: BTreeSet::new(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum BackendState {
+    Active,
+    /// Serves what it serves, and more only if nobody else does.
+    Terminating,
+    NotReady,
+}
+
+/// A port of the node that leads to a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct HostPort {
+    /// `None`: at every address of the node.
+    pub address: Option<IpAddr>,
+    pub host_port: u16,
+    /// Of the pod.
+    pub port: u16,
+    pub protocol: u8,
+}
+
+pub(super) fn service(resource: &str, message: wire::Service) -> Result<Service, ParseError> {
+    at_most(resource, "ports", &message.ports, MAX_LIST)?;
+    at_most(resource, "frontends", &message.frontends, 4 * MAX_LIST)?;
+    at_most(resource, "source_ranges", &message.source_ranges, MAX_LIST)?;
+    let mut ports = Vec::with_capacity(message.ports.len());
+    for told in &message.ports {
+        ports.push(service_port(resource, told, message.publish_not_ready)?);
+    }
+    let mut frontends = Vec::new();
+    for told in &message.frontends {
+        frontends.extend(frontend(resource, told)?);
+    }
+    let mut source_ranges = Vec::with_capacity(message.source_ranges.len());
+    for text in &message.source_ranges {
+        source_ranges.push(match text.parse::<IpNet>() {
+            Ok(IpNet::V6(net)) if is_mapped(&net) => {
+                return Err(bad(resource, "source_ranges", text, "but IPv4 is to be written as IPv4"));
+            }
+            Ok(net) => net.trunc(),
+            Err(_) => return Err(bad(resource, "source_ranges", text, "expected a CIDR")),
+        });
+    }
+    let forwarding = wire::Forwarding::try_from(message.forwarding)
+        .map_err(|_| bad(resource, "forwarding", message.forwarding, "expected SNAT or DSR"))?;
+    Ok(Service {
+        addresses: addresses(resource, &message.addresses)?,
+        ports,
+        frontends,
+        affinity_seconds: message.affinity_seconds,
+        internal_local: message.internal_local,
+        external_local: message.external_local,
+        source_ranges,
+        prefer_same_zone: message.prefer_same_zone,
+        direct: forwarding == wire::Forwarding::Dsr,
+    })
+}
+
+fn service_port(
+    resource: &str,
+    message: &wire::ServicePort,
+    publish_not_ready: bool,
+) -> Result<ServicePort, ParseError> {
+    at_most(resource, "ports.backends", &message.backends, MAX_BACKENDS)?;
+    at_most(resource, "ports.further", &message.further, MAX_BACKENDS)?;
+    let wanted = "expected a port up to 65535, or 0";
+    let told = message.backends.iter().chain(&message.further);
+    Ok(ServicePort {
+        port: port(resource, "ports.port", message.port)?,
+        protocol: with_ports(resource, "ports.protocol", message.protocol)?,
+        proxy_port: u16::try_from(message.proxy_port)
+            .map_err(|_| bad(resource, "ports.proxy_port", message.proxy_port, wanted))?,
+        backends: told.map(|told| backend(resource, told, publish_not_ready)).collect::<Result<_, _>>()?,
+    })
+}
+
+fn backend(
+    resource: &str,
+    message: &wire::Backend,
+    publish_not_ready: bool,
+) -> Result<ServiceBackend, ParseError> {
+    at_most(resource, "ports.backends.hint_zones", &message.hint_zones, MAX_ZONES)?;
+    let wanted = "expected one of the states of isthmus.agent.v1";
+    let state = match wire::State::try_from(message.state) {
+        Ok(wire::State::NotReady) if publish_not_ready => BackendState::Active,
+        Ok(wire::State::Active) => BackendState::Active,
+        Ok(wire::State::Terminating) => BackendState::Terminating,
+        Ok(wire::State::NotReady) => BackendState::NotReady,
+        Err(_) => return Err(bad(resource, "ports.backends.state", message.state, wanted)),
+    };
+    Ok(ServiceBackend {
+        address: ip(resource, "ports.backends.address", &message.address)?,
+        port: port(resource, "ports.backends.port", message.port)?,
+        weight: message.weight,
+        priority: message.priority,
+        zone: message.zone.clone(),
+        state,
+        hint_zones: message.hint_zones.iter().cloned().collect(),
+    })
+}
+
+/// `None` for virtual addresses, which are told of elsewhere as well.
+fn frontend(resource: &str, message: &wire::Frontend) -> Result<Option<Frontend>, ParseError> {
+    use wire::frontend::Kind;
+    let kind = match Kind::try_from(message.kind) {
+        Ok(Kind::ClusterIp) => return Ok(None),
+        Ok(Kind::NodePort) => FrontendKind::NodePort,
+        Ok(Kind::ExternalIp) => FrontendKind::ExternalIp,
+        Ok(Kind::LoadBalancer) => FrontendKind::LoadBalancer,
+        Err(_) => {
+            let wanted = "expected one of the kinds of isthmus.agent.v1";
+            return Err(bad(resource, "frontends.kind", message.kind, wanted));
+        }
+    };
+    let address = match message.address.as_str() {
+        "" if kind == FrontendKind::NodePort => None,
+        text => Some(ip(resource, "frontends.address", text)?),
+    };
+    Ok(Some(Frontend {
+        kind,
+        address,
+        port: port(resource, "frontends.port", message.port)?,
+        service_port: port(resource, "frontends.service_port", message.service_port)?,
+        protocol: with_ports(resource, "frontends.protocol", message.protocol)?,
+    }))
+}
+
+pub(super) fn host_port(resource: &str, message: &wire::HostPort) -> Result<HostPort, ParseError> {
+    Ok(HostPort {
+        address: match message.host_ip.as_str() {
+            "" => None,
+            text => {
+                let address = ip(resource, "host_ports.host_ip", text)?;
+                // Kubernetes' way to say all.
+                (!address.is_unspecified()).then_some(address)
+            }
+        },
+        host_port: port(resource, "host_ports.host_port", message.host_port)?,
+        port: port(resource, "host_ports.port", message.port)?,
+        protocol: with_ports(resource, "host_ports.protocol", message.protocol)?,
+    })
+}
+
+fn with_ports(resource: &str, field: &'static str, number: i32) -> Result<u8, ParseError> {
+    match protocol(resource, field, number)? {
+        known @ (6 | 17 | 132) => Ok(known),
+        _ => Err(bad(resource, field, number, "expected a protocol with ports")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message() -> wire::Service {
+        wire::Service {
+            name: "shop/pay".into(),
+            addresses: vec!["10.2.0.1".into()],
+            ports: vec![wire::ServicePort {
+                port: 80,
+                protocol: wire::Protocol::Tcp as i32,
+                backends: vec![wire::Backend {
+                    address: "10.1.0.2".into(),
+                    port: 8080,
+                    ..Default::default()
+                }],
+                further: vec![wire::Backend {
+                    address: "10.1.0.3".into(),
+                    port: 8080,
+                    state: wire::State::NotReady as i32,
+                    hint_zones: vec!["a".into()],
+                    ..Default::default()
+                }],
+                ..Default::default()
+            }],
+            frontends: vec![
+                wire::Frontend {
+                    address: "10.2.0.1".into(),
+                    port: 80,
+                    service_port: 80,
+                    ..Default::default()
+                },
+                wire::Frontend {
+                    kind: wire::frontend::Kind::NodePort as i32,
+                    port: 30080,
+                    service_port: 80,
+                    protocol: wire::Protocol::Tcp as i32,
+                    ..Default::default()
+                },
+            ],
+            source_ranges: vec!["192.0.2.7/24".into()],
+            forwarding: wire::Forwarding::Dsr as i32,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn every_way_in_and_every_backend_is_taken() {
+        let read = service("shop/pay", message()).unwrap();
+        assert_eq!(read.frontends.len(), 1, "virtual addresses are told of elsewhere");
+        assert_eq!((read.frontends[0].port, read.frontends[0].address), (30080, None));
+        assert_eq!(read.source_ranges, ["192.0.2.0/24".parse().unwrap()]);
+        assert!(read.direct);
+        let states: Vec<_> = read.ports[0].backends.iter().map(|backend| backend.state).collect();
+        assert_eq!(states, [BackendState::Active, BackendState::NotReady]);
+        let early = wire::Service { publish_not_ready: true, ..message() };
+        let states = service("shop/pay", early).unwrap().ports[0].backends.len();
+        assert_eq!(states, 2);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_refused_with_its_field() {
+        let spoil = |change: fn(&mut wire::Service)| {
+            let mut message = message();
+            change(&mut message);
+            service("shop/pay", message).unwrap_err().to_string()
+        };
+        for (error, field) in [
+            (spoil(|m| m.frontends[1].kind = 9), "frontends.kind"),
+            (spoil(|m| m.frontends[1].protocol = 1), "frontends.protocol"),
+            (spoil(|m| m.frontends[1].port = 70_000), "frontends.port"),
+            (spoil(|m| m.frontends[1].kind = wire::frontend::Kind::ExternalIp as i32), "frontends.address"),
+            (spoil(|m| m.ports[0].further[0].state = 9), "ports.backends.state"),
+            (spoil(|m| m.source_ranges.push("::ffff:10.0.0.0/104".into())), "source_ranges"),
+            (spoil(|m| m.forwarding = 7), "forwarding"),
+        ] {
+            assert!(error.contains(field), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_host_port_at_the_unspecified_address_is_at_every_address() {
+        let told = |host_ip: &str| wire::HostPort {
+            host_ip: host_ip.into(),
+            host_port: 8080,
+            port: 80,
+            protocol: wire::Protocol::Udp as i32,
+        };
+        assert_eq!(host_port("a/b", &told("0.0.0.0")).unwrap().address, None);
+        assert!(host_port("a/b", &told("192.0.2.1")).unwrap().address.is_some());
+        assert!(host_port("a/b", &wire::HostPort { port: 0, ..told("") }).is_err());
+    }
+}
