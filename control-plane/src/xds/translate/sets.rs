@@ -23,7 +23,7 @@ use super::{
     admitted, agent,
     callers::Callers,
     cluster, listener,
-    shared::{Part, Shared, served},
+    shared::{Part, Shared, each, served},
 };
 use crate::xds::{Client, Encoded, ResourceSet, TypeResources, kinds};
 
