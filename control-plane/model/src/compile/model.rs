@@ -19,7 +19,7 @@ use crate::{
     },
     resource::{
         AppProtocol, EgressHost, Exposure, HostPort, HttpRouteRule, Kind, NamespacedName, Object, ObjectKey,
-        Protocol, ProxyMode, Visibility,
+        Protocol, ProxyMode, Readiness, Visibility,
     },
 };
 
@@ -104,6 +104,8 @@ pub struct MeshWorkload {
     pub audit: bool,
     /// Ports that the sidecar serves in the workload's stead: its TCP ports, if it has a sidecar.
     pub captured_ports: Vec<u16>,
+    /// How its node finds out whether it is ready, at this port.
+    pub readiness: Option<(Readiness, u16)>,
     /// Ports of its node that lead to it.
     pub host_ports: Vec<MeshHostPort>,
     /// What the workload itself says that its ports speak, where it says so.

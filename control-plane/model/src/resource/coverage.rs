@@ -68,6 +68,7 @@ pub const COVERAGE: &[Coverage] = &[
     row(Workload, "spec.serviceAccount", Yes, r#""pay""#, ""),
     row(Workload, "spec.proxy", Yes, r#""sidecar""#, ""),
     row(Workload, "spec.address", Yes, r#""192.0.2.7""#, ""),
+    row(Workload, "spec.readinessProbe", Yes, r#"{"httpGet":{"path":"/ready","port":8080},"periodSeconds":5}"#, "httpGet or tcpSocket, periodSeconds, failureThreshold; its node asks"),
     row(Workload, "spec.ports[].name", Yes, r#""http""#, ""),
     row(Workload, "spec.ports[].port", Yes, "8080", ""),
     row(Workload, "spec.ports[].protocol", Yes, r#""TCP""#, ""),

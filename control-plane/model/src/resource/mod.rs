@@ -26,6 +26,7 @@ mod overflow;
 mod parse;
 mod port;
 mod re2;
+mod readiness;
 #[cfg(test)]
 mod refusal_tests;
 #[cfg(test)]
@@ -58,6 +59,7 @@ pub use exposure::{
 pub use key::{Kind, NameParts, NamespacedName, ObjectKey};
 pub use overflow::OVERFLOW_ANNOTATION;
 pub use parse::{MAX_OBJECT_BYTES, MAX_OBJECT_DEPTH};
+pub use readiness::Readiness;
 pub use selector::matches_labels;
 pub use types::*;
 

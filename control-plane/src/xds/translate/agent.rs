@@ -7,7 +7,7 @@ use mesh_model::{
     identity::TrustDomain,
     policy::{Entity, L7, NamePattern},
     records::{ClusterInfo, DomainTrust, NodeRecord},
-    resource::{Protocol, ProxyMode},
+    resource::{Protocol, ProxyMode, Readiness},
 };
 use xds_proto::isthmus::agent::v1 as wire;
 
@@ -39,7 +39,20 @@ pub fn local_endpoint(workload: &MeshWorkload, node: Option<&NodeRecord>) -> wir
         host_ports: workload.host_ports.iter().map(host_port).collect(),
         zone: node.map(|node| node.facts.zone.clone()).unwrap_or_default(),
         audit: workload.audit,
+        readiness: workload.readiness.as_ref().map(|(probe, port)| readiness(probe, *port)),
         ..Default::default()
+    }
+}
+
+fn readiness(probe: &Readiness, port: u16) -> wire::Readiness {
+    let port = u32::from(port);
+    let (tcp_port, http_port) = if probe.http_path.is_some() { (0, port) } else { (port, 0) };
+    wire::Readiness {
+        tcp_port,
+        http_port,
+        http_path: probe.http_path.clone().unwrap_or_default(),
+        period_ms: probe.period_seconds * 1000,
+        failures: probe.failures,
     }
 }
 
