@@ -40,7 +40,6 @@ pub fn local_endpoint(workload: &MeshWorkload, node: Option<&NodeRecord>) -> wir
         zone: node.map(|node| node.facts.zone.clone()).unwrap_or_default(),
         audit: workload.audit,
         readiness: workload.readiness.as_ref().map(|(probe, port)| readiness(probe, *port)),
-        ..Default::default()
     }
 }
 
