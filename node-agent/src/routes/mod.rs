@@ -207,6 +207,11 @@ fn to(net: IpNet, way: Way, source: PodAddresses) -> Option<RouteMessage> {
     }
 }
 
+fn is_preferred_refusal(route: &RouteMessage) -> bool {
+    route.header.kind == RouteType::Unreachable
+        && !route.attributes.contains(&RouteAttribute::Priority(LAST_RESORT))
+}
+
 async fn ours(handle: &Handle) -> Result<Vec<RouteMessage>, rtnetlink::Error> {
     let mut all: Vec<RouteMessage> = Vec::new();
     for family in
