@@ -1,5 +1,7 @@
 //! docs/hubble.md has every field with the number that it has on the wire, and every reason of a drop.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 
 const DOCUMENT: &str = include_str!("../../docs/hubble.md");

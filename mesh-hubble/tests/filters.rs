@@ -1,5 +1,7 @@
 //! Every field of a filter, by a table: what fits, what does not, and what is refused.
 
+#![allow(clippy::unwrap_used)]
+
 use mesh_hubble::Filters;
 use xds_proto::hubble::flow::{
     Dns, DropReason, Endpoint, EventTypeFilter, Flow, FlowFilter, Http, HttpHeader, IcmPv6, Ip, IpVersion,

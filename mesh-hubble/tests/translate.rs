@@ -1,5 +1,7 @@
 //! A flow as an agent reports it, in Hubble's words.
 
+#![allow(clippy::unwrap_used)]
+
 use mesh_hubble::{Labels, Naming, translate};
 use mesh_model::resource::NamespacedName;
 use xds_proto::{
