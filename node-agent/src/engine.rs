@@ -17,7 +17,7 @@ use xds_client::Update;
 use crate::{
     desired::{Desired, Dictionary, EndpointEntry, Pod, PodAddresses, compute, plan},
     maps::{MapError, Maps},
-    subscribe::Resources,
+    subscribe::{HostPort, Resources},
 };
 
 /// Between attempts to write what the kernel refused.
@@ -163,6 +163,11 @@ impl Engine {
         result
     }
 
+    /// Has ports of the node lead to a pod as soon as it is there, for as long as it is. Writes nothing by itself.
+    pub fn lead_ports(&self, workload: NamespacedName, ports: Vec<HostPort>) {
+        self.lock().resources.host_ports.insert(workload, ports);
+    }
+
     /// A pod is gone.
     ///
     /// # Errors
@@ -171,6 +176,7 @@ impl Engine {
         let result = {
             let mut inner = self.lock();
             inner.pods.remove(workload);
+            inner.resources.host_ports.remove(workload);
             inner.write()
         };
         self.tell();
