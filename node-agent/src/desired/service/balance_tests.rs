@@ -314,7 +314,17 @@ fn node(backends: &[(u8, bool)]) -> Emulation {
 }
 
 fn arrival(tuple: Tuple, protocol: u8, place: u8, now: u64) -> Arrival {
-    Arrival { tuple, protocol, place, ifindex: 2, mac: [2; 6], is_error: false, opens: false, closes: false, now }
+    Arrival {
+        tuple,
+        protocol,
+        place,
+        ifindex: 2,
+        mac: [2; 6],
+        is_error: false,
+        opens: false,
+        closes: false,
+        now,
+    }
 }
 
 fn from(client: [u8; 4], port: u16, to: Ipv4Addr) -> Tuple {
