@@ -35,7 +35,7 @@ use crate::{
     bootstrap::{
         NodeState, RegisterError, Upstream, register, renew_for_ever, report_facts_for_ever, unix_now,
     },
-    cni::{self, CniService, Creator, HostNet, Registry, SharedRegistry, pod_of},
+    cni::{self, CniService, Creator, HostNet, Registry, SharedRegistry, pod_of, ports_of},
     config::RunArgs,
     desired::PodAddresses,
     engine::Engine,
@@ -415,6 +415,7 @@ async fn adopt(creator: &Creator, mut waiting: Option<&mut Waiting>) -> anyhow::
             } else {
                 creator.engine.attach(&endpoint.host_interface, endpoint.ifindex)?;
             }
+            creator.engine.lead_ports(endpoint.workload.clone(), ports_of(&endpoint));
             creator.engine.load_pod(endpoint.workload.clone(), pod_of(&endpoint));
             continue;
         }

@@ -10,9 +10,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind
 use clustermesh::token_source::TOKEN_VARIABLE;
 use mesh_model::resource::NamespacedName;
 
-use crate::kernel::ShortCut;
-
-use crate::bootstrap::NodeFactsArgs;
+use crate::{bootstrap::NodeFactsArgs, kernel::ShortCut};
 
 /// Programs the kernel of one node, creates pods and serves their identity.
 #[derive(Debug, Parser)]

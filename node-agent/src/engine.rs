@@ -17,7 +17,7 @@ use xds_client::Update;
 use crate::{
     desired::{Desired, Dictionary, EndpointEntry, Inputs, Limits, MapOp, Planner, Pod, PodAddresses},
     maps::{MapError, Maps},
-    subscribe::{Resources, Touched},
+    subscribe::{HostPort, Resources, Touched},
 };
 
 /// Between attempts to write what the kernel refused.
@@ -215,6 +215,11 @@ impl Engine {
         result
     }
 
+    /// Has ports of the node lead to a pod as soon as it is there, for as long as it is. Writes nothing by itself.
+    pub fn lead_ports(&self, workload: NamespacedName, ports: Vec<HostPort>) {
+        self.lock().resources.host_ports.insert(workload, ports);
+    }
+
     /// A pod is gone.
     ///
     /// # Errors
@@ -223,6 +228,7 @@ impl Engine {
         let result = {
             let mut inner = self.lock();
             inner.put_pod(workload.clone(), None);
+            inner.resources.host_ports.remove(workload);
             inner.write()
         };
         self.tell();

@@ -14,7 +14,7 @@ mod service;
 mod sysctl;
 mod watch;
 
-pub(crate) use create::{Creator, pod_of};
+pub(crate) use create::{Creator, pod_of, ports_of};
 pub use host_port::{HostPort, HostPortError, MappedPort, host_ports};
 pub use ipam::{IpamError, allocate, beside};
 pub(crate) use link::is_missing;

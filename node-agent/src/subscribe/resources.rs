@@ -228,6 +228,9 @@ pub struct Resources {
     pub services: BTreeMap<NamespacedName, Service>,
     pub bundles: BTreeMap<TrustDomain, Bundle>,
     pub nodes: BTreeMap<String, NodeRoute>,
+    /// Ports of this node that the container runtime wants to lead to pods here. (The control plane knows nothing of
+    /// them: what it tells is in [`Local::host_ports`].)
+    pub host_ports: BTreeMap<NamespacedName, Vec<HostPort>>,
     /// Classes that the control plane took back while an endpoint here still named them. They stay until no
     /// one does: types arrive one after the other, and an endpoint must not be without policy in between.
     retired: BTreeMap<u32, Class>,
