@@ -262,6 +262,11 @@ impl Resources {
         self.heard.contains(&M::type_url())
     }
 
+    #[cfg(test)]
+    pub(crate) fn hear<M: xds_proto::Name>(&mut self) {
+        self.heard.insert(M::type_url());
+    }
+
     fn forget_retired(&mut self) {
         let named: BTreeSet<u32> = self.locals.values().map(|local| local.class).collect();
         let classes = &self.classes;
