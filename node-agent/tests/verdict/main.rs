@@ -122,7 +122,10 @@ impl Node {
         let passed = self.run(direction, frame);
         let event = self.events.try_next();
         match event {
-            Some(event) => assert_eq!(passed, event.reason == 0, "{event:?}"),
+            Some(event) => {
+                let reason = Reason::from_number(event.reason).expect("a reason");
+                assert_eq!(passed, reason.passes(), "{event:?}");
+            }
             None => assert!(passed, "a drop is always told"),
         }
         assert_eq!(self.events.try_next(), None, "one event for one frame");
