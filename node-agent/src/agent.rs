@@ -1,9 +1,15 @@
 //! Builds the parts, runs them, and stops them.
 
-use std::{collections::BTreeSet, fs, path::Path, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context;
 use clustermesh::token_source::join_token;
+use ebpf_shared::{Addr, nat::NodeConfig};
 use ipnet::IpNet;
 use mesh_model::resource::NamespacedName;
 use mesh_tls::{SharedBundles, TrustBundles, certified, shared_bundles, shared_identity};
@@ -29,21 +35,24 @@ use crate::{
     bootstrap::{
         NodeState, RegisterError, Upstream, register, renew_for_ever, report_facts_for_ever, unix_now,
     },
-    cni::{self, CniService, Creator, HostNet, Registry, SharedRegistry, pod_of},
+    cni::{self, CniService, Creator, HostNet, Registry, SharedRegistry, pod_of, ports_of},
     config::RunArgs,
     desired::PodAddresses,
     engine::Engine,
-    flows::{self, Queue},
+    flows::{self, Collector, Namer, NodeFlows, Queue, Ring},
     identity::{Callers, SdsService, Secrets, WorkloadApi, attest, cgroup_path, report_trust_for_ever},
-    kernel::Kernel,
+    kernel::{self, Kernel, ShortCut},
     local::StatusService,
+    made::{Ledger, LedgerError, Made},
     maps::KernelMaps,
     masquerade,
     metrics::Metrics,
+    migrate::{self, Waiting},
     persist,
     relay::{MAX_MESSAGE, Relay},
     routes::RouteKeeper,
     subscribe::{Cache, Progress, Subscriber, log_connection_for_ever, subscribe_for_ever},
+    tunnel,
 };
 
 /// A first start waits this long for a control plane that is still starting itself.
@@ -68,6 +77,10 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         Some(at) => Some(TcpListener::bind(at).await.with_context(|| format!("--metrics {at}"))?),
         None => None,
     };
+    let hubble = match args.hubble {
+        Some(at) => Some(TcpListener::bind(at).await.with_context(|| format!("--hubble {at}"))?),
+        None => None,
+    };
     let state = node_state(&args).await?;
     cni::prepare_host()?;
     // A node that can't be reached by IPv6 gives its pods none.
@@ -84,8 +97,20 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let replicas = if args.replicas.is_empty() { state.replicas.clone() } else { args.replicas.clone() };
     let upstream = Upstream::new(&state, replicas, identity.clone(), bundles.clone())?;
 
+    let mut ledger = Ledger::open(&args.state_dir)?;
+    note_pins(&mut ledger, &args.bpffs)?;
     let mut kernel = Kernel::load(&args.bpffs, &args.cgroup)?;
+    let net = NodeConfig {
+        v4: args.address.into(),
+        v6: args.address6.map_or(Addr::UNSPECIFIED, Addr::from),
+        first_port: args.snat_ports.first,
+        last_port: args.snat_ports.last,
+        ..NodeConfig::default()
+    };
+    kernel.set_net(&args.net_interfaces, net, args.net_xdp.map(ShortCut::from))?;
     let events = kernel.events()?.into_stream().context("flow events")?;
+    let host = HostNet::new().context("netlink")?;
+    let tunnel = open_tunnel(&args, &host, &mut kernel, pod_cidr6.is_some()).await.context("--tunnel")?;
     let engine = Engine::new(addresses, Box::new(KernelMaps::new(kernel)))?;
     let cache = Cache::new(&args.state_dir).context("resource cache")?;
     for update in cache.load() {
@@ -99,16 +124,22 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     refresh_bundles(&engine, &state, &bundles);
 
     let registry = SharedRegistry::new(Registry::open(&args.state_dir, state.pod_cidr)?);
-    let host = HostNet::new().context("netlink")?;
     let creator = Creator {
         host: host.clone(),
         engine: engine.clone(),
         registry: registry.clone(),
+        tunnel: args.tunnel,
         addresses,
         slice: state.pod_cidr,
         slices: pod_cidr6.map(|slice6| (state.pod_cidr, slice6)),
     };
-    let lost = adopt(&creator).await?;
+    // Pods have routes as well.
+    for made in [Made::Routes, Made::Tables] {
+        ledger.note(made)?;
+    }
+    let older = engine.migrates_from();
+    let mut waiting = Waiting::new();
+    let lost = adopt(&creator, older.is_some().then_some(&mut waiting)).await?;
     // Now the kernel is what cache and pods say, and what an earlier agent left beside it is gone.
     engine.synchronise()?;
 
@@ -117,13 +148,21 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let callers = callers.with_cgroups(gateway_cgroups(&args)?);
     let secrets = Secrets::new(&args.state_dir, engine.clone(), upstream.clone()).context("workload keys")?;
     let queue = Queue::default();
+    let ring = Ring::default();
+    let namer = Namer::new(state.node.clone(), engine.clone(), registry.clone());
     let progress = Progress::default();
     let connection = progress.status().subscribe();
     let cni = CniService::new(creator, upstream.clone(), callers.clone(), secrets.clone(), connection);
     cni.untold().extend(lost);
 
     let mut tasks = JoinSet::new();
-    tasks.spawn(log_connection_for_ever(progress.status().subscribe()));
+    if let Some(from) = older {
+        tracing::info!(from, "the kernel's maps have an older format; pods change over one by one");
+        if !migrate::step(&engine, &mut waiting)? {
+            tasks.spawn(migrate::go_on(engine.clone(), waiting));
+        }
+    }
+    tasks.spawn(log_connection_for_ever(progress.clone()));
     let subscriber = Subscriber {
         node: state.node.clone(),
         cluster: state.cluster.clone(),
@@ -132,9 +171,9 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         cache: cache.clone(),
         progress: progress.clone(),
     };
-    let (engine_of_trust, state_of_trust) = (engine.clone(), state.clone());
+    let (engine_of_trust, state_of_trust, told_bundles) = (engine.clone(), state.clone(), bundles.clone());
     tasks.spawn(subscribe_for_ever(subscriber, move || {
-        refresh_bundles(&engine_of_trust, &state_of_trust, &bundles);
+        refresh_bundles(&engine_of_trust, &state_of_trust, &told_bundles);
     }));
     tasks.spawn(renew_for_ever(
         state.clone(),
@@ -150,13 +189,26 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         identity.clone(),
         upstream.clone(),
     ));
-    let route_keeper = RouteKeeper { node: state.node.clone(), addresses, own_pods: own_pods.clone() };
+    let route_keeper =
+        RouteKeeper { node: state.node.clone(), addresses, own_pods: own_pods.clone(), tunnel };
     tasks.spawn(route_keeper.keep_for_ever(host, engine.clone()));
-    tasks.spawn(masquerade::keep_for_ever(engine.clone(), own_pods));
-    tasks.spawn(flows::collect_for_ever(events, engine.clone(), state.node.clone(), queue.clone()));
+    if tunnel.is_some() {
+        tasks.spawn(tunnel::keep_for_ever(
+            engine.clone(),
+            state.node.clone(),
+            addresses,
+            own_pods.clone(),
+            args.tunnel,
+        ));
+    }
+    tasks.spawn(masquerade::keep_for_ever(engine.clone(), own_pods, args.masquerade_exclude.clone()));
+    let collector =
+        Collector { engine: engine.clone(), namer: namer.clone(), ring: ring.clone(), queue: queue.clone() };
+    tasks.spawn(collector.collect_for_ever(events));
     tasks.spawn(flows::report_for_ever(queue.clone(), upstream.clone()));
     tasks.spawn(report_facts_for_ever(args.facts.clone(), upstream.clone()));
     tasks.spawn(cni::watch_for_ever(cni.clone()));
+    tasks.spawn(cni::probe_for_ever(cni.clone()));
     for gateway in gateways {
         tasks.spawn(bind_gateway(engine.clone(), upstream.clone(), gateway, args.address.into()));
     }
@@ -165,10 +217,45 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let writing = cache.clone();
     tasks.spawn(async move { writing.write_for_ever().await });
 
+    for path in [Some(&args.socket), args.spiffe_socket.as_ref(), args.ready_file.as_ref()] {
+        path.map_or(Ok(()), |path| note_file(&mut ledger, path))?;
+    }
     let listener = listen(&args.socket)?;
+    let hubble_socket = args.hubble_socket();
+    note_file(&mut ledger, &hubble_socket)?;
+    let node_flows = NodeFlows {
+        node: state.node.clone(),
+        cluster: state.cluster.clone(),
+        trust_domain: state.trust_domain.clone(),
+        address: format!("unix://{}", hubble_socket.display()),
+        tls: false,
+        ring: ring.clone(),
+        namer,
+        callers: callers.clone(),
+        started: Instant::now(),
+    };
+    let hubble_listener = mesh_tls::grpc::bind_unix(&hubble_socket, 0o600)?;
+    let hubble_service = node_flows.clone().service();
+    tasks.spawn(async move {
+        let served = Server::builder()
+            .concurrency_limit_per_connection(32)
+            .add_service(hubble_service)
+            .serve_with_incoming(attest(hubble_listener))
+            .await;
+        tracing::error!(?served, "Hubble's socket is not served any more");
+    });
+    if let Some(listener) = hubble {
+        let (identity, bundles) = (identity.clone(), bundles.clone());
+        let over_tls = NodeFlows { address: listener.local_addr()?.to_string(), tls: true, ..node_flows };
+        tasks.spawn(async move {
+            let served = flows::serve_tls(listener, identity, bundles, over_tls).await;
+            tracing::error!(?served, "--hubble is not served any more");
+        });
+    }
     let limit = MAX_MESSAGE;
     let relay = Relay::new(callers.clone(), upstream.clone(), engine.clone());
     let sds = SdsService::new(callers.clone(), secrets.clone(), engine.clone());
+    let asked_to_stop = CancellationToken::new();
     let spiffe = WorkloadApi::new(callers.clone(), secrets.clone(), engine.clone());
     let status = StatusService {
         node: state.node.clone(),
@@ -178,7 +265,10 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         secrets,
         callers,
         flows: queue,
+        ring,
         progress,
+        bpffs: args.bpffs.clone(),
+        stop: asked_to_stop.clone(),
     };
     if let Some(path) = &args.spiffe_socket {
         let api = SpiffeWorkloadApiServer::new(spiffe);
@@ -219,6 +309,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let result = tokio::select! {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
+        () = asked_to_stop.cancelled() => Ok(()),
         ended = &mut server => match ended {
             Ok(Ok(())) => Err(anyhow::anyhow!("the agent's socket is not served any more")),
             Ok(Err(error)) => Err(error.into()),
@@ -239,10 +330,33 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     if let Some(path) = &args.ready_file {
         let _ = fs::remove_file(path);
     }
-    for socket in [Some(&args.socket), args.spiffe_socket.as_ref()].into_iter().flatten() {
+    for socket in
+        [Some(&args.socket), Some(&hubble_socket), args.spiffe_socket.as_ref()].into_iter().flatten()
+    {
         let _ = fs::remove_file(socket);
     }
     result
+}
+
+/// The device of the tunnel with its programs, if there is to be one; without, that of an earlier agent goes.
+async fn open_tunnel(
+    args: &RunArgs,
+    host: &HostNet,
+    kernel: &mut Kernel,
+    has_ipv6: bool,
+) -> anyhow::Result<Option<u32>> {
+    if !args.tunnel.is_tunnel() {
+        tunnel::remove(host).await?;
+        return Ok(None);
+    }
+    if args.tunnel == tunnel::Mode::VxlanIpv6 && args.address6.is_none() {
+        return Err(tunnel::DeviceError::NoIpv6.into());
+    }
+    let mtu = args.tunnel.inner_mtu(host.uplink_mtu(args.address).await?);
+    let index = tunnel::ensure(host, mtu, has_ipv6).await?;
+    kernel.attach_tunnel(tunnel::DEVICE)?;
+    tunnel::open(host, index).await?;
+    Ok(Some(index))
 }
 
 /// The state of an earlier start, or a registration.
@@ -289,13 +403,19 @@ async fn node_state(args: &RunArgs) -> anyhow::Result<NodeState> {
 
 /// Takes over the pods of an earlier agent. Those that are gone, or were never finished, are removed; it says which
 /// workloads they ran.
-async fn adopt(creator: &Creator) -> anyhow::Result<Vec<NamespacedName>> {
+async fn adopt(creator: &Creator, mut waiting: Option<&mut Waiting>) -> anyhow::Result<Vec<NamespacedName>> {
     let known: Vec<_> = creator.registry.lock().iter().cloned().collect();
     let mut lost = Vec::new();
     for endpoint in known {
         let index = creator.host.index(&endpoint.host_interface).await?;
         if endpoint.ready && index == Some(endpoint.ifindex) {
-            creator.engine.attach(&endpoint.host_interface, endpoint.ifindex)?;
+            if let Some(waiting) = &mut waiting {
+                waiting
+                    .insert(endpoint.workload.clone(), (endpoint.host_interface.clone(), endpoint.ifindex));
+            } else {
+                creator.engine.attach(&endpoint.host_interface, endpoint.ifindex)?;
+            }
+            creator.engine.lead_ports(endpoint.workload.clone(), ports_of(&endpoint));
             creator.engine.load_pod(endpoint.workload.clone(), pod_of(&endpoint));
             continue;
         }
@@ -343,7 +463,7 @@ async fn bind_gateway(engine: Engine, upstream: Upstream, gateway: NamespacedNam
             }
             continue;
         }
-        match cni::report(&upstream, &gateway, addresses).await {
+        match cni::report(&upstream, &gateway, addresses, true).await {
             Ok(()) => {
                 tracing::info!(%gateway, "gateway bound to this node");
                 told.clear();
@@ -356,6 +476,26 @@ async fn bind_gateway(engine: Engine, upstream: Upstream, gateway: NamespacedNam
         }
         tokio::time::sleep(RETRY).await;
     }
+}
+
+/// Writes down what loading the programs will make.
+fn note_pins(ledger: &mut Ledger, bpffs: &Path) -> Result<(), LedgerError> {
+    note_directories(ledger, bpffs)?;
+    if !kernel::is_bpffs(bpffs) {
+        ledger.note(Made::Mount(bpffs.to_owned()))?;
+    }
+    ledger.note(Made::Pins(bpffs.to_owned()))
+}
+
+fn note_file(ledger: &mut Ledger, path: &Path) -> Result<(), LedgerError> {
+    path.parent().map_or(Ok(()), |dir| note_directories(ledger, dir))?;
+    ledger.note(Made::File(path.to_owned()))
+}
+
+/// Those that are not there yet, the outermost first.
+fn note_directories(ledger: &mut Ledger, dir: &Path) -> Result<(), LedgerError> {
+    let missing: Vec<_> = dir.ancestors().take_while(|dir| !dir.exists()).collect();
+    missing.into_iter().rev().try_for_each(|dir| ledger.note(Made::Directory(dir.to_owned())))
 }
 
 /// The cgroups of gateways as their processes name them.

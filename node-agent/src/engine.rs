@@ -8,7 +8,8 @@ use std::{
     time::Duration,
 };
 
-use ebpf_shared::{Direction, Metric, Reason};
+use ebpf_shared::{Direction, FlowKind, Metric, Reason, overlay::Hop};
+use ipnet::IpNet;
 use mesh_model::resource::NamespacedName;
 use tokio::sync::watch;
 use xds_client::Update;
@@ -16,7 +17,7 @@ use xds_client::Update;
 use crate::{
     desired::{Desired, Dictionary, EndpointEntry, Inputs, Limits, MapOp, Planner, Pod, PodAddresses},
     maps::{MapError, Maps},
-    subscribe::{Resources, Touched},
+    subscribe::{HostPort, Resources, Touched},
 };
 
 /// Between attempts to write what the kernel refused.
@@ -132,6 +133,19 @@ impl Engine {
         self.lock().maps.attached()
     }
 
+    /// The older map format whose programs still guard pods: [`Maps::migrates_from`].
+    pub fn migrates_from(&self) -> Option<u32> {
+        self.lock().maps.migrates_from()
+    }
+
+    /// Replaces what is left of the older format's programs.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn finish_migration(&self) -> Result<(), MapError> {
+        self.lock().maps.finish_migration()
+    }
+
     /// Flow events that found no room, ever.
     pub fn lost_events(&self) -> u64 {
         self.lock().maps.lost_events()
@@ -142,6 +156,24 @@ impl Engine {
         self.lock().maps.packets()
     }
 
+    /// News that were counted and not told, by direction and reason, ever.
+    pub fn suppressed(&self) -> Vec<(Direction, Reason, Metric)> {
+        self.lock().maps.suppressed()
+    }
+
+    /// Says which node has which addresses, for the tunnel.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn set_hops(&self, hops: &BTreeMap<IpNet, Hop>) -> Result<(), MapError> {
+        self.lock().maps.set_hops(hops)
+    }
+
+    /// The same by kind of flow, of those that are remembered.
+    pub fn flow_kinds(&self) -> BTreeMap<FlowKind, Metric> {
+        self.lock().maps.flow_kinds()
+    }
+
     /// Whether the kernel has refused a write that is still to be made.
     pub fn is_behind(&self) -> bool {
         self.lock().behind.is_some()
@@ -150,6 +182,11 @@ impl Engine {
     /// The map that has no room for what the kernel is to hold.
     pub fn full_map(&self) -> Option<&'static str> {
         self.lock().full
+    }
+
+    /// The write that the kernel has refused, which is still to be made.
+    pub fn behind(&self) -> Option<String> {
+        self.lock().behind.as_ref().map(ToString::to_string)
     }
 
     /// Notes a pod without writing: for those that were there when the agent started.
@@ -178,6 +215,11 @@ impl Engine {
         result
     }
 
+    /// Has ports of the node lead to a pod as soon as it is there, for as long as it is. Writes nothing by itself.
+    pub fn lead_ports(&self, workload: NamespacedName, ports: Vec<HostPort>) {
+        self.lock().resources.host_ports.insert(workload, ports);
+    }
+
     /// A pod is gone.
     ///
     /// # Errors
@@ -186,10 +228,16 @@ impl Engine {
         let result = {
             let mut inner = self.lock();
             inner.put_pod(workload.clone(), None);
+            inner.resources.host_ports.remove(workload);
             inner.write()
         };
         self.tell();
         result
+    }
+
+    /// Whether a pod is there, with or without traffic.
+    pub fn has_pod(&self, workload: &NamespacedName) -> bool {
+        self.lock().pods.contains_key(workload)
     }
 
     /// What the kernel enforces for a pod; `None` while it has no traffic.
@@ -290,8 +338,8 @@ impl Inner {
         let inputs = Inputs {
             resources: &self.resources,
             node: self.addresses,
-            pods: &self.pods,
             gateways: &self.gateways,
+            pods: &self.pods,
         };
         let planned = self.planner.plan(inputs, &touched, &self.current);
         self.full = planned.as_ref().err().map(|full| full.map);

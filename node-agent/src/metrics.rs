@@ -102,6 +102,22 @@ impl Metrics {
             "What the kernel holds, by map",
             entries.map(|(map, count)| (label("map", map), number(count as u64))),
         )?;
+        let fill = self.status.fill();
+        page.gauges(
+            "isthmus_agent_map_entries",
+            "Entries of a map in the kernel, of those that the agent writes",
+            fill.iter().map(|(map, entries, _)| (label("map", *map), number(*entries as u64))),
+        )?;
+        page.gauges(
+            "isthmus_agent_map_limit",
+            "The most entries that the map takes",
+            fill.iter().map(|(map, _, limit)| (label("map", *map), f64::from(*limit))),
+        )?;
+        page.gauge(
+            "isthmus_agent_pods_closed",
+            "Pods without traffic, because their policy is not in the kernel",
+            number(self.status.closed() as u64),
+        )?;
         page.gauge(
             "isthmus_agent_kernel_behind",
             "1 while the kernel has refused a write, which is tried again",
@@ -122,6 +138,17 @@ impl Metrics {
             rows(|metric| metric.packets),
         )?;
         page.counters("isthmus_agent_packet_bytes", "The same in bytes", rows(|metric| metric.bytes))?;
+        let suppressed = engine.suppressed();
+        page.counters(
+            "isthmus_agent_flows_suppressed",
+            "Flow events that were counted and not told one by one, because there were many of their kind",
+            suppressed.iter().map(|(way, reason, metric)| (cell(*way, *reason), metric.packets)),
+        )?;
+        page.counter(
+            "isthmus_agent_flows_seen",
+            "Packets that flows told of, one by one or by counts",
+            self.status.ring.level().seen,
+        )?;
         page.counter(
             "isthmus_agent_flows_lost",
             "Flow events that found no room, in the kernel or here",
@@ -168,6 +195,8 @@ mod tests {
     use std::{collections::BTreeSet, net::Ipv4Addr};
 
     use mesh_tls::{TrustBundles, shared_bundles, shared_identity};
+    use tokio_util::sync::CancellationToken;
+
     use prometheus_client::{encoding::text::encode, registry::Registry as Exported};
 
     use super::*;
@@ -175,7 +204,7 @@ mod tests {
         bootstrap::{Upstream, state::tests::state},
         cni::{Registry, SharedRegistry},
         engine::Engine,
-        flows::Queue,
+        flows::{Queue, Ring},
         identity::{Callers, Secrets},
         maps::MemoryMaps,
         subscribe::{Progress, TYPES},
@@ -194,9 +223,20 @@ mod tests {
         let sds = SdsService::new(callers.clone(), secrets.clone(), engine.clone());
         let progress = Progress::default();
         progress.answered(&TYPES[0], false);
-        let flows = Queue::default();
-        let status =
-            StatusService { node: state.node, upstream, engine, registry, secrets, callers, flows, progress };
+        let (flows, ring) = (Queue::default(), Ring::default());
+        let status = StatusService {
+            node: state.node,
+            upstream,
+            engine,
+            registry,
+            secrets,
+            callers,
+            flows,
+            ring,
+            progress,
+            bpffs: dir.to_owned(),
+            stop: CancellationToken::new(),
+        };
         Metrics { status, identity, relay, sds }
     }
 

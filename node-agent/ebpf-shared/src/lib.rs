@@ -25,6 +25,8 @@ pub mod identity;
 pub mod limits;
 pub mod maglev;
 pub mod metrics;
+pub mod nat;
+pub mod overlay;
 pub mod packet;
 pub mod policy;
 pub mod service;
@@ -34,7 +36,7 @@ pub use balance::{Choice, ServiceMaps, balance};
 pub use conntrack::{ConnEntry, ConnKey, Conntrack};
 pub use decide::{Decision, decide};
 pub use endpoint::Endpoint;
-pub use flow::{FlowEvent, Reason};
+pub use flow::{FlowCell, FlowEvent, FlowKind, Reason, Verdict};
 pub use metrics::Metric;
 pub use packet::{Kind, Packet};
 pub use policy::{

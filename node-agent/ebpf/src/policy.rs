@@ -5,7 +5,10 @@ use ebpf_shared::{Addr, PeerKey, PolicyMaps, RuleKey, RuleValue, Sides, epochs, 
 
 use crate::maps::{CIDRS, CLASSES, EPOCHS, HOSTS, PEERS, RULES};
 
-pub struct KernelPolicy;
+pub struct KernelPolicy {
+    /// The peer's identity, if it came with the packet through the tunnel; 0: it did not.
+    pub claimed: u32,
+}
 
 impl PolicyMaps for KernelPolicy {
     #[inline(always)]
@@ -33,6 +36,9 @@ impl PolicyMaps for KernelPolicy {
 
     #[inline(always)]
     fn identity(&self, addr: &Addr) -> u32 {
+        if self.claimed != 0 {
+            return self.claimed;
+        }
         // SAFETY: copied at once, see `class`.
         if let Some(known) = unsafe { HOSTS.get(addr) } {
             return *known;

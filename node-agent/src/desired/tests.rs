@@ -76,6 +76,7 @@ fn local(n: u32, identity: u32, class: u32) -> (NamespacedName, Local) {
         sidecar: false,
         audit: false,
         host_ports: Vec::new(),
+        readiness: None,
     };
     (NamespacedName::new("shop", format!("pod{n}")), local)
 }

@@ -147,7 +147,8 @@ impl Callers {
         self.check_operator(CallerInfo::from_request(request)?)
     }
 
-    fn check_operator(&self, caller: CallerInfo) -> Result<(), Status> {
+    /// The same of a caller that is known.
+    pub(crate) fn check_operator(&self, caller: CallerInfo) -> Result<(), Status> {
         if caller.uid != 0 && caller.uid != self.own_uid {
             return Err(Status::permission_denied(format!(
                 "user {} may not operate this node; only root may",
@@ -375,6 +376,7 @@ mod tests {
     /// Where the process that ends at once connects to.
     const SOCKET: &str = "ISTHMUS_TEST_ATTESTED_SOCKET";
 
+    #[allow(clippy::zombie_processes, reason = "it is to outlive its parent")]
     #[test]
     #[ignore = "run by the next test, as a process of its own"]
     fn connects_leaves_its_socket_to_another_and_ends() {

@@ -6,11 +6,12 @@ use super::KernelError;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/isthmus-ebpf.o"));
 
 /// Every map whose contents outlive a program: these are pinned.
-pub(super) const MAPS: [&str; 22] = [
+pub(super) const MAPS: [&str; 29] = [
     "FORMAT",
     "EPOCHS",
     "HOSTS",
     "CIDRS",
+    "NODES",
     "ENDPOINTS",
     "CLASSES",
     "PEERS",
@@ -23,10 +24,16 @@ pub(super) const MAPS: [&str; 22] = [
     "BACKENDS",
     "AFFINITY",
     "SOURCES",
+    "NAT",
+    "TRANSLATED",
+    "CONFIG",
+    "ACCELERATED",
     "REVERSE",
     "NETNS",
     "CAPTURED",
     "EVENTS",
+    "FLOWS",
+    "SUPPRESSED",
     "LOST",
     "METRICS",
 ];

@@ -1,24 +1,37 @@
 //! Writes carried out by the kernel.
 
+use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
+use std::sync::mpsc::Sender;
 
-use ebpf_shared::{Addr, Direction, Endpoint, Metric, Reason, ServiceKey};
+use ebpf_shared::{Addr, Direction, Endpoint, FlowKind, Metric, Reason, ServiceKey, overlay::Hop};
+use ipnet::IpNet;
 
-use super::{MapError, Maps};
+use super::{MapError, Maps, endpoint_value};
 use crate::{
     desired::{Desired, EndpointEntry, MapOp, NetnsEntry, PodAddresses, Scope, ServiceFrontend},
-    kernel::{Kernel, KernelError},
+    kernel::{Gone, Kernel, KernelError},
 };
 
 /// The real maps.
 pub struct KernelMaps {
     kernel: Kernel,
+    /// Takes backends whose connections are to end.
+    resets: Option<Sender<Vec<Gone>>>,
 }
 
 impl KernelMaps {
     /// Wraps loaded programs.
     pub fn new(kernel: Kernel) -> Self {
-        Self { kernel }
+        let resetter = kernel.resetter().map_err(|error| causes(&error));
+        let resets = match resetter.and_then(|resetter| resetter.start().map_err(|error| causes(&error))) {
+            Ok(resets) => Some(resets),
+            Err(reason) => {
+                tracing::error!(reason, "connections to backends that go will not be reset");
+                None
+            }
+        };
+        Self { kernel, resets }
     }
 
     fn read(&mut self) -> Result<Desired, KernelError> {
@@ -61,20 +74,16 @@ impl KernelMaps {
             MapOp::RemovePeer { class, identity } => kernel.remove_peer(*class, *identity),
             MapOp::PutIdentity(net, identity) => kernel.identities.upsert(net, *identity),
             MapOp::RemoveIdentity(net) => kernel.identities.delete(net).map(drop),
-            MapOp::PutEndpoint(ifindex, entry) => {
-                let endpoint = Endpoint {
-                    identity: entry.identity,
-                    class: entry.class,
-                    flags: if entry.audit { Endpoint::AUDIT } else { 0 },
-                    incarnation: entry.incarnation,
-                    v4: entry.addresses.v4.into(),
-                    v6: entry.addresses.v6.map_or(Addr::UNSPECIFIED, Addr::from),
-                    ..Endpoint::default()
-                };
-                kernel.endpoints.upsert(*ifindex, endpoint)
-            }
+            MapOp::PutEndpoint(ifindex, entry) => kernel.endpoints.upsert(*ifindex, endpoint_value(entry)),
             MapOp::RemoveEndpoint(ifindex) => kernel.endpoints.delete(ifindex).map(drop),
-            MapOp::PutService(frontend, entry) => kernel.services.put(service_key(frontend), entry).map(drop),
+            MapOp::PutService(frontend, entry) => {
+                let gone = kernel.services.put(service_key(frontend), entry)?;
+                if let Some(resets) = self.resets.as_ref().filter(|_| !gone.is_empty()) {
+                    // Its thread ends with the process only.
+                    let _ = resets.send(gone);
+                }
+                Ok(())
+            }
             MapOp::RemoveService(frontend) => kernel.services.remove(&service_key(frontend)).map(drop),
             MapOp::PutNetns(cookie, entry) => kernel.put_sidecar(*cookie, &entry.captured),
             MapOp::RemoveNetns(cookie) => kernel.remove_sidecar(*cookie),
@@ -117,12 +126,39 @@ impl Maps for KernelMaps {
             .map_err(|error| MapError { what: "listing attached programs".into(), reason: causes(&error) })
     }
 
+    fn migrates_from(&self) -> Option<u32> {
+        self.kernel.migrates_from()
+    }
+
+    fn finish_migration(&mut self) -> Result<(), MapError> {
+        self.kernel.finish_migration().map_err(|error| MapError {
+            what: "replacing programs of an older map format".into(),
+            reason: causes(&error),
+        })
+    }
+
     fn lost_events(&mut self) -> u64 {
         self.kernel.lost().unwrap_or(0)
     }
 
     fn packets(&mut self) -> Vec<(Direction, Reason, Metric)> {
         self.kernel.metrics().unwrap_or_default()
+    }
+
+    fn suppressed(&mut self) -> Vec<(Direction, Reason, Metric)> {
+        self.kernel.flows.suppressed().unwrap_or_default()
+    }
+
+    fn set_hops(&mut self, hops: &BTreeMap<IpNet, Hop>) -> Result<(), MapError> {
+        let refused = |error: KernelError| MapError {
+            what: format!("writing {} ranges of nodes", hops.len()),
+            reason: causes(&error),
+        };
+        self.kernel.nodes.set(hops).map_err(refused)
+    }
+
+    fn flow_kinds(&mut self) -> BTreeMap<FlowKind, Metric> {
+        self.kernel.flows.kinds().unwrap_or_default()
     }
 }
 

@@ -52,6 +52,10 @@ impl Maps for MemoryMaps {
         0
     }
 
+    fn suppressed(&mut self) -> Vec<(Direction, Reason, Metric)> {
+        vec![(Direction::Ingress, Reason::DefaultDeny, Metric { packets: 1, bytes: 60 })]
+    }
+
     fn packets(&mut self) -> Vec<(Direction, Reason, Metric)> {
         let dropped = Metric { packets: 2, bytes: 120 };
         vec![(Direction::Ingress, Reason::DefaultDeny, dropped)]

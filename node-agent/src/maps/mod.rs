@@ -1,6 +1,9 @@
 //! Carries writes out. The agent knows the kernel by this trait only.
 
-use ebpf_shared::{Direction, Metric, Reason};
+use std::collections::BTreeMap;
+
+use ebpf_shared::{Direction, FlowKind, Metric, Reason, overlay::Hop};
+use ipnet::IpNet;
 use thiserror::Error;
 
 use crate::desired::{Desired, MapOp};
@@ -8,10 +11,13 @@ use crate::desired::{Desired, MapOp};
 mod kernel;
 #[cfg(test)]
 mod memory;
+mod verify;
 
 pub use kernel::KernelMaps;
 #[cfg(test)]
 pub(crate) use memory::MemoryMaps;
+pub(crate) use verify::endpoint_value;
+pub use verify::{Difference, Verified, fill, verify};
 
 /// A write or a call that the kernel refused.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -57,9 +63,41 @@ pub trait Maps: Send {
     /// They can't be listed.
     fn attached(&mut self) -> Result<Vec<u32>, MapError>;
 
+    /// The older map format whose programs still guard pods, until these are attached anew and the rest is
+    /// [finished](Self::finish_migration).
+    fn migrates_from(&self) -> Option<u32> {
+        None
+    }
+
+    /// Replaces what is left of the older format's programs, and removes its maps.
+    ///
+    /// # Errors
+    /// The kernel refused. The same once more goes on from there.
+    fn finish_migration(&mut self) -> Result<(), MapError> {
+        Ok(())
+    }
+
     /// Flow events that found no room, ever.
     fn lost_events(&mut self) -> u64;
 
     /// Packets and bytes by direction and what became of them, ever; what never happened may be left out.
     fn packets(&mut self) -> Vec<(Direction, Reason, Metric)>;
+
+    /// News that were counted and not told, by direction and reason, ever; what never happened may be left out.
+    fn suppressed(&mut self) -> Vec<(Direction, Reason, Metric)> {
+        Vec::new()
+    }
+
+    /// The same by kind of flow, of those that are remembered.
+    fn flow_kinds(&mut self) -> BTreeMap<FlowKind, Metric> {
+        BTreeMap::new()
+    }
+
+    /// Says which node has which addresses, for the tunnel: these and no others.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    fn set_hops(&mut self, _hops: &BTreeMap<IpNet, Hop>) -> Result<(), MapError> {
+        Ok(())
+    }
 }

@@ -1,6 +1,7 @@
 //! Wire to value, for each of the agent's types. PURE. What can't be read is refused, never widened.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
 use ebpf_shared::{
     Direction,
@@ -14,7 +15,7 @@ use mesh_model::{
 use thiserror::Error;
 use xds_proto::isthmus::agent::v1 as wire;
 
-use super::resources::{Address, Bundle, Class, Entity, Local, NodeRoute, Peer, Rule};
+use super::resources::{Address, Asked, Bundle, Class, Entity, Local, NodeRoute, Peer, Readiness, Rule};
 use super::services::host_port;
 use crate::config::{dns_label, dns_name};
 
@@ -144,6 +145,40 @@ pub(super) fn local(resource: &str, message: wire::LocalEndpoint) -> Result<Loca
         sidecar: message.sidecar,
         audit: message.audit,
         host_ports,
+        readiness: message.readiness.map(|told| readiness(resource, told)).transpose()?,
+    })
+}
+
+/// Between two probes of a workload, whatever is asked for.
+const PERIODS: std::ops::RangeInclusive<u32> = 100..=3_600_000;
+/// Where none is asked for: Kubernetes' own.
+const PERIOD: u32 = 10_000;
+const FAILURES: u32 = 3;
+
+fn readiness(resource: &str, message: wire::Readiness) -> Result<Readiness, ParseError> {
+    let (asked, number) = match (message.tcp_port, message.http_port) {
+        (tcp, 0) => (Asked::Tcp, port(resource, "readiness.tcp_port", tcp)?),
+        (0, http) => {
+            let path = if message.http_path.is_empty() { "/" } else { message.http_path.as_str() };
+            // It becomes part of a request's first line.
+            if !path.starts_with('/')
+                || path.len() > 1024
+                || !path.bytes().all(|byte| byte.is_ascii_graphic())
+            {
+                return Err(bad(resource, "readiness.http_path", path, "expected a path of visible ASCII"));
+            }
+            (Asked::Http(path.to_owned()), port(resource, "readiness.http_port", http)?)
+        }
+        (_, both) => {
+            return Err(bad(resource, "readiness.http_port", both, "expected either this or tcp_port"));
+        }
+    };
+    let period = if message.period_ms == 0 { PERIOD } else { message.period_ms };
+    Ok(Readiness {
+        asked,
+        port: number,
+        period: Duration::from_millis(period.clamp(*PERIODS.start(), *PERIODS.end()).into()),
+        failures: if message.failures == 0 { FAILURES } else { message.failures },
     })
 }
 

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::LazyLock,
+    time::Duration,
 };
 
 use ebpf_shared::Direction;
@@ -55,6 +56,29 @@ pub struct Local {
     pub audit: bool,
     /// Of this node, that lead to it.
     pub host_ports: Vec<HostPort>,
+    /// `None`: it is ready as soon as it is there.
+    pub readiness: Option<Readiness>,
+}
+
+/// How a workload is asked whether it takes traffic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Readiness {
+    pub asked: Asked,
+    pub port: u16,
+    /// Between two probes.
+    pub period: Duration,
+    /// In a row, after which it is not ready.
+    pub failures: u32,
+}
+
+/// What counts as an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Asked {
+    /// The connection is accepted.
+    Tcp,
+    /// A GET of this path is answered with 200 to 399.
+    Http(String),
 }
 
 /// A policy that endpoints share.
@@ -197,11 +221,16 @@ impl Touched {
 #[allow(missing_docs)]
 pub struct Resources {
     pub addresses: BTreeMap<NamespacedName, Address>,
+    /// Service accounts, by identity: for the names of flows only.
+    pub accounts: BTreeMap<u32, String>,
     pub locals: BTreeMap<NamespacedName, Local>,
     pub classes: BTreeMap<u32, Class>,
     pub services: BTreeMap<NamespacedName, Service>,
     pub bundles: BTreeMap<TrustDomain, Bundle>,
     pub nodes: BTreeMap<String, NodeRoute>,
+    /// Ports of this node that the container runtime wants to lead to pods here. (The control plane knows nothing of
+    /// them: what it tells is in [`Local::host_ports`].)
+    pub host_ports: BTreeMap<NamespacedName, Vec<HostPort>>,
     /// Classes that the control plane took back while an endpoint here still named them. They stay until no
     /// one does: types arrive one after the other, and an endpoint must not be without policy in between.
     retired: BTreeMap<u32, Class>,
@@ -224,6 +253,7 @@ impl Resources {
                 .into_iter()
                 .map(|(name, before)| (name, before.into_iter().flat_map(|each| each.addresses).collect()))
                 .collect();
+            self.note_accounts(update);
         } else if is(&type_url::<wire::LocalEndpoint>()) {
             touched.locals =
                 merge(&mut self.locals, update, parse::name, parse::local)?.into_keys().collect();
@@ -249,6 +279,21 @@ impl Resources {
         self.forget_retired();
         self.heard.insert(update.type_url.clone());
         Ok(touched)
+    }
+
+    /// Of the addresses that have just been taken. One that can't be read has no name.
+    fn note_accounts(&mut self, update: &Update) {
+        for resource in &update.added {
+            let Ok(address) = resource.decode::<wire::WorkloadAddress>() else { continue };
+            let account = address.spiffe_id.rsplit_once("/sa/").map_or("", |(_, account)| account);
+            if !account.is_empty() && self.accounts.get(&address.identity).is_none_or(|known| known != account) {
+                self.accounts.insert(address.identity, account.to_owned());
+            }
+        }
+        if self.accounts.len() > self.addresses.len() {
+            let used: BTreeSet<u32> = self.addresses.values().map(|address| address.identity).collect();
+            self.accounts.retain(|identity, _| used.contains(identity));
+        }
     }
 
     /// A class that is in force, or was until the control plane took it back.

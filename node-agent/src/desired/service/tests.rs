@@ -133,6 +133,7 @@ fn a_host_port_leads_to_its_pod_and_the_first_claim_on_an_address_counts() {
         sidecar: false,
         audit: false,
         host_ports: vec![told(None, 9090, TCP), told(Some("10.101.0.1"), 80, TCP), told(None, 53, UDP)],
+        readiness: None,
     };
     resources.locals.insert(NamespacedName::new("shop", "pay-0"), local);
     let table = services(&resources, OWN, &pods());
@@ -144,6 +145,13 @@ fn a_host_port_leads_to_its_pod_and_the_first_claim_on_an_address_counts() {
     }
     assert_eq!(chosen(&at(&table, "10.101.0.1", 80, Scope::Inside).unwrap()).len(), 2, "not taken over");
     assert_eq!(table.keys().filter(|key| key.protocol == UDP).count(), 4);
+    // What the runtime asks for is the same, for pods that are here.
+    resources.locals.clear();
+    resources.host_ports.insert(NamespacedName::new("shop", "pay-0"), vec![told(None, 7070, TCP)]);
+    resources.host_ports.insert(NamespacedName::new("shop", "gone"), vec![told(None, 7071, TCP)]);
+    let table = services(&resources, OWN, &pods());
+    assert_eq!(table.keys().filter(|key| key.port == 7070).count(), 4);
+    assert!(!table.keys().any(|key| key.port == 7071));
 }
 
 #[test]
