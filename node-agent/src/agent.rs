@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::Context;
 use clustermesh::token_source::join_token;
+use ebpf_shared::{Addr, nat::NodeConfig};
 use ipnet::IpNet;
 use mesh_model::resource::NamespacedName;
 use mesh_tls::{SharedBundles, TrustBundles, certified, shared_bundles, shared_identity};
@@ -34,17 +35,19 @@ use crate::{
     bootstrap::{
         NodeState, RegisterError, Upstream, register, renew_for_ever, report_facts_for_ever, unix_now,
     },
-    cni::{self, CniService, Creator, HostNet, Registry, SharedRegistry, pod_of},
+    cni::{self, CniService, Creator, HostNet, Registry, SharedRegistry, pod_of, ports_of},
     config::RunArgs,
     desired::PodAddresses,
     engine::Engine,
     flows::{self, Collector, Namer, NodeFlows, Queue, Ring},
     identity::{Callers, SdsService, Secrets, WorkloadApi, attest, cgroup_path, report_trust_for_ever},
-    kernel::Kernel,
+    kernel::{self, Kernel, ShortCut},
     local::StatusService,
+    made::{Ledger, LedgerError, Made},
     maps::KernelMaps,
     masquerade,
     metrics::Metrics,
+    migrate::{self, Waiting},
     persist,
     relay::{MAX_MESSAGE, Relay},
     routes::RouteKeeper,
@@ -94,7 +97,17 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let replicas = if args.replicas.is_empty() { state.replicas.clone() } else { args.replicas.clone() };
     let upstream = Upstream::new(&state, replicas, identity.clone(), bundles.clone())?;
 
+    let mut ledger = Ledger::open(&args.state_dir)?;
+    note_pins(&mut ledger, &args.bpffs)?;
     let mut kernel = Kernel::load(&args.bpffs, &args.cgroup)?;
+    let net = NodeConfig {
+        v4: args.address.into(),
+        v6: args.address6.map_or(Addr::UNSPECIFIED, Addr::from),
+        first_port: args.snat_ports.first,
+        last_port: args.snat_ports.last,
+        ..NodeConfig::default()
+    };
+    kernel.set_net(&args.net_interfaces, net, args.net_xdp.map(ShortCut::from))?;
     let events = kernel.events()?.into_stream().context("flow events")?;
     let host = HostNet::new().context("netlink")?;
     let tunnel = open_tunnel(&args, &host, &mut kernel, pod_cidr6.is_some()).await.context("--tunnel")?;
@@ -120,7 +133,13 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         slice: state.pod_cidr,
         slices: pod_cidr6.map(|slice6| (state.pod_cidr, slice6)),
     };
-    let lost = adopt(&creator).await?;
+    // Pods have routes as well.
+    for made in [Made::Routes, Made::Tables] {
+        ledger.note(made)?;
+    }
+    let older = engine.migrates_from();
+    let mut waiting = Waiting::new();
+    let lost = adopt(&creator, older.is_some().then_some(&mut waiting)).await?;
     // Now the kernel is what cache and pods say, and what an earlier agent left beside it is gone.
     engine.synchronise()?;
 
@@ -137,7 +156,13 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     cni.untold().extend(lost);
 
     let mut tasks = JoinSet::new();
-    tasks.spawn(log_connection_for_ever(progress.status().subscribe()));
+    if let Some(from) = older {
+        tracing::info!(from, "the kernel's maps have an older format; pods change over one by one");
+        if !migrate::step(&engine, &mut waiting)? {
+            tasks.spawn(migrate::go_on(engine.clone(), waiting));
+        }
+    }
+    tasks.spawn(log_connection_for_ever(progress.clone()));
     let subscriber = Subscriber {
         node: state.node.clone(),
         cluster: state.cluster.clone(),
@@ -183,6 +208,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     tasks.spawn(flows::report_for_ever(queue.clone(), upstream.clone()));
     tasks.spawn(report_facts_for_ever(args.facts.clone(), upstream.clone()));
     tasks.spawn(cni::watch_for_ever(cni.clone()));
+    tasks.spawn(cni::probe_for_ever(cni.clone()));
     for gateway in gateways {
         tasks.spawn(bind_gateway(engine.clone(), upstream.clone(), gateway, args.address.into()));
     }
@@ -191,8 +217,12 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let writing = cache.clone();
     tasks.spawn(async move { writing.write_for_ever().await });
 
+    for path in [Some(&args.socket), args.spiffe_socket.as_ref(), args.ready_file.as_ref()] {
+        path.map_or(Ok(()), |path| note_file(&mut ledger, path))?;
+    }
     let listener = listen(&args.socket)?;
     let hubble_socket = args.hubble_socket();
+    note_file(&mut ledger, &hubble_socket)?;
     let node_flows = NodeFlows {
         node: state.node.clone(),
         cluster: state.cluster.clone(),
@@ -225,6 +255,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let limit = MAX_MESSAGE;
     let relay = Relay::new(callers.clone(), upstream.clone(), engine.clone());
     let sds = SdsService::new(callers.clone(), secrets.clone(), engine.clone());
+    let asked_to_stop = CancellationToken::new();
     let spiffe = WorkloadApi::new(callers.clone(), secrets.clone(), engine.clone());
     let status = StatusService {
         node: state.node.clone(),
@@ -236,6 +267,8 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         flows: queue,
         ring,
         progress,
+        bpffs: args.bpffs.clone(),
+        stop: asked_to_stop.clone(),
     };
     if let Some(path) = &args.spiffe_socket {
         let api = SpiffeWorkloadApiServer::new(spiffe);
@@ -276,6 +309,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let result = tokio::select! {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
+        () = asked_to_stop.cancelled() => Ok(()),
         ended = &mut server => match ended {
             Ok(Ok(())) => Err(anyhow::anyhow!("the agent's socket is not served any more")),
             Ok(Err(error)) => Err(error.into()),
@@ -369,13 +403,19 @@ async fn node_state(args: &RunArgs) -> anyhow::Result<NodeState> {
 
 /// Takes over the pods of an earlier agent. Those that are gone, or were never finished, are removed; it says which
 /// workloads they ran.
-async fn adopt(creator: &Creator) -> anyhow::Result<Vec<NamespacedName>> {
+async fn adopt(creator: &Creator, mut waiting: Option<&mut Waiting>) -> anyhow::Result<Vec<NamespacedName>> {
     let known: Vec<_> = creator.registry.lock().iter().cloned().collect();
     let mut lost = Vec::new();
     for endpoint in known {
         let index = creator.host.index(&endpoint.host_interface).await?;
         if endpoint.ready && index == Some(endpoint.ifindex) {
-            creator.engine.attach(&endpoint.host_interface, endpoint.ifindex)?;
+            if let Some(waiting) = &mut waiting {
+                waiting
+                    .insert(endpoint.workload.clone(), (endpoint.host_interface.clone(), endpoint.ifindex));
+            } else {
+                creator.engine.attach(&endpoint.host_interface, endpoint.ifindex)?;
+            }
+            creator.engine.lead_ports(endpoint.workload.clone(), ports_of(&endpoint));
             creator.engine.load_pod(endpoint.workload.clone(), pod_of(&endpoint));
             continue;
         }
@@ -423,7 +463,7 @@ async fn bind_gateway(engine: Engine, upstream: Upstream, gateway: NamespacedNam
             }
             continue;
         }
-        match cni::report(&upstream, &gateway, addresses).await {
+        match cni::report(&upstream, &gateway, addresses, true).await {
             Ok(()) => {
                 tracing::info!(%gateway, "gateway bound to this node");
                 told.clear();
@@ -436,6 +476,26 @@ async fn bind_gateway(engine: Engine, upstream: Upstream, gateway: NamespacedNam
         }
         tokio::time::sleep(RETRY).await;
     }
+}
+
+/// Writes down what loading the programs will make.
+fn note_pins(ledger: &mut Ledger, bpffs: &Path) -> Result<(), LedgerError> {
+    note_directories(ledger, bpffs)?;
+    if !kernel::is_bpffs(bpffs) {
+        ledger.note(Made::Mount(bpffs.to_owned()))?;
+    }
+    ledger.note(Made::Pins(bpffs.to_owned()))
+}
+
+fn note_file(ledger: &mut Ledger, path: &Path) -> Result<(), LedgerError> {
+    path.parent().map_or(Ok(()), |dir| note_directories(ledger, dir))?;
+    ledger.note(Made::File(path.to_owned()))
+}
+
+/// Those that are not there yet, the outermost first.
+fn note_directories(ledger: &mut Ledger, dir: &Path) -> Result<(), LedgerError> {
+    let missing: Vec<_> = dir.ancestors().take_while(|dir| !dir.exists()).collect();
+    missing.into_iter().rev().try_for_each(|dir| ledger.note(Made::Directory(dir.to_owned())))
 }
 
 /// The cgroups of gateways as their processes name them.

@@ -6,11 +6,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use clap::{Args, CommandFactory, Parser, Subcommand, error::ErrorKind};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use clustermesh::token_source::TOKEN_VARIABLE;
 use mesh_model::resource::NamespacedName;
 
-use crate::bootstrap::NodeFactsArgs;
+use crate::{bootstrap::NodeFactsArgs, kernel::ShortCut};
 
 /// Programs the kernel of one node, creates pods and serves their identity.
 #[derive(Debug, Parser)]
@@ -25,12 +25,17 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the agent of this node.
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Run the DNS proxy of this node, for policies that allow names. It is a process of its own, so that names which
     /// are allowed already go on while the agent is away.
     Dns(crate::dns::DnsArgs),
     /// Ask the running agent what it does.
     Status(StatusArgs),
+    /// End the running agent, and say what stays enforced.
+    Stop(StopArgs),
+    /// Look at what the kernel holds.
+    #[command(subcommand)]
+    Maps(MapsCommand),
     /// Write what gRPC's own xDS clients of this pod need (GRPC_XDS_BOOTSTRAP), and keep its certificate fresh.
     GrpcBootstrap(crate::grpc::GrpcArgs),
     /// Remove everything that agents with these directories made in this network namespace.
@@ -71,6 +76,19 @@ pub struct RunArgs {
     /// Directory for pinned programs and maps; a BPF file system is mounted there if it is none.
     #[arg(long)]
     pub bpffs: PathBuf,
+    /// Interface by which clients outside the mesh reach this node; repeatable. What comes in there is served at node ports
+    /// and host ports, and at the external and load balancers' addresses of services. None: they are for the node's own
+    /// pods only. By the first, other nodes are reached.
+    #[arg(long = "net-interface", value_name = "NAME", value_parser = interface)]
+    pub net_interfaces: Vec<String>,
+    /// Sends packets between clients outside and backends of other nodes on before this node's stack has seen them: in the
+    /// driver of the interfaces (which has to support XDP), or generically, which is slower.
+    #[arg(long, requires = "net_interfaces")]
+    pub net_xdp: Option<XdpMode>,
+    /// Ports of this node's address that their packets have on the way to backends of other nodes: none that sockets of
+    /// the host are given (net.ipv4.ip_local_port_range) or listen at.
+    #[arg(long, value_name = "FIRST-LAST", default_value = "61000-65535", value_parser = port_range)]
+    pub snat_ports: PortRange,
     /// Replicas to use instead of those learnt at registration; repeat it in order of preference.
     #[arg(long = "replica", value_name = "HOST:PORT")]
     pub replicas: Vec<String>,
@@ -130,18 +148,112 @@ pub struct StatusArgs {
     pub socket: PathBuf,
 }
 
-/// What to remove.
+/// Which agent to end.
 #[derive(Debug, Clone, Args)]
-pub struct CleanupArgs {
-    /// The agent's state directory: names its pods. The key and the certificate in it stay.
-    #[arg(long)]
-    pub state_dir: PathBuf,
-    /// The agent's directory of pins.
-    #[arg(long)]
-    pub bpffs: PathBuf,
+pub struct StopArgs {
     /// The agent's socket.
     #[arg(long, default_value = "/run/isthmus/agent.sock")]
     pub socket: PathBuf,
+    /// The agent's directory of pins.
+    #[arg(long)]
+    pub bpffs: Option<PathBuf>,
+    /// Take the programs out of the kernel as well: from then on nothing is enforced, and pods are open.
+    #[arg(long, requires = "bpffs")]
+    pub open: bool,
+}
+
+/// What to do with the kernel's maps.
+#[derive(Debug, Clone, Subcommand)]
+pub enum MapsCommand {
+    /// Print the entries of a map, or of all; with an agent or without.
+    Dump(DumpArgs),
+    /// Compare the kernel with what it is to hold; exits with 1 and says what differs if it is not the same.
+    Verify(VerifyArgs),
+}
+
+/// What to print.
+#[derive(Debug, Clone, Args)]
+pub struct DumpArgs {
+    /// The map's name, as `bpftool map` shows it; all if there is none.
+    pub map: Option<String>,
+    /// The agent's directory of pins.
+    #[arg(long)]
+    pub bpffs: PathBuf,
+    /// How to print it.
+    #[arg(long, short, value_enum, default_value = "table")]
+    pub output: Output,
+}
+
+/// How to print.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[allow(missing_docs)]
+pub enum Output {
+    Table,
+    Json,
+}
+
+/// Which agent to ask.
+#[derive(Debug, Clone, Args)]
+pub struct VerifyArgs {
+    /// The agent's socket.
+    #[arg(long, default_value = "/run/isthmus/agent.sock")]
+    pub socket: PathBuf,
+}
+
+/// What to remove.
+#[derive(Debug, Clone, Args)]
+pub struct CleanupArgs {
+    /// The agent's state directory: names its pods, and what else it made. The key and the certificate in it stay.
+    #[arg(long)]
+    pub state_dir: PathBuf,
+    /// A directory of pins to be emptied beside what the state directory names.
+    #[arg(long)]
+    pub bpffs: Option<PathBuf>,
+    /// A socket to be removed beside what the state directory names.
+    #[arg(long)]
+    pub socket: Option<PathBuf>,
+}
+
+/// Where packets are met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs)]
+pub enum XdpMode {
+    Driver,
+    Generic,
+}
+
+impl From<XdpMode> for ShortCut {
+    fn from(mode: XdpMode) -> Self {
+        match mode {
+            XdpMode::Driver => Self::Driver,
+            XdpMode::Generic => Self::Generic,
+        }
+    }
+}
+
+/// Ports from the first to the last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct PortRange {
+    pub first: u16,
+    pub last: u16,
+}
+
+fn port_range(text: &str) -> Result<PortRange, String> {
+    let parsed = text.split_once('-').and_then(|(first, last)| {
+        let (first, last) = (first.parse().ok()?, last.parse().ok()?);
+        (1024 <= first && first <= last).then_some(PortRange { first, last })
+    });
+    parsed.ok_or_else(|| format!("{text:?} is not FIRST-LAST, two ports from 1024 to 65535"))
+}
+
+/// As the kernel has it (`dev_valid_name`).
+fn interface(text: &str) -> Result<String, String> {
+    let fine = (1..16).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/' && byte != b':')
+        && text != "."
+        && text != "..";
+    if fine { Ok(text.to_owned()) } else { Err(format!("{text:?} is not the name of an interface")) }
 }
 
 pub(crate) fn namespaced(text: &str) -> Result<NamespacedName, String> {
@@ -194,8 +306,10 @@ impl Cli {
         words: impl IntoIterator<Item = T>,
     ) -> Result<Self, clap::Error> {
         let cli = Self::try_parse_from(words)?;
-        if let Command::Run(RunArgs { metrics: Some(at), metrics_plain, .. }) = &cli.command {
-            mesh_telemetry::check_address(*at, *metrics_plain)
+        if let Command::Run(run) = &cli.command
+            && let Some(at) = run.metrics
+        {
+            mesh_telemetry::check_address(at, run.metrics_plain)
                 .map_err(|sentence| Self::command().error(ErrorKind::ValueValidation, sentence))?;
         }
         if let Command::Run(run) = &cli.command
@@ -234,6 +348,21 @@ mod tests {
         let Command::Run(run) = cli.command else { panic!("not run") };
         assert_eq!(run.replicas, ["a:1", "b:2"]);
         assert_eq!(run.gateway_workloads, [NamespacedName::new("mesh", "gw")]);
+    }
+
+    #[test]
+    fn interfaces_and_ports_are_checked_before_anything_is_done() {
+        let cli =
+            parse(&["--net-interface", "eth0", "--net-interface", "eth1", "--snat-ports", "50000-50001"]);
+        let Command::Run(run) = cli.unwrap().command else { panic!("not run") };
+        assert_eq!(run.net_interfaces, ["eth0", "eth1"]);
+        assert_eq!(run.snat_ports, PortRange { first: 50_000, last: 50_001 });
+        for ports in ["50001-50000", "80-90", "50000", "a-b", "50000-70000"] {
+            assert!(parse(&["--snat-ports", ports]).is_err(), "{ports}");
+        }
+        for name in ["", "a/b", "0123456789abcdef", "a b"] {
+            assert!(parse(&["--net-interface", name]).is_err(), "{name}");
+        }
     }
 
     #[test]

@@ -1,9 +1,13 @@
 //! What the agent says of itself on its socket.
 
+use std::path::PathBuf;
+
 use mesh_tls::{CertificateDer, fingerprint};
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use xds_proto::isthmus::local::v1::{
-    AgentEndpoint, AgentStatusRequest, AgentStatusResponse, AgentTrust, agent_server::Agent,
+    AgentEndpoint, AgentStatusRequest, AgentStatusResponse, AgentTrust, MapDifference, MapFill, StopRequest,
+    StopResponse, VerifiedMap, VerifyMapsRequest, VerifyMapsResponse, agent_server::Agent,
 };
 
 use crate::{
@@ -12,8 +16,13 @@ use crate::{
     engine::Engine,
     flows::{Queue, Ring},
     identity::{Callers, Secrets},
+    maps::{Verified, fill, verify},
+    stop::stays,
     subscribe::Progress,
 };
+
+/// Differences of one map that are named; the others are counted.
+const NAMED: usize = 100;
 
 /// Serves the status.
 #[derive(Clone)]
@@ -28,6 +37,10 @@ pub struct StatusService {
     pub flows: Queue,
     pub ring: Ring,
     pub progress: Progress,
+    /// The agent's directory of pins.
+    pub bpffs: PathBuf,
+    /// Ends the agent.
+    pub stop: CancellationToken,
 }
 
 impl StatusService {
@@ -54,6 +67,17 @@ impl StatusService {
     /// News that were counted by the kernel and not told one by one, ever.
     pub fn suppressed(&self) -> u64 {
         self.engine.suppressed().iter().map(|(_, _, metric)| metric.packets).sum()
+    }
+
+    /// Pods without traffic, because their policy is not in the kernel.
+    pub fn closed(&self) -> usize {
+        let known: Vec<_> = self.registry.lock().iter().map(|endpoint| endpoint.workload.clone()).collect();
+        known.iter().filter(|workload| self.engine.enforced(workload).is_none()).count()
+    }
+
+    /// How full the kernel's maps are: name, entries, the most that fit.
+    pub fn fill(&self) -> Vec<(&'static str, usize, u32)> {
+        self.engine.kernel(|kernel, _| fill(kernel))
     }
 
     /// The pods of this node.
@@ -96,6 +120,12 @@ impl Agent for StatusService {
         let (classes, services, identities) = self.engine.kernel(|kernel, _| {
             (count(kernel.classes.len()), count(kernel.services.len()), count(kernel.identities.len()))
         });
+        let away = self.progress.away();
+        let fill = self.fill().into_iter().map(|(map, entries, limit)| MapFill {
+            map: map.to_owned(),
+            entries: entries as u64,
+            limit: limit.into(),
+        });
         Ok(Response::new(AgentStatusResponse {
             node: self.node.clone(),
             replica: self.upstream.replica().to_owned(),
@@ -109,7 +139,49 @@ impl Agent for StatusService {
             trust: self.trust(),
             flows_seen: self.ring.level().seen,
             flows_suppressed: self.suppressed(),
+            behind: self.engine.behind().unwrap_or_default(),
+            away_since_unix: away.as_ref().map_or(0, |(since, _)| *since),
+            away_reason: away.map(|(_, reason)| reason).unwrap_or_default(),
+            maps: fill.collect(),
+            pods_closed: count(self.closed()),
         }))
+    }
+
+    async fn verify_maps(
+        &self,
+        request: Request<VerifyMapsRequest>,
+    ) -> Result<Response<VerifyMapsResponse>, Status> {
+        self.callers.operator(&request)?;
+        let (engine, bpffs) = (self.engine.clone(), self.bpffs.clone());
+        // Nothing is written meanwhile: what is compared is one moment.
+        let look = move || engine.kernel(|kernel, _| verify(&bpffs, kernel));
+        let verified = tokio::task::spawn_blocking(look).await;
+        let verified = verified.map_err(|error| Status::internal(error.to_string()))?;
+        let verified = verified.map_err(|error| Status::internal(error.to_string()))?;
+        Ok(Response::new(VerifyMapsResponse { maps: verified.into_iter().map(told).collect() }))
+    }
+
+    async fn stop(&self, request: Request<StopRequest>) -> Result<Response<StopResponse>, Status> {
+        self.callers.operator(&request)?;
+        let closed = self.closed();
+        let enforced = self.engine.kernel(|kernel, _| stays(kernel, closed));
+        tracing::info!("asked to stop");
+        self.stop.cancel();
+        Ok(Response::new(StopResponse { enforced }))
+    }
+}
+
+fn told(verified: Verified) -> VerifiedMap {
+    let first = verified.differences.iter().take(NAMED).map(|difference| MapDifference {
+        key: difference.key.clone(),
+        found: difference.found.clone(),
+        wanted: difference.wanted.clone(),
+    });
+    VerifiedMap {
+        map: verified.map.to_owned(),
+        entries: verified.entries as u64,
+        differences: verified.differences.len() as u64,
+        first: first.collect(),
     }
 }
 
@@ -117,7 +189,7 @@ fn addresses(endpoint: &crate::cni::Endpoint) -> String {
     endpoint.addresses().iter().map(|address| address.to_string()).collect::<Vec<_>>().join(", ")
 }
 
-fn rfc3339(unix: u64) -> String {
+pub(crate) fn rfc3339(unix: u64) -> String {
     let time = i64::try_from(unix).ok().and_then(|unix| time::OffsetDateTime::from_unix_timestamp(unix).ok());
     let format = &time::format_description::well_known::Rfc3339;
     time.and_then(|time| time.format(format).ok()).unwrap_or_default()

@@ -4,8 +4,8 @@ use std::{io::IsTerminal, process::ExitCode};
 
 use node_agent::{
     agent, cleanup,
-    config::{Cli, Command},
-    dns, grpc, status,
+    config::{Cli, Command, MapsCommand},
+    dns, grpc, maps_cli, status, stop,
 };
 use tracing_subscriber::EnvFilter;
 
@@ -23,9 +23,12 @@ async fn main() -> ExitCode {
     let ansi = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr).init();
     let result = match cli.command {
-        Command::Run(args) => agent::run(args).await,
+        Command::Run(args) => agent::run(*args).await,
         Command::Dns(args) => dns::run(args).await,
         Command::Status(args) => status::print(&args.socket, std::io::stdout().lock()).await,
+        Command::Stop(args) => stop::stop(&args, std::io::stdout().lock()).await,
+        Command::Maps(MapsCommand::Dump(args)) => maps_cli::print(&args, std::io::stdout().lock()),
+        Command::Maps(MapsCommand::Verify(args)) => maps_cli::verify(&args, std::io::stdout().lock()).await,
         Command::GrpcBootstrap(args) => grpc::keep(args).await,
         Command::Cleanup(args) => cleanup::cleanup(&args).await,
     };

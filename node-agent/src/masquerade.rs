@@ -160,6 +160,7 @@ mod tests {
             address: [192, 0, 2, 2].into(),
             address6: None,
             pod_cidrs: vec![net("10.1.1.0/24")],
+            addresses: Vec::new(),
             zone: String::new(),
         };
         resources.nodes.insert("n2".into(), node);

@@ -93,6 +93,8 @@ impl Metrics {
                 ("endpoints", kernel.endpoints.len()),
                 ("identities", kernel.identities.len()),
                 ("services", kernel.services.len()),
+                ("peers", kernel.classes.values().map(|class| class.peers.len()).sum()),
+                ("rules", kernel.rulesets.values().map(|set| set.entries().len()).sum()),
             ]
         });
         page.gauges(
@@ -100,10 +102,31 @@ impl Metrics {
             "What the kernel holds, by map",
             entries.map(|(map, count)| (label("map", map), number(count as u64))),
         )?;
+        let fill = self.status.fill();
+        page.gauges(
+            "isthmus_agent_map_entries",
+            "Entries of a map in the kernel, of those that the agent writes",
+            fill.iter().map(|(map, entries, _)| (label("map", *map), number(*entries as u64))),
+        )?;
+        page.gauges(
+            "isthmus_agent_map_limit",
+            "The most entries that the map takes",
+            fill.iter().map(|(map, _, limit)| (label("map", *map), f64::from(*limit))),
+        )?;
+        page.gauge(
+            "isthmus_agent_pods_closed",
+            "Pods without traffic, because their policy is not in the kernel",
+            number(self.status.closed() as u64),
+        )?;
         page.gauge(
             "isthmus_agent_kernel_behind",
             "1 while the kernel has refused a write, which is tried again",
             flag(engine.is_behind()),
+        )?;
+        page.gauges(
+            "isthmus_agent_map_full",
+            "1 for a map of the kernel that has no room for what the control plane told; nothing is changed until it has",
+            engine.full_map().map(|map| (label("map", map), flag(true))),
         )?;
         let packets = engine.packets();
         let rows = |of: fn(&Metric) -> u64| {
@@ -111,7 +134,7 @@ impl Metrics {
         };
         page.counters(
             "isthmus_agent_packets",
-            "Packets by direction and what became of them; all but FORWARDED were dropped",
+            "Packets by direction and what became of them; all but FORWARDED and AUDITED were dropped",
             rows(|metric| metric.packets),
         )?;
         page.counters("isthmus_agent_packet_bytes", "The same in bytes", rows(|metric| metric.bytes))?;
@@ -172,6 +195,8 @@ mod tests {
     use std::{collections::BTreeSet, net::Ipv4Addr};
 
     use mesh_tls::{TrustBundles, shared_bundles, shared_identity};
+    use tokio_util::sync::CancellationToken;
+
     use prometheus_client::{encoding::text::encode, registry::Registry as Exported};
 
     use super::*;
@@ -199,9 +224,19 @@ mod tests {
         let progress = Progress::default();
         progress.answered(&TYPES[0], false);
         let (flows, ring) = (Queue::default(), Ring::default());
-        let node = state.node;
-        let status =
-            StatusService { node, upstream, engine, registry, secrets, callers, flows, ring, progress };
+        let status = StatusService {
+            node: state.node,
+            upstream,
+            engine,
+            registry,
+            secrets,
+            callers,
+            flows,
+            ring,
+            progress,
+            bpffs: dir.to_owned(),
+            stop: CancellationToken::new(),
+        };
         Metrics { status, identity, relay, sds }
     }
 

@@ -2,6 +2,7 @@
 
 use std::{io::Write, path::Path};
 
+use crate::local::rfc3339;
 use xds_proto::isthmus::local::v1::{AgentStatusRequest, AgentStatusResponse, agent_client::AgentClient};
 
 /// Asks the agent and prints what it says.
@@ -19,11 +20,33 @@ fn render(status: &AgentStatusResponse, mut out: impl Write) -> std::io::Result<
     let link = if status.connected { "connected to" } else { "not connected, last tried" };
     writeln!(out, "node            {}", status.node)?;
     writeln!(out, "control plane   {link} {}, revision {}", status.replica, status.revision)?;
+    if status.away_since_unix > 0 {
+        let since = rfc3339(status.away_since_unix);
+        let reason = if status.away_reason.is_empty() { "no answer yet" } else { &status.away_reason };
+        writeln!(out, "                away since {since} ({reason}); what was last told is enforced")?;
+    }
+    let enforced = status.endpoints.len().saturating_sub(status.pods_closed as usize);
+    let closed = match status.pods_closed {
+        0 => String::new(),
+        closed => format!("; {closed} have no traffic, because their policy is not there"),
+    };
+    writeln!(out, "enforced        policy of {enforced} pods{closed}")?;
+    if !status.behind.is_empty() {
+        writeln!(out, "BEHIND          the kernel refuses, and it is tried again: {}", status.behind)?;
+    }
     writeln!(
         out,
         "kernel          {} policy classes, {} services, {} identities",
         status.policy_classes, status.services, status.ipcache
     )?;
+    let fill = status.maps.iter().filter(|map| map.entries > 0);
+    let fill: Vec<_> = fill
+        .map(|map| {
+            let full = if is_nearly_full(map.entries, map.limit) { " NEARLY FULL" } else { "" };
+            format!("{} {}/{}{full}", map.map, map.entries, map.limit)
+        })
+        .collect();
+    writeln!(out, "maps            {}", if fill.is_empty() { "empty".to_owned() } else { fill.join(", ") })?;
     writeln!(
         out,
         "flows           {} told, {} told by counts only, {} lost",
@@ -56,10 +79,40 @@ fn render(status: &AgentStatusResponse, mut out: impl Write) -> std::io::Result<
     Ok(())
 }
 
+/// From nine tenths on: the alert of docs/metrics.md.
+fn is_nearly_full(entries: u64, limit: u64) -> bool {
+    entries.saturating_mul(10) >= limit.saturating_mul(9)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use xds_proto::isthmus::local::v1::{AgentEndpoint, AgentTrust};
+    use xds_proto::isthmus::local::v1::{AgentEndpoint, AgentTrust, MapFill};
+
+    #[test]
+    fn what_is_wrong_is_said_where_the_eye_falls_on_it() {
+        let fill = |map: &str, entries, limit| MapFill { map: map.into(), entries, limit };
+        let status = AgentStatusResponse {
+            endpoints: vec![AgentEndpoint::default(); 3],
+            pods_closed: 1,
+            behind: "writing service 10.101.0.1:80: No space left on device".into(),
+            away_since_unix: 1_790_000_000,
+            away_reason: "connection refused".into(),
+            maps: vec![fill("HOSTS", 12, 100), fill("SERVICES", 90, 100), fill("NETNS", 0, 100)],
+            ..Default::default()
+        };
+        let mut out = Vec::new();
+        render(&status, &mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        for words in [
+            "policy of 2 pods; 1 have no traffic",
+            "BEHIND          the kernel refuses, and it is tried again: writing service",
+            "away since 2026-09-21T13:33:20Z (connection refused)",
+            "HOSTS 12/100, SERVICES 90/100 NEARLY FULL\n",
+        ] {
+            assert!(text.contains(words), "{words} is not in\n{text}");
+        }
+    }
 
     #[test]
     fn the_status_names_the_replica_and_every_pod() {

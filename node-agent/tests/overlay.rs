@@ -11,14 +11,14 @@ use std::time::Duration;
 
 use ebpf_shared::overlay::{FROM_MAC, Hop, MAC, PORT};
 use ebpf_shared::packet::protocol::{ANY, TCP, UDP};
-use ebpf_shared::{Addr, Class, Direction, Endpoint, FlowEvent, Reason};
+use ebpf_shared::{Addr, Direction, Endpoint, FlowEvent, Reason};
 use ipnet::IpNet;
 use nix::sched::{CloneFlags, setns, unshare};
 use node_agent::cni::HostNet;
-use node_agent::kernel::rules::{Rule, compile};
 use node_agent::kernel::{EventRing, Kernel};
 use node_agent::tunnel::{self, DEVICE, Mode};
 use support::frames::{frame, packet};
+use support::policy::{DENY_INGRESS, Writer, defaults, rule};
 use support::{Sandbox, in_sandbox, run};
 
 /// The identity of the pod of each node, by the node's number.
@@ -92,6 +92,7 @@ struct Node {
     pod: Place,
     kernel: Kernel,
     events: EventRing,
+    writer: Writer,
     /// Number of its pod's class.
     class: u32,
     ifindex: u32,
@@ -137,7 +138,7 @@ impl Node {
             run(&["ip", "-6", "route", "add", &format!("{}/128", pod6(number)), "dev", &host]);
             ifindex
         });
-        let mut node = Self { number, place, pod, kernel, events, class: 0, ifindex };
+        let mut node = Self { number, place, pod, kernel, writer: Writer::default(), events, class: 0, ifindex };
         node.open_tunnel(mode, underlay_mtu);
         node
     }
@@ -180,18 +181,10 @@ impl Node {
 
     /// Who may reach its pod; the pod itself may reach anybody.
     fn let_in(&mut self, identities: &[u32]) {
-        let allow = |identity: &u32| Rule {
-            direction: Direction::Ingress,
-            allow: true,
-            identity: *identity,
-            protocol: ANY,
-            ports: None,
-            policy_id: 11,
-        };
+        let allow = |identity: &u32| rule(true, Direction::Ingress, *identity, ANY, None, 11);
         let rules: Vec<_> = identities.iter().map(allow).collect();
-        let default = Class { flags: Class::DENY_INGRESS, ingress_policy: 12, egress_policy: 0 };
         self.class += 1;
-        self.kernel.put_class(self.class, &compile(default, &rules)).expect("writable");
+        self.writer.put(&mut self.kernel, self.class, &defaults(DENY_INGRESS, 12, 0), &rules);
         let endpoint = Endpoint {
             identity: IDENTITY[usize::from(self.number)],
             class: self.class,

@@ -36,14 +36,22 @@ pub enum Reason {
     UnrelatedIcmp = 13,
     /// No room to remember the connection, so that its replies could not be told from new flows.
     ConntrackFull = 14,
+    /// Not dropped, although policy denies it: the policy, or the endpoint, is only audited.
+    Audited = 15,
     /// Came through the tunnel from somebody who has no such pod, or was to go into it from somebody who is not here.
-    TunnelSource = 15,
+    TunnelSource = 16,
     /// Came through the tunnel for somebody who is not here, or was to go into it to no node that is known.
-    TunnelTarget = 16,
+    TunnelTarget = 17,
+    /// The service has no backend.
+    NoBackend = 18,
+    /// The service may not be asked from this address (`loadBalancerSourceRanges`).
+    SourceRange = 19,
+    /// No port, or no room, to translate the packet by.
+    NatExhausted = 20,
 }
 
 impl Reason {
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 21] = [
         Self::Forwarded,
         Self::DefaultDeny,
         Self::PolicyDenied,
@@ -59,8 +67,12 @@ impl Reason {
         Self::UnsupportedIcmp,
         Self::UnrelatedIcmp,
         Self::ConntrackFull,
+        Self::Audited,
         Self::TunnelSource,
         Self::TunnelTarget,
+        Self::NoBackend,
+        Self::SourceRange,
+        Self::NatExhausted,
     ];
     /// One more than the greatest number.
     pub const COUNT: u32 = Self::ALL.len() as u32;
@@ -70,6 +82,12 @@ impl Reason {
         Self::ALL.get(usize::from(number)).copied()
     }
 
+    /// Whether the packet was not dropped.
+    #[inline(always)]
+    pub const fn passes(self) -> bool {
+        matches!(self, Self::Forwarded | Self::Audited)
+    }
+
     /// The ruling that a conntrack entry remembers: a number that can't be there counts as a denial.
     #[inline(always)]
     pub const fn from_entry(number: u8) -> Self {
@@ -77,6 +95,7 @@ impl Reason {
             0 => Self::Forwarded,
             1 => Self::DefaultDeny,
             4 => Self::PolicyMissing,
+            15 => Self::Audited,
             _ => Self::PolicyDenied,
         }
     }
@@ -99,8 +118,12 @@ impl Reason {
             Self::UnsupportedIcmp => "UNSUPPORTED_ICMP",
             Self::UnrelatedIcmp => "UNRELATED_ICMP",
             Self::ConntrackFull => "CONNTRACK_FULL",
+            Self::Audited => "AUDITED",
             Self::TunnelSource => "TUNNEL_SOURCE",
             Self::TunnelTarget => "TUNNEL_TARGET",
+            Self::NoBackend => "NO_BACKEND",
+            Self::SourceRange => "SOURCE_RANGE",
+            Self::NatExhausted => "NAT_EXHAUSTED",
         }
     }
 }
@@ -120,11 +143,12 @@ pub enum Verdict {
 impl Verdict {
     pub const ALL: [Self; 4] = [Self::Forwarded, Self::Dropped, Self::Audit, Self::Redirected];
 
-    /// That of a packet that was neither audited nor redirected.
+    /// That of a packet that was not redirected.
     #[inline(always)]
     pub const fn of(reason: Reason) -> Self {
         match reason {
             Reason::Forwarded => Self::Forwarded,
+            Reason::Audited => Self::Audit,
             _ => Self::Dropped,
         }
     }

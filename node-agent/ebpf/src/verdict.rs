@@ -10,7 +10,7 @@ use crate::conntrack::KernelConntrack;
 use crate::flow;
 use crate::frame::{self, Frame, Ip};
 use crate::maps::{ENDPOINTS, SCRATCH};
-use crate::policy::{self, KernelPolicy};
+use crate::policy::KernelPolicy;
 
 /// Lets the next program on the interface, if there is one, have its say.
 const NEXT: i32 = TC_ACT_UNSPEC;
@@ -27,9 +27,6 @@ pub fn at_door(
     let (ifindex, mark) = unsafe { ((*ctx.skb.skb).ifindex, (*ctx.skb.skb).mark) };
     // SAFETY: no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
-    // First of all reads, also before the endpoint's: see `Scene::generation`.
-    let generation = policy::generation();
-
     let ip = match frame::classify(ctx, direction) {
         Ok(Frame::Ip(ip)) => ip,
         Ok(Frame::Link) => {
@@ -56,7 +53,7 @@ pub fn at_door(
         Err(reason) => return refuse(ctx, ifindex, direction, Some(&ip), now, reason),
     };
 
-    let scene = Scene { ifindex, endpoint, direction, generation, now };
+    let scene = Scene { ifindex, endpoint, direction, now };
     // An error may be told by anybody on the way of the flow.
     let claimed = match (direction, packet.kind) {
         (Direction::Ingress, Kind::Plain | Kind::EchoReply) => overlay::claimed(mark),

@@ -190,6 +190,7 @@ impl Creator {
         let (inside, of_pod) = (netns.clone(), link.clone());
         blocking(move || inside.run(move || set_up_pod(&of_pod))).await??;
         self.host.open(&link, endpoint.ifindex, self.addresses).await?;
+        self.engine.lead_ports(endpoint.workload.clone(), ports_of(&endpoint));
         self.engine.add_pod(endpoint.workload.clone(), pod_of(&endpoint))?;
         Ok(endpoint)
     }
@@ -268,6 +269,17 @@ impl Creator {
 /// What the maps are about.
 pub(crate) fn pod_of(endpoint: &Endpoint) -> Pod {
     Pod { addresses: endpoint.addresses(), ifindex: endpoint.ifindex, netns_cookie: endpoint.netns_cookie }
+}
+
+/// Ports of the node that are to lead to it.
+pub(crate) fn ports_of(endpoint: &Endpoint) -> Vec<crate::subscribe::HostPort> {
+    let each = endpoint.host_ports.iter().map(|mapped| crate::subscribe::HostPort {
+        address: mapped.address.map(|address| address.to_canonical()),
+        host_port: mapped.port,
+        port: mapped.container_port,
+        protocol: mapped.protocol,
+    });
+    each.collect()
 }
 
 /// Off the runtime's threads, because it waits for another one.

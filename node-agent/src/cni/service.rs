@@ -30,6 +30,7 @@ use crate::{
     config::dns_label,
     desired::PodAddresses,
     identity::{Callers, Secrets},
+    subscribe::{Readiness, Resources},
 };
 
 /// ADD fails when the pod's policy is not in the kernel by then.
@@ -166,7 +167,8 @@ impl CniService {
         found: Option<&Found>,
     ) -> Result<Endpoint, Status> {
         let mut changes = self.creator.engine.changes();
-        report(&self.upstream, &reserved.workload, reserved.addresses()).await?;
+        // Nobody is to call it before its policy is there.
+        report(&self.upstream, &reserved.workload, reserved.addresses(), false).await?;
         let connected = match found {
             Some(found) => self.creator.guard(reserved.clone(), found).await,
             None => self.creator.connect(reserved.clone(), netns).await,
@@ -175,10 +177,21 @@ impl CniService {
         loop {
             changes.borrow_and_update();
             if self.creator.engine.is_current(&endpoint.workload) {
-                return Ok(endpoint);
+                break;
             }
             changes.changed().await.map_err(|_| Status::unavailable("the agent is stopping"))?;
         }
+        // With a probe it is not ready before that has succeeded, see `super::readiness`.
+        if self.readiness(&endpoint.workload) == Some(None) {
+            report(&self.upstream, &endpoint.workload, endpoint.addresses(), true).await?;
+        }
+        Ok(endpoint)
+    }
+
+    /// How a workload is probed; the outer `None`: it was not told of.
+    pub(super) fn readiness(&self, workload: &NamespacedName) -> Option<Option<Readiness>> {
+        let of = |resources: &Resources| resources.locals.get(workload).map(|local| local.readiness.clone());
+        self.creator.engine.resources(of)
     }
 
     async fn is_there(&self, endpoint: &Endpoint) -> Result<bool, Status> {
@@ -331,12 +344,13 @@ pub(crate) async fn report(
     upstream: &Upstream,
     workload: &NamespacedName,
     addresses: PodAddresses,
+    ready: bool,
 ) -> Result<(), Status> {
     let request = ReportEndpointRequest {
         namespace: workload.namespace.clone(),
         workload: workload.name.clone(),
         addresses: addresses.iter().map(|address| address.to_string()).collect(),
-        ready: true,
+        ready,
     };
     let reported = upstream
         .call(|channel| {

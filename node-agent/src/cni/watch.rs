@@ -60,7 +60,7 @@ async fn remind(service: &CniService, endpoint: &Endpoint) {
         resources.heard::<LocalEndpoint>() && !resources.locals.contains_key(&endpoint.workload)
     });
     if unknown && service.is_connected() {
-        let told = report(&service.upstream, &endpoint.workload, endpoint.addresses()).await;
+        let told = report(&service.upstream, &endpoint.workload, endpoint.addresses(), true).await;
         if let Err(status) = told {
             tracing::warn!(workload = %endpoint.workload, reason = status.message(), "the pod has no traffic");
         }

@@ -376,6 +376,7 @@ mod tests {
     /// Where the process that ends at once connects to.
     const SOCKET: &str = "ISTHMUS_TEST_ATTESTED_SOCKET";
 
+    #[allow(clippy::zombie_processes, reason = "it is to outlive its parent")]
     #[test]
     #[ignore = "run by the next test, as a process of its own"]
     fn connects_leaves_its_socket_to_another_and_ends() {

@@ -6,39 +6,44 @@
 //! | path | what | lives until |
 //! |---|---|---|
 //! | `maps/<NAME>` | every map | [`unload`] |
-//! | `links/tc-<ifindex>-from_pod`, `-to_pod` | a pod's doors | [`Kernel::detach_pod`], or the interface is gone |
+//! | `links/tc-<ifindex>-pod_asks`, `-from_pod`, `-to_pod`, `-pod_answered` | a pod's door | [`Kernel::detach_pod`], or the interface is gone |
+//! | `links/tc-<ifindex>-from_net`, `-to_net` | the node's own interfaces | [`Kernel::set_net`], or the interface is gone |
+//! | `links/xdp-<ifindex>-driver`, `-generic` | the short cut there | the same |
 //! | `links/tunnel-<ifindex>-from_overlay`, `-to_overlay` | the tunnel's device | [`unload`], or the interface is gone |
 //! | `links/cgroup-<inode>-<program>` | the socket hooks of one cgroup | [`unload`] |
 //!
 //! A link holds its program, so programs need no pins of their own, and a new agent replaces the program
 //! behind each link in one step: every packet meets either the old or the new one. The maps are reused as
 //! they are: connections survive. `maps/FORMAT` says which layout they have, and is written last, so a first
-//! start that died half-way is recognised and begun again. Maps of another format are refused
-//! ([`KernelError::Format`]): replacing them under running pods would forget connections and policy, so that
-//! is for an operator to do on a drained node ([`unload`]).
+//! start that died half-way is recognised and begun again. Maps of an older format are replaced while its
+//! programs go on (`migrate`), those of a newer one are refused ([`KernelError::Format`]): what they say is not known here,
+//! so going back is for an operator to do on a drained node ([`unload`]).
 //!
 //! The directory has to be on a bpffs that outlives the agent's process; where it is not on one,
 //! [`Kernel::load`] mounts one there, which is only as lasting as the mount namespace it is in.
 //!
 //! ## Order of writes
 //!
-//! Old or new, never neither: a class of policy is never edited in place. [`Kernel::put_class`] writes a
-//! changed one beside the old under another number, rules first; then each endpoint is moved by one write;
-//! then [`Kernel::remove_class`] removes the old. A service is replaced in one write, its new backends being
+//! Old or new, never neither: what one packet is judged by changes with one write, see [`ebpf_shared::policy`], and
+//! [`crate::desired`] for the order of the others. A service is replaced in one write, its new backends being
 //! there already: see [`Services`].
 
 mod classes;
+pub mod dump;
+mod epochs;
 mod error;
 mod events;
+pub mod flatten;
 mod flows;
-mod generation;
-mod identities;
+pub(crate) mod identities;
 mod links;
 mod mapped;
+mod migrate;
 mod nodes;
 mod object;
 mod pins;
 pub mod rules;
+pub mod ruleset;
 mod services;
 mod sidecars;
 mod sight;
@@ -47,12 +52,12 @@ mod sys;
 mod table;
 pub mod verdict;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use aya::maps::{Array, MapData};
+use aya::maps::{Array, Map, MapData, PerCpuArray};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use ebpf_shared::{Direction, Metric, Reason, limits};
@@ -60,45 +65,57 @@ use ebpf_shared::{Direction, Metric, Reason, limits};
 pub use self::error::KernelError;
 pub use self::events::{EventRing, EventStream};
 pub use self::flows::FlowCounters;
-pub use self::identities::Identities;
+pub use self::identities::{Cidr, Identities};
+pub use self::links::ShortCut;
 pub use self::nodes::Nodes;
-pub use self::pins::{Pins, unload};
-pub use self::rules::RulePrefix;
+pub use self::pins::{Pins, is_bpffs, unload};
+pub use self::ruleset::RulePrefix;
+pub(crate) use self::services::flags as service_flags;
 pub use self::services::{Gone, Services};
 pub use self::sight::IdentitySight;
 pub use self::table::{HashTable, TrieTable};
 pub use ebpf_shared;
 
-use self::generation::Generation;
+use self::epochs::Epochs;
 use self::mapped::Mapped;
+use self::migrate::Migration;
 use self::services::ServiceTables;
-use ebpf_shared::{CapturedKey, Class, ConnEntry, ConnKey, Endpoint, Netns, PolicyValue};
+use crate::reset::Resetter;
+use ebpf_shared::nat::{NatKey, NatValue, NodeConfig};
+use ebpf_shared::{CapturedKey, ConnEntry, ConnKey, Endpoint, Netns, PeerKey, RuleValue, Sides};
 
 /// The loaded programs and their maps.
 ///
-/// Writes to `identities`, `endpoints` and policy raise the generation, by which established connections are
-/// judged anew.
+/// Writes to `identities` and policy raise epochs, by which established connections that they concern are judged
+/// anew. An endpoint's write needs none: its connections know what it was.
 pub struct Kernel {
     pub identities: Identities,
     /// By index of the host-side interface. An interface without an entry has no traffic.
     pub endpoints: HashTable<u32, Endpoint>,
     /// For looking; written by the loader and the programs only.
     pub conntrack: HashTable<ConnKey, ConnEntry>,
-    classes: HashTable<u32, Class>,
-    policy: TrieTable<RulePrefix, PolicyValue>,
-    /// Rules of each class, so that removing a class need not read all policy.
-    installed: BTreeMap<u32, Vec<RulePrefix>>,
+    classes: HashTable<u32, Sides>,
+    peers: HashTable<PeerKey, Sides>,
+    rules: TrieTable<RulePrefix, RuleValue>,
+    epochs: Arc<Epochs>,
     /// At every address that they have.
     pub services: Services,
     netns: HashTable<u64, Netns>,
     captured: HashTable<CapturedKey, u8>,
     /// Who is behind the tunnel.
     pub nodes: Nodes,
+    /// For looking; written by the programs only.
+    pub nat: HashTable<NatKey, NatValue>,
+    config: Array<MapData, NodeConfig>,
+    accelerated: PerCpuArray<MapData, u64>,
     /// What is counted of flows beside the events.
     pub flows: FlowCounters,
     events: Option<EventRing>,
+    format: Array<MapData, u32>,
     programs: Ebpf,
     pins: Pins,
+    cgroup: PathBuf,
+    migration: Option<Migration>,
 }
 
 /// What the verifier and the JIT made of a program.
@@ -122,7 +139,7 @@ impl Kernel {
     pub fn load(bpffs_dir: &Path, cgroup_dir: &Path) -> Result<Self, KernelError> {
         let object = object::embedded()?;
         let cgroup = pins::open_cgroup(cgroup_dir)?;
-        let pins = Pins::prepare(bpffs_dir)?;
+        let (pins, older) = Pins::prepare(bpffs_dir)?;
 
         let mut loader = EbpfLoader::new();
         loader.verifier_log_level(VerifierLogLevel::STATS);
@@ -132,40 +149,44 @@ impl Kernel {
         let mut programs =
             loader.load(object).map_err(|source| KernelError::Load { source: Box::new(source) })?;
 
-        let mut format: Array<MapData, u32> = take(&mut programs, "FORMAT")?;
-        format.set(0, limits::FORMAT, 0).map_err(|source| KernelError::Map { name: "FORMAT", source })?;
-        let generation = Arc::new(Generation::new(take(&mut programs, "GENERATION")?));
-        // An agent that died between a write and its generation leaves flows judged by what was before.
-        generation.raise()?;
+        let format = take(&mut programs, "FORMAT")?;
+        let epochs = Arc::new(Epochs::open(&pins)?);
+        // An agent that died between a write and its epoch leaves flows judged by what was before.
+        epochs.raise_all();
 
         links::load_programs(&mut programs)?;
-        links::take_over(&programs, &pins)?;
-        links::hook_sockets(&mut programs, &pins, &cgroup)?;
+        let migration = older.map(|from| Migration::new(from, cgroup.clone()));
+        if migration.is_none() {
+            links::take_over(&programs, &pins)?;
+            links::hook_sockets(&mut programs, &pins, &cgroup)?;
+        }
 
-        let judged = Some(&generation);
-        let policy = TrieTable::new("POLICY", take(&mut programs, "POLICY")?, judged);
-        let installed = classes::installed(&policy)?;
         let services = Services::recover(ServiceTables {
-            services: HashTable::new("SERVICES", take(&mut programs, "SERVICES")?, None),
-            backends: HashTable::new("BACKENDS", take(&mut programs, "BACKENDS")?, None),
-            sources: TrieTable::new("SOURCES", take(&mut programs, "SOURCES")?, None),
+            services: HashTable::new("SERVICES", take(&mut programs, "SERVICES")?),
+            backends: HashTable::new("BACKENDS", take(&mut programs, "BACKENDS")?),
+            sources: TrieTable::new("SOURCES", take(&mut programs, "SOURCES")?),
             maglev: Mapped::open("MAGLEV", &pins.map("MAGLEV"), limits::MAGLEV)?,
             served: Mapped::open("SERVED", &pins.map("SERVED"), limits::SERVED_BITS / 32)?,
         })?;
-        Ok(Self {
+        let mut kernel = Self {
             identities: Identities::new(
-                HashTable::new("HOSTS", take(&mut programs, "HOSTS")?, judged),
-                TrieTable::new("CIDRS", take(&mut programs, "CIDRS")?, judged),
+                HashTable::new("HOSTS", take(&mut programs, "HOSTS")?),
+                TrieTable::new("CIDRS", take(&mut programs, "CIDRS")?),
+                epochs.clone(),
             )?,
-            endpoints: HashTable::new("ENDPOINTS", take(&mut programs, "ENDPOINTS")?, judged),
-            conntrack: HashTable::new("CONNTRACK", take(&mut programs, "CONNTRACK")?, None),
-            classes: HashTable::new("CLASSES", take(&mut programs, "CLASSES")?, judged),
-            policy,
-            installed,
+            endpoints: HashTable::new("ENDPOINTS", take(&mut programs, "ENDPOINTS")?),
+            conntrack: HashTable::new("CONNTRACK", take(&mut programs, "CONNTRACK")?),
+            classes: HashTable::new("CLASSES", take(&mut programs, "CLASSES")?),
+            peers: HashTable::new("PEERS", take(&mut programs, "PEERS")?),
+            rules: TrieTable::new("RULES", take(&mut programs, "RULES")?),
+            epochs,
             services,
-            netns: HashTable::new("NETNS", take(&mut programs, "NETNS")?, None),
-            captured: HashTable::new("CAPTURED", take(&mut programs, "CAPTURED")?, None),
+            netns: HashTable::new("NETNS", take(&mut programs, "NETNS")?),
+            captured: HashTable::new("CAPTURED", take(&mut programs, "CAPTURED")?),
             nodes: Nodes::new(take(&mut programs, "NODES")?),
+            nat: HashTable::new("NAT", take(&mut programs, "NAT")?),
+            config: take(&mut programs, "CONFIG")?,
+            accelerated: take(&mut programs, "ACCELERATED")?,
             flows: FlowCounters {
                 metrics: take(&mut programs, "METRICS")?,
                 suppressed: take(&mut programs, "SUPPRESSED")?,
@@ -173,16 +194,33 @@ impl Kernel {
                 kinds: take(&mut programs, "FLOWS")?,
             },
             events: Some(EventRing::new(take(&mut programs, "EVENTS")?)),
+            format,
             programs,
             pins,
-        })
+            cgroup: cgroup_dir.to_owned(),
+            migration,
+        };
+        if kernel.migration.is_none() {
+            kernel.write_format()?;
+        }
+        Ok(kernel)
+    }
+
+    /// Says that the maps are of this format, and whole.
+    fn write_format(&mut self) -> Result<(), KernelError> {
+        let error = |source| KernelError::Map { name: "FORMAT", source };
+        self.format.set(0, limits::FORMAT, 0).map_err(error)
     }
 
     /// Puts the doors on a pod's host-side interface, which is looked up in the caller's network namespace.
     /// Until `endpoints` has an entry for it, nothing passes. Doors that are there already are kept.
     ///
-    /// Returns the index of the interface.
+    /// Returns the index of the interface. While an older format is replaced, this is what replaces the doors: its entries
+    /// have to be there before.
     pub fn attach_pod(&mut self, ifname: &str) -> Result<u32, KernelError> {
+        if self.migration.is_some() {
+            return self.migrate_pod(ifname);
+        }
         links::attach_pod(&mut self.programs, &self.pins, ifname)
     }
 
@@ -198,6 +236,34 @@ impl Kernel {
         links::detach_pod(&self.pins, ifindex)
     }
 
+    /// Serves clients outside the mesh at these of the node's own interfaces, which are looked up in the caller's network
+    /// namespace, and no more at others. What `node` says is the source of packets to backends elsewhere, which are reached
+    /// by the first of the interfaces.
+    pub fn set_net(
+        &mut self,
+        ifnames: &[String],
+        node: NodeConfig,
+        cut: Option<ShortCut>,
+    ) -> Result<(), KernelError> {
+        let error = |source| KernelError::Map { name: "CONFIG", source };
+        let first = ifnames.first().map(|ifname| links::index(ifname)).transpose()?;
+        let node = NodeConfig { ifindex: first.unwrap_or(0), ..node };
+        self.config.set(0, node, 0).map_err(error)?;
+        for addr in [node.v4, node.v6].iter().filter(|addr| !addr.is_unspecified()) {
+            self.services.watch(addr)?;
+        }
+        let mut keep = BTreeSet::new();
+        for ifname in ifnames {
+            keep.insert(links::attach_net(&mut self.programs, &self.pins, ifname)?);
+        }
+        links::detach_net_all_but(&self.pins, &keep)?;
+        links::detach_short_cuts_all_but(&self.pins, &keep, cut)?;
+        for (ifname, cut) in ifnames.iter().zip(cut.iter().cycle()) {
+            links::attach_short_cut(&mut self.programs, &self.pins, ifname, *cut)?;
+        }
+        Ok(())
+    }
+
     /// Forgets all connections of a pod's interface.
     pub fn forget_connections(&mut self, ifindex: u32) -> Result<(), KernelError> {
         for key in self.conntrack.keys()? {
@@ -206,6 +272,20 @@ impl Kernel {
             }
         }
         Ok(())
+    }
+
+    /// Packets that took the short cut, ever.
+    pub fn accelerated(&self) -> Result<u64, KernelError> {
+        let error = |source| KernelError::Map { name: "ACCELERATED", source };
+        Ok(self.accelerated.get(&0, 0).map_err(error)?.iter().sum())
+    }
+
+    /// What ends the connections of sockets to backends that are gone.
+    pub fn resetter(&self) -> Result<Resetter, KernelError> {
+        let error = |source| KernelError::Map { name: "REVERSE", source };
+        let map = MapData::from_pin(self.pins.map("REVERSE")).map_err(error)?;
+        let reverse = Map::LruHashMap(map).try_into().map_err(error)?;
+        Ok(Resetter::new(reverse, self.cgroup.clone()))
     }
 
     /// The interfaces that have doors.
@@ -265,6 +345,15 @@ impl Kernel {
             .map_err(|source| KernelError::program(name, source))?;
         Ok((result.return_value != TC_ACT_SHOT, result.duration))
     }
+}
+
+/// The interfaces that have doors, by the pins of an agent that need not run.
+///
+/// # Errors
+/// The directory can't be read.
+pub fn guarded(bpffs_dir: &Path) -> Result<BTreeSet<u32>, KernelError> {
+    let pins = Pins::at(bpffs_dir);
+    if pins.links().exists() { links::attached_pods(&pins) } else { Ok(BTreeSet::new()) }
 }
 
 const TC_ACT_SHOT: u32 = 2;

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use aya::maps::{Array, Map, MapData};
 use ebpf_shared::limits;
@@ -17,33 +18,79 @@ use super::{KernelError, sys};
 #[derive(Clone, Debug)]
 pub struct Pins {
     dir: PathBuf,
+    /// Where the maps of this agent's programs are.
+    maps: &'static str,
 }
 
+/// Maps that programs use.
+const MAPS: &str = "maps";
+/// Maps of a newer format, while they are filled and the programs that use them take over. (Names with dots are the
+/// bpffs' own.)
+const NEXT: &str = "maps-next";
+/// Those of the older format, when no program uses them any more.
+const OLD: &str = "maps-old";
+
 impl Pins {
-    /// Makes the directories, mounting a bpffs if there is none, and checks the format of maps that are
-    /// there.
-    pub(super) fn prepare(dir: &Path) -> Result<Self, KernelError> {
+    /// Makes the directories, mounting a bpffs if there is none, and looks at the format of maps that are there: beside
+    /// those of an older one the new ones get a directory of their own. Gives the older format.
+    pub(super) fn prepare(dir: &Path) -> Result<(Self, Option<u32>), KernelError> {
         fs::create_dir_all(dir).map_err(|source| KernelError::path("directory", dir, source))?;
         let kind = statfs(dir).map_err(|errno| KernelError::path("directory", dir, errno.into()))?;
         if kind.filesystem_type() != BPF_FS_MAGIC {
             mount(Some("bpf"), dir, Some("bpf"), MsFlags::empty(), None::<&str>)
                 .map_err(|errno| KernelError::path("mounting a bpffs on", dir, errno.into()))?;
         }
-        let pins = Self { dir: dir.to_owned() };
+        let mut pins = Self::at(dir);
+        pins.settle()?;
         for dir in [pins.maps(), pins.links()] {
             fs::create_dir_all(&dir).map_err(|source| KernelError::path("directory", dir, source))?;
         }
-        pins.check_format()?;
-        Ok(pins)
+        let old = pins.check_format()?;
+        if old.is_some() {
+            pins.maps = NEXT;
+            fs::create_dir_all(pins.maps())
+                .map_err(|source| KernelError::path("directory", pins.maps(), source))?;
+            // Filled to the end, and programs may be using them by now; or else begun again.
+            if format_of(&pins.map("FORMAT"))? != limits::FORMAT {
+                remove_maps(&pins.maps())?;
+            }
+        } else {
+            remove_all(&pins.dir.join(NEXT))?;
+        }
+        Ok((pins, old))
+    }
+
+    /// Ends what an agent that died had not: from the moment on at which the old maps get another name, no program uses
+    /// them.
+    fn settle(&self) -> Result<(), KernelError> {
+        let [maps, next, old] = [MAPS, NEXT, OLD].map(|name| self.dir.join(name));
+        if !maps.exists() && next.exists() && old.exists() {
+            rename(&next, &maps)?;
+        }
+        if maps.exists() { remove_all(&old) } else { Ok(()) }
+    }
+
+    /// The maps that were filled beside the old ones take their place, and the old ones go.
+    pub(super) fn replace_old(&mut self) -> Result<(), KernelError> {
+        let [maps, next, old] = [MAPS, NEXT, OLD].map(|name| self.dir.join(name));
+        rename(&maps, &old)?;
+        rename(&next, &maps)?;
+        self.maps = MAPS;
+        remove_all(&old)
+    }
+
+    /// A map of the older format.
+    pub(super) fn old_map(&self, name: &str) -> PathBuf {
+        self.dir.join(MAPS).join(name)
     }
 
     /// Where they are, if an agent has made them.
     pub(super) fn at(dir: &Path) -> Self {
-        Self { dir: dir.to_owned() }
+        Self { dir: dir.to_owned(), maps: MAPS }
     }
 
     pub(super) fn maps(&self) -> PathBuf {
-        self.dir.join("maps")
+        self.dir.join(self.maps)
     }
 
     pub(super) fn map(&self, name: &str) -> PathBuf {
@@ -63,19 +110,24 @@ impl Pins {
         list(&self.links())
     }
 
-    fn check_format(&self) -> Result<(), KernelError> {
-        let path = self.map("FORMAT");
-        let found = match path.try_exists() {
-            Ok(true) => read_format(&path)?,
-            Ok(false) => 0,
-            Err(source) => return Err(KernelError::path("pinned map", path, source)),
-        };
-        match found {
-            limits::FORMAT => Ok(()),
+    /// The older format of the maps that are there.
+    fn check_format(&self) -> Result<Option<u32>, KernelError> {
+        match format_of(&self.map("FORMAT"))? {
+            limits::FORMAT => Ok(None),
             // Written last: whoever began here did not get to the end, and no program uses these maps.
-            0 => remove_maps(&self.maps()),
+            0 => remove_maps(&self.maps()).map(|()| None),
+            older @ ..limits::FORMAT => Ok(Some(older)),
             found => Err(KernelError::Format { dir: self.dir.clone(), found, expected: limits::FORMAT }),
         }
+    }
+}
+
+/// 0: there is none.
+fn format_of(path: &Path) -> Result<u32, KernelError> {
+    match path.try_exists() {
+        Ok(true) => read_format(path),
+        Ok(false) => Ok(0),
+        Err(source) => Err(KernelError::path("pinned map", path, source)),
     }
 }
 
@@ -89,11 +141,25 @@ pub fn unload(bpffs_dir: &Path) -> Result<(), KernelError> {
         }
         remove_dir(&pins.links())?;
     }
-    if pins.maps().exists() {
-        remove_maps(&pins.maps())?;
-        remove_dir(&pins.maps())?;
+    [MAPS, NEXT, OLD].into_iter().try_for_each(|name| remove_all(&bpffs_dir.join(name)))
+}
+
+fn rename(from: &Path, to: &Path) -> Result<(), KernelError> {
+    fs::rename(from, to).map_err(|source| KernelError::path("renaming", from, source))
+}
+
+/// Removes a directory of maps; it is no error if it is not there.
+fn remove_all(dir: &Path) -> Result<(), KernelError> {
+    if !dir.exists() {
+        return Ok(());
     }
-    Ok(())
+    remove_maps(dir)?;
+    remove_dir(dir)
+}
+
+/// Whether a directory is on a bpffs, so that none need be mounted.
+pub fn is_bpffs(dir: &Path) -> bool {
+    statfs(dir).is_ok_and(|kind| kind.filesystem_type() == BPF_FS_MAGIC)
 }
 
 /// Opens the cgroup whose sockets are to be hooked.
@@ -108,11 +174,12 @@ pub(super) fn open_cgroup(dir: &Path) -> Result<Cgroup, KernelError> {
     }
     let file = File::open(dir).map_err(|source| KernelError::path("cgroup", dir, source))?;
     let inode = file.metadata().map_err(|source| KernelError::path("cgroup", dir, source))?.ino();
-    Ok(Cgroup { file, inode })
+    Ok(Cgroup { file: Arc::new(file), inode })
 }
 
+#[derive(Clone)]
 pub(super) struct Cgroup {
-    pub(super) file: File,
+    pub(super) file: Arc<File>,
     /// Names the cgroup in the pins: another one has another.
     pub(super) inode: u64,
 }

@@ -32,11 +32,23 @@ struct LinkUpdate {
     old_prog_fd: u32,
 }
 
+/// linux/bpf.h, "flags for accessing BPF object from syscall side".
+const BPF_F_RDONLY: u32 = 1 << 3;
+
 /// Opens a pinned object.
 pub(super) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
+    open(path, 0)
+}
+
+/// Opens a pinned map for looking only.
+pub(super) fn open_read_only(path: &Path) -> io::Result<OwnedFd> {
+    open(path, BPF_F_RDONLY)
+}
+
+fn open(path: &Path, file_flags: u32) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())
         .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-    let attr = ObjGet { pathname: path.as_ptr() as u64, ..ObjGet::default() };
+    let attr = ObjGet { pathname: path.as_ptr() as u64, file_flags, ..ObjGet::default() };
     let fd = bpf(BPF_OBJ_GET, &attr)?;
     // SAFETY: the call returned a new descriptor that nobody else has.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })

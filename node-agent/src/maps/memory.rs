@@ -23,12 +23,14 @@ impl Maps for MemoryMaps {
         Ok(self.held.clone())
     }
 
-    fn execute(&mut self, op: &MapOp) -> Result<(), MapError> {
-        if self.failures > 0 {
-            self.failures -= 1;
-            return Err(MapError { what: format!("{op:?}"), reason: "told to fail".into() });
+    fn execute(&mut self, ops: &[MapOp]) -> Result<(), (usize, MapError)> {
+        for (place, op) in ops.iter().enumerate() {
+            if self.failures > 0 {
+                self.failures -= 1;
+                return Err((place, MapError { what: format!("{op:?}"), reason: "told to fail".into() }));
+            }
+            op.apply(&mut self.held);
         }
-        op.apply(&mut self.held);
         Ok(())
     }
 

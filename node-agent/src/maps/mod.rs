@@ -11,12 +11,13 @@ use crate::desired::{Desired, MapOp};
 mod kernel;
 #[cfg(test)]
 mod memory;
+mod verify;
 
 pub use kernel::KernelMaps;
 #[cfg(test)]
-pub(crate) use kernel::compiled;
-#[cfg(test)]
 pub(crate) use memory::MemoryMaps;
+pub(crate) use verify::endpoint_value;
+pub use verify::{Difference, Verified, fill, verify};
 
 /// A write or a call that the kernel refused.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -30,18 +31,18 @@ pub struct MapError {
 
 /// The maps and programs of one node.
 pub trait Maps: Send {
-    /// What the maps hold, as the agent before this one left it. Classes come without their rules: a class that
-    /// is not known is replaced, never trusted.
+    /// What the maps hold, as the agent before this one left it, rulesets included: what is as it should be is not
+    /// written again.
     ///
     /// # Errors
     /// A map can't be read.
     fn snapshot(&mut self) -> Result<Desired, MapError>;
 
-    /// Carries out one write. After an error the map may hold the old or the new value.
+    /// Carries out writes in their order, up to the first that is refused. That one may or may not have been made.
     ///
     /// # Errors
-    /// The kernel refused.
-    fn execute(&mut self, op: &MapOp) -> Result<(), MapError>;
+    /// The kernel refused one: its place among them, and why.
+    fn execute(&mut self, ops: &[MapOp]) -> Result<(), (usize, MapError)>;
 
     /// Attaches the programs to the host's end of a pod's link. From then on every packet of it is judged, so it
     /// is done before the link is up. Attaching twice is fine.
@@ -61,6 +62,20 @@ pub trait Maps: Send {
     /// # Errors
     /// They can't be listed.
     fn attached(&mut self) -> Result<Vec<u32>, MapError>;
+
+    /// The older map format whose programs still guard pods, until these are attached anew and the rest is
+    /// [finished](Self::finish_migration).
+    fn migrates_from(&self) -> Option<u32> {
+        None
+    }
+
+    /// Replaces what is left of the older format's programs, and removes its maps.
+    ///
+    /// # Errors
+    /// The kernel refused. The same once more goes on from there.
+    fn finish_migration(&mut self) -> Result<(), MapError> {
+        Ok(())
+    }
 
     /// Flow events that found no room, ever.
     fn lost_events(&mut self) -> u64;

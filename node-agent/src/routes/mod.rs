@@ -275,6 +275,7 @@ mod tests {
         for (name, last) in [("n1", 1u8), ("n2", 2)] {
             let pods = [format!("10.1.{last}.0/24"), format!("fd00:1::{last}00/120")];
             let node = NodeRoute {
+                addresses: Vec::new(),
                 address: [192, 0, 2, last].into(),
                 address6: Some(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, last.into())),
                 pod_cidrs: pods.map(|net| net.parse().unwrap()).into(),

@@ -11,7 +11,9 @@ pub use cache::Cache;
 pub use client::{Subscriber, subscribe_for_ever};
 pub use parse::ParseError;
 pub use progress::{Progress, log_connection_for_ever};
-pub use resources::{Address, Bundle, Class, Local, NodeRoute, Peer, Resources, Rule, TYPES};
+pub use resources::{
+    Address, Asked, Bundle, Class, Entity, Local, NodeRoute, Peer, Readiness, Resources, Rule, TYPES, Touched,
+};
 pub use services::{BackendState, Frontend, FrontendKind, HostPort, Service, ServiceBackend, ServicePort};
 
 #[cfg(test)]

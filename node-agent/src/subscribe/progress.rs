@@ -10,6 +10,7 @@ use xds_client::Status;
 use xds_proto::isthmus::agent::v1::Heartbeat;
 
 use super::TYPES;
+use crate::bootstrap::unix_now;
 
 /// Counters and the last words of either side. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -20,6 +21,8 @@ struct Inner {
     status: watch::Sender<Status>,
     revision: watch::Sender<u64>,
     heartbeat: watch::Sender<Heartbeat>,
+    /// Since when the control plane is not heard, in seconds since 1970; 0: it is.
+    away_since: AtomicU64,
     /// As [`TYPES`].
     updates: [Updates; TYPES_COUNT],
 }
@@ -32,6 +35,7 @@ impl Default for Inner {
             status: watch::Sender::new(Status::default()),
             revision: watch::Sender::new(0),
             heartbeat: watch::Sender::new(Heartbeat::default()),
+            away_since: AtomicU64::new(unix_now()),
             updates: Default::default(),
         }
     }
@@ -48,6 +52,27 @@ impl Progress {
     /// Told of every change of the connection.
     pub fn status(&self) -> &watch::Sender<Status> {
         &self.0.status
+    }
+
+    /// Since when the control plane is not heard, in seconds since 1970, and why; `None`: it is.
+    pub fn away(&self) -> Option<(u64, String)> {
+        let reason = match &*self.0.status.borrow() {
+            Status::Connected => return None,
+            Status::Connecting => String::new(),
+            Status::Disconnected { reason } => reason.clone(),
+        };
+        let since = self.0.away_since.load(Relaxed);
+        Some((if since == 0 { unix_now() } else { since }, reason))
+    }
+
+    fn heard(&self, is_heard: bool) {
+        let since = &self.0.away_since;
+        if is_heard {
+            since.store(0, Relaxed);
+        } else {
+            // Attempts that fail don't begin it anew.
+            let _ = since.compare_exchange(0, unix_now(), Relaxed, Relaxed);
+        }
     }
 
     /// The revision that was last enforced.
@@ -83,10 +108,13 @@ impl Progress {
 
 /// Writes into the log when the control plane is heard, and why it is not any more, for ever: once each, however often
 /// it is tried again.
-pub async fn log_connection_for_ever(mut status: watch::Receiver<Status>) {
+pub async fn log_connection_for_ever(progress: Progress) {
+    let mut status = progress.status().subscribe();
     let mut heard = None;
     loop {
-        match &*status.borrow_and_update() {
+        let now = status.borrow_and_update().clone();
+        progress.heard(now == Status::Connected);
+        match &now {
             Status::Connected if heard != Some(true) => {
                 heard = Some(true);
                 tracing::info!("the control plane is heard");
@@ -116,6 +144,22 @@ mod tests {
         progress.answered("type.googleapis.com/strange", true);
         let counted: Vec<_> = progress.updates().filter(|row| (row.1, row.2) != (0, 0)).collect();
         assert_eq!(counted, [("PolicyClass", 1, 1)]);
+    }
+
+    #[test]
+    fn the_control_plane_is_away_since_it_was_last_heard_not_since_the_last_attempt() {
+        let progress = Progress::default();
+        assert!(progress.away().is_some_and(|(since, _)| since > 0), "never heard");
+        progress.heard(true);
+        progress.status().send_replace(Status::Connected);
+        assert_eq!(progress.away(), None);
+        progress.status().send_replace(Status::Disconnected { reason: "refused".into() });
+        progress.heard(false);
+        let first = progress.away().unwrap();
+        assert_eq!(first.1, "refused");
+        progress.0.away_since.store(7, Relaxed);
+        progress.heard(false);
+        assert_eq!(progress.away().unwrap().0, 7);
     }
 
     #[test]

@@ -126,6 +126,7 @@ mod tests {
                 address: [192, 0, 2, last].into(),
                 address6: (last == 2).then(|| "2001:db8::2".parse().unwrap()),
                 pod_cidrs: vec![net(&format!("10.1.{last}.0/24"))],
+                addresses: Vec::new(),
                 zone: String::new(),
             };
             resources.nodes.insert(name.into(), node);

@@ -7,10 +7,11 @@ use std::{
 };
 
 use serde_json::{Value, json};
+use xds_proto::isthmus::agent::v1::{LocalEndpoint, Readiness};
 
 use crate::{
     Host, attempts,
-    control_plane::{State, eventually},
+    control_plane::{State, eventually, local},
     greeted, links, name, netns, run, serve_in,
 };
 
@@ -21,11 +22,29 @@ pub fn chains_ports_and_garbage(host: &Host<'_>, state: &Arc<State>, pay: Ipv4Ad
     let (fine, again) = host.cni("ADD", "pay");
     assert!(fine && again["interfaces"][1]["mtu"] == 1400, "of the uplink: {again}");
     assert!(host.cni("STATUS", "pay").0);
+    readiness(state);
     ports(host, state);
     chain_after_ptp(host, state);
     chain_after_bridge(host, state);
     crowd(host, state);
     assert!(host.cni("CHECK", "pay").0 && attempts("web", pay, 8080) == [true, true]);
+}
+
+fn readiness(state: &Arc<State>) {
+    assert!(state.is_ready("shop/pay") && state.is_ready("shop/evil"), "as soon as they are there");
+    let probe = |probe: Readiness| {
+        let readiness = Some(Readiness { period_ms: 100, failures: 2, ..probe });
+        state.put("shop/evil", &LocalEndpoint { readiness, ..local("shop", "evil") });
+    };
+    probe(Readiness { tcp_port: 9090, ..Default::default() });
+    eventually("nobody listens", || (!state.is_ready("shop/evil")).then_some(()));
+    serve_in("evil", 9090);
+    eventually("somebody listens", || state.is_ready("shop/evil").then_some(()));
+    // What answers there is no HTTP.
+    probe(Readiness { http_port: 9090, http_path: "/healthz".into(), ..Default::default() });
+    eventually("the answer is none", || (!state.is_ready("shop/evil")).then_some(()));
+    state.put("shop/evil", &local("shop", "evil"));
+    eventually("it is not asked any more", || state.is_ready("shop/evil").then_some(()));
 }
 
 fn ports(host: &Host<'_>, state: &Arc<State>) {
@@ -153,6 +172,7 @@ fn chain_after_bridge(host: &Host<'_>, state: &Arc<State>) {
     assert!(greeted(SocketAddr::new(IpAddr::V4(paybr), 8080)), "the node may");
     for (pod, address) in pods {
         assert!(chained("CHECK", pod, address).0 && chained("DEL", pod, address).0);
+        run(&["ip", "link", "delete", &format!("v{pod}")]);
         run(&["ip", "netns", "delete", &name(pod)]);
     }
     run(&["ip", "link", "delete", "cni0"]);

@@ -44,6 +44,8 @@ pub struct State {
     /// Workloads that may be reported.
     declared: Mutex<BTreeSet<String>>,
     reported: Mutex<BTreeMap<String, String>>,
+    /// Workloads as they were last reported: ready or not.
+    ready: Mutex<BTreeMap<String, bool>>,
     flows: Mutex<Vec<Flow>>,
     /// What agents refused, in their words.
     refused: Mutex<Vec<String>>,
@@ -64,6 +66,7 @@ impl State {
             resources: watch::Sender::new(Resources::new()),
             declared: Mutex::default(),
             reported: Mutex::default(),
+            ready: Mutex::default(),
             flows: Mutex::default(),
             refused: Mutex::default(),
             relayed: Mutex::default(),
@@ -117,6 +120,11 @@ impl State {
     /// The address that was reported for a workload.
     pub fn reported(&self, workload: &str) -> Option<String> {
         self.reported.lock().unwrap().get(workload).cloned()
+    }
+
+    /// Whether a workload was last reported as ready.
+    pub fn is_ready(&self, workload: &str) -> bool {
+        self.ready.lock().unwrap().get(workload) == Some(&true)
     }
 
     pub fn flows(&self) -> Vec<Flow> {
@@ -230,6 +238,10 @@ impl endpoints_server::Endpoints for Fake {
             return Err(Status::failed_precondition(format!("there is no workload {name:?}")));
         }
         self.0.reported.lock().unwrap().insert(name.clone(), request.addresses[0].clone());
+        // What is told of it is the same, ready or not.
+        if self.0.ready.lock().unwrap().insert(name.clone(), request.ready).is_some() {
+            return Ok(Response::new(ReportEndpointResponse::default()));
+        }
         let local = local(&request.namespace, &request.workload);
         let address = agent::WorkloadAddress {
             name: name.clone(),
@@ -247,7 +259,9 @@ impl endpoints_server::Endpoints for Fake {
         request: Request<RemoveEndpointRequest>,
     ) -> Result<Response<RemoveEndpointResponse>, Status> {
         let request = request.into_inner();
-        self.0.reported.lock().unwrap().remove(&format!("{}/{}", request.namespace, request.workload));
+        let name = format!("{}/{}", request.namespace, request.workload);
+        self.0.reported.lock().unwrap().remove(&name);
+        self.0.ready.lock().unwrap().remove(&name);
         Ok(Response::new(RemoveEndpointResponse::default()))
     }
 
@@ -270,7 +284,7 @@ impl endpoints_server::Endpoints for Fake {
     }
 }
 
-fn local(namespace: &str, workload: &str) -> agent::LocalEndpoint {
+pub fn local(namespace: &str, workload: &str) -> agent::LocalEndpoint {
     let identity = 256 + workload.bytes().map(u32::from).sum::<u32>();
     agent::LocalEndpoint {
         name: format!("{namespace}/{workload}"),

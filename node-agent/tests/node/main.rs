@@ -89,6 +89,13 @@ impl Host<'_> {
         child.wait().unwrap();
     }
 
+    /// Runs a verb of the agent's program: whether it was fine, and all that it said.
+    fn agent(&self, arguments: &[&str]) -> (bool, String) {
+        let output = Command::new(env!("CARGO_BIN_EXE_node-agent")).args(arguments).output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8(said).unwrap())
+    }
+
     /// Runs the plugin as a runtime does.
     fn cni(&self, verb: &str, pod: &str) -> (bool, Value) {
         self.cni_in(verb, pod, &format!("container-{pod}"), pod, "eth0")
@@ -259,6 +266,7 @@ fn a_node_creates_pods_enforces_policy_serves_identity_and_restarts_without_losi
 }
 
 fn story(host: &mut Host<'_>, state: &Arc<State>) {
+    let before = world(host);
     state.declare("mesh/gw");
     state.put("1", &wire::PolicyClass { id: 1, ..Default::default() });
     state.put("2", &wire::PolicyClass { id: 2, ..Default::default() });
@@ -320,7 +328,12 @@ fn story(host: &mut Host<'_>, state: &Arc<State>) {
     assert!(connects("web", pay, 8080) && refused("evil", pay, 8080));
     host.start();
     assert!(connects("web", pay, 8080) && refused("evil", pay, 8080));
-    host.kill("-TERM");
+    looks_at_itself(host, pay);
+    let socket = host.socket();
+    let (fine, text) = host.agent(&["stop", "--socket", socket.to_str().unwrap()]);
+    assert!(fine && text.contains("policy of 3 pods"), "{text}");
+    assert!(host.agent.take().unwrap().wait().unwrap().success());
+    assert!(connects("web", pay, 8080) && refused("evil", pay, 8080));
     host.start();
     assert!(host.cni("CHECK", "pay").0);
     assert!(connects("web", pay, 8080) && refused("evil", pay, 8080));
@@ -335,22 +348,75 @@ fn story(host: &mut Host<'_>, state: &Arc<State>) {
     assert!(host.cni("DEL", "web").0);
     assert_eq!(links().len(), 1);
 
-    host.kill("-TERM");
-    let cleaned = Command::new(env!("CARGO_BIN_EXE_node-agent"))
-        .args(["cleanup", "--state-dir"])
-        .arg(host.dir.join("state"))
-        .arg("--bpffs")
-        .arg(host.sandbox.bpffs())
-        .arg("--socket")
-        .arg(host.socket())
-        .status();
-    assert!(cleaned.unwrap().success());
-    assert!(links().is_empty(), "{:?}", links());
+    let state_dir = host.dir.join("state");
+    let cleanup = |host: &Host<'_>| host.agent(&["cleanup", "--state-dir", state_dir.to_str().unwrap()]);
+    let (fine, text) = cleanup(host);
+    assert!(!fine && text.contains("stop"), "while it runs: {text}");
+    // Killed, so that whatever an agent removes at its end is still there.
+    host.kill("-KILL");
+    assert_ne!(world(host), before);
+    for time in ["first", "second"] {
+        let (fine, text) = cleanup(host);
+        assert!(fine, "{time}: {text}");
+        assert_eq!(world(host), before, "{time}");
+    }
     assert_eq!(state.refused(), Vec::<String>::new());
     for pod in ["stranger", "evil", "pay"] {
         run(&["ip", "netns", "delete", &name(pod)]);
     }
     let _ = std::fs::remove_dir(host.gateway_cgroup());
+}
+
+/// Status, maps and what is said of them.
+fn looks_at_itself(host: &Host<'_>, pay: Ipv4Addr) {
+    let (socket, bpffs) = (host.socket(), host.sandbox.bpffs());
+    let (socket, bpffs) = (socket.to_str().unwrap(), bpffs.to_str().unwrap());
+    let (fine, text) = host.agent(&["status", "--socket", socket]);
+    assert!(fine && text.contains("enforced        policy of 3 pods\n"), "{text}");
+    assert!(text.contains("maps            ") && text.contains("ENDPOINTS 3/"), "{text}");
+    let (fine, text) = host.agent(&["maps", "dump", "HOSTS", "-o", "json", "--bpffs", bpffs]);
+    assert!(fine && text.contains(&format!("\"{pay}\"")), "{text}");
+    let (fine, text) = host.agent(&["maps", "verify", "--socket", socket]);
+    assert!(fine && text.contains("ENDPOINTS  3 entries\n"), "{text}");
+    let path = host.sandbox.bpffs().join("maps/HOSTS");
+    let map = aya::maps::Map::HashMap(aya::maps::MapData::from_pin(path).unwrap());
+    let mut hosts: aya::maps::HashMap<_, ebpf_shared::Addr, u32> = map.try_into().unwrap();
+    let stray = ebpf_shared::Addr::from(IpAddr::from([203, 0, 113, 7]));
+    hosts.insert(stray, 1, 0).unwrap();
+    let (fine, text) = host.agent(&["maps", "verify", "--socket", socket]);
+    assert!(!fine && text.contains("HOSTS") && text.contains("203.0.113.7"), "{text}");
+    hosts.remove(&stray).unwrap();
+}
+
+/// What an agent changes outside of its own directory.
+fn world(host: &Host<'_>) -> Vec<String> {
+    let tables: [&[&str]; 6] = [
+        &["ip", "-br", "link"],
+        &["ip", "-br", "address"],
+        &["ip", "route", "show", "table", "all"],
+        &["ip", "-6", "route", "show", "table", "all"],
+        &["ip", "rule"],
+        &["nft", "list", "ruleset"],
+    ];
+    let mut shown: Vec<String> = tables
+        .map(|table| {
+            let output = Command::new(table[0]).args(&table[1..]).output().unwrap();
+            assert!(output.status.success(), "{table:?}");
+            let text = String::from_utf8(output.stdout).unwrap();
+            let mut lines: Vec<_> = text.lines().collect();
+            lines.sort_unstable();
+            lines.join("\n")
+        })
+        .into();
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let bpffs = host.sandbox.bpffs();
+    shown.push(format!("bpffs {} mounted {}", bpffs.exists(), mounts.contains(bpffs.to_str().unwrap())));
+    let mut files: Vec<_> =
+        std::fs::read_dir(&host.dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    files.retain(|name| name != "state");
+    files.sort();
+    shown.push(format!("{files:?}"));
+    shown
 }
 
 fn a_namespace_that_is_not_free_is_left_as_it_is(host: &Host<'_>, state: &Arc<State>) {
