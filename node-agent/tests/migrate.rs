@@ -282,7 +282,9 @@ fn dirs(sandbox: &Sandbox) -> Vec<PathBuf> {
     let mut names: Vec<_> =
         std::fs::read_dir(sandbox.bpffs()).unwrap().flatten().map(|dir| dir.path()).collect();
     names.sort();
-    names.into_iter().map(|path| path.file_name().unwrap().into()).collect()
+    // Names with dots are the kernel's own.
+    let names = names.into_iter().map(|path| PathBuf::from(path.file_name().unwrap()));
+    names.filter(|name| name.extension().is_none()).collect()
 }
 
 fn upgraded(sandbox: &Sandbox, old: &[Vec<u32>; 3]) {
