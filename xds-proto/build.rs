@@ -15,6 +15,9 @@ const FILES: &[&str] = &[
     "isthmus/local/v1/dns.proto",
     "isthmus/local/v1/local.proto",
     "isthmus/raft/v1/raft.proto",
+    "flow/flow.proto",
+    "observer/observer.proto",
+    "relay/relay.proto",
     "spiffe/workload.proto",
 ];
 

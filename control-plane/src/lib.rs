@@ -10,6 +10,7 @@ pub mod config;
 pub mod doors;
 pub mod federation;
 pub mod group;
+pub mod hubble;
 pub mod notify;
 pub mod overflow;
 pub mod quarantine;

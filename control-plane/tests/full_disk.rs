@@ -137,6 +137,7 @@ fn put(number: usize) -> mesh_store::Command {
         proxy: ProxyMode::None,
         ports: Vec::new(),
         address: None,
+        readiness: None,
     };
     mesh_store::Command::Apply { objects: vec![Object::Workload(workload)], dry_run: false }
 }

@@ -71,6 +71,9 @@ impl Place {
     }
 }
 
+/// A policy that is described so is audited.
+const AUDITED: &str = "audited";
+
 struct Mesh {
     world: World,
     places: Vec<Place>,
@@ -113,6 +116,9 @@ impl Mesh {
             });
             if !namespace.is_empty() {
                 object["metadata"]["namespace"] = json!(namespace);
+            }
+            if spec["description"] == AUDITED {
+                object["metadata"]["annotations"] = json!({"isthmus.io/audit": "true"});
             }
             world.put(object);
         }
@@ -268,7 +274,9 @@ fn cilium_policies() -> impl Strategy<Value = Vec<(&'static str, Value)>> {
         prop_oneof![
             1 => Just(json!({})),
             5 => prop::collection::vec(selector(), 1..3).prop_map(|list| json!({"fromEndpoints": list})),
-            2 => prop::sample::select(vec!["all", "world", "remote-node"]).prop_map(|e| json!({"fromEntities": [e]})),
+            2 => prop::sample::select(vec![
+                "all", "world", "world-ipv4", "remote-node", "cluster", "mesh", "host", "health", "ingress",
+            ]).prop_map(|e| json!({"fromEntities": [e]})),
             1 => Just(json!({"fromCIDRSet": [{"cidr": "203.0.113.0/24", "except": ["203.0.113.8/29"]}]})),
             1 => Just(json!({"fromCIDR": ["192.0.2.0/24"]})),
         ]
@@ -287,10 +295,12 @@ fn cilium_policies() -> impl Strategy<Value = Vec<(&'static str, Value)>> {
     };
     let subject = prop_oneof![Just(json!({})), Just(json!({"matchLabels": {"app": "x"}}))];
     let said = prop_oneof![2 => Just(json!({})), 1 => Just(json!({"ingress": false}))];
-    let spec = (subject, entries(), entries(), said).prop_map(|(subject, allow, deny, said)| {
-        json!({"endpointSelector": subject, "ingress": allow, "ingressDeny": deny, "egress": [{}],
-            "enableDefaultDeny": said})
-    });
+    let words = prop_oneof![4 => Just(""), 1 => Just(AUDITED)];
+    let spec =
+        (subject, entries(), entries(), said, words).prop_map(|(subject, allow, deny, said, words)| {
+            json!({"endpointSelector": subject, "ingress": allow, "ingressDeny": deny, "egress": [{}],
+            "enableDefaultDeny": said, "description": words})
+        });
     prop::collection::vec((prop::sample::select(vec!["a", "b", ""]), spec), 1..4)
 }
 

@@ -1,9 +1,15 @@
 //! Builds the parts, runs them, and stops them.
 
-use std::{collections::BTreeSet, fs, path::Path, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context;
 use clustermesh::token_source::join_token;
+use ebpf_shared::{Addr, nat::NodeConfig};
 use ipnet::IpNet;
 use mesh_model::resource::NamespacedName;
 use mesh_tls::{SharedBundles, TrustBundles, certified, shared_bundles, shared_identity};
@@ -29,13 +35,13 @@ use crate::{
     bootstrap::{
         NodeState, RegisterError, Upstream, register, renew_for_ever, report_facts_for_ever, unix_now,
     },
-    cni::{self, CniService, Creator, HostNet, Registry, SharedRegistry, pod_of},
+    cni::{self, CniService, Creator, HostNet, Registry, SharedRegistry, pod_of, ports_of},
     config::RunArgs,
     desired::PodAddresses,
     engine::Engine,
-    flows::{self, Queue},
+    flows::{self, Collector, Namer, NodeFlows, Queue, Ring},
     identity::{Callers, SdsService, Secrets, WorkloadApi, attest, cgroup_path, report_trust_for_ever},
-    kernel::{self, Kernel},
+    kernel::{self, Kernel, ShortCut},
     local::StatusService,
     made::{Ledger, LedgerError, Made},
     maps::KernelMaps,
@@ -46,6 +52,7 @@ use crate::{
     relay::{MAX_MESSAGE, Relay},
     routes::RouteKeeper,
     subscribe::{Cache, Progress, Subscriber, log_connection_for_ever, subscribe_for_ever},
+    tunnel,
 };
 
 /// A first start waits this long for a control plane that is still starting itself.
@@ -70,6 +77,10 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         Some(at) => Some(TcpListener::bind(at).await.with_context(|| format!("--metrics {at}"))?),
         None => None,
     };
+    let hubble = match args.hubble {
+        Some(at) => Some(TcpListener::bind(at).await.with_context(|| format!("--hubble {at}"))?),
+        None => None,
+    };
     let state = node_state(&args).await?;
     cni::prepare_host()?;
     // A node that can't be reached by IPv6 gives its pods none.
@@ -89,7 +100,17 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let mut ledger = Ledger::open(&args.state_dir)?;
     note_pins(&mut ledger, &args.bpffs)?;
     let mut kernel = Kernel::load(&args.bpffs, &args.cgroup)?;
+    let net = NodeConfig {
+        v4: args.address.into(),
+        v6: args.address6.map_or(Addr::UNSPECIFIED, Addr::from),
+        first_port: args.snat_ports.first,
+        last_port: args.snat_ports.last,
+        ..NodeConfig::default()
+    };
+    kernel.set_net(&args.net_interfaces, net, args.net_xdp.map(ShortCut::from))?;
     let events = kernel.events()?.into_stream().context("flow events")?;
+    let host = HostNet::new().context("netlink")?;
+    let tunnel = open_tunnel(&args, &host, &mut kernel, pod_cidr6.is_some()).await.context("--tunnel")?;
     let engine = Engine::new(addresses, Box::new(KernelMaps::new(kernel)))?;
     let cache = Cache::new(&args.state_dir).context("resource cache")?;
     for update in cache.load() {
@@ -103,11 +124,11 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     refresh_bundles(&engine, &state, &bundles);
 
     let registry = SharedRegistry::new(Registry::open(&args.state_dir, state.pod_cidr)?);
-    let host = HostNet::new().context("netlink")?;
     let creator = Creator {
         host: host.clone(),
         engine: engine.clone(),
         registry: registry.clone(),
+        tunnel: args.tunnel,
         addresses,
         slice: state.pod_cidr,
         slices: pod_cidr6.map(|slice6| (state.pod_cidr, slice6)),
@@ -127,6 +148,8 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let callers = callers.with_cgroups(gateway_cgroups(&args)?);
     let secrets = Secrets::new(&args.state_dir, engine.clone(), upstream.clone()).context("workload keys")?;
     let queue = Queue::default();
+    let ring = Ring::default();
+    let namer = Namer::new(state.node.clone(), engine.clone(), registry.clone());
     let progress = Progress::default();
     let connection = progress.status().subscribe();
     let cni = CniService::new(creator, upstream.clone(), callers.clone(), secrets.clone(), connection);
@@ -148,9 +171,9 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         cache: cache.clone(),
         progress: progress.clone(),
     };
-    let (engine_of_trust, state_of_trust) = (engine.clone(), state.clone());
+    let (engine_of_trust, state_of_trust, told_bundles) = (engine.clone(), state.clone(), bundles.clone());
     tasks.spawn(subscribe_for_ever(subscriber, move || {
-        refresh_bundles(&engine_of_trust, &state_of_trust, &bundles);
+        refresh_bundles(&engine_of_trust, &state_of_trust, &told_bundles);
     }));
     tasks.spawn(renew_for_ever(
         state.clone(),
@@ -166,10 +189,22 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         identity.clone(),
         upstream.clone(),
     ));
-    let route_keeper = RouteKeeper { node: state.node.clone(), addresses, own_pods: own_pods.clone() };
+    let route_keeper =
+        RouteKeeper { node: state.node.clone(), addresses, own_pods: own_pods.clone(), tunnel };
     tasks.spawn(route_keeper.keep_for_ever(host, engine.clone()));
-    tasks.spawn(masquerade::keep_for_ever(engine.clone(), own_pods));
-    tasks.spawn(flows::collect_for_ever(events, engine.clone(), state.node.clone(), queue.clone()));
+    if tunnel.is_some() {
+        tasks.spawn(tunnel::keep_for_ever(
+            engine.clone(),
+            state.node.clone(),
+            addresses,
+            own_pods.clone(),
+            args.tunnel,
+        ));
+    }
+    tasks.spawn(masquerade::keep_for_ever(engine.clone(), own_pods, args.masquerade_exclude.clone()));
+    let collector =
+        Collector { engine: engine.clone(), namer: namer.clone(), ring: ring.clone(), queue: queue.clone() };
+    tasks.spawn(collector.collect_for_ever(events));
     tasks.spawn(flows::report_for_ever(queue.clone(), upstream.clone()));
     tasks.spawn(report_facts_for_ever(args.facts.clone(), upstream.clone()));
     tasks.spawn(cni::watch_for_ever(cni.clone()));
@@ -186,6 +221,37 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         path.map_or(Ok(()), |path| note_file(&mut ledger, path))?;
     }
     let listener = listen(&args.socket)?;
+    let hubble_socket = args.hubble_socket();
+    note_file(&mut ledger, &hubble_socket)?;
+    let node_flows = NodeFlows {
+        node: state.node.clone(),
+        cluster: state.cluster.clone(),
+        trust_domain: state.trust_domain.clone(),
+        address: format!("unix://{}", hubble_socket.display()),
+        tls: false,
+        ring: ring.clone(),
+        namer,
+        callers: callers.clone(),
+        started: Instant::now(),
+    };
+    let hubble_listener = mesh_tls::grpc::bind_unix(&hubble_socket, 0o600)?;
+    let hubble_service = node_flows.clone().service();
+    tasks.spawn(async move {
+        let served = Server::builder()
+            .concurrency_limit_per_connection(32)
+            .add_service(hubble_service)
+            .serve_with_incoming(attest(hubble_listener))
+            .await;
+        tracing::error!(?served, "Hubble's socket is not served any more");
+    });
+    if let Some(listener) = hubble {
+        let (identity, bundles) = (identity.clone(), bundles.clone());
+        let over_tls = NodeFlows { address: listener.local_addr()?.to_string(), tls: true, ..node_flows };
+        tasks.spawn(async move {
+            let served = flows::serve_tls(listener, identity, bundles, over_tls).await;
+            tracing::error!(?served, "--hubble is not served any more");
+        });
+    }
     let limit = MAX_MESSAGE;
     let relay = Relay::new(callers.clone(), upstream.clone(), engine.clone());
     let sds = SdsService::new(callers.clone(), secrets.clone(), engine.clone());
@@ -199,6 +265,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         secrets,
         callers,
         flows: queue,
+        ring,
         progress,
         bpffs: args.bpffs.clone(),
         stop: asked_to_stop.clone(),
@@ -263,10 +330,33 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     if let Some(path) = &args.ready_file {
         let _ = fs::remove_file(path);
     }
-    for socket in [Some(&args.socket), args.spiffe_socket.as_ref()].into_iter().flatten() {
+    for socket in
+        [Some(&args.socket), Some(&hubble_socket), args.spiffe_socket.as_ref()].into_iter().flatten()
+    {
         let _ = fs::remove_file(socket);
     }
     result
+}
+
+/// The device of the tunnel with its programs, if there is to be one; without, that of an earlier agent goes.
+async fn open_tunnel(
+    args: &RunArgs,
+    host: &HostNet,
+    kernel: &mut Kernel,
+    has_ipv6: bool,
+) -> anyhow::Result<Option<u32>> {
+    if !args.tunnel.is_tunnel() {
+        tunnel::remove(host).await?;
+        return Ok(None);
+    }
+    if args.tunnel == tunnel::Mode::VxlanIpv6 && args.address6.is_none() {
+        return Err(tunnel::DeviceError::NoIpv6.into());
+    }
+    let mtu = args.tunnel.inner_mtu(host.uplink_mtu(args.address).await?);
+    let index = tunnel::ensure(host, mtu, has_ipv6).await?;
+    kernel.attach_tunnel(tunnel::DEVICE)?;
+    tunnel::open(host, index).await?;
+    Ok(Some(index))
 }
 
 /// The state of an earlier start, or a registration.
@@ -325,6 +415,7 @@ async fn adopt(creator: &Creator, mut waiting: Option<&mut Waiting>) -> anyhow::
             } else {
                 creator.engine.attach(&endpoint.host_interface, endpoint.ifindex)?;
             }
+            creator.engine.lead_ports(endpoint.workload.clone(), ports_of(&endpoint));
             creator.engine.load_pod(endpoint.workload.clone(), pod_of(&endpoint));
             continue;
         }

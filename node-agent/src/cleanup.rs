@@ -8,10 +8,10 @@ use nix::{errno::Errno, mount::MntFlags};
 use crate::{
     bootstrap::NodeState,
     cni::{HostNet, Registry},
-    config::CleanupArgs,
+    config::{CleanupArgs, beside},
     kernel,
     made::{Ledger, Made},
-    masquerade, persist, routes,
+    masquerade, persist, routes, tunnel,
 };
 
 /// Cleans up after agents with these directories. What is gone already is fine; the key, the certificate and the last
@@ -24,7 +24,9 @@ pub async fn cleanup(args: &CleanupArgs) -> anyhow::Result<()> {
     let mut ledger = Ledger::open(&args.state_dir)?;
     let mut made = ledger.newest_first();
     // Of releases that kept no ledger, and of whoever names it again.
-    let named = [args.bpffs.clone().map(Made::Pins), args.socket.clone().map(Made::File)];
+    let hubble = args.socket.as_deref().map(beside);
+    let named =
+        [args.bpffs.clone().map(Made::Pins), args.socket.clone().map(Made::File), hubble.map(Made::File)];
     for extra in named.into_iter().flatten().chain([Made::Routes, Made::Tables]) {
         if !made.contains(&extra) {
             made.push(extra);
@@ -62,6 +64,7 @@ async fn remove(made: &Made, host: &HostNet) -> anyhow::Result<()> {
         Made::Routes => {
             routes::remove_all(host).await?;
             routes::to_proxy::remove(host).await?;
+            tunnel::remove(host).await?;
         }
         Made::Tables => masquerade::remove().await?,
         Made::Pins(dir) if dir.exists() => kernel::unload(dir)?,

@@ -3,14 +3,14 @@
 use std::{
     ffi::OsString,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
-use clap::{Args, CommandFactory, Parser, Subcommand, error::ErrorKind};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use clustermesh::token_source::TOKEN_VARIABLE;
 use mesh_model::resource::NamespacedName;
 
-use crate::bootstrap::NodeFactsArgs;
+use crate::{bootstrap::NodeFactsArgs, kernel::ShortCut};
 
 /// Programs the kernel of one node, creates pods and serves their identity.
 #[derive(Debug, Parser)]
@@ -76,6 +76,19 @@ pub struct RunArgs {
     /// Directory for pinned programs and maps; a BPF file system is mounted there if it is none.
     #[arg(long)]
     pub bpffs: PathBuf,
+    /// Interface by which clients outside the mesh reach this node; repeatable. What comes in there is served at node ports
+    /// and host ports, and at the external and load balancers' addresses of services. None: they are for the node's own
+    /// pods only. By the first, other nodes are reached.
+    #[arg(long = "net-interface", value_name = "NAME", value_parser = interface)]
+    pub net_interfaces: Vec<String>,
+    /// Sends packets between clients outside and backends of other nodes on before this node's stack has seen them: in the
+    /// driver of the interfaces (which has to support XDP), or generically, which is slower.
+    #[arg(long, requires = "net_interfaces")]
+    pub net_xdp: Option<XdpMode>,
+    /// Ports of this node's address that their packets have on the way to backends of other nodes: none that sockets of
+    /// the host are given (net.ipv4.ip_local_port_range) or listen at.
+    #[arg(long, value_name = "FIRST-LAST", default_value = "61000-65535", value_parser = port_range)]
+    pub snat_ports: PortRange,
     /// Replicas to use instead of those learnt at registration; repeat it in order of preference.
     #[arg(long = "replica", value_name = "HOST:PORT")]
     pub replicas: Vec<String>,
@@ -86,6 +99,20 @@ pub struct RunArgs {
     /// --metrics may be an address that others reach: in clear, to anybody on that network.
     #[arg(long, requires = "metrics")]
     pub metrics_plain: bool,
+    /// Unix socket on which `hubble` reads the flows of this node, for root; beside the agent's if it is not given.
+    #[arg(long, value_name = "PATH")]
+    pub hubble_socket: Option<PathBuf>,
+    /// Serves the flows of this node to `hubble` over mTLS as well, for administrators and replicas.
+    #[arg(long, value_name = "IP:PORT")]
+    pub hubble: Option<SocketAddr>,
+    /// How packets get to pods of other nodes; the same on all nodes of a cluster. In a tunnel pods have 50 bytes less in a
+    /// frame than the underlay, 70 over IPv6.
+    #[arg(long, value_enum, default_value = "direct")]
+    pub tunnel: crate::tunnel::Mode,
+    /// Addresses outside the mesh that pods reach with their own address, not the node's; repeatable. The network there
+    /// has to know the way back.
+    #[arg(long = "masquerade-exclude", value_name = "CIDR")]
+    pub masquerade_exclude: Vec<ipnet::IpNet>,
     /// Created once the agent serves, with its process id in it.
     #[arg(long)]
     pub ready_file: Option<PathBuf>,
@@ -99,6 +126,18 @@ pub struct RunArgs {
     /// Serves the SPIFFE Workload API on this unix socket, to every pod that the file is mounted into.
     #[arg(long, value_name = "PATH")]
     pub spiffe_socket: Option<PathBuf>,
+}
+
+impl RunArgs {
+    /// Where flows are read.
+    pub fn hubble_socket(&self) -> PathBuf {
+        self.hubble_socket.clone().unwrap_or_else(|| beside(&self.socket))
+    }
+}
+
+/// Hubble's socket of an agent that was not told another place.
+pub fn beside(socket: &Path) -> PathBuf {
+    socket.with_file_name("hubble.sock")
 }
 
 /// Which agent to ask.
@@ -173,6 +212,48 @@ pub struct CleanupArgs {
     /// A socket to be removed beside what the state directory names.
     #[arg(long)]
     pub socket: Option<PathBuf>,
+}
+
+/// Where packets are met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs)]
+pub enum XdpMode {
+    Driver,
+    Generic,
+}
+
+impl From<XdpMode> for ShortCut {
+    fn from(mode: XdpMode) -> Self {
+        match mode {
+            XdpMode::Driver => Self::Driver,
+            XdpMode::Generic => Self::Generic,
+        }
+    }
+}
+
+/// Ports from the first to the last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct PortRange {
+    pub first: u16,
+    pub last: u16,
+}
+
+fn port_range(text: &str) -> Result<PortRange, String> {
+    let parsed = text.split_once('-').and_then(|(first, last)| {
+        let (first, last) = (first.parse().ok()?, last.parse().ok()?);
+        (1024 <= first && first <= last).then_some(PortRange { first, last })
+    });
+    parsed.ok_or_else(|| format!("{text:?} is not FIRST-LAST, two ports from 1024 to 65535"))
+}
+
+/// As the kernel has it (`dev_valid_name`).
+fn interface(text: &str) -> Result<String, String> {
+    let fine = (1..16).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/' && byte != b':')
+        && text != "."
+        && text != "..";
+    if fine { Ok(text.to_owned()) } else { Err(format!("{text:?} is not the name of an interface")) }
 }
 
 pub(crate) fn namespaced(text: &str) -> Result<NamespacedName, String> {
@@ -267,6 +348,21 @@ mod tests {
         let Command::Run(run) = cli.command else { panic!("not run") };
         assert_eq!(run.replicas, ["a:1", "b:2"]);
         assert_eq!(run.gateway_workloads, [NamespacedName::new("mesh", "gw")]);
+    }
+
+    #[test]
+    fn interfaces_and_ports_are_checked_before_anything_is_done() {
+        let cli =
+            parse(&["--net-interface", "eth0", "--net-interface", "eth1", "--snat-ports", "50000-50001"]);
+        let Command::Run(run) = cli.unwrap().command else { panic!("not run") };
+        assert_eq!(run.net_interfaces, ["eth0", "eth1"]);
+        assert_eq!(run.snat_ports, PortRange { first: 50_000, last: 50_001 });
+        for ports in ["50001-50000", "80-90", "50000", "a-b", "50000-70000"] {
+            assert!(parse(&["--snat-ports", ports]).is_err(), "{ports}");
+        }
+        for name in ["", "a/b", "0123456789abcdef", "a b"] {
+            assert!(parse(&["--net-interface", name]).is_err(), "{name}");
+        }
     }
 
     #[test]

@@ -8,16 +8,16 @@ use std::{
     time::Duration,
 };
 
-use ebpf_shared::{Direction, Metric, Reason};
+use ebpf_shared::{Direction, FlowKind, Metric, Reason, overlay::Hop};
 use ipnet::IpNet;
 use mesh_model::resource::NamespacedName;
 use tokio::sync::watch;
 use xds_client::Update;
 
 use crate::{
-    desired::{Desired, Dictionary, EndpointEntry, Pod, PodAddresses, compute, plan},
+    desired::{Desired, Dictionary, EndpointEntry, Inputs, Limits, MapOp, Planner, Pod, PodAddresses},
     maps::{MapError, Maps},
-    subscribe::Resources,
+    subscribe::{HostPort, Resources, Touched},
 };
 
 /// Between attempts to write what the kernel refused.
@@ -39,10 +39,16 @@ struct Inner {
     gateways: BTreeSet<IpAddr>,
     /// What the kernel holds.
     current: Desired,
-    dictionary: Dictionary,
+    planner: Planner,
+    /// Since the last plan.
+    touched: Touched,
     maps: Box<dyn Maps>,
     /// The last write failed: the kernel is not as it should be.
     behind: Option<MapError>,
+    /// The map that has no room for what is to be written.
+    full: Option<&'static str>,
+    /// A write was refused half-way, so that `current` may not be what the kernel holds.
+    is_unsure: bool,
 }
 
 impl Engine {
@@ -52,16 +58,19 @@ impl Engine {
     /// The maps can't be read.
     pub fn new(addresses: impl Into<PodAddresses>, mut maps: Box<dyn Maps>) -> Result<Self, MapError> {
         let current = maps.snapshot()?;
-        let dictionary = Dictionary::recover(&current);
+        let planner = Planner::new(&current, Limits::KERNEL);
         let inner = Inner {
             addresses: addresses.into(),
             resources: Resources::default(),
             pods: BTreeMap::new(),
             gateways: BTreeSet::new(),
             current,
-            dictionary,
+            planner,
+            touched: Touched::default(),
             maps,
             behind: None,
+            full: None,
+            is_unsure: false,
         };
         Ok(Self { inner: Arc::new(Mutex::new(inner)), changes: Arc::new(watch::Sender::new(0)) })
     }
@@ -72,7 +81,7 @@ impl Engine {
     /// # Errors
     /// The text of a NACK.
     pub fn load(&self, update: &Update) -> Result<(), String> {
-        self.lock().resources.apply(update).map_err(|error| error.to_string())
+        self.lock().take(update)
     }
 
     /// Takes an update and writes it to the kernel. What is acknowledged is enforced.
@@ -83,7 +92,7 @@ impl Engine {
     pub fn apply(&self, update: &Update) -> Result<(), String> {
         let result = {
             let mut inner = self.lock();
-            inner.resources.apply(update).map_err(|error| error.to_string())?;
+            inner.take(update)?;
             inner.write().map_err(|error| error.to_string())
         };
         self.tell();
@@ -147,9 +156,32 @@ impl Engine {
         self.lock().maps.packets()
     }
 
+    /// News that were counted and not told, by direction and reason, ever.
+    pub fn suppressed(&self) -> Vec<(Direction, Reason, Metric)> {
+        self.lock().maps.suppressed()
+    }
+
+    /// Says which node has which addresses, for the tunnel.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn set_hops(&self, hops: &BTreeMap<IpNet, Hop>) -> Result<(), MapError> {
+        self.lock().maps.set_hops(hops)
+    }
+
+    /// The same by kind of flow, of those that are remembered.
+    pub fn flow_kinds(&self) -> BTreeMap<FlowKind, Metric> {
+        self.lock().maps.flow_kinds()
+    }
+
     /// Whether the kernel has refused a write that is still to be made.
     pub fn is_behind(&self) -> bool {
         self.lock().behind.is_some()
+    }
+
+    /// The map that has no room for what the kernel is to hold.
+    pub fn full_map(&self) -> Option<&'static str> {
+        self.lock().full
     }
 
     /// The write that the kernel has refused, which is still to be made.
@@ -159,12 +191,14 @@ impl Engine {
 
     /// Notes a pod without writing: for those that were there when the agent started.
     pub fn load_pod(&self, workload: NamespacedName, pod: Pod) {
-        self.lock().pods.insert(workload, pod);
+        self.lock().put_pod(workload, Some(pod));
     }
 
     /// Says which further addresses are the node's own. Takes effect with the next change.
     pub fn set_gateways(&self, gateways: BTreeSet<IpAddr>) {
-        self.lock().gateways = gateways;
+        let mut inner = self.lock();
+        inner.gateways = gateways;
+        inner.touched.nodes = true;
     }
 
     /// A pod is there. It has no traffic until its policy is in the kernel.
@@ -174,11 +208,16 @@ impl Engine {
     pub fn add_pod(&self, workload: NamespacedName, pod: Pod) -> Result<(), MapError> {
         let result = {
             let mut inner = self.lock();
-            inner.pods.insert(workload, pod);
+            inner.put_pod(workload, Some(pod));
             inner.write()
         };
         self.tell();
         result
+    }
+
+    /// Has ports of the node lead to a pod as soon as it is there, for as long as it is. Writes nothing by itself.
+    pub fn lead_ports(&self, workload: NamespacedName, ports: Vec<HostPort>) {
+        self.lock().resources.host_ports.insert(workload, ports);
     }
 
     /// A pod is gone.
@@ -188,7 +227,8 @@ impl Engine {
     pub fn remove_pod(&self, workload: &NamespacedName) -> Result<(), MapError> {
         let result = {
             let mut inner = self.lock();
-            inner.pods.remove(workload);
+            inner.put_pod(workload.clone(), None);
+            inner.resources.host_ports.remove(workload);
             inner.write()
         };
         self.tell();
@@ -224,7 +264,7 @@ impl Engine {
     /// Looks at what the kernel holds, and the names of its policies.
     pub fn kernel<T>(&self, look: impl FnOnce(&Desired, &Dictionary) -> T) -> T {
         let inner = self.lock();
-        look(&inner.current, &inner.dictionary)
+        look(&inner.current, inner.planner.dictionary())
     }
 
     /// Changes whenever resources, pods or the kernel did.
@@ -232,10 +272,21 @@ impl Engine {
         self.changes.subscribe()
     }
 
-    /// Tries again what the kernel refused, for ever. Stop it by dropping the future.
+    /// Removes from the kernel what nothing has needed since the last call.
+    ///
+    /// # Errors
+    /// The kernel refused a write.
+    pub fn collect(&self) -> Result<(), MapError> {
+        self.lock().collect()
+    }
+
+    /// Tries again what the kernel refused, and removes what nothing needs, for ever. Stop it by dropping the future.
     pub async fn retry_for_ever(&self) {
         loop {
             tokio::time::sleep(RETRY).await;
+            if let Err(error) = self.collect() {
+                tracing::error!(%error, "what nothing needs can't be removed from the kernel");
+            }
             if self.is_behind()
                 && let Err(error) = self.synchronise()
             {
@@ -254,23 +305,71 @@ impl Engine {
 }
 
 impl Inner {
+    fn take(&mut self, update: &Update) -> Result<(), String> {
+        let touched = self.resources.apply(update).map_err(|error| error.to_string())?;
+        self.touched.extend(touched);
+        Ok(())
+    }
+
+    fn put_pod(&mut self, workload: NamespacedName, pod: Option<Pod>) {
+        let before = match pod {
+            Some(pod) => self.pods.insert(workload.clone(), pod),
+            None => self.pods.remove(&workload),
+        };
+        self.touched.pods.entry(workload).or_insert(before);
+    }
+
     fn write(&mut self) -> Result<(), MapError> {
-        let mut desired =
-            compute(&self.resources, self.addresses, &self.pods, &self.current, &mut self.dictionary);
-        // Whatever identity the node's address has: a gateway of the mesh may run on it.
-        let own = desired.identities.get(&IpNet::from(IpAddr::V4(self.addresses.v4))).copied();
-        let own = own.unwrap_or(ebpf_shared::identity::HOST);
-        desired.identities.extend(self.gateways.iter().map(|gateway| (IpNet::from(*gateway), own)));
-        self.behind = None;
-        for op in plan(&self.current, &desired, &mut self.dictionary) {
-            if let Err(error) = self.maps.execute(&op) {
-                // What comes later in the order relies on this write, so it must wait.
-                self.behind = Some(error.clone());
-                return Err(error);
-            }
-            op.apply(&mut self.current);
+        let result = self.look_again().and_then(|()| self.plan_and_execute());
+        self.behind = result.as_ref().err().cloned();
+        result
+    }
+
+    fn look_again(&mut self) -> Result<(), MapError> {
+        if self.is_unsure {
+            self.current = self.maps.snapshot()?;
+            self.is_unsure = false;
         }
         Ok(())
+    }
+
+    fn plan_and_execute(&mut self) -> Result<(), MapError> {
+        let touched = std::mem::take(&mut self.touched);
+        let inputs = Inputs {
+            resources: &self.resources,
+            node: self.addresses,
+            gateways: &self.gateways,
+            pods: &self.pods,
+        };
+        let planned = self.planner.plan(inputs, &touched, &self.current);
+        self.full = planned.as_ref().err().map(|full| full.map);
+        let result = match planned {
+            Ok(ops) => self.execute(&ops),
+            Err(full) => Err(MapError { what: "planning".to_owned(), reason: full.to_string() }),
+        };
+        self.planner.done(&self.current, result.is_ok());
+        result
+    }
+
+    /// What comes later in the order relies on what comes before, so it ends at the first error.
+    fn execute(&mut self, ops: &[MapOp]) -> Result<(), MapError> {
+        let (made, result) = match self.maps.execute(ops) {
+            Ok(()) => (ops.len(), Ok(())),
+            Err((place, error)) => (place, Err(error)),
+        };
+        for op in ops.iter().take(made) {
+            op.apply(&mut self.current);
+        }
+        self.is_unsure |= result.is_err();
+        result
+    }
+
+    fn collect(&mut self) -> Result<(), MapError> {
+        self.look_again()?;
+        let ops = self.planner.collect(&self.current);
+        let result = self.execute(&ops);
+        self.planner.done(&self.current, result.is_ok());
+        result
     }
 }
 

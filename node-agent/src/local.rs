@@ -14,7 +14,7 @@ use crate::{
     bootstrap::{Upstream, hex},
     cni::SharedRegistry,
     engine::Engine,
-    flows::Queue,
+    flows::{Queue, Ring},
     identity::{Callers, Secrets},
     maps::{Verified, fill, verify},
     stop::stays,
@@ -35,6 +35,7 @@ pub struct StatusService {
     pub secrets: Secrets,
     pub callers: Callers,
     pub flows: Queue,
+    pub ring: Ring,
     pub progress: Progress,
     /// The agent's directory of pins.
     pub bpffs: PathBuf,
@@ -61,6 +62,11 @@ impl StatusService {
                 })
                 .collect()
         })
+    }
+
+    /// News that were counted by the kernel and not told one by one, ever.
+    pub fn suppressed(&self) -> u64 {
+        self.engine.suppressed().iter().map(|(_, _, metric)| metric.packets).sum()
     }
 
     /// Pods without traffic, because their policy is not in the kernel.
@@ -131,6 +137,8 @@ impl Agent for StatusService {
             ipcache: identities,
             flows_lost: self.flows.lost_ever(),
             trust: self.trust(),
+            flows_seen: self.ring.level().seen,
+            flows_suppressed: self.suppressed(),
             behind: self.engine.behind().unwrap_or_default(),
             away_since_unix: away.as_ref().map_or(0, |(since, _)| *since),
             away_reason: away.map(|(_, reason)| reason).unwrap_or_default(),

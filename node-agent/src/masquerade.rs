@@ -26,8 +26,17 @@ pub enum MasqueradeError {
     Refused(String),
 }
 
-/// The addresses of all pods, on every node. PURE.
-pub fn mesh_addresses(resources: &Resources) -> BTreeSet<IpNet> {
+/// What pods reach with their own addresses: all pods, on every node, and what was excluded. PURE.
+pub fn spared(resources: &Resources, excluded: &[IpNet]) -> BTreeSet<IpNet> {
+    let mut nets = mesh_addresses(resources);
+    // Without a word of the other nodes, their pods would be taken for outsiders.
+    if !nets.is_empty() {
+        nets.extend(excluded);
+    }
+    nets
+}
+
+fn mesh_addresses(resources: &Resources) -> BTreeSet<IpNet> {
     resources.nodes.values().flat_map(|node| node.pod_cidrs.iter().copied()).collect()
 }
 
@@ -40,7 +49,9 @@ fn table(own: &IpNet, mesh: &BTreeSet<IpNet>) -> String {
     let family = if own.addr().is_ipv4() { "ip" } else { "ip6" };
     let mut inside = String::new();
     let of_family = mesh.iter().filter(|net| net.addr().is_ipv4() == own.addr().is_ipv4());
-    for net in of_family.chain([own]).collect::<BTreeSet<_>>() {
+    // Sets of intervals refuse those that overlap.
+    let whole: Vec<IpNet> = of_family.chain([own]).copied().collect();
+    for net in IpNet::aggregate(&whole) {
         let separator = if inside.is_empty() { "" } else { ", " };
         let _ = write!(inside, "{separator}{net}");
     }
@@ -57,13 +68,12 @@ fn table(own: &IpNet, mesh: &BTreeSet<IpNet>) -> String {
 }
 
 /// Keeps the rules as they are to be, for ever. Stop it by dropping the future.
-pub async fn keep_for_ever(engine: Engine, own: Vec<IpNet>) {
+pub async fn keep_for_ever(engine: Engine, own: Vec<IpNet>, excluded: Vec<IpNet>) {
     let mut changes = engine.changes();
     let mut held = None;
     loop {
         changes.borrow_and_update();
-        let mesh = engine.resources(mesh_addresses);
-        // Without a word of the other nodes, their pods would be taken for outsiders.
+        let mesh = engine.resources(|resources| spared(resources, &excluded));
         if !mesh.is_empty() && held.as_ref() != Some(&mesh) {
             match load(&ruleset(&own, &mesh)).await {
                 Ok(()) => held = Some(mesh),
@@ -124,10 +134,7 @@ mod tests {
     #[test]
     fn pods_of_every_node_are_spared_whether_or_not_this_node_is_listed() {
         let rules = ruleset(&[net("10.1.0.0/24")], &[net("10.1.1.0/24")].into());
-        assert!(
-            rules.contains("ip saddr 10.1.0.0/24 ip daddr != { 10.1.0.0/24, 10.1.1.0/24 } masquerade"),
-            "{rules}"
-        );
+        assert!(rules.contains("ip saddr 10.1.0.0/24 ip daddr != { 10.1.0.0/23 } masquerade"), "{rules}");
         let listed = ruleset(&[net("10.1.0.0/24")], &[net("10.1.0.0/24"), net("10.1.1.0/24")].into());
         assert_eq!(rules, listed);
     }
@@ -137,11 +144,29 @@ mod tests {
         let own = [net("10.1.0.0/24"), net("fd00:1::/120")];
         let rules = ruleset(&own, &[net("10.1.1.0/24"), net("fd00:1::100/120")].into());
         for rule in [
-            "ip saddr 10.1.0.0/24 ip daddr != { 10.1.0.0/24, 10.1.1.0/24 } masquerade",
-            "ip6 saddr fd00:1::/120 ip6 daddr != { fd00:1::/120, fd00:1::100/120 } masquerade",
+            "ip saddr 10.1.0.0/24 ip daddr != { 10.1.0.0/23 } masquerade",
+            "ip6 saddr fd00:1::/120 ip6 daddr != { fd00:1::/119 } masquerade",
         ] {
             assert!(rules.contains(rule), "{rules}");
         }
+    }
+
+    #[test]
+    fn what_is_excluded_is_spared_and_ranges_that_overlap_become_one() {
+        let mut resources = Resources::default();
+        let excluded = [net("10.0.0.0/8"), net("2001:db8::/32")];
+        assert!(spared(&resources, &excluded).is_empty(), "before anything was told of other nodes");
+        let node = crate::subscribe::NodeRoute {
+            address: [192, 0, 2, 2].into(),
+            address6: None,
+            pod_cidrs: vec![net("10.1.1.0/24")],
+            addresses: Vec::new(),
+            zone: String::new(),
+        };
+        resources.nodes.insert("n2".into(), node);
+        let rules = ruleset(&[net("10.1.0.0/24"), net("fd00:1::/120")], &spared(&resources, &excluded));
+        assert!(rules.contains("ip saddr 10.1.0.0/24 ip daddr != { 10.0.0.0/8 } masquerade"), "{rules}");
+        assert!(rules.contains("ip6 daddr != { 2001:db8::/32, fd00:1::/120 } masquerade"), "{rules}");
     }
 
     #[test]

@@ -93,6 +93,8 @@ impl Metrics {
                 ("endpoints", kernel.endpoints.len()),
                 ("identities", kernel.identities.len()),
                 ("services", kernel.services.len()),
+                ("peers", kernel.classes.values().map(|class| class.peers.len()).sum()),
+                ("rules", kernel.rulesets.values().map(|set| set.entries().len()).sum()),
             ]
         });
         page.gauges(
@@ -121,16 +123,32 @@ impl Metrics {
             "1 while the kernel has refused a write, which is tried again",
             flag(engine.is_behind()),
         )?;
+        page.gauges(
+            "isthmus_agent_map_full",
+            "1 for a map of the kernel that has no room for what the control plane told; nothing is changed until it has",
+            engine.full_map().map(|map| (label("map", map), flag(true))),
+        )?;
         let packets = engine.packets();
         let rows = |of: fn(&Metric) -> u64| {
             packets.iter().map(move |(direction, reason, metric)| (cell(*direction, *reason), of(metric)))
         };
         page.counters(
             "isthmus_agent_packets",
-            "Packets by direction and what became of them; all but FORWARDED were dropped",
+            "Packets by direction and what became of them; all but FORWARDED and AUDITED were dropped",
             rows(|metric| metric.packets),
         )?;
         page.counters("isthmus_agent_packet_bytes", "The same in bytes", rows(|metric| metric.bytes))?;
+        let suppressed = engine.suppressed();
+        page.counters(
+            "isthmus_agent_flows_suppressed",
+            "Flow events that were counted and not told one by one, because there were many of their kind",
+            suppressed.iter().map(|(way, reason, metric)| (cell(*way, *reason), metric.packets)),
+        )?;
+        page.counter(
+            "isthmus_agent_flows_seen",
+            "Packets that flows told of, one by one or by counts",
+            self.status.ring.level().seen,
+        )?;
         page.counter(
             "isthmus_agent_flows_lost",
             "Flow events that found no room, in the kernel or here",
@@ -186,7 +204,7 @@ mod tests {
         bootstrap::{Upstream, state::tests::state},
         cni::{Registry, SharedRegistry},
         engine::Engine,
-        flows::Queue,
+        flows::{Queue, Ring},
         identity::{Callers, Secrets},
         maps::MemoryMaps,
         subscribe::{Progress, TYPES},
@@ -205,7 +223,7 @@ mod tests {
         let sds = SdsService::new(callers.clone(), secrets.clone(), engine.clone());
         let progress = Progress::default();
         progress.answered(&TYPES[0], false);
-        let flows = Queue::default();
+        let (flows, ring) = (Queue::default(), Ring::default());
         let status = StatusService {
             node: state.node,
             upstream,
@@ -214,6 +232,7 @@ mod tests {
             secrets,
             callers,
             flows,
+            ring,
             progress,
             bpffs: dir.to_owned(),
             stop: CancellationToken::new(),

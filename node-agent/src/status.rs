@@ -47,7 +47,11 @@ fn render(status: &AgentStatusResponse, mut out: impl Write) -> std::io::Result<
         })
         .collect();
     writeln!(out, "maps            {}", if fill.is_empty() { "empty".to_owned() } else { fill.join(", ") })?;
-    writeln!(out, "flows lost      {}", status.flows_lost)?;
+    writeln!(
+        out,
+        "flows           {} told, {} told by counts only, {} lost",
+        status.flows_seen, status.flows_suppressed, status.flows_lost
+    )?;
     for trust in &status.trust {
         let roots: Vec<_> = trust.roots_sha256.iter().map(|root| root.get(..16).unwrap_or(root)).collect();
         writeln!(
@@ -117,6 +121,9 @@ mod tests {
             replica: "192.0.2.1:9443".into(),
             connected: true,
             revision: 7,
+            flows_seen: 5,
+            flows_suppressed: 3,
+            flows_lost: 2,
             endpoints: vec![AgentEndpoint {
                 name: "shop/web".into(),
                 state: "ready".into(),
@@ -134,6 +141,7 @@ mod tests {
         let text = String::from_utf8(out).unwrap();
         assert!(text.contains("connected to 192.0.2.1:9443, revision 7"), "{text}");
         assert!(text.contains("shop/web"), "{text}");
+        assert!(text.contains("5 told, 3 told by counts only, 2 lost"), "{text}");
         let trusts = "west.example by abababababababab cdcdcdcdcdcdcdcd, 3 registrations revoked";
         assert!(text.contains(trusts), "{text}");
     }

@@ -6,20 +6,23 @@ mod support;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ebpf_shared::packet::icmp::{ECHO, ECHO6};
 use ebpf_shared::packet::{protocol, tcp};
-use ebpf_shared::{Class, Direction, Endpoint, Packet, Reason, identity};
+use ebpf_shared::{Direction, Endpoint, Packet, Reason, identity};
 use ipnet::IpNet;
 use node_agent::kernel::Kernel;
-use node_agent::kernel::rules::{Rule, compile};
+use node_agent::kernel::rules::{DefaultDeny, Defaults, Rule, compile};
+use node_agent::kernel::ruleset::RuleSets;
 use node_agent::kernel::verdict::Emulation;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use support::frames::{
-    DESTINATION, HOP_BY_HOP, ROUTING, answer, echo, error_about, extended, fragment, frame, icmp_of, is_icmp,
+    DESTINATION, HOP_BY_HOP, ROUTING, answer, echo, error_about, extended, fragment, frame, icmp_of,
     listener, on_link, packet, padding, piece, transport,
 };
 use support::in_sandbox;
+use support::policy::{Writer, defaults};
 use support::reference::{Look, Pieces, look};
 
 const LO: u32 = 1;
@@ -71,23 +74,43 @@ const PORTS: [u16; 8] = [1, 79, 80, 81, 1023, 1024, 8080, 65535];
 
 #[derive(Clone, Debug)]
 struct Policy {
-    class: Class,
+    defaults: Defaults,
     rules: Vec<Rule>,
 }
 
 fn policy(rng: &mut StdRng) -> Policy {
     let rules = (0..rng.random_range(0..8)).map(|number| rule(rng, number + 1)).collect();
-    let class = Class { flags: rng.random_range(0..4), ingress_policy: 101, egress_policy: 102 };
-    Policy { class, rules }
+    let mut deny = |name: u32| DefaultDeny {
+        enforced: rng.random_bool(0.5).then_some(name),
+        audited: rng.random_bool(0.1).then_some(name + 2),
+    };
+    Policy { defaults: Defaults { ingress: deny(101), egress: deny(102) }, rules }
+}
+
+/// The same but for one rule.
+fn little_change(rng: &mut StdRng, policy: &Policy) -> Policy {
+    let mut changed = policy.clone();
+    let at = rng.random_range(0..=changed.rules.len());
+    changed.rules.truncate(at.max(1));
+    changed.rules.push(rule(rng, 50 + at as u32));
+    changed
 }
 
 fn rule(rng: &mut StdRng, policy_id: u32) -> Rule {
     let mut port = || *PORTS.choose(rng).expect("not empty");
     let (a, b) = (port(), port());
-    let ports = [None, Some(a..=a), Some(a.min(b)..=a.max(b)), Some(0..=b)];
+    let ports = [
+        None,
+        Some(a..=a),
+        Some(a.min(b)..=a.max(b)),
+        Some(0..=b),
+        Some(ECHO..=ECHO | 0xff),
+        Some(ECHO6..=ECHO6),
+    ];
     Rule {
         direction: direction(rng),
         allow: rng.random_bool(0.7),
+        audit: rng.random_bool(0.1),
         identity: *[0, 0, 300, 301, OUTSIDE[0], OUTSIDE[1], OUTSIDE[2], identity::WORLD]
             .choose(rng)
             .expect("not empty"),
@@ -129,31 +152,60 @@ fn traffic(rng: &mut StdRng, direction: Direction) -> Packet {
 
 /// What the words of the policy say of a new flow, one rule after the other.
 fn oracle(policy: &Policy, direction: Direction, identity: u32, protocol: u8, port: u16) -> Reason {
-    let matching = |rule: &&Rule| {
-        rule.direction == direction
-            && (rule.identity == 0 || rule.identity == identity)
-            && (rule.protocol == protocol::ANY || rule.protocol == protocol)
-            && rule.ports.as_ref().is_none_or(|ports| ports.contains(&port))
+    let has_ports = [protocol::TCP, protocol::UDP, protocol::SCTP].contains(&protocol);
+    let default = match direction {
+        Direction::Ingress => policy.defaults.ingress,
+        Direction::Egress => policy.defaults.egress,
     };
-    let deny = match direction {
-        Direction::Ingress => Class::DENY_INGRESS,
-        Direction::Egress => Class::DENY_EGRESS,
+    let say = |with_audited: bool| {
+        let matching = |rule: &&Rule| {
+            rule.direction == direction
+                && (with_audited || !rule.audit)
+                && (rule.identity == 0 || rule.identity == identity)
+                && match rule.protocol {
+                    protocol::ANY => has_ports || rule.ports.is_none(),
+                    named => named == protocol,
+                }
+                && rule.ports.as_ref().is_none_or(|ports| ports.contains(&port))
+        };
+        let denies = default.enforced.is_some() || (with_audited && default.audited.is_some());
+        if policy.rules.iter().filter(matching).any(|rule| !rule.allow) {
+            Reason::PolicyDenied
+        } else if policy.rules.iter().filter(matching).any(|rule| rule.allow) || !denies {
+            Reason::Forwarded
+        } else {
+            Reason::DefaultDeny
+        }
     };
-    if policy.rules.iter().filter(matching).any(|rule| !rule.allow) {
-        Reason::PolicyDenied
-    } else if policy.rules.iter().filter(matching).any(|rule| rule.allow) || policy.class.flags & deny == 0 {
-        Reason::Forwarded
-    } else {
-        Reason::DefaultDeny
+    match (say(false), say(true)) {
+        (Reason::Forwarded, Reason::Forwarded) => Reason::Forwarded,
+        (Reason::Forwarded, _) => Reason::Audited,
+        (denied, _) => denied,
+    }
+}
+
+/// What policy calls the port of a packet that begins a flow.
+fn asked(packet: &Packet, port: u16) -> u16 {
+    match packet.protocol {
+        protocol::ICMP => ECHO,
+        protocol::ICMPV6 => ECHO6,
+        _ => port,
     }
 }
 
 fn emulation(policy: &Policy, class: u32) -> Emulation {
     let mut emulation = Emulation::default();
     emulation.policy.identities.extend(identities());
-    emulation.policy.put_class(class, &compile(policy.class, &policy.rules));
+    put(&mut emulation, class, policy);
     emulation.endpoints.insert(LO, endpoint(class));
     emulation
+}
+
+fn put(emulation: &mut Emulation, class: u32, policy: &Policy) {
+    let mut sets = RuleSets::recover(&emulation.policy.rulesets);
+    let entry = compile(&policy.defaults, &policy.rules, &mut sets);
+    emulation.policy.put_class(class, &entry, &sets);
+    emulation.policy.epoch += 1;
 }
 
 fn endpoint(class: u32) -> Endpoint {
@@ -163,10 +215,10 @@ fn endpoint(class: u32) -> Endpoint {
 #[test]
 fn the_maps_say_of_new_flows_what_the_policy_says() {
     let mut rng = StdRng::seed_from_u64(1);
-    for _ in 0..400 {
+    for _ in 0..3_000 {
         let policy = policy(&mut rng);
         let rules: BTreeMap<u32, &Rule> = policy.rules.iter().map(|rule| (rule.policy_id, rule)).collect();
-        let node = emulation(&policy, 7);
+        let mut node = emulation(&policy, 7);
         for direction in [Direction::Ingress, Direction::Egress] {
             for (peer, identity) in PEERS {
                 for (protocol, port) in [protocol::TCP, protocol::UDP, protocol::SCTP]
@@ -179,11 +231,12 @@ fn the_maps_say_of_new_flows_what_the_policy_says() {
                         Direction::Egress => ((pod_for(peer), 40000), (peer, port)),
                     };
                     let opening = packet(protocol, src, dst, tcp::SYN);
-                    let ruling = node.clone().decide(LO, direction, &opening, 0).ruling;
-                    let expected = oracle(&policy, direction, identity, protocol, port);
+                    node.connections.0.clear();
+                    let ruling = node.decide(LO, direction, &opening, 0).ruling;
+                    let expected = oracle(&policy, direction, identity, protocol, asked(&opening, port));
                     assert_eq!(ruling.reason, expected, "{opening:?} under {policy:#?}");
                     // Whoever is named did decide.
-                    if let Some(rule) = rules.get(&ruling.policy_id) {
+                    if let Some(rule) = rules.get(&ruling.policy_id).filter(|_| expected != Reason::Audited) {
                         assert_eq!(
                             rule.allow,
                             ruling.passes(),
@@ -208,8 +261,7 @@ fn a_connection_outlives_neither_its_permission_nor_its_end() {
         for _ in 0..80 {
             if rng.random_bool(0.05) {
                 current = policy(&mut rng);
-                node.policy.put_class(7, &compile(current.class, &current.rules));
-                node.generation += 1;
+                put(&mut node, 7, &current);
             }
             let way = direction(&mut rng);
             let packet = traffic(&mut rng, way);
@@ -222,11 +274,11 @@ fn a_connection_outlives_neither_its_permission_nor_its_end() {
                 Direction::Egress => packet.dst.into(),
             };
             let identity = PEERS.iter().find(|(addr, _)| *addr == peer).expect("a peer").1;
-            let port = |port| if is_icmp(&packet) { 0 } else { port };
+            let port = |port| asked(&packet, port);
             let own = oracle(&current, way, identity, packet.protocol, port(packet.dst_port));
             let answered = oracle(&current, way.opposite(), identity, packet.protocol, port(packet.src_port));
             let allowed = if decision.is_reply { answered } else { own };
-            assert_eq!(allowed, Reason::Forwarded, "{way:?} {packet:?} under {current:#?}");
+            assert!(allowed.passes(), "{way:?} {packet:?} under {current:#?}");
         }
     }
 }
@@ -243,25 +295,64 @@ fn the_kernel_decides_as_the_emulation_does() {
         assert_eq!(kernel.identities.dump().expect("readable"), kept);
         let mut rng = StdRng::seed_from_u64(3);
         let mut class = 0;
+        let mut writer = Writer::default();
         let mut judged = BTreeMap::<Reason, u32>::new();
+        let (mut edited, mut moved) = (0, 0);
         for _ in 0..60 {
             kernel.forget_connections(LO).expect("removable");
-            let first = policy(&mut rng);
-            let mut node = emulation(&first, class + 1);
-            let mut change = Some(first);
-            for _ in 0..100 {
-                if rng.random_bool(0.04) {
-                    change = Some(policy(&mut rng));
+            for (net, identity) in identities() {
+                kernel.identities.upsert(&net, identity).expect("writable");
+            }
+            let mut current = policy(&mut rng);
+            let mut node = emulation(&current, class + 1);
+            let mut change = Some(current.clone());
+            for turn in 0..100 {
+                if turn % 50 == 0 {
+                    // Fewer than a burst: every one is told by itself.
+                    kernel.flows.forget_kinds().expect("removable");
+                }
+                match rng.random_range(0..50) {
+                    0 => change = Some(policy(&mut rng)),
+                    1 | 2 => change = Some(little_change(&mut rng, &current)),
+                    // An address becomes somebody else's, or nobody's.
+                    3 => {
+                        let net = identities().choose(&mut rng).expect("not empty").0;
+                        let other = *[300, 301, OUTSIDE[0]].choose(&mut rng).expect("not empty");
+                        if rng.random_bool(0.5) {
+                            kernel.identities.upsert(&net, other).expect("writable");
+                            node.policy.identities.insert(net, other);
+                        } else {
+                            kernel.identities.delete(&net).expect("removable");
+                            node.policy.identities.remove(&net);
+                        }
+                        node.policy.epoch += 1;
+                    }
+                    4 => {
+                        let flags = node.endpoints[&LO].flags ^ Endpoint::AUDIT;
+                        let changed = Endpoint { flags, ..node.endpoints[&LO] };
+                        kernel.endpoints.upsert(LO, changed).expect("writable");
+                        node.endpoints.insert(LO, changed);
+                    }
+                    _ => {}
                 }
                 if let Some(policy) = change.take() {
-                    class += 1;
-                    let compiled = compile(policy.class, &policy.rules);
-                    kernel.put_class(class, &compiled).expect("writable");
-                    kernel.endpoints.upsert(LO, endpoint(class)).expect("writable");
-                    kernel.remove_class(class - 1).expect("removable");
-                    node.policy.put_class(class, &compiled);
-                    node.endpoints.insert(LO, endpoint(class));
-                    node.generation += 1;
+                    let before = class;
+                    if !writer.fits(class, &policy.defaults, &policy.rules) {
+                        class += 1;
+                    }
+                    writer.put(&mut kernel, class, &policy.defaults, &policy.rules);
+                    put(&mut node, class, &policy);
+                    if class == before {
+                        edited += 1;
+                    }
+                    if node.endpoints[&LO].class != class || class != before {
+                        moved += 1;
+                        let changed = Endpoint { class, ..node.endpoints[&LO] };
+                        kernel.endpoints.upsert(LO, changed).expect("writable");
+                        node.endpoints.insert(LO, changed);
+                        writer.remove(&mut kernel, before);
+                    }
+                    current = policy;
                 }
                 let way = direction(&mut rng);
                 let packet = traffic(&mut rng, way);
@@ -275,9 +366,17 @@ fn the_kernel_decides_as_the_emulation_does() {
                 *judged.entry(decision.ruling.reason).or_default() += 1;
             }
         }
-        println!("{judged:?}");
+        println!("{judged:?}, {edited} policies edited in place, {moved} times another class");
+        assert!(edited > 30 && moved > 30);
         // The generator reaches every ruling it is meant to.
-        for reason in [Reason::Forwarded, Reason::DefaultDeny, Reason::PolicyDenied, Reason::SpoofedSource] {
+        let reached = [
+            Reason::Forwarded,
+            Reason::DefaultDeny,
+            Reason::PolicyDenied,
+            Reason::SpoofedSource,
+            Reason::Audited,
+        ];
+        for reason in reached {
             assert!(judged.get(&reason).is_some_and(|count| *count > 50), "{judged:?}");
         }
     });
@@ -363,6 +462,7 @@ fn frames_that_no_honest_host_sends_are_read_as_the_reference_reads_them() {
             Rule {
                 direction: Direction::Ingress,
                 allow: true,
+                audit: false,
                 identity: 0,
                 protocol: protocol::ANY,
                 ports: Some(0..=1023),
@@ -371,20 +471,23 @@ fn frames_that_no_honest_host_sends_are_read_as_the_reference_reads_them() {
             Rule {
                 direction: Direction::Egress,
                 allow: true,
+                audit: false,
                 identity: 300,
                 protocol: protocol::ANY,
                 ports: None,
                 policy_id: 2,
             },
         ];
-        let class = Class { flags: 3, ingress_policy: 101, egress_policy: 102 };
-        let policy = Policy { class, rules };
+        let policy = Policy { defaults: defaults(3, 101, 102), rules };
         let mut node = emulation(&policy, 7);
-        kernel.put_class(7, &compile(policy.class, &policy.rules)).expect("writable");
+        Writer::default().put(&mut kernel, 7, &policy.defaults, &policy.rules);
         kernel.endpoints.upsert(LO, endpoint(7)).expect("writable");
         let mut pieces = Pieces::new();
         let mut met = BTreeMap::<String, u32>::new();
-        for _ in 0..20_000 {
+        for turn in 0..20_000 {
+            if turn % 50 == 0 {
+                kernel.flows.forget_kinds().expect("removable");
+            }
             let way = direction(&mut rng);
             let mut frame = honest(&mut rng, way);
             mutate(&mut rng, &mut frame);

@@ -10,7 +10,8 @@ use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData};
 use ebpf_shared::{
-    Addr, Backend, CapturedKey, Class, ConnEntry, ConnKey, Endpoint, Netns, ReverseKey, ServiceKey,
+    Addr, Backend, CapturedKey, ConnEntry, ConnKey, Endpoint, Netns, PeerKey, ReverseKey, RuleKey,
+    RuleValue, ServiceKey, Sides,
     ServiceValue, SockAddr, limits, service::ReverseValue,
 };
 use node_agent::{
@@ -49,7 +50,7 @@ fn node(sandbox: &Sandbox) -> (Kernel, Desired) {
         kernel.identities.upsert(net, *identity).unwrap();
     }
     let addresses = PodAddresses { v4: [10, 1, 1, 2].into(), v6: None };
-    let entry = EndpointEntry { addresses, identity: 300, class: 7, incarnation: 3 };
+    let entry = EndpointEntry { addresses, identity: 300, class: 7, audit: false, incarnation: 3 };
     let endpoint = Endpoint { identity: 300, class: 7, incarnation: 3, v4: POD, ..Endpoint::default() };
     kernel.endpoints.upsert(9, endpoint).unwrap();
     kernel.put_sidecar(77, &[(8080, 6)].into()).unwrap();
@@ -76,7 +77,8 @@ fn a_wrong_entry_in_any_map_is_found_and_named_by_its_map() {
         let all: Vec<Spoil<'_>> = vec![
             ("HOSTS", Box::new(|| spoil(hash("HOSTS"), Addr::UNSPECIFIED, 1u32))),
             ("ENDPOINTS", Box::new(|| spoil(hash("ENDPOINTS"), 1u32, Endpoint::default()))),
-            ("CLASSES", Box::new(|| spoil(hash("CLASSES"), 99u32, Class::default()))),
+            ("CLASSES", Box::new(|| spoil(hash("CLASSES"), 99u32, Sides::default()))),
+            ("PEERS", Box::new(|| spoil(hash("PEERS"), PeerKey { class: 99, identity: 1 }, Sides::default()))),
             ("CONNTRACK", Box::new(|| spoil(lru("CONNTRACK"), key, odd))),
             (
                 "SERVICES",
@@ -105,6 +107,12 @@ fn a_wrong_entry_in_any_map_is_found_and_named_by_its_map() {
         cidrs.insert(&stray, 4, 0).unwrap();
         assert_eq!(wrong(&bpffs, &desired), ["CIDRS"]);
         cidrs.remove(&stray).unwrap();
+        let mut rules: LpmTrie<MapData, RuleKey, RuleValue> =
+            Map::LpmTrie(pinned(&bpffs, "RULES")).try_into().unwrap();
+        let stray = Key::new(RuleKey::SET_BITS, RuleKey::new(99, 0, 0));
+        rules.insert(&stray, RuleValue::default(), 0).unwrap();
+        assert_eq!(wrong(&bpffs, &desired), ["RULES"]);
+        rules.remove(&stray).unwrap();
         let mut format: Array<MapData, u32> = Map::Array(pinned(&bpffs, "FORMAT")).try_into().unwrap();
         format.set(0, limits::FORMAT + 1, 0).unwrap();
         assert_eq!(wrong(&bpffs, &desired), ["FORMAT"]);

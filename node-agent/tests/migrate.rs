@@ -24,10 +24,11 @@ use aya::programs::links::FdLink;
 use aya::programs::tc::TcAttachOptions;
 use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfLoader};
-use ebpf_shared::{Addr, Class, Direction, Endpoint, limits};
+use ebpf_shared::{Addr, Direction, Endpoint, limits};
 use node_agent::cni::Netns;
 use node_agent::kernel::Kernel;
-use node_agent::kernel::rules::{Rule, compile};
+use node_agent::kernel::rules::Defaults;
+use support::policy::{DENY_EGRESS, DENY_INGRESS, Writer, defaults, rule};
 use support::{Sandbox, in_sandbox, run};
 
 const MAPS: [&str; 17] = [
@@ -167,17 +168,10 @@ fn fill_old(programs: &mut Ebpf) {
 
 /// The same in this release's maps.
 fn fill_new(kernel: &mut Kernel) {
-    let rule = Rule {
-        direction: Direction::Ingress,
-        allow: true,
-        identity: CLIENT.identity,
-        protocol: 0,
-        ports: None,
-        policy_id: 1,
-    };
-    let closed = Class { flags: Class::DENY_INGRESS | Class::DENY_EGRESS, ..Class::default() };
-    kernel.put_class(1, &compile(Class::default(), &[])).unwrap();
-    kernel.put_class(2, &compile(closed, &[rule])).unwrap();
+    let rule = rule(true, Direction::Ingress, CLIENT.identity, 0, None, 1);
+    let mut writer = Writer::default();
+    writer.put(kernel, 1, &Defaults::default(), &[]);
+    writer.put(kernel, 2, &defaults(DENY_INGRESS | DENY_EGRESS, 0, 0), &[rule]);
     for pod in ALL {
         kernel.identities.upsert(&std::net::IpAddr::V4(pod.address()).into(), pod.identity).unwrap();
         let endpoint = Endpoint {

@@ -7,10 +7,11 @@ use std::net::Ipv4Addr;
 
 use aya::maps::{Array, Map, MapData};
 use ebpf_shared::packet::tcp;
-use ebpf_shared::{Class, Direction, Endpoint, Reason, limits};
-use node_agent::kernel::rules::compile;
+use ebpf_shared::{Direction, Endpoint, Reason, limits};
+use node_agent::kernel::rules::Defaults;
 use node_agent::kernel::{Kernel, KernelError, unload};
 use support::frames::{answer, frame, more, syn};
+use support::policy::Writer;
 use support::{Sandbox, in_sandbox, run};
 
 const LO: u32 = 1;
@@ -35,13 +36,13 @@ fn connections_policy_and_events_outlive_the_agent() {
         let opening = syn((PEER, 4000), (POD, 80));
         {
             let mut kernel = load(sandbox);
-            kernel.put_class(3, &compile(Class::default(), &[])).expect("writable");
+            Writer::default().put(&mut kernel, 3, &Defaults::default(), &[]);
             let endpoint = Endpoint { identity: 299, class: 3, v4: POD.into(), ..Endpoint::default() };
             kernel.endpoints.upsert(LO, endpoint).expect("writable");
             assert!(kernel.try_frame(Direction::Ingress, &frame(&opening)).expect("a test run"));
         }
         let mut kernel = load(sandbox);
-        assert_eq!(kernel.class_numbers().expect("readable").into_iter().collect::<Vec<_>>(), [3]);
+        assert_eq!(kernel.policy_classes().expect("readable").into_keys().collect::<Vec<_>>(), [3]);
         assert_eq!(kernel.endpoints.dump().expect("readable").len(), 1);
         let mut events = kernel.events().expect("not taken yet");
         assert!(matches!(kernel.events(), Err(KernelError::EventsTaken)));
@@ -67,14 +68,14 @@ fn doors_are_taken_over_and_those_of_vanished_interfaces_forgotten() {
             (first, second)
         };
         let before = programs_at("host0");
-        assert_eq!(before.len(), 2, "attached without an agent: {before:?}");
+        assert_eq!(before.len(), 4, "attached without an agent: {before:?}");
         run(&["ip", "link", "del", "host1"]);
 
         let mut kernel = load(sandbox);
         assert_eq!(kernel.attached_pods().expect("readable").into_iter().collect::<Vec<_>>(), [first]);
         assert!(!links(sandbox).iter().any(|link| link.starts_with(&format!("tc-{second}-"))));
         let after = programs_at("host0");
-        assert_eq!(after.len(), 2);
+        assert_eq!(after.len(), 4);
         assert!(after.iter().all(|program| !before.contains(program)), "{before:?} became {after:?}");
 
         kernel.detach_pod(first).expect("detachable");
@@ -141,10 +142,10 @@ fn maps_of_another_format_are_refused_and_unloading_makes_room() {
 fn a_first_start_that_died_half_way_is_begun_again() {
     in_sandbox(|sandbox| {
         let mut kernel = load(sandbox);
-        kernel.put_class(3, &compile(Class::default(), &[])).expect("writable");
+        Writer::default().put(&mut kernel, 3, &Defaults::default(), &[]);
         drop(kernel);
         fs::remove_file(sandbox.bpffs().join("maps/FORMAT")).expect("pinned");
-        assert!(load(sandbox).class_numbers().expect("readable").is_empty());
+        assert!(load(sandbox).policy_classes().expect("readable").is_empty());
     });
 }
 

@@ -79,6 +79,9 @@ fn child_process() {
         }
         "datagram" => datagram(addr, false),
         "connected-datagram" => datagram(addr, true),
+        "hold" => hold(addr),
+        "hammer" => hammer(addr),
+        "hold-datagrams" => hold_datagrams(addr),
         other => panic!("{other}"),
     };
     println!("SAID {}", said.unwrap_or_else(|error| format!("{:?}", error.kind())));
@@ -91,6 +94,29 @@ fn connect(addr: SocketAddr) -> std::io::Result<String> {
     let mut greeting = String::new();
     stream.read_to_string(&mut greeting)?;
     Ok(format!("{greeting} as {}", stream.peer_addr()?))
+}
+
+/// Connects again and again; says how often it was, and what went wrong.
+fn hammer(addr: SocketAddr) -> std::io::Result<String> {
+    const TIMES: usize = 4_000;
+    let failures: Vec<_> = (0..TIMES).filter_map(|_| connect(addr).err()).map(|error| error.kind()).collect();
+    Ok(format!("{TIMES} times, {failures:?}"))
+}
+
+/// Connects, says so to the other side, and waits for what never comes.
+fn hold(addr: SocketAddr) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(addr)?;
+    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+    stream.write_all(b"?")?;
+    stream.read(&mut [0]).map(|length| format!("read {length}"))
+}
+
+fn hold_datagrams(addr: SocketAddr) -> std::io::Result<String> {
+    let socket = UdpSocket::bind(if addr.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
+    socket.set_read_timeout(Some(Duration::from_secs(20)))?;
+    socket.connect(addr)?;
+    socket.send(b"?")?;
+    socket.recv(&mut [0]).map(|length| format!("read {length}"))
 }
 
 fn datagram(addr: SocketAddr, connected: bool) -> std::io::Result<String> {
@@ -369,5 +395,130 @@ fn the_next_agent_finds_services_as_they_are_and_what_was_left_unfinished_goes()
         let fewer = at4(&[service.backends.keys().next().expect("one").port()]);
         assert_eq!(kernel.services.put(key(TCP), &fewer).expect("writable").len(), 2);
         assert!(in_cgroup(sandbox, "connect 10.101.0.1:80").ends_with(" as 10.101.0.1:80"));
+    });
+}
+
+/// Accepts one connection and tells when its first byte is there; keeps it open.
+fn keep(address: IpAddr, tell: std::sync::mpsc::Sender<()>) -> u16 {
+    let listener = TcpListener::bind((address, 0)).expect("a free port");
+    let port = listener.local_addr().expect("bound").port();
+    std::thread::spawn(move || {
+        let streams: Vec<_> = listener
+            .incoming()
+            .flatten()
+            .map(|mut stream| {
+                let _ = stream.read_exact(&mut [0]);
+                let _ = tell.send(());
+                stream
+            })
+            .collect();
+        drop(streams);
+    });
+    port
+}
+
+fn keep_datagrams(address: IpAddr, tell: std::sync::mpsc::Sender<()>) -> u16 {
+    let socket = UdpSocket::bind((address, 0)).expect("a free port");
+    let port = socket.local_addr().expect("bound").port();
+    std::thread::spawn(move || {
+        while socket.recv(&mut [0; 64]).is_ok() {
+            let _ = tell.send(());
+        }
+    });
+    port
+}
+
+#[test]
+fn connections_to_a_backend_that_goes_are_reset_and_no_others() {
+    in_sandbox(|sandbox| {
+        let mut kernel = load(sandbox);
+        let resetter = kernel.resetter().expect("the map is pinned");
+        let (four, six) = (IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST));
+        for (key, here, service, verb) in [
+            (key(TCP), four, "10.101.0.1:80", "hold"),
+            (key(TCP), four, "[::ffff:10.101.0.1]:80", "hold"),
+            (key6(TCP), six, "[fd00:2::1]:80", "hold"),
+            (key(UDP), four, "10.101.0.1:80", "hold-datagrams"),
+            (key6(UDP), six, "[fd00:2::1]:80", "hold-datagrams"),
+        ] {
+            let (tell, told) = std::sync::mpsc::channel();
+            let port = if verb == "hold" { keep(here, tell) } else { keep_datagrams(here, tell) };
+            kernel.services.put(key, &of([SocketAddr::new(here, port)])).expect("writable");
+            let entries = kernel.services.entries();
+            let other = of([SocketAddr::new(here, 9)]);
+            std::thread::scope(|scope| {
+                let by_service = scope.spawn(|| in_cgroup(sandbox, &format!("{verb} {service}")));
+                told.recv().expect("connected");
+                // Somebody who knows the backend's own address is not the service's client.
+                let direct = SocketAddr::new(here, port);
+                let outside = TcpStream::connect(direct);
+                let gone = kernel.services.put(key, &other).expect("writable");
+                assert_eq!(gone.len(), entries[&key].backends.len());
+                assert_eq!(resetter.reset(&gone).expect("allowed"), 1, "{verb} {service}");
+                assert_eq!(by_service.join().expect("no panic"), "ConnectionAborted", "{verb} {service}");
+                if let Ok(mut outside) = outside {
+                    outside.write_all(b"?").expect("left alone");
+                    told.recv().expect("still read");
+                }
+            });
+            assert_eq!(resetter.reset(&[]).expect("allowed"), 0);
+        }
+    });
+}
+
+#[test]
+fn nobody_is_refused_while_what_a_service_is_made_of_is_swapped() {
+    in_sandbox(|sandbox| {
+        let mut kernel = load(sandbox);
+        let names = ["a", "b", "c", "d", "e", "f"];
+        let ports = names.map(serve);
+        // Tables of their own, none at all, and with others' slots in between.
+        let contents: Vec<_> = [0..1, 1..3, 2..6, 3..4, 0..6, 4..6].map(|some| at4(&ports[some])).into();
+        let neighbour = ServiceKey::new(VIP.into(), PORT + 1, TCP, scope::INSIDE);
+        kernel.services.put(key(TCP), &contents[0]).expect("writable");
+        let mut swaps = 0;
+        std::thread::scope(|scope| {
+            let clients: Vec<_> =
+                (0..2).map(|_| scope.spawn(|| in_cgroup(sandbox, "hammer 10.101.0.1:80"))).collect();
+            while !clients.iter().all(|client| client.is_finished()) {
+                for (content, other) in contents.iter().zip(contents.iter().rev()) {
+                    kernel.services.put(key(TCP), content).expect("writable");
+                    kernel.services.put(neighbour, other).expect("writable");
+                    swaps += 1;
+                }
+            }
+            for client in clients {
+                assert_eq!(client.join().expect("no panic"), "4000 times, []", "after {swaps} swaps");
+            }
+        });
+        assert!(swaps > 100, "{swaps}");
+        println!("{swaps} swaps under 8,000 connections");
+    });
+}
+
+#[test]
+fn ten_thousand_services_fit_and_the_last_is_found_by_the_next_agent() {
+    in_sandbox(|sandbox| {
+        let mut kernel = load(sandbox);
+        let service = at4(&[serve("one"), serve("two"), serve("three")]);
+        let vip = |number: u32| IpAddr::from(Ipv4Addr::from_bits(VIP.to_bits() + number));
+        let key = |number: u32| ServiceKey::new(vip(number).into(), PORT, TCP, scope::INSIDE);
+        let began = std::time::Instant::now();
+        for number in 0..10_000 {
+            kernel.services.put(key(number), &service).expect("there is room");
+        }
+        println!("10,000 services of 3 backends written in {:?}", began.elapsed());
+        drop(kernel);
+        let began = std::time::Instant::now();
+        let mut kernel = load(sandbox);
+        println!("taken over in {:?}", began.elapsed());
+        assert_eq!(kernel.services.entries().len(), 10_000);
+        let last = format!("{}:{PORT}", vip(9_999));
+        let said = in_cgroup(sandbox, &format!("connect {last}"));
+        assert!(said.ends_with(&format!(" as {last}")), "{said}");
+        for number in 0..10_000 {
+            assert!(kernel.services.remove(&key(number)).expect("removable"));
+        }
+        assert_eq!(in_cgroup(sandbox, &format!("connect {last}")), "NetworkUnreachable");
     });
 }

@@ -3,113 +3,21 @@
 
 mod support;
 
-use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::thread::JoinHandle;
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use ebpf_shared::packet::protocol::{ANY, TCP, UDP};
-use ebpf_shared::{Class, Direction, Endpoint, Reason};
-use nix::sched::{CloneFlags, setns, unshare};
-use node_agent::kernel::rules::{Rule, compile};
+use ebpf_shared::{Direction, Reason};
+use node_agent::kernel::rules::{Defaults, Rule};
 use node_agent::kernel::{EventRing, Kernel};
+use support::pods::{BOTH, Family, Pod, forward};
+use support::policy::{DENY_INGRESS, Writer, defaults, rule};
 use support::{Sandbox, in_sandbox, run};
-
-#[derive(Clone, Copy, Debug)]
-enum Family {
-    V4,
-    V6,
-}
-
-const BOTH: [Family; 2] = [Family::V4, Family::V6];
-
-/// A pod: a network namespace, and the index of its interface in ours.
-struct Pod {
-    v4: Ipv4Addr,
-    v6: Ipv6Addr,
-    netns: File,
-    ifindex: u32,
-}
-
-impl Pod {
-    /// Makes a pod with 10.1.0.`number` and fd00:1::`number`, guarded before its link is up.
-    fn new(kernel: &mut Kernel, number: u8) -> Self {
-        let v4 = Ipv4Addr::new(10, 1, 0, number);
-        let v6 = Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, number.into());
-        let (host, inside) = (format!("host{number}"), format!("pod{number}"));
-        run(&["ip", "link", "add", &host, "type", "veth", "peer", "name", &inside]);
-        let ifindex = kernel.attach_pod(&host).expect("attachable");
-        let mac = mac_of(&host);
-
-        let (tell, told) = std::sync::mpsc::channel();
-        let (finish, finished) = std::sync::mpsc::channel::<()>();
-        let thread = std::thread::spawn(move || {
-            unshare(CloneFlags::CLONE_NEWNET).expect("root may");
-            tell.send(nix::unistd::gettid()).expect("waited for");
-            // Until the link has been moved to where this thread is.
-            let _ = finished.recv();
-            run(&["ip", "link", "set", "lo", "up"]);
-            run(&["ip", "addr", "add", &format!("{v4}/32"), "dev", &inside]);
-            run(&["ip", "addr", "add", &format!("{v6}/128"), "dev", &inside, "nodad"]);
-            run(&["ip", "link", "set", &inside, "up"]);
-            run(&["ip", "route", "add", "169.254.1.1", "dev", &inside, "scope", "link"]);
-            run(&["ip", "route", "add", "default", "via", "169.254.1.1", "dev", &inside]);
-            let neighbour =
-                ["ip", "neigh", "add", "169.254.1.1", "lladdr", &mac, "dev", &inside, "nud", "permanent"];
-            run(&neighbour);
-            run(&["ip", "-6", "neigh", "add", "fe80::1", "lladdr", &mac, "dev", &inside, "nud", "permanent"]);
-            run(&["ip", "-6", "route", "add", "default", "via", "fe80::1", "dev", &inside]);
-            File::open("/proc/thread-self/ns/net").expect("proc is mounted")
-        });
-        let thread_id = told.recv().expect("told").to_string();
-        run(&["ip", "link", "set", &format!("pod{number}"), "netns", &thread_id]);
-        run(&["ip", "link", "set", &host, "up"]);
-        run(&["ip", "route", "add", &format!("{v4}/32"), "dev", &host]);
-        run(&["ip", "-6", "route", "add", &format!("{v6}/128"), "dev", &host]);
-        finish.send(()).expect("waited for");
-        let netns = thread.join().expect("the pod is set up");
-        Self { v4, v6, netns, ifindex }
-    }
-
-    /// Does something in the pod.
-    fn spawn<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
-        let netns = self.netns.try_clone().expect("a descriptor");
-        std::thread::spawn(move || {
-            setns(netns, CloneFlags::CLONE_NEWNET).expect("root may");
-            work()
-        })
-    }
-
-    fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
-        self.spawn(work).join().expect("no panic")
-    }
-
-    fn addr(&self, family: Family) -> IpAddr {
-        match family {
-            Family::V4 => self.v4.into(),
-            Family::V6 => self.v6.into(),
-        }
-    }
-
-    fn at(&self, family: Family, port: u16) -> SocketAddr {
-        SocketAddr::new(self.addr(family), port)
-    }
-
-    fn endpoint(&self, identity: u32, class: u32) -> Endpoint {
-        Endpoint { identity, class, v4: self.v4.into(), v6: self.v6.into(), ..Endpoint::default() }
-    }
-}
-
-/// (Not from /sys, which shows the network namespace that it was mounted in.)
-fn mac_of(ifname: &str) -> String {
-    let output = std::process::Command::new("ip").args(["-o", "link", "show", ifname]).output().expect("ip");
-    let text = String::from_utf8(output.stdout).expect("text");
-    text.split_once("link/ether ").expect("an Ethernet link").1[..17].to_owned()
-}
 
 struct Node {
     kernel: Kernel,
+    writer: Writer,
     events: EventRing,
     server: Pod,
     client: Pod,
@@ -124,11 +32,10 @@ impl Node {
     fn new(sandbox: &Sandbox) -> Self {
         let mut kernel = Kernel::load(&sandbox.bpffs(), &sandbox.cgroup).expect("the programs load");
         let events = kernel.events().expect("not taken yet");
-        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").expect("our own namespace");
-        std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").expect("our own namespace");
+        forward();
         let [server, client, stranger] = [5, 6, 7].map(|number| Pod::new(&mut kernel, number));
-        let mut node = Self { kernel, events, server, client, stranger };
-        node.kernel.put_class(1, &compile(Class::default(), &[])).expect("writable");
+        let mut node = Self { kernel, writer: Writer::default(), events, server, client, stranger };
+        node.writer.put(&mut node.kernel, 1, &Defaults::default(), &[]);
         for (pod, identity) in [(&node.server, SERVER), (&node.client, CLIENT), (&node.stranger, STRANGER)] {
             for family in BOTH {
                 node.kernel.identities.upsert(&pod.addr(family).into(), identity).expect("writable");
@@ -142,17 +49,9 @@ impl Node {
     fn let_in(&mut self, class: u32, identities: &[u32]) {
         let rules: Vec<Rule> = identities
             .iter()
-            .map(|identity| Rule {
-                direction: Direction::Ingress,
-                allow: true,
-                identity: *identity,
-                protocol: ANY,
-                ports: None,
-                policy_id: 11,
-            })
+            .map(|identity| rule(true, Direction::Ingress, *identity, ANY, None, 11))
             .collect();
-        let default = Class { flags: Class::DENY_INGRESS, ingress_policy: 12, egress_policy: 0 };
-        self.kernel.put_class(class, &compile(default, &rules)).expect("writable");
+        self.writer.put(&mut self.kernel, class, &defaults(DENY_INGRESS, 12, 0), &rules);
         let endpoint = self.server.endpoint(SERVER, class);
         self.kernel.endpoints.upsert(self.server.ifindex, endpoint).expect("writable");
     }
@@ -306,7 +205,7 @@ fn traffic_flows_while_the_agent_restarts() {
             let stream = node.client.run(move || TcpStream::connect(addr)).expect("allowed");
             std::thread::spawn(move || exchange(&stream, 32 << 20))
         });
-        let Node { kernel, events, server: _server, client: _client, stranger: _stranger } = node;
+        let Node { kernel, events, server: _server, client: _client, stranger: _stranger, .. } = node;
         drop((kernel, events));
         for _ in 0..5 {
             let kernel = Kernel::load(&sandbox.bpffs(), &sandbox.cgroup).expect("the programs load");

@@ -59,6 +59,22 @@ pub mod isthmus {
     }
 }
 
+/// Hubble's interface to flows, with its own packages, names and numbers.
+pub mod hubble {
+    #[allow(missing_docs, clippy::all)]
+    pub mod flow {
+        tonic::include_proto!("flow");
+    }
+    #[allow(missing_docs, clippy::all)]
+    pub mod observer {
+        tonic::include_proto!("observer");
+    }
+    #[allow(missing_docs, clippy::all)]
+    pub mod relay {
+        tonic::include_proto!("relay");
+    }
+}
+
 /// The SPIFFE Workload API, whose messages have no package.
 #[allow(missing_docs, clippy::all)]
 pub mod spiffe {

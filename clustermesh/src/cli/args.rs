@@ -356,6 +356,10 @@ pub(crate) struct ObserveArgs {
 pub(crate) enum Verdict {
     Forwarded,
     Dropped,
+    /// Forwarded, although a policy in audit mode would have dropped it.
+    Audit,
+    /// Handed to a proxy of the node.
+    Redirected,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -99,7 +99,11 @@ fn text(request: &ExplainFlowRequest, said: &ExplainFlowResponse) -> String {
             (false, []) => "no policy has a say".to_owned(),
             (false, rules) => rules.join("\n  "),
         };
-        out.push_str(&format!("{name} at {place}: {}\n  {why}\n", side.verdict));
+        let read = if side.read { ", as far as a proxy admits what it says" } else { "" };
+        out.push_str(&format!("{name} at {place}: {}{read}\n  {why}\n", side.verdict));
+        if !side.audit.is_empty() {
+            out.push_str(&format!("  audited, would be denied by: {}\n", side.audit.join(", ")));
+        }
     }
     out.push_str(&format!("(at revision {})\n", said.revision));
     out
@@ -108,7 +112,10 @@ fn text(request: &ExplainFlowRequest, said: &ExplainFlowResponse) -> String {
 fn value(said: &ExplainFlowResponse) -> serde_json::Value {
     let side = |side: &Option<ExplainedSide>| {
         let side = side.clone().unwrap_or_default();
-        json!({"verdict": side.verdict, "provenance": side.provenance, "outside": side.outside})
+        json!({
+            "verdict": side.verdict, "provenance": side.provenance, "outside": side.outside,
+            "audit": side.audit, "read": side.read,
+        })
     };
     json!({
         "verdict": said.verdict, "revision": said.revision,
@@ -148,7 +155,7 @@ mod tests {
     fn the_answer_names_the_rule_of_each_side() {
         let side = |verdict: &str, provenance: &[&str], outside| {
             let provenance = provenance.iter().map(|text| (*text).to_owned()).collect();
-            Some(ExplainedSide { verdict: verdict.to_owned(), provenance, outside })
+            Some(ExplainedSide { verdict: verdict.to_owned(), provenance, outside, ..Default::default() })
         };
         let said = ExplainFlowResponse {
             revision: 41,

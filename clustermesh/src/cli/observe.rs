@@ -41,6 +41,8 @@ fn request(args: &ObserveArgs) -> ObserveRequest {
         None => "",
         Some(Verdict::Forwarded) => "FORWARDED",
         Some(Verdict::Dropped) => "DROPPED",
+        Some(Verdict::Audit) => "AUDIT",
+        Some(Verdict::Redirected) => "REDIRECTED",
     };
     ObserveRequest {
         last: args.last,

@@ -158,7 +158,12 @@ impl Admin for Server {
             r.last, r.follow, r.verdict, r.namespace, r.workload
         ));
         let peer = |workload: &str| {
-            Some(FlowPeer { address: "10.1.0.5".into(), identity: 300, workload: workload.into() })
+            Some(FlowPeer {
+                address: "10.1.0.5".into(),
+                identity: 300,
+                workload: workload.into(),
+                ..FlowPeer::default()
+            })
         };
         let flow = Flow {
             verdict: "DROPPED".into(),

@@ -46,18 +46,20 @@ fn explain(state: &State, request: &ExplainFlowRequest) -> Result<ExplainFlowRes
         return Err(Status::failed_precondition("the cluster is not initialized"));
     };
     let world = World { objects: &state.objects, bindings: &state.bindings, nodes: &state.nodes, cluster };
+    let protocol = protocol(&request.protocol)?;
     let flow = Flow {
         source: peer("source", &request.source, state)?,
         destination: peer("destination", &request.destination, state)?,
-        protocol: protocol(&request.protocol)?,
-        port: u16::try_from(request.port)
-            .map_err(|_| Status::invalid_argument(format!("port: {} is more than 65535", request.port)))?,
+        protocol,
+        port: port(protocol, request.port)?,
     };
     let said = verdict(world, &flow);
     let at = |peer: &FlowPeer, decision: Decision| ExplainedSide {
         verdict: word(decision.action).to_owned(),
         provenance: decision.provenance,
         outside: world.workload(peer).is_none(),
+        audit: decision.audit,
+        read: decision.redirect,
     };
     Ok(ExplainFlowResponse {
         revision: state.revision,
@@ -65,6 +67,21 @@ fn explain(state: &State, request: &ExplainFlowRequest) -> Result<ExplainFlowRes
         egress: Some(at(&flow.source, said.egress)),
         ingress: Some(at(&flow.destination, said.ingress)),
     })
+}
+
+/// What stands in the place of the port, by protocol.
+fn port(protocol: FlowProtocol, number: u32) -> Result<u16, Status> {
+    let echo = match protocol {
+        FlowProtocol::Icmp => 8,
+        FlowProtocol::Icmpv6 => 128,
+        FlowProtocol::Tcp | FlowProtocol::Udp | FlowProtocol::Sctp => {
+            let bad = |_| Status::invalid_argument(format!("port: {number} is more than 65535"));
+            return u16::try_from(number).map_err(bad);
+        }
+    };
+    let bad = |_| Status::invalid_argument(format!("port: {number} is no type of ICMP, which is 0 to 255"));
+    let kind = u8::try_from(number).map_err(bad)?;
+    Ok(u16::from(if kind == 0 { echo } else { kind }) << 8)
 }
 
 fn word(action: Verdict) -> &'static str {
@@ -160,6 +177,26 @@ mod tests {
     }
 
     #[test]
+    fn a_type_of_icmp_and_what_is_only_told_of_are_explained() {
+        let mut state = state();
+        let mut policy = json!({"apiVersion": "cilium.io/v2", "kind": "CiliumNetworkPolicy",
+            "metadata": {"name": "guard", "namespace": "shop"},
+            "spec": {"endpointSelector": {"matchLabels": {"app": "pay"}},
+                "ingress": [{"icmps": [{"fields": [{"type": "EchoRequest"}]}]}]}});
+        let mut put = |value: &serde_json::Value| {
+            let object = Object::parse(value).unwrap();
+            state.objects.insert(object.key(), Arc::new(object));
+            [0, 13].map(|kind| explain(&state, &ask("shop/web", "shop/pay", "ICMP", kind)).unwrap())
+        };
+        let [echo, timestamp] = put(&policy);
+        assert_eq!((echo.verdict.as_str(), timestamp.verdict.as_str()), ("FORWARDED", "DROPPED"));
+        policy["metadata"]["annotations"] = json!({"isthmus.io/audit": "true"});
+        let [_, timestamp] = put(&policy);
+        assert_eq!(timestamp.verdict, "FORWARDED");
+        assert_eq!(timestamp.ingress.unwrap().audit, ["ciliumnetworkpolicy/shop/guard#default-deny-ingress"]);
+    }
+
+    #[test]
     fn a_question_that_makes_no_sense_is_refused_by_its_field() {
         let refused =
             |request: ExplainFlowRequest| explain(&state(), &request).unwrap_err().message().to_owned();
@@ -167,5 +204,8 @@ mod tests {
         assert!(refused(ask("shop/web", "shop/none", "tcp", 80)).ends_with("there is no workload/shop/none"));
         assert!(refused(ask("shop/web", "shop/pay", "tls", 80)).contains("none of TCP, UDP"));
         assert!(refused(ask("shop/web", "shop/pay", "tcp", 70_000)).starts_with("port: 70000"));
+        assert!(
+            refused(ask("shop/web", "shop/pay", "icmp", 256)).starts_with("port: 256 is no type of ICMP")
+        );
     }
 }

@@ -9,7 +9,6 @@ pub mod outlet;
 pub mod recovery;
 pub mod render;
 pub mod replicas;
-pub mod selector;
 pub mod status;
 pub mod tokens;
 pub mod watch;

@@ -2,13 +2,13 @@
 
 use mesh_model::{
     compile::MeshModel,
-    resource::{Kind, Labels, NamespacedName, Object, ObjectKey},
+    resource::{Kind, LabelQuery, Labels, NamespacedName, Object, ObjectKey},
 };
 use mesh_store::{State, limits::MAX_OBJECTS_PER_COMMAND};
 use tonic::Status;
 use xds_proto::isthmus::admin::v1::{ListRequest, ObjectOutcome, ObjectRef};
 
-use super::{render, selector::Selector};
+use super::render;
 use crate::shown;
 
 /// Parses every document of an apply: all of them are fine, or the first that is not is named.
@@ -109,7 +109,7 @@ pub struct Filter {
     kinds: Vec<Kind>,
     namespace: String,
     name: String,
-    selector: Selector,
+    selector: LabelQuery,
 }
 
 impl Filter {
@@ -130,7 +130,7 @@ impl Filter {
             kinds,
             namespace: request.namespace.clone(),
             name: request.name.clone(),
-            selector: Selector::parse(&request.label_selector).map_err(Status::invalid_argument)?,
+            selector: LabelQuery::parse(&request.label_selector).map_err(Status::invalid_argument)?,
         })
     }
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use mesh_model::{
     compile::{MeshModel, MeshService, MeshWorkload},
     policy::NormalPolicy,
-    records::NodePort,
+    records::{NodePort, NodeRecord},
     resource::{HttpRoute, NamespacedName, Object, ServiceExport, Sidecar, Workload},
 };
 use mesh_store::{State, StoredMeta};
@@ -145,7 +145,12 @@ fn policy(object: &Object, state: &State) -> Value {
         Object::Workload(workload) => Some(workload),
         _ => None,
     });
-    json!({ "selectedWorkloads": workloads.filter(|w| selects(w)).count() })
+    let mut status = json!({ "selectedWorkloads": workloads.filter(|w| selects(w)).count() });
+    if policies.iter().any(|policy| policy.subject.nodes.is_some()) {
+        let selects = |node: &NodeRecord| policies.iter().any(|p| p.subject.selects_node(&node.labels()));
+        status["selectedNodes"] = json!(state.nodes.values().filter(|node| selects(node)).count());
+    }
+    status
 }
 
 /// Gateway API: per parent, whether the route was taken and whether what it refers to exists.

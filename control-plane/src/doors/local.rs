@@ -22,6 +22,7 @@ use crate::{
     },
     app::App,
     ca::service::AuthorityService,
+    hubble,
     xds::csds,
 };
 
@@ -49,6 +50,7 @@ pub async fn serve(
     let replicas = ReplicasServer::new(ReplicasService(app.clone()));
     let tokens = TokensServer::new(TokensService(app.clone()));
     let explain = ExplainServer::new(ExplainService(app.clone()));
+    let flows = hubble::server(app.clone());
     let clients = csds::service::server(app.clone());
     let recovery = RecoveryServer::new(RecoveryService(app.clone()));
     let admin = AdminServer::new(AdminService(app.clone()))
@@ -62,6 +64,7 @@ pub async fn serve(
         .add_service(tokens)
         .add_service(explain)
         .add_service(clients)
+        .add_service(flows)
         .add_service(authority)
         .add_service(recovery)
         .serve_with_incoming_shutdown(grpc::incoming_unix(listener), stop)

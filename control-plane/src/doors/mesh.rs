@@ -34,6 +34,7 @@ use crate::{
     app::App,
     ca::{bootstrap::BootstrapService, certificates::CertificatesService, service::AuthorityService},
     federation::service::FederationService,
+    hubble,
     raft::RaftService,
     sources::nodes::EndpointsService,
     views::ModelViews,
@@ -74,6 +75,7 @@ pub async fn serve(
             FederationServer::new(FederationService(app.clone())).max_decoding_message_size(MAX_JOIN_MESSAGE),
         )
         .add_service(csds::service::server(app.clone()))
+        .add_service(hubble::server(app.clone()))
         .add_service(
             ReplicasServer::new(ReplicasService(app.clone())).max_decoding_message_size(MAX_SMALL_MESSAGE),
         )

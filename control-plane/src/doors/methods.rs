@@ -3,7 +3,10 @@
 
 use std::{collections::HashMap, sync::LazyLock};
 
-use xds_proto::envoy::service::status::v3::client_status_discovery_service_server as csds;
+use xds_proto::{
+    envoy::service::status::v3::client_status_discovery_service_server as csds,
+    hubble::observer::observer_server as observer,
+};
 
 use crate::{
     authz::{self, Action, Role},
@@ -85,6 +88,10 @@ const OURS: &[(&str, Asked, Action)] = &[
 const CSDS: &[(&str, Asked)] =
     &[("StreamClientStatus", Asked::Streaming), ("FetchClientStatus", Asked::Once)];
 
+/// Of Hubble's `observer.Observer`, all asked by one message.
+const HUBBLE: &[&str] =
+    &["GetFlows", "GetAgentEvents", "GetDebugEvents", "GetNodes", "GetNamespaces", "ServerStatus"];
+
 const XDS: &[Action] = &[Action::SubscribeAsPeer, Action::SubscribeAsNode];
 
 static BY_PATH: LazyLock<HashMap<String, Method>> =
@@ -125,13 +132,19 @@ pub fn all() -> impl Iterator<Item = Method> {
         asked: *asked,
         actions: &[Action::ClientStatus],
     });
+    let hubble = HUBBLE.iter().map(|name| Method {
+        service: observer::SERVICE_NAME.to_owned(),
+        name,
+        asked: Asked::Once,
+        actions: &[Action::Observe],
+    });
     let xds = server::methods().into_iter().map(|(service, name)| Method {
         service: service.to_owned(),
         name,
         asked: Asked::Streaming,
         actions: XDS,
     });
-    ours.chain(csds).chain(xds)
+    ours.chain(csds).chain(hubble).chain(xds)
 }
 
 #[cfg(test)]
@@ -145,7 +158,7 @@ mod tests {
             assert_eq!(by_path(&method.path()), Some(&method));
             assert!(!method.actions.is_empty() && !method.service.is_empty());
         }
-        assert_eq!(OURS.len() + CSDS.len() + server::methods().len(), all().count());
+        assert_eq!(OURS.len() + CSDS.len() + HUBBLE.len() + server::methods().len(), all().count());
         assert!(by_path("/isthmus.raft.v1.Raft/Vote").is_some_and(Method::is_raft));
         let open: Vec<_> = all().filter(Method::is_open).map(|method| method.name).collect();
         assert_eq!(open, ["RegisterNode", "RegisterReplica", "Join"], "what is open to everybody is small");

@@ -159,6 +159,7 @@ pub(crate) fn put(text: &str) -> Command {
         proxy: ProxyMode::None,
         ports: Vec::new(),
         address: None,
+        readiness: None,
     };
     Command::Apply { objects: vec![Object::Workload(workload)], dry_run: false }
 }

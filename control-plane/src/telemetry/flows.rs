@@ -1,8 +1,11 @@
 //! Flow events that agents report, kept for a while and handed on to those who observe.
 
 use std::{
-    collections::VecDeque,
-    sync::{Mutex, PoisonError},
+    collections::{BTreeSet, VecDeque},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use tokio::sync::broadcast;
@@ -22,12 +25,26 @@ const MAX_TEXT: usize = 512;
 #[derive(Debug)]
 pub struct FlowRing {
     kept: Mutex<VecDeque<Flow>>,
+    seen: AtomicU64,
     feed: broadcast::Sender<Flow>,
+}
+
+/// How full a ring is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Level {
+    /// Flows that are kept.
+    pub kept: u64,
+    /// Packets that were told of since the replica started, one by one or by counts.
+    pub seen: u64,
 }
 
 impl Default for FlowRing {
     fn default() -> Self {
-        Self { kept: Mutex::new(VecDeque::new()), feed: broadcast::channel(BACKLOG).0 }
+        Self {
+            kept: Mutex::new(VecDeque::new()),
+            seen: AtomicU64::new(0),
+            feed: broadcast::channel(BACKLOG).0,
+        }
     }
 }
 
@@ -41,13 +58,17 @@ impl FlowRing {
             &mut flow.policy,
             &mut flow.direction,
             &mut flow.protocol,
+            &mut flow.interface,
+            &mut flow.service,
         ] {
             cut(text);
         }
         for peer in [&mut flow.source, &mut flow.destination].into_iter().flatten() {
             cut(&mut peer.address);
             cut(&mut peer.workload);
+            cut(&mut peer.service_account);
         }
+        self.seen.fetch_add(flow.count.max(1), Ordering::Relaxed);
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() == KEPT {
             kept.pop_front();
@@ -55,6 +76,24 @@ impl FlowRing {
         kept.push_back(flow.clone());
         // No receiver: nobody observes.
         let _ = self.feed.send(flow);
+    }
+
+    /// How many there are.
+    pub fn level(&self) -> Level {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner).len() as u64;
+        Level { kept, seen: self.seen.load(Ordering::Relaxed) }
+    }
+
+    /// Namespaces of the workloads at both ends of those that are kept.
+    pub fn namespaces(&self) -> Vec<String> {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let ends = kept.iter().flat_map(|flow| [&flow.source, &flow.destination]).flatten();
+        let of = |peer: &'_ FlowPeer| {
+            let (namespace, _) = peer.workload.split_once('/')?;
+            (namespace != "node").then(|| namespace.to_owned())
+        };
+        let names: BTreeSet<String> = ends.filter_map(of).collect();
+        names.into_iter().collect()
     }
 
     /// The last flows that the request asks for, oldest first, and the feed of those after them.

@@ -38,6 +38,8 @@ pub const POLICY_CLASS: &str = "type.googleapis.com/isthmus.agent.v1.PolicyClass
 pub const WORKLOAD_ADDRESS: &str = "type.googleapis.com/isthmus.agent.v1.WorkloadAddress";
 /// The node's own workloads, for agents.
 pub const LOCAL_ENDPOINT: &str = "type.googleapis.com/isthmus.agent.v1.LocalEndpoint";
+/// The host network of the node itself, for agents.
+pub const HOST_ENDPOINT: &str = "type.googleapis.com/isthmus.agent.v1.HostEndpoint";
 /// Virtual addresses and backends, for agents.
 pub const SERVICE: &str = "type.googleapis.com/isthmus.agent.v1.Service";
 /// Roots and gateways of the serving cluster, for peers.
@@ -121,10 +123,11 @@ pub fn kind(type_url: &str) -> Kind {
         VIRTUAL_HOST => Kind { rank: 8, waits_for: &[CLUSTER, ENDPOINT], aliases: true, ..PLAIN },
         TRUST_BUNDLE => Kind { rank: 20, ..PLAIN },
         NODE => Kind { rank: 21, ..PLAIN },
-        POLICY_CLASS => Kind { rank: 22, referenced_by: &[LOCAL_ENDPOINT], ..PLAIN },
+        POLICY_CLASS => Kind { rank: 22, referenced_by: &[LOCAL_ENDPOINT, HOST_ENDPOINT], ..PLAIN },
         WORKLOAD_ADDRESS => Kind { rank: 23, ..PLAIN },
         LOCAL_ENDPOINT => Kind { rank: 24, waits_for: &[POLICY_CLASS], ..PLAIN },
         SERVICE => Kind { rank: 25, ..PLAIN },
+        HOST_ENDPOINT => Kind { rank: 26, waits_for: &[POLICY_CLASS], ..PLAIN },
         PEER_CLUSTER => Kind { rank: 30, referenced_by: &[EXPORTED_SERVICE], ..PLAIN },
         EXPORTED_SERVICE => Kind { rank: 31, waits_for: &[PEER_CLUSTER], ..PLAIN },
         _ => PLAIN,
@@ -151,7 +154,7 @@ pub fn interned(type_url: &str) -> Arc<str> {
 }
 
 /// Every type that [`kind`] has an entry for.
-const KNOWN: [&str; 17] = [
+const KNOWN: [&str; 18] = [
     RUNTIME,
     SECRET,
     CLUSTER,
@@ -167,6 +170,7 @@ const KNOWN: [&str; 17] = [
     WORKLOAD_ADDRESS,
     LOCAL_ENDPOINT,
     SERVICE,
+    HOST_ENDPOINT,
     PEER_CLUSTER,
     EXPORTED_SERVICE,
 ];
@@ -208,6 +212,7 @@ mod tests {
         assert_eq!(WORKLOAD_ADDRESS, type_url::<agent::WorkloadAddress>());
         assert_eq!(LOCAL_ENDPOINT, type_url::<agent::LocalEndpoint>());
         assert_eq!(SERVICE, type_url::<agent::Service>());
+        assert_eq!(HOST_ENDPOINT, type_url::<agent::HostEndpoint>());
         assert_eq!(PEER_CLUSTER, type_url::<federation::PeerCluster>());
         assert_eq!(EXPORTED_SERVICE, type_url::<federation::ExportedService>());
     }

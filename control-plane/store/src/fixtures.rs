@@ -52,6 +52,7 @@ pub(crate) fn workload(text: &str) -> Workload {
         proxy: ProxyMode::None,
         ports: Vec::new(),
         address: None,
+        readiness: None,
     }
 }
 

@@ -11,6 +11,7 @@ mod privileged;
 mod absent;
 mod barrier;
 mod doors;
+mod hubble;
 mod limits;
 mod logs;
 mod methods;

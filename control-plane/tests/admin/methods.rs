@@ -3,7 +3,10 @@
 use std::{collections::BTreeSet, path::Path};
 
 use control_plane::{authz::Action, doors::methods};
-use xds_proto::envoy::service::status::v3::client_status_discovery_service_server as csds;
+use xds_proto::{
+    envoy::service::status::v3::client_status_discovery_service_server as csds,
+    hubble::observer::observer_server as observer,
+};
 
 /// Where it is served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +56,7 @@ pub fn all() -> Vec<Method> {
         service.starts_with("isthmus.admin.")
             || service.starts_with("isthmus.ca.")
             || service == csds::SERVICE_NAME
+            || service == observer::SERVICE_NAME
     };
     let door = |service: &str| if both(service) { Door::Both } else { Door::Mesh };
     methods::all()

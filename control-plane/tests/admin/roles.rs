@@ -84,8 +84,10 @@ fn judge(method: &Method, role: Role, answer: &Result<(), Status>) {
     let open = method.actions.iter().any(|action| allowed(role, *action));
     assert_eq!(by_table, !open, "{what}");
     let code = answer.as_ref().map_or_else(Status::code, |()| Code::Ok);
+    // Hubble's events of agents are listed because its clients ask for them, and say that there are none.
+    let is_event = method.path.ends_with("Events");
     // Internal: the service asks for another right than the door does.
-    assert!(!matches!(code, Code::Unimplemented | Code::Internal), "{what}");
+    assert!(code != Code::Internal && (code != Code::Unimplemented || is_event), "{what}");
     if !open {
         let by_nobody = role == Role::Anonymous;
         let wanted = if by_nobody { Code::Unauthenticated } else { Code::PermissionDenied };

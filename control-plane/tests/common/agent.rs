@@ -141,7 +141,7 @@ impl Maps for NoKernel {
         Ok(Desired::default())
     }
 
-    fn execute(&mut self, _: &MapOp) -> Result<(), MapError> {
+    fn execute(&mut self, _: &[MapOp]) -> Result<(), (usize, MapError)> {
         Ok(())
     }
 

@@ -198,6 +198,7 @@ pub fn workload(namespace: &str, name: &str, note: &str) -> Object {
         proxy: ProxyMode::None,
         ports: Vec::new(),
         address: None,
+        readiness: None,
     })
 }
 

@@ -7,6 +7,7 @@
 
 mod backup;
 mod csds;
+mod dns;
 mod load;
 mod objects;
 mod raft;
@@ -18,7 +19,7 @@ mod xds;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     ("objects", objects::objects),
     ("xds", xds::xds),
     ("csds", csds::csds),
@@ -27,6 +28,7 @@ pub const TARGETS: [Target; 8] = [
     ("snapshot", snapshot::snapshot),
     ("backup", backup::backup),
     ("token", token::token),
+    ("dns", dns::dns),
 ];
 
 /// Runs a target by its name.

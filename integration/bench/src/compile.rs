@@ -198,6 +198,7 @@ fn workload(service: usize, endpoint: usize, version: &str) -> Workload {
             host_port: None,
         }],
         address: None,
+        readiness: None,
     }
 }
 

@@ -9,7 +9,7 @@
 //! programs have checked before they look here. So both families have one key, little longer than IPv4's was.
 
 use crate::packet::{protocol, tcp};
-use crate::{Addr, Direction, Endpoint, Packet, Reason};
+use crate::{Addr, Direction, Endpoint, Packet, Reason, Ruling};
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -66,12 +66,13 @@ impl ConnKey {
 pub struct ConnEntry {
     /// `CLOCK_MONOTONIC` of about the last packet, nanoseconds.
     pub seen: u64,
-    /// The generation of policy under which the flow was last judged.
-    pub generation: u64,
+    /// See [`Basis`].
+    pub stamp: u64,
+    pub class: u32,
     /// What the last judgement rested on.
     pub policy_id: u32,
-    /// 0, or the [`Reason`] why the flow is cut. A cut flow is kept, so that its stragglers are
-    /// not taken for the beginning of a new flow the other way.
+    /// 0, or the [`Reason`] why the flow is cut (or, [`Reason::Audited`], would be). A cut flow is kept, so that its
+    /// stragglers are not taken for the beginning of a new flow the other way.
     pub cut: u8,
     /// 1: an answer was seen.
     pub answered: u8,
@@ -81,7 +82,16 @@ pub struct ConnEntry {
     pub closed_reply: u8,
     /// 1: the beginning was not seen, so that policy has to allow both directions.
     pub midstream: u8,
-    pub padding: [u8; 7],
+    pub padding: [u8; 3],
+}
+
+/// By what a flow was judged. While it is the same, so is the judgement.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Basis {
+    /// See [`crate::epochs`].
+    pub stamp: u64,
+    /// [`Endpoint::judged_as`].
+    pub class: u32,
 }
 
 impl ConnEntry {
@@ -98,17 +108,18 @@ impl ConnEntry {
 
     /// A flow that `packet` begins.
     #[inline(always)]
-    pub const fn begin(now: u64, generation: u64, policy_id: u32, midstream: bool) -> Self {
+    pub const fn begin(now: u64, basis: Basis, ruling: Ruling, midstream: bool) -> Self {
         Self {
             seen: now,
-            generation,
-            policy_id,
-            cut: 0,
+            stamp: basis.stamp,
+            class: basis.class,
+            policy_id: ruling.policy_id,
+            cut: ruling.reason as u8,
             answered: 0,
             closed_forward: 0,
             closed_reply: 0,
             midstream: midstream as u8,
-            padding: [0; 7],
+            padding: [0; 3],
         }
     }
 
@@ -118,7 +129,7 @@ impl ConnEntry {
         let answered = self.answered != 0 || self.midstream != 0;
         match protocol {
             protocol::TCP if self.closed_forward != 0 && self.closed_reply != 0 => Self::TCP_CLOSED,
-            protocol::TCP | protocol::SCTP if answered || self.cut != 0 => Self::TCP_OPEN,
+            protocol::TCP | protocol::SCTP if answered || self.is_cut() => Self::TCP_OPEN,
             protocol::UDP if answered => Self::UDP_ANSWERED,
             _ => Self::SHORT,
         }
@@ -158,15 +169,32 @@ impl ConnEntry {
     /// Whether the flow has come to an end, so that another SYN begins a different one.
     #[inline(always)]
     pub const fn is_over(&self) -> bool {
-        self.cut != 0 || self.answered != 0 || self.closed_forward != 0
+        self.is_cut() || self.answered != 0 || self.closed_forward != 0
+    }
+
+    #[inline(always)]
+    const fn is_cut(&self) -> bool {
+        self.cut != 0 && !self.is_audited()
+    }
+
+    /// Whether it passes only because policy is audited.
+    #[inline(always)]
+    pub const fn is_audited(&self) -> bool {
+        self.cut == Reason::Audited as u8
+    }
+
+    #[inline(always)]
+    pub const fn basis(&self) -> Basis {
+        Basis { stamp: self.stamp, class: self.class }
     }
 
     /// Cuts the flow, or lets a cut one go on.
     #[inline(always)]
-    pub fn rule(&mut self, generation: u64, reason: Reason, policy_id: u32) {
-        self.policy_id = policy_id;
-        self.cut = reason as u8;
-        self.generation = generation;
+    pub fn rule(&mut self, basis: Basis, ruling: Ruling) {
+        self.policy_id = ruling.policy_id;
+        self.cut = ruling.reason as u8;
+        self.class = basis.class;
+        self.stamp = basis.stamp;
     }
 }
 
@@ -198,7 +226,7 @@ mod tests {
     #[test]
     fn keys_and_entries_have_no_implicit_padding() {
         assert_eq!(size_of::<ConnKey>(), 4 + 16 + 2 + 2 + 1 + 1 + 2);
-        assert_eq!(size_of::<ConnEntry>(), 8 + 8 + 4 + 5 + 7);
+        assert_eq!(size_of::<ConnEntry>(), 8 + 8 + 2 * 4 + 5 + 3);
     }
 
     #[test]
@@ -213,7 +241,7 @@ mod tests {
 
     #[test]
     fn an_unanswered_flow_is_forgotten_before_an_answered_one() {
-        let mut entry = ConnEntry::begin(0, 1, 0, false);
+        let mut entry = ConnEntry::begin(0, Basis::default(), Ruling::pass(0), false);
         assert!(entry.is_alive(ConnEntry::SHORT - 1, protocol::TCP));
         assert!(!entry.is_alive(ConnEntry::SHORT, protocol::TCP));
         entry.note(&packet(tcp::SYN | tcp::ACK), true, 5);
@@ -223,7 +251,7 @@ mod tests {
 
     #[test]
     fn a_half_closed_connection_lives_on_and_a_closed_one_does_not() {
-        let mut entry = ConnEntry::begin(0, 1, 0, false);
+        let mut entry = ConnEntry::begin(0, Basis::default(), Ruling::pass(0), false);
         entry.note(&packet(tcp::ACK), true, 1);
         entry.note(&packet(tcp::FIN | tcp::ACK), false, 2);
         assert!(entry.is_alive(ConnEntry::TCP_OPEN, protocol::TCP));
@@ -236,7 +264,7 @@ mod tests {
     #[test]
     fn a_reset_from_either_side_closes_both() {
         for is_reply in [false, true] {
-            let mut entry = ConnEntry::begin(0, 1, 0, false);
+            let mut entry = ConnEntry::begin(0, Basis::default(), Ruling::pass(0), false);
             entry.note(&packet(tcp::RST), is_reply, 2);
             assert_eq!((entry.closed_forward, entry.closed_reply), (1, 1));
         }

@@ -2,8 +2,8 @@
 //!
 //! ## Why a cut is a cut in both directions
 //!
-//! Every write to policy raises a *generation*, and an entry remembers the one it was judged under. A packet
-//! of either direction that meets an older generation has the flow judged again, always as its first packet
+//! Every write to policy raises an *epoch* (see [`crate::epochs`]), and an entry remembers the stamp and the class that it
+//! was judged under. A packet of either direction that meets others has the flow judged again, always as its first packet
 //! was: by the direction that began and the port it went to. So the server's answers fall with the client's
 //! requests, although the server's own egress policy may allow everything. Between changes a packet costs one
 //! or two hash lookups and no policy lookup.
@@ -16,7 +16,8 @@
 //! conntrack, or because the entry was displaced) passes only if policy allows a flow *in both directions*:
 //! nobody knows which side began. Pods without policy don't notice; others reconnect.
 
-use crate::packet::{Kind, protocol};
+use crate::conntrack::Basis;
+use crate::packet::{Kind, icmp, protocol};
 use crate::policy::Question;
 use crate::{
     ConnEntry, ConnKey, Conntrack, Direction, Endpoint, Packet, PolicyMaps, Reason, Ruling, identity, judge,
@@ -27,12 +28,10 @@ use crate::{
 pub struct Scene<'a> {
     /// The pod's host-side interface.
     pub ifindex: u32,
+    /// Read before anything that policy is made of, see [`crate::epochs`].
     pub endpoint: &'a Endpoint,
     /// Which way this packet goes.
     pub direction: Direction,
-    /// Read *before* the endpoint and the policy maps are: a change during the verdict then leaves an old
-    /// generation behind, and the next packet has the flow judged again.
-    pub generation: u64,
     /// `CLOCK_MONOTONIC`, nanoseconds.
     pub now: u64,
 }
@@ -42,7 +41,8 @@ pub struct Scene<'a> {
 pub struct Decision {
     pub ruling: Ruling,
     pub is_reply: bool,
-    /// Whether an event is to be emitted: a new flow, or a drop.
+    /// Whether an event is to be emitted: a new flow, a drop, or a flow that policy would drop from now on if it were
+    /// not audited.
     pub is_news: bool,
 }
 
@@ -59,6 +59,8 @@ pub fn decide<P: PolicyMaps, C: Conntrack>(
     let went = if is_error { scene.direction.opposite() } else { scene.direction };
     let opens = packet.opens();
     let forward = ConnKey::of(scene.ifindex, scene.endpoint, packet, went);
+    let basis =
+        Basis { stamp: policy.stamp(scene.endpoint.class, &forward.peer), class: scene.endpoint.judged_as() };
 
     let (known, is_reply) = match connections.get(&forward) {
         Some(entry) if entry.is_alive(scene.now, packet.protocol) => (Some(entry), false),
@@ -78,7 +80,7 @@ pub fn decide<P: PolicyMaps, C: Conntrack>(
             let midstream = packet.protocol == protocol::TCP && !opens;
             let mut ruling = rule(policy, scene, packet, went, false, midstream);
             if ruling.passes() {
-                let entry = ConnEntry::begin(scene.now, scene.generation, ruling.policy_id, midstream);
+                let entry = ConnEntry::begin(scene.now, basis, ruling, midstream);
                 if !connections.insert(&forward, &entry) {
                     ruling = Ruling::drop(Reason::ConntrackFull, ruling.policy_id);
                 }
@@ -87,20 +89,23 @@ pub fn decide<P: PolicyMaps, C: Conntrack>(
         }
         Some(entry) => {
             let was_over = entry.is_over();
-            if opens || entry.generation != scene.generation {
+            let was_audited = entry.is_audited();
+            if opens || entry.basis() != basis {
                 let midstream = entry.midstream != 0 && !opens;
                 let ruling = rule(policy, scene, packet, went, is_reply, midstream);
                 if opens && ruling.passes() {
-                    *entry = ConnEntry::begin(scene.now, scene.generation, ruling.policy_id, false);
+                    *entry = ConnEntry::begin(scene.now, basis, ruling, false);
                 } else {
-                    entry.rule(scene.generation, ruling.reason, ruling.policy_id);
+                    entry.rule(basis, ruling);
                 }
             }
             if !is_error {
                 entry.note(packet, is_reply, scene.now);
             }
             let ruling = Ruling { reason: Reason::from_entry(entry.cut), policy_id: entry.policy_id };
-            Decision { ruling, is_reply, is_news: !ruling.passes() || (opens && was_over) }
+            let is_newly_audited = entry.is_audited() && !was_audited;
+            let is_news = !ruling.passes() || (opens && was_over) || is_newly_audited;
+            Decision { ruling, is_reply, is_news }
         }
     }
 }
@@ -119,26 +124,29 @@ fn rule<P: PolicyMaps>(
         Direction::Ingress => &packet.src,
         Direction::Egress => &packet.dst,
     };
-    // An echo's identifier is no port.
-    let has_ports = packet.protocol != protocol::ICMP && packet.protocol != protocol::ICMPV6;
+    let port = if is_reply { packet.src_port } else { packet.dst_port };
     let mut question = Question {
         class: scene.endpoint.class,
         direction: if is_reply { went.opposite() } else { went },
         identity: peer_identity(policy, peer),
         protocol: packet.protocol,
-        port: match (has_ports, is_reply) {
-            (false, _) => 0,
-            (true, true) => packet.src_port,
-            (true, false) => packet.dst_port,
+        // An echo's identifier is no port, and only an echo begins a flow.
+        port: match packet.protocol {
+            protocol::ICMP => icmp::ECHO,
+            protocol::ICMPV6 => icmp::ECHO6,
+            _ => port,
         },
     };
     let mut ruling = judge(policy, &question);
     if midstream && ruling.passes() {
         question.direction = question.direction.opposite();
         question.port = if is_reply { packet.dst_port } else { packet.src_port };
-        ruling = judge(policy, &question);
+        let other = judge(policy, &question);
+        if !matches!(other.reason, Reason::Forwarded) {
+            ruling = other;
+        }
     }
-    ruling
+    if scene.endpoint.is_audited() { ruling.audited() } else { ruling }
 }
 
 /// The identity behind an address.

@@ -10,9 +10,9 @@ use crate::Addr;
 pub struct Endpoint {
     /// The pod's own identity.
     pub identity: u32,
-    /// Key of its `CLASSES` entry and of its `POLICY` entries.
+    /// Key of its `CLASSES` entry, and part of those of its `PEERS` entries.
     pub class: u32,
-    /// Reserved, 0.
+    /// [`Self::AUDIT`].
     pub flags: u32,
     /// Part of the key of its connections: another pod's, should the interface index ever come back.
     pub incarnation: u16,
@@ -23,6 +23,20 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
+    /// What policy denies is told of, and passes.
+    pub const AUDIT: u32 = 1;
+
+    #[inline(always)]
+    pub const fn is_audited(&self) -> bool {
+        self.flags & Self::AUDIT != 0
+    }
+
+    /// All of it that a judgement depends on.
+    #[inline(always)]
+    pub const fn judged_as(&self) -> u32 {
+        self.class | (self.flags & Self::AUDIT) << 31
+    }
+
     /// Whether it may send from this address, and be sent to there.
     #[inline(always)]
     pub fn owns(&self, addr: &Addr) -> bool {

@@ -4,7 +4,8 @@
 //! addresses outside the mesh that a policy names by CIDR a number of its own, with [`LOCAL`] set, and puts
 //! the CIDR into the maps: so the kernel only ever compares identities. CIDRs nest, and the kernel
 //! answers with the narrowest one, therefore the agent has to install a rule that names a CIDR for every
-//! known CIDR inside it as well.
+//! known CIDR inside it as well. Another node's address is both an address like any other and that of a node: where a
+//! CIDR is named around it, it has a local number too, that of the nodes within this CIDR.
 
 /// In a policy rule: whoever the peer is. Never the identity of an address.
 pub const ANY: u32 = 0;
@@ -12,7 +13,7 @@ pub const ANY: u32 = 0;
 pub const HOST: u32 = 1;
 /// Whatever no map knows: an address outside the mesh that no policy names.
 pub const WORLD: u32 = 2;
-/// Another node of the cluster.
+/// Another node of the cluster, within no CIDR that a policy names.
 pub const REMOTE_NODE: u32 = 3;
 /// Reserved for what probes pods' health.
 pub const HEALTH: u32 = 4;

@@ -18,12 +18,15 @@ pub mod balance;
 pub mod conntrack;
 pub mod decide;
 pub mod endpoint;
+pub mod epochs;
 pub mod flow;
 pub mod fragment;
 pub mod identity;
 pub mod limits;
 pub mod maglev;
 pub mod metrics;
+pub mod nat;
+pub mod overlay;
 pub mod packet;
 pub mod policy;
 pub mod service;
@@ -33,10 +36,12 @@ pub use balance::{Choice, ServiceMaps, balance};
 pub use conntrack::{ConnEntry, ConnKey, Conntrack};
 pub use decide::{Decision, decide};
 pub use endpoint::Endpoint;
-pub use flow::{FlowEvent, Reason};
+pub use flow::{FlowCell, FlowEvent, FlowKind, Reason, Verdict};
 pub use metrics::Metric;
 pub use packet::{Kind, Packet};
-pub use policy::{Class, Direction, PolicyKey, PolicyMaps, PolicyValue, Ruling, judge};
+pub use policy::{
+    Direction, PeerKey, PolicyMaps, Question, RuleKey, RuleRef, RuleValue, Ruling, Sides, judge,
+};
 pub use service::{Backend, CapturedKey, Netns, ReverseKey, ServiceKey, ServiceValue, SockAddr};
 
 #[cfg(feature = "user")]

@@ -8,12 +8,16 @@ pub const FORMAT: u32 = 3;
 pub const HOSTS: u32 = 262_144;
 /// CIDRs with an identity: what policies name, and the ranges of pods.
 pub const CIDRS: u32 = 65_536;
+/// Ranges of pods, and addresses of nodes.
+pub const NODES: u32 = 65_536;
 /// Pods of one node.
 pub const ENDPOINTS: u32 = 4_096;
-/// Distinct policies of one node, twice: a changed class lives beside its successor for a moment.
+/// Distinct policies of one node, twice: a class may live beside its successor for a moment. Their numbers are less.
 pub const CLASSES: u32 = 8_192;
-/// Port prefixes over all classes.
-pub const POLICY: u32 = 262_144;
+/// Identities that a class has rules of its own for, over all classes.
+pub const PEERS: u32 = 524_288;
+/// Port prefixes over all rulesets.
+pub const RULES: u32 = 262_144;
 /// Connections of all pods of one node, about 130 bytes each. The least recently used one is forgotten.
 pub const CONNTRACK: u32 = 131_072;
 /// Datagrams in pieces that are on their way to or from a pod at this moment.
@@ -28,6 +32,10 @@ pub const BACKENDS_PER_SERVICE: u32 = 4_096;
 pub const MAGLEV: u32 = 8_388_608;
 /// Bits of `SERVED`, a power of two: 128 KiB, in which 100,000 services take one bit in ten.
 pub const SERVED_BITS: u32 = 1 << 20;
+/// Halves of translated flows, two each: 300 bytes for both. The least recently used one is forgotten.
+pub const NAT: u32 = 131_072;
+/// Interfaces that are told apart by whether they have translated flows, a power of two.
+pub const TRANSLATED: u32 = 4_096;
 /// Clients that are to stay with their backend.
 pub const AFFINITY: u32 = 65_536;
 /// Ranges of addresses that may ask for a service, over all services.
@@ -38,5 +46,8 @@ pub const REVERSE: u32 = 131_072;
 pub const NETNS: u32 = 4_096;
 /// Ports taken over by sidecars.
 pub const CAPTURED: u32 = 65_536;
-/// Bytes of the flow event ring, a power of two: some 13,000 events.
-pub const EVENTS: u32 = 1 << 20;
+/// Bytes of the flow event ring, a power of two: some 47,000 events.
+pub const EVENTS: u32 = 1 << 22;
+/// Kinds of flows that are told of together under load. The least recently used one is forgotten; what was suppressed
+/// of it stays counted by reason.
+pub const FLOWS: u32 = 4_096;

@@ -11,7 +11,7 @@ pub struct Metric {
     pub bytes: u64,
 }
 
-/// Number of cells: one by direction and reason ([`Reason::Forwarded`] being the only one that lets pass).
+/// Number of cells: one by direction and reason.
 pub const CELLS: u32 = 2 * Reason::COUNT;
 
 /// The cell of a direction and a reason.

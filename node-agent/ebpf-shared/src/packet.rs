@@ -13,6 +13,15 @@ pub mod protocol {
     pub const SCTP: u8 = 132;
 }
 
+/// What policy calls ICMP messages: `type << 8 | code`. Echo requests are the only ones that begin a flow; their answers and
+/// the errors about a flow belong to it.
+pub mod icmp {
+    /// RFC 792.
+    pub const ECHO: u16 = 8 << 8;
+    /// RFC 4443.
+    pub const ECHO6: u16 = 128 << 8;
+}
+
 /// RFC 9293, section 3.1.
 pub mod tcp {
     pub const FIN: u8 = 0x01;

@@ -1,41 +1,33 @@
-//! Policy: classes, rules and the ruling.
+//! Policy as the kernel has it: resolved.
 //!
-//! Endpoints whose policy is equal share a *class*, so memory grows with distinct policies, not with pods.
+//! The kernel knows no order of rules, no tiers, no "deny beats allow" and no audited policies. For each policy
+//! *class* (endpoints whose policy is equal share one), each direction and each identity that a rule names, the agent
+//! computes the whole function (protocol, port) → [`RuleValue`] beforehand (`node_agent::kernel::flatten`), and gives
+//! equal functions one number, a *ruleset*. Identities that no rule of a class names all have the class's own functions.
 //!
-//! ## Where a rule is found
+//! | map | key | value | holds |
+//! |---|---|---|---|
+//! | `CLASSES` | class | [`Sides`] | the functions of whoever is not named; never changed under one number |
+//! | `PEERS` | [`PeerKey`]: class, identity | [`Sides`] | the functions of an identity, where they are others; changed in place |
+//! | `RULES` | [`RuleKey`]: ruleset, protocol, port | [`RuleValue`] | the functions; never changed under one number |
 //!
-//! `POLICY` is a longest-prefix trie over (class, direction, protocol, identity, port). Everything but the
-//! port is always matched in full, so a port range is a handful of prefixes (at most 30) and a rule for all
-//! ports is one. A hash would need one lookup for the port and one for "any port", and could not hold ranges.
+//! A function that says the same of all traffic needs no ruleset: it is written into the reference to it
+//! ([`RuleRef::uniform`]). So a new flow costs one or two hash lookups and at most one in a trie, whatever policy says.
 //!
-//! A lookup answers with the *narrowest* prefix around the port. So that deny still beats allow within one
-//! (identity, protocol), whoever writes the trie spreads a deny over all narrower allows inside it
-//! (`node_agent::kernel::rules` does).
+//! `RULES` is a longest-prefix trie over (ruleset, protocol, port). Every ruleset has an entry for all protocols, may have one
+//! for all ports of a protocol, and a port range is a handful of prefixes (at most 30). ICMP has types and codes
+//! where others have ports: `type << 8 | code`, so that a type is a prefix as well.
 //!
-//! ## The order of the verdict
+//! ## Why one packet never meets a mixture
 //!
-//! Four lookups, always in this order; the first deny ends it:
-//!
-//! | # | identity | protocol | port |
-//! |---|----------|----------|------|
-//! | 1 | the peer's | the packet's | exact, else narrowest range, else any |
-//! | 2 | the peer's | any | exact, else narrowest range, else any |
-//! | 3 | any | the packet's | exact, else narrowest range, else any |
-//! | 4 | any | any | exact, else narrowest range, else any |
-//!
-//! | what the four found | ruling | policy named |
-//! |---|---|---|
-//! | a deny | drop, `PolicyDenied` | the deny's |
-//! | an allow, no deny | pass | the first allow's |
-//! | nothing, class denies this direction by default | drop, `DefaultDeny` | the class's default deny |
-//! | nothing otherwise | pass | none |
-//! | no class entry at all | drop, `PolicyMissing` | none |
+//! What a packet is judged by is one entry of `PEERS`, or the absence of one and the entry of `CLASSES`. The first is
+//! changed by one write, and the second never, so it does not matter in which order a program and the agent get there.
+//! A ruleset is written before anything refers to it, and removed when no running program can have its number any more.
 
 use crate::Reason;
-use crate::packet::protocol;
 
 /// Which way, seen from the pod.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Direction {
     /// To the pod.
@@ -54,82 +46,153 @@ impl Direction {
     }
 }
 
-/// Value of `CLASSES`; the key is the class number.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Where the function for one direction is found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
-pub struct Class {
-    pub flags: u32,
-    /// Named when ingress is denied by default.
-    pub ingress_policy: u32,
-    /// Named when egress is denied by default.
-    pub egress_policy: u32,
+pub struct RuleRef {
+    /// The number of a ruleset; from [`Self::UNIFORM`] on there is none, and the lowest byte is the verdict on everything.
+    pub set: u32,
+    /// What a verdict on everything rests on; else 0.
+    pub policy_id: u32,
 }
 
-impl Class {
-    pub const DENY_INGRESS: u32 = 1;
-    pub const DENY_EGRESS: u32 = 2;
+impl RuleRef {
+    pub const UNIFORM: u32 = 1 << 31;
+
+    /// The same for all traffic: one of the verdicts of [`RuleValue`].
+    #[inline(always)]
+    pub const fn uniform(verdict: u8, policy_id: u32) -> Self {
+        Self { set: Self::UNIFORM | verdict as u32, policy_id }
+    }
+
+    /// What a ruleset says. Number 0 is none's: whoever has it gets nothing.
+    #[inline(always)]
+    pub const fn ruleset(set: u32) -> Self {
+        Self { set, policy_id: 0 }
+    }
 
     #[inline(always)]
-    const fn default_deny(&self, direction: Direction) -> (bool, u32) {
+    pub const fn is_uniform(&self) -> bool {
+        self.set >= Self::UNIFORM
+    }
+}
+
+/// Value of `CLASSES` and of `PEERS`: the functions for both directions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct Sides {
+    pub ingress: RuleRef,
+    pub egress: RuleRef,
+}
+
+impl Sides {
+    /// Both ways everything.
+    pub const ALLOW_ALL: Self = Self {
+        ingress: RuleRef::uniform(RuleValue::ALLOW, 0),
+        egress: RuleRef::uniform(RuleValue::ALLOW, 0),
+    };
+
+    #[inline(always)]
+    pub const fn of(&self, direction: Direction) -> RuleRef {
         match direction {
-            Direction::Ingress => (self.flags & Self::DENY_INGRESS != 0, self.ingress_policy),
-            Direction::Egress => (self.flags & Self::DENY_EGRESS != 0, self.egress_policy),
+            Direction::Ingress => self.ingress,
+            Direction::Egress => self.egress,
         }
     }
 }
 
-/// Key of `POLICY`, after the prefix length.
+/// Key of `PEERS`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct PeerKey {
+    pub class: u32,
+    /// The peer's.
+    pub identity: u32,
+}
+
+/// Key of `RULES`, after the prefix length.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(C)]
-pub struct PolicyKey {
-    pub class: u32,
-    /// [`crate::identity::ANY`]: whoever.
-    pub identity: u32,
-    /// A [`Direction`].
-    pub direction: u8,
-    /// [`protocol::ANY`]: whichever.
+pub struct RuleKey {
+    pub ruleset: u32,
     pub protocol: u8,
     /// Big-endian, because a prefix begins at the most significant bit.
     pub port: [u8; 2],
+    pub padding: u8,
 }
 
-impl PolicyKey {
-    /// Bits before the port: these always match in full.
-    pub const FIXED_BITS: u32 = 80;
-    /// Bits of a whole key, i.e. of an exact port.
-    pub const BITS: u32 = 96;
+impl RuleKey {
+    /// Bits of the ruleset's number: these always match in full, and alone for what nothing else is said of.
+    pub const SET_BITS: u32 = 32;
+    /// With the protocol.
+    pub const PROTOCOL_BITS: u32 = 40;
+    /// With the whole port.
+    pub const BITS: u32 = 56;
 
     #[inline(always)]
-    pub const fn new(class: u32, identity: u32, direction: Direction, protocol: u8, port: u16) -> Self {
-        Self { class, identity, direction: direction as u8, protocol, port: port.to_be_bytes() }
+    pub const fn new(ruleset: u32, protocol: u8, port: u16) -> Self {
+        Self { ruleset, protocol, port: port.to_be_bytes(), padding: 0 }
     }
 }
 
-/// Value of `POLICY`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Value of `RULES`: what is said of some traffic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
-pub struct PolicyValue {
-    /// The rule, as the agent numbered it.
+pub struct RuleValue {
+    /// [`Self::DENY`], [`Self::ALLOW`], [`Self::REDIRECT`] or [`Self::DEFAULT_DENY`]; what is none of them, denies.
+    pub verdict: u8,
+    /// [`Self::AUDIT`].
+    pub flags: u8,
+    /// For [`Self::REDIRECT`]: whereto.
+    pub proxy: u16,
+    /// The rule or default deny, as the agent numbered it; 0: none.
     pub policy_id: u32,
-    /// [`PolicyValue::DENY`] or [`PolicyValue::ALLOW`]; what is neither, denies.
-    pub action: u32,
+    /// With [`Self::AUDIT`]: what would have denied.
+    pub audit_id: u32,
 }
 
-impl PolicyValue {
-    pub const DENY: u32 = 0;
-    pub const ALLOW: u32 = 1;
+impl RuleValue {
+    /// A rule denies it.
+    pub const DENY: u8 = 0;
+    /// A rule allows it, or nothing speaks against it.
+    pub const ALLOW: u8 = 1;
+    /// Only through a proxy of this node.
+    pub const REDIRECT: u8 = 2;
+    /// The class denies by default, and no rule allowed it.
+    pub const DEFAULT_DENY: u8 = 3;
+
+    /// Allowed, but audited policies would have denied it.
+    pub const AUDIT: u8 = 1;
 
     #[inline(always)]
-    pub const fn allows(&self) -> bool {
-        self.action == Self::ALLOW
+    pub const fn new(verdict: u8, policy_id: u32) -> Self {
+        Self { verdict, flags: 0, proxy: 0, policy_id, audit_id: 0 }
+    }
+
+    /// What it means for a packet.
+    #[inline(always)]
+    pub const fn ruling(&self) -> Ruling {
+        match self.verdict {
+            Self::ALLOW if self.flags & Self::AUDIT != 0 => {
+                Ruling { reason: Reason::Audited, policy_id: self.audit_id }
+            }
+            Self::ALLOW => Ruling::pass(self.policy_id),
+            Self::DEFAULT_DENY => Ruling::drop(Reason::DefaultDeny, self.policy_id),
+            // A redirect too: there is no proxy that would take it.
+            _ => Ruling::drop(Reason::PolicyDenied, self.policy_id),
+        }
     }
 }
 
 /// What the verdict reads. In the kernel these are BPF maps, in tests and in the agent plain collections.
 pub trait PolicyMaps {
-    fn class(&self, class: u32) -> Option<Class>;
+    /// A number that goes up whenever anything changes that a flow of this class with this peer is judged by, after the
+    /// change: see [`crate::epochs`].
+    fn stamp(&self, class: u32, peer: &crate::Addr) -> u64;
+    fn class(&self, class: u32) -> Option<Sides>;
+    fn peer(&self, key: &PeerKey) -> Option<Sides>;
     /// The entry with the longest prefix around the key; the key's port is complete.
-    fn rule(&self, key: &PolicyKey) -> Option<PolicyValue>;
+    fn rule(&self, key: &RuleKey) -> Option<RuleValue>;
     /// That of the address itself, else of the narrowest CIDR around it; [`crate::identity::ANY`] if there is
     /// none. (Not an `Option<u32>`: the verifier refuses to see its value copied where there is none.)
     fn identity(&self, addr: &crate::Addr) -> u32;
@@ -143,7 +206,7 @@ pub struct Question {
     /// The peer's, never [`crate::identity::ANY`].
     pub identity: u32,
     pub protocol: u8,
-    /// The port that the flow goes to, whichever side it is on; 0 for ICMP.
+    /// The port that the flow goes to, whichever side it is on; ICMP: `type << 8 | code`.
     pub port: u16,
 }
 
@@ -167,45 +230,38 @@ impl Ruling {
 
     #[inline(always)]
     pub const fn passes(&self) -> bool {
-        matches!(self.reason, Reason::Forwarded)
+        self.reason.passes()
+    }
+
+    /// The same for an endpoint whose policy is only audited: what policy denies is told of, and passes. What is
+    /// missing, forged or malformed does not.
+    #[inline(always)]
+    #[must_use]
+    pub const fn audited(self) -> Self {
+        match self.reason {
+            Reason::DefaultDeny | Reason::PolicyDenied => Self { reason: Reason::Audited, ..self },
+            _ => self,
+        }
     }
 }
 
-/// Rules on a new flow, as the module's tables say.
+/// Rules on a new flow, as the module says.
 #[inline(always)]
 pub fn judge<M: PolicyMaps>(maps: &M, question: &Question) -> Ruling {
-    let Some(class) = maps.class(question.class) else {
-        return Ruling::drop(Reason::PolicyMissing, 0);
+    let sides = match maps.peer(&PeerKey { class: question.class, identity: question.identity }) {
+        Some(sides) => sides,
+        None => match maps.class(question.class) {
+            Some(sides) => sides,
+            None => return Ruling::drop(Reason::PolicyMissing, 0),
+        },
     };
-    let mut key = PolicyKey::new(
-        question.class,
-        question.identity,
-        question.direction,
-        question.protocol,
-        question.port,
-    );
-    // Not an Option<u32>, see `PolicyMaps::identity`.
-    let (mut allowed, mut allowed_by) = (false, 0);
-    let mut place = 0;
-    while place < 4 {
-        // The places of the module's first table.
-        key.identity = if place < 2 { question.identity } else { crate::identity::ANY };
-        key.protocol = if place & 1 == 0 { question.protocol } else { protocol::ANY };
-        match maps.rule(&key) {
-            Some(rule) if !rule.allows() => return Ruling::drop(Reason::PolicyDenied, rule.policy_id),
-            Some(rule) if !allowed => (allowed, allowed_by) = (true, rule.policy_id),
-            Some(_) => {}
-            None => {}
-        }
-        place += 1;
+    let by = sides.of(question.direction);
+    if by.is_uniform() {
+        return RuleValue::new(by.set as u8, by.policy_id).ruling();
     }
-    let (denies, policy_id) = class.default_deny(question.direction);
-    if allowed {
-        Ruling::pass(allowed_by)
-    } else if denies {
-        Ruling::drop(Reason::DefaultDeny, policy_id)
-    } else {
-        Ruling::pass(0)
+    match maps.rule(&RuleKey::new(by.set, question.protocol, question.port)) {
+        Some(value) => value.ruling(),
+        None => Ruling::drop(Reason::PolicyMissing, 0),
     }
 }
 
@@ -215,9 +271,31 @@ mod tests {
 
     #[test]
     fn nothing_here_has_implicit_padding() {
-        assert_eq!(size_of::<Class>(), 3 * 4);
-        assert_eq!(size_of::<PolicyKey>() as u32 * 8, PolicyKey::BITS);
-        assert_eq!(core::mem::offset_of!(PolicyKey, port) as u32 * 8, PolicyKey::FIXED_BITS);
-        assert_eq!(size_of::<PolicyValue>(), 2 * 4);
+        assert_eq!(size_of::<RuleRef>(), 2 * 4);
+        assert_eq!(size_of::<Sides>(), 2 * size_of::<RuleRef>());
+        assert_eq!(size_of::<PeerKey>(), 2 * 4);
+        assert_eq!(size_of::<RuleKey>(), 4 + 1 + 2 + 1);
+        assert_eq!(core::mem::offset_of!(RuleKey, protocol) as u32 * 8, RuleKey::SET_BITS);
+        assert_eq!(core::mem::offset_of!(RuleKey, port) as u32 * 8, RuleKey::PROTOCOL_BITS);
+        assert_eq!(core::mem::offset_of!(RuleKey, padding) as u32 * 8, RuleKey::BITS);
+        assert_eq!(size_of::<RuleValue>(), 1 + 1 + 2 + 2 * 4);
+    }
+
+    #[test]
+    fn what_no_value_says_is_denied() {
+        assert!(!RuleValue::default().ruling().passes());
+        assert!(!RuleValue::new(77, 1).ruling().passes());
+        assert!(!RuleValue::new(RuleValue::REDIRECT, 1).ruling().passes());
+        assert!(!RuleRef::default().is_uniform());
+        assert!(RuleRef::uniform(RuleValue::DENY, 3).is_uniform());
+    }
+
+    #[test]
+    fn only_what_policy_denies_is_audited() {
+        for reason in Reason::ALL {
+            let is_policy = matches!(reason, Reason::DefaultDeny | Reason::PolicyDenied);
+            let passes = Ruling::drop(reason, 1).audited().passes();
+            assert_eq!(passes, is_policy || reason.passes(), "{reason:?}");
+        }
     }
 }

@@ -35,6 +35,12 @@ impl ServiceKey {
     }
 }
 
+/// Where in `SERVED` the bit of an address is, whatever is served there.
+#[inline(always)]
+pub const fn address_bit(addr: &Addr) -> u32 {
+    maglev::tuple(&[addr.words()]) % limits::SERVED_BITS
+}
+
 /// Value of `SERVICES`. Everything about a service changes with one write of this.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]

@@ -12,7 +12,7 @@ impl Conntrack for KernelConntrack {
         match CONNTRACK.get_ptr_mut(key) {
             // SAFETY: the kernel keeps the memory valid until the program ends. Other CPUs may write to it at
             // the same time: each field is written whole, and see `ConnEntry` on lost updates. An entry that
-            // is evicted and reused under our hands costs one flow a judgement (its generation decides).
+            // is evicted and reused under our hands costs one flow a judgement (its stamp decides).
             Some(entry) => Some(unsafe { &mut *entry }),
             None => None,
         }

@@ -1,10 +1,13 @@
-//! Telling user space: counters for every packet, events for news.
+//! Telling user space: counters for every packet, events for news, and under load counters for most of the news.
 
 use aya_ebpf::programs::TcContext;
 use ebpf_shared::decide::peer_identity;
-use ebpf_shared::{Addr, Decision, Direction, Endpoint, FlowEvent, Packet, Reason, metrics};
+use ebpf_shared::packet::{Kind, protocol};
+use ebpf_shared::{
+    Addr, Decision, Direction, Endpoint, FlowCell, FlowEvent, FlowKind, Packet, Reason, Verdict, metrics,
+};
 
-use crate::maps::{EVENTS, LOST, METRICS};
+use crate::maps::{EVENTS, FLOWS, LOST, METRICS, SUPPRESSED};
 use crate::policy::KernelPolicy;
 
 /// Counts a packet.
@@ -19,9 +22,11 @@ pub fn count(ctx: &TcContext, direction: Direction, reason: Reason) {
     }
 }
 
-/// Emits the event of a decision on a packet.
+/// Tells of a decision on a packet.
 #[inline(always)]
 pub fn tell(
+    ctx: &TcContext,
+    policy: &KernelPolicy,
     ifindex: u32,
     endpoint: &Endpoint,
     direction: Direction,
@@ -30,10 +35,10 @@ pub fn tell(
     decision: &Decision,
 ) {
     let (src_identity, dst_identity) = match direction {
-        Direction::Egress => (endpoint.identity, peer_identity(&KernelPolicy, &packet.dst)),
-        Direction::Ingress => (peer_identity(&KernelPolicy, &packet.src), endpoint.identity),
+        Direction::Egress => (endpoint.identity, peer_identity(policy, &packet.dst)),
+        Direction::Ingress => (peer_identity(policy, &packet.src), endpoint.identity),
     };
-    emit(FlowEvent {
+    let event = FlowEvent {
         time: now,
         ifindex,
         src: packet.src,
@@ -41,20 +46,40 @@ pub fn tell(
         src_identity,
         dst_identity,
         policy_id: decision.ruling.policy_id,
+        service: 0,
+        bytes: ctx.len(),
         src_port: packet.src_port,
         dst_port: packet.dst_port,
+        icmp: icmp(packet),
         protocol: packet.protocol,
         direction: direction as u8,
+        verdict: Verdict::of(decision.ruling.reason) as u8,
         reason: decision.ruling.reason as u8,
         is_reply: decision.is_reply as u8,
         tcp_flags: packet.tcp_flags,
-        padding: [0; 7],
-    });
+        flags: if matches!(packet.kind, Kind::Error) { FlowEvent::ERROR } else { 0 }
+            | if policy.claimed != 0 { FlowEvent::FROM_TUNNEL } else { 0 },
+        padding: 0,
+    };
+    emit(&event, direction, decision.ruling.reason);
 }
 
-/// Emits the event of a frame that was dropped before it could be judged.
+/// Type and code of the only ICMP messages that are flows: echoes and their replies.
+#[inline(always)]
+fn icmp(packet: &Packet) -> u16 {
+    let is_reply = matches!(packet.kind, Kind::EchoReply);
+    match (packet.protocol, is_reply) {
+        (protocol::ICMP, false) => 8 << 8,
+        (protocol::ICMPV6, false) => 128 << 8,
+        (protocol::ICMPV6, true) => 129 << 8,
+        _ => 0,
+    }
+}
+
+/// Tells of a frame that was dropped before it could be judged.
 #[inline(always)]
 pub fn tell_refused(
+    ctx: &TcContext,
     ifindex: u32,
     direction: Direction,
     src: Addr,
@@ -63,30 +88,74 @@ pub fn tell_refused(
     now: u64,
     reason: Reason,
 ) {
-    emit(FlowEvent {
+    let event = FlowEvent {
         time: now,
         ifindex,
         src,
         dst,
+        bytes: ctx.len(),
         protocol,
         direction: direction as u8,
+        verdict: Verdict::of(reason) as u8,
         reason: reason as u8,
         ..FlowEvent::default()
-    });
+    };
+    emit(&event, direction, reason);
 }
 
+/// Emits an event, or counts it with others of its kind.
 #[inline(always)]
-fn emit(event: FlowEvent) {
+fn emit(event: &FlowEvent, direction: Direction, reason: Reason) {
+    if !is_told(event, direction) {
+        if let Some(cell) = SUPPRESSED.get_ptr_mut(metrics::cell(direction, reason)) {
+            // SAFETY: this CPU's own cell, see `count`.
+            unsafe {
+                (*cell).packets += 1;
+                (*cell).bytes += u64::from(event.bytes);
+            }
+        }
+        return;
+    }
     match EVENTS.reserve::<FlowEvent>(0) {
         Some(mut entry) => {
-            entry.write(event);
+            entry.write(*event);
             entry.submit(0);
         }
         None => {
-            if let Some(lost) = LOST.get_ptr_mut(0) {
+            if let Some(lost) = LOST.get_ptr_mut(metrics::cell(direction, reason)) {
                 // SAFETY: this CPU's own cell, see `count`.
                 unsafe { *lost += 1 };
             }
+        }
+    }
+}
+
+/// Whether this one is told of by itself.
+#[inline(always)]
+fn is_told(event: &FlowEvent, direction: Direction) -> bool {
+    let kind = FlowKind {
+        ifindex: event.ifindex,
+        identity: match direction {
+            Direction::Egress => event.dst_identity,
+            Direction::Ingress => event.src_identity,
+        },
+        policy_id: event.policy_id,
+        port: event.dst_port,
+        protocol: event.protocol,
+        direction: event.direction,
+        verdict: event.verdict,
+        reason: event.reason,
+        is_reply: event.is_reply,
+        padding: 0,
+    };
+    match FLOWS.get_ptr_mut(&kind) {
+        // SAFETY: this CPU's own cell, see `count`. One that is forgotten and used anew meanwhile costs a count by kind,
+        // not the one by reason.
+        Some(cell) => unsafe { (*cell).admit(event.time, u64::from(event.bytes)) },
+        None => {
+            // One that can't be noted is told.
+            let _ = FLOWS.insert(&kind, &FlowCell::first(event.time), 0);
+            true
         }
     }
 }

@@ -1,4 +1,5 @@
-//! The kernel programs of one node: the doors to and from each pod, and the socket hooks of the node's pods.
+//! The kernel programs of one node: the doors to and from each pod, the node's own interface, and the socket hooks of
+//! the node's pods.
 //!
 //! Folders are named after the packet's way. The verdict is not here but in `ebpf_shared::decide`.
 #![no_std]
@@ -9,10 +10,15 @@ mod conntrack;
 mod flow;
 mod fragment;
 mod frame;
+mod from_net;
 mod from_pod;
 mod maps;
+mod nat;
+mod net_xdp;
+mod overlay;
 mod policy;
 mod socket;
+mod to_net;
 mod to_pod;
 mod verdict;
 

@@ -2,21 +2,25 @@
 
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, LruPerCpuHashMap, PerCpuArray, RingBuf};
 use ebpf_shared::fragment::{FragmentKey, Head};
+use ebpf_shared::nat::{NatKey, NatValue, NodeConfig};
+use ebpf_shared::overlay::Hop;
 use ebpf_shared::service::{AffinityKey, AffinityValue, ReverseValue, Slots, SourceKey};
 use ebpf_shared::{
-    Addr, Backend, CapturedKey, Class, ConnEntry, ConnKey, Endpoint, Metric, Netns, Packet,
-    PolicyKey, PolicyValue, ReverseKey, ServiceKey, ServiceValue, limits, metrics,
+    Addr, Backend, CapturedKey, ConnEntry, ConnKey, Endpoint, FlowCell, FlowKind, Metric, Netns, Packet,
+    PeerKey, ReverseKey, RuleKey, RuleValue, ServiceKey, ServiceValue, Sides, epochs, limits, metrics,
 };
+
+use crate::nat::Stage;
 
 /// The layout of all other pinned maps; written by the agent that created them.
 #[map]
 pub static FORMAT: Array<u32> = Array::with_max_entries(1, 0);
 
-/// Raised after each change to what a verdict reads.
+/// Raised after each change to what a verdict reads; the agent has them in its memory.
 #[map]
-pub static GENERATION: Array<u64> = Array::with_max_entries(1, 0);
+pub static EPOCHS: Array<u64> = Array::with_max_entries(epochs::COUNT, BPF_F_MMAPABLE);
 
 /// Identities of single addresses: a hash, because its cost does not grow with their number.
 #[map]
@@ -27,15 +31,22 @@ pub static HOSTS: HashMap<Addr, u32> = HashMap::with_max_entries(limits::HOSTS, 
 #[map]
 pub static CIDRS: LpmTrie<Addr, u32> = LpmTrie::with_max_entries(limits::CIDRS, 0);
 
+/// Which node has which pods, for the tunnel: ranges of pods, and the nodes' own addresses.
+#[map]
+pub static NODES: LpmTrie<Addr, Hop> = LpmTrie::with_max_entries(limits::NODES, 0);
+
 #[map]
 pub static ENDPOINTS: HashMap<u32, Endpoint> =
     HashMap::with_max_entries(limits::ENDPOINTS, BPF_F_NO_PREALLOC);
 
 #[map]
-pub static CLASSES: HashMap<u32, Class> = HashMap::with_max_entries(limits::CLASSES, BPF_F_NO_PREALLOC);
+pub static CLASSES: HashMap<u32, Sides> = HashMap::with_max_entries(limits::CLASSES, BPF_F_NO_PREALLOC);
 
 #[map]
-pub static POLICY: LpmTrie<PolicyKey, PolicyValue> = LpmTrie::with_max_entries(limits::POLICY, 0);
+pub static PEERS: HashMap<PeerKey, Sides> = HashMap::with_max_entries(limits::PEERS, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static RULES: LpmTrie<RuleKey, RuleValue> = LpmTrie::with_max_entries(limits::RULES, 0);
 
 #[map]
 pub static CONNTRACK: LruHashMap<ConnKey, ConnEntry> = LruHashMap::with_max_entries(limits::CONNTRACK, 0);
@@ -68,6 +79,21 @@ pub static SOURCES: LpmTrie<SourceKey, u8> = LpmTrie::with_max_entries(limits::S
 #[map]
 pub static REVERSE: LruHashMap<ReverseKey, ReverseValue> = LruHashMap::with_max_entries(limits::REVERSE, 0);
 
+/// What translated packets become, see `ebpf_shared::nat`.
+#[map]
+pub static NAT: LruHashMap<NatKey, NatValue> = LruHashMap::with_max_entries(limits::NAT, 0);
+
+/// Whether the pod behind an interface (modulo the size) ever had one: then its answers are looked at.
+#[map]
+pub static TRANSLATED: Array<u32> = Array::with_max_entries(limits::TRANSLATED, 0);
+
+/// Packets that took the short cut.
+#[map]
+pub static ACCELERATED: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+#[map]
+pub static CONFIG: Array<NodeConfig> = Array::with_max_entries(1, 0);
+
 #[map]
 pub static NETNS: HashMap<u64, Netns> = HashMap::with_max_entries(limits::NETNS, BPF_F_NO_PREALLOC);
 
@@ -79,12 +105,25 @@ pub static CAPTURED: HashMap<CapturedKey, u8> =
 #[map]
 pub static SCRATCH: PerCpuArray<Packet> = PerCpuArray::with_max_entries(1, 0);
 
+/// As [`SCRATCH`], see `crate::nat`.
+#[map]
+pub static STAGE: PerCpuArray<Stage> = PerCpuArray::with_max_entries(1, 0);
+
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(limits::EVENTS, 0);
 
-/// Events that found the ring full.
+/// What was told of each kind of flow, so that many are told of together.
 #[map]
-pub static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+pub static FLOWS: LruPerCpuHashMap<FlowKind, FlowCell> =
+    LruPerCpuHashMap::with_max_entries(limits::FLOWS, 0);
+
+/// News that were counted and not told, by direction and reason: exact, whatever `FLOWS` forgets.
+#[map]
+pub static SUPPRESSED: PerCpuArray<Metric> = PerCpuArray::with_max_entries(metrics::CELLS, 0);
+
+/// Events that found the ring full, by direction and reason.
+#[map]
+pub static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(metrics::CELLS, 0);
 
 #[map]
 pub static METRICS: PerCpuArray<Metric> = PerCpuArray::with_max_entries(metrics::CELLS, 0);

@@ -4,13 +4,13 @@ use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::TcContext;
 use ebpf_shared::decide::Scene;
-use ebpf_shared::{Addr, Direction, Endpoint, Packet, Reason, decide};
+use ebpf_shared::{Addr, Direction, Endpoint, Kind, Packet, Reason, decide, overlay};
 
 use crate::conntrack::KernelConntrack;
 use crate::flow;
 use crate::frame::{self, Frame, Ip};
 use crate::maps::{ENDPOINTS, SCRATCH};
-use crate::policy::{self, KernelPolicy};
+use crate::policy::KernelPolicy;
 
 /// Lets the next program on the interface, if there is one, have its say.
 const NEXT: i32 = TC_ACT_UNSPEC;
@@ -24,12 +24,9 @@ pub fn at_door(
     addressed: impl Fn(&Endpoint, &Ip) -> Option<Reason>,
 ) -> i32 {
     // SAFETY: the context is valid as long as the program runs.
-    let ifindex = unsafe { (*ctx.skb.skb).ifindex };
+    let (ifindex, mark) = unsafe { ((*ctx.skb.skb).ifindex, (*ctx.skb.skb).mark) };
     // SAFETY: no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
-    // First of all reads, also before the endpoint's: see `Scene::generation`.
-    let generation = policy::generation();
-
     let ip = match frame::classify(ctx, direction) {
         Ok(Frame::Ip(ip)) => ip,
         Ok(Frame::Link) => {
@@ -56,11 +53,17 @@ pub fn at_door(
         Err(reason) => return refuse(ctx, ifindex, direction, Some(&ip), now, reason),
     };
 
-    let scene = Scene { ifindex, endpoint, direction, generation, now };
-    let decision = decide(&KernelPolicy, &mut KernelConntrack, &scene, &packet);
+    let scene = Scene { ifindex, endpoint, direction, now };
+    // An error may be told by anybody on the way of the flow.
+    let claimed = match (direction, packet.kind) {
+        (Direction::Ingress, Kind::Plain | Kind::EchoReply) => overlay::claimed(mark),
+        _ => 0,
+    };
+    let policy = KernelPolicy { claimed };
+    let decision = decide(&policy, &mut KernelConntrack, &scene, &packet);
     flow::count(ctx, direction, decision.ruling.reason);
     if decision.is_news {
-        flow::tell(ifindex, endpoint, direction, &packet, now, &decision);
+        flow::tell(ctx, &policy, ifindex, endpoint, direction, &packet, now, &decision);
     }
     if decision.ruling.passes() { NEXT } else { DROP }
 }
@@ -93,6 +96,6 @@ fn refuse(
         Some(ip) => (ip.src, ip.dst, ip.protocol),
         None => (Addr::UNSPECIFIED, Addr::UNSPECIFIED, 0),
     };
-    flow::tell_refused(ifindex, direction, src, dst, protocol, now, reason);
+    flow::tell_refused(ctx, ifindex, direction, src, dst, protocol, now, reason);
     DROP
 }

@@ -20,6 +20,7 @@ use crate::{
     desired::{Pod, PodAddresses},
     engine::Engine,
     maps::MapError,
+    tunnel,
 };
 use mesh_model::resource::NamespacedName;
 use thiserror::Error;
@@ -95,6 +96,8 @@ pub(crate) struct Creator {
     pub(crate) host: HostNet,
     pub(crate) engine: Engine,
     pub(crate) registry: SharedRegistry,
+    /// Takes some of what a frame has room for.
+    pub(crate) tunnel: tunnel::Mode,
     /// Of the node: what it calls its pods from.
     pub(crate) addresses: PodAddresses,
     /// The node's slice.
@@ -131,7 +134,7 @@ impl Creator {
             chained: false,
             gateways: Vec::new(),
             host_ports,
-            mtu: self.host.uplink_mtu(self.addresses.v4).await?,
+            mtu: self.tunnel.inner_mtu(self.host.uplink_mtu(self.addresses.v4).await?),
         };
         let mut endpoint = self.registry.lock().begin(endpoint)?;
         endpoint.address6 = self.slices.and_then(|(v4, v6)| beside(endpoint.address, v4, v6));
@@ -187,6 +190,7 @@ impl Creator {
         let (inside, of_pod) = (netns.clone(), link.clone());
         blocking(move || inside.run(move || set_up_pod(&of_pod))).await??;
         self.host.open(&link, endpoint.ifindex, self.addresses).await?;
+        self.engine.lead_ports(endpoint.workload.clone(), ports_of(&endpoint));
         self.engine.add_pod(endpoint.workload.clone(), pod_of(&endpoint))?;
         Ok(endpoint)
     }
@@ -265,6 +269,17 @@ impl Creator {
 /// What the maps are about.
 pub(crate) fn pod_of(endpoint: &Endpoint) -> Pod {
     Pod { addresses: endpoint.addresses(), ifindex: endpoint.ifindex, netns_cookie: endpoint.netns_cookie }
+}
+
+/// Ports of the node that are to lead to it.
+pub(crate) fn ports_of(endpoint: &Endpoint) -> Vec<crate::subscribe::HostPort> {
+    let each = endpoint.host_ports.iter().map(|mapped| crate::subscribe::HostPort {
+        address: mapped.address.map(|address| address.to_canonical()),
+        host_port: mapped.port,
+        port: mapped.container_port,
+        protocol: mapped.protocol,
+    });
+    each.collect()
 }
 
 /// Off the runtime's threads, because it waits for another one.

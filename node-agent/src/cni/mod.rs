@@ -14,7 +14,7 @@ mod service;
 mod sysctl;
 mod watch;
 
-pub(crate) use create::{Creator, pod_of};
+pub(crate) use create::{Creator, pod_of, ports_of};
 pub use host_port::{HostPort, HostPortError, MappedPort, host_ports};
 pub use ipam::{IpamError, allocate, beside};
 pub(crate) use link::is_missing;
@@ -25,7 +25,8 @@ pub use readiness::probe_for_ever;
 pub use registry::{Endpoint, EndpointKey, Registry, RegistryError, SharedRegistry, host_interface};
 pub use service::CniService;
 pub(crate) use service::report;
-pub use sysctl::{prepare_host, prepare_host6};
+pub(crate) use sysctl::prepare_tunnel;
+pub use sysctl::{SysctlError, prepare_host, prepare_host6};
 pub use watch::watch_for_ever;
 
 /// Where pods send everything: a link-local address that is the same in every pod, and that nobody has. Its

@@ -89,6 +89,16 @@ impl Netns {
         Ok(Self { file, id })
     }
 
+    /// Opens that of a process, be it the agent's own.
+    ///
+    /// # Errors
+    /// There is no such process any more.
+    pub fn of_process(pid: u32) -> io::Result<Self> {
+        let file = File::open(format!("/proc/{pid}/ns/net"))?;
+        let id = NetnsId::of(&file)?;
+        Ok(Self { file, id })
+    }
+
     /// What tells it from others.
     pub fn id(&self) -> NetnsId {
         self.id

@@ -44,6 +44,21 @@ pub(crate) fn prepare_link(name: &str, has_ipv6: bool) -> Result<(), SysctlError
     Ok(())
 }
 
+/// Before the tunnel's device goes up: it has no address of its own, and answers may come by it to what went another way.
+pub(crate) fn prepare_tunnel(name: &str, has_ipv6: bool) -> Result<(), SysctlError> {
+    set(&format!("ipv4/conf/{name}/rp_filter"), "2")?;
+    if !has_ipv6 {
+        return set_if_present(&format!("ipv6/conf/{name}/disable_ipv6"), "1");
+    }
+    // No link-local address either.
+    for (setting, value) in
+        [("accept_ra", "0"), ("accept_dad", "0"), ("addr_gen_mode", "1"), ("disable_ipv6", "0")]
+    {
+        set(&format!("ipv6/conf/{name}/{setting}"), value)?;
+    }
+    Ok(())
+}
+
 /// Inside a pod's namespace, before it has a link: duplicate address detection would keep IPv6 addresses
 /// unusable for the first second. Runtimes like to switch IPv6 off.
 pub(crate) fn prepare_pod(has_ipv6: bool) -> Result<(), SysctlError> {

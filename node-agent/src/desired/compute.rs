@@ -1,76 +1,87 @@
-//! Resources and pods to the contents of the maps.
+//! Resources and pods to the contents of the maps: all of it, at once. This is what [`super::Planner`] does where little is
+//! known of what changed, and what it is compared with where more is.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ebpf_shared::{
-    Direction,
-    identity::{ANY, HOST, UNMANAGED},
-};
+use ebpf_shared::identity::{HOST, LOCAL};
 use ipnet::IpNet;
 use mesh_model::resource::NamespacedName;
 use xds_proto::isthmus::agent::v1 as wire;
 
 use super::{
-    ClassRules, Desired, Dictionary, EndpointEntry, NetnsEntry, Pod, PodAddresses, RuleEntry,
+    Desired, Dictionary, EndpointEntry, IdentityTable, Inputs, NetnsEntry, Pod,
+    assign::{Want, assign},
+    ground::Ground,
+    policy::class_entry,
     service::services,
 };
-use crate::subscribe::{Class, Peer, Resources};
+use crate::{
+    kernel::rules::ClassEntry,
+    subscribe::{Local, Peer, Resources},
+};
 
-/// Named by flows that pass because they come from, or go to, the pod's own node.
-const HOST_PROVENANCE: &str = "builtin/own-node";
-
-/// What the kernel is to hold. `current` is what it holds now: unchanged classes keep their number, and an
-/// endpoint whose new class has not arrived yet keeps what it has.
-pub fn compute(
-    resources: &Resources,
-    node: PodAddresses,
-    pods: &BTreeMap<NamespacedName, Pod>,
-    current: &Desired,
-    dictionary: &mut Dictionary,
-) -> Desired {
-    let mut desired = Desired::default();
-    let cidrs = policy_cidrs(resources);
-    dictionary.keep_cidrs(|cidr| cidrs.contains(cidr));
-    desired.identities = identities(resources, node, pods, &cidrs, dictionary);
+/// What the kernel is to hold. `current` is what it holds now: an endpoint whose new class has not arrived yet keeps
+/// what it has.
+pub fn compute(inputs: Inputs<'_>, current: &Desired, dictionary: &mut Dictionary) -> Desired {
+    let Inputs { resources, node, pods, .. } = inputs;
+    let wants = wants(resources, pods, current);
+    let mut named: BTreeSet<IpNet> = named_cidrs(resources).into_values().flatten().collect();
+    let keeps = wants.values().any(|want| matches!(want, Want::Kept(_)));
+    if keeps {
+        // What is kept may rest on any of them.
+        named.extend(local_cidrs(resources, current));
+    }
+    let ground = Ground::new(inputs, &named, dictionary);
+    let mut desired =
+        Desired { identities: identities(resources, pods, &ground, dictionary), ..Desired::default() };
     if !resources.heard::<wire::WorkloadAddress>() {
-        for (net, identity) in &current.identities {
-            desired.identities.entry(*net).or_insert(*identity);
+        for (net, identity) in current.identities.iter() {
+            if !desired.identities.contains_key(net) {
+                desired.identities.insert(*net, *identity);
+            }
         }
     }
-    // Whatever identity the own addresses have: a gateway may run on them.
-    let own: BTreeSet<u32> = node
-        .iter()
-        .map(|address| desired.identities.get(&IpNet::from(address)).copied().unwrap_or(HOST))
-        .collect();
+    let own = own_identities(&ground, &desired.identities);
 
-    let mut numbers: BTreeMap<u32, u32> = BTreeMap::new();
+    let wires: BTreeSet<u32> = wants
+        .values()
+        .filter_map(|want| match want {
+            Want::Class(wire) => Some(*wire),
+            Want::Kept(_) => None,
+        })
+        .collect();
+    let mut entries: BTreeMap<u32, ClassEntry> = BTreeMap::new();
+    for wire in wires {
+        if let Some(class) = resources.class(wire) {
+            entries.insert(wire, class_entry(class, &ground, &own, dictionary));
+        }
+    }
+    let numbers = assign(&wants, &entries, current, dictionary);
+    for (wire, entry) in entries {
+        if let Some(number) = numbers.get(&wire) {
+            desired.classes.insert(*number, entry);
+        }
+    }
     for (name, pod) in pods {
-        let Some(local) = resources.locals.get(name) else {
-            if !resources.heard::<wire::LocalEndpoint>() {
-                keep(pod, current, &mut desired);
-            }
-            continue;
-        };
-        if let Some(class) = resources.class(local.class) {
-            let number = *numbers.entry(local.class).or_insert_with(|| {
-                let rules = class_rules(class, &own, &cidrs, dictionary);
-                let number = dictionary.class(&rules, &current.classes, &desired.classes);
-                desired.classes.insert(number, rules);
-                number
-            });
-            let entry = EndpointEntry {
-                addresses: pod.addresses,
-                identity: local.identity,
-                class: number,
-                incarnation: pod.incarnation(),
-            };
-            desired.endpoints.insert(pod.ifindex, entry);
-        } else {
-            keep(pod, current, &mut desired);
+        match wants.get(&pod.ifindex) {
+            Some(Want::Kept(class)) => keep(pod, *class, current, &mut desired),
+            Some(Want::Class(wire)) => match (resources.locals.get(name), numbers.get(wire)) {
+                (Some(local), Some(number)) => {
+                    desired.endpoints.insert(pod.ifindex, endpoint(pod, local, *number));
+                }
+                _ => {
+                    if let Some(class) = kept(pod, current) {
+                        keep(pod, class, current, &mut desired);
+                    }
+                }
+            },
+            None => {}
         }
-        if local.sidecar {
-            desired.netns.insert(pod.netns_cookie, NetnsEntry { captured: local.captured.clone() });
-        }
+    }
+    desired.netns.extend(sidecars(resources, pods));
+    for entry in desired.classes.values() {
+        let sets = entry.rulesets().filter_map(|by| Some((by.set, dictionary.rulesets.get(by)?.clone())));
+        desired.rulesets.extend(sets);
     }
     desired.services = if resources.heard::<wire::Service>() {
         services(resources, node, pods)
@@ -80,56 +91,109 @@ pub fn compute(
     desired
 }
 
-/// The pod keeps what it has, until its new policy is here.
-fn keep(pod: &Pod, current: &Desired, desired: &mut Desired) {
-    if let Some(entry) = current.endpoints.get(&pod.ifindex)
-        && entry.addresses == pod.addresses
-        && entry.incarnation == pod.incarnation()
-        && let Some(rules) = current.classes.get(&entry.class)
-    {
-        desired.classes.insert(entry.class, rules.clone());
-        desired.endpoints.insert(pod.ifindex, *entry);
-        if let Some(netns) = current.netns.get(&pod.netns_cookie) {
-            desired.netns.insert(pod.netns_cookie, netns.clone());
+/// What each endpoint is to have, by its interface. A pod that is not among them is closed.
+pub(super) fn wants(
+    resources: &Resources,
+    pods: &BTreeMap<NamespacedName, Pod>,
+    current: &Desired,
+) -> BTreeMap<u32, Want> {
+    let mut wants = BTreeMap::new();
+    for (name, pod) in pods {
+        let want = match resources.locals.get(name) {
+            Some(local) if resources.class(local.class).is_some() => Some(Want::Class(local.class)),
+            // The pod keeps what it has, until its new policy is here.
+            Some(_) => kept(pod, current).map(Want::Kept),
+            None if !resources.heard::<wire::LocalEndpoint>() => kept(pod, current).map(Want::Kept),
+            None => None,
+        };
+        wants.extend(want.map(|want| (pod.ifindex, want)));
+    }
+    wants
+}
+
+/// The class that the kernel has for a pod.
+fn kept(pod: &Pod, current: &Desired) -> Option<u32> {
+    let entry = current.endpoints.get(&pod.ifindex)?;
+    let is_same = entry.addresses == pod.addresses && entry.incarnation == pod.incarnation();
+    (is_same && current.classes.contains_key(&entry.class)).then_some(entry.class)
+}
+
+fn keep(pod: &Pod, number: u32, current: &Desired, desired: &mut Desired) {
+    let (Some(entry), Some(class)) = (current.endpoints.get(&pod.ifindex), current.classes.get(&number))
+    else {
+        return;
+    };
+    let mut class = class.clone();
+    // CIDRs that others name from now on are to it what was there before.
+    for (net, identity) in desired.identities.iter() {
+        if identity & LOCAL != 0 && !current.identities.has(*identity) {
+            let sides = class.sides(current.identities.identity(net));
+            if sides != class.sides(*identity) {
+                class.peers.insert(*identity, sides);
+            }
         }
+    }
+    desired.classes.insert(number, class);
+    desired.endpoints.insert(pod.ifindex, *entry);
+    if let Some(netns) = current.netns.get(&pod.netns_cookie) {
+        desired.netns.insert(pod.netns_cookie, netns.clone());
     }
 }
 
-/// Every CIDR that a rule names.
-fn policy_cidrs(resources: &Resources) -> BTreeSet<IpNet> {
-    let named: BTreeSet<u32> = resources.locals.values().map(|local| local.class).collect();
-    let classes = named.iter().filter_map(|number| resources.class(*number));
-    let rules = classes.flat_map(|class| &class.rules);
+pub(super) fn endpoint(pod: &Pod, local: &Local, class: u32) -> EndpointEntry {
+    EndpointEntry {
+        addresses: pod.addresses,
+        identity: local.identity,
+        class,
+        audit: local.audit,
+        incarnation: pod.incarnation(),
+    }
+}
+
+pub(super) fn sidecars(
+    resources: &Resources,
+    pods: &BTreeMap<NamespacedName, Pod>,
+) -> impl Iterator<Item = (u64, NetnsEntry)> {
+    pods.iter().filter_map(|(name, pod)| {
+        let local = resources.locals.get(name).filter(|local| local.sidecar)?;
+        Some((pod.netns_cookie, NetnsEntry { captured: local.captured.clone() }))
+    })
+}
+
+/// The CIDRs that each class names that a workload of this node has.
+pub(super) fn named_cidrs(resources: &Resources) -> BTreeMap<u32, BTreeSet<IpNet>> {
+    let classes: BTreeSet<u32> = resources.locals.values().map(|local| local.class).collect();
+    classes.into_iter().map(|class| (class, class_cidrs(resources, class))).collect()
+}
+
+/// Every CIDR that a rule of a class names.
+pub(super) fn class_cidrs(resources: &Resources, class: u32) -> BTreeSet<IpNet> {
+    let rules = resources.class(class).into_iter().flat_map(|class| &class.rules);
     let cidrs = rules.filter_map(|rule| match rule.peer {
         Peer::Cidr(cidr) => Some(cidr),
-        Peer::Any | Peer::Identity(_) | Peer::Nobody => None,
+        Peer::Any | Peer::Identity(_) | Peer::Entity(_) | Peer::Nobody => None,
     });
     cidrs.collect()
 }
 
+/// CIDRs that the kernel has an identity for.
+fn local_cidrs<'a>(resources: &'a Resources, current: &'a Desired) -> impl Iterator<Item = IpNet> {
+    let is_node = |net: &IpNet| {
+        resources.nodes.values().any(|node| node.all_addresses().any(|at| IpNet::from(at) == *net))
+    };
+    let local = current.identities.iter().filter(|(_, identity)| **identity & LOCAL != 0);
+    local.map(|(net, _)| *net).filter(move |net| !is_node(net))
+}
+
 fn identities(
     resources: &Resources,
-    own: PodAddresses,
     pods: &BTreeMap<NamespacedName, Pod>,
-    cidrs: &BTreeSet<IpNet>,
-    dictionary: &mut Dictionary,
-) -> BTreeMap<IpNet, u32> {
-    let mut table = BTreeMap::new();
-    let pod_cidrs: BTreeSet<IpNet> =
-        resources.nodes.values().flat_map(|node| node.pod_cidrs.iter().copied()).collect();
-    for cidr in cidrs {
-        // A rule about addresses outside the mesh says nothing of pods, known or not.
-        if !pod_cidrs.iter().any(|pods| pods.contains(cidr)) {
-            table.insert(*cidr, dictionary.cidr(*cidr));
-        }
-    }
-    for cidr in pod_cidrs {
-        table.insert(cidr, UNMANAGED);
-    }
-    // Other nodes are addresses outside the mesh like any other, so that a CIDR rule may name them.
-    for address in own.iter() {
-        table.insert(address.into(), HOST);
-    }
+    ground: &Ground,
+    dictionary: &Dictionary,
+) -> IdentityTable {
+    let nets = ground.nets().into_iter();
+    let mut table: IdentityTable =
+        nets.filter_map(|net| Some((net, ground.identity(&net, dictionary)?))).collect();
     for workload in resources.addresses.values() {
         for address in &workload.addresses {
             table.insert((*address).into(), workload.identity);
@@ -147,51 +211,7 @@ fn identities(
     table
 }
 
-fn class_rules(
-    class: &Class,
-    own: &BTreeSet<u32>,
-    cidrs: &BTreeSet<IpNet>,
-    dictionary: &mut Dictionary,
-) -> ClassRules {
-    let mut rules = BTreeSet::new();
-    for rule in &class.rules {
-        let identities: Vec<u32> = match rule.peer {
-            Peer::Any => vec![ANY],
-            Peer::Identity(identity) => vec![identity],
-            // The kernel answers with the narrowest CIDR, so a rule holds for those inside its own as well.
-            Peer::Cidr(outer) => {
-                let inside = cidrs.iter().filter(|inner| outer.contains(*inner));
-                inside.map(|inner| dictionary.cidr(*inner)).collect()
-            }
-            Peer::Nobody => continue,
-        };
-        let policy_id = dictionary.policy(&rule.provenance);
-        let ports = rule.ports.unwrap_or((0, u16::MAX));
-        rules.extend(identities.into_iter().map(|identity| RuleEntry {
-            direction: rule.direction,
-            identity,
-            protocol: rule.protocol,
-            ports,
-            allow: rule.allow,
-            policy_id,
-        }));
-    }
-    // Kubernetes: "Traffic to and from the node where a Pod is running is always allowed".
-    for direction in [Direction::Ingress, Direction::Egress] {
-        let policy_id = dictionary.policy(HOST_PROVENANCE);
-        let ports = (0, u16::MAX);
-        rules.extend(own.iter().map(|own| RuleEntry {
-            direction,
-            identity: *own,
-            protocol: 0,
-            ports,
-            allow: true,
-            policy_id,
-        }));
-    }
-    ClassRules {
-        deny_ingress: class.deny_ingress.as_deref().map(|name| dictionary.policy(name)),
-        deny_egress: class.deny_egress.as_deref().map(|name| dictionary.policy(name)),
-        rules,
-    }
+/// Whatever identities this node's addresses have: a gateway may run on them.
+pub(super) fn own_identities(ground: &Ground, table: &IdentityTable) -> BTreeSet<u32> {
+    ground.own().map(|address| table.get(&IpNet::from(address)).copied().unwrap_or(HOST)).collect()
 }

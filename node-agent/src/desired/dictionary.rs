@@ -1,80 +1,89 @@
-//! Numbers that this node gives out: for CIDRs, classes and policies. They outlive a computation, so that what
-//! did not change keeps its number.
+//! Numbers that this node gives out: for addresses outside the mesh, classes, rulesets and policies. They outlive a
+//! computation, so that what did not change keeps its number.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use ebpf_shared::identity::LOCAL;
 use ipnet::IpNet;
 
-use super::{ClassRules, Desired};
+use super::Desired;
+use crate::kernel::ruleset::RuleSets;
 
 /// Most policy names that are remembered. The oldest are of rules long gone; a flow of theirs loses its name.
 const MAX_POLICIES: usize = 262_144;
 
+/// Addresses that have an identity of this node's making.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// What policies say of a CIDR concerns these alone: nothing narrower that they name is around them.
+    Outside(IpNet),
+    /// The same for the nodes of the cluster that are there.
+    Node(IpNet),
+}
+
 /// The numbers given out so far.
 #[derive(Debug, Clone, Default)]
 pub struct Dictionary {
-    cidrs: BTreeMap<IpNet, u32>,
-    last_cidr: u32,
-    last_class: u32,
+    places: BTreeMap<Place, u32>,
+    /// Numbers of `places`.
+    taken: HashSet<u32>,
+    last_place: u32,
+    /// The kernel's number of each of the control plane's classes.
+    pub(super) classes: BTreeMap<u32, u32>,
+    pub(super) rulesets: RuleSets,
     policies: BTreeMap<u32, String>,
 }
 
 impl Dictionary {
     /// Continues where the agent before this one stopped: `current` is what the kernel holds.
     pub fn recover(current: &Desired) -> Self {
-        let cidrs: BTreeMap<_, _> =
-            current.identities.iter().filter(|(_, n)| **n & LOCAL != 0).map(|(c, n)| (*c, *n)).collect();
-        let in_use = current.classes.keys().copied().chain(current.endpoints.values().map(|e| e.class));
+        let local = current.identities.iter().filter(|(_, n)| **n & LOCAL != 0);
+        // A number that several have is that of nodes: it is given out anew.
+        let places: BTreeMap<_, _> = local
+            .filter(|(_, n)| current.identities.count(**n) == 1)
+            .map(|(net, n)| (Place::Outside(*net), *n))
+            .collect();
+        let in_use = current.identities.values().filter(|n| **n & LOCAL != 0);
         Self {
-            last_cidr: cidrs.values().map(|n| n & !LOCAL).max().unwrap_or(0),
-            cidrs,
-            last_class: in_use.max().unwrap_or(0),
+            last_place: in_use.map(|n| n & !LOCAL).max().unwrap_or(0),
+            taken: places.values().copied().collect(),
+            places,
+            classes: BTreeMap::new(),
+            rulesets: RuleSets::recover(&current.rulesets),
             policies: BTreeMap::new(),
         }
     }
 
-    /// The number of a CIDR, the same for as long as it is [kept](Self::keep_cidrs).
-    pub(super) fn cidr(&mut self, cidr: IpNet) -> u32 {
-        if let Some(number) = self.cidrs.get(&cidr) {
+    /// The number of a place, the same for as long as it is [kept](Self::keep_places).
+    pub(super) fn place(&mut self, place: Place) -> u32 {
+        if let Some(number) = self.places.get(&place) {
             return *number;
         }
-        // Numbers come round after 16 million CIDRs; one that is in use is passed over.
+        // Numbers come round after 16 million; one that is in use is passed over.
         loop {
-            self.last_cidr = (self.last_cidr + 1) % LOCAL;
-            let number = LOCAL | self.last_cidr;
-            if self.last_cidr != 0 && !self.cidrs.values().any(|used| *used == number) {
-                self.cidrs.insert(cidr, number);
+            self.last_place = (self.last_place + 1) % LOCAL;
+            let number = LOCAL | self.last_place;
+            if self.last_place != 0 && self.taken.insert(number) {
+                self.places.insert(place, number);
                 return number;
             }
         }
     }
 
-    /// Forgets every other CIDR.
-    pub(super) fn keep_cidrs(&mut self, keep: impl Fn(&IpNet) -> bool) {
-        self.cidrs.retain(|cidr, _| keep(cidr));
+    /// The number of a place that has one.
+    pub(super) fn known_place(&self, place: Place) -> Option<u32> {
+        self.places.get(&place).copied()
     }
 
-    /// The number of the class with these rules: that of `current`, or a new one.
-    pub(super) fn class(
-        &mut self,
-        rules: &ClassRules,
-        current: &BTreeMap<u32, ClassRules>,
-        taken: &BTreeMap<u32, ClassRules>,
-    ) -> u32 {
-        let same = |classes: &BTreeMap<u32, ClassRules>| {
-            classes.iter().find(|(_, known)| *known == rules).map(|(number, _)| *number)
-        };
-        if let Some(number) = same(taken).or_else(|| same(current)) {
-            return number;
-        }
-        loop {
-            self.last_class = self.last_class.wrapping_add(1);
-            let free = !current.contains_key(&self.last_class) && !taken.contains_key(&self.last_class);
-            if self.last_class != 0 && free {
-                return self.last_class;
-            }
-        }
+    /// Forgets the others.
+    pub(super) fn keep_places(&mut self, keep: impl Fn(&Place) -> bool) {
+        self.places.retain(|place, _| keep(place));
+        self.taken = self.places.values().copied().collect();
+    }
+
+    /// Forgets rulesets that the kernel does not have.
+    pub fn keep_rulesets(&mut self, current: &Desired) {
+        self.rulesets.retain(|number| current.rulesets.contains_key(&number));
     }
 
     /// The number of a policy. The same name has the same number after a restart (but for hash collisions), so
@@ -117,15 +126,24 @@ mod tests {
 
     #[test]
     fn a_cidr_keeps_its_number_over_a_restart() {
-        let cidr: IpNet = "192.0.2.0/24".parse().unwrap();
+        let outside = |text: &str| Place::Outside(text.parse().unwrap());
         let mut before = Dictionary::default();
-        before.cidr("198.51.100.0/24".parse().unwrap());
-        let number = before.cidr(cidr);
+        before.place(outside("198.51.100.0/24"));
+        let number = before.place(outside("192.0.2.0/24"));
         let mut kernel = Desired::default();
-        kernel.identities.insert(cidr, number);
+        kernel.identities.insert("192.0.2.0/24".parse().unwrap(), number);
         let mut after = Dictionary::recover(&kernel);
-        assert_eq!(after.cidr(cidr), number);
-        assert_ne!(after.cidr("203.0.113.0/24".parse().unwrap()), number);
+        assert_eq!(after.place(outside("192.0.2.0/24")), number);
+        assert_ne!(after.place(outside("203.0.113.0/24")), number);
+    }
+
+    #[test]
+    fn a_number_that_two_nodes_had_is_none_of_either_address() {
+        let mut kernel = Desired::default();
+        kernel.identities.insert("192.0.2.1/32".parse().unwrap(), LOCAL | 5);
+        kernel.identities.insert("192.0.2.2/32".parse().unwrap(), LOCAL | 5);
+        let mut after = Dictionary::recover(&kernel);
+        assert_ne!(after.place(Place::Outside("192.0.2.1/32".parse().unwrap())), LOCAL | 5);
     }
 
     #[test]

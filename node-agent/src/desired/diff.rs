@@ -1,16 +1,39 @@
-//! The writes that lead from one state of the maps to another, in an order that opens nothing.
+//! The writes that the agent makes, and what is to change.
 
-use std::{cmp::Reverse, collections::BTreeMap};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
+use ebpf_shared::Sides;
 use ipnet::IpNet;
 
-use super::{ClassRules, Desired, EndpointEntry, NetnsEntry, ServiceEntry, ServiceFrontend};
+use super::{Desired, EndpointEntry, NetnsEntry, ServiceEntry, ServiceFrontend};
+use crate::kernel::{rules::ClassEntry, ruleset::RuleSet};
 
 /// All that the agent can ask of the kernel's maps.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MapOp {
-    /// A class that no endpoint has yet: its rules, then the class itself.
-    PutClass(u32, ClassRules),
+    /// Nothing refers to it yet.
+    PutRuleSet(u32, Arc<RuleSet>),
+    /// A class that no endpoint has yet: its peers, then the class itself.
+    PutClass(u32, ClassEntry),
+    /// What holds for an identity in a class, in one write.
+    PutPeer {
+        /// The kernel's number.
+        class: u32,
+        /// Of the peer.
+        identity: u32,
+        /// What holds.
+        sides: Sides,
+    },
+    /// From now on, what holds for whoever is not named holds for it.
+    RemovePeer {
+        /// The kernel's number.
+        class: u32,
+        /// Of the peer.
+        identity: u32,
+    },
     /// One address or CIDR.
     PutIdentity(IpNet, u32),
     /// What covers it answers from now on.
@@ -27,69 +50,77 @@ pub enum MapOp {
     RemoveService(ServiceFrontend),
     /// The pod is gone, or has no sidecar any more.
     RemoveNetns(u64),
-    /// No endpoint has it any more.
-    RemoveClass(u32),
+    /// No endpoint has had it for a moment. With the identities that it has peers for.
+    RemoveClass(u32, Vec<u32>),
+    /// Nothing has referred to it for a moment.
+    RemoveRuleSet(u32, Arc<RuleSet>),
 }
 
-/// The writes from `current` to `desired`. See the [module](super) for why their order is what it is.
-pub fn diff(current: &Desired, desired: &Desired) -> Vec<MapOp> {
-    let mut ops = Vec::new();
-    // An endpoint that is to be gone is closed before anything changes around it.
-    let gone = current.endpoints.keys().filter(|ifindex| !desired.endpoints.contains_key(ifindex));
-    ops.extend(gone.map(|ifindex| MapOp::RemoveEndpoint(*ifindex)));
+/// What is to be another: `None` is to be gone.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Delta {
+    pub identities: BTreeMap<IpNet, Option<u32>>,
+    /// Those that are to be there. What nothing needs any more is for [`super::collect`].
+    pub rulesets: BTreeMap<u32, Arc<RuleSet>>,
+    pub classes: BTreeMap<u32, ClassEntry>,
+    /// Classes that endpoints have and are to have no more.
+    pub retiring: BTreeSet<u32>,
+    pub endpoints: BTreeMap<u32, Option<EndpointEntry>>,
+    pub services: BTreeMap<ServiceFrontend, Option<ServiceEntry>>,
+    pub netns: BTreeMap<u64, Option<NetnsEntry>>,
+}
 
-    for (number, rules) in changed(&current.classes, &desired.classes) {
-        ops.push(MapOp::PutClass(*number, rules.clone()));
+impl Delta {
+    /// All that differs.
+    pub fn between(current: &Desired, desired: &Desired) -> Self {
+        let in_use: BTreeSet<u32> = current.endpoints.values().map(|endpoint| endpoint.class).collect();
+        let missing = |(number, set): &(&u32, &Arc<RuleSet>)| current.rulesets.get(number) != Some(*set);
+        let changed = |(number, entry): &(&u32, &ClassEntry)| current.classes.get(number) != Some(*entry);
+        Self {
+            identities: changes(&current.identities, &desired.identities),
+            rulesets: desired.rulesets.iter().filter(missing).map(|(n, set)| (*n, set.clone())).collect(),
+            classes: desired.classes.iter().filter(changed).map(|(n, entry)| (*n, entry.clone())).collect(),
+            retiring: in_use.into_iter().filter(|number| !desired.classes.contains_key(number)).collect(),
+            endpoints: changes(&current.endpoints, &desired.endpoints),
+            services: changes(&current.services, &desired.services),
+            netns: changes(&current.netns, &desired.netns),
+        }
     }
-    // Narrow prefixes are written first and removed last, so that no address falls back, even for a moment, to
-    // what neither state says of it.
-    let mut puts: Vec<_> = changed(&current.identities, &desired.identities).collect();
-    puts.sort_by_key(|(net, _)| Reverse(net.prefix_len()));
-    ops.extend(puts.into_iter().map(|(net, identity)| MapOp::PutIdentity(*net, *identity)));
-    let mut removes: Vec<_> =
-        current.identities.keys().filter(|net| !desired.identities.contains_key(net)).collect();
-    removes.sort_by_key(|net| net.prefix_len());
-    ops.extend(removes.into_iter().map(|net| MapOp::RemoveIdentity(*net)));
+}
 
-    for (cookie, netns) in changed(&current.netns, &desired.netns) {
-        ops.push(MapOp::PutNetns(*cookie, netns.clone()));
-    }
-    for (frontend, service) in changed(&current.services, &desired.services) {
-        ops.push(MapOp::PutService(*frontend, service.clone()));
-    }
-    for (ifindex, endpoint) in changed(&current.endpoints, &desired.endpoints) {
-        ops.push(MapOp::PutEndpoint(*ifindex, *endpoint));
-    }
-    let gone = current.services.keys().filter(|frontend| !desired.services.contains_key(frontend));
-    ops.extend(gone.map(|frontend| MapOp::RemoveService(*frontend)));
-    let gone = current.netns.keys().filter(|cookie| !desired.netns.contains_key(cookie));
-    ops.extend(gone.map(|cookie| MapOp::RemoveNetns(*cookie)));
-    let gone = current.classes.keys().filter(|number| !desired.classes.contains_key(number));
-    ops.extend(gone.map(|number| MapOp::RemoveClass(*number)));
-    ops
+/// The entries of two tables that differ.
+pub(super) fn changes<K: Ord + Clone, V: PartialEq + Clone>(
+    current: &BTreeMap<K, V>,
+    desired: &BTreeMap<K, V>,
+) -> BTreeMap<K, Option<V>> {
+    let gone = current.keys().filter(|key| !desired.contains_key(key)).map(|key| (key.clone(), None));
+    let put = desired.iter().filter(|(key, value)| current.get(key) != Some(*value));
+    gone.chain(put.map(|(key, value)| (key.clone(), Some(value.clone())))).collect()
 }
 
 impl MapOp {
     /// What the maps hold after this write.
     pub fn apply(&self, maps: &mut Desired) {
-        match self.clone() {
-            MapOp::PutClass(number, rules) => drop(maps.classes.insert(number, rules)),
-            MapOp::PutIdentity(net, identity) => drop(maps.identities.insert(net, identity)),
-            MapOp::RemoveIdentity(net) => drop(maps.identities.remove(&net)),
-            MapOp::PutNetns(cookie, netns) => drop(maps.netns.insert(cookie, netns)),
-            MapOp::PutService(frontend, service) => drop(maps.services.insert(frontend, service)),
-            MapOp::PutEndpoint(ifindex, endpoint) => drop(maps.endpoints.insert(ifindex, endpoint)),
-            MapOp::RemoveEndpoint(ifindex) => drop(maps.endpoints.remove(&ifindex)),
-            MapOp::RemoveService(frontend) => drop(maps.services.remove(&frontend)),
-            MapOp::RemoveNetns(cookie) => drop(maps.netns.remove(&cookie)),
-            MapOp::RemoveClass(number) => drop(maps.classes.remove(&number)),
+        match self {
+            MapOp::PutRuleSet(number, set) => drop(maps.rulesets.insert(*number, set.clone())),
+            MapOp::PutClass(number, entry) => drop(maps.classes.insert(*number, entry.clone())),
+            MapOp::PutPeer { class, identity, sides } => {
+                maps.classes.entry(*class).or_default().peers.insert(*identity, *sides);
+            }
+            MapOp::RemovePeer { class, identity } => {
+                maps.classes.entry(*class).or_default().peers.remove(identity);
+            }
+            MapOp::PutIdentity(net, identity) => maps.identities.insert(*net, *identity),
+            MapOp::RemoveIdentity(net) => maps.identities.remove(net),
+            MapOp::PutNetns(cookie, netns) => drop(maps.netns.insert(*cookie, netns.clone())),
+            MapOp::PutService(frontend, service) => drop(maps.services.insert(*frontend, service.clone())),
+            MapOp::PutEndpoint(ifindex, endpoint) => drop(maps.endpoints.insert(*ifindex, *endpoint)),
+            MapOp::RemoveEndpoint(ifindex) => drop(maps.endpoints.remove(ifindex)),
+            MapOp::RemoveService(frontend) => drop(maps.services.remove(frontend)),
+            MapOp::RemoveNetns(cookie) => drop(maps.netns.remove(cookie)),
+            MapOp::RemoveClass(number, _) => drop(maps.classes.remove(number)),
+            MapOp::RemoveRuleSet(number, _) => drop(maps.rulesets.remove(number)),
         }
     }
-}
-
-fn changed<'a, K: Ord, V: PartialEq>(
-    current: &'a BTreeMap<K, V>,
-    desired: &'a BTreeMap<K, V>,
-) -> impl Iterator<Item = (&'a K, &'a V)> {
-    desired.iter().filter(|(key, value)| current.get(key) != Some(*value))
 }

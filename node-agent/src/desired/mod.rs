@@ -2,31 +2,46 @@
 //!
 //! ## Why no window opens
 //!
-//! * A class, once written, is never changed. A changed policy becomes a *new* class number, is written in
-//!   full, and each endpoint then changes over with one map write; the old class goes last. So an endpoint's
-//!   verdicts are those of the old policy or those of the new one, never a mixture.
+//! * What a class says of one identity changes with one write ([`ebpf_shared::policy`] has the map), and what it says of
+//!   whoever is not named never does: a policy in which that changes gets another class, and each endpoint changes over with
+//!   one write. So an endpoint's verdict on an address is that of the old policy or that of the new one, never a
+//!   mixture.
 //! * An endpoint without a class of its own yet has no entry, and the kernel drops everything of an interface
 //!   without an entry.
-//! * CIDRs that policies name are identities too, and come and go in the steps of [`plan`].
+//! * CIDRs that policies name are identities too, and come and go in the steps of [`plan`](plan()).
 //! * The identity of an address changes with one write; where CIDRs nest, the order of the writes is such that every address
 //!   has its old or its new identity at each step.
 //! * A service whose backends change is replaced with one write as well (see [`crate::maps`]).
+//! * What programs may still be reading is removed later ([`collect`](collect())), and what does not fit is not begun
+//!   ([`Limits`]).
 //!
-//! Each xDS response carries one type, and is applied by itself, so these steps are the only ones there are.
+//! Each xDS response carries one type, and is applied by itself, so these steps are the only ones there are. An agent that
+//! dies between two writes leaves one of them behind; the next one reads all of it and goes on from there.
 
+mod assign;
+mod collect;
 mod compute;
 mod dictionary;
 mod diff;
+mod ground;
 mod plan;
+mod planner;
+mod policy;
+mod room;
 pub mod service;
 mod state;
+mod table;
 
+pub use collect::{Garbage, collect};
 pub use compute::compute;
 pub use dictionary::Dictionary;
-pub use diff::{MapOp, diff};
-pub use plan::plan;
+pub use diff::{Delta, MapOp};
+pub use plan::{Phase, plan};
+pub use planner::{Inputs, Planner};
+pub use room::{Full, Limits};
 pub use service::{Scope, ServedBackend, ServiceEntry, ServiceFrontend};
-pub use state::{ClassRules, Desired, EndpointEntry, NetnsEntry, Pod, PodAddresses, RuleEntry};
+pub use state::{Desired, EndpointEntry, NetnsEntry, Pod, PodAddresses};
+pub use table::IdentityTable;
 
 #[cfg(test)]
 mod tests;

@@ -1,106 +1,221 @@
-//! From one state of the maps to another by way of others, so that each step changes one kind of thing.
+//! What is to change, as writes in an order in which each of them leaves every verdict as it was or as it is to be.
 //!
-//! The identity of an address outside the mesh is that of the narrowest CIDR around it that *any* policy names. So a
-//! policy that names a new CIDR changes the identity of addresses that old policies have rules about, and one that
-//! goes takes identities with it that are still in use. In between, every class knows the CIDRs of both sides:
+//! A verdict is about one address and one endpoint. It is made of one entry of the identities, one endpoint and one entry of
+//! the endpoint's class, and each of these changes with one write. Identities of CIDRs come and go with the policies that
+//! name them, so more than one of them changes at once. Therefore:
 //!
-//! 1. Classes in use get, for each new CIDR, the rules of the narrowest old one around it.
-//! 2. The new CIDRs go into the maps. No verdict changes.
-//! 3. The endpoints change over to the new classes, which have, for each old CIDR, the rules of the narrowest
-//!    new one around it.
-//! 4. The old CIDRs go. No verdict changes.
-//! 5. The endpoints change over to the new classes as they were meant.
-//!
-//! Where no CIDR comes or goes, which is nearly always, the first two and the last two do nothing.
+//! * what a class says of an identity that nobody has yet is written before anybody has it, and what it says of one that
+//!   nobody will have any more is left alone until nobody has it: an address then goes from one to the other, and from
+//!   its old verdict to its new one, with the one write of its identity;
+//! * a class that endpoints are about to leave says of a new identity what it says of the address now;
+//! * a class that they are about to have says of an old identity what it is to say of the address.
 
-use std::collections::BTreeMap;
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, HashMap},
+};
 
-use ebpf_shared::identity::{LOCAL, WORLD};
+use ebpf_shared::{Sides, identity::LOCAL};
 use ipnet::IpNet;
 
-use super::{ClassRules, Desired, Dictionary, MapOp, RuleEntry, diff};
+use super::{Delta, Desired, MapOp, table};
+use crate::kernel::rules::ClassEntry;
 
-/// The writes from `current` to `desired`, in order.
-pub fn plan(current: &Desired, desired: &Desired, dictionary: &mut Dictionary) -> Vec<MapOp> {
-    let coming = missing(desired, current);
-    let going = missing(current, desired);
-    let mut way = Vec::new();
-    if !coming.is_empty() {
-        let known = with_rules_of(current, &coming, &current.identities, &[current, desired], dictionary);
-        let mut added = known.clone();
-        added.identities.extend(coming.iter().copied());
-        way.extend([known, added]);
-    }
-    if !going.is_empty() {
-        let before: Vec<&Desired> = [current, desired].into_iter().chain(&way).collect();
-        let changed = with_rules_of(desired, &going, &desired.identities, &before, dictionary);
-        let mut both = changed.clone();
-        both.identities.extend(going.iter().copied());
-        way.extend([both, changed]);
-    }
-    way.push(desired.clone());
-    let mut ops = Vec::new();
-    let mut from = current;
-    for to in &way {
-        ops.extend(diff(from, to));
-        from = to;
-    }
-    ops
+/// The steps of a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// An endpoint that is to be gone is closed before anything changes around it.
+    Close,
+    /// Nothing refers to it yet.
+    Prepare,
+    /// About identities that nobody has yet.
+    Cover,
+    /// Narrow prefixes first, so that no address falls to what neither state says of it.
+    Identities,
+    /// Peers, services, sidecars: each in one write.
+    Switch,
+    /// Each endpoint in one write, when all that it needs is there.
+    Open,
+    /// Identities (wide prefixes first), services and sidecars that are to be gone.
+    Retire,
+    /// About identities that nobody has any more.
+    Uncover,
 }
 
-/// CIDRs with a number of their own that `all` has and `known` has not.
-fn missing(all: &Desired, known: &Desired) -> Vec<(IpNet, u32)> {
-    let cidrs = all.identities.iter().filter(|(_, identity)| **identity & LOCAL != 0);
-    cidrs
-        .filter(|(net, _)| !known.identities.contains_key(net))
-        .map(|(net, identity)| (*net, *identity))
-        .collect()
+/// The writes that make of `current` what it is to be.
+pub fn plan(current: &Desired, delta: &Delta) -> Vec<MapOp> {
+    let mut way = Way::new(current, delta);
+    way.endpoints();
+    way.policy();
+    way.identities();
+    way.others();
+    let mut ops = way.ops;
+    ops.sort_by_key(|(phase, _)| *phase);
+    ops.into_iter().map(|(_, op)| op).collect()
 }
 
-/// The state with its endpoints in classes that treat each CIDR of `cidrs` as what `table` has around it. `before` are
-/// states whose class numbers are taken.
-fn with_rules_of(
-    state: &Desired,
-    cidrs: &[(IpNet, u32)],
-    table: &BTreeMap<IpNet, u32>,
-    before: &[&Desired],
-    dictionary: &mut Dictionary,
-) -> Desired {
-    let mut result = state.clone();
-    let copies: Vec<(u32, u32)> =
-        cidrs.iter().map(|(net, identity)| (around(*net, table), *identity)).collect();
-    let mut taken: BTreeMap<u32, ClassRules> = BTreeMap::new();
-    for state in before {
-        taken.extend(state.classes.clone());
-    }
-    for (number, rules) in &state.classes {
-        let mut more = rules.clone();
-        for (from, to) in &copies {
-            let same = rules.rules.iter().filter(|rule| rule.identity == *from);
-            more.rules.extend(same.map(|rule| RuleEntry { identity: *to, ..*rule }));
-        }
-        if more == *rules {
-            continue;
-        }
-        let new = dictionary.class(&more, &taken, &result.classes);
-        taken.insert(new, more.clone());
-        result.classes.remove(number);
-        result.classes.insert(new, more);
-        for endpoint in result.endpoints.values_mut().filter(|endpoint| endpoint.class == *number) {
-            endpoint.class = new;
-        }
-    }
-    result
+struct Way<'a> {
+    current: &'a Desired,
+    delta: &'a Delta,
+    /// Of each identity whose number of prefixes changes, how many it will have.
+    counts: HashMap<u32, usize>,
+    ops: Vec<(Phase, MapOp)>,
 }
 
-/// What the addresses of a CIDR are to a table that does not have it.
-fn around(net: IpNet, table: &BTreeMap<IpNet, u32>) -> u32 {
-    let mut wider = net;
-    while let Some(parent) = wider.supernet() {
-        if let Some(identity) = table.get(&parent) {
-            return *identity;
+impl<'a> Way<'a> {
+    fn new(current: &'a Desired, delta: &'a Delta) -> Self {
+        let mut counts: HashMap<u32, usize> = HashMap::new();
+        for (net, after) in &delta.identities {
+            let count = |identity: u32| move || current.identities.count(identity);
+            if let Some(identity) = after {
+                *counts.entry(*identity).or_insert_with(count(*identity)) += 1;
+            }
+            if let Some(identity) = current.identities.get(net) {
+                *counts.entry(*identity).or_insert_with(count(*identity)) -= 1;
+            }
         }
-        wider = parent;
+        Self { current, delta, counts, ops: Vec::new() }
     }
-    WORLD
+
+    fn push(&mut self, phase: Phase, op: MapOp) {
+        self.ops.push((phase, op));
+    }
+
+    /// Whether anybody will have an identity.
+    fn will_have(&self, identity: u32) -> bool {
+        match self.counts.get(&identity) {
+            Some(count) => *count > 0,
+            None => self.current.identities.has(identity),
+        }
+    }
+
+    /// Local identities that come, and who their addresses are now.
+    fn coming(&self) -> BTreeMap<u32, u32> {
+        let puts = self.delta.identities.iter().filter_map(|(net, after)| Some((net, (*after)?)));
+        let new =
+            puts.filter(|(_, identity)| identity & LOCAL != 0 && !self.current.identities.has(*identity));
+        new.map(|(net, identity)| (identity, self.current.identities.identity(net))).collect()
+    }
+
+    /// Local identities that go, and who their addresses will be.
+    fn going(&self) -> BTreeMap<u32, u32> {
+        let after = |net: &IpNet| match self.delta.identities.get(net) {
+            Some(after) => *after,
+            None => self.current.identities.get(net).copied(),
+        };
+        let mut going = BTreeMap::new();
+        for net in self.delta.identities.keys() {
+            if let Some(before) = self.current.identities.get(net)
+                && before & LOCAL != 0
+                && !self.will_have(*before)
+            {
+                going.insert(*before, table::identity(net, after));
+            }
+        }
+        going
+    }
+
+    fn endpoints(&mut self) {
+        for (ifindex, endpoint) in &self.delta.endpoints {
+            match endpoint {
+                Some(endpoint) => self.push(Phase::Open, MapOp::PutEndpoint(*ifindex, *endpoint)),
+                None => self.push(Phase::Close, MapOp::RemoveEndpoint(*ifindex)),
+            }
+        }
+    }
+
+    fn policy(&mut self) {
+        let (current, delta) = (self.current, self.delta);
+        for (number, set) in &delta.rulesets {
+            self.push(Phase::Prepare, MapOp::PutRuleSet(*number, set.clone()));
+        }
+        let going = self.going();
+        for (number, entry) in &delta.classes {
+            match current.classes.get(number) {
+                Some(before) => self.edit(*number, before, entry),
+                None => self.begin(*number, entry, &going),
+            }
+        }
+        let coming = self.coming();
+        for class in &delta.retiring {
+            let Some(entry) = current.classes.get(class) else { continue };
+            for (identity, now) in &coming {
+                let sides = entry.sides(*now);
+                if sides != entry.sides(*identity) {
+                    self.push(Phase::Cover, MapOp::PutPeer { class: *class, identity: *identity, sides });
+                }
+            }
+        }
+    }
+
+    fn begin(&mut self, class: u32, entry: &ClassEntry, going: &BTreeMap<u32, u32>) {
+        let mut first = entry.clone();
+        for (identity, then) in going {
+            let sides = entry.sides(*then);
+            if sides != entry.sides(*identity) {
+                first.peers.insert(*identity, sides);
+                let meant = entry.peers.get(identity).copied();
+                self.push(Phase::Uncover, peer(class, *identity, meant));
+            }
+        }
+        self.push(Phase::Prepare, MapOp::PutClass(class, first));
+    }
+
+    fn edit(&mut self, class: u32, before: &ClassEntry, after: &ClassEntry) {
+        let mut changed: Vec<(u32, Option<Sides>)> = Vec::new();
+        changed.extend(before.peers.keys().filter(|id| !after.peers.contains_key(id)).map(|id| (*id, None)));
+        let puts = after.peers.iter().filter(|(id, sides)| before.peers.get(id) != Some(*sides));
+        changed.extend(puts.map(|(id, sides)| (*id, Some(*sides))));
+        for (identity, sides) in changed {
+            let phase = if !self.current.identities.has(identity) {
+                Phase::Cover
+            } else if self.will_have(identity) {
+                Phase::Switch
+            } else {
+                Phase::Uncover
+            };
+            self.push(phase, peer(class, identity, sides));
+        }
+    }
+
+    fn identities(&mut self) {
+        let mut all: Vec<_> = self.delta.identities.iter().collect();
+        all.sort_by_key(|(net, _)| Reverse(net.prefix_len()));
+        for (net, after) in &all {
+            if let Some(identity) = after {
+                // Where a narrower CIDR had it before, it is another's only when the CIDR goes.
+                let before = self.current.identities.get(net);
+                let goes = before.is_some_and(|before| before & LOCAL != 0 && !self.will_have(*before));
+                let phase = if goes { Phase::Retire } else { Phase::Identities };
+                self.push(phase, MapOp::PutIdentity(**net, *identity));
+            }
+        }
+        for (net, after) in all.into_iter().rev() {
+            if after.is_none() {
+                self.push(Phase::Retire, MapOp::RemoveIdentity(*net));
+            }
+        }
+    }
+
+    fn others(&mut self) {
+        for (cookie, netns) in &self.delta.netns {
+            match netns {
+                Some(netns) => self.push(Phase::Switch, MapOp::PutNetns(*cookie, netns.clone())),
+                None => self.push(Phase::Retire, MapOp::RemoveNetns(*cookie)),
+            }
+        }
+        for (frontend, service) in &self.delta.services {
+            match service {
+                Some(service) => self.push(Phase::Switch, MapOp::PutService(*frontend, service.clone())),
+                None => self.push(Phase::Retire, MapOp::RemoveService(*frontend)),
+            }
+        }
+    }
+}
+
+fn peer(class: u32, identity: u32, sides: Option<Sides>) -> MapOp {
+    match sides {
+        Some(sides) => MapOp::PutPeer { class, identity, sides },
+        None => MapOp::RemovePeer { class, identity },
+    }
 }

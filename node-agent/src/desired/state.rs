@@ -3,12 +3,14 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
 };
 
-use ebpf_shared::Direction;
-use ipnet::IpNet;
-
-use super::service::{ServiceEntry, ServiceFrontend};
+use super::{
+    IdentityTable,
+    service::{ServiceEntry, ServiceFrontend},
+};
+use crate::kernel::{rules::ClassEntry, ruleset::RuleSet};
 
 /// A pod of this node, as its creation left it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,40 +63,17 @@ impl From<Ipv4Addr> for PodAddresses {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Desired {
     /// Prefix to identity.
-    pub identities: BTreeMap<IpNet, u32>,
-    /// By this node's own numbers: a number never changes its rules.
-    pub classes: BTreeMap<u32, ClassRules>,
+    pub identities: IdentityTable,
+    /// By this node's own numbers: a number never changes its contents.
+    pub rulesets: BTreeMap<u32, Arc<RuleSet>>,
+    /// By this node's own numbers: a number never changes what holds for whoever is not named.
+    pub classes: BTreeMap<u32, ClassEntry>,
     /// By index of the host's end of the pod's link.
     pub endpoints: BTreeMap<u32, EndpointEntry>,
     /// Their addresses.
     pub services: BTreeMap<ServiceFrontend, ServiceEntry>,
     /// By cookie; only pods with a sidecar.
     pub netns: BTreeMap<u64, NetnsEntry>,
-}
-
-/// A policy in the kernel's terms.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
-#[allow(missing_docs)]
-pub struct ClassRules {
-    /// Policy number of the default deny, if there is one.
-    pub deny_ingress: Option<u32>,
-    pub deny_egress: Option<u32>,
-    pub rules: BTreeSet<RuleEntry>,
-}
-
-/// One rule: every field but the port range matches in full.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[allow(missing_docs)]
-pub struct RuleEntry {
-    pub direction: Direction,
-    /// [`ebpf_shared::identity::ANY`]: whoever.
-    pub identity: u32,
-    /// 0: any.
-    pub protocol: u8,
-    /// Inclusive; (0, 65535): any.
-    pub ports: (u16, u16),
-    pub allow: bool,
-    pub policy_id: u32,
 }
 
 /// An endpoint with its policy.
@@ -104,6 +83,8 @@ pub struct EndpointEntry {
     pub addresses: PodAddresses,
     pub identity: u32,
     pub class: u32,
+    /// What policy denies is told of, and passes.
+    pub audit: bool,
     /// [`Pod::incarnation`].
     pub incarnation: u16,
 }

@@ -1,9 +1,17 @@
 //! Windows: every state between two configurations is looked at, with the verdict that the kernel itself runs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ebpf_shared::{Direction, Reason, identity::UNMANAGED, judge, packet::protocol::TCP, policy::Question};
+use ebpf_shared::{
+    Direction, Question, Reason,
+    identity::{LOCAL, REMOTE_NODE, UNMANAGED},
+    judge,
+    packet::{
+        icmp::ECHO,
+        protocol::{ICMP, TCP},
+    },
+};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use mesh_model::{identity::SpiffeId, resource::NamespacedName};
 use proptest::prelude::*;
@@ -11,9 +19,10 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     kernel::verdict::Policy,
-    maps::compiled,
-    subscribe::{Address, Class, Local, NodeRoute, Peer, Resources, Rule},
+    subscribe::{Address, Class, Entity, Local, NodeRoute, Peer, Resources, Rule},
 };
+
+mod incremental;
 
 const NODE: &str = "n1";
 const OWN: PodAddresses = PodAddresses {
@@ -37,7 +46,8 @@ const CALLERS: [IpAddr; 11] = [
 ];
 /// Where the IPv6 addresses of the same workloads begin.
 const SECOND: usize = 6;
-const PORTS: [u16; 4] = [79, 80, 443, 8080];
+/// What is asked for: ports, and an echo.
+const ASKED: [(u8, u16); 5] = [(TCP, 79), (TCP, 80), (TCP, 443), (TCP, 8080), (ICMP, ECHO)];
 
 const fn v4(octets: [u8; 4]) -> IpAddr {
     IpAddr::V4(Ipv4Addr::from_octets(octets))
@@ -64,6 +74,7 @@ fn local(n: u32, identity: u32, class: u32) -> (NamespacedName, Local) {
         class,
         captured: Default::default(),
         sidecar: false,
+        audit: false,
         host_ports: Vec::new(),
         readiness: None,
     };
@@ -77,6 +88,7 @@ fn nodes(resources: &mut Resources) {
         let node = NodeRoute {
             address: [192, 0, 2, last].into(),
             address6: None,
+            addresses: Vec::new(),
             pod_cidrs: vec![pods.into(), six.into()],
             zone: String::new(),
         };
@@ -84,33 +96,39 @@ fn nodes(resources: &mut Resources) {
     }
 }
 
+fn computed(resources: &Resources, current: &Desired, dictionary: &mut Dictionary) -> Desired {
+    let inputs = Inputs { resources, node: OWN, pods: &pods(), gateways: &BTreeSet::new() };
+    compute(inputs, current, dictionary)
+}
+
 /// Verdict of every pod on every caller and port; `None`: dropped, else passed.
-type Verdicts = BTreeMap<(u32, IpAddr, u16), Option<()>>;
+type Verdicts = BTreeMap<(u32, IpAddr, u8, u16), Option<()>>;
 
 fn verdicts(maps: &Desired) -> Verdicts {
-    let mut policy = Policy::default();
-    for (number, rules) in &maps.classes {
-        policy.put_class(*number, &compiled(rules));
-    }
-    policy.identities = maps.identities.clone();
+    let policy = Policy {
+        classes: maps.classes.clone(),
+        rulesets: maps.rulesets.clone(),
+        identities: (*maps.identities).clone(),
+        epoch: 0,
+    };
     let mut all = Verdicts::new();
     for n in 1..=PODS.len() as u32 {
         for caller in CALLERS {
-            for port in PORTS {
+            for (protocol, port) in ASKED {
                 let verdict = maps.endpoints.get(&n).and_then(|endpoint| {
                     let identity = ebpf_shared::decide::peer_identity(&policy, &caller.into());
                     let question = Question {
                         class: endpoint.class,
                         direction: Direction::Ingress,
                         identity,
-                        protocol: TCP,
+                        protocol,
                         port,
                     };
                     let ruling = judge(&policy, &question);
                     assert_ne!(ruling.reason, Reason::PolicyMissing, "an endpoint without its class");
                     ruling.passes().then_some(())
                 });
-                all.insert((n, caller, port), verdict);
+                all.insert((n, caller, protocol, port), verdict);
             }
         }
     }
@@ -121,11 +139,11 @@ fn verdicts(maps: &Desired) -> Verdicts {
 fn walk(old: &Resources, new: &Resources) -> Result<(), TestCaseError> {
     let mut dictionary = Dictionary::default();
     let empty = Desired::default();
-    let current = compute(old, OWN, &pods(), &empty, &mut dictionary);
-    let desired = compute(new, OWN, &pods(), &current, &mut dictionary);
+    let current = computed(old, &empty, &mut dictionary);
+    let desired = computed(new, &current, &mut dictionary);
     let (before, after) = (verdicts(&current), verdicts(&desired));
     let mut maps = current.clone();
-    for op in plan(&current, &desired, &mut dictionary) {
+    for op in plan(&current, &Delta::between(&current, &desired)) {
         op.apply(&mut maps);
         for (key, verdict) in verdicts(&maps) {
             let fine = verdict == before[&key] || verdict == after[&key];
@@ -137,8 +155,19 @@ fn walk(old: &Resources, new: &Resources) -> Result<(), TestCaseError> {
             );
         }
     }
-    prop_assert_eq!(maps, desired);
+    prop_assert_eq!(swept(maps), desired);
     Ok(())
+}
+
+/// What is left when nothing that is not needed is left.
+fn swept(mut maps: Desired) -> Desired {
+    let mut garbage = Garbage::default();
+    for _ in 0..4 {
+        let (ops, found) = collect(&maps, &garbage);
+        ops.iter().for_each(|op| op.apply(&mut maps));
+        garbage = found;
+    }
+    maps
 }
 
 fn peers() -> impl Strategy<Value = Peer> {
@@ -146,6 +175,14 @@ fn peers() -> impl Strategy<Value = Peer> {
         Just(Peer::Any),
         Just(Peer::Nobody),
         (300u32..304).prop_map(Peer::Identity),
+        proptest::sample::select(vec![
+            Entity::World,
+            Entity::Host,
+            Entity::RemoteNode,
+            Entity::Health,
+            Entity::Unmanaged
+        ])
+        .prop_map(Peer::Entity),
         prop_oneof![
             Just("0.0.0.0/0"),
             Just("198.51.100.0/24"),
@@ -155,7 +192,8 @@ fn peers() -> impl Strategy<Value = Peer> {
             Just("2001:db8:5::/48"),
             Just("2001:db8:5:8000::/49"),
             Just("fd00:1::/32"),
-            Just("192.0.2.0/24")
+            Just("192.0.2.0/24"),
+            Just("192.0.2.2/32")
         ]
         .prop_map(|cidr| Peer::Cidr(cidr.parse().unwrap())),
     ]
@@ -165,23 +203,30 @@ fn classes() -> impl Strategy<Value = Class> {
     let rule = (
         peers(),
         any::<bool>(),
-        prop_oneof![Just(0u8), Just(TCP)],
-        prop_oneof![Just(None), Just(Some((80, 80))), Just(Some((80, 443))), Just(Some((1, 1023)))],
+        prop_oneof![Just(0u8), Just(TCP), Just(ICMP)],
+        prop_oneof![
+            Just(None),
+            Just(Some((80, 80))),
+            Just(Some((80, 443))),
+            Just(Some((1, 1023))),
+            Just(Some((ECHO, ECHO | 0xff)))
+        ],
     );
     (any::<bool>(), proptest::collection::vec(rule, 0..6)).prop_map(|(deny, rules)| Class {
         deny_ingress: deny.then(|| "default".to_owned()),
-        deny_egress: None,
         rules: rules
             .into_iter()
             .map(|(peer, allow, protocol, ports)| Rule {
                 direction: Direction::Ingress,
                 allow,
+                audit: false,
                 peer,
                 protocol,
                 ports,
                 provenance: "rule".into(),
             })
             .collect(),
+        ..Class::default()
     })
 }
 
@@ -249,15 +294,50 @@ proptest! {
     }
 
     #[test]
+    fn while_nodes_come_and_go_every_verdict_is_the_old_or_the_new_one(old in setups(), gone in 1u8..3) {
+        let (with, mut without) = (resources(&old), resources(&old));
+        without.nodes.remove(&format!("n{gone}"));
+        walk(&with, &without)?;
+        walk(&without, &with)?;
+    }
+
+    #[test]
     fn the_writes_always_end_at_what_is_desired(old in setups(), new in setups()) {
         let mut dictionary = Dictionary::default();
-        let current = compute(&resources(&old), OWN, &pods(), &Desired::default(), &mut dictionary);
-        let desired = compute(&resources(&new), OWN, &pods(), &current, &mut dictionary);
+        let current = computed(&resources(&old), &Desired::default(), &mut dictionary);
+        let desired = computed(&resources(&new), &current, &mut dictionary);
         let mut maps = current.clone();
-        for op in plan(&current, &desired, &mut dictionary) {
+        for op in plan(&current, &Delta::between(&current, &desired)) {
             op.apply(&mut maps);
         }
-        prop_assert_eq!(maps, desired);
+        prop_assert_eq!(swept(maps), desired);
+    }
+
+    #[test]
+    fn an_agent_that_died_between_two_writes_is_followed_by_one_that_ends_where_it_would_have(
+        old in setups(),
+        classes in [classes(), classes()],
+        died in 0usize..40,
+    ) {
+        let new = resources(&(classes, old.1, old.2));
+        let mut dictionary = Dictionary::default();
+        let current = computed(&resources(&old), &Desired::default(), &mut dictionary);
+        let desired = computed(&new, &current, &mut dictionary);
+        let (before, after) = (verdicts(&current), verdicts(&desired));
+        let mut maps = current.clone();
+        for op in plan(&current, &Delta::between(&current, &desired)).iter().take(died) {
+            op.apply(&mut maps);
+        }
+        let mut dictionary = Dictionary::recover(&maps);
+        let then = computed(&new, &maps, &mut dictionary);
+        for op in plan(&maps.clone(), &Delta::between(&maps, &then)) {
+            op.apply(&mut maps);
+            for (key, verdict) in verdicts(&maps) {
+                prop_assert!(verdict == before[&key] || verdict == after[&key], "after {op:?}: {key:?}");
+            }
+        }
+        prop_assert_eq!(verdicts(&maps), after);
+        prop_assert_eq!(swept(maps), then);
     }
 }
 
@@ -268,8 +348,8 @@ fn a_new_endpoint_gets_its_entry_after_its_class_and_its_identity() {
     with.classes.insert(1, Class::default());
     with.locals.extend([local(1, 300, 1)]);
     let mut dictionary = Dictionary::default();
-    let desired = compute(&with, OWN, &pods(), &Desired::default(), &mut dictionary);
-    let ops = diff(&Desired::default(), &desired);
+    let desired = computed(&with, &Desired::default(), &mut dictionary);
+    let ops = plan(&Desired::default(), &Delta::between(&Desired::default(), &desired));
     let at = |wanted: fn(&MapOp) -> bool| ops.iter().position(wanted).unwrap();
     let endpoint = at(|op| matches!(op, MapOp::PutEndpoint(1, _)));
     assert!(at(|op| matches!(op, MapOp::PutClass(..))) < endpoint);
@@ -284,28 +364,28 @@ fn an_endpoint_whose_class_is_not_there_yet_has_no_entry_or_keeps_the_one_it_has
     let mut resources = Resources::default();
     resources.locals.extend([local(1, 300, 7)]);
     let mut dictionary = Dictionary::default();
-    let none = compute(&resources, OWN, &pods(), &Desired::default(), &mut dictionary);
+    let none = computed(&resources, &Desired::default(), &mut dictionary);
     assert!(none.endpoints.is_empty());
     resources.classes.insert(7, Class::default());
-    let first = compute(&resources, OWN, &pods(), &none, &mut dictionary);
+    let first = computed(&resources, &none, &mut dictionary);
     resources.locals.extend([local(1, 300, 8)]);
-    let kept = compute(&resources, OWN, &pods(), &first, &mut dictionary);
+    let kept = computed(&resources, &first, &mut dictionary);
     assert_eq!(kept.endpoints, first.endpoints);
     assert_eq!(kept.classes, first.classes);
 }
 
 #[test]
-fn unchanged_policy_is_not_written_again_and_a_changed_one_gets_a_new_number() {
+fn unchanged_policy_is_not_written_again_and_another_default_gets_a_new_number() {
     let mut resources = Resources::default();
     resources.classes.insert(1, Class::default());
     resources.locals.extend([local(1, 300, 1), local(2, 301, 1)]);
     let mut dictionary = Dictionary::default();
-    let first = compute(&resources, OWN, &pods(), &Desired::default(), &mut dictionary);
-    let same = compute(&resources, OWN, &pods(), &first, &mut dictionary);
-    assert!(diff(&first, &same).is_empty());
+    let first = computed(&resources, &Desired::default(), &mut dictionary);
+    let same = computed(&resources, &first, &mut dictionary);
+    assert!(plan(&first, &Delta::between(&first, &same)).is_empty());
     assert_eq!(first.classes.len(), 1, "pods with equal policy share a class");
     resources.classes.insert(1, Class { deny_ingress: Some("x".into()), ..Class::default() });
-    let changed = compute(&resources, OWN, &pods(), &first, &mut dictionary);
+    let changed = computed(&resources, &first, &mut dictionary);
     assert_ne!(first.classes.keys().next(), changed.classes.keys().next());
 }
 
@@ -315,9 +395,9 @@ fn what_an_agent_before_left_stays_until_the_control_plane_or_the_cache_has_spok
     resources.classes.insert(1, Class::default());
     resources.locals.extend([local(1, 300, 1)]);
     let mut dictionary = Dictionary::default();
-    let kernel = compute(&resources, OWN, &pods(), &Desired::default(), &mut dictionary);
+    let kernel = computed(&resources, &Desired::default(), &mut dictionary);
     let mut dictionary = Dictionary::recover(&kernel);
-    let silent = compute(&Resources::default(), OWN, &pods(), &kernel, &mut dictionary);
+    let silent = computed(&Resources::default(), &kernel, &mut dictionary);
     assert_eq!(silent.endpoints, kernel.endpoints);
     assert!(kernel.identities.iter().all(|(net, identity)| silent.identities.get(net) == Some(identity)));
 }
@@ -328,6 +408,7 @@ fn a_rule_about_a_wide_cidr_holds_for_the_narrow_ones_inside_it() {
     let rule = |peer, port: u16| Rule {
         direction: Direction::Ingress,
         allow: true,
+        audit: false,
         peer,
         protocol: TCP,
         ports: Some((port, port)),
@@ -337,7 +418,6 @@ fn a_rule_about_a_wide_cidr_holds_for_the_narrow_ones_inside_it() {
     nodes(&mut resources);
     let class = Class {
         deny_ingress: Some("d".into()),
-        deny_egress: None,
         rules: vec![
             rule(cidr("198.51.100.0/24"), 80),
             rule(cidr("198.51.100.128/25"), 443),
@@ -346,13 +426,14 @@ fn a_rule_about_a_wide_cidr_holds_for_the_narrow_ones_inside_it() {
             rule(cidr("2001:db8:5:8000::/49"), 443),
             rule(cidr("::/0"), 79),
         ],
+        ..Class::default()
     };
     resources.classes.insert(1, class);
     resources.locals.extend([local(1, 300, 1)]);
     let mut dictionary = Dictionary::default();
-    let maps = compute(&resources, OWN, &pods(), &Desired::default(), &mut dictionary);
+    let maps = computed(&resources, &Desired::default(), &mut dictionary);
     let verdicts = verdicts(&maps);
-    let open = |caller: &str, port: u16| verdicts[&(1, caller.parse().unwrap(), port)].is_some();
+    let open = |caller: &str, port: u16| verdicts[&(1, caller.parse().unwrap(), TCP, port)].is_some();
     for (wide, narrow) in [("198.51.100.1", "198.51.100.200"), ("2001:db8:5::1", "2001:db8:5:8000::1")] {
         assert!(open(narrow, 80) && open(narrow, 443));
         assert!(open(wide, 80) && !open(wide, 443));
@@ -365,4 +446,78 @@ fn a_rule_about_a_wide_cidr_holds_for_the_narrow_ones_inside_it() {
     }
     let ranges = maps.identities.values().filter(|identity| **identity == UNMANAGED);
     assert_eq!(ranges.count(), 4, "two nodes, two families");
+}
+
+/// A class that denies but for one rule.
+fn only(peer: Peer, allow: bool) -> Class {
+    let rule = Rule {
+        direction: Direction::Ingress,
+        allow,
+        audit: false,
+        peer,
+        protocol: 0,
+        ports: None,
+        provenance: "r".into(),
+    };
+    Class { deny_ingress: allow.then(|| "d".into()), rules: vec![rule], ..Class::default() }
+}
+
+#[test]
+fn an_entity_is_whom_it_names_and_nobody_else() {
+    // A workload, a pod's address that nobody has, a node, and two addresses outside the mesh, one within a CIDR that a policy
+    // names.
+    let callers = ["10.1.2.2", "10.1.2.99", "192.0.2.2", "198.51.100.1", "2001:db8:5::1"];
+    for (entity, expected) in [
+        (Entity::World, [false, false, false, true, true]),
+        (Entity::RemoteNode, [false, false, true, false, false]),
+        (Entity::Unmanaged, [false, true, false, false, false]),
+        (Entity::Host, [false; 5]),
+        (Entity::Health, [false; 5]),
+    ] {
+        // A CIDR around the node and one outside make them identities of their own, for other policies' sake.
+        for others in [vec![], vec!["192.0.2.0/24", "198.51.100.0/24"]] {
+            for allow in [true, false] {
+                let mut resources = Resources::default();
+                nodes(&mut resources);
+                resources.classes.insert(1, only(Peer::Entity(entity), allow));
+                let mut other = only(Peer::Any, true);
+                other.rules = others
+                    .iter()
+                    .map(|cidr| Rule { peer: Peer::Cidr(cidr.parse().unwrap()), ..other.rules[0].clone() })
+                    .collect();
+                resources.classes.insert(2, other);
+                resources.locals.extend([local(1, 400, 1), local(2, 401, 2)]);
+                let address = Address { addresses: vec![CALLERS[0]], identity: 300 };
+                resources.addresses.insert(NamespacedName::new("shop", "caller"), address);
+                let maps = computed(&resources, &Desired::default(), &mut Dictionary::default());
+                let verdicts = verdicts(&maps);
+                let open = callers.map(|at| verdicts[&(1, at.parse().unwrap(), TCP, 80)].is_some());
+                assert_eq!(open, expected.map(|named| named == allow), "{entity:?} {others:?} {allow}");
+            }
+        }
+    }
+}
+
+#[test]
+fn other_nodes_are_nodes_and_still_within_the_cidrs_that_policies_name() {
+    let mut resources = Resources::default();
+    nodes(&mut resources);
+    let far = NodeRoute {
+        address: [203, 0, 113, 1].into(),
+        address6: Some("2001:db8:5::1".parse().unwrap()),
+        addresses: vec!["192.0.2.77".parse().unwrap()],
+        pod_cidrs: Vec::new(),
+        zone: String::new(),
+    };
+    resources.nodes.insert("n3".into(), far);
+    resources.classes.insert(1, only(Peer::Cidr("192.0.2.0/24".parse().unwrap()), true));
+    resources.locals.extend([local(1, 400, 1)]);
+    let maps = computed(&resources, &Desired::default(), &mut Dictionary::default());
+    let who = |text: &str| maps.identities[&IpNet::from(text.parse::<IpAddr>().unwrap())];
+    assert_eq!(who("203.0.113.1"), REMOTE_NODE);
+    assert_eq!(who("2001:db8:5::1"), REMOTE_NODE);
+    assert!(who("192.0.2.2") & LOCAL != 0);
+    assert_eq!(who("192.0.2.2"), who("192.0.2.77"));
+    assert_ne!(who("192.0.2.2"), maps.identities[&"192.0.2.0/24".parse().unwrap()]);
+    assert!(verdicts(&maps)[&(1, "192.0.2.2".parse().unwrap(), TCP, 80)].is_some());
 }

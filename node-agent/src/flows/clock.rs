@@ -11,8 +11,13 @@ pub struct WallClock {
 impl WallClock {
     /// Reads both clocks. Take it anew from time to time: the wall clock is adjusted.
     pub fn now() -> Self {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
-        Self::between(monotonic_nanos(), wall)
+        Self::between(monotonic_nanos(), Self::wall_nanos().into())
+    }
+
+    /// The wall clock: nanoseconds since 1970.
+    pub fn wall_nanos() -> u64 {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
     }
 
     fn between(monotonic: u64, wall: u128) -> Self {

@@ -1,11 +1,21 @@
-//! Flow events of the kernel: named, queued, and sent to the control plane.
+//! Flow events of the kernel: kept as numbers for those who ask here, named and queued for the control plane.
 
 mod clock;
+mod counts;
+mod hubble;
 mod name;
+mod namer;
 mod queue;
+mod record;
 mod report;
+mod ring;
 
 pub use clock::WallClock;
-pub use name::{Names, name};
+pub use counts::{Counts, Look};
+pub use hubble::{NodeFlows, serve_tls};
+pub use name::Names;
+pub use namer::Namer;
 pub use queue::Queue;
-pub use report::{collect_for_ever, report_for_ever};
+pub use record::Record;
+pub use report::{Collector, report_for_ever};
+pub use ring::{Entry, KEPT, Ring};

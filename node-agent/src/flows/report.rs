@@ -1,4 +1,4 @@
-//! From the kernel's ring to the queue, and from the queue to the control plane.
+//! From the kernel's ring and counters to the node's ring and the queue, and from the queue to the control plane.
 
 use std::time::Duration;
 
@@ -6,10 +6,10 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use xds_proto::isthmus::bootstrap::v1::{FlowBatch, endpoints_client::EndpointsClient};
 
-use super::{Names, Queue, WallClock, name};
+use super::{Counts, Entry, Namer, Queue, Record, Ring, WallClock, counts::Look};
 use crate::{bootstrap::Upstream, engine::Engine, kernel::EventStream};
 
-/// How old names and clock may be, and how often losses are counted.
+/// How old the clock may be, and how often counters are looked at.
 const REFRESH: Duration = Duration::from_secs(1);
 /// Flows that come within this time travel together.
 const LINGER: Duration = Duration::from_millis(50);
@@ -18,38 +18,57 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Batches that the control plane has not read yet. Behind them the queue fills, and drops.
 const IN_FLIGHT: usize = 4;
 
-/// Names events as they come, until the ring can't be read any more.
-pub async fn collect_for_ever(mut events: EventStream, engine: Engine, node: String, queue: Queue) {
-    let mut names = engine.resources(Names::of);
-    let mut clock = WallClock::now();
-    let mut lost_before = engine.lost_events();
-    let mut changes = engine.changes();
-    let mut refresh = tokio::time::interval(REFRESH);
-    loop {
-        tokio::select! {
-            event = events.next() => {
-                let event = match event {
-                    Ok(event) => event,
-                    Err(error) => return tracing::error!(%error, "flow events cannot be read any more"),
-                };
-                if changes.has_changed().unwrap_or(false) {
-                    changes.borrow_and_update();
-                    names = engine.resources(Names::of);
+/// Where flows go.
+#[derive(Clone)]
+#[allow(missing_docs)]
+pub struct Collector {
+    pub engine: Engine,
+    pub namer: Namer,
+    pub ring: Ring,
+    pub queue: Queue,
+}
+
+impl Collector {
+    /// Takes events as they come, and counts each second, until the kernel's ring can't be read any more.
+    pub async fn collect_for_ever(self, mut events: EventStream) {
+        let mut clock = WallClock::now();
+        let mut counts = Counts::default();
+        let mut lost_before = self.engine.lost_events();
+        let mut refresh = tokio::time::interval(REFRESH);
+        loop {
+            tokio::select! {
+                event = events.next() => {
+                    let event = match event {
+                        Ok(event) => event,
+                        Err(error) => return tracing::error!(%error, "flow events cannot be read any more"),
+                    };
+                    counts.saw(&event);
+                    self.take(Record::one(clock.unix_nanos(event.time), event));
                 }
-                let policy = engine.kernel(|_, dictionary| {
-                    dictionary.provenance(event.policy_id).unwrap_or_default().to_owned()
-                });
-                queue.push(name(&event, &names, &node, &policy, clock));
-            }
-            _ = refresh.tick() => {
-                clock = WallClock::now();
-                let lost = engine.lost_events();
-                if lost > lost_before {
-                    queue.lose(lost - lost_before);
+                _ = refresh.tick() => {
+                    clock = WallClock::now();
+                    let lost = self.engine.lost_events();
+                    if lost > lost_before {
+                        self.queue.lose(lost - lost_before);
+                        self.ring.push(Entry::Lost(lost - lost_before));
+                    }
+                    lost_before = lost;
+                    // In this order, see `Look`.
+                    let suppressed = self.engine.suppressed();
+                    let look = Look { suppressed, kinds: self.engine.flow_kinds() };
+                    let now = WallClock::wall_nanos();
+                    for record in counts.since(look, now) {
+                        self.take(record);
+                    }
+                    self.ring.tick(now / 1_000_000_000);
                 }
-                lost_before = lost;
             }
         }
+    }
+
+    fn take(&self, record: Record) {
+        self.ring.push(Entry::Flow(record));
+        self.queue.push(self.namer.name(&self.namer.names(), &record));
     }
 }
 

@@ -147,7 +147,8 @@ impl Callers {
         self.check_operator(CallerInfo::from_request(request)?)
     }
 
-    fn check_operator(&self, caller: CallerInfo) -> Result<(), Status> {
+    /// The same of a caller that is known.
+    pub(crate) fn check_operator(&self, caller: CallerInfo) -> Result<(), Status> {
         if caller.uid != 0 && caller.uid != self.own_uid {
             return Err(Status::permission_denied(format!(
                 "user {} may not operate this node; only root may",

@@ -1,57 +1,87 @@
-//! Classes of policy in the kernel. A class is written once and never changed: see the order of writes in
-//! [`super`].
+//! Policy in the kernel: classes, their peers, and rulesets. In which order to write is for [`crate::desired`] to say.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use ebpf_shared::{Class, PolicyValue};
+use ebpf_shared::{PeerKey, Sides};
 
-use super::rules::{CompiledClass, RulePrefix};
-use super::{Kernel, KernelError, TrieTable};
+use super::rules::ClassEntry;
+use super::ruleset::{RulePrefix, RuleSet};
+use super::{Kernel, KernelError};
 
 impl Kernel {
-    /// Writes a class, rules first, under a number that no endpoint has yet:
-    /// [`ebpf_shared::Endpoint::class`]. What an agent that died while writing has left under the number is
-    /// replaced.
-    pub fn put_class(&mut self, number: u32, compiled: &CompiledClass) -> Result<(), KernelError> {
-        self.remove_class(number)?;
-        let installed = self.installed.entry(number).or_default();
-        for (prefix, value) in &compiled.rules {
-            let prefix = prefix.of_class(number);
-            installed.push(prefix);
-            self.policy.upsert(&prefix, *value)?;
-        }
-        self.classes.upsert(number, compiled.class)
-    }
-
-    /// Removes a class and its rules. An endpoint that still has it gets no traffic.
-    pub fn remove_class(&mut self, number: u32) -> Result<(), KernelError> {
-        self.classes.delete(&number)?;
-        for prefix in self.installed.remove(&number).unwrap_or_default() {
-            self.policy.delete(&prefix)?;
+    /// Writes a ruleset that nothing refers to yet.
+    pub fn put_ruleset(&mut self, number: u32, set: &RuleSet) -> Result<(), KernelError> {
+        for (traffic, value) in set.entries() {
+            self.rules.upsert(&RulePrefix { set: number, traffic: *traffic }, *value)?;
         }
         Ok(())
     }
 
-    /// The numbers of all classes, also of those that only have rules (an agent died while writing one).
-    pub fn class_numbers(&self) -> Result<BTreeSet<u32>, KernelError> {
-        let mut numbers: BTreeSet<u32> = self.classes.dump()?.into_keys().collect();
-        numbers.extend(self.installed.keys());
-        Ok(numbers)
+    /// Removes a ruleset that nothing has referred to for a moment. What is written last goes first, so that what is
+    /// left of it after a crash is not complete.
+    pub fn remove_ruleset(&mut self, number: u32, set: &RuleSet) -> Result<(), KernelError> {
+        for (traffic, _) in set.entries().iter().rev() {
+            self.rules.delete(&RulePrefix { set: number, traffic: *traffic })?;
+        }
+        Ok(())
     }
 
-    /// A class as it is in the kernel.
-    pub fn class(&self, number: u32) -> Result<Option<Class>, KernelError> {
-        self.classes.get(&number)
+    /// Writes a class under a number that no endpoint has yet: [`ebpf_shared::Endpoint::class`].
+    pub fn put_class(&mut self, number: u32, entry: &ClassEntry) -> Result<(), KernelError> {
+        for (identity, sides) in &entry.peers {
+            self.peers.upsert(PeerKey { class: number, identity: *identity }, *sides)?;
+        }
+        self.classes.upsert(number, entry.own)?;
+        self.epochs.raise_class(number);
+        Ok(())
     }
-}
 
-/// The rules that an earlier agent has left, by class.
-pub(super) fn installed(
-    policy: &TrieTable<RulePrefix, PolicyValue>,
-) -> Result<BTreeMap<u32, Vec<RulePrefix>>, KernelError> {
-    let mut classes: BTreeMap<u32, Vec<RulePrefix>> = BTreeMap::new();
-    for (prefix, _) in policy.dump()? {
-        classes.entry(prefix.key.class).or_default().push(prefix);
+    /// Removes a class with so many of its peers as there are. An endpoint that still has it gets no traffic.
+    pub fn remove_class(
+        &mut self,
+        number: u32,
+        identities: impl IntoIterator<Item = u32>,
+    ) -> Result<(), KernelError> {
+        self.classes.delete(&number)?;
+        for identity in identities {
+            self.peers.delete(&PeerKey { class: number, identity })?;
+        }
+        self.epochs.raise_class(number);
+        Ok(())
     }
-    Ok(classes)
+
+    /// Says what holds for an identity, in one write.
+    pub fn put_peer(&mut self, class: u32, identity: u32, sides: Sides) -> Result<(), KernelError> {
+        self.peers.upsert(PeerKey { class, identity }, sides)?;
+        self.epochs.raise_class(class);
+        Ok(())
+    }
+
+    /// From now on, for this identity holds what holds for whoever is not named.
+    pub fn remove_peer(&mut self, class: u32, identity: u32) -> Result<(), KernelError> {
+        self.peers.delete(&PeerKey { class, identity })?;
+        self.epochs.raise_class(class);
+        Ok(())
+    }
+
+    /// All classes. One that only has peers (an agent died while it wrote or removed it) allows nothing.
+    pub fn policy_classes(&self) -> Result<BTreeMap<u32, ClassEntry>, KernelError> {
+        let own = self.classes.dump()?.into_iter();
+        let mut classes: BTreeMap<u32, ClassEntry> =
+            own.map(|(number, own)| (number, ClassEntry { own, peers: BTreeMap::new() })).collect();
+        for (key, sides) in self.peers.dump()? {
+            classes.entry(key.class).or_default().peers.insert(key.identity, sides);
+        }
+        Ok(classes)
+    }
+
+    /// All rulesets, those that are not complete as well.
+    pub fn rulesets(&self) -> Result<BTreeMap<u32, Arc<RuleSet>>, KernelError> {
+        let mut sets: BTreeMap<u32, Vec<_>> = BTreeMap::new();
+        for (prefix, value) in self.rules.dump()? {
+            sets.entry(prefix.set).or_default().push((prefix.traffic, value));
+        }
+        Ok(sets.into_iter().map(|(number, entries)| (number, Arc::new(RuleSet::new(entries)))).collect())
+    }
 }

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use aya::maps::lpm_trie::Key;
 use ebpf_shared::{Addr, identity};
 use ipnet::{IpNet, Ipv4Net};
 
+use super::epochs::Epochs;
 use super::table::Prefix;
 use super::{HashTable, KernelError, TrieTable};
 
@@ -14,41 +16,57 @@ use super::{HashTable, KernelError, TrieTable};
 pub struct Identities {
     hosts: HashTable<Addr, u32>,
     cidrs: TrieTable<Cidr, u32>,
+    epochs: Arc<Epochs>,
 }
 
 impl Identities {
     pub(super) fn new(
         hosts: HashTable<Addr, u32>,
         mut cidrs: TrieTable<Cidr, u32>,
+        epochs: Arc<Epochs>,
     ) -> Result<Self, KernelError> {
         // IPv4 lies within IPv6 here (see `Addr`), and no IPv6 range may hold for it.
         if cidrs.exact(&Cidr::ALL_IPV4)?.is_none() {
             cidrs.upsert(&Cidr::ALL_IPV4, identity::ANY)?;
         }
-        Ok(Self { hosts, cidrs })
+        Ok(Self { hosts, cidrs, epochs })
     }
 
-    /// Says who an address, or what has no narrower entry within a CIDR, is.
+    /// Says who an address, or what has no narrower entry within a CIDR, is. Flows with them are judged again.
     pub fn upsert(&mut self, net: &IpNet, identity: u32) -> Result<(), KernelError> {
         match host(net) {
-            Some(addr) => self.hosts.upsert(addr, identity),
-            None => self.cidrs.upsert(&Cidr::from(*net), identity),
+            Some(addr) => {
+                self.hosts.upsert(addr, identity)?;
+                self.epochs.raise_peer(&addr);
+            }
+            None => {
+                self.cidrs.upsert(&Cidr::from(*net), identity)?;
+                self.epochs.raise_all();
+            }
         }
+        Ok(())
     }
 
     /// What is around it holds from now on; returns whether it was there.
     pub fn delete(&mut self, net: &IpNet) -> Result<bool, KernelError> {
         let cidr = match host(net) {
-            Some(addr) => return self.hosts.delete(&addr),
+            Some(addr) => {
+                let was_there = self.hosts.delete(&addr)?;
+                self.epochs.raise_peer(&addr);
+                return Ok(was_there);
+            }
             None => Cidr::from(*net),
         };
-        if cidr == Cidr::ALL_IPV4 {
+        let was_there = if cidr == Cidr::ALL_IPV4 {
             // Always there, so the lookup finds it and nothing around it.
             let was_there = self.cidrs.lookup(&cidr)?.is_some_and(|known| known != identity::ANY);
             self.cidrs.upsert(&cidr, identity::ANY)?;
-            return Ok(was_there);
-        }
-        self.cidrs.delete(&cidr)
+            was_there
+        } else {
+            self.cidrs.delete(&cidr)?
+        };
+        self.epochs.raise_all();
+        Ok(was_there)
     }
 
     /// Everything.

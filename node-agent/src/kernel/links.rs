@@ -7,7 +7,9 @@ use std::os::fd::AsFd;
 use aya::Ebpf;
 use aya::programs::links::FdLink;
 use aya::programs::tc::TcAttachOptions;
-use aya::programs::{CgroupAttachMode, CgroupSockAddr, LinkOrder, Program, SchedClassifier, TcAttachType};
+use aya::programs::{
+    CgroupAttachMode, CgroupSockAddr, LinkOrder, Program, SchedClassifier, TcAttachType, Xdp, XdpMode,
+};
 use ebpf_shared::Direction;
 
 use super::pins::{self, Cgroup, Pins};
@@ -15,6 +17,66 @@ use super::{KernelError, sys};
 
 const FROM_POD: &str = "from_pod";
 const TO_POD: &str = "to_pod";
+const POD_ASKS: &str = "pod_asks";
+const POD_ANSWERED: &str = "pod_answered";
+const FROM_NET: &str = "from_net";
+const TO_NET: &str = "to_net";
+const NET_XDP: &str = "net_xdp";
+const FROM_OVERLAY: &str = "from_overlay";
+const TO_OVERLAY: &str = "to_overlay";
+
+/// Where packets that only pass through this node are sent on before its stack has seen them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ShortCut {
+    /// In the interface's driver, which has to support it (XDP).
+    Driver,
+    /// In front of the stack: any interface, and less gain.
+    Generic,
+}
+
+impl ShortCut {
+    fn mode(self) -> XdpMode {
+        match self {
+            Self::Driver => XdpMode::Driver,
+            Self::Generic => XdpMode::Skb,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Driver => "driver",
+            Self::Generic => "generic",
+        }
+    }
+}
+
+/// A program and its place in the chain of an interface.
+#[derive(Clone, Copy)]
+struct Place {
+    program: &'static str,
+    hook: TcAttachType,
+    /// Whether it comes before those that are there, or after.
+    is_first: bool,
+}
+
+/// A pod's door. Attached in this order, so that what translates comes before the verdict on what the pod sends and after
+/// the one on what it gets; what others attach sees only what policy lets pass.
+const DOOR: [Place; 4] = [
+    Place { program: FROM_POD, hook: TcAttachType::Ingress, is_first: true },
+    Place { program: TO_POD, hook: TcAttachType::Egress, is_first: true },
+    Place { program: POD_ASKS, hook: TcAttachType::Ingress, is_first: true },
+    Place { program: POD_ANSWERED, hook: TcAttachType::Egress, is_first: false },
+];
+/// The node's own interfaces.
+const NET: [Place; 2] = [
+    Place { program: FROM_NET, hook: TcAttachType::Ingress, is_first: true },
+    Place { program: TO_NET, hook: TcAttachType::Egress, is_first: false },
+];
+/// The tunnel's device.
+const TUNNEL: [Place; 2] = [
+    Place { program: FROM_OVERLAY, hook: TcAttachType::Ingress, is_first: true },
+    Place { program: TO_OVERLAY, hook: TcAttachType::Egress, is_first: true },
+];
 const SOCKET_HOOKS: [&str; 10] = [
     "sock_connect4",
     "sock_connect6",
@@ -37,7 +99,8 @@ pub(super) fn door(direction: Direction) -> &'static str {
 }
 
 pub(super) fn load_programs(programs: &mut Ebpf) -> Result<(), KernelError> {
-    for name in [FROM_POD, TO_POD] {
+    xdp(programs)?.load().map_err(|source| KernelError::program(NET_XDP, source))?;
+    for Place { program: name, .. } in DOOR.into_iter().chain(NET).chain(TUNNEL) {
         classifier(programs, name)?.load().map_err(|source| KernelError::program(name, source))?;
     }
     for name in SOCKET_HOOKS {
@@ -49,8 +112,12 @@ pub(super) fn load_programs(programs: &mut Ebpf) -> Result<(), KernelError> {
 /// Puts this agent's programs behind the doors that an earlier one has left.
 pub(super) fn take_over(programs: &Ebpf, pins: &Pins) -> Result<(), KernelError> {
     for link in pins.link_names()? {
-        if let Some((_, program)) = parse_door(&link) {
+        if let Some((_, program)) = parse_link(&link) {
             replace(programs, pins, &link, program)?;
+        } else if let Some(program) = parse_tunnel(&link) {
+            replace(programs, pins, &link, program)?;
+        } else if link.starts_with("xdp-") {
+            replace(programs, pins, &link, NET_XDP)?;
         }
     }
     Ok(())
@@ -80,47 +147,134 @@ pub(super) fn hook_sockets(programs: &mut Ebpf, pins: &Pins, cgroup: &Cgroup) ->
 }
 
 pub(super) fn attach_pod(programs: &mut Ebpf, pins: &Pins, ifname: &str) -> Result<u32, KernelError> {
-    let ifindex = nix::net::if_::if_nametoindex(ifname)
-        .map_err(|errno| KernelError::Interface { ifname: ifname.to_owned(), source: errno.into() })?;
-    for (name, place) in [(FROM_POD, TcAttachType::Ingress), (TO_POD, TcAttachType::Egress)] {
-        let link = format!("tc-{ifindex}-{name}");
-        if replace(programs, pins, &link, name)? {
+    attach(programs, pins, ifname, &DOOR)
+}
+
+pub(super) fn attach_net(programs: &mut Ebpf, pins: &Pins, ifname: &str) -> Result<u32, KernelError> {
+    attach(programs, pins, ifname, &NET)
+}
+
+/// The short cut at an interface.
+pub(super) fn attach_short_cut(
+    programs: &mut Ebpf,
+    pins: &Pins,
+    ifname: &str,
+    cut: ShortCut,
+) -> Result<(), KernelError> {
+    let error = |source| KernelError::program(NET_XDP, source);
+    let link = short_cut_name(index(ifname)?, cut);
+    if replace(programs, pins, &link, NET_XDP)? {
+        return Ok(());
+    }
+    let program = xdp(programs)?;
+    let id = program.attach(ifname, cut.mode()).map_err(error)?;
+    let owned = program.take_link(id).map_err(error)?;
+    pin(owned.try_into().map_err(|_| unpinnable(NET_XDP))?, pins, &link)
+}
+
+/// Takes it off all interfaces but these.
+pub(super) fn detach_short_cuts_all_but(
+    pins: &Pins,
+    keep: &BTreeSet<u32>,
+    cut: Option<ShortCut>,
+) -> Result<(), KernelError> {
+    let kept: BTreeSet<String> =
+        cut.iter().flat_map(|cut| keep.iter().map(|ifindex| short_cut_name(*ifindex, *cut))).collect();
+    for link in pins.link_names()? {
+        if link.starts_with("xdp-") && !kept.contains(&link) {
+            pins::remove_link(&pins.link(&link))?;
+        }
+    }
+    Ok(())
+}
+
+fn short_cut_name(ifindex: u32, cut: ShortCut) -> String {
+    format!("xdp-{ifindex}-{}", cut.name())
+}
+
+fn attach(programs: &mut Ebpf, pins: &Pins, ifname: &str, places: &[Place]) -> Result<u32, KernelError> {
+    let ifindex = index(ifname)?;
+    for place in places {
+        let link = link_name(ifindex, place.program);
+        if replace(programs, pins, &link, place.program)? {
             continue;
         }
-        if let Err(error) = attach_door(programs, pins, ifname, &link, name, place) {
+        if let Err(error) = attach_at(programs, pins, ifname, &link, *place) {
             // Half a guard is none that anybody should rely on.
-            detach_pod(pins, ifindex)?;
+            detach(pins, ifindex, places)?;
             return Err(error);
         }
     }
     Ok(ifindex)
 }
 
+pub(super) fn attach_tunnel(programs: &mut Ebpf, pins: &Pins, ifname: &str) -> Result<u32, KernelError> {
+    let ifindex = index(ifname)?;
+    for place in TUNNEL {
+        let link = format!("tunnel-{ifindex}-{}", place.program);
+        if !replace(programs, pins, &link, place.program)? {
+            attach_at(programs, pins, ifname, &link, place)?;
+        }
+    }
+    Ok(ifindex)
+}
+
+/// The index of an interface of the caller's network namespace.
+pub(super) fn index(ifname: &str) -> Result<u32, KernelError> {
+    nix::net::if_::if_nametoindex(ifname)
+        .map_err(|errno| KernelError::Interface { ifname: ifname.to_owned(), source: errno.into() })
+}
+
 pub(super) fn detach_pod(pins: &Pins, ifindex: u32) -> Result<(), KernelError> {
-    for name in [FROM_POD, TO_POD] {
-        pins::remove_link(&pins.link(&format!("tc-{ifindex}-{name}")))?;
+    detach(pins, ifindex, &DOOR)
+}
+
+/// Takes the programs off all of the node's own interfaces but these.
+pub(super) fn detach_net_all_but(pins: &Pins, keep: &BTreeSet<u32>) -> Result<(), KernelError> {
+    for link in pins.link_names()? {
+        match parse_link(&link) {
+            Some((ifindex, FROM_NET | TO_NET)) if !keep.contains(&ifindex) => {
+                pins::remove_link(&pins.link(&link))?;
+            }
+            _ => {}
+        }
     }
     Ok(())
 }
 
-pub(super) fn attached_pods(pins: &Pins) -> Result<BTreeSet<u32>, KernelError> {
-    let links = pins.link_names()?;
-    Ok(links.iter().filter_map(|link| parse_door(link)).map(|(ifindex, _)| ifindex).collect())
+fn detach(pins: &Pins, ifindex: u32, places: &[Place]) -> Result<(), KernelError> {
+    for place in places {
+        pins::remove_link(&pins.link(&link_name(ifindex, place.program)))?;
+    }
+    Ok(())
 }
 
-fn attach_door(
+fn link_name(ifindex: u32, program: &str) -> String {
+    format!("tc-{ifindex}-{program}")
+}
+
+pub(super) fn attached_pods(pins: &Pins) -> Result<BTreeSet<u32>, KernelError> {
+    let links = pins.link_names()?;
+    Ok(links
+        .iter()
+        .filter_map(|link| parse_link(link))
+        .filter(|(_, program)| [FROM_POD, TO_POD].contains(program))
+        .map(|(ifindex, _)| ifindex)
+        .collect())
+}
+
+fn attach_at(
     programs: &mut Ebpf,
     pins: &Pins,
     ifname: &str,
     link: &str,
-    name: &'static str,
-    place: TcAttachType,
+    place: Place,
 ) -> Result<(), KernelError> {
+    let Place { program: name, hook, is_first } = place;
     let error = |source| KernelError::program(name, source);
     let program = classifier(programs, name)?;
-    // First: what others attach sees only what policy lets pass.
-    let order = TcAttachOptions::TcxOrder(LinkOrder::first());
-    let id = program.attach_with_options(ifname, place, order).map_err(error)?;
+    let order = if is_first { LinkOrder::first() } else { LinkOrder::last() };
+    let id = program.attach_with_options(ifname, hook, TcAttachOptions::TcxOrder(order)).map_err(error)?;
     let owned = program.take_link(id).map_err(error)?;
     pin(owned.try_into().map_err(|_| unpinnable(name))?, pins, link)
 }
@@ -152,11 +306,17 @@ fn replace(programs: &Ebpf, pins: &Pins, link: &str, program: &'static str) -> R
     }
 }
 
+/// The program of `tunnel-<ifindex>-<program>`.
+fn parse_tunnel(link: &str) -> Option<&'static str> {
+    let (_, program) = link.strip_prefix("tunnel-")?.split_once('-')?;
+    [FROM_OVERLAY, TO_OVERLAY].into_iter().find(|name| *name == program)
+}
+
 /// `tc-<ifindex>-<program>`.
-fn parse_door(link: &str) -> Option<(u32, &'static str)> {
+fn parse_link(link: &str) -> Option<(u32, &'static str)> {
     let (ifindex, program) = link.strip_prefix("tc-")?.split_once('-')?;
-    let program = [FROM_POD, TO_POD].into_iter().find(|name| *name == program)?;
-    Some((ifindex.parse().ok()?, program))
+    let mut known = DOOR.iter().chain(&NET).map(|place| place.program);
+    Some((ifindex.parse().ok()?, known.find(|name| *name == program)?))
 }
 
 fn program<'a>(programs: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Program, KernelError> {
@@ -168,6 +328,10 @@ fn classifier<'a>(
     name: &'static str,
 ) -> Result<&'a mut SchedClassifier, KernelError> {
     program(programs, name)?.try_into().map_err(|source| KernelError::program(name, source))
+}
+
+fn xdp(programs: &mut Ebpf) -> Result<&mut Xdp, KernelError> {
+    program(programs, NET_XDP)?.try_into().map_err(|source| KernelError::program(NET_XDP, source))
 }
 
 fn socket_hook<'a>(
@@ -187,11 +351,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_names_of_doors_are_taken_for_doors() {
-        assert_eq!(parse_door("tc-17-from_pod"), Some((17, FROM_POD)));
-        assert_eq!(parse_door("tc-17-to_pod"), Some((17, TO_POD)));
+    fn only_names_of_links_are_taken_for_links() {
+        assert_eq!(parse_link("tc-17-from_pod"), Some((17, FROM_POD)));
+        assert_eq!(parse_link("tc-17-to_pod"), Some((17, TO_POD)));
+        assert_eq!(parse_link("tc-2-from_net"), Some((2, FROM_NET)));
         for other in ["tc-17-other", "tc-x-to_pod", "cgroup-1-sock_bind4", "tc-17", ""] {
-            assert_eq!(parse_door(other), None, "{other}");
+            assert_eq!(parse_link(other), None, "{other}");
         }
+        assert_eq!(parse_tunnel("tunnel-3-to_overlay"), Some(TO_OVERLAY));
+        assert_eq!((parse_tunnel("tc-3-to_overlay"), parse_link("tunnel-3-to_overlay")), (None, None));
     }
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::{KernelError, sys};
 
@@ -17,6 +17,8 @@ pub(super) struct Mapped {
 
 // SAFETY: the mapping belongs to this value alone, and is only accessed by atomic words.
 unsafe impl Send for Mapped {}
+// SAFETY: as above.
+unsafe impl Sync for Mapped {}
 
 impl Mapped {
     /// Maps an array of so many words.
@@ -53,6 +55,16 @@ impl Mapped {
         let word = self.word(at).ok_or(KernelError::Exhausted { what: self.name })?;
         word.store(value, Ordering::Release);
         Ok(())
+    }
+
+    /// Adds one to a number of 64 bits, of which there are half as many as words; beyond the end there is none.
+    pub(super) fn increment(&self, at: u32) {
+        if at < self.words / 2 {
+            // SAFETY: within the mapping, which lives as long as `self`; aligned, as mappings begin at a page. A map of such
+            // numbers is not read by words.
+            let number = unsafe { self.base.cast::<AtomicU64>().add(at as usize).as_ref() };
+            number.fetch_add(1, Ordering::SeqCst);
+        }
     }
 
     fn word(&self, at: u32) -> Option<&AtomicU32> {

@@ -111,7 +111,7 @@ impl Kernel {
         let map = MapData::from_pin(self.pins.map("REVERSE")).map_err(error)?;
         let map: HashMap<MapData, ReverseKey, ReverseValue> =
             Map::LruHashMap(map).try_into().map_err(error)?;
-        let mut table = HashTable::new("REVERSE", map, None);
+        let mut table = HashTable::new("REVERSE", map);
         for (key, believed) in all.map_err(error)? {
             if table.get(&key)?.is_none() {
                 table.upsert(key, ReverseValue { believed, ..ReverseValue::default() })?;
@@ -177,7 +177,7 @@ fn connection(value: &[u8; 32]) -> ConnEntry {
     ConnEntry {
         seen: u64_at(value, 0),
         // Never the one that holds: it is judged at its next packet.
-        generation: u64::MAX,
+        stamp: u64::MAX,
         policy_id: u32_at(value, 16),
         cut: value[20],
         answered: value[21],

@@ -6,7 +6,10 @@
 //! | path | what | lives until |
 //! |---|---|---|
 //! | `maps/<NAME>` | every map | [`unload`] |
-//! | `links/tc-<ifindex>-from_pod`, `-to_pod` | a pod's doors | [`Kernel::detach_pod`], or the interface is gone |
+//! | `links/tc-<ifindex>-pod_asks`, `-from_pod`, `-to_pod`, `-pod_answered` | a pod's door | [`Kernel::detach_pod`], or the interface is gone |
+//! | `links/tc-<ifindex>-from_net`, `-to_net` | the node's own interfaces | [`Kernel::set_net`], or the interface is gone |
+//! | `links/xdp-<ifindex>-driver`, `-generic` | the short cut there | the same |
+//! | `links/tunnel-<ifindex>-from_overlay`, `-to_overlay` | the tunnel's device | [`unload`], or the interface is gone |
 //! | `links/cgroup-<inode>-<program>` | the socket hooks of one cgroup | [`unload`] |
 //!
 //! A link holds its program, so programs need no pins of their own, and a new agent replaces the program
@@ -21,23 +24,26 @@
 //!
 //! ## Order of writes
 //!
-//! Old or new, never neither: a class of policy is never edited in place. [`Kernel::put_class`] writes a
-//! changed one beside the old under another number, rules first; then each endpoint is moved by one write;
-//! then [`Kernel::remove_class`] removes the old. A service is replaced in one write, its new backends being
+//! Old or new, never neither: what one packet is judged by changes with one write, see [`ebpf_shared::policy`], and
+//! [`crate::desired`] for the order of the others. A service is replaced in one write, its new backends being
 //! there already: see [`Services`].
 
 mod classes;
 pub mod dump;
+mod epochs;
 mod error;
 mod events;
-mod generation;
+pub mod flatten;
+mod flows;
 pub(crate) mod identities;
 mod links;
 mod mapped;
 mod migrate;
+mod nodes;
 mod object;
 mod pins;
 pub mod rules;
+pub mod ruleset;
 mod services;
 mod sidecars;
 mod sight;
@@ -46,57 +52,69 @@ mod sys;
 mod table;
 pub mod verdict;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use aya::maps::{Array, MapData, PerCpuArray};
+use aya::maps::{Array, Map, MapData, PerCpuArray};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
-use ebpf_shared::{Direction, Metric, Reason, limits, metrics};
+use ebpf_shared::{Direction, Metric, Reason, limits};
 
 pub use self::error::KernelError;
 pub use self::events::{EventRing, EventStream};
+pub use self::flows::FlowCounters;
 pub use self::identities::{Cidr, Identities};
+pub use self::links::ShortCut;
+pub use self::nodes::Nodes;
 pub use self::pins::{Pins, is_bpffs, unload};
-pub use self::rules::RulePrefix;
+pub use self::ruleset::RulePrefix;
 pub(crate) use self::services::flags as service_flags;
 pub use self::services::{Gone, Services};
 pub use self::sight::IdentitySight;
 pub use self::table::{HashTable, TrieTable};
 pub use ebpf_shared;
 
-use self::generation::Generation;
+use self::epochs::Epochs;
 use self::mapped::Mapped;
 use self::migrate::Migration;
 use self::services::ServiceTables;
-use ebpf_shared::{CapturedKey, Class, ConnEntry, ConnKey, Endpoint, Netns, PolicyValue};
+use crate::reset::Resetter;
+use ebpf_shared::nat::{NatKey, NatValue, NodeConfig};
+use ebpf_shared::{CapturedKey, ConnEntry, ConnKey, Endpoint, Netns, PeerKey, RuleValue, Sides};
 
 /// The loaded programs and their maps.
 ///
-/// Writes to `identities`, `endpoints` and policy raise the generation, by which established connections are
-/// judged anew.
+/// Writes to `identities` and policy raise epochs, by which established connections that they concern are judged
+/// anew. An endpoint's write needs none: its connections know what it was.
 pub struct Kernel {
     pub identities: Identities,
     /// By index of the host-side interface. An interface without an entry has no traffic.
     pub endpoints: HashTable<u32, Endpoint>,
     /// For looking; written by the loader and the programs only.
     pub conntrack: HashTable<ConnKey, ConnEntry>,
-    classes: HashTable<u32, Class>,
-    policy: TrieTable<RulePrefix, PolicyValue>,
-    /// Rules of each class, so that removing a class need not read all policy.
-    installed: BTreeMap<u32, Vec<RulePrefix>>,
+    classes: HashTable<u32, Sides>,
+    peers: HashTable<PeerKey, Sides>,
+    rules: TrieTable<RulePrefix, RuleValue>,
+    epochs: Arc<Epochs>,
     /// At every address that they have.
     pub services: Services,
     netns: HashTable<u64, Netns>,
     captured: HashTable<CapturedKey, u8>,
-    lost: PerCpuArray<MapData, u64>,
-    metrics: PerCpuArray<MapData, Metric>,
+    /// Who is behind the tunnel.
+    pub nodes: Nodes,
+    /// For looking; written by the programs only.
+    pub nat: HashTable<NatKey, NatValue>,
+    config: Array<MapData, NodeConfig>,
+    accelerated: PerCpuArray<MapData, u64>,
+    /// What is counted of flows beside the events.
+    pub flows: FlowCounters,
     events: Option<EventRing>,
     format: Array<MapData, u32>,
     programs: Ebpf,
     pins: Pins,
+    cgroup: PathBuf,
     migration: Option<Migration>,
 }
 
@@ -132,9 +150,9 @@ impl Kernel {
             loader.load(object).map_err(|source| KernelError::Load { source: Box::new(source) })?;
 
         let format = take(&mut programs, "FORMAT")?;
-        let generation = Arc::new(Generation::new(take(&mut programs, "GENERATION")?));
-        // An agent that died between a write and its generation leaves flows judged by what was before.
-        generation.raise()?;
+        let epochs = Arc::new(Epochs::open(&pins)?);
+        // An agent that died between a write and its epoch leaves flows judged by what was before.
+        epochs.raise_all();
 
         links::load_programs(&mut programs)?;
         let migration = older.map(|from| Migration::new(from, cgroup.clone()));
@@ -143,35 +161,43 @@ impl Kernel {
             links::hook_sockets(&mut programs, &pins, &cgroup)?;
         }
 
-        let judged = Some(&generation);
-        let policy = TrieTable::new("POLICY", take(&mut programs, "POLICY")?, judged);
-        let installed = classes::installed(&policy)?;
         let services = Services::recover(ServiceTables {
-            services: HashTable::new("SERVICES", take(&mut programs, "SERVICES")?, None),
-            backends: HashTable::new("BACKENDS", take(&mut programs, "BACKENDS")?, None),
-            sources: TrieTable::new("SOURCES", take(&mut programs, "SOURCES")?, None),
+            services: HashTable::new("SERVICES", take(&mut programs, "SERVICES")?),
+            backends: HashTable::new("BACKENDS", take(&mut programs, "BACKENDS")?),
+            sources: TrieTable::new("SOURCES", take(&mut programs, "SOURCES")?),
             maglev: Mapped::open("MAGLEV", &pins.map("MAGLEV"), limits::MAGLEV)?,
             served: Mapped::open("SERVED", &pins.map("SERVED"), limits::SERVED_BITS / 32)?,
         })?;
         let mut kernel = Self {
             identities: Identities::new(
-                HashTable::new("HOSTS", take(&mut programs, "HOSTS")?, judged),
-                TrieTable::new("CIDRS", take(&mut programs, "CIDRS")?, judged),
+                HashTable::new("HOSTS", take(&mut programs, "HOSTS")?),
+                TrieTable::new("CIDRS", take(&mut programs, "CIDRS")?),
+                epochs.clone(),
             )?,
-            endpoints: HashTable::new("ENDPOINTS", take(&mut programs, "ENDPOINTS")?, judged),
-            conntrack: HashTable::new("CONNTRACK", take(&mut programs, "CONNTRACK")?, None),
-            classes: HashTable::new("CLASSES", take(&mut programs, "CLASSES")?, judged),
-            policy,
-            installed,
+            endpoints: HashTable::new("ENDPOINTS", take(&mut programs, "ENDPOINTS")?),
+            conntrack: HashTable::new("CONNTRACK", take(&mut programs, "CONNTRACK")?),
+            classes: HashTable::new("CLASSES", take(&mut programs, "CLASSES")?),
+            peers: HashTable::new("PEERS", take(&mut programs, "PEERS")?),
+            rules: TrieTable::new("RULES", take(&mut programs, "RULES")?),
+            epochs,
             services,
-            netns: HashTable::new("NETNS", take(&mut programs, "NETNS")?, None),
-            captured: HashTable::new("CAPTURED", take(&mut programs, "CAPTURED")?, None),
-            lost: take(&mut programs, "LOST")?,
-            metrics: take(&mut programs, "METRICS")?,
+            netns: HashTable::new("NETNS", take(&mut programs, "NETNS")?),
+            captured: HashTable::new("CAPTURED", take(&mut programs, "CAPTURED")?),
+            nodes: Nodes::new(take(&mut programs, "NODES")?),
+            nat: HashTable::new("NAT", take(&mut programs, "NAT")?),
+            config: take(&mut programs, "CONFIG")?,
+            accelerated: take(&mut programs, "ACCELERATED")?,
+            flows: FlowCounters {
+                metrics: take(&mut programs, "METRICS")?,
+                suppressed: take(&mut programs, "SUPPRESSED")?,
+                lost: take(&mut programs, "LOST")?,
+                kinds: take(&mut programs, "FLOWS")?,
+            },
             events: Some(EventRing::new(take(&mut programs, "EVENTS")?)),
             format,
             programs,
             pins,
+            cgroup: cgroup_dir.to_owned(),
             migration,
         };
         if kernel.migration.is_none() {
@@ -198,10 +224,44 @@ impl Kernel {
         links::attach_pod(&mut self.programs, &self.pins, ifname)
     }
 
+    /// Puts the programs of the tunnel on its device, which is looked up in the caller's network namespace, and says its
+    /// index. Those that are there already are kept.
+    pub fn attach_tunnel(&mut self, ifname: &str) -> Result<u32, KernelError> {
+        links::attach_tunnel(&mut self.programs, &self.pins, ifname)
+    }
+
     /// Takes the doors off an interface; what is not there is no error. From then on its traffic is not
     /// judged: remove the interface first.
     pub fn detach_pod(&mut self, ifindex: u32) -> Result<(), KernelError> {
         links::detach_pod(&self.pins, ifindex)
+    }
+
+    /// Serves clients outside the mesh at these of the node's own interfaces, which are looked up in the caller's network
+    /// namespace, and no more at others. What `node` says is the source of packets to backends elsewhere, which are reached
+    /// by the first of the interfaces.
+    pub fn set_net(
+        &mut self,
+        ifnames: &[String],
+        node: NodeConfig,
+        cut: Option<ShortCut>,
+    ) -> Result<(), KernelError> {
+        let error = |source| KernelError::Map { name: "CONFIG", source };
+        let first = ifnames.first().map(|ifname| links::index(ifname)).transpose()?;
+        let node = NodeConfig { ifindex: first.unwrap_or(0), ..node };
+        self.config.set(0, node, 0).map_err(error)?;
+        for addr in [node.v4, node.v6].iter().filter(|addr| !addr.is_unspecified()) {
+            self.services.watch(addr)?;
+        }
+        let mut keep = BTreeSet::new();
+        for ifname in ifnames {
+            keep.insert(links::attach_net(&mut self.programs, &self.pins, ifname)?);
+        }
+        links::detach_net_all_but(&self.pins, &keep)?;
+        links::detach_short_cuts_all_but(&self.pins, &keep, cut)?;
+        for (ifname, cut) in ifnames.iter().zip(cut.iter().cycle()) {
+            links::attach_short_cut(&mut self.programs, &self.pins, ifname, *cut)?;
+        }
+        Ok(())
     }
 
     /// Forgets all connections of a pod's interface.
@@ -212,6 +272,20 @@ impl Kernel {
             }
         }
         Ok(())
+    }
+
+    /// Packets that took the short cut, ever.
+    pub fn accelerated(&self) -> Result<u64, KernelError> {
+        let error = |source| KernelError::Map { name: "ACCELERATED", source };
+        Ok(self.accelerated.get(&0, 0).map_err(error)?.iter().sum())
+    }
+
+    /// What ends the connections of sockets to backends that are gone.
+    pub fn resetter(&self) -> Result<Resetter, KernelError> {
+        let error = |source| KernelError::Map { name: "REVERSE", source };
+        let map = MapData::from_pin(self.pins.map("REVERSE")).map_err(error)?;
+        let reverse = Map::LruHashMap(map).try_into().map_err(error)?;
+        Ok(Resetter::new(reverse, self.cgroup.clone()))
     }
 
     /// The interfaces that have doors.
@@ -226,29 +300,12 @@ impl Kernel {
 
     /// Flow events that found the ring full, ever.
     pub fn lost(&self) -> Result<u64, KernelError> {
-        let values = self.lost.get(&0, 0).map_err(|source| KernelError::Map { name: "LOST", source })?;
-        Ok(values.iter().sum())
+        Ok(self.flows.lost()?.iter().map(|(_, _, lost)| lost.packets).sum())
     }
 
     /// Packets and bytes by direction and reason; cells that never counted are left out.
     pub fn metrics(&self) -> Result<Vec<(Direction, Reason, Metric)>, KernelError> {
-        let mut cells = Vec::new();
-        for direction in [Direction::Ingress, Direction::Egress] {
-            for reason in Reason::ALL {
-                let per_cpu = self
-                    .metrics
-                    .get(&metrics::cell(direction, reason), 0)
-                    .map_err(|source| KernelError::Map { name: "METRICS", source })?;
-                let sum = per_cpu.iter().fold(Metric::default(), |sum, cpu| Metric {
-                    packets: sum.packets + cpu.packets,
-                    bytes: sum.bytes + cpu.bytes,
-                });
-                if sum.packets > 0 {
-                    cells.push((direction, reason, sum));
-                }
-            }
-        }
-        Ok(cells)
+        self.flows.packets()
     }
 
     /// How much of the verifier's and the machine's means each program takes.

@@ -6,14 +6,16 @@ use super::KernelError;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/isthmus-ebpf.o"));
 
 /// Every map whose contents outlive a program: these are pinned.
-pub(super) const MAPS: [&str; 21] = [
+pub(super) const MAPS: [&str; 29] = [
     "FORMAT",
-    "GENERATION",
+    "EPOCHS",
     "HOSTS",
     "CIDRS",
+    "NODES",
     "ENDPOINTS",
     "CLASSES",
-    "POLICY",
+    "PEERS",
+    "RULES",
     "CONNTRACK",
     "FRAGMENTS",
     "SERVICES",
@@ -22,10 +24,16 @@ pub(super) const MAPS: [&str; 21] = [
     "BACKENDS",
     "AFFINITY",
     "SOURCES",
+    "NAT",
+    "TRANSLATED",
+    "CONFIG",
+    "ACCELERATED",
     "REVERSE",
     "NETNS",
     "CAPTURED",
     "EVENTS",
+    "FLOWS",
+    "SUPPRESSED",
     "LOST",
     "METRICS",
 ];

@@ -1,129 +1,145 @@
-//! From rules to trie entries. Pure.
-//!
-//! The kernel finds the *narrowest* port prefix for an identity and protocol (see [`ebpf_shared::policy`]).
-//! That deny beats allow, whichever is narrower, is arranged here: an allow inside a deny is left out, so
-//! that the lookup falls back on the deny around it.
+//! From the rules of a class to what the kernel has of it. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::RangeInclusive;
 
-use aya::maps::lpm_trie::Key;
-use ebpf_shared::{Class, Direction, PolicyKey, PolicyValue};
+use ebpf_shared::{Direction, RuleRef, Sides, identity};
 
-use super::table::Prefix;
+pub use super::flatten::DefaultDeny;
+use super::flatten::{Function, Said, flatten};
+use super::ruleset::RuleSets;
 
 /// One L3/L4 rule: who may (or may not) talk to whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     pub direction: Direction,
     pub allow: bool,
-    /// The peer's; [`ebpf_shared::identity::ANY`]: whoever.
+    /// Of an audited policy: see [`super::flatten`].
+    pub audit: bool,
+    /// The peer's; [`identity::ANY`]: whoever.
     pub identity: u32,
     /// IANA number; [`ebpf_shared::packet::protocol::ANY`]: whichever.
     pub protocol: u8,
-    /// Destination ports; `None`: all, and protocols without ports.
+    /// Destination ports (ICMP: `type << 8 | code`); `None`: all, and protocols without ports.
     pub ports: Option<RangeInclusive<u16>>,
     /// The number by which flow events name the rule; 0: none.
     pub policy_id: u32,
 }
 
-/// The policy of a class, ready to be written.
+impl Rule {
+    fn said(&self) -> Said {
+        Said {
+            allow: self.allow,
+            audit: self.audit,
+            protocol: self.protocol,
+            ports: self.ports.as_ref().map(|ports| (*ports.start(), *ports.end())),
+            policy_id: self.policy_id,
+        }
+    }
+}
+
+/// What denies by default, for each direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub struct Defaults {
+    pub ingress: DefaultDeny,
+    pub egress: DefaultDeny,
+}
+
+impl Defaults {
+    fn of(&self, direction: Direction) -> DefaultDeny {
+        match direction {
+            Direction::Ingress => self.ingress,
+            Direction::Egress => self.egress,
+        }
+    }
+}
+
+/// A class as the kernel has it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct CompiledClass {
-    pub class: Class,
-    /// The class number in the prefixes is 0: it is chosen when they are written.
-    pub rules: BTreeMap<RulePrefix, PolicyValue>,
+pub struct ClassEntry {
+    /// For whoever is not among `peers`.
+    pub own: Sides,
+    /// By identity; none is equal to `own`.
+    pub peers: BTreeMap<u32, Sides>,
 }
 
-/// Key of a trie entry: all of `key` but the port, and so many leading bits of the port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct RulePrefix {
-    pub key: PolicyKey,
-    /// 0: all ports; 16: one.
-    pub port_bits: u8,
-}
-
-impl RulePrefix {
-    /// The same in another class.
-    #[must_use]
-    pub fn of_class(self, class: u32) -> Self {
-        Self { key: PolicyKey { class, ..self.key }, ..self }
+impl ClassEntry {
+    /// What holds for an identity.
+    pub fn sides(&self, identity: u32) -> Sides {
+        self.peers.get(&identity).copied().unwrap_or(self.own)
     }
 
-    /// The prefix one bit shorter; `None` for all ports.
-    fn parent(self) -> Option<Self> {
-        let port_bits = self.port_bits.checked_sub(1)?;
-        let mask = (0xffff_u32 << (16 - u32::from(port_bits))) as u16;
-        let port = u16::from_be_bytes(self.key.port) & mask;
-        Some(Self { key: PolicyKey { port: port.to_be_bytes(), ..self.key }, port_bits })
-    }
-
-    /// Itself and all wider ones, narrowest first: the order in which a lookup prefers them.
-    pub fn with_parents(self) -> impl Iterator<Item = Self> {
-        std::iter::successors(Some(self), |prefix| prefix.parent())
+    /// All references to rulesets.
+    pub fn rulesets(&self) -> impl Iterator<Item = RuleRef> {
+        let all = [&self.own].into_iter().chain(self.peers.values());
+        all.flat_map(|sides| [sides.ingress, sides.egress]).filter(|by| !by.is_uniform() && by.set != 0)
     }
 }
 
-impl Prefix for RulePrefix {
-    type Data = PolicyKey;
-
-    fn to_key(&self) -> Key<PolicyKey> {
-        Key::new(PolicyKey::FIXED_BITS + u32::from(self.port_bits), self.key)
+/// Compiles a class: the rules that name an identity come before those about whoever, else in their order.
+pub fn compile(defaults: &Defaults, rules: &[Rule], sets: &mut RuleSets) -> ClassEntry {
+    let [ingress, egress] = [Direction::Ingress, Direction::Egress].map(|direction| {
+        let of_it = rules.iter().filter(|rule| rule.direction == direction);
+        one_way(of_it, defaults.of(direction), sets)
+    });
+    let own = Sides { ingress: ingress.own, egress: egress.own };
+    let mut peers: Vec<(u32, Sides)> = Vec::with_capacity(ingress.named.len() + egress.named.len());
+    let (mut ingress, mut egress) =
+        (ingress.named.into_iter().peekable(), egress.named.into_iter().peekable());
+    loop {
+        let next = |way: Option<&(u32, RuleRef)>| way.map(|(identity, _)| *identity);
+        let Some(identity) = [next(ingress.peek()), next(egress.peek())].into_iter().flatten().min() else {
+            break;
+        };
+        let mut sides = own;
+        if let Some((_, by)) = ingress.next_if(|(named, _)| *named == identity) {
+            sides.ingress = by;
+        }
+        if let Some((_, by)) = egress.next_if(|(named, _)| *named == identity) {
+            sides.egress = by;
+        }
+        if sides != own {
+            peers.push((identity, sides));
+        }
     }
-
-    fn from_key(key: &Key<PolicyKey>) -> Option<Self> {
-        let port_bits = u8::try_from(key.prefix_len().checked_sub(PolicyKey::FIXED_BITS)?).ok()?;
-        Some(Self { key: key.data(), port_bits })
-    }
+    ClassEntry { own, peers: peers.into_iter().collect() }
 }
 
-/// Compiles a class. Of rules that say the same of the same traffic, the first is the one that is named.
-pub fn compile(class: Class, rules: &[Rule]) -> CompiledClass {
-    let mut entries: BTreeMap<RulePrefix, PolicyValue> = BTreeMap::new();
+struct OneWay {
+    own: RuleRef,
+    /// Ascending.
+    named: Vec<(u32, RuleRef)>,
+}
+
+fn one_way<'a>(rules: impl Iterator<Item = &'a Rule>, default: DefaultDeny, sets: &mut RuleSets) -> OneWay {
+    let mut whoever: Vec<Said> = Vec::new();
+    let mut named: Vec<(u32, Said)> = Vec::new();
     for rule in rules {
-        let action = if rule.allow { PolicyValue::ALLOW } else { PolicyValue::DENY };
-        let value = PolicyValue { policy_id: rule.policy_id, action };
-        for (port, port_bits) in port_prefixes(rule.ports.clone().unwrap_or(0..=u16::MAX)) {
-            let key = PolicyKey::new(0, rule.identity, rule.direction, rule.protocol, port);
-            entries
-                .entry(RulePrefix { key, port_bits })
-                .and_modify(|present| {
-                    if present.allows() && !value.allows() {
-                        *present = value;
-                    }
-                })
-                .or_insert(value);
+        match rule.identity {
+            identity::ANY => whoever.push(rule.said()),
+            identity => named.push((identity, rule.said())),
         }
     }
-    let denied = |prefix: RulePrefix| {
-        prefix.with_parents().skip(1).any(|wider| entries.get(&wider).is_some_and(|value| !value.allows()))
+    // Stable: the rules of an identity keep their order.
+    named.sort_by_key(|(identity, _)| *identity);
+    let said: Vec<Said> = named.iter().map(|(_, said)| *said).collect();
+    let mut refer = |rules: &[Said]| match flatten(rules, default) {
+        Function::Uniform(by) => by,
+        Function::Set(set) => sets.refer(set),
     };
-    let shadowed: Vec<RulePrefix> = entries
-        .iter()
-        .filter(|(prefix, value)| value.allows() && denied(**prefix))
-        .map(|(prefix, _)| *prefix)
-        .collect();
-    for prefix in shadowed {
-        entries.remove(&prefix);
+    let own = refer(&whoever);
+    // Many identities with few kinds of rules are the rule.
+    let mut known: HashMap<&[Said], RuleRef> = HashMap::new();
+    let mut refs = Vec::new();
+    let mut begin = 0;
+    for of_one in named.chunk_by(|(a, _), (b, _)| a == b) {
+        let own_rules = &said[begin..begin + of_one.len()];
+        begin += of_one.len();
+        let by = *known.entry(own_rules).or_insert_with(|| refer(&[own_rules, &whoever[..]].concat()));
+        refs.extend(of_one.first().map(|(identity, _)| (*identity, by)));
     }
-    CompiledClass { class, rules: entries }
-}
-
-/// The fewest (base, bits) prefixes that make up a range, ascending; none if it is empty.
-pub fn port_prefixes(range: RangeInclusive<u16>) -> Vec<(u16, u8)> {
-    let (mut low, high) = (u32::from(*range.start()), u32::from(*range.end()));
-    let mut prefixes = Vec::new();
-    while low <= high {
-        // The widest block that begins at `low`, halved until it ends within the range.
-        let mut size = if low == 0 { 1 << 16 } else { 1 << low.trailing_zeros() };
-        while low + size - 1 > high {
-            size >>= 1;
-        }
-        let free_bits = size.trailing_zeros() as u8;
-        prefixes.push((low as u16, 16 - free_bits));
-        low += size;
-    }
-    prefixes
+    OneWay { own, named: refs }
 }
 
 #[cfg(test)]
@@ -131,66 +147,48 @@ mod tests {
     use super::*;
     use ebpf_shared::packet::protocol;
 
-    fn rule(allow: bool, ports: Option<RangeInclusive<u16>>, policy_id: u32) -> Rule {
+    fn rule(identity: u32, allow: bool, ports: Option<RangeInclusive<u16>>, policy_id: u32) -> Rule {
         Rule {
             direction: Direction::Ingress,
             allow,
-            identity: 300,
+            audit: false,
+            identity,
             protocol: protocol::TCP,
             ports,
             policy_id,
         }
     }
 
-    #[test]
-    fn a_range_is_made_of_the_fewest_prefixes() {
-        assert_eq!(port_prefixes(0..=65535), [(0, 0)]);
-        assert_eq!(port_prefixes(80..=80), [(80, 16)]);
-        assert_eq!(port_prefixes(8080..=8083), [(8080, 14)]);
-        assert_eq!(port_prefixes(1..=4), [(1, 16), (2, 15), (4, 16)]);
-        assert_eq!(port_prefixes(65535..=65535), [(65535, 16)]);
-        assert_eq!(port_prefixes(1..=65534).len(), 30);
-        assert!(port_prefixes(RangeInclusive::new(5, 4)).is_empty());
+    fn denying() -> Defaults {
+        Defaults { ingress: DefaultDeny { enforced: Some(9), audited: None }, ..Defaults::default() }
     }
 
     #[test]
-    fn the_prefixes_of_a_range_hold_exactly_its_ports() {
-        for (low, high) in [(0, 0), (1, 65535), (1000, 2000), (32768, 60999), (443, 8443)] {
-            let prefixes = port_prefixes(low..=high);
-            for port in 0..=u16::MAX {
-                let holds = prefixes.iter().filter(|(base, bits)| {
-                    let mask = (0xffff_u32 << (16 - u32::from(*bits))) as u16;
-                    port & mask == *base
-                });
-                assert_eq!(
-                    holds.count(),
-                    usize::from((low..=high).contains(&port)),
-                    "{port} in {low}..={high}"
-                );
-            }
-        }
+    fn ten_thousand_identities_with_three_kinds_of_rules_are_as_many_peers_and_three_rulesets() {
+        let mut sets = RuleSets::default();
+        let rules: Vec<_> =
+            (0..10_000).map(|n| rule(300 + n, true, Some(80..=80 + (n % 3) as u16), 1)).collect();
+        let entry = compile(&denying(), &rules, &mut sets);
+        assert_eq!(entry.peers.len(), 10_000);
+        let used: std::collections::BTreeSet<_> = entry.rulesets().map(|by| by.set).collect();
+        assert_eq!(used.len(), 3);
     }
 
     #[test]
-    fn an_allow_inside_a_deny_is_left_out() {
-        let compiled =
-            compile(Class::default(), &[rule(true, Some(80..=80), 1), rule(false, Some(0..=1023), 2)]);
-        let values: Vec<_> = compiled.rules.values().copied().collect();
-        assert_eq!(values, [PolicyValue { policy_id: 2, action: PolicyValue::DENY }]);
+    fn whom_the_rules_treat_like_anybody_has_no_entry() {
+        let mut sets = RuleSets::default();
+        let rules = [rule(0, true, Some(80..=80), 1), rule(300, true, Some(80..=80), 1)];
+        assert!(compile(&denying(), &rules, &mut sets).peers.is_empty());
     }
 
     #[test]
-    fn a_deny_inside_an_allow_stays() {
-        let compiled = compile(Class::default(), &[rule(true, None, 1), rule(false, Some(22..=22), 2)]);
-        assert_eq!(compiled.rules.len(), 2);
-    }
-
-    #[test]
-    fn of_equal_rules_a_deny_wins_and_else_the_first_is_named() {
-        let compiled =
-            compile(Class::default(), &[rule(true, None, 1), rule(true, None, 2), rule(false, None, 3)]);
-        assert_eq!(compiled.rules.values().map(|value| value.policy_id).collect::<Vec<_>>(), [3]);
-        let compiled = compile(Class::default(), &[rule(true, None, 1), rule(true, None, 2)]);
-        assert_eq!(compiled.rules.values().map(|value| value.policy_id).collect::<Vec<_>>(), [1]);
+    fn a_rule_for_whoever_holds_for_whom_others_name_as_well() {
+        let mut sets = RuleSets::default();
+        let rules = [rule(0, false, Some(22..=22), 1), rule(300, true, None, 2)];
+        let entry = compile(&denying(), &rules, &mut sets);
+        let set = sets.get(entry.sides(300).ingress).unwrap();
+        assert!(!set.find(protocol::TCP, 22).unwrap().ruling().passes());
+        assert!(set.find(protocol::TCP, 80).unwrap().ruling().passes());
+        assert!(entry.sides(300).egress.is_uniform());
     }
 }

@@ -11,8 +11,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use aya::maps::lpm_trie::Key;
-use ebpf_shared::service::SourceKey;
-use ebpf_shared::{Addr, Backend, ServiceKey, ServiceValue, SockAddr, limits};
+use ebpf_shared::service::{SourceKey, address_bit, scope};
+use ebpf_shared::{Addr, Backend, ServiceKey, ServiceValue, SockAddr, limits, nat};
 use ipnet::IpNet;
 
 use super::identities::Cidr;
@@ -110,7 +110,7 @@ impl Services {
             {
                 continue;
             }
-            *bits.entry(key.bit() / 32).or_insert(0) |= 1_u32 << (key.bit() % 32);
+            note(&mut bits, bits_of(&key));
             present.insert(key, Present { value, ..Present::default() });
         }
         let mut numbers = BTreeSet::new();
@@ -118,6 +118,11 @@ impl Services {
             match ids.get(&backend.service).and_then(|key| present.get_mut(key)) {
                 Some(owner) => {
                     numbers.insert(number);
+                    if let Some(key) =
+                        ids.get(&backend.service).filter(|_| backend.flags & Backend::HERE != 0)
+                    {
+                        note(&mut bits, bits_of_backend(&backend, key.protocol));
+                    }
                     owner.backends.insert(socket(backend.at), (number, backend));
                 }
                 None => drop(backends.delete(&number)?),
@@ -128,6 +133,9 @@ impl Services {
                 Some(owner) => drop(owner.sources.insert(source.net)),
                 None => drop(sources.delete(&source)?),
             }
+        }
+        for is_v4 in [true, false] {
+            note(&mut bits, [address_bit(&nat::loopback(is_v4))]);
         }
         for word in 0..limits::SERVED_BITS / 32 {
             let wanted = bits.get(&word).copied().unwrap_or(0);
@@ -236,14 +244,31 @@ impl Services {
         for net in &wanted.sources {
             self.sources.upsert(&Source { service: after.value.id, net: *net }, 1)?;
         }
-        let (word, bit) = (key.bit() / 32, 1 << (key.bit() % 32));
-        self.served.set(word, self.served.get(word) | bit)
+        let here = after.backends.values().filter(|(_, backend)| backend.flags & Backend::HERE != 0);
+        let here: Vec<u32> = here.flat_map(|(_, backend)| bits_of_backend(backend, key.protocol)).collect();
+        for bit in bits_of(&key).into_iter().chain(here) {
+            self.mark(bit)?;
+        }
+        Ok(())
+    }
+
+    /// Has the programs look at packets to an address of this node: answers to translated packets go there.
+    pub(super) fn watch(&self, addr: &Addr) -> Result<(), KernelError> {
+        self.mark(address_bit(addr))
+    }
+
+    /// Bits are only set, until the next start: a superfluous one costs a lookup.
+    fn mark(&self, bit: u32) -> Result<(), KernelError> {
+        let word = bit / 32;
+        self.served.set(word, self.served.get(word) | 1 << (bit % 32))
     }
 
     /// A table as exact as there is room for.
     fn write_table(&mut self, turns: &[Turn], value: &mut ServiceValue) -> Result<(), KernelError> {
         for size in maglev::sizes(turns.len()) {
-            let Some(start) = self.slots.take(size) else { continue };
+            let Some(start) = self.slots.take(size) else {
+                continue;
+            };
             (value.table, value.size) = (start, size);
             for (at, number) in (start..).zip(maglev::table(turns, size)) {
                 self.maglev.set(at, number)?;
@@ -292,6 +317,22 @@ pub(crate) fn flags(entry: &ServiceEntry) -> u32 {
     flag(!entry.sources.is_empty(), ServiceValue::SOURCES)
         | flag(entry.direct, ServiceValue::DIRECT)
         | flag(entry.local_only, ServiceValue::LOCAL)
+}
+
+/// What says in `SERVED` that an address is a service's.
+fn bits_of(key: &ServiceKey) -> [u32; 2] {
+    [address_bit(&key.addr), key.bit()]
+}
+
+/// As [`bits_of`], for what answers from this node.
+fn bits_of_backend(backend: &Backend, protocol: u8) -> [u32; 2] {
+    bits_of(&ServiceKey::new(backend.at.addr, backend.at.port, protocol, scope::INSIDE))
+}
+
+fn note(words: &mut BTreeMap<u32, u32>, bits: impl IntoIterator<Item = u32>) {
+    for bit in bits {
+        *words.entry(bit / 32).or_insert(0) |= 1 << (bit % 32);
+    }
 }
 
 fn socket(at: SockAddr) -> SocketAddr {

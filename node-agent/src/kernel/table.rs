@@ -1,7 +1,6 @@
 //! Typed handles on hash maps and longest-prefix tries.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
@@ -10,26 +9,20 @@ use aya::maps::{HashMap, MapData, MapError};
 use ebpf_shared::limits;
 
 use super::KernelError;
-use super::generation::Generation;
 
 /// Twice what the greatest map holds. The kernel begins again at the first key where the last one has been
 /// removed meanwhile, so that a busy map could be walked for ever.
 const MOST_STEPS: usize = 2 * limits::BACKENDS as usize;
 
-/// A hash map. Each write raises the generation, where the verdict reads the map.
+/// A hash map.
 pub struct HashTable<K, V> {
     name: &'static str,
     map: HashMap<MapData, K, V>,
-    generation: Option<Arc<Generation>>,
 }
 
 impl<K: Pod + Ord, V: Pod> HashTable<K, V> {
-    pub(super) fn new(
-        name: &'static str,
-        map: HashMap<MapData, K, V>,
-        generation: Option<&Arc<Generation>>,
-    ) -> Self {
-        Self { name, map, generation: generation.cloned() }
+    pub(super) fn new(name: &'static str, map: HashMap<MapData, K, V>) -> Self {
+        Self { name, map }
     }
 
     /// The value of a key.
@@ -39,17 +32,12 @@ impl<K: Pod + Ord, V: Pod> HashTable<K, V> {
 
     /// Writes an entry, whether or not it was there.
     pub fn upsert(&mut self, key: K, value: V) -> Result<(), KernelError> {
-        self.map.insert(key, value, 0).map_err(|source| KernelError::Map { name: self.name, source })?;
-        raise(self.generation.as_ref())
+        self.map.insert(key, value, 0).map_err(|source| KernelError::Map { name: self.name, source })
     }
 
     /// Removes an entry; returns whether it was there.
     pub fn delete(&mut self, key: &K) -> Result<bool, KernelError> {
-        let was_there = removed(self.name, self.map.remove(key))?;
-        if was_there {
-            raise(self.generation.as_ref())?;
-        }
-        Ok(was_there)
+        removed(self.name, self.map.remove(key))
     }
 
     /// Everything in the map. Entries that the programs write meanwhile may or may not be there.
@@ -78,20 +66,15 @@ pub trait Prefix: Ord + Sized {
     fn from_key(key: &Key<Self::Data>) -> Option<Self>;
 }
 
-/// A longest-prefix trie. Each write raises the generation, where the verdict reads the map.
+/// A longest-prefix trie.
 pub struct TrieTable<P: Prefix, V> {
     name: &'static str,
     map: LpmTrie<MapData, P::Data, V>,
-    generation: Option<Arc<Generation>>,
 }
 
 impl<P: Prefix, V: Pod> TrieTable<P, V> {
-    pub(super) fn new(
-        name: &'static str,
-        map: LpmTrie<MapData, P::Data, V>,
-        generation: Option<&Arc<Generation>>,
-    ) -> Self {
-        Self { name, map, generation: generation.cloned() }
+    pub(super) fn new(name: &'static str, map: LpmTrie<MapData, P::Data, V>) -> Self {
+        Self { name, map }
     }
 
     /// The value of the longest prefix around (or equal to) this one.
@@ -109,17 +92,12 @@ impl<P: Prefix, V: Pod> TrieTable<P, V> {
     pub fn upsert(&mut self, prefix: &P, value: V) -> Result<(), KernelError> {
         self.map
             .insert(&prefix.to_key(), value, 0)
-            .map_err(|source| KernelError::Map { name: self.name, source })?;
-        raise(self.generation.as_ref())
+            .map_err(|source| KernelError::Map { name: self.name, source })
     }
 
     /// Removes the entry of exactly this prefix; returns whether it was there.
     pub fn delete(&mut self, prefix: &P) -> Result<bool, KernelError> {
-        let was_there = removed(self.name, self.map.remove(&prefix.to_key()))?;
-        if was_there {
-            raise(self.generation.as_ref())?;
-        }
-        Ok(was_there)
+        removed(self.name, self.map.remove(&prefix.to_key()))
     }
 
     /// Everything in the trie.
@@ -152,8 +130,4 @@ fn removed(name: &'static str, result: Result<(), MapError>) -> Result<bool, Ker
         }
         Err(source) => Err(KernelError::Map { name, source }),
     }
-}
-
-fn raise(generation: Option<&Arc<Generation>>) -> Result<(), KernelError> {
-    generation.map_or(Ok(()), |generation| generation.raise())
 }

@@ -2,47 +2,52 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ebpf_shared::decide::Scene;
 use ebpf_shared::{
-    Addr, Class, ConnEntry, ConnKey, Conntrack, Decision, Direction, Endpoint, Kind, Packet, PolicyKey,
-    PolicyMaps, PolicyValue, Reason, Ruling, decide,
+    Addr, ConnEntry, ConnKey, Conntrack, Decision, Direction, Endpoint, Kind, Packet, PeerKey, PolicyMaps,
+    Reason, RuleKey, RuleValue, Ruling, Sides, decide,
 };
 use ipnet::IpNet;
 
-use super::rules::{CompiledClass, RulePrefix};
+use super::rules::ClassEntry;
+use super::ruleset::{RuleSet, RuleSets};
 
 /// Everything that the verdict reads.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
-    pub classes: BTreeMap<u32, Class>,
-    pub rules: BTreeMap<RulePrefix, PolicyValue>,
+    pub classes: BTreeMap<u32, ClassEntry>,
+    pub rulesets: BTreeMap<u32, Arc<RuleSet>>,
     pub identities: BTreeMap<IpNet, u32>,
+    /// Raised by the caller with each change: all flows are then judged again.
+    pub epoch: u64,
 }
 
 impl Policy {
-    /// Puts a class in place, or replaces it.
-    pub fn put_class(&mut self, number: u32, compiled: &CompiledClass) {
-        self.remove_class(number);
-        self.classes.insert(number, compiled.class);
-        self.rules.extend(compiled.rules.iter().map(|(prefix, value)| (prefix.of_class(number), *value)));
-    }
-
-    /// Removes a class and its rules.
-    pub fn remove_class(&mut self, number: u32) {
-        self.classes.remove(&number);
-        self.rules.retain(|prefix, _| prefix.key.class != number);
+    /// Puts a class in place, or replaces it, with the rulesets that it refers to.
+    pub fn put_class(&mut self, number: u32, entry: &ClassEntry, sets: &RuleSets) {
+        self.rulesets.extend(entry.rulesets().filter_map(|by| Some((by.set, sets.get(by)?.clone()))));
+        self.classes.insert(number, entry.clone());
     }
 }
 
 impl PolicyMaps for Policy {
-    fn class(&self, class: u32) -> Option<Class> {
-        self.classes.get(&class).copied()
+    fn stamp(&self, _class: u32, _peer: &Addr) -> u64 {
+        self.epoch
     }
 
-    fn rule(&self, key: &PolicyKey) -> Option<PolicyValue> {
-        let exact = RulePrefix { key: *key, port_bits: 16 };
-        exact.with_parents().find_map(|prefix| self.rules.get(&prefix).copied())
+    fn class(&self, class: u32) -> Option<Sides> {
+        self.classes.get(&class).map(|entry| entry.own)
+    }
+
+    fn peer(&self, key: &PeerKey) -> Option<Sides> {
+        self.classes.get(&key.class)?.peers.get(&key.identity).copied()
+    }
+
+    fn rule(&self, key: &RuleKey) -> Option<RuleValue> {
+        let set = self.rulesets.get(&key.ruleset)?;
+        set.find(key.protocol, u16::from_be_bytes(key.port))
     }
 
     fn identity(&self, addr: &Addr) -> u32 {
@@ -77,8 +82,6 @@ pub struct Emulation {
     pub policy: Policy,
     pub endpoints: BTreeMap<u32, Endpoint>,
     pub connections: Connections,
-    /// Raised by the caller with each change to policy or endpoints.
-    pub generation: u64,
 }
 
 impl Emulation {
@@ -97,7 +100,7 @@ impl Emulation {
         if !endpoint.owns(own) {
             return refuse(reason);
         }
-        let scene = Scene { ifindex, endpoint, direction, generation: self.generation, now };
+        let scene = Scene { ifindex, endpoint, direction, now };
         decide(&self.policy, &mut self.connections, &scene, packet)
     }
 }
@@ -105,7 +108,7 @@ impl Emulation {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::rules::{Rule, compile};
+    use crate::kernel::rules::{DefaultDeny, Defaults, Rule, compile};
     use ebpf_shared::Ip4;
     use ebpf_shared::packet::{protocol, tcp};
 
@@ -125,15 +128,18 @@ mod tests {
         let rule = Rule {
             direction: Direction::Ingress,
             allow: true,
+            audit: false,
             identity: ebpf_shared::identity::ANY,
             protocol: protocol::ANY,
             ports: Some(53..=53),
             policy_id: 1,
         };
         let rules = if may_be_asked { vec![rule] } else { Vec::new() };
-        let class = Class { flags: Class::DENY_INGRESS | Class::DENY_EGRESS, ..Class::default() };
-        node.policy.put_class(1, &compile(class, &rules));
-        node.generation += 1;
+        let deny = DefaultDeny { enforced: Some(0), audited: None };
+        let mut sets = RuleSets::default();
+        let entry = compile(&Defaults { ingress: deny, egress: deny }, &rules, &mut sets);
+        node.policy.put_class(1, &entry, &sets);
+        node.policy.epoch += 1;
     }
 
     fn question(protocol: u8, tcp_flags: u8) -> Packet {

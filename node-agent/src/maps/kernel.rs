@@ -1,35 +1,45 @@
 //! Writes carried out by the kernel.
 
+use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
+use std::sync::mpsc::Sender;
 
-use ebpf_shared::{Addr, Class, Direction, Endpoint, Metric, Reason, ServiceKey};
+use ebpf_shared::{Addr, Direction, Endpoint, FlowKind, Metric, Reason, ServiceKey, overlay::Hop};
+use ipnet::IpNet;
 
 use super::{MapError, Maps, endpoint_value};
 use crate::{
-    desired::{ClassRules, Desired, EndpointEntry, MapOp, NetnsEntry, PodAddresses, Scope, ServiceFrontend},
-    kernel::{
-        Kernel, KernelError,
-        rules::{Rule, compile},
-    },
+    desired::{Desired, EndpointEntry, MapOp, NetnsEntry, PodAddresses, Scope, ServiceFrontend},
+    kernel::{Gone, Kernel, KernelError},
 };
 
 /// The real maps.
 pub struct KernelMaps {
     kernel: Kernel,
+    /// Takes backends whose connections are to end.
+    resets: Option<Sender<Vec<Gone>>>,
 }
 
 impl KernelMaps {
     /// Wraps loaded programs.
     pub fn new(kernel: Kernel) -> Self {
-        Self { kernel }
+        let resetter = kernel.resetter().map_err(|error| causes(&error));
+        let resets = match resetter.and_then(|resetter| resetter.start().map_err(|error| causes(&error))) {
+            Ok(resets) => Some(resets),
+            Err(reason) => {
+                tracing::error!(reason, "connections to backends that go will not be reset");
+                None
+            }
+        };
+        Self { kernel, resets }
     }
 
     fn read(&mut self) -> Result<Desired, KernelError> {
-        let numbers = self.kernel.class_numbers()?;
         let endpoints = self.kernel.endpoints.dump()?.into_iter().map(|(ifindex, endpoint)| {
             let Endpoint { identity, class, incarnation, .. } = endpoint;
             let addresses = PodAddresses { v4: endpoint.v4.low().into(), v6: known(endpoint.v6) };
-            (ifindex, EndpointEntry { addresses, identity, class, incarnation })
+            let audit = endpoint.is_audited();
+            (ifindex, EndpointEntry { addresses, identity, class, audit, incarnation })
         });
         let services = self.kernel.services.entries().into_iter().map(|(key, service)| {
             let frontend = ServiceFrontend {
@@ -42,8 +52,9 @@ impl KernelMaps {
         });
         let netns = self.kernel.sidecars()?.into_iter();
         Ok(Desired {
-            identities: self.kernel.identities.dump()?,
-            classes: numbers.into_iter().map(|number| (number, ClassRules::default())).collect(),
+            identities: self.kernel.identities.dump()?.into_iter().collect(),
+            rulesets: self.kernel.rulesets()?,
+            classes: self.kernel.policy_classes()?,
             endpoints: endpoints.collect(),
             services: services.collect(),
             netns: netns.map(|(cookie, captured)| (cookie, NetnsEntry { captured })).collect(),
@@ -53,13 +64,26 @@ impl KernelMaps {
     fn write(&mut self, op: &MapOp) -> Result<(), KernelError> {
         let kernel = &mut self.kernel;
         match op {
-            MapOp::PutClass(number, rules) => kernel.put_class(*number, &compiled(rules)),
-            MapOp::RemoveClass(number) => kernel.remove_class(*number),
+            MapOp::PutRuleSet(number, set) => kernel.put_ruleset(*number, set),
+            MapOp::RemoveRuleSet(number, set) => kernel.remove_ruleset(*number, set),
+            MapOp::PutClass(number, entry) => kernel.put_class(*number, entry),
+            MapOp::RemoveClass(number, identities) => {
+                kernel.remove_class(*number, identities.iter().copied())
+            }
+            MapOp::PutPeer { class, identity, sides } => kernel.put_peer(*class, *identity, *sides),
+            MapOp::RemovePeer { class, identity } => kernel.remove_peer(*class, *identity),
             MapOp::PutIdentity(net, identity) => kernel.identities.upsert(net, *identity),
             MapOp::RemoveIdentity(net) => kernel.identities.delete(net).map(drop),
             MapOp::PutEndpoint(ifindex, entry) => kernel.endpoints.upsert(*ifindex, endpoint_value(entry)),
             MapOp::RemoveEndpoint(ifindex) => kernel.endpoints.delete(ifindex).map(drop),
-            MapOp::PutService(frontend, entry) => kernel.services.put(service_key(frontend), entry).map(drop),
+            MapOp::PutService(frontend, entry) => {
+                let gone = kernel.services.put(service_key(frontend), entry)?;
+                if let Some(resets) = self.resets.as_ref().filter(|_| !gone.is_empty()) {
+                    // Its thread ends with the process only.
+                    let _ = resets.send(gone);
+                }
+                Ok(())
+            }
             MapOp::RemoveService(frontend) => kernel.services.remove(&service_key(frontend)).map(drop),
             MapOp::PutNetns(cookie, entry) => kernel.put_sidecar(*cookie, &entry.captured),
             MapOp::RemoveNetns(cookie) => kernel.remove_sidecar(*cookie),
@@ -72,8 +96,12 @@ impl Maps for KernelMaps {
         self.read().map_err(|error| MapError { what: "reading the maps".into(), reason: causes(&error) })
     }
 
-    fn execute(&mut self, op: &MapOp) -> Result<(), MapError> {
-        self.write(op).map_err(|error| MapError { what: describe(op), reason: causes(&error) })
+    fn execute(&mut self, ops: &[MapOp]) -> Result<(), (usize, MapError)> {
+        for (place, op) in ops.iter().enumerate() {
+            let told = |error| (place, MapError { what: describe(op), reason: causes(&error) });
+            self.write(op).map_err(told)?;
+        }
+        Ok(())
     }
 
     fn attach(&mut self, interface: &str, _ifindex: u32) -> Result<(), MapError> {
@@ -116,6 +144,22 @@ impl Maps for KernelMaps {
     fn packets(&mut self) -> Vec<(Direction, Reason, Metric)> {
         self.kernel.metrics().unwrap_or_default()
     }
+
+    fn suppressed(&mut self) -> Vec<(Direction, Reason, Metric)> {
+        self.kernel.flows.suppressed().unwrap_or_default()
+    }
+
+    fn set_hops(&mut self, hops: &BTreeMap<IpNet, Hop>) -> Result<(), MapError> {
+        let refused = |error: KernelError| MapError {
+            what: format!("writing {} ranges of nodes", hops.len()),
+            reason: causes(&error),
+        };
+        self.kernel.nodes.set(hops).map_err(refused)
+    }
+
+    fn flow_kinds(&mut self) -> BTreeMap<FlowKind, Metric> {
+        self.kernel.flows.kinds().unwrap_or_default()
+    }
 }
 
 /// An endpoint's address of a family, if it has one.
@@ -127,34 +171,17 @@ fn service_key(frontend: &ServiceFrontend) -> ServiceKey {
     ServiceKey::new(frontend.address.into(), frontend.port, frontend.protocol, frontend.scope.number())
 }
 
-pub(crate) fn compiled(rules: &ClassRules) -> crate::kernel::rules::CompiledClass {
-    let flag = |set: bool, flag: u32| if set { flag } else { 0 };
-    let class = Class {
-        flags: flag(rules.deny_ingress.is_some(), Class::DENY_INGRESS)
-            | flag(rules.deny_egress.is_some(), Class::DENY_EGRESS),
-        ingress_policy: rules.deny_ingress.unwrap_or(0),
-        egress_policy: rules.deny_egress.unwrap_or(0),
-    };
-    let list: Vec<Rule> = rules
-        .rules
-        .iter()
-        .map(|rule| Rule {
-            direction: rule.direction,
-            allow: rule.allow,
-            identity: rule.identity,
-            protocol: rule.protocol,
-            ports: (rule.ports != (0, u16::MAX)).then_some(rule.ports.0..=rule.ports.1),
-            policy_id: rule.policy_id,
-        })
-        .collect();
-    compile(class, &list)
-}
-
 /// A write in a few words: rules and slots are too many for a sentence.
 fn describe(op: &MapOp) -> String {
     match op {
-        MapOp::PutClass(number, rules) => format!("writing class {number} of {} rules", rules.rules.len()),
-        MapOp::RemoveClass(number) => format!("removing class {number}"),
+        MapOp::PutRuleSet(number, set) => {
+            format!("writing ruleset {number} of {} entries", set.entries().len())
+        }
+        MapOp::RemoveRuleSet(number, _) => format!("removing ruleset {number}"),
+        MapOp::PutClass(number, entry) => format!("writing class {number} of {} peers", entry.peers.len()),
+        MapOp::RemoveClass(number, _) => format!("removing class {number}"),
+        MapOp::PutPeer { class, identity, .. } => format!("writing identity {identity} of class {class}"),
+        MapOp::RemovePeer { class, identity } => format!("removing identity {identity} of class {class}"),
         MapOp::PutIdentity(net, identity) => format!("writing identity {identity} of {net}"),
         MapOp::RemoveIdentity(net) => format!("removing the identity of {net}"),
         MapOp::PutEndpoint(ifindex, entry) => format!("writing endpoint {} on {ifindex}", entry.addresses.v4),

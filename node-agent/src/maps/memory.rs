@@ -23,12 +23,14 @@ impl Maps for MemoryMaps {
         Ok(self.held.clone())
     }
 
-    fn execute(&mut self, op: &MapOp) -> Result<(), MapError> {
-        if self.failures > 0 {
-            self.failures -= 1;
-            return Err(MapError { what: format!("{op:?}"), reason: "told to fail".into() });
+    fn execute(&mut self, ops: &[MapOp]) -> Result<(), (usize, MapError)> {
+        for (place, op) in ops.iter().enumerate() {
+            if self.failures > 0 {
+                self.failures -= 1;
+                return Err((place, MapError { what: format!("{op:?}"), reason: "told to fail".into() }));
+            }
+            op.apply(&mut self.held);
         }
-        op.apply(&mut self.held);
         Ok(())
     }
 
@@ -48,6 +50,10 @@ impl Maps for MemoryMaps {
 
     fn lost_events(&mut self) -> u64 {
         0
+    }
+
+    fn suppressed(&mut self) -> Vec<(Direction, Reason, Metric)> {
+        vec![(Direction::Ingress, Reason::DefaultDeny, Metric { packets: 1, bytes: 60 })]
     }
 
     fn packets(&mut self) -> Vec<(Direction, Reason, Metric)> {

@@ -1,6 +1,9 @@
 //! Carries writes out. The agent knows the kernel by this trait only.
 
-use ebpf_shared::{Direction, Metric, Reason};
+use std::collections::BTreeMap;
+
+use ebpf_shared::{Direction, FlowKind, Metric, Reason, overlay::Hop};
+use ipnet::IpNet;
 use thiserror::Error;
 
 use crate::desired::{Desired, MapOp};
@@ -11,8 +14,6 @@ mod memory;
 mod verify;
 
 pub use kernel::KernelMaps;
-#[cfg(test)]
-pub(crate) use kernel::compiled;
 #[cfg(test)]
 pub(crate) use memory::MemoryMaps;
 pub(crate) use verify::endpoint_value;
@@ -30,18 +31,18 @@ pub struct MapError {
 
 /// The maps and programs of one node.
 pub trait Maps: Send {
-    /// What the maps hold, as the agent before this one left it. Classes come without their rules: a class that
-    /// is not known is replaced, never trusted.
+    /// What the maps hold, as the agent before this one left it, rulesets included: what is as it should be is not
+    /// written again.
     ///
     /// # Errors
     /// A map can't be read.
     fn snapshot(&mut self) -> Result<Desired, MapError>;
 
-    /// Carries out one write. After an error the map may hold the old or the new value.
+    /// Carries out writes in their order, up to the first that is refused. That one may or may not have been made.
     ///
     /// # Errors
-    /// The kernel refused.
-    fn execute(&mut self, op: &MapOp) -> Result<(), MapError>;
+    /// The kernel refused one: its place among them, and why.
+    fn execute(&mut self, ops: &[MapOp]) -> Result<(), (usize, MapError)>;
 
     /// Attaches the programs to the host's end of a pod's link. From then on every packet of it is judged, so it
     /// is done before the link is up. Attaching twice is fine.
@@ -81,4 +82,22 @@ pub trait Maps: Send {
 
     /// Packets and bytes by direction and what became of them, ever; what never happened may be left out.
     fn packets(&mut self) -> Vec<(Direction, Reason, Metric)>;
+
+    /// News that were counted and not told, by direction and reason, ever; what never happened may be left out.
+    fn suppressed(&mut self) -> Vec<(Direction, Reason, Metric)> {
+        Vec::new()
+    }
+
+    /// The same by kind of flow, of those that are remembered.
+    fn flow_kinds(&mut self) -> BTreeMap<FlowKind, Metric> {
+        BTreeMap::new()
+    }
+
+    /// Says which node has which addresses, for the tunnel: these and no others.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    fn set_hops(&mut self, _hops: &BTreeMap<IpNet, Hop>) -> Result<(), MapError> {
+        Ok(())
+    }
 }

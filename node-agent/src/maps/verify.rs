@@ -8,14 +8,14 @@ use std::{
     path::Path,
 };
 
-use ebpf_shared::{Addr, Backend, CapturedKey, Endpoint, Netns, identity, limits};
+use ebpf_shared::{Addr, Backend, CapturedKey, Endpoint, Netns, PeerKey, Sides, identity, limits};
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use crate::{
     desired::{Desired, EndpointEntry},
     kernel::{
-        Cidr, KernelError,
+        Cidr, KernelError, RulePrefix,
         dump::{self, Entry, plain},
         service_flags,
     },
@@ -51,6 +51,7 @@ pub(crate) fn endpoint_value(entry: &EndpointEntry) -> Endpoint {
     Endpoint {
         identity: entry.identity,
         class: entry.class,
+        flags: if entry.audit { Endpoint::AUDIT } else { 0 },
         incarnation: entry.incarnation,
         v4: entry.addresses.v4.into(),
         v6: entry.addresses.v6.map_or(Addr::UNSPECIFIED, Addr::from),
@@ -82,10 +83,9 @@ fn compare(maps: &BTreeMap<&'static str, Entries>, desired: &Desired) -> Vec<Ver
             None => Vec::new(),
         };
         differences.extend(found.values().filter_map(|entry| {
-            let wrong = wrong(map, entry, desired)?;
+            let wrong = wrong(map, entry)?;
             Some(Difference { key: entry.key_text(), found: entry.value_text(), wanted: wrong })
         }));
-        differences.extend(missing(map, found, desired));
         Verified { map, entries: found.len(), differences }
     });
     verified.collect()
@@ -103,6 +103,15 @@ fn exact(desired: &Desired) -> BTreeMap<&'static str, Entries> {
     );
     let endpoints =
         desired.endpoints.iter().map(|(ifindex, entry)| dump::endpoint(ifindex, &endpoint_value(entry)));
+    let classes = desired.classes.iter().map(|(number, class)| dump::class(number, &class.own));
+    let peers = desired.classes.iter().flat_map(|(number, class)| {
+        let of = |(identity, sides): (&u32, &Sides)| dump::peer(&PeerKey { class: *number, identity: *identity }, sides);
+        class.peers.iter().map(of)
+    });
+    let rules = desired.rulesets.iter().flat_map(|(set, rules)| {
+        let of = |(traffic, value): &_| dump::rule(&RulePrefix { set: *set, traffic: *traffic }, value);
+        rules.entries().iter().map(of)
+    });
     let netns = desired.netns.keys().map(|cookie| dump::netns(cookie, &Netns { flags: Netns::SIDECAR }));
     let captured = desired.netns.iter().flat_map(|(cookie, entry)| {
         let ports = entry.captured.iter();
@@ -113,6 +122,9 @@ fn exact(desired: &Desired) -> BTreeMap<&'static str, Entries> {
         ("HOSTS", by_key(hosts.collect())),
         ("CIDRS", by_key(cidrs.iter().map(|(cidr, who)| dump::cidr(cidr, who)).collect())),
         ("ENDPOINTS", by_key(endpoints.collect())),
+        ("CLASSES", by_key(classes.collect())),
+        ("PEERS", by_key(peers.collect())),
+        ("RULES", by_key(rules.collect())),
         ("NETNS", by_key(netns.collect())),
         ("CAPTURED", by_key(captured.collect())),
     ])
@@ -140,21 +152,13 @@ fn differences(found: &Entries, wanted: &Entries) -> Vec<Difference> {
 }
 
 /// Why an entry can't be right, whatever its numbers are.
-fn wrong(map: &str, entry: &Entry, desired: &Desired) -> Option<String> {
+fn wrong(map: &str, entry: &Entry) -> Option<String> {
     let key = |name: &str| field(&entry.key, name);
     let value = |name: &str| field(&entry.value, name);
     let is_flag = |name: &str| value(name).as_u64().is_some_and(|flag| flag <= 1);
     let says = |holds: bool, sentence: &str| (!holds).then(|| sentence.to_owned());
     match map {
         "FORMAT" => says(value("format") == limits::FORMAT, "the format of this release"),
-        "CLASSES" => {
-            let number = key("class").as_u64().and_then(|number| u32::try_from(number).ok());
-            says(number.is_some_and(|number| desired.classes.contains_key(&number)), NOTHING)
-        }
-        "POLICY" => {
-            let number = key("class").as_u64().and_then(|number| u32::try_from(number).ok());
-            says(number.is_some_and(|number| desired.classes.contains_key(&number)), NOTHING)
-        }
         "CONNTRACK" => {
             let flags = ["answered", "closed_forward", "closed_reply", "midstream"];
             let holds =
@@ -167,21 +171,6 @@ fn wrong(map: &str, entry: &Entry, desired: &Desired) -> Option<String> {
             says(holds, "nothing that a program writes")
         }
         _ => None,
-    }
-}
-
-/// What is to be there and is not, of maps whose values have numbers that the agent chose.
-fn missing(map: &str, found: &Entries, desired: &Desired) -> Vec<Difference> {
-    let absent =
-        |key: String, wanted: &str| Difference { key, found: NOTHING.to_owned(), wanted: wanted.to_owned() };
-    match map {
-        "CLASSES" => {
-            let there: BTreeSet<u64> =
-                found.values().filter_map(|entry| field(&entry.key, "class").as_u64()).collect();
-            let gone = desired.classes.keys().filter(|number| !there.contains(&u64::from(**number)));
-            gone.map(|number| absent(format!("class {number}"), "a class")).collect()
-        }
-        _ => Vec::new(),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Routes to the pods of other nodes, by their underlay addresses (direct routing).
+//! Routes to the pods of other nodes: by their underlay addresses (direct routing), or into the tunnel.
 
 pub mod to_proxy;
 
@@ -12,7 +12,10 @@ use futures::TryStreamExt;
 use ipnet::IpNet;
 use rtnetlink::{
     Handle, RouteMessageBuilder,
-    packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType},
+    packet_route::{
+        AddressFamily,
+        route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
+    },
 };
 
 use crate::{cni::HostNet, desired::PodAddresses, engine::Engine, subscribe::Resources};
@@ -26,11 +29,20 @@ const LAST_RESORT: u32 = u32::MAX;
 /// After a route that the kernel refused, for instance because its gateway is not on a link yet.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// Prefix to gateway.
-pub type Routes = BTreeMap<IpNet, IpAddr>;
+/// Where a route leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// To the node that has the pods.
+    Gateway(IpAddr),
+    /// Into the tunnel: the device with this index.
+    Device(u32),
+}
 
-/// The routes that a node is to have; of IPv6 only if it has IPv6 itself. PURE.
-pub fn desired(resources: &Resources, node: &str, has_ipv6: bool) -> Routes {
+/// Prefix to way.
+pub type Routes = BTreeMap<IpNet, Way>;
+
+/// The routes that a node is to have; of IPv6 only if it has IPv6 itself. With a tunnel, all lead into it. PURE.
+pub fn desired(resources: &Resources, node: &str, has_ipv6: bool, tunnel: Option<u32>) -> Routes {
     let others = resources.nodes.iter().filter(|(name, _)| *name != node);
     let mut routes = Routes::new();
     for (_, other) in others {
@@ -39,7 +51,12 @@ pub fn desired(resources: &Resources, node: &str, has_ipv6: bool) -> Routes {
                 IpNet::V4(_) => Some(IpAddr::V4(other.address)),
                 IpNet::V6(_) => other.address6.filter(|_| has_ipv6).map(IpAddr::V6),
             };
-            routes.extend(gateway.map(|gateway| (*cidr, gateway)));
+            let way = match tunnel {
+                Some(device) if cidr.addr().is_ipv4() || has_ipv6 => Some(Way::Device(device)),
+                Some(_) => None,
+                None => gateway.map(Way::Gateway),
+            };
+            routes.extend(way.map(|way| (*cidr, way)));
         }
     }
     routes
@@ -48,8 +65,8 @@ pub fn desired(resources: &Resources, node: &str, has_ipv6: bool) -> Routes {
 /// What to remove and what to add, in this order of the pair; a changed gateway is an addition that replaces. PURE.
 pub fn diff(current: &Routes, desired: &Routes) -> (Vec<IpNet>, Routes) {
     let gone = current.keys().filter(|net| !desired.contains_key(net)).copied().collect();
-    let new = desired.iter().filter(|(net, gateway)| current.get(net) != Some(gateway));
-    (gone, new.map(|(net, gateway)| (*net, *gateway)).collect())
+    let new = desired.iter().filter(|(net, way)| current.get(net) != Some(way));
+    (gone, new.map(|(net, way)| (*net, *way)).collect())
 }
 
 /// Keeps the routes of one node.
@@ -62,6 +79,8 @@ pub struct RouteKeeper {
     /// The node's own slices: what no pod has is unreachable, so that callers of a pod that is gone hear it at once, and
     /// packets to it never leave the node again.
     pub own_pods: Vec<IpNet>,
+    /// The device of the tunnel, if there is one.
+    pub tunnel: Option<u32>,
 }
 
 impl RouteKeeper {
@@ -72,7 +91,7 @@ impl RouteKeeper {
         let has_ipv6 = self.addresses.v6.is_some();
         loop {
             changes.borrow_and_update();
-            let wanted = engine.resources(|resources| desired(resources, &self.node, has_ipv6));
+            let wanted = engine.resources(|resources| desired(resources, &self.node, has_ipv6, self.tunnel));
             if held.as_ref() != Some(&wanted) {
                 match self.synchronise(host.handle(), &wanted).await {
                     Ok(()) => held = Some(wanted),
@@ -134,18 +153,18 @@ async fn synchronise(handle: &Handle, wanted: &Routes, source: PodAddresses) -> 
     let mut current = Routes::new();
     let mut messages = BTreeMap::new();
     for route in ours(handle).await? {
-        if let Some((net, gateway)) = via(&route) {
-            current.insert(net, gateway);
+        if let Some((net, way)) = way(&route).filter(|_| !is_local(&route)) {
+            current.insert(net, way);
             messages.insert(net, route);
         }
     }
     let (gone, new) = diff(&current, wanted);
     // One that is refused must not keep the others from being made.
     let mut result = Ok(());
-    for (net, gateway) in new {
-        let Some(route) = to(net, gateway, source) else { continue };
+    for (net, way) in new {
+        let Some(route) = to(net, way, source) else { continue };
         if let Err(error) = handle.route().add(route).replace().execute().await {
-            tracing::warn!(%net, %gateway, %error, "route refused");
+            tracing::warn!(%net, ?way, %error, "route refused");
             result = Err(error);
         }
     }
@@ -160,26 +179,31 @@ async fn synchronise(handle: &Handle, wanted: &Routes, source: PodAddresses) -> 
     result
 }
 
-/// A route by a gateway of the same family.
-fn to(net: IpNet, gateway: IpAddr, source: PodAddresses) -> Option<RouteMessage> {
-    match (net, gateway) {
-        (IpNet::V4(net), IpAddr::V4(gateway)) => {
+/// A route by a gateway of the same family, or by a device.
+fn to(net: IpNet, way: Way, source: PodAddresses) -> Option<RouteMessage> {
+    match net {
+        IpNet::V4(net) => {
             let route = RouteMessageBuilder::<Ipv4Addr>::new()
                 .destination_prefix(net.network(), net.prefix_len())
-                .gateway(gateway)
                 .pref_source(source.v4)
                 .protocol(RouteProtocol::Other(PROTOCOL));
-            Some(route.build())
+            match way {
+                Way::Gateway(IpAddr::V4(gateway)) => Some(route.gateway(gateway).build()),
+                Way::Gateway(IpAddr::V6(_)) => None,
+                Way::Device(index) => Some(route.output_interface(index).scope(RouteScope::Link).build()),
+            }
         }
-        (IpNet::V6(net), IpAddr::V6(gateway)) => {
+        IpNet::V6(net) => {
             let route = RouteMessageBuilder::<Ipv6Addr>::new()
                 .destination_prefix(net.network(), net.prefix_len())
-                .gateway(gateway)
                 .pref_source(source.v6?)
                 .protocol(RouteProtocol::Other(PROTOCOL));
-            Some(route.build())
+            match way {
+                Way::Gateway(IpAddr::V6(gateway)) => Some(route.gateway(gateway).build()),
+                Way::Gateway(IpAddr::V4(_)) => None,
+                Way::Device(index) => Some(route.output_interface(index).build()),
+            }
         }
-        _ => None,
     }
 }
 
@@ -199,19 +223,32 @@ async fn ours(handle: &Handle) -> Result<Vec<RouteMessage>, rtnetlink::Error> {
     Ok(all.into_iter().filter(|route| route.header.protocol == RouteProtocol::Other(PROTOCOL)).collect())
 }
 
-/// Prefix and gateway; `None` for the routes to this node's own pods, which have no gateway.
-fn via(route: &RouteMessage) -> Option<(IpNet, IpAddr)> {
-    let mut destination = None;
-    let mut gateway = None;
+/// Prefix and way.
+fn way(route: &RouteMessage) -> Option<(IpNet, Way)> {
+    let (mut destination, mut gateway, mut device) = (None, None, None);
     for attribute in &route.attributes {
         match attribute {
             RouteAttribute::Destination(address) => destination = ip(address),
             RouteAttribute::Gateway(address) => gateway = ip(address),
+            RouteAttribute::Oif(index) => device = Some(*index),
             _ => {}
         }
     }
     let net = IpNet::new(destination?, route.header.destination_prefix_length).ok()?;
-    Some((net, gateway?))
+    let way = match gateway {
+        Some(gateway) => Way::Gateway(gateway),
+        None => Way::Device(device?),
+    };
+    Some((net, way))
+}
+
+/// Whether it is a route to one of this node's own pods, or to those that are not there: [`HostNet`] keeps the first, and
+/// nothing of the second changes.
+fn is_local(route: &RouteMessage) -> bool {
+    let whole = if route.header.address_family == AddressFamily::Inet6 { 128 } else { 32 };
+    let by_gateway = route.attributes.iter().any(|attribute| matches!(attribute, RouteAttribute::Gateway(_)));
+    route.header.kind != RouteType::Unicast
+        || (route.header.destination_prefix_length == whole && !by_gateway)
 }
 
 fn ip(address: &RouteAddress) -> Option<IpAddr> {
@@ -228,7 +265,8 @@ mod tests {
     use crate::subscribe::NodeRoute;
 
     fn routes(list: &[(&str, &str)]) -> Routes {
-        list.iter().map(|(net, gateway)| (net.parse().unwrap(), gateway.parse().unwrap())).collect()
+        let way = |gateway: &str| Way::Gateway(gateway.parse().unwrap());
+        list.iter().map(|(net, gateway)| (net.parse().unwrap(), way(gateway))).collect()
     }
 
     #[test]
@@ -237,6 +275,7 @@ mod tests {
         for (name, last) in [("n1", 1u8), ("n2", 2)] {
             let pods = [format!("10.1.{last}.0/24"), format!("fd00:1::{last}00/120")];
             let node = NodeRoute {
+                addresses: Vec::new(),
                 address: [192, 0, 2, last].into(),
                 address6: Some(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, last.into())),
                 pod_cidrs: pods.map(|net| net.parse().unwrap()).into(),
@@ -245,8 +284,32 @@ mod tests {
             resources.nodes.insert(name.into(), node);
         }
         let both = routes(&[("10.1.2.0/24", "192.0.2.2"), ("fd00:1::200/120", "2001:db8::2")]);
-        assert_eq!(desired(&resources, "n1", true), both);
-        assert_eq!(desired(&resources, "n1", false), routes(&[("10.1.2.0/24", "192.0.2.2")]));
+        assert_eq!(desired(&resources, "n1", true, None), both);
+        assert_eq!(desired(&resources, "n1", false, None), routes(&[("10.1.2.0/24", "192.0.2.2")]));
+    }
+
+    #[test]
+    fn what_is_read_back_is_what_was_made_and_routes_to_own_pods_are_left_alone() {
+        let source = PodAddresses { v4: [192, 0, 2, 1].into(), v6: Some("2001:db8::1".parse().unwrap()) };
+        for (net, way_to) in [
+            ("10.1.2.0/24", Way::Gateway([192, 0, 2, 2].into())),
+            ("10.1.2.0/24", Way::Device(7)),
+            ("fd00:1::200/120", Way::Gateway("2001:db8::2".parse().unwrap())),
+            ("fd00:1::200/120", Way::Device(7)),
+        ] {
+            let net: IpNet = net.parse().unwrap();
+            let route = to(net, way_to, source).unwrap();
+            assert_eq!(way(&route), Some((net, way_to)));
+            assert!(!is_local(&route), "{net}");
+        }
+        for own in ["10.1.1.2/32", "fd00:1::102/128"] {
+            let route = to(own.parse().unwrap(), Way::Device(9), source).unwrap();
+            assert!(is_local(&route), "{own}");
+        }
+        assert!(
+            to("10.1.2.0/24".parse().unwrap(), Way::Gateway("2001:db8::2".parse().unwrap()), source)
+                .is_none()
+        );
     }
 
     #[test]

@@ -3,7 +3,10 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use ebpf_shared::Direction;
+use ebpf_shared::{
+    Direction,
+    packet::protocol::{ICMP, ICMPV6},
+};
 use ipnet::{IpNet, Ipv6Net};
 use mesh_model::{
     identity::{MAX_IDENTITY, SpiffeId, TrustDomain},
@@ -12,7 +15,7 @@ use mesh_model::{
 use thiserror::Error;
 use xds_proto::isthmus::agent::v1 as wire;
 
-use super::resources::{Address, Asked, Bundle, Class, Local, NodeRoute, Peer, Readiness, Rule};
+use super::resources::{Address, Asked, Bundle, Class, Entity, Local, NodeRoute, Peer, Readiness, Rule};
 use super::services::host_port;
 use crate::config::{dns_label, dns_name};
 
@@ -140,6 +143,7 @@ pub(super) fn local(resource: &str, message: wire::LocalEndpoint) -> Result<Loca
         class: message.policy_class,
         captured: captured.collect::<Result<_, _>>()?,
         sidecar: message.sidecar,
+        audit: message.audit,
         host_ports,
         readiness: message.readiness.map(|told| readiness(resource, told)).transpose()?,
     })
@@ -184,6 +188,8 @@ pub(super) fn class(resource: &str, message: wire::PolicyClass) -> Result<Class,
     Ok(Class {
         deny_ingress: denied(message.default_deny_ingress, message.ingress_provenance),
         deny_egress: denied(message.default_deny_egress, message.egress_provenance),
+        audit_ingress: denied(message.audit_ingress_default, message.audit_ingress_provenance),
+        audit_egress: denied(message.audit_egress_default, message.audit_egress_provenance),
         rules: message.rules.into_iter().map(|rule| self::rule(resource, rule)).collect::<Result<_, _>>()?,
     })
 }
@@ -197,28 +203,73 @@ fn rule(resource: &str, message: wire::PolicyRule) -> Result<Rule, ParseError> {
         }
     };
     let allow = match wire::Action::try_from(message.action) {
-        Ok(wire::Action::Allow) => true,
-        Ok(wire::Action::Deny) => false,
-        // Without the fields that qualify it, the rule would be wider than it is.
-        Ok(wire::Action::QualifiedDeny | wire::Action::QualifiedAllow) | Err(_) => {
-            return Err(bad(resource, "rules.action", message.action, "expected DENY or ALLOW"));
+        Ok(wire::Action::Allow | wire::Action::QualifiedAllow) => true,
+        Ok(wire::Action::Deny | wire::Action::QualifiedDeny) => false,
+        Err(_) => {
+            let wanted = "expected DENY, ALLOW, QUALIFIED_DENY or QUALIFIED_ALLOW";
+            return Err(bad(resource, "rules.action", message.action, wanted));
         }
     };
-    let peer = match (message.identity, message.cidr.as_str()) {
-        (0, "") => Peer::Any,
-        (number, "") => Peer::Identity(identity(resource, number)?),
-        (0, cidr) => match cidr.parse::<IpNet>() {
-            Ok(IpNet::V6(net)) if is_mapped(&net) => Peer::Nobody,
-            Ok(net) => Peer::Cidr(net.trunc()),
-            Err(_) => return Err(bad(resource, "rules.cidr", cidr, "expected a CIDR")),
+    if message.name.is_some() {
+        return Err(bad(resource, "rules.name", "set", "but this agent knows no names"));
+    }
+    if message.l7.is_some() {
+        return Err(bad(resource, "rules.l7", "set", "but this agent redirects nothing"));
+    }
+    let protocol = protocol(resource, "rules.protocol", message.protocol)?;
+    Ok(Rule {
+        direction,
+        allow,
+        audit: message.audit,
+        peer: peer(resource, &message)?,
+        protocol,
+        ports: if message.icmp_type == 0 && message.icmp_code == 0 {
+            ports(resource, &message)?
+        } else {
+            Some(icmp(resource, &message, protocol)?)
         },
-        (_, cidr) => return Err(bad(resource, "rules.cidr", cidr, "but identity is set as well")),
+        provenance: message.provenance,
+    })
+}
+
+fn peer(resource: &str, message: &wire::PolicyRule) -> Result<Peer, ParseError> {
+    let wanted = "expected an entity of isthmus.agent.v1 that this agent knows";
+    let entity = wire::Entity::try_from(message.entity)
+        .map_err(|_| bad(resource, "rules.entity", message.entity, wanted))?;
+    let entity = match entity {
+        wire::Entity::NoEntity => None,
+        wire::Entity::World => Some(Entity::World),
+        wire::Entity::Host => Some(Entity::Host),
+        wire::Entity::RemoteNode => Some(Entity::RemoteNode),
+        wire::Entity::Health => Some(Entity::Health),
+        wire::Entity::Unmanaged => Some(Entity::Unmanaged),
+        // Which identities these are, only the control plane knows: it names them.
+        wire::Entity::Cluster | wire::Entity::Mesh | wire::Entity::Gateways => {
+            return Err(bad(resource, "rules.entity", entity.as_str_name(), wanted));
+        }
     };
-    let ports = match (message.port, message.end_port) {
-        (0, 0) => None,
+    match (message.identity, message.cidr.as_str(), entity) {
+        (0, "", None) => Ok(Peer::Any),
+        (number, "", None) => Ok(Peer::Identity(identity(resource, number)?)),
+        (0, "", Some(entity)) => Ok(Peer::Entity(entity)),
+        (0, cidr, None) => match cidr.parse::<IpNet>() {
+            Ok(IpNet::V6(net)) if is_mapped(&net) => Ok(Peer::Nobody),
+            Ok(net) => Ok(Peer::Cidr(net.trunc())),
+            Err(_) => Err(bad(resource, "rules.cidr", cidr, "expected a CIDR")),
+        },
+        (_, cidr, None) => Err(bad(resource, "rules.cidr", cidr, "but identity is set as well")),
+        (_, _, Some(_)) => {
+            Err(bad(resource, "rules.entity", message.entity, "but another peer is set as well"))
+        }
+    }
+}
+
+fn ports(resource: &str, message: &wire::PolicyRule) -> Result<Option<(u16, u16)>, ParseError> {
+    match (message.port, message.end_port) {
+        (0, 0) => Ok(None),
         (first, 0) => {
             let first = port(resource, "rules.port", first)?;
-            Some((first, first))
+            Ok(Some((first, first)))
         }
         (first, last) => {
             let first = port(resource, "rules.port", first)?;
@@ -226,17 +277,36 @@ fn rule(resource: &str, message: wire::PolicyRule) -> Result<Rule, ParseError> {
             if last_port < first {
                 return Err(bad(resource, "rules.end_port", last, "expected no less than rules.port"));
             }
-            Some((first, last_port))
+            Ok(Some((first, last_port)))
         }
+    }
+}
+
+/// Type and code as policy has them in the place of ports.
+fn icmp(resource: &str, message: &wire::PolicyRule, protocol: u8) -> Result<(u16, u16), ParseError> {
+    if protocol != ICMP && protocol != ICMPV6 {
+        return Err(bad(
+            resource,
+            "rules.icmp_type",
+            message.icmp_type,
+            "but the protocol is not ICMP or ICMPV6",
+        ));
+    }
+    if message.port != 0 || message.end_port != 0 {
+        return Err(bad(resource, "rules.port", message.port, "but icmp_type is set as well"));
+    }
+    let byte = |field, number: u32| {
+        let byte = number.checked_sub(1).and_then(|number| u8::try_from(number).ok());
+        byte.ok_or_else(|| bad(resource, field, number, "expected 1 to 256: one more than it is"))
     };
-    Ok(Rule {
-        direction,
-        allow,
-        peer,
-        protocol: protocol(resource, "rules.protocol", message.protocol)?,
-        ports,
-        provenance: message.provenance,
-    })
+    let kind = u16::from(byte("rules.icmp_type", message.icmp_type)?) << 8;
+    match message.icmp_code {
+        0 => Ok((kind, kind | 0xff)),
+        code => {
+            let exact = kind | u16::from(byte("rules.icmp_code", code)?);
+            Ok((exact, exact))
+        }
+    }
 }
 
 pub(super) fn bundle(resource: &str, message: wire::TrustBundle) -> Result<Bundle, ParseError> {
@@ -278,5 +348,6 @@ pub(super) fn node(resource: &str, message: wire::Node) -> Result<NodeRoute, Par
         "" => None,
         text => Some(text.parse().map_err(|_| bad(resource, "address6", text, "expected an IPv6 address"))?),
     };
-    Ok(NodeRoute { address, address6, pod_cidrs, zone: message.zone })
+    let addresses = addresses(resource, &message.addresses)?;
+    Ok(NodeRoute { address, address6, pod_cidrs, addresses, zone: message.zone })
 }

@@ -18,6 +18,7 @@ use xds_proto::{isthmus::agent::v1 as wire, type_url};
 
 use super::parse::{self, ParseError};
 use super::services::{self, HostPort, Service};
+use crate::desired::Pod;
 
 /// Every type that the agent subscribes to, in the order in which the streams are to be opened: what
 /// endpoints refer to comes before them.
@@ -51,6 +52,8 @@ pub struct Local {
     /// Port and IP protocol number.
     pub captured: BTreeSet<(u16, u8)>,
     pub sidecar: bool,
+    /// What policy denies is told of, and passes.
+    pub audit: bool,
     /// Of this node, that lead to it.
     pub host_ports: Vec<HostPort>,
     /// `None`: it is ready as soon as it is there.
@@ -85,6 +88,9 @@ pub struct Class {
     /// Provenance of the default deny, if there is one.
     pub deny_ingress: Option<String>,
     pub deny_egress: Option<String>,
+    /// That of the default denies that only audited policies ask for.
+    pub audit_ingress: Option<String>,
+    pub audit_egress: Option<String>,
     pub rules: Vec<Rule>,
 }
 
@@ -94,10 +100,12 @@ pub struct Class {
 pub struct Rule {
     pub direction: Direction,
     pub allow: bool,
+    /// Of an audited policy: enforces nothing.
+    pub audit: bool,
     pub peer: Peer,
     /// IP protocol number; 0: any.
     pub protocol: u8,
-    /// Inclusive; `None`: any.
+    /// Inclusive; of ICMP, `type << 8 | code`. `None`: any.
     pub ports: Option<(u16, u16)>,
     pub provenance: String,
 }
@@ -110,8 +118,24 @@ pub enum Peer {
     Identity(u32),
     /// An address outside the mesh.
     Cidr(IpNet),
+    Entity(Entity),
     /// IPv4 addresses written as IPv6, which no packet has: never matches.
     Nobody,
+}
+
+/// Peers that are no list of identities.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Entity {
+    /// Addresses outside the mesh that are no node's.
+    World,
+    /// The endpoint's own node.
+    Host,
+    /// Every other node of the cluster.
+    RemoteNode,
+    /// What asks after the health of workloads.
+    Health,
+    /// Addresses of pods that nobody is known to have.
+    Unmanaged,
 }
 
 /// Another node, or this one.
@@ -122,8 +146,18 @@ pub struct NodeRoute {
     /// The way to its pods of IPv6.
     pub address6: Option<Ipv6Addr>,
     pub pod_cidrs: Vec<IpNet>,
+    /// All that it has told, if it has.
+    pub addresses: Vec<IpAddr>,
     /// Empty: not known.
     pub zone: String,
+}
+
+impl NodeRoute {
+    /// Every address that is known of it.
+    pub fn all_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let ways = [Some(IpAddr::V4(self.address)), self.address6.map(IpAddr::V6)];
+        ways.into_iter().flatten().chain(self.addresses.iter().copied())
+    }
 }
 
 /// The roots of a trust domain, and what belongs to them.
@@ -149,16 +183,54 @@ impl Bundle {
     }
 }
 
+/// What an update may have changed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Touched {
+    /// With the addresses that each had before.
+    pub addresses: BTreeMap<NamespacedName, BTreeSet<IpAddr>>,
+    /// Classes of the control plane's.
+    pub classes: BTreeSet<u32>,
+    /// Workloads of this node.
+    pub locals: BTreeSet<NamespacedName>,
+    /// Pods of this node that came or went, as they were before.
+    pub pods: BTreeMap<NamespacedName, Option<Pod>>,
+    /// Any service.
+    pub services: bool,
+    /// Any node.
+    pub nodes: bool,
+}
+
+impl Touched {
+    /// Adds what another update has touched since.
+    pub fn extend(&mut self, later: Self) {
+        for (name, before) in later.addresses {
+            self.addresses.entry(name).or_insert(before);
+        }
+        for (name, before) in later.pods {
+            self.pods.entry(name).or_insert(before);
+        }
+        self.classes.extend(later.classes);
+        self.locals.extend(later.locals);
+        self.services |= later.services;
+        self.nodes |= later.nodes;
+    }
+}
+
 /// Everything that the control plane told, at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[allow(missing_docs)]
 pub struct Resources {
     pub addresses: BTreeMap<NamespacedName, Address>,
+    /// Service accounts, by identity: for the names of flows only.
+    pub accounts: BTreeMap<u32, String>,
     pub locals: BTreeMap<NamespacedName, Local>,
     pub classes: BTreeMap<u32, Class>,
     pub services: BTreeMap<NamespacedName, Service>,
     pub bundles: BTreeMap<TrustDomain, Bundle>,
     pub nodes: BTreeMap<String, NodeRoute>,
+    /// Ports of this node that the container runtime wants to lead to pods here. (The control plane knows nothing of
+    /// them: what it tells is in [`Local::host_ports`].)
+    pub host_ports: BTreeMap<NamespacedName, Vec<HostPort>>,
     /// Classes that the control plane took back while an endpoint here still named them. They stay until no
     /// one does: types arrive one after the other, and an endpoint must not be without policy in between.
     retired: BTreeMap<u32, Class>,
@@ -167,37 +239,61 @@ pub struct Resources {
 }
 
 impl Resources {
-    /// Takes an update as a whole, or, when anything in it is wrong, not at all.
+    /// Takes an update as a whole, or, when anything in it is wrong, not at all. Says what it touches.
     ///
     /// # Errors
     /// Names the resource, the field and the value: the text of the NACK.
-    pub fn apply(&mut self, update: &Update) -> Result<(), ParseError> {
+    pub fn apply(&mut self, update: &Update) -> Result<Touched, ParseError> {
+        let mut touched = Touched::default();
         let url = update.type_url.as_str();
         let is = |known: &str| url == known;
         if is(&type_url::<wire::WorkloadAddress>()) {
-            merge(&mut self.addresses, update, parse::name, parse::address)?;
+            let before = merge(&mut self.addresses, update, parse::name, parse::address)?;
+            touched.addresses = before
+                .into_iter()
+                .map(|(name, before)| (name, before.into_iter().flat_map(|each| each.addresses).collect()))
+                .collect();
+            self.note_accounts(update);
         } else if is(&type_url::<wire::LocalEndpoint>()) {
-            merge(&mut self.locals, update, parse::name, parse::local)?;
+            touched.locals =
+                merge(&mut self.locals, update, parse::name, parse::local)?.into_keys().collect();
         } else if is(&type_url::<wire::PolicyClass>()) {
-            let before = self.classes.clone();
-            merge(&mut self.classes, update, parse::class_number, parse::class)?;
+            let before = merge(&mut self.classes, update, parse::class_number, parse::class)?;
+            touched.classes = before.keys().copied().collect();
             for (number, class) in before {
-                if !self.classes.contains_key(&number) {
+                if let Some(class) = class.filter(|_| !self.classes.contains_key(&number)) {
                     self.retired.insert(number, class);
                 }
             }
         } else if is(&type_url::<wire::Service>()) {
             merge(&mut self.services, update, parse::name, services::service)?;
+            touched.services = true;
         } else if is(&type_url::<wire::TrustBundle>()) {
             merge(&mut self.bundles, update, parse::trust_domain, parse::bundle)?;
         } else if is(&type_url::<wire::Node>()) {
             merge(&mut self.nodes, update, parse::node_name, parse::node)?;
+            touched.nodes = true;
         } else {
             return Err(ParseError::UnknownType(update.type_url.clone()));
         }
         self.forget_retired();
         self.heard.insert(update.type_url.clone());
-        Ok(())
+        Ok(touched)
+    }
+
+    /// Of the addresses that have just been taken. One that can't be read has no name.
+    fn note_accounts(&mut self, update: &Update) {
+        for resource in &update.added {
+            let Ok(address) = resource.decode::<wire::WorkloadAddress>() else { continue };
+            let account = address.spiffe_id.rsplit_once("/sa/").map_or("", |(_, account)| account);
+            if !account.is_empty() && self.accounts.get(&address.identity).is_none_or(|known| known != account) {
+                self.accounts.insert(address.identity, account.to_owned());
+            }
+        }
+        if self.accounts.len() > self.addresses.len() {
+            let used: BTreeSet<u32> = self.addresses.values().map(|address| address.identity).collect();
+            self.accounts.retain(|identity, _| used.contains(identity));
+        }
     }
 
     /// A class that is in force, or was until the control plane took it back.
@@ -211,6 +307,11 @@ impl Resources {
         self.heard.contains(&M::type_url())
     }
 
+    #[cfg(test)]
+    pub(crate) fn hear<M: xds_proto::Name>(&mut self) {
+        self.heard.insert(M::type_url());
+    }
+
     fn forget_retired(&mut self) {
         let named: BTreeSet<u32> = self.locals.values().map(|local| local.class).collect();
         let classes = &self.classes;
@@ -218,25 +319,30 @@ impl Resources {
     }
 }
 
-/// Parses everything before it changes anything.
-fn merge<K: Ord, V, M: xds_proto::Message + xds_proto::Name + Default>(
+/// Parses everything before it changes anything. Returns what was there before under each name.
+fn merge<K: Ord + Clone, V, M: xds_proto::Message + xds_proto::Name + Default>(
     table: &mut BTreeMap<K, V>,
     update: &Update,
     key: impl Fn(&str) -> Result<K, ParseError>,
     value: impl Fn(&str, M) -> Result<V, ParseError>,
-) -> Result<(), ParseError> {
+) -> Result<BTreeMap<K, Option<V>>, ParseError> {
     let mut added = Vec::with_capacity(update.added.len());
     for resource in &update.added {
         added.push((key(&resource.name)?, value(&resource.name, resource.decode::<M>()?)?));
     }
-    table.extend(added);
+    let mut before: BTreeMap<K, Option<V>> = BTreeMap::new();
+    for (key, value) in added {
+        let was = table.insert(key.clone(), value);
+        before.entry(key).or_insert(was);
+    }
     for name in &update.removed {
         // A name that can't be parsed was never taken in.
         if let Ok(key) = key(name) {
-            table.remove(&key);
+            let was = table.remove(&key);
+            before.entry(key).or_insert(was);
         }
     }
-    Ok(())
+    Ok(before)
 }
 
 #[cfg(test)]

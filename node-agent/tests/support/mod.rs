@@ -4,6 +4,8 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 pub mod frames;
+pub mod pods;
+pub mod policy;
 pub mod reference;
 
 use std::fs;

@@ -3,19 +3,20 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use ebpf_shared::packet::{protocol, tcp};
-use ebpf_shared::{Addr, Class, Endpoint, Packet, Reason};
+use ebpf_shared::{Addr, Endpoint, Packet, Reason};
 
 use super::support::frames::{
     DESTINATION, ETHERNET, FRAGMENT, HOP_BY_HOP, ROUTING, echo, error_with, ethernet, extended, fragment,
     frame, ipv6, listener, on_link, packet, padding, piece, syn, transport, udp,
 };
 use super::support::in_sandbox;
+use super::support::policy::{DENY_EGRESS, DENY_INGRESS};
 use super::{Egress, FRIEND_IDENTITY, Ingress, LO, Node, TCP, UDP, V4, V6, allow};
 
 #[test]
 fn on_the_link_neighbours_are_found_and_nobody_plays_the_router() {
     in_sandbox(|sandbox| {
-        let mut node = Node::with_policy(sandbox, Class::DENY_INGRESS | Class::DENY_EGRESS, &[]);
+        let mut node = Node::with_policy(sandbox, DENY_INGRESS | DENY_EGRESS, &[]);
         for direction in [Ingress, Egress] {
             let not_addressed =
                 if direction == Egress { Reason::SpoofedSource } else { Reason::WrongDestination };
@@ -61,7 +62,7 @@ fn on_the_link_neighbours_are_found_and_nobody_plays_the_router() {
 fn extension_headers_are_walked_and_those_that_mislead_refused() {
     in_sandbox(|sandbox| {
         let rules = [allow(Ingress, FRIEND_IDENTITY, TCP, Some((80, 80)), 1)];
-        let mut node = Node::with_policy(sandbox, Class::DENY_INGRESS, &rules);
+        let mut node = Node::with_policy(sandbox, DENY_INGRESS, &rules);
         let good = syn((V6.friend, 4000), (V6.pod, 80));
         let bad = syn((V6.friend, 4000), (V6.pod, 81));
         let options = |units| padding(DESTINATION, units);
@@ -120,7 +121,7 @@ fn extension_headers_are_walked_and_those_that_mislead_refused() {
 fn an_ipv4_address_cannot_be_borrowed_by_ipv6() {
     in_sandbox(|sandbox| {
         let rules = [allow(Ingress, FRIEND_IDENTITY, TCP, None, 1)];
-        let mut node = Node::with_policy(sandbox, Class::DENY_INGRESS, &rules);
+        let mut node = Node::with_policy(sandbox, DENY_INGRESS, &rules);
         let mapped = |addr: IpAddr| match addr {
             IpAddr::V4(addr) => addr.to_ipv6_mapped(),
             IpAddr::V6(addr) => addr,
@@ -161,7 +162,7 @@ fn an_ipv4_address_cannot_be_borrowed_by_ipv6() {
 fn a_piece_that_could_replace_what_was_judged_is_dropped_and_a_lone_one_is_whole() {
     in_sandbox(|sandbox| {
         let rules = [allow(Ingress, FRIEND_IDENTITY, UDP, Some((53, 53)), 1)];
-        let mut node = Node::with_policy(sandbox, Class::DENY_INGRESS, &rules);
+        let mut node = Node::with_policy(sandbox, DENY_INGRESS, &rules);
         let good = udp((V6.friend, 4000), (V6.pod, 53));
         let bad = udp((V6.friend, 4000), (V6.pod, 54));
         let head = [transport(&good), vec![0; 24]].concat();
@@ -198,7 +199,7 @@ fn a_piece_that_could_replace_what_was_judged_is_dropped_and_a_lone_one_is_whole
 #[test]
 fn an_error_about_a_datagram_in_pieces_finds_its_flow() {
     in_sandbox(|sandbox| {
-        let mut node = Node::with_policy(sandbox, Class::DENY_INGRESS, &[]);
+        let mut node = Node::with_policy(sandbox, DENY_INGRESS, &[]);
         let query = udp((V6.pod, 5000), (V6.friend, 53));
         node.expect(Egress, &frame(&query), Reason::Forwarded);
         let quoting = |offset: u16| {

@@ -22,10 +22,16 @@ pub(crate) fn line(flow: &Flow, paint: Paint) -> String {
         paint.paint(tone, &verdict),
         peer(flow.source.as_ref(), flow.source_port),
         peer(flow.destination.as_ref(), flow.destination_port),
-        clean(&flow.protocol),
+        protocol(flow),
         clean(&flow.direction),
         clean(&flow.node),
     );
+    if flow.count > 0 {
+        line.push_str(&format!("  +{} more", flow.count));
+    }
+    if !flow.service.is_empty() {
+        line.push_str(&format!("  service {}", clean(&flow.service)));
+    }
     let why: Vec<String> =
         [&flow.drop_reason, &flow.policy].into_iter().filter(|w| !w.is_empty()).map(|w| clean(w)).collect();
     if !why.is_empty() {
@@ -37,11 +43,36 @@ pub(crate) fn line(flow: &Flow, paint: Paint) -> String {
     line
 }
 
+/// With what tells segments and messages of one protocol apart.
+fn protocol(flow: &Flow) -> String {
+    let name = clean(&flow.protocol);
+    if flow.is_error {
+        return format!("ICMP error about {name}");
+    }
+    match name.as_str() {
+        "TCP" if flow.tcp_flags != 0 => format!("{name} {}", flags(flow.tcp_flags).join(",")),
+        "ICMP" | "ICMPV6" => format!("{name} {}/{}", flow.icmp_type, flow.icmp_code),
+        _ => name,
+    }
+}
+
+/// RFC 9293, section 3.1.
+fn flags(bits: u32) -> Vec<&'static str> {
+    let names = ["FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR"];
+    names.into_iter().enumerate().filter(|(bit, _)| bits & (1 << bit) != 0).map(|(_, name)| name).collect()
+}
+
 /// `-o json`: one object a line.
 pub(crate) fn json_line(flow: &Flow) -> String {
     let peer = |p: Option<&FlowPeer>, port: u32| {
         let p = p.cloned().unwrap_or_default();
-        json!({"address": p.address, "port": port, "workload": p.workload, "identity": p.identity})
+        json!({
+            "address": p.address,
+            "port": port,
+            "workload": p.workload,
+            "identity": p.identity,
+            "serviceAccount": p.service_account,
+        })
     };
     let value: Value = json!({
         "time": timestamp(flow.time_unix_nanos / 1_000_000_000),
@@ -55,6 +86,15 @@ pub(crate) fn json_line(flow: &Flow) -> String {
         "destination": peer(flow.destination.as_ref(), flow.destination_port),
         "protocol": flow.protocol,
         "isReply": flow.is_reply,
+        "isError": flow.is_error,
+        "tcpFlags": flags(flow.tcp_flags),
+        "icmpType": flow.icmp_type,
+        "icmpCode": flow.icmp_code,
+        "interface": flow.interface,
+        "service": flow.service,
+        "fromTunnel": flow.from_tunnel,
+        "bytes": flow.bytes,
+        "count": flow.count,
     });
     value.to_string()
 }
@@ -87,6 +127,7 @@ mod tests {
             address: address.to_owned(),
             identity: 300,
             workload: workload.to_owned(),
+            ..FlowPeer::default()
         };
         Flow {
             time_unix_nanos: 1_790_000_000_123_000_000,
@@ -100,7 +141,8 @@ mod tests {
             protocol: "TCP".to_owned(),
             source_port: 41234,
             destination_port: 8080,
-            is_reply: false,
+            tcp_flags: 2,
+            ..Flow::default()
         }
     }
 
@@ -108,7 +150,7 @@ mod tests {
     fn a_dropped_flow_names_the_policy() {
         assert_eq!(
             line(&dropped(), Paint::PLAIN),
-            "Sep 21 14:13:20.123  DROPPED    shop/web (10.1.0.5:41234) -> shop/pay (10.1.1.7:8080) TCP  \
+            "Sep 21 14:13:20.123  DROPPED    shop/web (10.1.0.5:41234) -> shop/pay (10.1.1.7:8080) TCP SYN  \
              INGRESS west-n2  policy networkpolicy/shop/pay-callers#default-deny-ingress"
         );
         let json: Value = serde_json::from_str(&json_line(&dropped())).unwrap();
@@ -120,15 +162,37 @@ mod tests {
     #[test]
     fn unknown_peers_are_shown_by_what_is_known() {
         let mut flow = dropped();
-        flow.source =
-            Some(FlowPeer { address: "2001:db8::1".to_owned(), identity: 0, workload: String::new() });
+        flow.source = Some(FlowPeer { address: "2001:db8::1".to_owned(), ..FlowPeer::default() });
         flow.destination = None;
         flow.policy.clear();
         flow.drop_reason.clear();
         flow.verdict = "FORWARDED".to_owned();
         assert_eq!(
             line(&flow, Paint::PLAIN),
-            "Sep 21 14:13:20.123  FORWARDED  [2001:db8::1]:41234 -> ? TCP  INGRESS west-n2"
+            "Sep 21 14:13:20.123  FORWARDED  [2001:db8::1]:41234 -> ? TCP SYN  INGRESS west-n2"
         );
+    }
+
+    #[test]
+    fn what_was_audited_answered_or_only_counted_is_said() {
+        let flow = Flow {
+            verdict: "AUDIT".to_owned(),
+            drop_reason: String::new(),
+            is_reply: true,
+            service: "shop/pay".to_owned(),
+            count: 41,
+            ..dropped()
+        };
+        let line = line(&flow, Paint::PLAIN);
+        assert!(line.contains("AUDIT      shop/web (10.1.0.5:41234) <- shop/pay"), "{line}");
+        assert!(
+            line.contains("west-n2  +41 more  service shop/pay  networkpolicy/shop/pay-callers"),
+            "{line}"
+        );
+        let json: Value = serde_json::from_str(&json_line(&flow)).unwrap();
+        assert_eq!((&json["count"], &json["tcpFlags"][0]), (&json!(41), &json!("SYN")));
+        let ping = Flow { protocol: "ICMP".to_owned(), icmp_type: 8, ..dropped() };
+        assert_eq!(protocol(&ping), "ICMP 8/0");
+        assert_eq!(protocol(&Flow { is_error: true, ..dropped() }), "ICMP error about TCP");
     }
 }

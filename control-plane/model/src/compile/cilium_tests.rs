@@ -97,11 +97,134 @@ fn entities_are_who_they_say() {
     assert_eq!(to("host"), [false, false, true, false, false]);
     assert_eq!(to("health"), to("host"), "from where health is checked");
     assert_eq!(to("none"), to("host"));
+    assert_eq!(to("mesh"), [true, false, true, false, false]);
+    assert_eq!(to("unmanaged"), [false, false, true, false, true]);
+    assert_eq!(to("init"), to("none"));
     let mut cluster = shop();
     cluster.apply(pay(json!({"ingress": [{}]})));
     assert_eq!(ingress(&cluster, "192.0.2.1", "shop/pay"), said(Action::Allow, OWN_NODE));
     cluster.apply(pay(json!({"ingressDeny": [{"fromEntities": ["all"]}]})));
     assert_eq!(ingress(&cluster, "192.0.2.1", "shop/pay").0, Action::Deny, "unless nobody is");
+    cluster.apply(pay(
+        json!({"ingressDeny": [{"fromEntities": ["host"]}], "enableDefaultDeny": {"ingress": false}}),
+    ));
+    assert_eq!(ingress(&cluster, "192.0.2.1", "shop/pay").0, Action::Deny, "or it is not");
+    assert_eq!(ingress(&cluster, "192.0.2.2", "shop/pay").0, Action::Allow);
+}
+
+#[test]
+fn the_world_is_one_rule_however_many_nodes_there_are() {
+    let mut cluster = shop();
+    cluster.apply(pay(json!({"ingress": [{"fromEntities": ["world", "remote-node"]}]})));
+    let model = cluster.compile();
+    let class = &model.policy_classes[&model.workloads[&named("shop/pay")].policy_class];
+    assert_eq!(class.rules.len(), 2, "{class:?}");
+}
+
+#[test]
+fn gateways_are_whoever_has_an_identity_of_gateways_alone() {
+    let mut cluster = shop();
+    let gateway = |name: &str, proxy: &str| {
+        json!({"apiVersion": "isthmus.io/v1", "kind": "Workload",
+            "metadata": {"namespace": "shop", "name": name, "labels": {"app": "gw"}},
+            "spec": {"proxy": proxy, "address": "192.0.2.70"}})
+    };
+    cluster.apply(gateway("gw", "gateway")).apply(pay(json!({"ingress": [{"fromEntities": ["ingress"]}]})));
+    assert_eq!(ingress(&cluster, "shop/gw", "shop/pay").0, Action::Allow);
+    assert_eq!(ingress(&cluster, "shop/web", "shop/pay").0, Action::Deny);
+    cluster.apply(gateway("alike", "none"));
+    assert_eq!(ingress(&cluster, "shop/gw", "shop/pay").0, Action::Deny, "it can not be told from the other");
+}
+
+#[test]
+fn an_audited_policy_is_told_of_and_decides_nothing() {
+    let mut cluster = shop();
+    let mut audited = pay(json!({"ingress": [{"fromEndpoints": [{"matchLabels": {"app": "web"}}]}]}));
+    audited["metadata"]["annotations"] = json!({"isthmus.io/audit": "true"});
+    cluster.apply(audited);
+    let of = |cluster: &TestCluster, from: &str| {
+        let flow = flow(from, "shop/pay", Protocol::Tcp, 80);
+        let (compiled, oracle) =
+            (cluster.compile().verdict(&flow).ingress, verdict(cluster.world(), &flow).ingress);
+        assert_eq!(compiled, oracle);
+        (compiled.action, compiled.audit)
+    };
+    let denied = "ciliumnetworkpolicy/shop/p#default-deny-ingress".to_owned();
+    assert_eq!(of(&cluster, "shop/web"), (Action::Allow, vec![]));
+    assert_eq!(of(&cluster, "shop/batch"), (Action::Allow, vec![denied]));
+    // Whom it would allow it allows nothing that others deny.
+    cluster.apply(json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"namespace": "shop", "name": "none"}, "spec": {"podSelector": {"matchLabels": {"app": "pay"}}},
+    }));
+    assert_eq!(of(&cluster, "shop/web"), (Action::Deny, vec![]));
+}
+
+#[test]
+fn a_workload_that_is_audited_is_denied_nothing() {
+    let mut cluster = shop();
+    cluster.apply(pay(json!({"ingress": [{}]}))).apply(json!({
+        "apiVersion": "isthmus.io/v1", "kind": "Workload",
+        "metadata": {"namespace": "shop", "name": "pay", "labels": {"app": "pay"}, "annotations": {"isthmus.io/audit": "true"}},
+        "spec": {"serviceAccount": "pay"},
+    }));
+    let flow = flow("shop/web", "shop/pay", Protocol::Tcp, 80);
+    let compiled = cluster.compile().verdict(&flow).ingress;
+    assert_eq!(compiled, verdict(cluster.world(), &flow).ingress);
+    assert_eq!((compiled.action, compiled.audit.len()), (Action::Allow, 1));
+}
+
+#[test]
+fn a_policy_of_nodes_decides_at_the_node_and_not_at_its_workloads() {
+    let mut cluster = shop();
+    cluster.apply(json!({"apiVersion": "cilium.io/v2", "kind": "CiliumClusterwideNetworkPolicy",
+        "metadata": {"name": "ssh"}, "spec": {
+            "nodeSelector": {"matchLabels": {"kubernetes.io/hostname": "n2"}},
+            "ingress": [{"fromEntities": ["remote-node"], "toPorts": [{"ports": [{"port": "22"}]}]},
+                {"fromEndpoints": [{"matchLabels": {"app": "web"}}]}]}}));
+    let model = cluster.compile();
+    assert_eq!(model.host_classes.keys().collect::<Vec<_>>(), ["n2"]);
+    let at = |from: &str, to: &str, port: u16| {
+        let flow = flow(from, to, Protocol::Tcp, port);
+        let (compiled, oracle) = (model.verdict(&flow).ingress, verdict(cluster.world(), &flow).ingress);
+        assert_eq!(compiled.action, oracle.action, "{flow:?}");
+        compiled.action == Action::Allow
+    };
+    assert!(at("192.0.2.1", "192.0.2.2", 22) && !at("192.0.2.1", "192.0.2.2", 80));
+    assert!(at("shop/web", "192.0.2.2", 80) && !at("shop/pay", "192.0.2.2", 80));
+    assert!(!at("203.0.113.9", "192.0.2.2", 22) && at("203.0.113.9", "192.0.2.1", 22));
+    assert!(at("192.0.2.2", "192.0.2.2", 80), "with itself");
+    assert!(at("203.0.113.9", "shop/batch", 80));
+}
+
+#[test]
+fn egress_to_a_service_and_to_names_goes_nowhere_else() {
+    let mut cluster = shop();
+    let service = |name: &str, spec: Value| json!({"apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "shop", "name": name}, "spec": spec});
+    cluster
+        .apply(service("batch", json!({"selector": {"app": "batch"}, "ports": [{"port": 80}]})))
+        .apply(pay(json!({"egress": [
+            {"toServices": [{"k8sService": {"serviceName": "batch"}}]},
+            {"toFQDNs": [{"matchPattern": "*.example"}]},
+            {"toEntities": ["world"], "toPorts": [{"ports": [{"port": "53"}], "rules": {"dns": [{"matchName": "a.example"}]}}]},
+        ]})));
+    let to = |peer: crate::policy::FlowPeer, port: u16| {
+        let flow =
+            crate::policy::Flow { destination: peer, ..flow("shop/pay", "shop/web", Protocol::Tcp, port) };
+        let (compiled, oracle) =
+            (cluster.compile().verdict(&flow).egress, verdict(cluster.world(), &flow).egress);
+        assert_eq!((compiled.action, compiled.redirect), (oracle.action, oracle.redirect), "{flow:?}");
+        (compiled.action == Action::Allow, compiled.redirect)
+    };
+    use crate::policy::FlowPeer;
+    let asked =
+        |name: &str| FlowPeer::Named { address: "203.0.113.9".parse().unwrap(), name: name.to_owned() };
+    assert_eq!(to(FlowPeer::Workload(named("shop/batch")), 80), (true, false));
+    assert_eq!(to(FlowPeer::Workload(named("shop/web")), 80), (false, false));
+    assert_eq!(to(asked("a.example"), 443), (true, false));
+    assert_eq!(to(asked("a.b.example"), 443), (false, false));
+    assert_eq!(to(asked("b.test"), 53), (true, true), "through the DNS proxy");
+    assert_eq!(to(asked("a.example"), 53), (true, false), "whatever it is");
 }
 
 #[test]

@@ -17,9 +17,10 @@ use super::{
 use crate::{
     identity::{IdentityNumber, is_policy_label},
     policy::{
-        Layer, NamespaceMatch, NormalPolicy, NormalRule, NormalSide, PeerMatch, PortMatch, RuleAction, cover,
+        Entity, Layer, NamespaceMatch, NormalPolicy, NormalRule, NormalSide, PeerMatch, PortMatch,
+        RuleAction, ServiceMatch, cover, icmp,
     },
-    resource::{LabelSelector, Labels, Protocol, Workload},
+    resource::{EndpointSlice, LabelSelector, Labels, Protocol, Service, Workload},
 };
 
 /// SHA-256 of what a class says. Equal if and only if the contents are.
@@ -69,10 +70,21 @@ impl Content {
     }
 }
 
+/// Every peer that rules name, in either direction.
+pub(super) fn peers(content: &Content) -> impl Iterator<Item = &PeerMatch> {
+    let rules = content.ingress().chain(content.egress()).flat_map(|side| &side.rules);
+    rules.flat_map(|rule| &rule.peers)
+}
+
 /// Whether classes of these policies depend on which nodes there are.
 pub(super) fn names_nodes(content: &Content) -> bool {
-    let rules = content.ingress().chain(content.egress()).flat_map(|side| &side.rules);
-    rules.flat_map(|rule| &rule.peers).any(|peer| matches!(peer, PeerMatch::World(_) | PeerMatch::Nodes))
+    let tiered = content.ingress().chain(content.egress()).any(|side| side.layer != Layer::Normal);
+    peers(content).any(|peer| match peer {
+        PeerMatch::World(_) => true,
+        // Where tiers have a say, they are written down as addresses.
+        PeerMatch::Entity(Entity::World | Entity::RemoteNode) => tiered,
+        _ => false,
+    })
 }
 
 /// Labels that policies may select by.
@@ -87,7 +99,7 @@ pub(super) fn own_ports(workload: &Workload, selecting: &[Arc<NormalPolicy>]) ->
         let sides = selecting.iter().filter_map(|policy| policy.ingress.as_ref());
         sides.flat_map(|side| &side.rules).flat_map(|rule| &rule.ports).any(|port| match port {
             PortMatch::Named { protocol: p, name } => *p == protocol && name == wanted,
-            PortMatch::Any | PortMatch::Range { .. } => false,
+            PortMatch::Any | PortMatch::Range { .. } | PortMatch::Icmp { .. } => false,
         })
     };
     let own: BTreeSet<OwnPort> = workload
@@ -153,8 +165,35 @@ pub(super) trait Identities {
     fn ports(&self, identity: IdentityNumber, protocol: Protocol, name: &str) -> Vec<u16>;
     /// Addresses of all nodes.
     fn nodes(&self) -> Vec<IpAddr>;
-    /// The range of all pods.
-    fn pods(&self) -> IpNet;
+    /// The ranges of all pods, of every family.
+    fn pods(&self) -> Vec<IpNet>;
+    /// Those whose workloads all are gateways, in ascending order.
+    fn gateways(&self) -> Vec<IdentityNumber>;
+    /// Services that match, with their endpoints where these are no workloads that a selector finds.
+    fn services(&self, wanted: &ServiceMatch) -> Vec<Target>;
+}
+
+/// Where a service leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Target {
+    /// To workloads.
+    Selected(NamespaceMatch, LabelSelector),
+    /// To an address that an EndpointSlice lists.
+    Address(IpAddr),
+}
+
+/// Where one service leads, by its object and its slices.
+pub(super) fn targets<'a>(
+    service: &Service,
+    slices: impl IntoIterator<Item = &'a EndpointSlice>,
+) -> Vec<Target> {
+    if !service.selector.is_empty() {
+        let namespace = NamespaceMatch::Named(service.meta.name.namespace.clone());
+        let labels = LabelSelector { match_labels: service.selector.clone(), match_expressions: Vec::new() };
+        return vec![Target::Selected(namespace, labels)];
+    }
+    let listed = slices.into_iter().flat_map(|slice| &slice.endpoints).flat_map(|e| &e.addresses);
+    listed.copied().map(Target::Address).collect()
 }
 
 /// Turns selectors and port names into numbers.
@@ -165,10 +204,23 @@ pub(super) fn class(id: u32, content: &Content, identities: &dyn Identities) -> 
     }
     let expand = Expand { identities, own };
     let (ingress, egress): (Vec<_>, Vec<_>) = (content.ingress().collect(), content.egress().collect());
-    let (ingress_default_deny, mut rules) = expand.direction(Direction::Ingress, &ingress);
-    let (egress_default_deny, more) = expand.direction(Direction::Egress, &egress);
-    rules.extend(more);
-    PolicyClass { id, ingress_default_deny, egress_default_deny, rules }
+    let (ingress, egress) =
+        (expand.direction(Direction::Ingress, &ingress), expand.direction(Direction::Egress, &egress));
+    PolicyClass {
+        id,
+        ingress_default_deny: ingress.default_deny,
+        egress_default_deny: egress.default_deny,
+        ingress_audit_default: ingress.audit_default,
+        egress_audit_default: egress.audit_default,
+        rules: ingress.rules.into_iter().chain(egress.rules).collect(),
+    }
+}
+
+/// What one direction comes to.
+struct Side {
+    default_deny: Option<String>,
+    audit_default: Option<String>,
+    rules: Vec<PolicyRule>,
 }
 
 struct Expand<'a> {
@@ -177,70 +229,109 @@ struct Expand<'a> {
 }
 
 impl Expand<'_> {
-    /// The default denial of one direction, and its rules in ascending order.
-    fn direction(&self, direction: Direction, sides: &[&NormalSide]) -> (Option<String>, Vec<PolicyRule>) {
-        let default_deny = sides.iter().find_map(|side| side.default_deny.clone());
-        let mut all = Vec::new();
-        for side in sides {
-            for rule in &side.rules {
-                self.rule(direction, side.layer, rule, &mut all);
+    /// The default denials of one direction, and its rules in ascending order.
+    fn direction(&self, direction: Direction, sides: &[&NormalSide]) -> Side {
+        let tiered = sides.iter().any(|side| side.layer != Layer::Normal);
+        let (audited, enforced): (Vec<&NormalSide>, Vec<&NormalSide>) =
+            sides.iter().copied().partition(|side| side.audit);
+        let default_of = |sides: &[&NormalSide]| sides.iter().find_map(|side| side.default_deny.clone());
+        let (default_deny, audit_default) = (default_of(&enforced), default_of(&audited));
+        if tiered {
+            let flat = flatten(direction, self.layered(direction, &enforced, tiered), default_deny);
+            let mut side = Side {
+                default_deny: flat.default_deny,
+                audit_default: None,
+                rules: flat.rules.iter().cloned().collect(),
+            };
+            if !audited.is_empty() {
+                // What all of them together would come to, as far as that is another thing.
+                let all = flatten(direction, self.layered(direction, sides, tiered), default_of(sides));
+                let other = all.rules.into_iter().filter(|rule| !flat.rules.contains(rule));
+                side.rules.extend(other.map(|rule| PolicyRule { audit: true, ..rule }));
+                side.audit_default = all.default_deny.filter(|_| side.default_deny.is_none());
             }
-        }
-        if sides.iter().any(|side| side.layer != Layer::Normal) {
-            let flat = flatten(direction, all, default_deny);
-            return (flat.default_deny, flat.rules.into_iter().collect());
+            return side;
         }
         // Without duplicates: of several that say the same, the first policy's provenance stays.
         let mut seen: BTreeMap<_, Arc<str>> = BTreeMap::new();
-        for Layered { action, peer, protocol, ports, provenance, .. } in all {
-            let action = if action == RuleAction::Allow { Action::Allow } else { Action::Deny };
-            seen.entry((action, peer, protocol, ports)).or_insert(provenance);
+        for (audit, sides) in [(false, &enforced), (true, &audited)] {
+            for layered in self.layered(direction, sides, tiered) {
+                let Layered { action, peer, protocol, ports, l7, provenance, .. } = layered;
+                let action = if action == RuleAction::Allow { Action::Allow } else { Action::Deny };
+                seen.entry((audit, action, peer, protocol, ports, l7)).or_insert(provenance);
+            }
         }
-        let rule = |((action, peer, protocol, ports), provenance)| PolicyRule {
+        let rule = |((audit, action, peer, protocol, ports, l7), provenance)| PolicyRule {
             direction,
             action,
             peer,
             protocol,
             ports,
+            audit,
+            l7,
             provenance,
         };
-        (default_deny, seen.into_iter().map(rule).collect())
+        Side { default_deny, audit_default, rules: seen.into_iter().map(rule).collect() }
     }
 
-    fn rule(&self, direction: Direction, layer: Layer, rule: &NormalRule, out: &mut Vec<Layered>) {
-        let mut add = |peer, protocol: Option<Protocol>, ports| {
+    fn layered(&self, direction: Direction, sides: &[&NormalSide], tiered: bool) -> Vec<Layered> {
+        let mut all = Vec::new();
+        for side in sides {
+            for rule in &side.rules {
+                self.rule(direction, side.layer, tiered, rule, &mut all);
+            }
+        }
+        all
+    }
+
+    fn rule(
+        &self,
+        direction: Direction,
+        layer: Layer,
+        tiered: bool,
+        rule: &NormalRule,
+        out: &mut Vec<Layered>,
+    ) {
+        let mut add = |peer, protocol: Option<FlowProtocol>, ports| {
             out.push(Layered {
                 layer,
                 action: rule.action,
                 peer,
-                protocol: protocol.map(FlowProtocol::from),
+                protocol,
                 ports,
+                l7: rule.l7.clone(),
                 provenance: rule.provenance.clone(),
             });
         };
         for peer in &rule.peers {
+            let peers = || self.peers(peer, rule.action, tiered).into_iter();
             for port in &rule.ports {
                 let (protocol, name) = match port {
                     PortMatch::Any => {
-                        self.peers(peer).into_iter().for_each(|peer| add(peer, None, None));
+                        peers().for_each(|peer| add(peer, None, None));
                         continue;
                     }
                     PortMatch::Range { protocol, ports } => {
-                        self.peers(peer).into_iter().for_each(|peer| add(peer, Some(*protocol), *ports));
+                        peers().for_each(|peer| add(peer, Some((*protocol).into()), *ports));
+                        continue;
+                    }
+                    PortMatch::Icmp { v6, kind } => {
+                        let (protocol, codes) = icmp(*v6, *kind);
+                        peers().for_each(|peer| add(peer, Some(protocol), Some(codes)));
                         continue;
                     }
                     PortMatch::Named { protocol, name } => (*protocol, name.as_str()),
                 };
+                let spoken = Some(protocol.into());
                 if direction == Direction::Ingress {
-                    let peers = self.peers(peer);
                     for number in self.own.get(&(protocol, name)).into_iter().flatten() {
-                        peers.iter().for_each(|p| add(p.clone(), Some(protocol), Some((*number, *number))));
+                        peers().for_each(|peer| add(peer, spoken, Some((*number, *number))));
                     }
                     continue;
                 }
                 for identity in self.naming(peer) {
                     for number in self.identities.ports(identity, protocol, name) {
-                        add(RulePeer::Identity(identity), Some(protocol), Some((number, number)));
+                        add(RulePeer::Identity(identity), spoken, Some((number, number)));
                     }
                 }
             }
@@ -252,34 +343,68 @@ impl Expand<'_> {
         match peer {
             PeerMatch::Any => self.identities.all(),
             PeerMatch::Workloads { namespaces, pods } => self.identities.select(namespaces, pods),
-            // Nothing outside the mesh names its ports.
-            PeerMatch::Outside(_) | PeerMatch::World(_) | PeerMatch::Nodes | PeerMatch::Networks(_) => {
-                Vec::new()
-            }
+            PeerMatch::Gateways => self.identities.gateways(),
+            // Nothing outside the mesh names its ports; and services have their own, so that no rule has both.
+            PeerMatch::Outside(_)
+            | PeerMatch::World(_)
+            | PeerMatch::Entity(_)
+            | PeerMatch::Networks(_)
+            | PeerMatch::Names(_)
+            | PeerMatch::Services(_) => Vec::new(),
         }
     }
 
-    fn peers(&self, peer: &PeerMatch) -> Vec<RulePeer> {
+    /// `tiered`: with what can be told apart without knowing where an address is.
+    fn peers(&self, peer: &PeerMatch, action: RuleAction, tiered: bool) -> Vec<RulePeer> {
         let identities = |numbers: Vec<IdentityNumber>| numbers.into_iter().map(RulePeer::Identity);
         match peer {
             PeerMatch::Any => vec![RulePeer::Any],
             PeerMatch::Workloads { namespaces, pods } => {
                 identities(self.identities.select(namespaces, pods)).collect()
             }
+            PeerMatch::Gateways => identities(self.identities.gateways()).collect(),
             PeerMatch::Outside(blocks) => blocks.iter().copied().map(RulePeer::Cidr).collect(),
-            PeerMatch::World(blocks) => {
-                let nodes = self.nodes();
-                blocks.iter().flat_map(|block| cover(*block, &nodes)).map(RulePeer::Cidr).collect()
+            PeerMatch::World(blocks) => self.world(blocks),
+            PeerMatch::Entity(Entity::World) if tiered => {
+                let everything = ["0.0.0.0/0", "::/0"].iter().filter_map(|text| text.parse().ok());
+                self.world(&everything.collect::<Vec<IpNet>>())
             }
-            PeerMatch::Nodes => self.nodes().into_iter().map(RulePeer::Cidr).collect(),
+            PeerMatch::Entity(Entity::RemoteNode) if tiered => {
+                self.nodes().into_iter().map(RulePeer::Cidr).collect()
+            }
+            // Its own node is admitted then, whatever is said of it.
+            PeerMatch::Entity(Entity::Host | Entity::Health) if tiered => Vec::new(),
+            PeerMatch::Entity(entity) => vec![RulePeer::Entity(*entity)],
+            PeerMatch::Names(names) => names.iter().cloned().map(RulePeer::Name).collect(),
+            PeerMatch::Services(wanted) => {
+                let targets = self.identities.services(wanted);
+                let rules = targets.into_iter().flat_map(|target| match target {
+                    Target::Selected(namespaces, pods) => {
+                        identities(self.identities.select(&namespaces, &pods)).collect()
+                    }
+                    Target::Address(address) => vec![RulePeer::Cidr(address.into())],
+                });
+                rules.collect()
+            }
             PeerMatch::Networks(blocks) => {
+                let held = |pods: &IpNet| blocks.iter().any(|block| block.contains(pods));
                 let pods = self.identities.pods();
-                let every = blocks.iter().any(|block| block.contains(&pods));
+                // A workload is known without its address, so whoever is denied by one family is by all, and whoever is
+                // let through has to be by all of them.
+                let every = match action {
+                    RuleAction::Deny => pods.iter().any(held),
+                    RuleAction::Allow | RuleAction::Pass => pods.iter().all(held),
+                };
                 let (namespaces, all) = everybody();
                 let workloads = if every { self.identities.select(&namespaces, &all) } else { Vec::new() };
                 blocks.iter().copied().map(RulePeer::Cidr).chain(identities(workloads)).collect()
             }
         }
+    }
+
+    fn world(&self, blocks: &[IpNet]) -> Vec<RulePeer> {
+        let nodes = self.nodes();
+        blocks.iter().flat_map(|block| cover(*block, &nodes)).map(RulePeer::Cidr).collect()
     }
 
     /// The fewest blocks that the nodes' addresses fill.

@@ -165,3 +165,32 @@ fn networks_that_hold_all_pods_hold_every_workload() {
     assert_eq!(to("10.1.2.0/24"), [false, false, false], "a workload is not known by its address");
     assert_eq!(to("203.0.113.0/24"), [false, true, false]);
 }
+
+#[test]
+fn networks_that_hold_pods_of_one_family_deny_them_and_let_nobody_through() {
+    let to = |action: &str, networks: Value| {
+        let mut cluster = shop();
+        std::sync::Arc::make_mut(&mut cluster.cluster).pod_cidr6 = Some("fd00:1::/112".parse().unwrap());
+        cluster.apply(json!({
+            "apiVersion": "policy.networking.k8s.io/v1beta1", "kind": "ClusterNetworkPolicy",
+            "metadata": {"name": "egress"},
+            "spec": {"tier": "Admin", "priority": 0, "subject": {"namespaces": {}}, "egress": [
+                {"action": action, "to": [{"networks": networks}]}]},
+        }));
+        // Without which nobody can be told to be let through.
+        cluster.apply(json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": {"namespace": "shop", "name": "none"},
+            "spec": {"podSelector": {}, "policyTypes": if action == "Deny" { json!(["Ingress"]) } else { json!(["Egress"]) }},
+        }));
+        let flow = flow("shop/pay", "shop/batch", Protocol::Tcp, 80);
+        let (compiled, oracle) =
+            (cluster.compile().verdict(&flow).egress, verdict(cluster.world(), &flow).egress);
+        assert_eq!(compiled.action, oracle.action);
+        compiled.action
+    };
+    assert_eq!(to("Deny", json!(["::/0"])), Action::Deny);
+    assert_eq!(to("Deny", json!(["10.0.0.0/8"])), Action::Deny);
+    assert_eq!(to("Accept", json!(["10.0.0.0/8"])), Action::Deny);
+    assert_eq!(to("Accept", json!(["10.0.0.0/8", "fd00::/8"])), Action::Allow);
+}

@@ -24,6 +24,8 @@ pub struct ModelDiff {
     pub workloads: Changes<NamespacedName>,
     pub services: Changes<NamespacedName>,
     pub policy_classes: Changes<u32>,
+    /// Nodes that a policy selects.
+    pub host_classes: Changes<String>,
     pub peers: Changes<String>,
     pub egress_scopes: Changes<NamespacedName>,
 }
@@ -36,6 +38,7 @@ pub fn diff(old: &MeshModel, new: &MeshModel) -> ModelDiff {
         workloads: changes(&old.workloads, &new.workloads),
         services: changes(&old.services, &new.services),
         policy_classes: changes(&old.policy_classes, &new.policy_classes),
+        host_classes: changes(&old.host_classes, &new.host_classes),
         peers: changes(&old.peers, &new.peers),
         egress_scopes: changes(&old.egress_scopes, &new.egress_scopes),
     }
@@ -49,6 +52,7 @@ impl ModelDiff {
             && self.workloads.is_empty()
             && self.services.is_empty()
             && self.policy_classes.is_empty()
+            && self.host_classes.is_empty()
             && self.peers.is_empty()
             && self.egress_scopes.is_empty()
     }

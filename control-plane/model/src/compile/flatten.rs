@@ -5,6 +5,9 @@
 //! else. For each of these the whole function from protocol and port to a decision is worked out in the order of the
 //! tiers, and then written down as rules that do not overlap. Nobody in particular ("else") is never denied by a rule,
 //! which would beat what others are allowed, but by the default.
+//!
+//! An address that DNS has answered for a name may be in a block as well. Each has its own function, and where one of them
+//! denies, both do: that may be more than the tiers say, and never less.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,10 +17,7 @@ use std::{
 use ipnet::IpNet;
 
 use super::{Action, Direction, FlowProtocol, PolicyRule, RulePeer};
-use crate::{
-    identity::IdentityNumber,
-    policy::{Layer, RuleAction, cover},
-};
+use crate::policy::{L7, Layer, RuleAction, cover};
 
 /// Names what no policy decides, where a rule has to say it.
 pub const UNDECIDED: &str = "builtin/undecided";
@@ -30,6 +30,7 @@ pub(super) struct Layered {
     pub(super) peer: RulePeer,
     pub(super) protocol: Option<FlowProtocol>,
     pub(super) ports: Option<(u16, u16)>,
+    pub(super) l7: Option<L7>,
     pub(super) provenance: Arc<str>,
 }
 
@@ -56,6 +57,8 @@ struct Decided {
     action: Action,
     /// None: no rule, but the default denial of the policies of namespaces, or the want of one.
     by: Option<Arc<str>>,
+    /// It is allowed as far as these admit it.
+    l7: Option<L7>,
 }
 
 /// Makes rules of one direction flat. They are in the order of their policies and of their place there; those of one
@@ -64,12 +67,15 @@ pub(super) fn flatten(direction: Direction, mut rules: Vec<Layered>, default_den
     rules.sort_by_key(|rule| rule.layer);
     let tiers = Tiers { rules: &rules, default_deny: default_deny.is_some() };
     let mut any: Vec<usize> = Vec::new();
-    let mut named: BTreeMap<IdentityNumber, Vec<usize>> = BTreeMap::new();
+    // None of these is another one, or in a block. (An address may have a name and be in a block: see the head.)
+    let mut named: BTreeMap<RulePeer, Vec<usize>> = BTreeMap::new();
     let mut blocks: BTreeMap<IpNet, Vec<usize>> = BTreeMap::new();
     for (i, rule) in rules.iter().enumerate() {
         match &rule.peer {
             RulePeer::Any => any.push(i),
-            RulePeer::Identity(identity) => named.entry(*identity).or_default().push(i),
+            RulePeer::Identity(_) | RulePeer::Entity(_) | RulePeer::Name(_) => {
+                named.entry(rule.peer.clone()).or_default().push(i);
+            }
             RulePeer::Cidr(block) => blocks.entry(*block).or_default().push(i),
         }
     }
@@ -89,9 +95,9 @@ pub(super) fn flatten(direction: Direction, mut rules: Vec<Layered>, default_den
         out.flat.default_deny = default_deny.or(by);
     }
     out.everybody();
-    for (identity, own) in &named {
+    for (peer, own) in &named {
         let function = of(own);
-        out.named(&RulePeer::Identity(*identity), &function);
+        out.named(peer, &function);
     }
     for Nested { block, around, inside } in nested(&blocks) {
         let own: Vec<usize> = around.iter().filter_map(|net| blocks.get(net)).flatten().copied().collect();
@@ -149,8 +155,9 @@ impl Tiers<'_> {
             .filter_map(|i| self.rules.get(*i))
             .filter(|rule| rule.protocol.is_none_or(|p| p == protocol))
             .collect();
-        // Where a decision may begin to be another one. Protocols without ports have one segment.
-        let mut starts: BTreeSet<u32> = [1].into();
+        // Where a decision may begin to be another one. No port is 0; a type of ICMP is.
+        let least = u32::from(!matches!(protocol, FlowProtocol::Icmp | FlowProtocol::Icmpv6));
+        let mut starts: BTreeSet<u32> = [least].into();
         for (first, last) in own.iter().filter_map(|rule| rule.ports) {
             starts.extend([u32::from(first), u32::from(last) + 1]);
         }
@@ -170,7 +177,7 @@ impl Tiers<'_> {
     }
 
     fn decide(&self, matching: &[&Layered]) -> Decided {
-        let by = |action, rule: &Layered| Decided { action, by: Some(rule.provenance.clone()) };
+        let by = |action, rule: &Layered| Decided { action, by: Some(rule.provenance.clone()), l7: None };
         let tier = |wanted: fn(Layer) -> bool| match matching.iter().find(|rule| wanted(rule.layer)) {
             Some(rule) if rule.action == RuleAction::Deny => Some(by(Action::Deny, rule)),
             Some(rule) if rule.action == RuleAction::Allow => Some(by(Action::Allow, rule)),
@@ -185,14 +192,29 @@ impl Tiers<'_> {
             return by(Action::Deny, rule);
         }
         if let Some(rule) = normal(RuleAction::Allow) {
-            return by(Action::Allow, rule);
+            let allowing =
+                matching.iter().filter(|r| r.layer == Layer::Normal && r.action == RuleAction::Allow);
+            return Decided { l7: joined(allowing.map(|rule| rule.l7.as_ref())), ..by(Action::Allow, rule) };
         }
         if self.default_deny {
-            return Decided { action: Action::Deny, by: None };
+            return Decided { action: Action::Deny, by: None, l7: None };
         }
-        tier(|layer| matches!(layer, Layer::Baseline(_)))
-            .unwrap_or(Decided { action: Action::Allow, by: None })
+        tier(|layer| matches!(layer, Layer::Baseline(_))).unwrap_or(Decided {
+            action: Action::Allow,
+            by: None,
+            l7: None,
+        })
     }
+}
+
+/// What all that allow admit together: everything, if one of them does.
+fn joined<'a>(all: impl Iterator<Item = Option<&'a L7>>) -> Option<L7> {
+    let mut names = BTreeSet::new();
+    for l7 in all {
+        let L7::Dns(more) = l7?;
+        names.extend(more.iter().cloned());
+    }
+    Some(L7::Dns(names.into_iter().collect()))
 }
 
 /// Writes functions down as rules.
@@ -210,7 +232,7 @@ impl Writer {
         let function = self.everybody.clone();
         let by_default = self.flat.default_deny.is_none();
         let needless = |_: FlowProtocol, segment: &Segment| {
-            let Decided { action, by } = &segment.decision;
+            let Decided { action, by, .. } = &segment.decision;
             *action == Action::Deny || by.is_none() && by_default
         };
         let rules = self.rules(&RulePeer::Any, &function, needless);
@@ -250,6 +272,8 @@ impl Writer {
             peer: peer.clone(),
             protocol,
             ports,
+            audit: false,
+            l7: decision.l7.clone(),
             provenance: match (&decision.by, decision.action) {
                 (Some(by), _) => by.clone(),
                 (None, Action::Deny) => self.unsaid.clone(),

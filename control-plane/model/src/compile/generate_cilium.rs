@@ -42,17 +42,59 @@ fn far_selector() -> impl Strategy<Value = Value> {
 
 fn peers(side: &'static str, deny: bool) -> impl Strategy<Value = Value> {
     let entities: &[&str] = match deny {
-        true => &["all", "world", "world-ipv4", "remote-node", "none"],
-        false => {
-            &["all", "world", "world-ipv4", "world-ipv6", "cluster", "host", "remote-node", "health", "none"]
-        }
+        true => &[
+            "all",
+            "world",
+            "world-ipv4",
+            "remote-node",
+            "none",
+            "host",
+            "cluster",
+            "health",
+            "mesh",
+            "ingress",
+        ],
+        false => &[
+            "all",
+            "world",
+            "world-ipv4",
+            "world-ipv6",
+            "cluster",
+            "host",
+            "remote-node",
+            "health",
+            "none",
+            "unmanaged",
+            "mesh",
+            "ingress",
+            "kube-apiserver",
+            "init",
+        ],
     };
     let block = prop_oneof![
         Just(json!({"cidr": "0.0.0.0/0"})),
         Just(json!({"cidr": "203.0.113.0/24", "except": ["203.0.113.8/29"]})),
         Just(json!({"cidr": "192.0.2.0/24", "except": ["192.0.2.2/32"]})),
     ];
+    let service = prop_oneof![
+        Just(json!({"k8sService": {"serviceName": "s", "namespace": "a"}})),
+        Just(json!({"k8sService": {"serviceName": "x", "namespace": "a"}})),
+        Just(json!({"k8sServiceSelector": {"selector": {}, "namespace": "b"}})),
+        Just(json!({"k8sService": {"serviceName": "bare", "namespace": "b"}})),
+        Just(json!({"k8sServiceSelector": {"selector": {"matchLabels": {"tier": "1"}}}})),
+    ];
+    let name = prop_oneof![
+        Just(json!({"matchName": "a.example"})),
+        Just(json!({"matchPattern": "*.example"})),
+        Just(json!({"matchPattern": "**.b.example"})),
+    ];
     let list = |of: BoxedStrategy<Value>| prop::collection::vec(of, 1..3);
+    // Of egress alone; elsewhere they are refused.
+    let (services, names) = match (side, deny) {
+        ("to", false) => (1, 1),
+        ("to", true) => (1, 0),
+        _ => (0, 0),
+    };
     let entity = prop::sample::select(entities.to_vec()).prop_map(|e| json!(e));
     let cidr = prop::sample::select(vec!["203.0.113.9", "10.0.0.0/8", "::/0"]).prop_map(|c| json!(c));
     prop_oneof![
@@ -61,6 +103,8 @@ fn peers(side: &'static str, deny: bool) -> impl Strategy<Value = Value> {
         1 => list(cidr.boxed()).prop_map(move |l| json!({format!("{side}CIDR"): l})),
         1 => list(block.boxed()).prop_map(move |l| json!({format!("{side}CIDRSet"): l})),
         3 => list(entity.boxed()).prop_map(move |l| json!({format!("{side}Entities"): l})),
+        services => list(service.boxed()).prop_map(|l| json!({"toServices": l})),
+        names => list(name.boxed()).prop_map(|l| json!({"toFQDNs": l})),
     ]
 }
 
@@ -80,8 +124,19 @@ fn port() -> impl Strategy<Value = Value> {
 
 fn entries(side: &'static str, deny: bool) -> impl Strategy<Value = Vec<Value>> {
     let ports = prop::collection::vec(port(), 0..3);
-    let entry = (peers(side, deny), ports).prop_map(|(mut entry, ports)| {
-        if !ports.is_empty() {
+    let icmps = prop_oneof![
+        5 => Just(json!([])),
+        1 => Just(json!([{"fields": [{"type": "EchoRequest"}, {"family": "IPv6", "type": 128}]}])),
+        1 => Just(json!([{"fields": [{"type": 0}, {"type": 1}]}])),
+    ];
+    let dns = prop::bool::weighted(if side == "to" && !deny { 0.2 } else { 0.0 });
+    let entry = (peers(side, deny), ports, icmps, dns).prop_map(|(mut entry, ports, icmps, dns)| {
+        if icmps != json!([]) {
+            entry["icmps"] = icmps;
+        } else if dns && entry["toServices"].is_null() {
+            let rules = json!({"dns": [{"matchPattern": "*"}]});
+            entry["toPorts"] = json!([{"ports": [{"port": "80"}], "rules": rules}]);
+        } else if !ports.is_empty() && entry["toServices"].is_null() {
             entry["toPorts"] = json!([{ "ports": ports }]);
         }
         entry
@@ -127,7 +182,15 @@ fn body(of_cluster: bool) -> impl Strategy<Value = Value> {
 
 /// A policy of a namespace or of the whole cluster, by this name.
 pub(super) fn cilium_policy(namespace: &'static str, name: String) -> impl Strategy<Value = Value> {
-    any::<bool>().prop_flat_map(body_of).prop_map(move |(of_cluster, mut out)| {
+    let some = (any::<bool>().prop_flat_map(body_of), prop::bool::weighted(0.2), prop::bool::weighted(0.3));
+    some.prop_map(move |((of_cluster, mut out), audited, of_nodes)| {
+        if of_cluster && of_nodes && out["spec"].is_object() {
+            out["spec"].as_object_mut().unwrap().remove("endpointSelector");
+            out["spec"]["nodeSelector"] = match audited {
+                true => json!({}),
+                false => json!({"matchLabels": {"kubernetes.io/hostname": "n2"}}),
+            };
+        }
         out["apiVersion"] = json!("cilium.io/v2");
         let (kind, metadata) = match of_cluster {
             true => ("CiliumClusterwideNetworkPolicy", json!({"name": name})),
@@ -135,6 +198,9 @@ pub(super) fn cilium_policy(namespace: &'static str, name: String) -> impl Strat
         };
         out["kind"] = json!(kind);
         out["metadata"] = metadata;
+        if audited {
+            out["metadata"]["annotations"] = json!({"isthmus.io/audit": "true"});
+        }
         out
     })
 }

@@ -346,6 +346,7 @@ fn assert_same(ours: &MeshModel, reference: &MeshModel) {
     assert_eq!(ours.cluster, reference.cluster);
     assert_eq!(plain(&ours.nodes), plain(&reference.nodes));
     assert_eq!(plain(&ours.policy_classes), plain(&reference.policy_classes));
+    assert_eq!(ours.host_classes, reference.host_classes);
     assert_eq!(plain(&ours.workloads), plain(&reference.workloads));
     assert_eq!(plain(&ours.services), plain(&reference.services));
     assert_eq!(plain(&ours.peers), plain(&reference.peers));
@@ -412,6 +413,7 @@ fn follow(batches: Vec<Vec<Op>>, mask: u32) {
             nodes: plain_changes(&last.nodes, &model.nodes),
             workloads: plain_changes(&last.workloads, &model.workloads),
             services: plain_changes(&last.services, &model.services),
+            host_classes: plain_changes(&last.host_classes, &model.host_classes),
             policy_classes: plain_changes(&last.policy_classes, &model.policy_classes),
             peers: plain_changes(&last.peers, &model.peers),
             egress_scopes: plain_changes(&last.egress_scopes, &model.egress_scopes),

@@ -288,10 +288,10 @@ fn admitted(class: Option<&PolicyClass>) -> (BTreeSet<IdentityNumber>, bool) {
     let rules = class.into_iter().flat_map(|class| &class.rules);
     let (mut identities, mut outsiders) = (BTreeSet::new(), false);
     for rule in rules.filter(|rule| rule.direction == Direction::Ingress) {
-        match rule.peer {
+        match &rule.peer {
             RulePeer::Any => {}
-            RulePeer::Identity(identity) => drop(identities.insert(identity)),
-            RulePeer::Cidr(_) => outsiders = true,
+            RulePeer::Identity(identity) => drop(identities.insert(*identity)),
+            RulePeer::Cidr(_) | RulePeer::Entity(_) | RulePeer::Name(_) => outsiders = true,
         }
     }
     (identities, outsiders)
@@ -331,7 +331,11 @@ mod tests {
             id: 0,
             ingress_default_deny: None,
             egress_default_deny: None,
+            ingress_audit_default: None,
+            egress_audit_default: None,
             rules: vec![PolicyRule {
+                audit: false,
+                l7: None,
                 direction,
                 peer: RulePeer::Identity(300),
                 protocol: None,

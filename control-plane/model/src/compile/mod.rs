@@ -52,7 +52,7 @@ pub fn compile(input: &Input) -> MeshModel {
 
 fn compile_numbered(input: &Input, numbering: Numbering) -> MeshModel {
     let mut workloads = workloads::compile(input);
-    let policy_classes = policy::compile(input, &mut workloads, numbering);
+    let (policy_classes, host_classes) = policy::compile(input, &mut workloads, numbering);
     let services = scan::services(input, &workloads);
     let mut index = ModelIndex::default();
     workloads.values().for_each(|workload| index.workload(None, Some(workload)));
@@ -65,6 +65,7 @@ fn compile_numbered(input: &Input, numbering: Numbering) -> MeshModel {
         workloads: workloads.into_iter().map(|(name, workload)| (name, Arc::new(workload))).collect(),
         services: services.into_iter().map(|(name, service)| (name, Arc::new(service))).collect(),
         policy_classes: policy_classes.into_iter().map(|(id, class)| (id, Arc::new(class))).collect(),
+        host_classes,
         peers: input.peers.clone(),
         egress_scopes: scope::all(input),
         index,

@@ -13,12 +13,13 @@ use serde::Serialize;
 use super::ModelIndex;
 use crate::{
     identity::{IdentityNumber, IdentityTable, SpiffeId},
+    policy::{Entity, L7, NamePattern},
     records::{
         ClusterInfo, NodePort, NodeRecord, PeerRecord, ServiceAllocation, StoredMeta, WorkloadBinding,
     },
     resource::{
         AppProtocol, EgressHost, Exposure, HostPort, HttpRouteRule, Kind, NamespacedName, Object, ObjectKey,
-        Protocol, ProxyMode, Visibility,
+        Protocol, ProxyMode, Readiness, Visibility,
     },
 };
 
@@ -81,6 +82,8 @@ pub struct MeshModel {
     pub services: OrdMap<NamespacedName, Arc<MeshService>>,
     /// Every class that a workload has. Class 0, which permits everything, is there too where it is used.
     pub policy_classes: OrdMap<u32, Arc<PolicyClass>>,
+    /// Classes of nodes that a policy selects.
+    pub host_classes: OrdMap<String, u32>,
     pub peers: OrdMap<String, Arc<PeerRecord>>,
     /// Every Sidecar object, by its name.
     pub egress_scopes: OrdMap<NamespacedName, Arc<EgressScope>>,
@@ -97,8 +100,12 @@ pub struct MeshWorkload {
     pub spiffe_id: SpiffeId,
     pub proxy: ProxyMode,
     pub policy_class: u32,
+    /// What policies deny it is told of, and not enforced.
+    pub audit: bool,
     /// Ports that the sidecar serves in the workload's stead: its TCP ports, if it has a sidecar.
     pub captured_ports: Vec<u16>,
+    /// How its node finds out whether it is ready, at this port.
+    pub readiness: Option<(Readiness, u16)>,
     /// Ports of its node that lead to it.
     pub host_ports: Vec<MeshHostPort>,
     /// What the workload itself says that its ports speak, where it says so.
@@ -222,6 +229,7 @@ impl MeshModel {
             workloads: OrdMap::new(),
             services: OrdMap::new(),
             policy_classes: OrdMap::new(),
+            host_classes: OrdMap::new(),
             peers: OrdMap::new(),
             egress_scopes: OrdMap::new(),
             index: ModelIndex::default(),
@@ -270,6 +278,9 @@ pub struct PolicyClass {
     /// Provenance of the default deny, where the direction is selected by a policy.
     pub ingress_default_deny: Option<String>,
     pub egress_default_deny: Option<String>,
+    /// Default denials that audited policies ask for: told of, not enforced.
+    pub ingress_audit_default: Option<String>,
+    pub egress_audit_default: Option<String>,
     pub rules: Vec<PolicyRule>,
 }
 
@@ -281,8 +292,12 @@ pub struct PolicyRule {
     pub peer: RulePeer,
     /// None: any.
     pub protocol: Option<FlowProtocol>,
-    /// Inclusive; None: any.
+    /// Inclusive; None: any. Of ICMP it is `type << 8 | code`.
     pub ports: Option<(u16, u16)>,
+    /// Of an audited policy: a denial is told of and not enforced, and what is allowed is not told of.
+    pub audit: bool,
+    /// It allows only what this admits.
+    pub l7: Option<L7>,
     pub provenance: Arc<str>,
 }
 
@@ -346,4 +361,7 @@ pub enum RulePeer {
     Any,
     Identity(IdentityNumber),
     Cidr(IpNet),
+    Entity(Entity),
+    /// Addresses outside the mesh that DNS has answered for such a name.
+    Name(NamePattern),
 }

@@ -11,25 +11,35 @@ use std::{
     sync::Arc,
 };
 
+use imbl::OrdMap;
 use ipnet::IpNet;
 
 use super::{
     Input, MeshWorkload, PolicyClass,
-    class::{Content, Fingerprint, Identities, Numbering, OwnPort, class, own_ports, policy_labels},
+    class::{
+        Content, Fingerprint, Identities, Numbering, OwnPort, Target, class, own_ports, policy_labels,
+        targets,
+    },
     workloads::declared,
 };
 use crate::{
     identity::{IdentityKey, IdentityNumber},
-    policy::{NamespaceMatch, NormalPolicy},
-    resource::{LabelSelector, NamespacedName, Protocol},
+    policy::{NamespaceMatch, NormalPolicy, ServiceMatch},
+    resource::{LabelSelector, NamespacedName, Object, Protocol, ProxyMode, Service},
 };
 
-/// Sets each workload's class, and returns the classes in use.
+/// Who has a class.
+enum Member<'a> {
+    Workload(&'a NamespacedName),
+    Node(&'a String),
+}
+
+/// Sets each workload's class, and returns the classes in use, and those of nodes that a policy selects.
 pub(super) fn compile(
     input: &Input,
     workloads: &mut BTreeMap<NamespacedName, MeshWorkload>,
     numbering: Numbering,
-) -> BTreeMap<u32, PolicyClass> {
+) -> (BTreeMap<u32, PolicyClass>, OrdMap<String, u32>) {
     let policies: Vec<Arc<NormalPolicy>> =
         input.objects.values().flat_map(|object| NormalPolicy::all_of(object)).map(Arc::new).collect();
     // By the only namespace that a policy can select workloads of; none: by labels alone.
@@ -38,7 +48,7 @@ pub(super) fn compile(
         by_namespace.entry(policy.subject.namespaces.only()).or_default().push(i);
     }
     // By what selects them first: writing down the content once per group is cheaper than once per workload.
-    let mut groups: BTreeMap<Group, (Content, Vec<&NamespacedName>)> = BTreeMap::new();
+    let mut groups: BTreeMap<Group, (Content, Vec<Member<'_>>)> = BTreeMap::new();
     for workload in declared(input) {
         let namespace = workload.meta.name.namespace.as_str();
         let labels = policy_labels(workload);
@@ -50,9 +60,24 @@ pub(super) fn compile(
         let ports = own_ports(workload, &chosen);
         let group = groups.entry((selecting, ports.clone()));
         let content = Content { policies: chosen, own_ports: ports };
-        group.or_insert_with(|| (content, Vec::new())).1.push(&workload.meta.name);
+        group.or_insert_with(|| (content, Vec::new())).1.push(Member::Workload(&workload.meta.name));
     }
-    let mut contents: BTreeMap<Fingerprint, (Content, Vec<&NamespacedName>)> = BTreeMap::new();
+    for (name, node) in &input.nodes {
+        let labels = node.labels();
+        let selecting: Vec<usize> =
+            (0..policies.len()).filter(|i| policies[*i].subject.selects_node(&labels)).collect();
+        if selecting.is_empty() {
+            continue;
+        }
+        let chosen = selecting.iter().map(|i| policies[*i].clone()).collect();
+        let content = Content { policies: chosen, own_ports: Vec::new() };
+        groups
+            .entry((selecting, Vec::new()))
+            .or_insert_with(|| (content, Vec::new()))
+            .1
+            .push(Member::Node(name));
+    }
+    let mut contents: BTreeMap<Fingerprint, (Content, Vec<Member<'_>>)> = BTreeMap::new();
     for (content, names) in groups.into_values() {
         contents.entry(content.fingerprint()).or_insert_with(|| (content, Vec::new())).1.extend(names);
     }
@@ -62,17 +87,22 @@ pub(super) fn compile(
         numbers.insert(0, *fingerprint);
     }
     let scan = Scan::new(input);
-    let mut classes = BTreeMap::new();
+    let (mut classes, mut hosts) = (BTreeMap::new(), OrdMap::new());
     for (id, fingerprint) in numbers {
-        let Some((content, names)) = contents.get(&fingerprint) else { continue };
+        let Some((content, members)) = contents.get(&fingerprint) else { continue };
         classes.insert(id, class(id, content, &scan));
-        for name in names {
-            if let Some(workload) = workloads.get_mut(*name) {
-                workload.policy_class = id;
+        for member in members {
+            match member {
+                Member::Workload(name) => {
+                    if let Some(workload) = workloads.get_mut(*name) {
+                        workload.policy_class = id;
+                    }
+                }
+                Member::Node(name) => drop(hosts.insert((*name).clone(), id)),
             }
         }
     }
-    classes
+    (classes, hosts)
 }
 
 /// What a class depends on: the policies that select a workload, by their place, and the workload's own meaning of the
@@ -82,8 +112,10 @@ type Group = (Vec<usize>, Vec<OwnPort>);
 /// Looks through all declared workloads. (The table also has identities of workloads that are gone, which would only
 /// fill the kernel's maps.)
 struct Scan<'a> {
+    input: &'a Input,
     nodes: Vec<IpAddr>,
-    pods: IpNet,
+    /// Identities of which a workload is no gateway.
+    plain: BTreeSet<IdentityNumber>,
     identities: BTreeMap<IdentityNumber, IdentityKey>,
     ports: BTreeMap<IdentityNumber, BTreeSet<(Protocol, &'a str, u16)>>,
 }
@@ -91,12 +123,15 @@ struct Scan<'a> {
 impl<'a> Scan<'a> {
     fn new(input: &'a Input) -> Self {
         let nodes = input.nodes.values().flat_map(|node| node.addresses()).collect();
-        let mut scan =
-            Self { nodes, pods: input.cluster.pod_cidr, identities: BTreeMap::new(), ports: BTreeMap::new() };
+        let (identities, ports) = (BTreeMap::new(), BTreeMap::new());
+        let mut scan = Self { input, nodes, plain: BTreeSet::new(), identities, ports };
         for workload in declared(input) {
             let key = IdentityKey::of(&input.cluster.trust_domain, workload);
             let Some(number) = input.identities.lookup(&key) else { continue };
             scan.identities.insert(number, key);
+            if workload.proxy != ProxyMode::Gateway {
+                scan.plain.insert(number);
+            }
             let named = workload.ports.iter().filter_map(|p| Some((p.protocol, p.name.as_deref()?, p.port)));
             scan.ports.entry(number).or_default().extend(named);
         }
@@ -126,7 +161,28 @@ impl Identities for Scan<'_> {
         self.nodes.clone()
     }
 
-    fn pods(&self) -> IpNet {
-        self.pods
+    fn pods(&self) -> Vec<IpNet> {
+        self.input.cluster.pod_cidrs().collect()
+    }
+
+    fn gateways(&self) -> Vec<IdentityNumber> {
+        self.identities.keys().filter(|number| !self.plain.contains(number)).copied().collect()
+    }
+
+    fn services(&self, wanted: &ServiceMatch) -> Vec<Target> {
+        let objects = || self.input.objects.values().map(AsRef::as_ref);
+        let services = objects().filter_map(|object| match object {
+            Object::Service(service) if wanted.matches(service) => Some(service),
+            _ => None,
+        });
+        let of = |service: &'_ Service| {
+            let name = service.meta.name.clone();
+            let slices = objects().filter_map(move |object| match object {
+                Object::EndpointSlice(slice) if slice.is_of(&name) => Some(slice),
+                _ => None,
+            });
+            targets(service, slices)
+        };
+        services.flat_map(of).collect()
     }
 }

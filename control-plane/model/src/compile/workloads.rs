@@ -50,7 +50,12 @@ pub(super) fn one(
         spiffe_id: SpiffeId::workload(trust_domain, &name.namespace, &workload.service_account),
         proxy: workload.proxy,
         policy_class: 0,
+        audit: workload.meta.is_audited(),
         captured_ports: captured_ports(workload),
+        readiness: workload
+            .readiness
+            .as_ref()
+            .and_then(|probe| Some((probe.clone(), probe.port_number(&workload.ports)?))),
         host_ports: workload
             .ports
             .iter()

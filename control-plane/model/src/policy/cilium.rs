@@ -5,16 +5,19 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::{
-    Layer, NamespaceMatch, NormalPolicy, NormalRule, NormalSide, PeerMatch, PortMatch, RuleAction, Subject,
-    cover,
+    Entity, L7, Layer, NamespaceMatch, NormalPolicy, NormalRule, NormalSide, PeerMatch, PortMatch,
+    RuleAction, ServiceMatch, Subject, cover,
 };
 use crate::{
     compile::Direction,
     resource::{
         CiliumEntity, CiliumEntry, CiliumPeers, CiliumPolicy, CiliumPort, CiliumRule, CiliumSelector,
-        CiliumSide, LabelSelector, PortRef,
+        CiliumService, CiliumSide, LabelSelector, NamespacedName, PortRef,
     },
 };
+
+/// Where Kubernetes' own service is.
+const API_SERVER: (&str, &str) = ("default", "kubernetes");
 
 /// One normal policy for each rule of the object. `kind` is the object's, in lower case.
 pub(super) fn normal(kind: &str, policy: &CiliumPolicy) -> Vec<NormalPolicy> {
@@ -32,7 +35,7 @@ fn one(provenance: String, prefix: &str, own: &str, rule: &CiliumRule) -> Normal
         own => NamespaceMatch::Named(own.to_owned()),
     };
     NormalPolicy {
-        subject: Subject { namespaces, pods: rule.subject.pods.clone() },
+        subject: Subject { namespaces, pods: rule.subject.pods.clone(), nodes: rule.nodes.clone() },
         ingress: side(prefix, own, Direction::Ingress, &rule.ingress),
         egress: side(prefix, own, Direction::Egress, &rule.egress),
         provenance,
@@ -54,11 +57,12 @@ fn side(prefix: &str, own: &str, direction: Direction, side: &CiliumSide) -> Opt
         entries.iter().enumerate().filter(|(_, entry)| !entry.is_empty()).map(move |(i, entry)| NormalRule {
             action,
             peers: peers(entry, own),
-            ports: ports(&entry.ports),
+            ports: ports(entry),
+            l7: (!entry.dns.is_empty()).then(|| L7::Dns(entry.dns.clone())),
             provenance: Arc::from(format!("{prefix}{}{suffix}[{i}]", direction.as_str())),
         })
     });
-    Some(NormalSide { layer: Layer::Normal, default_deny, rules: rules.collect() })
+    Some(NormalSide { layer: Layer::Normal, audit: false, default_deny, rules: rules.collect() })
 }
 
 fn peers(entry: &CiliumEntry, own: &str) -> Vec<PeerMatch> {
@@ -71,6 +75,8 @@ fn peers(entry: &CiliumEntry, own: &str) -> Vec<PeerMatch> {
             vec![PeerMatch::Outside(blocks.collect())]
         }
         CiliumPeers::Entities(list) => list.iter().flat_map(|entity| entities(*entity)).collect(),
+        CiliumPeers::Services(list) => list.iter().map(|service| services(service, own)).collect(),
+        CiliumPeers::Names(list) => vec![PeerMatch::Names(list.clone())],
     }
 }
 
@@ -83,25 +89,57 @@ fn workloads(selector: &CiliumSelector, own: &str) -> PeerMatch {
     PeerMatch::Workloads { namespaces, pods: selector.pods.clone() }
 }
 
+fn services(service: &CiliumService, own: &str) -> PeerMatch {
+    let any = || NamespaceMatch::Selected(LabelSelector::default());
+    PeerMatch::Services(match service {
+        CiliumService::Named { namespace, name } => {
+            ServiceMatch::Named(NamespacedName::new(namespace.as_deref().unwrap_or(own), name))
+        }
+        CiliumService::Selected { namespace, labels } => {
+            let namespace = namespace.as_deref().or(Some(own)).filter(|name| !name.is_empty());
+            let namespaces = namespace.map_or_else(any, |name| NamespaceMatch::Named(name.to_owned()));
+            ServiceMatch::Selected { namespaces, labels: labels.clone() }
+        }
+    })
+}
+
 fn entities(entity: CiliumEntity) -> Vec<PeerMatch> {
     let everything = |text: &str| text.parse::<IpNet>().ok();
     let world = |texts: &[&str]| PeerMatch::World(texts.iter().filter_map(|text| everything(text)).collect());
     match entity {
         CiliumEntity::All => vec![PeerMatch::Any],
-        CiliumEntity::World => vec![world(&["0.0.0.0/0", "::/0"])],
+        CiliumEntity::World => vec![PeerMatch::Entity(Entity::World)],
         CiliumEntity::WorldIpv4 => vec![world(&["0.0.0.0/0"])],
         CiliumEntity::WorldIpv6 => vec![world(&["::/0"])],
         CiliumEntity::Cluster => {
-            let namespaces = NamespaceMatch::Selected(LabelSelector::default());
-            vec![PeerMatch::Workloads { namespaces, pods: LabelSelector::default() }, PeerMatch::Nodes]
+            let nodes = [Entity::RemoteNode, Entity::Host].map(PeerMatch::Entity);
+            [everybody()].into_iter().chain(nodes).collect()
         }
-        CiliumEntity::RemoteNode => vec![PeerMatch::Nodes],
-        // A workload's own node is always admitted, and health checks come from there.
-        CiliumEntity::Host | CiliumEntity::Health | CiliumEntity::None => Vec::new(),
+        CiliumEntity::Mesh => vec![everybody()],
+        CiliumEntity::RemoteNode => vec![PeerMatch::Entity(Entity::RemoteNode)],
+        CiliumEntity::Host => vec![PeerMatch::Entity(Entity::Host)],
+        CiliumEntity::Health => vec![PeerMatch::Entity(Entity::Health)],
+        CiliumEntity::Unmanaged => vec![PeerMatch::Entity(Entity::Unmanaged)],
+        CiliumEntity::Ingress => vec![PeerMatch::Gateways],
+        CiliumEntity::KubeApiserver => {
+            let (namespace, name) = API_SERVER;
+            vec![PeerMatch::Services(ServiceMatch::Named(NamespacedName::new(namespace, name)))]
+        }
+        // A workload has traffic once its identity is known, and not before.
+        CiliumEntity::Init | CiliumEntity::None => Vec::new(),
     }
 }
 
-fn ports(ports: &[CiliumPort]) -> Vec<PortMatch> {
+fn everybody() -> PeerMatch {
+    let namespaces = NamespaceMatch::Selected(LabelSelector::default());
+    PeerMatch::Workloads { namespaces, pods: LabelSelector::default() }
+}
+
+fn ports(entry: &CiliumEntry) -> Vec<PortMatch> {
+    if !entry.icmps.is_empty() {
+        return entry.icmps.iter().map(|icmp| PortMatch::Icmp { v6: icmp.v6, kind: icmp.kind }).collect();
+    }
+    let ports: &[CiliumPort] = &entry.ports;
     if ports.is_empty() {
         return vec![PortMatch::Any];
     }

@@ -28,16 +28,17 @@ pub(super) fn normal(policy: &ClusterPolicy) -> NormalPolicy {
             },
             peers: rule.peers.iter().map(peer).collect(),
             ports: ports(&rule.ports),
+            l7: None,
             provenance: Arc::from(format!("{provenance}#{}[{i}]", direction.as_str())),
         };
         let rules: Vec<NormalRule> = rules.iter().enumerate().map(rule).collect();
-        (!rules.is_empty()).then_some(NormalSide { layer, default_deny: None, rules })
+        (!rules.is_empty()).then_some(NormalSide { layer, audit: false, default_deny: None, rules })
     };
     let (namespaces, pods) = workloads(&policy.subject);
     NormalPolicy {
         ingress: side(Direction::Ingress, &policy.ingress),
         egress: side(Direction::Egress, &policy.egress),
-        subject: Subject { namespaces, pods },
+        subject: Subject { namespaces, pods, nodes: None },
         provenance,
     }
 }

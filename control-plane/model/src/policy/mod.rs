@@ -10,10 +10,16 @@
 //! * Addresses among the pods' that no workload has are known to nobody: only rules for anybody match them.
 //! * Of policies in tiers (ClusterNetworkPolicy) those of Admin are asked first, then all others together, then those of
 //!   Baseline. A block of their `networks` that holds the range of all pods holds every workload; one that holds some
-//!   pods, or none, means addresses outside the mesh alone.
-//! * A workload's own node may always talk to it, and it to the node, unless a rule denies that to anybody; where
-//!   tiers have a say, in any case. Other nodes
+//!   pods, or none, means addresses outside the mesh alone. Where pods have two ranges, one is enough for a denial, and
+//!   both are needed to let anybody through.
+//! * A workload's own node may always talk to it, and it to the node, unless a rule denies that to anybody or to the node
+//!   (`host`, `cluster`); where tiers have a say, in any case. Other nodes
 //!   are addresses outside the mesh, which rules may name by address or as the nodes that they are.
+//! * Names (`toFQDNs`) mean addresses outside the mesh that are no node's, and of these the ones that the asking workload
+//!   was answered.
+//! * A service is who its selector finds, by the labels that identities have; without a selector, the addresses outside
+//!   the mesh that its EndpointSlices list.
+//! * An audited policy (`isthmus.io/audit`) decides nothing: what it would deny, together with all others, is told of.
 
 mod cidr;
 mod cilium;
@@ -24,7 +30,9 @@ mod oracle;
 
 pub use cidr::cover;
 pub use name::{MAX_NAME, NameError, NamePattern};
+pub(crate) use normal::icmp;
 pub use normal::{
-    Layer, NamespaceMatch, NormalPolicy, NormalRule, NormalSide, PeerMatch, PortMatch, RuleAction, Subject,
+    Entity, L7, Layer, NamespaceMatch, NormalPolicy, NormalRule, NormalSide, PeerMatch, PortMatch,
+    RuleAction, ServiceMatch, Subject,
 };
 pub use oracle::{Decision, Flow, FlowPeer, Verdict, World, verdict};

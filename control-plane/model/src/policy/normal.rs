@@ -5,12 +5,12 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::{cilium, cluster, cover};
+use super::{NamePattern, cilium, cluster, cover};
 use crate::{
-    compile::Direction,
+    compile::{Direction, FlowProtocol},
     resource::{
-        LabelSelector, Labels, NAMESPACE_NAME_LABEL, NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort,
-        NetworkPolicyRule, Object, PortRef, Protocol,
+        LabelSelector, Labels, NAMESPACE_NAME_LABEL, NamespacedName, NetworkPolicy, NetworkPolicyPeer,
+        NetworkPolicyPort, NetworkPolicyRule, Object, PortRef, Protocol, Service,
     },
 };
 
@@ -26,18 +26,26 @@ pub struct NormalPolicy {
     pub egress: Option<NormalSide>,
 }
 
-/// The workloads that a policy selects.
+/// Whom a policy selects.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[allow(missing_docs)]
 pub struct Subject {
     pub namespaces: NamespaceMatch,
     pub pods: LabelSelector,
+    /// Nodes, by their labels, instead of workloads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nodes: Option<LabelSelector>,
 }
 
 impl Subject {
-    #[allow(missing_docs)]
+    /// Whether it selects a workload.
     pub fn matches(&self, namespace: &str, labels: &Labels) -> bool {
-        self.namespaces.matches(namespace) && self.pods.matches(labels)
+        self.nodes.is_none() && self.namespaces.matches(namespace) && self.pods.matches(labels)
+    }
+
+    /// Whether it selects a node.
+    pub fn selects_node(&self, labels: &Labels) -> bool {
+        self.nodes.as_ref().is_some_and(|nodes| nodes.matches(labels))
     }
 }
 
@@ -47,6 +55,9 @@ pub struct NormalSide {
     /// When it is asked.
     #[serde(skip_serializing_if = "Layer::is_normal")]
     pub layer: Layer,
+    /// Of a policy that is audited: it enforces nothing, and what it would deny is told of.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub audit: bool,
     /// Provenance of the denial of what no rule permits. None: the policy denies nothing but what its rules do.
     pub default_deny: Option<String>,
     #[allow(missing_docs)]
@@ -88,7 +99,17 @@ pub struct NormalRule {
     pub action: RuleAction,
     pub peers: Vec<PeerMatch>,
     pub ports: Vec<PortMatch>,
+    /// It allows only what this admits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub l7: Option<L7>,
     pub provenance: Arc<str>,
+}
+
+/// What somebody who reads the traffic judges.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub enum L7 {
+    /// Names that may be asked for.
+    Dns(Vec<NamePattern>),
 }
 
 /// Who the other end is.
@@ -107,10 +128,52 @@ pub enum PeerMatch {
     Outside(Vec<IpNet>),
     /// Addresses outside the mesh that are no node's either.
     World(Vec<IpNet>),
-    /// The addresses of all nodes of this cluster.
-    Nodes,
+    #[allow(missing_docs)]
+    Entity(Entity),
+    /// Workloads that are gateways, where nobody else has their identity.
+    Gateways,
+    /// The endpoints of services of this cluster.
+    Services(ServiceMatch),
+    /// Addresses outside the mesh that DNS has answered for such a name. Of egress rules.
+    Names(Vec<NamePattern>),
     /// Addresses outside the mesh; and all workloads, if one of the blocks holds the range of all pods.
     Networks(Vec<IpNet>),
+}
+
+/// Who is known without labels or addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub enum Entity {
+    /// Addresses outside the mesh that are no node's.
+    World,
+    /// The node that the subject runs on.
+    Host,
+    /// The other nodes of the cluster.
+    RemoteNode,
+    /// What asks after the health of workloads: their own node.
+    Health,
+    /// Addresses among the pods' that no workload has.
+    Unmanaged,
+}
+
+/// Services, by name or by their labels.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[allow(missing_docs)]
+pub enum ServiceMatch {
+    Named(NamespacedName),
+    Selected { namespaces: NamespaceMatch, labels: LabelSelector },
+}
+
+impl ServiceMatch {
+    #[allow(missing_docs)]
+    pub fn matches(&self, service: &Service) -> bool {
+        let name = &service.meta.name;
+        match self {
+            ServiceMatch::Named(wanted) => wanted == name,
+            ServiceMatch::Selected { namespaces, labels } => {
+                namespaces.matches(&name.namespace) && labels.matches(&service.meta.labels)
+            }
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -152,13 +215,22 @@ pub enum PortMatch {
     Range { protocol: Protocol, ports: Option<(u16, u16)> },
     /// What the destination workload calls so.
     Named { protocol: Protocol, name: String },
+    /// A type of ICMP.
+    Icmp { v6: bool, kind: u8 },
+}
+
+/// What stands in the place of ports where there are none: a type of ICMP, with every code. (A flow's is
+/// `type << 8 | code`.)
+pub(crate) fn icmp(v6: bool, kind: u8) -> (FlowProtocol, (u16, u16)) {
+    let first = u16::from(kind) << 8;
+    (if v6 { FlowProtocol::Icmpv6 } else { FlowProtocol::Icmp }, (first, first | 0xff))
 }
 
 impl NormalPolicy {
     /// What an object says of policy: nothing, unless it is of a policy kind.
     pub fn all_of(object: &Object) -> Vec<Self> {
         let kind = object.kind().as_str().to_ascii_lowercase();
-        match object {
+        let mut all = match object {
             Object::NetworkPolicy(policy) => vec![policy.into()],
             Object::CiliumNetworkPolicy(policy) | Object::CiliumClusterwideNetworkPolicy(policy) => {
                 cilium::normal(&kind, policy)
@@ -170,7 +242,12 @@ impl NormalPolicy {
             | Object::HttpRoute(_)
             | Object::ServiceExport(_)
             | Object::Sidecar(_) => Vec::new(),
+        };
+        if object.meta().is_audited() {
+            let sides = all.iter_mut().flat_map(|policy| policy.ingress.iter_mut().chain(&mut policy.egress));
+            sides.for_each(|side| side.audit = true);
         }
+        all
     }
 }
 
@@ -180,6 +257,7 @@ impl From<&NetworkPolicy> for NormalPolicy {
         let side = |selected: bool, direction: Direction, rules: &[NetworkPolicyRule]| {
             selected.then(|| NormalSide {
                 layer: Layer::Normal,
+                audit: false,
                 default_deny: Some(format!("{provenance}#default-deny-{}", direction.as_str())),
                 rules: rules
                     .iter()
@@ -188,6 +266,7 @@ impl From<&NetworkPolicy> for NormalPolicy {
                         action: RuleAction::Allow,
                         peers: peers(rule, &policy.meta.name.namespace),
                         ports: ports(rule),
+                        l7: None,
                         provenance: format!("{provenance}#{}[{i}]", direction.as_str()).into(),
                     })
                     .collect(),
@@ -199,6 +278,7 @@ impl From<&NetworkPolicy> for NormalPolicy {
             subject: Subject {
                 namespaces: NamespaceMatch::Named(policy.meta.name.namespace.clone()),
                 pods: policy.pod_selector.clone(),
+                nodes: None,
             },
             provenance,
         }

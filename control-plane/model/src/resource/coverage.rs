@@ -53,7 +53,7 @@ pub const COVERAGE: &[Coverage] = &[
     row(Workload, "metadata.name", Yes, r#""x""#, ""),
     row(Workload, "metadata.namespace", Yes, r#""shop""#, ""),
     row(Workload, "metadata.labels", Yes, r#"{"app":"x"}"#, ""),
-    row(Workload, "metadata.annotations", Yes, r#"{"note":"x"}"#, "kept"),
+    row(Workload, "metadata.annotations", Yes, r#"{"isthmus.io/audit":"true"}"#, "isthmus.io/audit: true or false; the rest is kept"),
     row(Workload, "metadata.resourceVersion", Yes, r#""7""#, "compare-and-set"),
     row(Workload, "metadata.uid", Ignored, r#""x""#, ""),
     row(Workload, "metadata.creationTimestamp", Ignored, r#""x""#, ""),
@@ -68,6 +68,7 @@ pub const COVERAGE: &[Coverage] = &[
     row(Workload, "spec.serviceAccount", Yes, r#""pay""#, ""),
     row(Workload, "spec.proxy", Yes, r#""sidecar""#, ""),
     row(Workload, "spec.address", Yes, r#""192.0.2.7""#, ""),
+    row(Workload, "spec.readinessProbe", Yes, r#"{"httpGet":{"path":"/ready","port":8080},"periodSeconds":5}"#, "httpGet or tcpSocket, periodSeconds, failureThreshold; its node asks"),
     row(Workload, "spec.ports[].name", Yes, r#""http""#, ""),
     row(Workload, "spec.ports[].port", Yes, "8080", ""),
     row(Workload, "spec.ports[].protocol", Yes, r#""TCP""#, ""),
@@ -167,8 +168,9 @@ pub const COVERAGE: &[Coverage] = &[
     row(Sidecar, "spec.outboundTrafficPolicy.egressProxy", Refused, "{}", ""),
     row(Sidecar, "status", Ignored, "{}", ""),
 
+    row(CiliumNetworkPolicy, "metadata.annotations", Yes, r#"{"isthmus.io/audit":"true"}"#, "isthmus.io/audit: true or false, on policies of every kind; the rest is kept"),
     row(CiliumNetworkPolicy, "spec.endpointSelector", Yes, r#"{"matchLabels":{"k8s:app":"x"},"matchExpressions":[{"key":"any:tier","operator":"Exists"}]}"#, "labels of workloads; k8s:, any: and nothing before a key are the same"),
-    row(CiliumNetworkPolicy, "spec.nodeSelector", Refused, r#"{}"#, "no host firewall yet"),
+    row(CiliumNetworkPolicy, "spec.nodeSelector", Refused, r#"{}"#, "only a CiliumClusterwideNetworkPolicy selects nodes"),
     row(CiliumNetworkPolicy, "spec.description", Ignored, r#""x""#, ""),
     row(CiliumNetworkPolicy, "spec.labels", Ignored, r#"[]"#, ""),
     row(CiliumNetworkPolicy, "spec.log", Ignored, r#"{"value":"x"}"#, ""),
@@ -181,15 +183,19 @@ pub const COVERAGE: &[Coverage] = &[
     row(CiliumNetworkPolicy, "spec.ingress[].fromCIDRSet[].except", Yes, r#"["10.1.0.0/16"]"#, ""),
     row(CiliumNetworkPolicy, "spec.ingress[].fromCIDRSet[].cidrGroupRef", Refused, r#""x""#, ""),
     row(CiliumNetworkPolicy, "spec.ingress[].fromCIDRSet[].cidrGroupSelector", Refused, r#"{}"#, ""),
-    row(CiliumNetworkPolicy, "spec.ingress[].fromEntities", Partly, r#"["all","world","world-ipv4","world-ipv6","cluster","host","remote-node","health","none"]"#, "not init, unmanaged, ingress, kube-apiserver"),
+    row(CiliumNetworkPolicy, "spec.ingress[].fromEntities", Yes, r#"["all","world","world-ipv4","world-ipv6","cluster","mesh","host","remote-node","health","unmanaged","ingress","kube-apiserver","init","none"]"#, "mesh: every workload; init: nobody"),
     row(CiliumNetworkPolicy, "spec.ingress[].fromNodes", Refused, r#"[]"#, ""),
     row(CiliumNetworkPolicy, "spec.ingress[].fromGroups", Refused, r#"[]"#, ""),
     row(CiliumNetworkPolicy, "spec.ingress[].fromRequires", Refused, r#"[]"#, "write it into the selectors"),
-    row(CiliumNetworkPolicy, "spec.ingress[].icmps", Refused, r#"[]"#, ""),
+    row(CiliumNetworkPolicy, "spec.ingress[].icmps", Yes, r#"[{"fields":[{"type":8},{"family":"IPv6","type":"PacketTooBig"}]}]"#, "by number or name; not beside toPorts"),
     row(CiliumNetworkPolicy, "spec.ingress[].toPorts[].ports[].port", Yes, r#""http""#, "a number from 1, a name, or 0 for all"),
     row(CiliumNetworkPolicy, "spec.ingress[].toPorts[].ports[].endPort", Yes, r#"81"#, ""),
     row(CiliumNetworkPolicy, "spec.ingress[].toPorts[].ports[].protocol", Partly, r#""UDP""#, "TCP, UDP, SCTP, ANY"),
-    row(CiliumNetworkPolicy, "spec.ingress[].toPorts[].rules", Refused, r#"{"http":[{}]}"#, "no L7 policy"),
+    row(CiliumNetworkPolicy, "spec.ingress[].toPorts[].rules.dns", Refused, r#"[{"matchPattern":"*.a.example"}]"#, ""),
+    row(CiliumNetworkPolicy, "spec.ingress[].toPorts[].rules.http", Refused, r#"[{}]"#, "no HTTP policy"),
+    row(CiliumNetworkPolicy, "spec.ingress[].toPorts[].rules.kafka", Refused, r#"[{}]"#, ""),
+    row(CiliumNetworkPolicy, "spec.ingress[].toPorts[].rules.l7proto", Refused, r#""x""#, ""),
+    row(CiliumNetworkPolicy, "spec.ingress[].toPorts[].rules.l7", Refused, r#"[{}]"#, ""),
     row(CiliumNetworkPolicy, "spec.ingress[].toPorts[].listener", Refused, r#"{}"#, ""),
     row(CiliumNetworkPolicy, "spec.ingress[].toPorts[].terminatingTLS", Refused, r#"{}"#, ""),
     row(CiliumNetworkPolicy, "spec.ingress[].toPorts[].originatingTLS", Refused, r#"{}"#, ""),
@@ -202,15 +208,19 @@ pub const COVERAGE: &[Coverage] = &[
     row(CiliumNetworkPolicy, "spec.ingressDeny[].fromCIDRSet[].except", Yes, r#"["10.1.0.0/16"]"#, ""),
     row(CiliumNetworkPolicy, "spec.ingressDeny[].fromCIDRSet[].cidrGroupRef", Refused, r#""x""#, ""),
     row(CiliumNetworkPolicy, "spec.ingressDeny[].fromCIDRSet[].cidrGroupSelector", Refused, r#"{}"#, ""),
-    row(CiliumNetworkPolicy, "spec.ingressDeny[].fromEntities", Partly, r#"["all","world","world-ipv4","world-ipv6","remote-node","none"]"#, "not init, unmanaged, ingress, kube-apiserver; not host, health, cluster"),
+    row(CiliumNetworkPolicy, "spec.ingressDeny[].fromEntities", Partly, r#"["all","world","world-ipv4","world-ipv6","cluster","mesh","host","remote-node","health","ingress","kube-apiserver","init","none"]"#, "not unmanaged"),
     row(CiliumNetworkPolicy, "spec.ingressDeny[].fromNodes", Refused, r#"[]"#, ""),
     row(CiliumNetworkPolicy, "spec.ingressDeny[].fromGroups", Refused, r#"[]"#, ""),
     row(CiliumNetworkPolicy, "spec.ingressDeny[].fromRequires", Refused, r#"[]"#, "write it into the selectors"),
-    row(CiliumNetworkPolicy, "spec.ingressDeny[].icmps", Refused, r#"[]"#, ""),
+    row(CiliumNetworkPolicy, "spec.ingressDeny[].icmps", Yes, r#"[{"fields":[{"type":8},{"family":"IPv6","type":"PacketTooBig"}]}]"#, "by number or name; not beside toPorts"),
     row(CiliumNetworkPolicy, "spec.ingressDeny[].toPorts[].ports[].port", Yes, r#""http""#, "a number from 1, a name, or 0 for all"),
     row(CiliumNetworkPolicy, "spec.ingressDeny[].toPorts[].ports[].endPort", Yes, r#"81"#, ""),
     row(CiliumNetworkPolicy, "spec.ingressDeny[].toPorts[].ports[].protocol", Partly, r#""UDP""#, "TCP, UDP, SCTP, ANY"),
-    row(CiliumNetworkPolicy, "spec.ingressDeny[].toPorts[].rules", Refused, r#"{"http":[{}]}"#, "no L7 policy"),
+    row(CiliumNetworkPolicy, "spec.ingressDeny[].toPorts[].rules.dns", Refused, r#"[{"matchPattern":"*.a.example"}]"#, ""),
+    row(CiliumNetworkPolicy, "spec.ingressDeny[].toPorts[].rules.http", Refused, r#"[{}]"#, "no HTTP policy"),
+    row(CiliumNetworkPolicy, "spec.ingressDeny[].toPorts[].rules.kafka", Refused, r#"[{}]"#, ""),
+    row(CiliumNetworkPolicy, "spec.ingressDeny[].toPorts[].rules.l7proto", Refused, r#""x""#, ""),
+    row(CiliumNetworkPolicy, "spec.ingressDeny[].toPorts[].rules.l7", Refused, r#"[{}]"#, ""),
     row(CiliumNetworkPolicy, "spec.ingressDeny[].toPorts[].listener", Refused, r#"{}"#, ""),
     row(CiliumNetworkPolicy, "spec.ingressDeny[].toPorts[].terminatingTLS", Refused, r#"{}"#, ""),
     row(CiliumNetworkPolicy, "spec.ingressDeny[].toPorts[].originatingTLS", Refused, r#"{}"#, ""),
@@ -222,17 +232,21 @@ pub const COVERAGE: &[Coverage] = &[
     row(CiliumNetworkPolicy, "spec.egress[].toCIDRSet[].except", Yes, r#"["10.1.0.0/16"]"#, ""),
     row(CiliumNetworkPolicy, "spec.egress[].toCIDRSet[].cidrGroupRef", Refused, r#""x""#, ""),
     row(CiliumNetworkPolicy, "spec.egress[].toCIDRSet[].cidrGroupSelector", Refused, r#"{}"#, ""),
-    row(CiliumNetworkPolicy, "spec.egress[].toEntities", Partly, r#"["all","world","world-ipv4","world-ipv6","cluster","host","remote-node","health","none"]"#, "not init, unmanaged, ingress, kube-apiserver"),
+    row(CiliumNetworkPolicy, "spec.egress[].toEntities", Yes, r#"["all","world","world-ipv4","world-ipv6","cluster","mesh","host","remote-node","health","unmanaged","ingress","kube-apiserver","init","none"]"#, "mesh: every workload; init: nobody"),
     row(CiliumNetworkPolicy, "spec.egress[].toNodes", Refused, r#"[]"#, ""),
     row(CiliumNetworkPolicy, "spec.egress[].toGroups", Refused, r#"[]"#, ""),
     row(CiliumNetworkPolicy, "spec.egress[].toRequires", Refused, r#"[]"#, "write it into the selectors"),
-    row(CiliumNetworkPolicy, "spec.egress[].toServices", Refused, r#"[]"#, ""),
-    row(CiliumNetworkPolicy, "spec.egress[].toFQDNs", Refused, r#"[{"matchName":"a.example"}]"#, "no DNS proxy yet"),
-    row(CiliumNetworkPolicy, "spec.egress[].icmps", Refused, r#"[]"#, ""),
+    row(CiliumNetworkPolicy, "spec.egress[].toServices", Yes, r#"[{"k8sService":{"serviceName":"a"}},{"k8sServiceSelector":{"selector":{"matchLabels":{"a":"b"}},"namespace":"pay"}}]"#, "not beside toPorts; without a namespace: the policy's own"),
+    row(CiliumNetworkPolicy, "spec.egress[].toFQDNs", Yes, r#"[{"matchName":"a.example"},{"matchPattern":"*.b.example"}]"#, "addresses outside the mesh that DNS answers"),
+    row(CiliumNetworkPolicy, "spec.egress[].icmps", Yes, r#"[{"fields":[{"type":8},{"family":"IPv6","type":"PacketTooBig"}]}]"#, "by number or name; not beside toPorts"),
     row(CiliumNetworkPolicy, "spec.egress[].toPorts[].ports[].port", Yes, r#""http""#, "a number from 1, a name, or 0 for all"),
     row(CiliumNetworkPolicy, "spec.egress[].toPorts[].ports[].endPort", Yes, r#"81"#, ""),
     row(CiliumNetworkPolicy, "spec.egress[].toPorts[].ports[].protocol", Partly, r#""UDP""#, "TCP, UDP, SCTP, ANY"),
-    row(CiliumNetworkPolicy, "spec.egress[].toPorts[].rules", Refused, r#"{"http":[{}]}"#, "no L7 policy"),
+    row(CiliumNetworkPolicy, "spec.egress[].toPorts[].rules.dns", Yes, r#"[{"matchPattern":"*.a.example"}]"#, "names that may be asked for; ports by number"),
+    row(CiliumNetworkPolicy, "spec.egress[].toPorts[].rules.http", Refused, r#"[{}]"#, "no HTTP policy"),
+    row(CiliumNetworkPolicy, "spec.egress[].toPorts[].rules.kafka", Refused, r#"[{}]"#, ""),
+    row(CiliumNetworkPolicy, "spec.egress[].toPorts[].rules.l7proto", Refused, r#""x""#, ""),
+    row(CiliumNetworkPolicy, "spec.egress[].toPorts[].rules.l7", Refused, r#"[{}]"#, ""),
     row(CiliumNetworkPolicy, "spec.egress[].toPorts[].listener", Refused, r#"{}"#, ""),
     row(CiliumNetworkPolicy, "spec.egress[].toPorts[].terminatingTLS", Refused, r#"{}"#, ""),
     row(CiliumNetworkPolicy, "spec.egress[].toPorts[].originatingTLS", Refused, r#"{}"#, ""),
@@ -245,16 +259,21 @@ pub const COVERAGE: &[Coverage] = &[
     row(CiliumNetworkPolicy, "spec.egressDeny[].toCIDRSet[].except", Yes, r#"["10.1.0.0/16"]"#, ""),
     row(CiliumNetworkPolicy, "spec.egressDeny[].toCIDRSet[].cidrGroupRef", Refused, r#""x""#, ""),
     row(CiliumNetworkPolicy, "spec.egressDeny[].toCIDRSet[].cidrGroupSelector", Refused, r#"{}"#, ""),
-    row(CiliumNetworkPolicy, "spec.egressDeny[].toEntities", Partly, r#"["all","world","world-ipv4","world-ipv6","remote-node","none"]"#, "not init, unmanaged, ingress, kube-apiserver; not host, health, cluster"),
+    row(CiliumNetworkPolicy, "spec.egressDeny[].toEntities", Partly, r#"["all","world","world-ipv4","world-ipv6","cluster","mesh","host","remote-node","health","ingress","kube-apiserver","init","none"]"#, "not unmanaged"),
     row(CiliumNetworkPolicy, "spec.egressDeny[].toNodes", Refused, r#"[]"#, ""),
     row(CiliumNetworkPolicy, "spec.egressDeny[].toGroups", Refused, r#"[]"#, ""),
     row(CiliumNetworkPolicy, "spec.egressDeny[].toRequires", Refused, r#"[]"#, "write it into the selectors"),
-    row(CiliumNetworkPolicy, "spec.egressDeny[].toServices", Refused, r#"[]"#, ""),
-    row(CiliumNetworkPolicy, "spec.egressDeny[].icmps", Refused, r#"[]"#, ""),
+    row(CiliumNetworkPolicy, "spec.egressDeny[].toServices", Yes, r#"[{"k8sService":{"serviceName":"a"}},{"k8sServiceSelector":{"selector":{"matchLabels":{"a":"b"}},"namespace":"pay"}}]"#, "not beside toPorts; without a namespace: the policy's own"),
+    row(CiliumNetworkPolicy, "spec.egressDeny[].toFQDNs", Refused, r#"[{"matchName":"a.example"}]"#, ""),
+    row(CiliumNetworkPolicy, "spec.egressDeny[].icmps", Yes, r#"[{"fields":[{"type":8},{"family":"IPv6","type":"PacketTooBig"}]}]"#, "by number or name; not beside toPorts"),
     row(CiliumNetworkPolicy, "spec.egressDeny[].toPorts[].ports[].port", Yes, r#""http""#, "a number from 1, a name, or 0 for all"),
     row(CiliumNetworkPolicy, "spec.egressDeny[].toPorts[].ports[].endPort", Yes, r#"81"#, ""),
     row(CiliumNetworkPolicy, "spec.egressDeny[].toPorts[].ports[].protocol", Partly, r#""UDP""#, "TCP, UDP, SCTP, ANY"),
-    row(CiliumNetworkPolicy, "spec.egressDeny[].toPorts[].rules", Refused, r#"{"http":[{}]}"#, "no L7 policy"),
+    row(CiliumNetworkPolicy, "spec.egressDeny[].toPorts[].rules.dns", Refused, r#"[{"matchPattern":"*.a.example"}]"#, ""),
+    row(CiliumNetworkPolicy, "spec.egressDeny[].toPorts[].rules.http", Refused, r#"[{}]"#, "no HTTP policy"),
+    row(CiliumNetworkPolicy, "spec.egressDeny[].toPorts[].rules.kafka", Refused, r#"[{}]"#, ""),
+    row(CiliumNetworkPolicy, "spec.egressDeny[].toPorts[].rules.l7proto", Refused, r#""x""#, ""),
+    row(CiliumNetworkPolicy, "spec.egressDeny[].toPorts[].rules.l7", Refused, r#"[{}]"#, ""),
     row(CiliumNetworkPolicy, "spec.egressDeny[].toPorts[].listener", Refused, r#"{}"#, ""),
     row(CiliumNetworkPolicy, "spec.egressDeny[].toPorts[].terminatingTLS", Refused, r#"{}"#, ""),
     row(CiliumNetworkPolicy, "spec.egressDeny[].toPorts[].originatingTLS", Refused, r#"{}"#, ""),
@@ -264,7 +283,7 @@ pub const COVERAGE: &[Coverage] = &[
 
     row(CiliumClusterwideNetworkPolicy, "metadata.namespace", Refused, r#""shop""#, "it is of the whole cluster"),
     row(CiliumClusterwideNetworkPolicy, "spec.endpointSelector", Yes, r#"{"matchLabels":{"io.kubernetes.pod.namespace":"shop"}}"#, "workloads of all namespaces"),
-    row(CiliumClusterwideNetworkPolicy, "spec.nodeSelector", Refused, r#"{}"#, "no host firewall yet"),
+    row(CiliumClusterwideNetworkPolicy, "spec.nodeSelector", Yes, r#"{"matchLabels":{"rack":"7"}}"#, "policies for the nodes themselves; instead of endpointSelector"),
     row(CiliumClusterwideNetworkPolicy, "spec.ingress[].fromEndpoints", Yes, r#"[{}]"#, "of all namespaces unless it names some; all else as in a CiliumNetworkPolicy"),
     row(CiliumClusterwideNetworkPolicy, "specs", Yes, r#"[{"endpointSelector":{},"egress":[{}]}]"#, ""),
 
@@ -283,7 +302,7 @@ pub const COVERAGE: &[Coverage] = &[
     row(ClusterNetworkPolicy, "spec.egress[].name", Yes, r#""x""#, ""),
     row(ClusterNetworkPolicy, "spec.egress[].action", Yes, r#""Pass""#, ""),
     row(ClusterNetworkPolicy, "spec.egress[].to", Partly, r#"[{"pods":{"namespaceSelector":{},"podSelector":{"matchLabels":{"app":"x"}}}}]"#, "namespaces by kubernetes.io/metadata.name"),
-    row(ClusterNetworkPolicy, "spec.egress[].to[].networks", Partly, r#"["0.0.0.0/0"]"#, "addresses outside the mesh; every workload if it holds the range of all pods"),
+    row(ClusterNetworkPolicy, "spec.egress[].to[].networks", Partly, r#"["0.0.0.0/0"]"#, "addresses outside the mesh; every workload if it holds the range of all pods (of two: Deny needs one, Accept both)"),
     row(ClusterNetworkPolicy, "spec.egress[].to[].nodes", Refused, r#"{}"#, ""),
     row(ClusterNetworkPolicy, "spec.egress[].to[].domainNames", Refused, r#"["a.example"]"#, "no DNS proxy yet"),
     row(ClusterNetworkPolicy, "spec.egress[].protocols[].tcp.destinationPort.number", Yes, r#"80"#, ""),
@@ -353,6 +372,13 @@ mod tests {
         if field.starts_with("spec.ports[]") && value.pointer("/spec/ports/0/port").is_none() {
             put(value, "spec.ports[].port", json!(1));
         }
+        if field == "spec.nodeSelector"
+            && value["metadata"]["namespace"].is_null()
+            && value["kind"] != "CiliumNetworkPolicy"
+            && value.pointer("/spec/nodeSelector").is_some()
+        {
+            value["spec"].as_object_mut().unwrap().remove("endpointSelector");
+        }
         let beside: &[(&str, &str, Value)] = &[
             ("spec.ports[].hostIP", "spec.ports[].hostPort", json!(80)),
             ("spec.ports[].nodePort", "spec.type", json!("NodePort")),
@@ -381,6 +407,9 @@ mod tests {
             if entry.is_none() {
                 put(value, &format!("{list}.{peers}"), json!([{"namespaces": {}}]));
             }
+        }
+        if let Some((entry, _)) = field.split_once(".toPorts[].rules") {
+            put(value, &format!("{entry}.toPorts[].ports"), json!([{"port": "53"}]));
         }
         for (list, least) in [
             (".toPorts[].ports[]", ("port", json!("80"))),

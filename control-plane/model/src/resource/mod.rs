@@ -4,6 +4,7 @@
 //! Each kind has one file: private wire structs that refuse unknown fields, the rules that turn them into the
 //! public type, and the way back to JSON.
 
+mod audit;
 mod check;
 mod cilium;
 mod cluster_policy;
@@ -19,12 +20,14 @@ mod http_filter;
 mod http_match;
 mod http_route;
 mod key;
+mod label_query;
 mod meta;
 mod network_policy;
 mod overflow;
 mod parse;
 mod port;
 mod re2;
+mod readiness;
 #[cfg(test)]
 mod refusal_tests;
 #[cfg(test)]
@@ -36,11 +39,12 @@ mod sidecar;
 mod types;
 mod workload;
 
+pub use audit::AUDIT_ANNOTATION;
 pub(crate) use check::is_dns_label;
 pub use check::{check_node_labels, is_label_value};
 pub use cilium::{
-    CiliumCidrSet, CiliumEntity, CiliumEntry, CiliumPeers, CiliumPolicy, CiliumPort, CiliumRule,
-    CiliumSelector, CiliumSide,
+    CiliumCidrSet, CiliumEntity, CiliumEntry, CiliumIcmp, CiliumPeers, CiliumPolicy, CiliumPort, CiliumRule,
+    CiliumSelector, CiliumService, CiliumSide,
 };
 pub use cluster_policy::{
     ClusterAction, ClusterPeer, ClusterPods, ClusterPolicy, ClusterPort, ClusterRule, ClusterTier,
@@ -54,8 +58,10 @@ pub use exposure::{
     Exposure, FORWARDING_ANNOTATION, Families, FamilyPolicy, IpFamily, NODE_PORTS, ServiceType,
 };
 pub use key::{Kind, NameParts, NamespacedName, ObjectKey};
+pub use label_query::LabelQuery;
 pub use overflow::OVERFLOW_ANNOTATION;
 pub use parse::{MAX_OBJECT_BYTES, MAX_OBJECT_DEPTH};
+pub use readiness::Readiness;
 pub use selector::matches_labels;
 pub use types::*;
 

@@ -4,7 +4,7 @@ use serde::{Deserialize, de::DeserializeOwned, de::IgnoredAny};
 use serde_json::{Map, Value, json};
 
 use super::{
-    Kind, Meta, Object, ObjectError,
+    Kind, Meta, Object, ObjectError, audit,
     cilium::{self, WireCilium},
     cluster_policy::{self, WireClusterPolicy},
     endpoint_slice::{self, WireSlice},
@@ -87,7 +87,7 @@ fn parse(value: &Value) -> Result<Object, Fault> {
             .refuse("", format!("is {size} bytes as JSON, but at most {MAX_OBJECT_BYTES} are allowed"));
     }
     let kind = kind_of(map)?;
-    Ok(match kind {
+    let object = match kind {
         Kind::Workload => {
             let (meta, spec) = envelope::<WireWorkload>(&value, kind)?;
             Object::Workload(spec.unwrap_or_default().parse(meta)?)
@@ -123,7 +123,11 @@ fn parse(value: &Value) -> Result<Object, Fault> {
             let (meta, spec) = envelope::<WireClusterPolicy>(&value, kind)?;
             Object::ClusterNetworkPolicy(required(spec)?.parse(meta)?)
         }
-    })
+    };
+    if kind.is_policy() || kind == Kind::Workload {
+        audit::check(object.meta())?;
+    }
+    Ok(object)
 }
 
 fn required<S>(spec: Option<S>) -> Result<S, Fault> {

@@ -133,6 +133,18 @@ fn workloads_with_bad_values_are_refused() {
     );
     let shared = json!({"ports": [{"port": 1, "hostPort": 9}, {"port": 2, "hostPort": 9}]});
     refused(&workload(shared), "spec.ports[1].hostPort", "twice");
+    let probe =
+        |probe: Value| workload(json!({"readinessProbe": probe, "ports": [{"port": 80, "name": "http"}]}));
+    let at = |field: &str| format!("spec.readinessProbe{field}");
+    refused(&probe(json!({})), &at(""), "must have httpGet or tcpSocket");
+    refused(&probe(json!({"tcpSocket": {"port": "https"}})), &at(".tcpSocket.port"), "one of its TCP ports");
+    refused(&probe(json!({"httpGet": {"port": "http", "path": "x"}})), &at(".httpGet.path"), "begin with /");
+    refused(&probe(json!({"httpGet": {"port": 0}})), &at(".httpGet.port"), "1 to 65535");
+    refused(
+        &probe(json!({"tcpSocket": {"port": 80}, "periodSeconds": 0})),
+        &at(".periodSeconds"),
+        "1 to 3600",
+    );
     let twice = json!({"ports": [{"port": 1, "name": "a"}, {"port": 2, "name": "a"}]});
     refused(&workload(twice), "spec.ports[1].name", "two ports");
 }

@@ -210,7 +210,15 @@ fn workload() -> impl Strategy<Value = Object> {
     (meta(), name(), proxy, ports, any::<[u8; 3]>()).prop_map(|(meta, service_account, proxy, ports, ip)| {
         let address =
             (proxy == ProxyMode::Gateway || ip[0] % 2 == 0).then(|| [10, ip[0], ip[1], ip[2]].into());
-        Object::Workload(Workload { meta, service_account, proxy, ports, address })
+        let probe = |http_path: Option<&str>| Readiness {
+            http_path: http_path.map(ToOwned::to_owned),
+            port: PortRef::Number(1 + u16::from(ip[1])),
+            period_seconds: 1 + u32::from(ip[2]),
+            failures: 3,
+        };
+        let readiness =
+            [None, Some(probe(None)), Some(probe(Some("/ready?full")))][usize::from(ip[0]) % 3].clone();
+        Object::Workload(Workload { meta, service_account, proxy, ports, address, readiness })
     })
 }
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, net::IpAddr};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{CiliumPolicy, ClusterPolicy, Exposure, Kind, NamespacedName, ObjectKey, Visibility};
+use super::{CiliumPolicy, ClusterPolicy, Exposure, Kind, NamespacedName, ObjectKey, Readiness, Visibility};
 
 /// Labels, and the map form of a selector.
 pub type Labels = BTreeMap<String, String>;
@@ -162,6 +162,9 @@ pub struct Workload {
     pub ports: Vec<WorkloadPort>,
     /// A fixed address, for workloads that no CNI call creates (gateways, VMs).
     pub address: Option<IpAddr>,
+    /// None: it is ready as soon as it is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub readiness: Option<Readiness>,
 }
 
 /// A port that a workload serves.
@@ -236,6 +239,13 @@ pub struct EndpointSlice {
     /// From the annotation `isthmus.io/priority`: endpoints of a greater one are for when those before have none that is ready.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub priority: u8,
+}
+
+impl EndpointSlice {
+    /// Whether it lists endpoints of this service.
+    pub fn is_of(&self, service: &NamespacedName) -> bool {
+        self.service == service.name && self.meta.name.namespace == service.namespace
+    }
 }
 
 fn is_zero(priority: &u8) -> bool {

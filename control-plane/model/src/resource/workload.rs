@@ -9,6 +9,7 @@ use super::{
     HostPort, Meta, ProxyMode, Workload, WorkloadPort, check,
     error::{At, Fault},
     port,
+    readiness::{self, WireReadiness},
 };
 
 const MAX_PORTS: usize = 64;
@@ -22,6 +23,7 @@ pub(super) struct WireWorkload {
     #[serde(default)]
     ports: Vec<WireWorkloadPort>,
     address: Option<String>,
+    readiness_probe: Option<WireReadiness>,
 }
 
 #[derive(Deserialize)]
@@ -55,6 +57,7 @@ impl WireWorkload {
             }
             None => None,
         };
+        let at_probe = at.field("readinessProbe");
         let at = at.field("ports");
         at.at_most(&self.ports, MAX_PORTS)?;
         let mut ports: Vec<WorkloadPort> = Vec::new();
@@ -77,7 +80,9 @@ impl WireWorkload {
             }
             ports.push(port);
         }
-        Ok(Workload { meta, service_account, proxy, ports, address })
+        let probe = self.readiness_probe;
+        let readiness = probe.map(|wire| wire.parse(&ports, &at_probe)).transpose()?;
+        Ok(Workload { meta, service_account, proxy, ports, address, readiness })
     }
 }
 
@@ -135,6 +140,9 @@ pub(super) fn render(workload: &Workload) -> Value {
     }
     if let Some(address) = workload.address {
         out.insert("address".to_owned(), json!(address));
+    }
+    if let Some(probe) = &workload.readiness {
+        out.insert("readinessProbe".to_owned(), readiness::render(probe));
     }
     Value::Object(out)
 }

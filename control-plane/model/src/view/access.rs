@@ -31,6 +31,7 @@ use ipnet::IpNet;
 use crate::{
     compile::{Action, Direction, FlowProtocol, MeshModel, MeshWorkload, PolicyRule, RulePeer},
     identity::{IdentityNumber, SpiffeId, TrustDomain},
+    policy::Entity,
     resource::ProxyMode,
 };
 
@@ -103,6 +104,9 @@ pub enum Caller {
 
 /// Who may connect to a TCP port of a workload. None: no policy restricts it.
 pub fn access(model: &MeshModel, workload: &MeshWorkload, port: u16) -> Option<Access> {
+    if workload.audit {
+        return None;
+    }
     let itself = itself(model, workload);
     let of = |allow: Vec<AccessRule>, deny, default_deny| Access {
         trust_domain: model.cluster.trust_domain.clone(),
@@ -115,8 +119,9 @@ pub fn access(model: &MeshModel, workload: &MeshWorkload, port: u16) -> Option<A
         return Some(of(Vec::new(), Vec::new(), Some(format!("workload/{}#no-policy-class", workload.name))));
     };
     let mut drafts: BTreeMap<(Action, &Arc<str>), Draft> = BTreeMap::new();
+    let nodes = Nodes::of(model, workload);
     for rule in class.rules.iter().filter(|rule| concerns(rule, port)) {
-        drafts.entry((rule.action, &rule.provenance)).or_default().add(rule);
+        drafts.entry((rule.action, &rule.provenance)).or_default().add(rule, &nodes);
     }
     let (mut deny, mut allow) = (Vec::new(), Vec::new());
     for ((action, provenance), draft) in drafts {
@@ -135,7 +140,9 @@ pub fn access(model: &MeshModel, workload: &MeshWorkload, port: u16) -> Option<A
 }
 
 fn concerns(rule: &PolicyRule, port: u16) -> bool {
+    // What audited policies deny is not denied, and they admit nobody either.
     rule.direction == Direction::Ingress
+        && !rule.audit
         && rule.protocol.is_none_or(|protocol| protocol == FlowProtocol::Tcp)
         && rule.ports.is_none_or(|(first, last)| (first..=last).contains(&port))
 }
@@ -161,15 +168,53 @@ struct Draft {
     anybody: bool,
     identities: BTreeSet<IdentityNumber>,
     blocks: Vec<IpNet>,
+    /// What of the blocks is not meant where they admit somebody. A denial goes too far there.
+    spared: Vec<IpNet>,
+    /// Denied by address alone.
+    places: Vec<IpNet>,
+}
+
+/// Addresses of nodes, as a workload sees them.
+struct Nodes {
+    own: Vec<IpNet>,
+    all: Vec<IpNet>,
+}
+
+impl Nodes {
+    fn of(model: &MeshModel, workload: &MeshWorkload) -> Self {
+        let all: Vec<IpNet> =
+            model.nodes.values().flat_map(|node| node.addresses()).map(IpNet::from).collect();
+        let own = workload.binding.as_ref().and_then(|binding| model.nodes.get(&binding.node));
+        let own = own.map(|node| node.addresses().map(IpNet::from).collect());
+        // Where it is not known, any of them may be.
+        Self { own: own.unwrap_or_else(|| all.clone()), all }
+    }
 }
 
 impl Draft {
-    fn add(&mut self, rule: &PolicyRule) {
+    fn add(&mut self, rule: &PolicyRule, nodes: &Nodes) {
         self.ports.insert(rule.ports);
-        match rule.peer {
+        match &rule.peer {
             RulePeer::Any => self.anybody = true,
-            RulePeer::Identity(identity) => drop(self.identities.insert(identity)),
-            RulePeer::Cidr(block) => self.blocks.push(block),
+            RulePeer::Identity(identity) => drop(self.identities.insert(*identity)),
+            RulePeer::Cidr(block) => self.blocks.push(*block),
+            RulePeer::Entity(Entity::World) => {
+                self.blocks
+                    .extend(["0.0.0.0/0", "::/0"].iter().filter_map(|text| text.parse::<IpNet>().ok()));
+                self.spared.extend(&nodes.all);
+            }
+            RulePeer::Entity(Entity::RemoteNode) => {
+                self.blocks.extend(nodes.all.iter().filter(|node| !nodes.own.contains(node)));
+            }
+            // Nobody there has a certificate of the mesh, so that nobody is let in; but nobody is to be by another rule.
+            RulePeer::Entity(Entity::Host | Entity::Health) if rule.action == Action::Deny => {
+                self.places.extend(&nodes.own);
+            }
+            RulePeer::Entity(Entity::Host | Entity::Health) => {}
+            // Not to be told from workloads that are not reported yet; no denial is of these.
+            RulePeer::Entity(Entity::Unmanaged) => {}
+            // Of egress rules.
+            RulePeer::Name(_) => {}
         }
     }
 
@@ -211,7 +256,8 @@ impl Draft {
             callers.push(Caller::Through(aggregated(gateways.into_iter())));
         }
         if !self.blocks.is_empty() {
-            callers.push(Caller::Outside { blocks: self.blocks.clone(), except: self.inside(model) });
+            let except = self.inside(model).into_iter().chain(self.spared.iter().copied()).collect();
+            callers.push(Caller::Outside { blocks: self.blocks.clone(), except });
         }
         callers
     }
@@ -244,6 +290,7 @@ impl Draft {
         let accounts = self.accounts(model);
         let meant = accounts.iter().flat_map(|id| self.meant(model, id)).flat_map(addresses);
         let nets = aggregated(meant);
+        let nets = IpNet::aggregate(&nets.into_iter().chain(self.places.iter().copied()).collect());
         if !nets.is_empty() {
             callers.push(Caller::From(nets));
         }

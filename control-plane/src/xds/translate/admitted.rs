@@ -21,7 +21,8 @@ pub(super) struct Concerned {
 pub(super) fn concerned(old: &MeshModel, new: &MeshModel, changes: &ModelDiff) -> Concerned {
     let mut found = Concerned::default();
     let mut accounts: BTreeSet<&SpiffeId> = BTreeSet::new();
-    let mut outsiders = false;
+    // Who is a node, and not the world, depends on all of them.
+    let mut outsiders = !changes.nodes.is_empty();
     for name in changes.workloads.changed.iter().chain(&changes.workloads.removed) {
         let both = [old, new].map(|model| model.workloads.get(name).map(AsRef::as_ref));
         if let [Some(before), Some(after)] = both

@@ -23,7 +23,7 @@ use super::{
     admitted, agent,
     callers::Callers,
     cluster, listener,
-    shared::{Part, Shared, served},
+    shared::{Part, Shared, each, served},
 };
 use crate::xds::{Client, Encoded, ResourceSet, TypeResources, kinds};
 
@@ -211,14 +211,17 @@ impl Translation {
 
     fn agents_own(&self, model: &MeshModel, node: &str) -> Own {
         let local = view::local_workloads(model, node);
-        let classes: BTreeSet<u32> = local.iter().map(|workload| workload.policy_class).collect();
+        let host = model.host_classes.get(node);
+        let classes: BTreeSet<u32> =
+            local.iter().map(|workload| workload.policy_class).chain(host.copied()).collect();
         let all = self.shared.part(Part::Classes, model);
         let policy = classes.iter().filter_map(|id| all.get(kinds::POLICY_CLASS, &id.to_string()).cloned());
         let record = model.nodes.get(node).map(AsRef::as_ref);
         let endpoints = local.iter().map(|workload| {
             Encoded::new(workload.name.to_string(), &agent::local_endpoint(workload, record)).into()
         });
-        Own { resources: policy.chain(endpoints).collect(), classes, stranger: false }
+        let host = host.map(|class| Encoded::new(node, &agent::host_endpoint(node, *class)).into());
+        Own { resources: policy.chain(endpoints).chain(host).collect(), classes, stranger: false }
     }
 }
 
@@ -299,7 +302,7 @@ impl Step {
             before: old.revision,
             revision: new.revision,
             everybody: changes.cluster,
-            nodes: changes.nodes.changed.iter().chain(&changes.nodes.removed).cloned().collect(),
+            nodes: each(&changes.nodes).chain(each(&changes.host_classes)).cloned().collect(),
             workloads: BTreeSet::new(),
             classes: changes
                 .policy_classes

@@ -14,10 +14,13 @@ use self::ipv4::Ip4Header;
 use self::ipv6::Ip6Header;
 use crate::fragment;
 
-const ETHERNET: usize = 14;
+/// Bytes of the Ethernet header.
+pub const ETHERNET: usize = 14;
+/// Where in it the sender's address is.
+pub const SENDER: usize = 6;
 const ARP: u16 = 0x0806;
-const IPV4: u16 = 0x0800;
-const IPV6: u16 = 0x86dd;
+pub const IPV4: u16 = 0x0800;
+pub const IPV6: u16 = 0x86dd;
 
 /// What kind of frame it is.
 pub enum Frame {
@@ -84,6 +87,17 @@ pub fn classify(ctx: &TcContext, direction: Direction) -> Result<Frame, Reason> 
 /// Looks at the transport layer.
 #[inline(always)]
 pub fn parse(ctx: &TcContext, ip: &Ip, ifindex: u32, direction: Direction) -> Result<Packet, Reason> {
+    parse_placed(ctx, ip, ifindex, direction).map(|(packet, ..)| packet)
+}
+
+/// As [`parse`]; with where in the frame the transport header is, or would be, and whether it is in this piece.
+#[inline(always)]
+pub fn parse_placed(
+    ctx: &TcContext,
+    ip: &Ip,
+    ifindex: u32,
+    direction: Direction,
+) -> Result<(Packet, usize, bool), Reason> {
     let frame = ctx.len() as usize;
     let upper = if ip.is_v4 { ipv4::upper(ip, frame)? } else { ipv6::upper(ctx, ip, frame)? };
     let mut packet = Packet {
@@ -124,7 +138,7 @@ pub fn parse(ctx: &TcContext, ip: &Ip, ifindex: u32, direction: Direction) -> Re
         if head.is_echo_reply != 0 {
             packet.kind = Kind::EchoReply;
         }
-        return Ok(packet);
+        return Ok((packet, upper.at, false));
     }
     transport(ctx, ip, &upper, direction, &mut packet)?;
     if upper.more {
@@ -134,7 +148,7 @@ pub fn parse(ctx: &TcContext, ip: &Ip, ifindex: u32, direction: Direction) -> Re
         }
         fragment::remember(&datagram, &Head::of(&packet, upper.payload));
     }
-    Ok(packet)
+    Ok((packet, upper.at, true))
 }
 
 #[inline(always)]

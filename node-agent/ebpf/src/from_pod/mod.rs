@@ -1,5 +1,7 @@
 //! Packets that leave a pod: the ingress hook of its host-side interface. The pod's egress policy.
 
+mod service;
+
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use ebpf_shared::{Direction, Reason};

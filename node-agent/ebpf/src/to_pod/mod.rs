@@ -1,5 +1,7 @@
 //! Packets that reach a pod: the egress hook of its host-side interface. The pod's ingress policy.
 
+mod service;
+
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use ebpf_shared::{Direction, Reason};

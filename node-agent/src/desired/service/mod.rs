@@ -1,5 +1,7 @@
 //! Services, from what the control plane tells to what the kernel is to hold of each of their addresses. PURE.
 
+#[cfg(test)]
+mod balance_tests;
 mod eligible;
 pub mod maglev;
 #[cfg(test)]
@@ -207,8 +209,9 @@ fn host_ports(
     table: &mut Table,
 ) {
     for (name, pod) in pods {
-        let Some(local) = resources.locals.get(name) else { continue };
-        for told in &local.host_ports {
+        let told = resources.locals.get(name).map(|local| &local.host_ports);
+        let asked = resources.host_ports.get(name);
+        for told in told.into_iter().chain(asked).flatten() {
             let addresses: Vec<IpAddr> = match told.address {
                 Some(address) => vec![address],
                 None => own.iter().collect(),

@@ -131,6 +131,7 @@ fn a_host_port_leads_to_its_pod_and_the_first_claim_on_an_address_counts() {
         class: 1,
         captured: Default::default(),
         sidecar: false,
+        audit: false,
         host_ports: vec![told(None, 9090, TCP), told(Some("10.101.0.1"), 80, TCP), told(None, 53, UDP)],
         readiness: None,
     };
@@ -144,6 +145,13 @@ fn a_host_port_leads_to_its_pod_and_the_first_claim_on_an_address_counts() {
     }
     assert_eq!(chosen(&at(&table, "10.101.0.1", 80, Scope::Inside).unwrap()).len(), 2, "not taken over");
     assert_eq!(table.keys().filter(|key| key.protocol == UDP).count(), 4);
+    // What the runtime asks for is the same, for pods that are here.
+    resources.locals.clear();
+    resources.host_ports.insert(NamespacedName::new("shop", "pay-0"), vec![told(None, 7070, TCP)]);
+    resources.host_ports.insert(NamespacedName::new("shop", "gone"), vec![told(None, 7071, TCP)]);
+    let table = services(&resources, OWN, &pods());
+    assert_eq!(table.keys().filter(|key| key.port == 7070).count(), 4);
+    assert!(!table.keys().any(|key| key.port == 7071));
 }
 
 #[test]
@@ -151,7 +159,13 @@ fn the_own_zone_is_the_one_that_the_control_plane_has_of_this_node() {
     let mut service = Service { prefer_same_zone: true, ..service() };
     service.ports[0].backends[1].zone = "b".into();
     let mut resources = resources(service);
-    let node = NodeRoute { address: OWN.v4, address6: None, pod_cidrs: Vec::new(), zone: "b".into() };
+    let node = NodeRoute {
+        address: OWN.v4,
+        address6: None,
+        pod_cidrs: Vec::new(),
+        addresses: Vec::new(),
+        zone: "b".into(),
+    };
     resources.nodes.insert("n1".into(), node);
     let table = services(&resources, OWN, &pods());
     assert_eq!(chosen(&at(&table, "10.101.0.1", 80, Scope::Inside).unwrap()), ["10.1.2.2"]);

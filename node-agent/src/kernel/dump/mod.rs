@@ -12,7 +12,7 @@ use std::path::Path;
 use aya::maps::MapData;
 use serde_json::{Map, Value};
 
-pub(crate) use self::shown::{captured, cidr, endpoint, host, netns};
+pub(crate) use self::shown::{captured, cidr, class, endpoint, host, netns, peer, rule};
 use super::{KernelError, pins::Pins, sys};
 
 /// Names and values, in the order in which they are shown.
@@ -78,7 +78,8 @@ pub fn all() -> Vec<Box<dyn Dump>> {
         trie("CIDRS", shown::cidr),
         hash("ENDPOINTS", shown::endpoint),
         hash("CLASSES", shown::class),
-        trie("POLICY", shown::policy),
+        hash("PEERS", shown::peer),
+        trie("RULES", shown::rule),
         hash("CONNTRACK", shown::connection),
         hash("SERVICES", shown::service),
         hash("BACKENDS", shown::backend),
@@ -87,7 +88,10 @@ pub fn all() -> Vec<Box<dyn Dump>> {
         hash("REVERSE", shown::reverse),
         hash("NETNS", shown::netns),
         hash("CAPTURED", shown::captured),
+        trie("NODES", shown::node),
+        hash("NAT", shown::translation),
         per_cpu("METRICS", shown::metric),
+        per_cpu("SUPPRESSED", shown::metric),
         per_cpu("LOST", shown::lost),
     ]
 }

@@ -3,8 +3,10 @@
 use std::net::{IpAddr, SocketAddr};
 
 use ebpf_shared::{
-    Addr, Backend, CapturedKey, Class, ConnEntry, ConnKey, Direction, Endpoint, Metric, Netns, PolicyValue,
-    Reason, ReverseKey, ServiceKey, ServiceValue, SockAddr, metrics,
+    Addr, Backend, CapturedKey, ConnEntry, ConnKey, Direction, Endpoint, Metric, Netns, PeerKey, Reason,
+    ReverseKey, RuleRef, RuleValue, ServiceKey, ServiceValue, Sides, SockAddr, metrics,
+    nat::{NatKey, NatValue, Tuple},
+    overlay::Hop,
     service::{AffinityKey, AffinityValue, ReverseValue},
 };
 use ipnet::IpNet;
@@ -61,26 +63,74 @@ pub(crate) fn endpoint(ifindex: &u32, endpoint: &Endpoint) -> Entry {
     entry([("interface", json!(ifindex))], value)
 }
 
-pub(super) fn class(number: &u32, class: &Class) -> Entry {
-    let value = [
-        ("denies_ingress", json!(class.flags & Class::DENY_INGRESS != 0)),
-        ("denies_egress", json!(class.flags & Class::DENY_EGRESS != 0)),
-        ("ingress_policy", json!(class.ingress_policy)),
-        ("egress_policy", json!(class.egress_policy)),
-    ];
-    entry([("class", json!(number))], value)
+/// What holds for both directions: the number of a ruleset, or the verdict on everything.
+fn sides(sides: &Sides) -> Vec<(&'static str, Value)> {
+    let of = |by: RuleRef| {
+        if by.is_uniform() {
+            format!("{} by policy {}", verdict((by.set & 0xff) as u8), by.policy_id).into()
+        } else {
+            format!("ruleset {}", by.set).into()
+        }
+    };
+    vec![("ingress", of(sides.ingress)), ("egress", of(sides.egress))]
 }
 
-pub(super) fn policy(prefix: &RulePrefix, value: &PolicyValue) -> Entry {
+fn verdict(number: u8) -> &'static str {
+    match number {
+        RuleValue::ALLOW => "allow",
+        RuleValue::REDIRECT => "redirect",
+        RuleValue::DEFAULT_DENY => "default-deny",
+        // What is none of them, denies.
+        _ => "deny",
+    }
+}
+
+pub(crate) fn class(number: &u32, own: &Sides) -> Entry {
+    entry([("class", json!(number))], sides(own))
+}
+
+pub(crate) fn peer(key: &PeerKey, its: &Sides) -> Entry {
+    entry([("class", json!(key.class)), ("identity", json!(key.identity))], sides(its))
+}
+
+pub(crate) fn rule(prefix: &RulePrefix, value: &RuleValue) -> Entry {
     let key = [
-        ("class", json!(prefix.key.class)),
-        ("direction", direction(prefix.key.direction)),
-        ("identity", json!(prefix.key.identity)),
-        ("protocol", json!(prefix.key.protocol)),
-        ("port", json!(u16::from_be_bytes(prefix.key.port))),
-        ("port_bits", json!(prefix.port_bits)),
+        ("ruleset", json!(prefix.set)),
+        ("protocol", json!(prefix.traffic.protocol)),
+        ("port", json!(prefix.traffic.port)),
+        ("bits", json!(prefix.traffic.bits)),
     ];
-    entry(key, [("allows", json!(value.allows())), ("policy", json!(value.policy_id))])
+    let value = [
+        ("verdict", verdict(value.verdict).into()),
+        ("policy", json!(value.policy_id)),
+        ("audited", json!(value.flags & RuleValue::AUDIT != 0)),
+        ("audited_policy", json!(value.audit_id)),
+        ("proxy", json!(value.proxy)),
+    ];
+    entry(key, value)
+}
+
+pub(super) fn node(cidr: &Cidr, hop: &Hop) -> Entry {
+    let value = [("ipv4", address(hop.v4)), ("ipv6", address(hop.v6)), ("flags", json!(hop.flags))];
+    entry([("cidr", IpNet::from(*cidr).to_string().into())], value)
+}
+
+pub(super) fn translation(key: &NatKey, value: &NatValue) -> Entry {
+    let end = |addr: Addr, port: u16| Value::from(SocketAddr::new(addr.into(), port).to_string());
+    let ends = |tuple: &Tuple| {
+        [("source", end(tuple.src, tuple.src_port)), ("destination", end(tuple.dst, tuple.dst_port))]
+    };
+    let more = [("protocol", json!(key.protocol)), ("place", json!(key.place))];
+    let key: Fields = ends(&key.tuple).into_iter().chain(more).collect();
+    let more = [
+        ("backend", json!(value.backend)),
+        ("way", json!(value.way)),
+        ("is_reply", json!(value.is_reply)),
+        ("answered", json!(value.answered)),
+        ("closed", json!(value.closed)),
+        ("seen_seconds", json!(value.seen / 1_000_000_000)),
+    ];
+    entry(key, ends(&value.tuple).into_iter().chain(more).collect::<Fields>())
 }
 
 pub(super) fn connection(key: &ConnKey, value: &ConnEntry) -> Entry {
@@ -94,6 +144,7 @@ pub(super) fn connection(key: &ConnKey, value: &ConnEntry) -> Entry {
     ];
     let value = [
         ("seen_seconds", json!(value.seen / 1_000_000_000)),
+        ("class", json!(value.class)),
         ("policy", json!(value.policy_id)),
         ("cut", reason(value.cut)),
         ("answered", json!(value.answered)),
@@ -168,13 +219,20 @@ pub(super) fn metric(cell: u32, by_cpu: &[Metric]) -> Option<Entry> {
     if sum.packets == 0 {
         return None;
     }
-    let all = [Direction::Ingress, Direction::Egress].into_iter();
-    let mut all = all.flat_map(|way| Reason::ALL.into_iter().map(move |reason| (way, reason)));
-    let (way, why) = all.find(|(way, reason)| metrics::cell(*way, *reason) == cell)?;
-    let key = [("direction", direction(way as u8)), ("reason", why.name().into())];
+    let key = counted(cell)?;
     Some(entry(key, [("packets", json!(sum.packets)), ("bytes", json!(sum.bytes))]))
 }
 
-pub(super) fn lost(_: u32, by_cpu: &[u64]) -> Option<Entry> {
-    Some(entry([], [("events", json!(by_cpu.iter().sum::<u64>()))]))
+/// What a cell counts.
+fn counted(cell: u32) -> Option<Fields> {
+    let all = [Direction::Ingress, Direction::Egress].into_iter();
+    let mut all = all.flat_map(|way| Reason::ALL.into_iter().map(move |reason| (way, reason)));
+    let (way, why) = all.find(|(way, reason)| metrics::cell(*way, *reason) == cell)?;
+    Some(vec![("direction", direction(way as u8)), ("reason", why.name().into())])
+}
+
+pub(super) fn lost(cell: u32, by_cpu: &[u64]) -> Option<Entry> {
+    let events: u64 = by_cpu.iter().sum();
+    let key = counted(cell).filter(|_| events > 0)?;
+    Some(entry(key, [("events", json!(events))]))
 }

@@ -8,7 +8,7 @@ use std::{
 use super::{super::class::OwnPort, labels::Labelled};
 use crate::{
     identity::{IdentityKey, IdentityNumber},
-    resource::{NamespacedName, Protocol, Workload},
+    resource::{NamespacedName, Protocol, ProxyMode, Workload},
 };
 
 /// Port names of an identity, with how many workloads give each.
@@ -17,7 +17,7 @@ type Ports = BTreeMap<(Protocol, String), BTreeMap<u16, usize>>;
 #[derive(Debug, Clone, Default)]
 pub(super) struct Counted {
     /// What each workload was counted as.
-    of: BTreeMap<NamespacedName, (IdentityNumber, Vec<OwnPort>)>,
+    of: BTreeMap<NamespacedName, (IdentityNumber, Vec<OwnPort>, bool)>,
     known: BTreeMap<IdentityNumber, Identity>,
     pub(super) labelled: Labelled<IdentityNumber>,
 }
@@ -26,6 +26,8 @@ pub(super) struct Counted {
 struct Identity {
     key: Arc<IdentityKey>,
     workloads: usize,
+    /// How many of them are gateways.
+    gateways: usize,
     ports: Ports,
 }
 
@@ -39,10 +41,12 @@ pub(super) struct Shift {
     pub(super) after: Option<Arc<IdentityKey>>,
     /// Its workloads call their ports something else.
     pub(super) ports: bool,
+    /// They are gateways, or are none any more.
+    pub(super) gateways: bool,
 }
 
-/// What of an identity classes depend on.
-type Shown = (Arc<IdentityKey>, BTreeSet<OwnPort>);
+/// What of an identity classes depend on: also whether all its workloads are gateways.
+type Shown = (Arc<IdentityKey>, BTreeSet<OwnPort>, bool);
 
 /// What was there before a round of changes, by number.
 pub(super) type Before = BTreeMap<IdentityNumber, Option<Shown>>;
@@ -61,9 +65,15 @@ impl Counted {
         named.into_iter().flat_map(BTreeMap::keys).copied().collect()
     }
 
+    /// Those whose workloads all are gateways.
+    pub(super) fn gateways(&self) -> Vec<IdentityNumber> {
+        let all = self.known.iter().filter(|(_, identity)| identity.gateways == identity.workloads);
+        all.map(|(number, _)| *number).collect()
+    }
+
     /// Forgets a workload. All that go must go before others come, lest two keys share a number for a moment.
     pub(super) fn forget(&mut self, workload: &NamespacedName, before: &mut Before) {
-        let Some((number, ports)) = self.of.remove(workload) else { return };
+        let Some((number, ports, is_gateway)) = self.of.remove(workload) else { return };
         self.remember(number, before);
         let Some(identity) = self.known.get_mut(&number) else { return };
         for (protocol, name, port) in ports {
@@ -79,6 +89,7 @@ impl Counted {
             }
         }
         identity.workloads -= 1;
+        identity.gateways -= usize::from(is_gateway);
         if identity.workloads == 0 {
             let key = identity.key.clone();
             self.known.remove(&number);
@@ -100,16 +111,19 @@ impl Counted {
         let identity = self.known.entry(number).or_insert_with(|| Identity {
             key: key.clone(),
             workloads: 0,
+            gateways: 0,
             ports: Ports::new(),
         });
         identity.workloads += 1;
+        let is_gateway = workload.proxy == ProxyMode::Gateway;
+        identity.gateways += usize::from(is_gateway);
         let ports: Vec<_> =
             workload.ports.iter().filter_map(|p| Some((p.protocol, p.name.clone()?, p.port))).collect();
         for (protocol, name, port) in &ports {
             let numbers = identity.ports.entry((*protocol, name.clone())).or_default();
             *numbers.entry(*port).or_default() += 1;
         }
-        self.of.insert(workload.meta.name.clone(), (number, ports));
+        self.of.insert(workload.meta.name.clone(), (number, ports, is_gateway));
     }
 
     fn remember(&self, number: IdentityNumber, before: &mut Before) {
@@ -121,7 +135,7 @@ impl Counted {
         let ports = identity.ports.iter().flat_map(|((protocol, name), numbers)| {
             numbers.keys().map(|port| (*protocol, name.clone(), *port))
         });
-        Some((identity.key.clone(), ports.collect()))
+        Some((identity.key.clone(), ports.collect(), identity.gateways == identity.workloads))
     }
 
     /// What is different after a round.
@@ -132,12 +146,14 @@ impl Counted {
             if before == after {
                 continue;
             }
-            let ports = before.as_ref().map(|(_, ports)| ports) != after.as_ref().map(|(_, ports)| ports);
+            let [(ports_before, gateways_before), (ports, gateways)] = [&before, &after]
+                .map(|shown| (shown.as_ref().map(|s| &s.1), shown.as_ref().is_some_and(|s| s.2)));
             shifts.push(Shift {
                 number,
-                before: before.map(|(key, _)| key),
-                after: after.map(|(key, _)| key),
-                ports,
+                ports: ports_before != ports,
+                gateways: gateways_before || gateways,
+                before: before.map(|(key, ..)| key),
+                after: after.map(|(key, ..)| key),
             });
         }
         shifts

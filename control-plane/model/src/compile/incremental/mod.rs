@@ -27,11 +27,11 @@ use crate::{
     identity::IdentityKey,
     policy::NormalPolicy,
     records::{NodeRecord, StoredMeta},
-    resource::{Kind, NamespacedName, Object, ObjectKey, Workload},
+    resource::{Kind, NamespacedName, Object, ObjectKey, Service, Workload},
 };
 use identities::{Before, Counted};
 use labels::{Labelled, remove_from};
-use policies::{Nodes, Policies, Round};
+use policies::{Ground, Member, Policies, Round, host};
 use services::{Kept, Services};
 
 /// Compiles one state after the other. Equal to [`compile`](super::compile) at every step, whatever came before.
@@ -119,13 +119,14 @@ impl Last {
         let peers = changed(&old.peers, &self.input.peers);
 
         let (dirty, renumbered) = self.dirty_workloads(&old, &objects, &nodes);
-        let round = self.classify(&old, (&objects, &nodes), &dirty, &renumbered);
         let mut touched = BTreeSet::new();
+        self.touch_services(&old, &objects, &mut touched);
+        let round = self.classify(&old, (&objects, &nodes), &dirty, &renumbered);
+        let host_classes = self.take_hosts(&round, &nodes);
         let moved = round.moved.union(&self.rescoped(&old, &objects)).cloned().collect();
         let workloads = self.compile_workloads(&old, &dirty, &moved, &mut touched);
         let egress_scopes = self.compile_scopes(&objects);
         let policy_classes = self.take_classes(round);
-        self.touch_services(&old, &objects, &mut touched);
         self.touch_zones(&nodes, &mut touched);
         for (cluster, old, new) in &peers {
             self.services.peer(cluster, old.as_ref(), new.as_ref(), &mut touched);
@@ -142,6 +143,7 @@ impl Last {
             workloads,
             services,
             policy_classes,
+            host_classes,
             peers: names(peers),
             egress_scopes,
         }
@@ -240,13 +242,50 @@ impl Last {
                 Some(Object::Workload(workload)) => Some(workload),
                 _ => None,
             };
-            self.policies.regroup(name, workload, &self.identities, &mut round);
+            self.policies.regroup(name, workload.map(Member::Workload), &self.identities, &mut round);
         }
+        self.regroup_hosts(nodes, &mut round);
         let address =
             |node: &Option<Arc<NodeRecord>>| node.as_ref().map(|node| node.addresses().collect::<Vec<_>>());
         let moved = nodes.iter().any(|(_, before, after)| address(before) != address(after));
-        let nodes = Nodes { addresses: &self.declared.nodes, pods: self.input.cluster.pod_cidr, moved };
-        self.policies.settle(&shifts, &self.identities, &nodes, round)
+        let ground = Ground {
+            addresses: &self.declared.nodes,
+            input: &self.input,
+            services: &self.services,
+            changed_services: changed_services(&self.input, objects),
+            moved,
+        };
+        self.policies.settle(&shifts, &self.identities, &ground, round)
+    }
+
+    /// All of them after a change of a policy that selects nodes; else those that changed.
+    fn regroup_hosts(&mut self, nodes: &ChangedNodes, round: &mut Round) {
+        let changed: BTreeMap<&String, Option<&Arc<NodeRecord>>> = match round.hosts {
+            true => {
+                let gone = nodes.iter().filter(|(_, _, new)| new.is_none()).map(|(name, ..)| (name, None));
+                self.input.nodes.iter().map(|(name, node)| (name, Some(node))).chain(gone).collect()
+            }
+            false => nodes.iter().map(|(name, _, new)| (name, new.as_ref())).collect(),
+        };
+        for (name, node) in changed {
+            let labels = node.map(|node| node.labels());
+            let member = labels.as_ref().map(Member::Node);
+            self.policies.regroup(&host(name), member, &self.identities, round);
+        }
+    }
+
+    /// The classes of nodes after a round.
+    fn take_hosts(&mut self, round: &Round, nodes: &ChangedNodes) -> Changes<String> {
+        let mut changes = Changes::none();
+        let moved = round.moved.iter().filter(|name| name.namespace.is_empty()).map(|name| &name.name);
+        let names: BTreeSet<&String> = moved.chain(nodes.iter().map(|(name, ..)| name)).collect();
+        for name in names {
+            let after = self.policies.class_of(&host(name));
+            if self.model.host_classes.get(name) != after.as_ref() {
+                changes.put(&mut self.model.host_classes, name, after);
+            }
+        }
+        changes
     }
 
     /// Compiles workloads and finds the services that they concern.
@@ -355,6 +394,23 @@ impl Last {
         }
         changes
     }
+}
+
+/// Services that changed, or of which a slice did, as they were and as they are.
+fn changed_services<'a>(input: &'a Input, objects: &'a ChangedObjects) -> Vec<&'a Service> {
+    let both = objects.iter().flat_map(|(_, old, new)| [old, new]).flatten();
+    let of = |object: &'a Arc<Object>| match object.as_ref() {
+        Object::Service(service) => Some(service),
+        Object::EndpointSlice(slice) => {
+            let name = NamespacedName::new(&slice.meta.name.namespace, &slice.service);
+            match input.object(Kind::Service, &name) {
+                Some(Object::Service(service)) => Some(service),
+                _ => None,
+            }
+        }
+        _ => None,
+    };
+    both.filter_map(of).collect()
 }
 
 impl Declared {

@@ -9,14 +9,18 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
-    super::class::{Content, Fingerprint, Identities, everybody, names_nodes},
+    super::{
+        Input,
+        class::{Content, Fingerprint, Identities, Target, everybody, names_nodes, peers, targets},
+    },
     identities::{Counted, Shift},
     labels::Selectors,
+    services::Services,
 };
 use crate::{
     identity::{IdentityKey, IdentityNumber},
-    policy::{NamespaceMatch, PeerMatch, PortMatch},
-    resource::{LabelSelector, Protocol},
+    policy::{NamespaceMatch, PeerMatch, PortMatch, ServiceMatch},
+    resource::{Kind, LabelSelector, Object, Protocol, Service},
 };
 
 type PeerKey = Arc<(NamespaceMatch, LabelSelector)>;
@@ -31,6 +35,10 @@ pub(super) struct Peers {
     naming_all: BTreeSet<Fingerprint>,
     /// Classes that change with the addresses of nodes.
     pub(super) on_nodes: BTreeSet<Fingerprint>,
+    /// Classes that change with who is a gateway.
+    on_gateways: BTreeSet<Fingerprint>,
+    /// Classes that name services.
+    on_services: BTreeMap<Fingerprint, Vec<ServiceMatch>>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -46,10 +54,7 @@ impl Peers {
             if !self.sets.contains_key(&key) {
                 let (namespaces, pods) = &*key;
                 let anchor = identities.labelled.anchor(namespaces.only(), pods);
-                let found = identities.labelled.candidates(namespaces.only(), &anchor);
-                let matching =
-                    found.into_iter().filter(|n| identities.key(**n).is_some_and(|k| matches(&key, k)));
-                let set = PeerSet { found: matching.copied().collect(), users: BTreeSet::new() };
+                let set = PeerSet { found: find(identities, &key), users: BTreeSet::new() };
                 self.selectors.insert(&key, namespaces.only(), anchor);
                 self.sets.insert(key.clone(), set);
             }
@@ -67,6 +72,28 @@ impl Peers {
         if names_nodes(content) {
             self.on_nodes.insert(*user);
         }
+        if peers(content).any(|peer| *peer == PeerMatch::Gateways) {
+            self.on_gateways.insert(*user);
+        }
+        let services = peers(content).filter_map(|peer| match peer {
+            PeerMatch::Services(wanted) => Some(wanted.clone()),
+            _ => None,
+        });
+        let services: Vec<ServiceMatch> = services.collect();
+        if !services.is_empty() {
+            self.on_services.insert(*user, services);
+        }
+    }
+
+    /// Classes that name one of these services, as they were and as they are.
+    pub(super) fn naming_services(&self, services: &[&Service]) -> Vec<Fingerprint> {
+        let names = |wanted: &Vec<ServiceMatch>| wanted.iter().any(|w| services.iter().any(|s| w.matches(s)));
+        self.on_services.iter().filter(|(_, wanted)| names(wanted)).map(|(user, _)| *user).collect()
+    }
+
+    /// Whether any class does.
+    pub(super) fn names_services(&self) -> bool {
+        !self.on_services.is_empty()
     }
 
     /// A class is gone.
@@ -82,6 +109,8 @@ impl Peers {
         self.naming.remove(user);
         self.naming_all.remove(user);
         self.on_nodes.remove(user);
+        self.on_gateways.remove(user);
+        self.on_services.remove(user);
     }
 
     /// Takes over what became of identities; adds the classes whose rules change to `dirty`.
@@ -90,7 +119,14 @@ impl Peers {
             if shift.ports {
                 dirty.extend(&self.naming_all);
             }
+            if shift.gateways {
+                dirty.extend(&self.on_gateways);
+            }
             let same_key = shift.before == shift.after;
+            if !same_key {
+                // Whom a service selects is looked up when a class is made.
+                dirty.extend(self.on_services.keys());
+            }
             for (key, present) in [(&shift.before, false), (&shift.after, true)] {
                 let Some(key) = key else { continue };
                 for candidate in self.selectors.candidates(&key.namespace, &key.labels) {
@@ -114,19 +150,31 @@ impl Peers {
     }
 }
 
+/// Identities that a selector finds.
+fn find(identities: &Counted, key: &(NamespaceMatch, LabelSelector)) -> BTreeSet<IdentityNumber> {
+    let (namespaces, pods) = key;
+    let anchor = identities.labelled.anchor(namespaces.only(), pods);
+    let found = identities.labelled.candidates(namespaces.only(), &anchor);
+    found.into_iter().filter(|n| identities.key(**n).is_some_and(|k| matches(key, k))).copied().collect()
+}
+
 fn matches((namespaces, pods): &(NamespaceMatch, LabelSelector), key: &IdentityKey) -> bool {
     pods.matches(&key.labels) && namespaces.matches(&key.namespace)
 }
 
 fn selectors(content: &Content) -> BTreeSet<PeerKey> {
-    let rules = content.ingress().chain(content.egress()).flat_map(|side| &side.rules);
-    let peers = rules.flat_map(|rule| &rule.peers);
-    peers
+    peers(content)
         .filter_map(|peer| match peer {
             PeerMatch::Workloads { namespaces, pods } => Some(Arc::new((namespaces.clone(), pods.clone()))),
             // They may turn out to be everybody.
             PeerMatch::Networks(_) => Some(Arc::new(everybody())),
-            PeerMatch::Any | PeerMatch::Outside(_) | PeerMatch::World(_) | PeerMatch::Nodes => None,
+            PeerMatch::Any
+            | PeerMatch::Outside(_)
+            | PeerMatch::World(_)
+            | PeerMatch::Entity(_)
+            | PeerMatch::Gateways
+            | PeerMatch::Services(_)
+            | PeerMatch::Names(_) => None,
         })
         .collect()
 }
@@ -145,7 +193,8 @@ pub(super) struct Resolved<'a> {
     pub(super) peers: &'a Peers,
     pub(super) identities: &'a Counted,
     pub(super) nodes: &'a BTreeMap<IpAddr, BTreeSet<String>>,
-    pub(super) pods: IpNet,
+    pub(super) input: &'a Input,
+    pub(super) services: &'a Services,
 }
 
 impl Identities for Resolved<'_> {
@@ -155,7 +204,11 @@ impl Identities for Resolved<'_> {
 
     fn select(&self, namespaces: &NamespaceMatch, pods: &LabelSelector) -> Vec<IdentityNumber> {
         let set = self.peers.sets.get(&(namespaces.clone(), pods.clone()));
-        set.map(|set| set.found.iter().copied().collect()).unwrap_or_default()
+        match set {
+            Some(set) => set.found.iter().copied().collect(),
+            // A service's.
+            None => find(self.identities, &(namespaces.clone(), pods.clone())).into_iter().collect(),
+        }
     }
 
     fn ports(&self, identity: IdentityNumber, protocol: Protocol, name: &str) -> Vec<u16> {
@@ -166,7 +219,29 @@ impl Identities for Resolved<'_> {
         self.nodes.keys().copied().collect()
     }
 
-    fn pods(&self) -> IpNet {
-        self.pods
+    fn pods(&self) -> Vec<IpNet> {
+        self.input.cluster.pod_cidrs().collect()
+    }
+
+    fn gateways(&self) -> Vec<IdentityNumber> {
+        self.identities.gateways()
+    }
+
+    fn services(&self, wanted: &ServiceMatch) -> Vec<Target> {
+        let of =
+            |service: &Service| targets(service, self.services.slices_of(self.input, &service.meta.name));
+        match wanted {
+            ServiceMatch::Named(name) => match self.input.object(Kind::Service, name) {
+                Some(Object::Service(service)) => of(service),
+                _ => Vec::new(),
+            },
+            ServiceMatch::Selected { .. } => {
+                let services = self.input.objects.values().filter_map(|object| match object.as_ref() {
+                    Object::Service(service) if wanted.matches(service) => Some(service),
+                    _ => None,
+                });
+                services.flat_map(of).collect()
+            }
+        }
     }
 }

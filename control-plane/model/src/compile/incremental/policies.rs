@@ -6,20 +6,19 @@ use std::{
     sync::Arc,
 };
 
-use ipnet::IpNet;
-
 use super::{
     super::{
-        PolicyClass,
+        Input, PolicyClass,
         class::{Content, Fingerprint, Numbering, OwnPort, class, own_ports, policy_labels},
     },
     identities::{Counted, Shift},
     labels::{Labelled, Selectors},
     peers::{Peers, Resolved},
+    services::Services,
 };
 use crate::{
     policy::NormalPolicy,
-    resource::{Labels, NamespacedName, ObjectKey, Workload},
+    resource::{Labels, NamespacedName, ObjectKey, Service, Workload},
 };
 
 /// One policy: an object, and the place of its rule there. In the order in which [`compile`](super::super::compile)
@@ -43,6 +42,20 @@ pub(super) struct Policies {
     /// How many of these numbers can't be given: two contents want one, or it is 0.
     collisions: usize,
     peers: Peers,
+    /// Policies that select nodes.
+    of_hosts: BTreeSet<PolicyId>,
+}
+
+/// Who may have a class.
+pub(super) enum Member<'a> {
+    Workload(&'a Workload),
+    /// By its labels. A node that no policy selects has no class.
+    Node(&'a Labels),
+}
+
+/// What stands for a node among the names of workloads, which all have a namespace.
+pub(super) fn host(node: &str) -> NamespacedName {
+    NamespacedName::new("", node)
 }
 
 #[derive(Debug, Clone)]
@@ -66,17 +79,21 @@ pub(super) struct Round {
     pub(super) moved: BTreeSet<NamespacedName>,
     /// Classes that may be different; None: gone.
     pub(super) classes: BTreeMap<u32, Option<PolicyClass>>,
+    /// A policy that selects nodes is new, different or gone.
+    pub(super) hosts: bool,
     dirty: BTreeSet<Fingerprint>,
     stale: BTreeSet<Arc<Group>>,
     renumber: bool,
 }
 
-/// The addresses of nodes, with the nodes that have them.
+/// What else classes depend on: the addresses of nodes, with the nodes that have them, and services.
 #[derive(Debug)]
-pub(super) struct Nodes<'a> {
+pub(super) struct Ground<'a> {
     pub(super) addresses: &'a BTreeMap<IpAddr, BTreeSet<String>>,
-    /// The range of all pods, which never changes.
-    pub(super) pods: IpNet,
+    pub(super) input: &'a Input,
+    pub(super) services: &'a Services,
+    /// Services that are new, different or gone, or whose slices are: as they were and as they are.
+    pub(super) changed_services: Vec<&'a Service>,
     /// They are others than in the round before.
     pub(super) moved: bool,
 }
@@ -111,15 +128,22 @@ impl Policies {
         let all = (object.clone(), 0)..=(object.clone(), usize::MAX);
         let before: Vec<PolicyId> = self.policies.range(all).map(|(id, _)| id.clone()).collect();
         for id in before {
-            if let Some(old) = self.policies.remove(&id) {
+            if let Some(old) = self.policies.remove(&id).filter(|old| old.subject.nodes.is_none()) {
                 select(&old);
             }
             self.subjects.remove(&id);
+            round.hosts |= self.of_hosts.remove(&id);
             round.stale.extend(self.groups_of_policy.get(&id).into_iter().flatten().cloned());
         }
         for (place, new) in new.into_iter().enumerate() {
-            let anchor = select(&new);
             let id = (object.clone(), place);
+            if new.subject.nodes.is_some() {
+                self.of_hosts.insert(id.clone());
+                self.policies.insert(id, Arc::new(new));
+                round.hosts = true;
+                continue;
+            }
+            let anchor = select(&new);
             self.subjects.insert(&id, new.subject.namespaces.only(), anchor);
             self.policies.insert(id, Arc::new(new));
         }
@@ -130,11 +154,15 @@ impl Policies {
     pub(super) fn regroup(
         &mut self,
         name: &NamespacedName,
-        workload: Option<&Workload>,
+        member: Option<Member<'_>>,
         identities: &Counted,
         round: &mut Round,
     ) {
-        let group = workload.map(|workload| Arc::new(self.group(workload)));
+        let group = match member {
+            Some(Member::Workload(workload)) => Some(Arc::new(self.group(workload))),
+            Some(Member::Node(labels)) => self.host_group(labels).map(Arc::new),
+            None => None,
+        };
         if self.group_of.get(name) == group.as_ref() {
             return;
         }
@@ -159,6 +187,13 @@ impl Policies {
         let policies: Vec<Arc<NormalPolicy>> =
             selecting.iter().filter_map(|id| self.policies.get(*id).cloned()).collect();
         (selecting.into_iter().cloned().collect(), own_ports(workload, &policies))
+    }
+
+    fn host_group(&self, labels: &Labels) -> Option<Group> {
+        let selects =
+            |id: &&PolicyId| self.policies.get(*id).is_some_and(|policy| policy.subject.selects_node(labels));
+        let selecting: Vec<PolicyId> = self.of_hosts.iter().filter(selects).cloned().collect();
+        (!selecting.is_empty()).then_some((selecting, Vec::new()))
     }
 
     fn leave(&mut self, name: &NamespacedName, group: &Arc<Group>, round: &mut Round) {
@@ -252,7 +287,7 @@ impl Policies {
         &mut self,
         shifts: &[Shift],
         identities: &Counted,
-        nodes: &Nodes<'_>,
+        nodes: &Ground<'_>,
         mut round: Round,
     ) -> Round {
         for group in std::mem::take(&mut round.stale) {
@@ -271,8 +306,17 @@ impl Policies {
         if nodes.moved {
             round.dirty.extend(&self.peers.on_nodes);
         }
+        if !nodes.changed_services.is_empty() && self.peers.names_services() {
+            round.dirty.extend(self.peers.naming_services(&nodes.changed_services));
+        }
         self.number(&mut round);
-        let resolved = Resolved { peers: &self.peers, identities, nodes: nodes.addresses, pods: nodes.pods };
+        let resolved = Resolved {
+            peers: &self.peers,
+            identities,
+            nodes: nodes.addresses,
+            input: nodes.input,
+            services: nodes.services,
+        };
         for fingerprint in std::mem::take(&mut round.dirty) {
             let Some(known) = self.contents.get(&fingerprint) else { continue };
             let Some(id) = known.id else { continue };

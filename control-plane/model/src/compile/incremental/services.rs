@@ -166,6 +166,17 @@ impl Services {
         }
     }
 
+    /// Slices of a service, in the order of their names.
+    pub(super) fn slices_of<'a>(&self, input: &'a Input, service: &NamespacedName) -> Vec<&'a EndpointSlice> {
+        let names = self.slices.get(service).into_iter().flatten();
+        names
+            .filter_map(|name| match input.object(Kind::EndpointSlice, name) {
+                Some(Object::EndpointSlice(slice)) => Some(slice),
+                _ => None,
+            })
+            .collect()
+    }
+
     /// A route's age is known, or known to be another. The route itself may be the same.
     pub(super) fn aged(&self, route: Option<&Object>, touched: &mut BTreeSet<NamespacedName>) {
         if let Some(Object::HttpRoute(route)) = route {
@@ -201,13 +212,7 @@ impl<'a> Lookup<'a> for Kept<'a> {
     }
 
     fn slices(&self, service: &NamespacedName) -> Vec<&'a EndpointSlice> {
-        let names = self.services.slices.get(service).into_iter().flatten();
-        names
-            .filter_map(|name| match self.input.object(Kind::EndpointSlice, name) {
-                Some(Object::EndpointSlice(slice)) => Some(slice),
-                _ => None,
-            })
-            .collect()
+        self.services.slices_of(self.input, service)
     }
 
     fn at(&self, address: IpAddr) -> Option<&'a MeshWorkload> {

@@ -1,12 +1,14 @@
 //! What ClusterNetworkPolicy says of a flow, read from the objects as the user wrote them.
 
+use ipnet::IpNet;
+
 use super::{End, Side, Tiered, World};
 use crate::{
     compile::Direction,
     policy::Flow,
     resource::{
-        ClusterPeer, ClusterPods, ClusterPolicy, ClusterPort, ClusterTier, Labels, NAMESPACE_NAME_LABEL,
-        Workload,
+        ClusterAction, ClusterPeer, ClusterPods, ClusterPolicy, ClusterPort, ClusterTier, Labels,
+        NAMESPACE_NAME_LABEL, Workload,
     },
 };
 
@@ -37,15 +39,18 @@ pub(super) fn judge(
                 flow.protocol == (*protocol).into()
                     && ports.is_none_or(|(first, last)| first <= flow.port && flow.port <= last)
             }
-            ClusterPort::Named(name) => world.is_named(name, direction, (own, other), flow),
+            ClusterPort::Named(name) => world.is_named(name, direction, (Some(own), other), flow),
         };
         let by_peer = |peer: &ClusterPeer| match (peer, other) {
             (ClusterPeer::Pods(pods), End::Workload(other)) => selects(pods, other),
             // A block that holds all pods holds every workload.
             (ClusterPeer::Networks(nets), End::Workload(_)) => {
-                nets.iter().any(|net| net.contains(&world.cluster.pod_cidr))
+                let mut pods = world.cluster.pod_cidrs();
+                let held = |pods: IpNet| nets.iter().any(|net| net.contains(&pods));
+                // By one family is enough to be denied, and not to be let through.
+                if rule.action == ClusterAction::Deny { pods.any(held) } else { pods.all(held) }
             }
-            (ClusterPeer::Networks(nets), End::Outside(ip) | End::Node { ip, .. }) => {
+            (ClusterPeer::Networks(nets), End::Outside(ip, _) | End::Node { ip, .. }) => {
                 nets.iter().any(|net| net.contains(ip))
             }
             _ => false,

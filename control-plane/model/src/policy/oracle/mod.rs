@@ -46,7 +46,7 @@ pub struct Flow {
     pub source: FlowPeer,
     pub destination: FlowPeer,
     pub protocol: FlowProtocol,
-    /// Destination port; of protocols that have none it says nothing.
+    /// Destination port; of ICMP `type << 8 | code`.
     pub port: u16,
 }
 
@@ -55,8 +55,15 @@ pub struct Flow {
 pub enum FlowPeer {
     /// A declared workload.
     Workload(NamespacedName),
-    /// An address: a workload's, or one outside the mesh.
+    /// An address: a workload's, a node's, or one outside the mesh.
     Address(IpAddr),
+    /// The same, for which DNS has answered the sender's question for a name.
+    Named {
+        #[allow(missing_docs)]
+        address: IpAddr,
+        /// In lower case, without the last dot.
+        name: String,
+    },
 }
 
 /// What happens to a flow: it must be permitted at both ends.
@@ -77,12 +84,24 @@ pub struct Decision {
     pub action: Action,
     /// Every rule that denies, or else every one that permits, or else every default deny; empty where no policy applies.
     pub provenance: Vec<String>,
+    /// By what it would be denied if audited policies were enforced, or an audited workload's were.
+    pub audit: Vec<String>,
+    /// It is allowed as far as somebody who reads it admits it.
+    pub redirect: bool,
 }
 
 impl Decision {
     /// No policy applies.
     pub fn unrestricted() -> Self {
-        Self { action: Action::Allow, provenance: Vec::new() }
+        Self { action: Action::Allow, provenance: Vec::new(), audit: Vec::new(), redirect: false }
+    }
+
+    /// The same for a workload whose policies are only told of.
+    pub(crate) fn audited(self) -> Self {
+        match self.action {
+            Action::Deny => Self { audit: self.provenance, ..Self::unrestricted() },
+            Action::Allow => Self { redirect: false, ..self },
+        }
     }
 }
 
@@ -97,12 +116,14 @@ impl Verdict {
 /// An end of a flow, once it is known whether it is a workload.
 enum End<'a> {
     Workload(&'a Workload),
-    Outside(IpAddr),
+    Outside(IpAddr, Option<&'a str>),
     /// Outside the mesh as well, but a node of this cluster.
     Node {
         ip: IpAddr,
         names: Vec<&'a str>,
     },
+    /// The node that the workload runs on, seen from there.
+    OwnNode,
     /// Among the pods' addresses, yet no workload has it.
     Unmanaged,
     /// A name that nobody declared.
@@ -114,9 +135,9 @@ enum End<'a> {
 struct Side {
     denials: Vec<String>,
     permits: Vec<String>,
+    /// One of the permits is for whatever it is.
+    permits_unread: bool,
     default_denials: Vec<String>,
-    /// A denial is about whoever it is.
-    denies_anybody: bool,
     /// A policy of a tier has rules for this direction.
     tiered: bool,
     admin: Vec<Tiered>,
@@ -147,14 +168,20 @@ pub fn verdict(world: World<'_>, flow: &Flow) -> Verdict {
     let destination = world.end(&flow.destination);
     for end in [&source, &destination] {
         if let End::Unknown(name) = end {
-            let deny =
-                Decision { action: Action::Deny, provenance: vec![format!("workload/{name}#unknown")] };
+            let deny = Decision {
+                action: Action::Deny,
+                provenance: vec![format!("workload/{name}#unknown")],
+                ..Decision::unrestricted()
+            };
             return Verdict::of(deny.clone(), deny);
         }
     }
-    if let (End::Workload(a), End::Workload(b)) = (&source, &destination)
-        && a.meta.name == b.meta.name
-    {
+    let oneself = match (&source, &destination) {
+        (End::Workload(a), End::Workload(b)) => a.meta.name == b.meta.name,
+        (End::Node { names: a, .. }, End::Node { names: b, .. }) => a.first() == b.first(),
+        _ => false,
+    };
+    if oneself {
         return Verdict::of(Decision::unrestricted(), Decision::unrestricted());
     }
     Verdict::of(
@@ -184,7 +211,11 @@ impl<'a> World<'a> {
             FlowPeer::Workload(name) => {
                 self.workloads().find(|w| w.meta.name == *name).map_or(End::Unknown(name), End::Workload)
             }
-            FlowPeer::Address(ip) => {
+            FlowPeer::Address(ip) | FlowPeer::Named { address: ip, .. } => {
+                let asked = match peer {
+                    FlowPeer::Named { name, .. } => Some(name.as_str()),
+                    _ => None,
+                };
                 if let Some(workload) = self.workloads().find(|w| self.has_address(w, *ip)) {
                     return End::Workload(workload);
                 }
@@ -193,7 +224,7 @@ impl<'a> World<'a> {
                 match names.is_empty() {
                     _ if self.cluster.has_pods_at(*ip) => End::Unmanaged,
                     false => End::Node { ip: *ip, names },
-                    true => End::Outside(*ip),
+                    true => End::Outside(*ip, asked),
                 }
             }
         }
@@ -208,33 +239,62 @@ impl<'a> World<'a> {
 
     /// What the policies that select `own` say of traffic in this direction between it and `other`.
     fn decide(self, direction: Direction, own: &End<'_>, other: &End<'_>, flow: &Flow) -> Decision {
-        let End::Workload(own) = own else { return Decision::unrestricted() };
+        let enforced = self.decide_with(false, direction, own, other, flow);
+        let with_audited = self.decide_with(true, direction, own, other, flow);
+        let decision = match (enforced.action, with_audited.action) {
+            (Action::Allow, Action::Deny) => Decision { audit: with_audited.provenance, ..enforced },
+            _ => enforced,
+        };
+        match own {
+            End::Workload(own) if own.meta.is_audited() => decision.audited(),
+            _ => decision,
+        }
+    }
+
+    /// `audited`: as if audited policies were like others.
+    fn decide_with(
+        self,
+        audited: bool,
+        direction: Direction,
+        own: &End<'_>,
+        other: &End<'_>,
+        flow: &Flow,
+    ) -> Decision {
+        let own_node = match (own, other) {
+            (End::Workload(own), End::Node { names, .. }) => {
+                let node = self.bindings.get(&own.meta.name).map(|binding| binding.node.as_str());
+                node.is_some_and(|node| names.contains(&node))
+            }
+            _ => false,
+        };
+        let other = if own_node { &End::OwnNode } else { other };
         let mut said = Side::default();
-        for object in self.objects.values() {
-            match object.as_ref() {
-                Object::NetworkPolicy(policy) => self.judge(policy, direction, own, other, flow, &mut said),
-                Object::CiliumNetworkPolicy(policy) | Object::CiliumClusterwideNetworkPolicy(policy) => {
+        for object in self.objects.values().filter(|object| audited || !object.meta().is_audited()) {
+            match (object.as_ref(), own) {
+                (Object::NetworkPolicy(policy), End::Workload(own)) => {
+                    self.judge(policy, direction, own, other, flow, &mut said);
+                }
+                (Object::CiliumNetworkPolicy(policy) | Object::CiliumClusterwideNetworkPolicy(policy), _) => {
                     let kind = object.kind().as_str().to_ascii_lowercase();
                     cilium::judge(self, &kind, policy, direction, (own, other), flow, &mut said);
                 }
-                Object::ClusterNetworkPolicy(policy) => {
+                (Object::ClusterNetworkPolicy(policy), End::Workload(own)) => {
                     cluster::judge(self, policy, direction, (own, other), flow, &mut said);
                 }
                 _ => {}
             }
         }
-        let node = self.bindings.get(&own.meta.name).map(|binding| binding.node.as_str());
-        let is_own_node =
-            matches!((other, node), (End::Node { names, .. }, Some(node)) if names.contains(&node));
-        let (action, provenance) = if is_own_node && said.denies_anybody && !said.tiered {
+        let mut redirect = false;
+        let (action, provenance) = if own_node && !said.denials.is_empty() && !said.tiered {
             (Action::Deny, said.denials)
-        } else if is_own_node {
+        } else if own_node {
             (Action::Allow, vec![OWN_NODE.to_owned()])
         } else if let Some(decided) = first(said.admin) {
             decided
         } else if !said.denials.is_empty() {
             (Action::Deny, said.denials)
         } else if !said.permits.is_empty() {
+            redirect = !said.permits_unread;
             (Action::Allow, said.permits)
         } else if !said.default_denials.is_empty() {
             (Action::Deny, said.default_denials)
@@ -243,7 +303,7 @@ impl<'a> World<'a> {
         } else {
             return Decision::unrestricted();
         };
-        Decision { action, provenance }
+        Decision { action, provenance, redirect, ..Decision::unrestricted() }
     }
 
     /// Adds what a NetworkPolicy says.
@@ -270,12 +330,13 @@ impl<'a> World<'a> {
         for (i, rule) in rules.iter().enumerate() {
             let by_port = |port: &NetworkPolicyPort| {
                 flow.protocol == port.protocol.into()
-                    && self.is_at(port.port.as_ref(), port.end_port, direction, (own, other), flow)
+                    && self.is_at(port.port.as_ref(), port.end_port, direction, (Some(own), other), flow)
             };
             if peer_matches(rule, &name.namespace, other)
                 && (rule.ports.is_empty() || rule.ports.iter().any(by_port))
             {
                 said.permits.push(format!("networkpolicy/{name}#{}[{i}]", direction.as_str()));
+                said.permits_unread = true;
             }
         }
     }
@@ -286,7 +347,7 @@ impl<'a> World<'a> {
         port: Option<&PortRef>,
         end_port: Option<u16>,
         direction: Direction,
-        ends: (&Workload, &End<'_>),
+        ends: (Option<&Workload>, &End<'_>),
         flow: &Flow,
     ) -> bool {
         match port {
@@ -301,11 +362,11 @@ impl<'a> World<'a> {
         self,
         name: &str,
         direction: Direction,
-        (own, other): (&Workload, &End<'_>),
+        (own, other): (Option<&Workload>, &End<'_>),
         flow: &Flow,
     ) -> bool {
         match (direction, other) {
-            (Direction::Ingress, _) => serves(own, name, flow),
+            (Direction::Ingress, _) => own.is_some_and(|own| serves(own, name, flow)),
             (Direction::Egress, End::Workload(other)) => self.one_alike_serves(other, name, flow),
             (Direction::Egress, _) => false,
         }
@@ -329,7 +390,7 @@ fn peer_matches(rule: &NetworkPolicyRule, policy_namespace: &str, other: &End<'_
             };
             namespace_matches && pod.as_ref().is_none_or(|selector| selector.matches(&other.meta.labels))
         }
-        (NetworkPolicyPeer::IpBlock { cidr, except }, End::Outside(ip) | End::Node { ip, .. }) => {
+        (NetworkPolicyPeer::IpBlock { cidr, except }, End::Outside(ip, _) | End::Node { ip, .. }) => {
             cidr.contains(ip) && !except.iter().any(|e| e.contains(ip))
         }
         _ => false,

@@ -5,6 +5,8 @@
 //! direction that has entries of either kind is denied by default unless `enableDefaultDeny` says otherwise. What would
 //! need more than the data plane has is refused with the field's path, never ignored.
 
+mod far;
+mod icmp;
 mod render;
 mod selector;
 #[cfg(test)]
@@ -15,6 +17,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::{LabelSelector, Meta, PortRef, Protocol};
+use crate::policy::NamePattern;
 
 pub(super) use render::render;
 pub(super) use wire::WireCilium;
@@ -34,7 +37,11 @@ pub struct CiliumPolicy {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct CiliumRule {
+    /// Says nothing where `nodes` does.
     pub subject: CiliumSelector,
+    /// `nodeSelector`: the nodes themselves, by their labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nodes: Option<LabelSelector>,
     pub ingress: CiliumSide,
     pub egress: CiliumSide,
 }
@@ -63,12 +70,26 @@ pub struct CiliumEntry {
     pub peers: CiliumPeers,
     /// Those of all elements of `toPorts`. Empty: all ports and protocols.
     pub ports: Vec<CiliumPort>,
+    /// Those of all elements of `icmps`, instead of ports.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub icmps: Vec<CiliumIcmp>,
+    /// `toPorts[].rules.dns`: names that may be asked for at these ports. Empty: whatever.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dns: Vec<NamePattern>,
+}
+
+/// A type of ICMP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct CiliumIcmp {
+    pub v6: bool,
+    pub kind: u8,
 }
 
 impl CiliumEntry {
     /// It stands there for the default denial alone: `ingress: [{}]`.
     pub fn is_empty(&self) -> bool {
-        self.peers == CiliumPeers::Unsaid && self.ports.is_empty()
+        self.peers == CiliumPeers::Unsaid && self.ports.is_empty() && self.icmps.is_empty()
     }
 }
 
@@ -85,6 +106,19 @@ pub enum CiliumPeers {
     CidrSets(Vec<CiliumCidrSet>),
     #[allow(missing_docs)]
     Entities(Vec<CiliumEntity>),
+    /// `toServices`
+    Services(Vec<CiliumService>),
+    /// `toFQDNs`
+    Names(Vec<NamePattern>),
+}
+
+/// One element of `toServices`. Without a namespace the policy's own is meant, or, by labels and of a policy without one,
+/// every one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub enum CiliumService {
+    Named { namespace: Option<String>, name: String },
+    Selected { namespace: Option<String>, labels: LabelSelector },
 }
 
 /// A block without parts of it.
@@ -108,19 +142,29 @@ pub enum CiliumEntity {
     WorldIpv6,
     /// The workloads and the nodes of this cluster.
     Cluster,
-    /// The workload's own node, which is always admitted.
+    /// The workload's own node, which is always admitted unless a denial means it.
     Host,
     /// The nodes of this cluster but the workload's own.
     RemoteNode,
     /// Health checks. They come from the workload's own node.
     Health,
+    /// Addresses among the pods' that no workload has.
+    Unmanaged,
+    /// Every workload that has an identity.
+    Mesh,
+    /// Gateways, through which traffic of peers comes.
+    Ingress,
+    /// The endpoints of the service `kubernetes` in the namespace `default`, if there is one.
+    KubeApiserver,
+    /// Workloads that have no identity yet, which have no traffic either.
+    Init,
     /// Nobody.
     None,
 }
 
 impl CiliumEntity {
     /// All of them.
-    pub const ALL: [CiliumEntity; 9] = [
+    pub const ALL: [CiliumEntity; 14] = [
         CiliumEntity::All,
         CiliumEntity::World,
         CiliumEntity::WorldIpv4,
@@ -129,6 +173,11 @@ impl CiliumEntity {
         CiliumEntity::Host,
         CiliumEntity::RemoteNode,
         CiliumEntity::Health,
+        CiliumEntity::Unmanaged,
+        CiliumEntity::Mesh,
+        CiliumEntity::Ingress,
+        CiliumEntity::KubeApiserver,
+        CiliumEntity::Init,
         CiliumEntity::None,
     ];
 
@@ -143,6 +192,11 @@ impl CiliumEntity {
             CiliumEntity::Host => "host",
             CiliumEntity::RemoteNode => "remote-node",
             CiliumEntity::Health => "health",
+            CiliumEntity::Unmanaged => "unmanaged",
+            CiliumEntity::Mesh => "mesh",
+            CiliumEntity::Ingress => "ingress",
+            CiliumEntity::KubeApiserver => "kube-apiserver",
+            CiliumEntity::Init => "init",
             CiliumEntity::None => "none",
         }
     }

@@ -3,9 +3,10 @@
 use serde_json::{Map, Value, json};
 
 use super::{
-    CiliumEntity, CiliumEntry, CiliumPeers, CiliumPolicy, CiliumPort, CiliumRule, selector::joined,
-    wire::MAX_PORTS,
+    CiliumEntity, CiliumEntry, CiliumIcmp, CiliumPeers, CiliumPolicy, CiliumPort, CiliumRule, CiliumService,
+    selector::joined, wire::MAX_PORTS,
 };
+use crate::policy::NamePattern;
 
 /// Adds `spec` and `specs`.
 pub(in super::super) fn render(policy: &CiliumPolicy, out: &mut Map<String, Value>) {
@@ -19,7 +20,10 @@ pub(in super::super) fn render(policy: &CiliumPolicy, out: &mut Map<String, Valu
 
 fn rule(rule: &CiliumRule) -> Value {
     let mut out = Map::new();
-    out.insert("endpointSelector".to_owned(), joined(&rule.subject).to_json());
+    match &rule.nodes {
+        Some(nodes) => out.insert("nodeSelector".to_owned(), nodes.to_json()),
+        None => out.insert("endpointSelector".to_owned(), joined(&rule.subject).to_json()),
+    };
     for (list, prefix, entries) in [
         ("ingress", "from", &rule.ingress.allow),
         ("ingressDeny", "from", &rule.ingress.deny),
@@ -57,14 +61,45 @@ fn entry(entry: &CiliumEntry, prefix: &str) -> Value {
         CiliumPeers::Entities(list) => {
             Some(("Entities", list.iter().map(|e| CiliumEntity::as_str(*e)).collect()))
         }
+        CiliumPeers::Services(list) => Some(("Services", list.iter().map(service).collect())),
+        CiliumPeers::Names(list) => Some(("FQDNs", list.iter().map(name).collect())),
     };
     if let Some((name, list)) = peers {
         out.insert(format!("{prefix}{name}"), list);
     }
+    if !entry.icmps.is_empty() {
+        let field =
+            |icmp: &CiliumIcmp| json!({"family": if icmp.v6 { "IPv6" } else { "IPv4" }, "type": icmp.kind});
+        let fields: Value = entry.icmps.iter().map(field).collect();
+        out.insert("icmps".to_owned(), json!([{ "fields": fields }]));
+    }
     if !entry.ports.is_empty() {
-        out.insert("toPorts".to_owned(), to_ports(&entry.ports));
+        let mut elements = to_ports(&entry.ports);
+        if !entry.dns.is_empty() {
+            let names: Value = entry.dns.iter().map(name).collect();
+            elements[0]["rules"] = json!({ "dns": names });
+        }
+        out.insert("toPorts".to_owned(), elements);
     }
     Value::Object(out)
+}
+
+fn name(pattern: &NamePattern) -> Value {
+    let field = if pattern.is_exact() { "matchName" } else { "matchPattern" };
+    json!({ field: pattern.as_str() })
+}
+
+fn service(service: &CiliumService) -> Value {
+    let (field, mut out, namespace) = match service {
+        CiliumService::Named { namespace, name } => ("k8sService", json!({ "serviceName": name }), namespace),
+        CiliumService::Selected { namespace, labels } => {
+            ("k8sServiceSelector", json!({ "selector": labels.to_json() }), namespace)
+        }
+    };
+    if let Some(namespace) = namespace {
+        out["namespace"] = json!(namespace);
+    }
+    json!({ field: out })
 }
 
 /// In so many elements as the limit of one makes of them.

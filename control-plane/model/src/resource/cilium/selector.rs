@@ -2,7 +2,7 @@
 
 use super::{
     super::{
-        LabelExpression, LabelSelector, NAMESPACE_NAME_LABEL, check,
+        LabelExpression, LabelSelector, Labels, NAMESPACE_NAME_LABEL, check,
         error::{At, Fault},
         selector::{MAX_EXPRESSIONS, WireSelector},
     },
@@ -78,6 +78,24 @@ pub(super) fn parse(wire: WireSelector, at: &At) -> Result<CiliumSelector, Fault
     }
     let says = namespaces != LabelSelector::default();
     Ok(CiliumSelector { pods, namespaces: says.then_some(namespaces) })
+}
+
+/// A selector of nodes or of services, whose labels have no source but Kubernetes.
+pub(super) fn plain(mut wire: WireSelector, at: &At) -> Result<LabelSelector, Fault> {
+    let stripped =
+        |text: &str| text.strip_prefix("k8s:").or(text.strip_prefix("any:")).unwrap_or(text).to_owned();
+    let mut labels = Labels::new();
+    for (text, value) in wire.match_labels {
+        if labels.insert(stripped(&text), value).is_some() {
+            return at
+                .field("matchLabels")
+                .key(&text)
+                .refuse(text, "is the same label as another one of this selector");
+        }
+    }
+    wire.match_labels = labels;
+    wire.match_expressions.iter_mut().for_each(|expression| expression.key = stripped(&expression.key));
+    wire.parse(at)
 }
 
 /// As one selector again.

@@ -161,12 +161,123 @@ fn what_the_data_plane_cannot_enforce_is_refused_and_never_ignored() {
             "not supported",
         );
     };
-    for entity in ["init", "unmanaged", "ingress", "kube-apiserver", "World"] {
-        entities("ingress", entity);
-    }
-    for entity in ["host", "cluster", "health"] {
-        entities("ingressDeny", entity);
-    }
+    entities("ingress", "World");
+    entities("ingressDeny", "unmanaged");
     let rules = json!({"toPorts": [{"ports": [{"port": "80"}], "rules": {"http": [{}]}}]});
-    refused(&ingress(rules), "spec.ingress[0].toPorts[0].rules", "not supported");
+    refused(&ingress(rules), "spec.ingress[0].toPorts[0].rules.http", "not supported");
+}
+
+fn egress(entry: Value) -> Value {
+    cnp(json!({"endpointSelector": {}, "egress": [entry]}))
+}
+
+#[test]
+fn types_of_icmp_are_read_by_number_and_by_name_of_their_family() {
+    let fields = json!([{"type": 8}, {"family": "IPv4", "type": "TimeExceeded"}, {"type": "13"},
+        {"family": "IPv6", "type": "TimeExceeded"}, {"family": "IPv6", "type": 255}]);
+    let policy = read(&ingress(json!({"icmps": [{"fields": fields}]})));
+    let spec = policy.spec.unwrap();
+    let types: Vec<(bool, u8)> =
+        spec.ingress.allow[0].icmps.iter().map(|icmp| (icmp.v6, icmp.kind)).collect();
+    assert_eq!(types, [(false, 8), (false, 11), (false, 13), (true, 3), (true, 255)]);
+    assert!(!spec.ingress.allow[0].is_empty());
+    let at = "spec.ingress[0].icmps[0].fields[0]";
+    let one = |field: Value| ingress(json!({"icmps": [{"fields": [field]}]}));
+    refused(&one(json!({"type": 256})), &format!("{at}.type"), "0 to 255");
+    refused(&one(json!({"type": "PacketTooBig"})), &format!("{at}.type"), "of that family");
+    refused(&one(json!({"family": "IPX", "type": 1})), &format!("{at}.family"), "IPv4 or IPv6");
+    refused(&one(json!({})), &format!("{at}.type"), "required");
+    let both = json!({"icmps": [{"fields": [{"type": 8}]}], "toPorts": [{"ports": [{"port": "80"}]}]});
+    refused(&ingress(both), "spec.ingress[0].icmps", "write two entries");
+    let many: Vec<Value> = (0..41).map(|n| json!({"type": n})).collect();
+    refused(&ingress(json!({"icmps": [{"fields": many}]})), "spec.ingress[0].icmps", "at most 40");
+}
+
+#[test]
+fn services_are_named_or_selected_and_have_no_other_ports() {
+    let policy = read(&egress(json!({"toServices": [
+        {"k8sService": {"serviceName": "pay"}}, {"k8sService": {"serviceName": "db", "namespace": "data"}},
+        {"k8sServiceSelector": {"selector": {"matchLabels": {"k8s:tier": "db"}}, "namespace": "data"}}]})));
+    assert!(
+        matches!(&policy.spec.unwrap().egress.allow[0].peers, CiliumPeers::Services(list) if list.len() == 3)
+    );
+    let at = "spec.egress[0].toServices";
+    refused(&egress(json!({"toServices": [{}]})), &format!("{at}[0]"), "must have k8sService");
+    let unnamed = json!({"toServices": [{"k8sService": {"namespace": "a"}}]});
+    refused(&egress(unnamed), &format!("{at}[0].k8sService.serviceName"), "required");
+    let ports = json!({"toServices": [{"k8sService": {"serviceName": "a"}}], "toPorts": [{"ports": [{"port": "1"}]}]});
+    refused(&egress(ports), at, "beside toPorts");
+    refused(&ingress(json!({"toServices": []})), "spec.ingress[0].toServices", "other direction");
+    let of_cluster = json!({"apiVersion": "cilium.io/v2", "kind": "CiliumClusterwideNetworkPolicy", "metadata": {"name": "x"},
+        "spec": {"endpointSelector": {}, "egress": [{"toServices": [{"k8sService": {"serviceName": "a"}}]}]}});
+    refused(&of_cluster, &format!("{at}[0].k8sService.namespace"), "required");
+}
+
+#[test]
+fn names_are_patterns_and_those_that_may_be_asked_for_stand_with_ports_by_number() {
+    let dns = |ports: Value, names: Value| json!({"toPorts": [{"ports": ports, "rules": {"dns": names}}]});
+    let policy = read(&cnp(json!({"endpointSelector": {}, "egress": [
+        {"toFQDNs": [{"matchName": "A.example."}, {"matchPattern": "*.b.example"}]},
+        dns(json!([{"port": "53", "protocol": "ANY"}]), json!([{"matchPattern": "*"}]))]})));
+    let spec = policy.spec.unwrap();
+    let CiliumPeers::Names(names) = &spec.egress.allow[0].peers else { panic!("{spec:?}") };
+    assert_eq!(names.iter().map(|name| name.as_str()).collect::<Vec<_>>(), ["a.example", "*.b.example"]);
+    assert!(spec.egress.allow[1].dns[0].matches("anything.example"));
+    let at = "spec.egress[0].toFQDNs";
+    let one = |name: Value| egress(json!({"toFQDNs": [name]}));
+    refused(&one(json!({"matchName": "*.a"})), &format!("{at}[0].matchName"), "is a pattern");
+    refused(&one(json!({"matchPattern": "a..b"})), &format!("{at}[0].matchPattern"), "empty label");
+    refused(&one(json!({})), &format!("{at}[0]"), "must have");
+    refused(&one(json!({"matchName": "a", "matchPattern": "b"})), &format!("{at}[0]"), "not both");
+    let at = "spec.egress[0].toPorts[0].rules.dns";
+    let any = json!([{"matchPattern": "*"}]);
+    for ports in
+        [json!([{"port": "0"}]), json!([{"port": "dns"}]), json!([{"port": "53", "protocol": "SCTP"}])]
+    {
+        refused(&egress(dns(ports, any.clone())), at, "by number");
+    }
+    let ports = || json!([{"port": "53"}]);
+    refused(
+        &ingress(dns(ports(), any.clone())),
+        "spec.ingress[0].toPorts[0].rules.dns",
+        "not supported here",
+    );
+    let denied = cnp(json!({"endpointSelector": {}, "egressDeny": [dns(ports(), any.clone())]}));
+    refused(&denied, "spec.egressDeny[0].toPorts[0].rules.dns", "not supported here");
+    let mut beside = dns(ports(), any);
+    beside["toPorts"].as_array_mut().unwrap().push(json!({"ports": [{"port": "80"}]}));
+    refused(&egress(beside), at, "write two entries");
+}
+
+#[test]
+fn only_a_policy_of_the_cluster_selects_nodes_and_says_less_of_them() {
+    let of = |spec: Value| {
+        json!({"apiVersion": "cilium.io/v2", "kind": "CiliumClusterwideNetworkPolicy", "metadata": {"name": "x"},
+            "spec": spec})
+    };
+    let nodes =
+        json!({"matchLabels": {"k8s:rack": "7"}, "matchExpressions": [{"key": "gpu", "operator": "Exists"}]});
+    let policy = read(&of(json!({"nodeSelector": nodes, "ingress": [{"fromEntities": ["cluster"]}]})));
+    let rule = policy.spec.unwrap();
+    assert!(rule.nodes.is_some_and(|nodes| nodes.match_labels.contains_key("rack")));
+    refused(
+        &cnp(json!({"nodeSelector": {}, "ingress": [{}]})),
+        "spec.nodeSelector",
+        "CiliumClusterwideNetworkPolicy",
+    );
+    let both = json!({"nodeSelector": {}, "endpointSelector": {}, "ingress": [{}]});
+    refused(&of(both), "spec.nodeSelector", "write two rules");
+    let named = json!({"nodeSelector": {}, "ingress": [{"toPorts": [{"ports": [{"port": "http"}]}]}]});
+    refused(&of(named), "spec.ingress[0].toPorts[0].ports[0].port", "have no names");
+    let names = json!({"nodeSelector": {}, "egress": [{"toFQDNs": [{"matchName": "a"}]}]});
+    refused(&of(names), "spec.egress[0].toFQDNs", "for nodes");
+}
+
+#[test]
+fn whether_a_policy_is_audited_is_true_or_false() {
+    let mut audited = ingress(json!({}));
+    audited["metadata"]["annotations"] = json!({"isthmus.io/audit": "true"});
+    assert!(read(&audited).meta.is_audited());
+    audited["metadata"]["annotations"] = json!({"isthmus.io/audit": "yes"});
+    refused(&audited, "metadata.annotations[isthmus.io/audit]", "'true' or 'false'");
 }

@@ -11,10 +11,12 @@ use super::{
         port::{self, WirePort},
         selector::WireSelector,
     },
-    CiliumCidrSet, CiliumEntity, CiliumEntry, CiliumPeers, CiliumPolicy, CiliumPort, CiliumRule, CiliumSide,
-    selector,
+    CiliumCidrSet, CiliumEntity, CiliumEntry, CiliumIcmp, CiliumPeers, CiliumPolicy, CiliumPort, CiliumRule,
+    CiliumSelector, CiliumSide,
+    far::{WireName, WireTarget},
+    icmp, selector,
 };
-use crate::policy::cover;
+use crate::policy::{NamePattern, cover};
 
 /// Rules of one object.
 const MAX_SPECS: usize = 16;
@@ -55,8 +57,7 @@ struct WireRule {
     labels: Option<IgnoredAny>,
     description: Option<IgnoredAny>,
     log: Option<IgnoredAny>,
-    // Refused.
-    node_selector: Option<IgnoredAny>,
+    node_selector: Option<WireSelector>,
 }
 
 #[derive(Deserialize)]
@@ -84,6 +85,11 @@ struct WireEntry {
     to_entities: Option<Vec<String>>,
     #[serde(default)]
     to_ports: Vec<WirePortRule>,
+    #[serde(default)]
+    icmps: Vec<WireIcmps>,
+    to_services: Option<Vec<WireTarget>>,
+    #[serde(rename = "toFQDNs")]
+    to_fqdns: Option<Vec<WireName>>,
     authentication: Option<WireAuthentication>,
     // Refused.
     from_requires: Option<IgnoredAny>,
@@ -92,10 +98,32 @@ struct WireEntry {
     to_nodes: Option<IgnoredAny>,
     from_groups: Option<IgnoredAny>,
     to_groups: Option<IgnoredAny>,
-    to_services: Option<IgnoredAny>,
-    #[serde(rename = "toFQDNs")]
-    to_fqdns: Option<IgnoredAny>,
-    icmps: Option<IgnoredAny>,
+}
+
+/// An element of `icmps`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WireIcmps {
+    #[serde(default)]
+    fields: Vec<WireIcmp>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WireIcmp {
+    family: Option<String>,
+    r#type: Option<WirePort>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WireL7 {
+    dns: Option<Vec<WireName>>,
+    // Refused: they need a proxy.
+    http: Option<IgnoredAny>,
+    kafka: Option<IgnoredAny>,
+    l7: Option<IgnoredAny>,
+    l7proto: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize)]
@@ -120,8 +148,8 @@ struct WireAuthentication {
 struct WirePortRule {
     #[serde(default)]
     ports: Vec<WireCiliumPort>,
+    rules: Option<WireL7>,
     // Refused: they need a proxy.
-    rules: Option<IgnoredAny>,
     listener: Option<IgnoredAny>,
     #[serde(rename = "terminatingTLS")]
     terminating_tls: Option<IgnoredAny>,
@@ -138,11 +166,15 @@ struct WireCiliumPort {
     end_port: Option<i64>,
 }
 
-/// What an entry may say, by the list that it stands in.
+/// What an entry may say, by the list that it stands in, and the policy.
 #[derive(Clone, Copy)]
-struct Place {
+struct Place<'a> {
     ingress: bool,
     deny: bool,
+    /// Of nodes.
+    nodes: bool,
+    /// The policy's namespace, or nothing.
+    own: &'a str,
 }
 
 impl WireCilium {
@@ -163,11 +195,27 @@ impl WireCilium {
 
 impl WireRule {
     fn parse(self, meta: &Meta, at: &At) -> Result<CiliumRule, Fault> {
-        at.unsupported(&[("nodeSelector", self.node_selector.is_some())])?;
         let at_subject = at.field("endpointSelector");
-        let subject =
-            selector::parse(self.endpoint_selector.ok_or_else(|| at_subject.missing())?, &at_subject)?;
         let own = &meta.name.namespace;
+        let (subject, nodes) = match (self.endpoint_selector, self.node_selector) {
+            (_, Some(_)) if !own.is_empty() => {
+                return at.field("nodeSelector").refuse(
+                    "",
+                    "is not supported here: only a CiliumClusterwideNetworkPolicy selects nodes",
+                );
+            }
+            (endpoints, None) => {
+                (selector::parse(endpoints.ok_or_else(|| at_subject.missing())?, &at_subject)?, None)
+            }
+            (None, Some(nodes)) => {
+                (CiliumSelector::default(), Some(selector::plain(nodes, &at.field("nodeSelector"))?))
+            }
+            (Some(_), Some(_)) => {
+                return at
+                    .field("nodeSelector")
+                    .refuse("", "can't stand beside endpointSelector: write two rules");
+            }
+        };
         if let (false, Some(namespaces)) = (own.is_empty(), &subject.namespaces) {
             let here = [(super::super::NAMESPACE_NAME_LABEL.to_owned(), own.clone())].into();
             if !namespaces.matches(&here) {
@@ -183,24 +231,23 @@ impl WireRule {
             return at.refuse("", "must have an entry in ingress, ingressDeny, egress or egressDeny");
         }
         let said = self.enable_default_deny.unwrap_or(WireDefaultDeny { ingress: None, egress: None });
+        let place = |ingress| Place { ingress, deny: false, nodes: nodes.is_some(), own };
         let side = |allow, deny, ingress, default_deny| -> Result<CiliumSide, Fault> {
             let (name, deny_name) =
                 if ingress { ("ingress", "ingressDeny") } else { ("egress", "egressDeny") };
             Ok(CiliumSide {
-                allow: entries(allow, Place { ingress, deny: false }, &at.field(name))?,
-                deny: entries(deny, Place { ingress, deny: true }, &at.field(deny_name))?,
+                allow: entries(allow, Place { deny: false, ..place(ingress) }, &at.field(name))?,
+                deny: entries(deny, Place { deny: true, ..place(ingress) }, &at.field(deny_name))?,
                 default_deny,
             })
         };
-        Ok(CiliumRule {
-            subject,
-            ingress: side(self.ingress, self.ingress_deny, true, said.ingress)?,
-            egress: side(self.egress, self.egress_deny, false, said.egress)?,
-        })
+        let ingress = side(self.ingress, self.ingress_deny, true, said.ingress)?;
+        let egress = side(self.egress, self.egress_deny, false, said.egress)?;
+        Ok(CiliumRule { subject, nodes, ingress, egress })
     }
 }
 
-fn entries(wire: Vec<WireEntry>, place: Place, at: &At) -> Result<Vec<CiliumEntry>, Fault> {
+fn entries(wire: Vec<WireEntry>, place: Place<'_>, at: &At) -> Result<Vec<CiliumEntry>, Fault> {
     at.at_most(&wire, MAX_RULES)?;
     let parsed = wire.into_iter().enumerate().map(|(i, entry)| entry.parse(place, &at.index(i)));
     let parsed: Vec<CiliumEntry> = parsed.collect::<Result<_, _>>()?;
@@ -221,13 +268,15 @@ fn combinations(entry: &CiliumEntry) -> usize {
         CiliumPeers::Cidrs(list) => list.len(),
         CiliumPeers::CidrSets(list) => list.iter().map(|set| cover(set.cidr, &set.except).len()).sum(),
         CiliumPeers::Entities(list) => list.len(),
+        CiliumPeers::Services(list) => list.len(),
+        CiliumPeers::Names(list) => list.len(),
     };
     let ports: usize = entry.ports.iter().map(|port| port.protocols().len()).sum();
-    peers * ports.max(1)
+    peers * ports.max(entry.icmps.len()).max(1)
 }
 
 impl WireEntry {
-    fn parse(self, place: Place, at: &At) -> Result<CiliumEntry, Fault> {
+    fn parse(self, place: Place<'_>, at: &At) -> Result<CiliumEntry, Fault> {
         at.unsupported(&[
             ("fromRequires", self.from_requires.is_some()),
             ("toRequires", self.to_requires.is_some()),
@@ -235,9 +284,6 @@ impl WireEntry {
             ("toNodes", self.to_nodes.is_some()),
             ("fromGroups", self.from_groups.is_some()),
             ("toGroups", self.to_groups.is_some()),
-            ("toServices", self.to_services.is_some()),
-            ("toFQDNs", self.to_fqdns.is_some()),
-            ("icmps", self.icmps.is_some()),
         ])?;
         let strangers = [
             ("fromEndpoints", self.from_endpoints.is_some(), true),
@@ -248,6 +294,8 @@ impl WireEntry {
             ("toCIDRSet", self.to_cidr_set.is_some(), false),
             ("fromEntities", self.from_entities.is_some(), true),
             ("toEntities", self.to_entities.is_some(), false),
+            ("toServices", self.to_services.is_some(), false),
+            ("toFQDNs", self.to_fqdns.is_some(), false),
         ];
         for (name, present, ingress) in strangers {
             if present && ingress != place.ingress {
@@ -262,7 +310,26 @@ impl WireEntry {
                 .field("mode")
                 .refuse(mode, "is not supported; only disabled is");
         }
-        let ports = to_ports(self.to_ports, &at.field("toPorts"))?;
+        let at_icmps = at.field("icmps");
+        let icmps = icmps(self.icmps, &at_icmps)?;
+        if !icmps.is_empty() && !self.to_ports.is_empty() {
+            return at_icmps.refuse("", "can't stand beside toPorts: write two entries");
+        }
+        let at_services = at.field("toServices");
+        if self.to_services.is_some() && !self.to_ports.is_empty() {
+            return at_services.refuse("", "can't stand beside toPorts: a service has its own");
+        }
+        let at_names = at.field("toFQDNs");
+        if self.to_fqdns.is_some() && place.deny {
+            return at_names.refuse(
+                "",
+                "is not supported in a deny entry: who denies names denies what is not asked for",
+            );
+        }
+        if self.to_fqdns.is_some() && place.nodes {
+            return at_names.refuse("", "is not supported for nodes: what they ask of DNS is not seen");
+        }
+        let (ports, dns) = to_ports(self.to_ports, place, &at.field("toPorts"))?;
         let field = |tail: &str| at.field(&format!("{}{tail}", if place.ingress { "from" } else { "to" }));
         let mut said: Vec<(&str, CiliumPeers)> = Vec::new();
         if let Some(list) = self.from_endpoints.or(self.to_endpoints) {
@@ -279,13 +346,21 @@ impl WireEntry {
             let parsed = each(list, &field("Entities"), |text, at| entity(&text, place, at))?;
             said.push(("Entities", CiliumPeers::Entities(parsed)));
         }
+        if let Some(list) = self.to_services {
+            let parsed = each(list, &at_services, |wire, at| wire.parse(place.own, at))?;
+            said.push(("Services", CiliumPeers::Services(parsed)));
+        }
+        if let Some(list) = self.to_fqdns {
+            said.push(("FQDNs", CiliumPeers::Names(each(list, &at_names, WireName::parse)?)));
+        }
         let mut said = said.into_iter();
         let peers = said.next();
         if let (Some((first, _)), Some((second, _))) = (&peers, said.next()) {
             let side = if place.ingress { "from" } else { "to" };
             return field(second).refuse("", format!("can't stand beside {side}{first}: write two entries"));
         }
-        Ok(CiliumEntry { peers: peers.map_or(CiliumPeers::Unsaid, |(_, peers)| peers), ports })
+        let peers = peers.map_or(CiliumPeers::Unsaid, |(_, peers)| peers);
+        Ok(CiliumEntry { peers, ports, icmps, dns })
     }
 }
 
@@ -329,41 +404,108 @@ impl WireCidrSet {
     }
 }
 
-fn entity(text: &str, place: Place, at: &At) -> Result<CiliumEntity, Fault> {
+fn entity(text: &str, place: Place<'_>, at: &At) -> Result<CiliumEntity, Fault> {
     let Some(entity) = CiliumEntity::ALL.into_iter().find(|entity| entity.as_str() == text) else {
         let known = CiliumEntity::ALL.map(CiliumEntity::as_str).join(", ");
         return at.refuse(text, format!("is not supported; supported are {known}"));
     };
-    // Its own node is admitted to a workload whatever policies say, and pods that nobody knows have no number that a
-    // denial could name.
-    if place.deny && matches!(entity, CiliumEntity::Host | CiliumEntity::Cluster | CiliumEntity::Health) {
-        return at.refuse(text, "is not supported in a deny entry: the data plane does not enforce it yet");
+    // Proxies, which know who somebody is by a certificate, have no word for it.
+    if place.deny && entity == CiliumEntity::Unmanaged {
+        return at.refuse(text, "is not supported in a deny entry");
     }
     Ok(entity)
 }
 
-fn to_ports(wire: Vec<WirePortRule>, at: &At) -> Result<Vec<CiliumPort>, Fault> {
+fn icmps(wire: Vec<WireIcmps>, at: &At) -> Result<Vec<CiliumIcmp>, Fault> {
+    let fields = wire.into_iter().enumerate().flat_map(|(i, icmps)| {
+        let at = at.index(i).field("fields");
+        icmps.fields.into_iter().enumerate().map(move |(i, field)| (at.index(i), field))
+    });
+    let fields: Vec<(At, WireIcmp)> = fields.collect();
+    at.at_most(&fields, MAX_PORTS)?;
+    let one = |(at, wire): (At, WireIcmp)| {
+        let v6 = match wire.family.as_deref() {
+            None | Some("" | "IPv4") => false,
+            Some("IPv6") => true,
+            Some(text) => return at.field("family").refuse(text, "must be IPv4 or IPv6"),
+        };
+        let at = at.field("type");
+        let bad = |text: &str| at.fault(text, "must be 0 to 255, or the name of a type of that family");
+        match wire.r#type {
+            None => Err(at.missing()),
+            Some(WirePort::Name(text)) => icmp::named(v6, &text).ok_or_else(|| bad(&text)),
+            Some(WirePort::Number(number)) => {
+                u8::try_from(number).map(|kind| CiliumIcmp { v6, kind }).map_err(|_| bad(&number.to_string()))
+            }
+        }
+    };
+    fields.into_iter().map(one).collect()
+}
+
+fn dns(
+    wire: WireL7,
+    alone: bool,
+    ports: &[CiliumPort],
+    place: Place<'_>,
+    at: &At,
+) -> Result<Vec<NamePattern>, Fault> {
+    at.unsupported(&[
+        ("http", wire.http.is_some()),
+        ("kafka", wire.kafka.is_some()),
+        ("l7", wire.l7.is_some()),
+        ("l7proto", wire.l7proto.is_some()),
+    ])?;
+    let Some(list) = wire.dns else { return Ok(Vec::new()) };
+    let at_dns = at.field("dns");
+    if place.ingress || place.deny || place.nodes {
+        return at_dns.refuse("", "is not supported here: only where egress of workloads is allowed");
+    }
+    if !alone {
+        return at_dns.refuse("", "can't stand beside other elements of toPorts: write two entries");
+    }
+    let numbered = |port: &CiliumPort| matches!(port.port, Some(PortRef::Number(_)));
+    let datagrams = |port: &CiliumPort| port.protocol != Some(Protocol::Sctp);
+    if !ports.iter().all(|port| numbered(port) && datagrams(port)) {
+        return at_dns.refuse("", "needs ports by number, such as 53, of UDP or TCP");
+    }
+    each(list, &at_dns, WireName::parse)
+}
+
+fn to_ports(
+    wire: Vec<WirePortRule>,
+    place: Place<'_>,
+    at: &At,
+) -> Result<(Vec<CiliumPort>, Vec<NamePattern>), Fault> {
     at.at_most(&wire, MAX_TO_PORTS)?;
     let mut out = Vec::new();
+    let mut names = Vec::new();
+    let alone = wire.len() == 1;
     for (i, rule) in wire.into_iter().enumerate() {
         let at = at.index(i);
         at.unsupported(&[
-            ("rules", rule.rules.is_some()),
             ("listener", rule.listener.is_some()),
             ("terminatingTLS", rule.terminating_tls.is_some()),
             ("originatingTLS", rule.originating_tls.is_some()),
             ("serverNames", rule.server_names.is_some()),
         ])?;
-        let at = at.field("ports");
+        let at_ports = at.field("ports");
         if rule.ports.is_empty() {
-            return Err(at.missing());
+            return Err(at_ports.missing());
         }
-        at.at_most(&rule.ports, MAX_PORTS)?;
+        at_ports.at_most(&rule.ports, MAX_PORTS)?;
         for (i, port) in rule.ports.into_iter().enumerate() {
-            out.push(port.parse(&at.index(i))?);
+            let at = at_ports.index(i);
+            let port = port.parse(&at)?;
+            if place.nodes && place.ingress && matches!(port.port, Some(PortRef::Name(_))) {
+                return at.field("port").refuse("", "must be a number: the ports of nodes have no names");
+            }
+            out.push(port);
+        }
+        if let Some(rules) = rule.rules {
+            names = dns(rules, alone, &out, place, &at.field("rules"))?;
         }
     }
-    Ok(out)
+    Ok((out, names))
 }
 
 impl WireCiliumPort {

@@ -1,0 +1,27 @@
+//! Whether a policy, or what policies do to a workload, is only told of.
+
+use super::{
+    error::{At, Fault},
+    types::Meta,
+};
+
+/// On a policy of any kind, or on a Workload: `true`, or `false`, which is the default.
+pub const AUDIT_ANNOTATION: &str = "isthmus.io/audit";
+
+/// Whether the annotation is one that can be read.
+pub(super) fn check(meta: &Meta) -> Result<(), Fault> {
+    match meta.annotations.get(AUDIT_ANNOTATION).map(String::as_str) {
+        None | Some("true" | "false") => Ok(()),
+        Some(text) => {
+            let at = At::new("metadata").field("annotations").key(AUDIT_ANNOTATION);
+            at.refuse(text, "must be 'true' or 'false'")
+        }
+    }
+}
+
+impl Meta {
+    /// It is to be audited.
+    pub fn is_audited(&self) -> bool {
+        self.annotations.get(AUDIT_ANNOTATION).is_some_and(|text| text == "true")
+    }
+}

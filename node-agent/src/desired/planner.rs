@@ -1,0 +1,315 @@
+//! From what changed to the writes, at a cost in proportion to what changed.
+//!
+//! The work of [`compute`](super::compute) grows with the mesh. Most changes are small: an address comes, a policy is
+//! edited, a pod gets its class. Then the [`Planner`] looks at these alone, with the help of a few indexes. Where a change moves the
+//! ground (nodes, the set of CIDRs that policies name, this node's own identities), everything is computed again.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+
+use ebpf_shared::identity::HOST;
+use ipnet::IpNet;
+use mesh_model::resource::NamespacedName;
+use xds_proto::isthmus::agent::v1 as wire;
+
+use super::{
+    Delta, Desired, Dictionary, Full, Garbage, Limits, MapOp, Pod, PodAddresses,
+    assign::{Want, assign},
+    collect, compute,
+    compute::{class_cidrs, endpoint, named_cidrs, sidecars, wants},
+    diff::changes,
+    ground::Ground,
+    plan,
+    policy::class_entry,
+    service::services,
+};
+use crate::{
+    kernel::rules::ClassEntry,
+    subscribe::{Address, Resources, Touched},
+};
+
+/// What the contents of the maps are made from.
+#[derive(Clone, Copy)]
+#[allow(missing_docs)]
+pub struct Inputs<'a> {
+    pub resources: &'a Resources,
+    pub node: PodAddresses,
+    pub pods: &'a BTreeMap<NamespacedName, Pod>,
+    /// Further addresses of the node, by which it speaks to pods that other plugins have made.
+    pub gateways: &'a BTreeSet<IpAddr>,
+}
+
+/// Finds the writes. It remembers what it was told before, so it has to be told of every change.
+#[derive(Debug, Clone)]
+pub struct Planner {
+    dictionary: Dictionary,
+    /// Of the last plan, if all of it was carried out.
+    known: Option<Known>,
+    garbage: Garbage,
+    /// Something may have become unneeded since the last look.
+    has_changed: bool,
+    limits: Limits,
+}
+
+#[derive(Debug, Clone)]
+struct Known {
+    ground: Ground,
+    own: BTreeSet<u32>,
+    /// CIDRs that each class in use names.
+    cidrs: BTreeMap<u32, BTreeSet<IpNet>>,
+    /// How many workloads were told to have an address; the last one by name has it.
+    claims: HashMap<IpAddr, u32>,
+    /// The pods that have an address.
+    pods: BTreeMap<IpAddr, NamespacedName>,
+}
+
+impl Planner {
+    /// Goes on from what the kernel holds.
+    pub fn new(current: &Desired, limits: Limits) -> Self {
+        let dictionary = Dictionary::recover(current);
+        Self { dictionary, known: None, garbage: Garbage::default(), has_changed: true, limits }
+    }
+
+    /// The names of policies.
+    pub fn dictionary(&self) -> &Dictionary {
+        &self.dictionary
+    }
+
+    /// The writes that make of what the kernel holds what it is to hold.
+    ///
+    /// # Errors
+    /// A map has no room for it. Nothing is to be written, and everything is looked at again by the next plan.
+    pub fn plan(
+        &mut self,
+        inputs: Inputs<'_>,
+        touched: &Touched,
+        current: &Desired,
+    ) -> Result<Vec<MapOp>, Full> {
+        let delta = match self.known.take() {
+            Some(mut known) => match self.little(&mut known, inputs, touched, current) {
+                Some(delta) => {
+                    self.known = Some(known);
+                    delta
+                }
+                None => self.everything(inputs, current),
+            },
+            None => self.everything(inputs, current),
+        };
+        let ops = plan(current, &delta);
+        self.has_changed = true;
+        self.limits.check(current, &ops).inspect_err(|_| self.known = None)?;
+        Ok(ops)
+    }
+
+    /// Is to be called when the writes of a plan were made, or not all of them.
+    pub fn done(&mut self, current: &Desired, all: bool) {
+        if !all {
+            self.known = None;
+        }
+        self.dictionary.keep_rulesets(current);
+    }
+
+    /// The writes that remove what nothing has needed since the last call. Is to be called every second or so.
+    pub fn collect(&mut self, current: &Desired) -> Vec<MapOp> {
+        if !self.has_changed && self.garbage.is_empty() {
+            return Vec::new();
+        }
+        self.has_changed = false;
+        let (ops, garbage) = collect(current, &self.garbage);
+        self.garbage = garbage;
+        ops
+    }
+
+    fn everything(&mut self, inputs: Inputs<'_>, current: &Desired) -> Delta {
+        let desired = compute(inputs, current, &mut self.dictionary);
+        self.known = Known::new(inputs, current, &mut self.dictionary);
+        Delta::between(current, &desired)
+    }
+
+    /// What changes because of what was touched; `None`: more than can be told from that.
+    fn little(
+        &mut self,
+        known: &mut Known,
+        inputs: Inputs<'_>,
+        touched: &Touched,
+        current: &Desired,
+    ) -> Option<Delta> {
+        let Inputs { resources, node, pods, .. } = inputs;
+        if touched.nodes {
+            return None;
+        }
+        let nets = known.note(inputs, touched)?;
+        let mut delta = Delta::default();
+        for net in nets {
+            let after = known.identity(&net, inputs, touched, &self.dictionary);
+            if current.identities.get(&net).copied() != after {
+                delta.identities.insert(net, after);
+            }
+        }
+        // They depend on which pods are here, too.
+        if touched.services || !touched.pods.is_empty() || !touched.locals.is_empty() {
+            delta.services = changes(&current.services, &services(resources, node, pods));
+        }
+        if touched.classes.is_empty() && touched.locals.is_empty() && touched.pods.is_empty() {
+            return Some(delta);
+        }
+
+        let wants = wants(resources, pods, current);
+        let mut entries: BTreeMap<u32, ClassEntry> = BTreeMap::new();
+        for want in wants.values() {
+            let Want::Class(wire) = want else { return None };
+            let is_held =
+                self.dictionary.classes.get(wire).is_some_and(|class| current.classes.contains_key(class));
+            if (touched.classes.contains(wire) || !is_held) && !entries.contains_key(wire) {
+                let class = resources.class(*wire)?;
+                entries.insert(*wire, class_entry(class, &known.ground, &known.own, &mut self.dictionary));
+            }
+        }
+        let before = self.dictionary.classes.clone();
+        let numbers = assign(&wants, &entries, current, &mut self.dictionary);
+        for want in wants.values() {
+            let Want::Class(wire) = want else { return None };
+            // A class whose contents are not at hand has to be what it was.
+            let number = numbers.get(wire)?;
+            if !entries.contains_key(wire) && before.get(wire) != Some(number) {
+                return None;
+            }
+        }
+        for (wire, entry) in entries {
+            let number = *numbers.get(&wire)?;
+            if current.classes.get(&number) != Some(&entry) {
+                for by in entry.rulesets() {
+                    let set = self.dictionary.rulesets.get(by)?;
+                    if current.rulesets.get(&by.set) != Some(set) {
+                        delta.rulesets.insert(by.set, set.clone());
+                    }
+                }
+                delta.classes.insert(number, entry);
+            }
+        }
+        let endpoints = pods.iter().filter_map(|(name, pod)| {
+            let Want::Class(wire) = wants.get(&pod.ifindex)? else { return None };
+            let local = resources.locals.get(name)?;
+            Some((pod.ifindex, endpoint(pod, local, *numbers.get(wire)?)))
+        });
+        delta.endpoints = changes(&current.endpoints, &endpoints.collect());
+        delta.netns = changes(&current.netns, &sidecars(resources, pods).collect());
+        // No local identity comes here, so it does not matter what the classes that are left say.
+        Some(delta)
+    }
+}
+
+impl Known {
+    /// `None` while something is kept that nobody has told of, or while it is not known what else will be told.
+    fn new(inputs: Inputs<'_>, current: &Desired, dictionary: &mut Dictionary) -> Option<Self> {
+        let Inputs { resources, pods, .. } = inputs;
+        let is_heard = resources.heard::<wire::WorkloadAddress>()
+            && resources.heard::<wire::LocalEndpoint>()
+            && resources.heard::<wire::Service>();
+        let keeps = wants(resources, pods, current).values().any(|want| matches!(want, Want::Kept(_)));
+        if !is_heard || keeps {
+            return None;
+        }
+        let cidrs = named_cidrs(resources);
+        let named = cidrs.values().flatten().copied().collect();
+        let ground = Ground::new(inputs, &named, dictionary);
+        let mut known =
+            Self { ground, own: BTreeSet::new(), cidrs, claims: HashMap::new(), pods: BTreeMap::new() };
+        for workload in resources.addresses.values() {
+            for address in distinct(&workload.addresses) {
+                *known.claims.entry(address).or_default() += 1;
+            }
+        }
+        for (name, pod) in pods {
+            known.pods.extend(pod.addresses.iter().map(|address| (address, name.clone())));
+        }
+        let own = known.ground.own().map(IpNet::from);
+        let who = |net: IpNet| known.identity(&net, inputs, &Touched::default(), dictionary).unwrap_or(HOST);
+        known.own = own.map(who).collect();
+        Some(known)
+    }
+
+    /// Takes in what was touched, and says which prefixes may be another's now. `None` if the ground has moved.
+    fn note(&mut self, inputs: Inputs<'_>, touched: &Touched) -> Option<BTreeSet<IpNet>> {
+        let Inputs { resources, pods, .. } = inputs;
+        let mut nets = BTreeSet::new();
+        for (name, before) in &touched.addresses {
+            for address in before {
+                if let Some(claims) = self.claims.get_mut(address) {
+                    *claims = claims.saturating_sub(1);
+                    if *claims == 0 {
+                        self.claims.remove(address);
+                    }
+                }
+                nets.insert(*address);
+            }
+            let now = resources.addresses.get(name).map(|now| distinct(&now.addresses)).unwrap_or_default();
+            for address in now {
+                *self.claims.entry(address).or_default() += 1;
+                nets.insert(address);
+            }
+        }
+        for (name, before) in &touched.pods {
+            for address in before.iter().flat_map(|pod| pod.addresses.iter()) {
+                if self.pods.get(&address) == Some(name) {
+                    self.pods.remove(&address);
+                }
+                nets.insert(address);
+            }
+        }
+        for name in touched.pods.keys().chain(&touched.locals) {
+            for address in pods.get(name).into_iter().flat_map(|pod| pod.addresses.iter()) {
+                self.pods.insert(address, name.clone());
+                nets.insert(address);
+            }
+        }
+        if nets.iter().any(|address| self.ground.is_own(*address)) {
+            return None;
+        }
+        if !touched.classes.is_empty() || !touched.locals.is_empty() {
+            let in_use: BTreeSet<u32> = resources.locals.values().map(|local| local.class).collect();
+            let mut cidrs = BTreeMap::new();
+            for class in in_use {
+                let known = self.cidrs.remove(&class).filter(|_| !touched.classes.contains(&class));
+                cidrs.insert(class, known.unwrap_or_else(|| class_cidrs(resources, class)));
+            }
+            let named: BTreeSet<IpNet> = cidrs.values().flatten().copied().collect();
+            self.cidrs = cidrs;
+            if !self.ground.is_named(&named) {
+                return None;
+            }
+        }
+        Some(nets.into_iter().map(IpNet::from).collect())
+    }
+
+    fn identity(
+        &self,
+        net: &IpNet,
+        inputs: Inputs<'_>,
+        touched: &Touched,
+        dictionary: &Dictionary,
+    ) -> Option<u32> {
+        let (resources, address) = (inputs.resources, net.addr());
+        if let Some(pod) = self.pods.get(&address) {
+            return resources.locals.get(pod).map(|local| local.identity);
+        }
+        let has_it = |workload: &&Address| workload.addresses.contains(&address);
+        let workload = match self.claims.get(&address) {
+            None => None,
+            Some(count) => {
+                let told = touched.addresses.keys().filter_map(|name| resources.addresses.get(name));
+                let told = told.filter(|_| *count == 1).find(has_it);
+                // Somebody else's claim, or one of several: seldom.
+                told.or_else(|| resources.addresses.values().rev().find(has_it))
+            }
+        };
+        match workload {
+            Some(workload) => Some(workload.identity),
+            None => self.ground.identity(net, dictionary),
+        }
+    }
+}
+
+fn distinct(addresses: &[IpAddr]) -> BTreeSet<IpAddr> {
+    addresses.iter().copied().collect()
+}

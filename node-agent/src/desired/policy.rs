@@ -1,0 +1,61 @@
+//! The control plane's classes in the kernel's terms.
+
+use std::collections::BTreeSet;
+
+use ebpf_shared::Direction;
+
+use super::{Dictionary, ground::Ground};
+use crate::{
+    kernel::rules::{ClassEntry, DefaultDeny, Defaults, Rule, compile},
+    subscribe::Class,
+};
+
+/// Named by flows that pass because they come from, or go to, the pod's own node.
+const HOST_PROVENANCE: &str = "builtin/own-node";
+
+/// A class, resolved. `own` are the identities of this node's addresses.
+pub fn class_entry(
+    class: &Class,
+    ground: &Ground,
+    own: &BTreeSet<u32>,
+    dictionary: &mut Dictionary,
+) -> ClassEntry {
+    let mut rules = Vec::with_capacity(class.rules.len() + 2 * own.len());
+    // Kubernetes: "Traffic to and from the node where a Pod is running is always allowed", unless it is denied.
+    for direction in [Direction::Ingress, Direction::Egress] {
+        let policy_id = dictionary.policy(HOST_PROVENANCE);
+        rules.extend(own.iter().map(|own| Rule {
+            direction,
+            allow: true,
+            audit: false,
+            identity: *own,
+            protocol: 0,
+            ports: None,
+            policy_id,
+        }));
+    }
+    // The rules of a policy come together.
+    let mut last: Option<(&str, u32)> = None;
+    for rule in &class.rules {
+        let policy_id = match last {
+            Some((name, number)) if name == rule.provenance => number,
+            _ => dictionary.policy(&rule.provenance),
+        };
+        last = Some((&rule.provenance, policy_id));
+        rules.extend(ground.peers(&rule.peer, own, dictionary).into_iter().map(|identity| Rule {
+            direction: rule.direction,
+            allow: rule.allow,
+            audit: rule.audit,
+            identity,
+            protocol: rule.protocol,
+            ports: rule.ports.map(|(low, high)| low..=high),
+            policy_id,
+        }));
+    }
+    let mut number = |name: &Option<String>| name.as_deref().map(|name| dictionary.policy(name));
+    let defaults = Defaults {
+        ingress: DefaultDeny { enforced: number(&class.deny_ingress), audited: number(&class.audit_ingress) },
+        egress: DefaultDeny { enforced: number(&class.deny_egress), audited: number(&class.audit_egress) },
+    };
+    compile(&defaults, &rules, &mut dictionary.rulesets)
+}

@@ -1,0 +1,131 @@
+//! Whether the maps have room for what is to be written. It is looked at before anything is: a map that is full in the
+//! middle of a change would leave the rest of the change unmade.
+
+use std::collections::BTreeMap;
+
+use ebpf_shared::limits;
+use thiserror::Error;
+
+use super::{Desired, MapOp, table::is_host};
+
+/// A map that is too small.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("kernel map {map} has room for {limit} entries, {wanted} are wanted: nothing was changed")]
+pub struct Full {
+    /// Its name.
+    pub map: &'static str,
+    /// What would be in it.
+    pub wanted: usize,
+    /// What fits.
+    pub limit: usize,
+}
+
+/// Ceilings of the maps that policy is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Limits {
+    pub hosts: u32,
+    pub cidrs: u32,
+    pub endpoints: u32,
+    pub classes: u32,
+    pub peers: u32,
+    pub rules: u32,
+}
+
+impl Limits {
+    /// The kernel's.
+    pub const KERNEL: Self = Self {
+        hosts: limits::HOSTS,
+        // One is always there.
+        cidrs: limits::CIDRS - 1,
+        endpoints: limits::ENDPOINTS,
+        classes: limits::CLASSES - 1,
+        peers: limits::PEERS,
+        rules: limits::RULES,
+    };
+
+    /// Whether the writes fit.
+    ///
+    /// # Errors
+    /// Names the first map that they don't fit in.
+    pub fn check(&self, current: &Desired, ops: &[MapOp]) -> Result<(), Full> {
+        let mut added: BTreeMap<&'static str, usize> = BTreeMap::new();
+        for op in ops {
+            for (map, count) in additions(op, current) {
+                *added.entry(map).or_default() += count;
+            }
+        }
+        for (map, added) in added {
+            let (held, limit) = self.of(map, current);
+            let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+            if added > 0 && held + added > limit {
+                return Err(Full { map, wanted: held + added, limit });
+            }
+        }
+        Ok(())
+    }
+
+    fn of(&self, map: &'static str, current: &Desired) -> (usize, u32) {
+        match map {
+            HOSTS => (current.identities.hosts(), self.hosts),
+            CIDRS => (current.identities.len() - current.identities.hosts(), self.cidrs),
+            ENDPOINTS => (current.endpoints.len(), self.endpoints),
+            CLASSES => (current.classes.len(), self.classes),
+            PEERS => (current.classes.values().map(|entry| entry.peers.len()).sum(), self.peers),
+            _ => (current.rulesets.values().map(|set| set.entries().len()).sum(), self.rules),
+        }
+    }
+}
+
+const HOSTS: &str = "HOSTS";
+const CIDRS: &str = "CIDRS";
+const ENDPOINTS: &str = "ENDPOINTS";
+const CLASSES: &str = "CLASSES";
+const PEERS: &str = "PEERS";
+const RULES: &str = "RULES";
+
+/// Entries that a write adds.
+fn additions(op: &MapOp, current: &Desired) -> Vec<(&'static str, usize)> {
+    match op {
+        MapOp::PutRuleSet(_, set) => vec![(RULES, set.entries().len())],
+        MapOp::PutClass(_, entry) => vec![(CLASSES, 1), (PEERS, entry.peers.len())],
+        MapOp::PutPeer { class, identity, .. } => {
+            let is_there = current.classes.get(class).is_some_and(|entry| entry.peers.contains_key(identity));
+            vec![(PEERS, usize::from(!is_there))]
+        }
+        MapOp::PutIdentity(net, _) => {
+            let map = if is_host(net) { HOSTS } else { CIDRS };
+            vec![(map, usize::from(!current.identities.contains_key(net)))]
+        }
+        MapOp::PutEndpoint(ifindex, _) => {
+            vec![(ENDPOINTS, usize::from(!current.endpoints.contains_key(ifindex)))]
+        }
+        MapOp::RemovePeer { .. }
+        | MapOp::RemoveIdentity(_)
+        | MapOp::PutNetns(..)
+        | MapOp::PutService(..)
+        | MapOp::RemoveEndpoint(_)
+        | MapOp::RemoveService(_)
+        | MapOp::RemoveNetns(_)
+        | MapOp::RemoveClass(..)
+        | MapOp::RemoveRuleSet(..) => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_is_named_and_what_replaces_always_fits() {
+        let net = |n: u8| format!("10.0.0.{n}/32").parse().unwrap();
+        let mut current = Desired::default();
+        current.identities.insert(net(1), 300);
+        current.identities.insert(net(2), 300);
+        let small = Limits { hosts: 2, ..Limits::KERNEL };
+        assert_eq!(small.check(&current, &[MapOp::PutIdentity(net(1), 301)]), Ok(()));
+        let full = small.check(&current, &[MapOp::PutIdentity(net(3), 301)]).unwrap_err();
+        assert_eq!(full, Full { map: "HOSTS", wanted: 3, limit: 2 });
+        assert!(full.to_string().contains("HOSTS") && full.to_string().contains('2'));
+    }
+}

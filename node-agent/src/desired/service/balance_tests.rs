@@ -1,0 +1,461 @@
+//! What the control plane tells, through what the kernel is to hold, to where a connection goes: the shared lines over
+//! plain collections, compared with a slow reading of what was told.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use ebpf_shared::balance::{Ask, Choice, balance};
+use ebpf_shared::nat::{
+    Arrival, NatKey, NatMaps, NatValue, NodeConfig, Outcome, Tuple, loopback, place, translate, way,
+};
+use ebpf_shared::packet::protocol::{TCP, UDP};
+use ebpf_shared::service::{AffinityKey, AffinityValue, SourceKey};
+use ebpf_shared::{Addr, Backend, Reason, ServiceKey, ServiceMaps, ServiceValue, SockAddr};
+use proptest::prelude::*;
+
+use super::*;
+use crate::subscribe::{Frontend, NodeRoute};
+
+/// The maps, as `crate::kernel` fills them.
+#[derive(Default)]
+struct Emulation {
+    services: BTreeMap<ServiceKey, ServiceValue>,
+    slots: Vec<u32>,
+    backends: BTreeMap<u32, Backend>,
+    affinity: BTreeMap<AffinityKey, AffinityValue>,
+    sources: Vec<(u32, IpNet)>,
+    nat: BTreeMap<NatKey, NatValue>,
+    node: NodeConfig,
+}
+
+impl Emulation {
+    fn of(table: &Table) -> Self {
+        let mut maps = Self::default();
+        for (id, (frontend, entry)) in (1..).zip(table) {
+            let mut turns = Vec::new();
+            for (at, served) in &entry.backends {
+                let number = 1 + maps.backends.len() as u32;
+                let backend = Backend {
+                    at: SockAddr::new(at.ip().into(), at.port()),
+                    service: id,
+                    weight: served.weight,
+                    flags: if served.chosen { Backend::CHOSEN } else { 0 },
+                };
+                maps.backends.insert(number, backend);
+                if served.chosen {
+                    turns.push((*at, number, served.weight));
+                }
+            }
+            let turns = maglev::turns(turns.into_iter());
+            let mut value =
+                ServiceValue { id, affinity_seconds: entry.affinity_seconds, ..ServiceValue::default() };
+            if !entry.sources.is_empty() {
+                value.flags = ServiceValue::SOURCES;
+            }
+            match turns.as_slice() {
+                [] => {}
+                [only] => (value.size, value.only) = (1, only.number),
+                turns => {
+                    let size = maglev::sizes(turns.len()).next().unwrap();
+                    (value.table, value.size) = (maps.slots.len() as u32, size);
+                    maps.slots.extend(maglev::table(turns, size));
+                }
+            }
+            maps.sources.extend(entry.sources.iter().map(|net| (id, *net)));
+            let scope = frontend.scope.number();
+            let key = ServiceKey::new(frontend.address.into(), frontend.port, frontend.protocol, scope);
+            maps.services.insert(key, value);
+        }
+        maps
+    }
+}
+
+impl ServiceMaps for Emulation {
+    fn service(&self, key: &ServiceKey) -> Option<ServiceValue> {
+        self.services.get(key).copied()
+    }
+
+    fn slot(&self, at: u32) -> u32 {
+        self.slots.get(at as usize).copied().unwrap_or(0)
+    }
+
+    fn backend(&self, number: u32) -> Option<Backend> {
+        self.backends.get(&number).copied()
+    }
+
+    fn affinity(&self, key: &AffinityKey) -> Option<AffinityValue> {
+        self.affinity.get(key).copied()
+    }
+
+    fn set_affinity(&mut self, key: &AffinityKey, value: &AffinityValue) {
+        self.affinity.insert(*key, *value);
+    }
+
+    fn admits(&self, source: &SourceKey) -> bool {
+        let addr = IpAddr::from(source.addr);
+        self.sources.iter().any(|(service, net)| *service == source.service && net.contains(&addr))
+    }
+}
+
+impl NatMaps for Emulation {
+    fn nat(&mut self, key: &NatKey) -> Option<&mut NatValue> {
+        self.nat.get_mut(key)
+    }
+
+    fn set_nat(&mut self, key: &NatKey, value: &NatValue, is_new: bool) -> bool {
+        if is_new && self.nat.contains_key(key) {
+            return false;
+        }
+        self.nat.insert(*key, *value);
+        true
+    }
+
+    fn node(&self) -> NodeConfig {
+        self.node
+    }
+}
+
+const OWN: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+const VIP: Ipv4Addr = Ipv4Addr::new(10, 101, 0, 1);
+const BALANCER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+
+fn backends() -> impl Strategy<Value = Vec<ServiceBackend>> {
+    let one = (0_u32..3, 0_u32..3, 0_u8..3, 0_u8..3);
+    proptest::collection::vec(one, 0..8).prop_map(|drawn| {
+        let each = drawn.into_iter().zip(1_u8..);
+        each.map(|((priority, weight, state, zone), last)| ServiceBackend {
+            address: Ipv4Addr::new(10, 1, 1, last).into(),
+            port: 8080,
+            weight,
+            priority,
+            zone: ["", "a", "b"][usize::from(zone)].into(),
+            state: [BackendState::Active, BackendState::Terminating, BackendState::NotReady]
+                [usize::from(state)],
+            hint_zones: Default::default(),
+        })
+        .collect()
+    })
+}
+
+prop_compose! {
+    fn told()(
+        backends in backends(),
+        internal_local in any::<bool>(),
+        external_local in any::<bool>(),
+        prefer_same_zone in any::<bool>(),
+        affinity_seconds in prop_oneof![Just(0_u32), Just(60)],
+        ranged in any::<bool>(),
+    ) -> Service {
+        Service {
+            addresses: vec![VIP.into()],
+            ports: vec![ServicePort { port: 80, protocol: TCP, proxy_port: 0, backends }],
+            frontends: vec![Frontend {
+                kind: FrontendKind::LoadBalancer,
+                address: Some(BALANCER.into()),
+                port: 80,
+                service_port: 80,
+                protocol: TCP,
+            }],
+            affinity_seconds,
+            internal_local,
+            external_local,
+            source_ranges: if ranged { vec!["198.51.100.0/24".parse().unwrap()] } else { Vec::new() },
+            prefer_same_zone,
+            direct: false,
+        }
+    }
+}
+
+/// Where a connection may go, said once more. `local`: this node's pod is the first backend.
+fn allowed(service: &Service, local: bool) -> BTreeSet<IpAddr> {
+    let first: IpAddr = Ipv4Addr::new(10, 1, 1, 1).into();
+    let candidates: Vec<&ServiceBackend> =
+        service.ports[0].backends.iter().filter(|one| !local || one.address == first).collect();
+    let mut best: Vec<&ServiceBackend> = Vec::new();
+    'found: for state in [BackendState::Active, BackendState::Terminating] {
+        for tier in 0..3 {
+            best =
+                candidates.iter().filter(|one| one.state == state && one.priority == tier).copied().collect();
+            if !best.is_empty() {
+                break 'found;
+            }
+        }
+    }
+    if service.prefer_same_zone && best.iter().any(|one| one.zone == "a") {
+        best.retain(|one| one.zone == "a");
+    }
+    if best.iter().any(|one| one.weight > 0) {
+        best.retain(|one| one.weight > 0);
+    }
+    best.iter().map(|one| one.address).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+    #[test]
+    fn a_connection_goes_where_what_was_told_lets_it(service in told(), outside in any::<bool>()) {
+        let mut resources = Resources::default();
+        let route = NodeRoute { address: OWN, address6: None, addresses: Vec::new(), pod_cidrs: Vec::new(), zone: "a".into() };
+        resources.nodes.insert("n1".into(), route);
+        resources.services.insert(NamespacedName::new("shop", "pay"), service.clone());
+        let addresses = PodAddresses { v4: Ipv4Addr::new(10, 1, 1, 1), v6: None };
+        let pod = Pod { addresses, ifindex: 1, netns_cookie: 1 };
+        let pods = BTreeMap::from([(NamespacedName::new("shop", "pay-0"), pod)]);
+        let mut maps = Emulation::of(&services(&resources, OWN.into(), &pods));
+
+        let (address, scope) = if outside { (BALANCER, Scope::Outside) } else { (VIP, Scope::Inside) };
+        let local = if outside { service.external_local } else { service.internal_local };
+        let allowed = allowed(&service, local);
+        let mut met = BTreeSet::new();
+        for client in 0..200_u8 {
+            let mut ask = Ask {
+                key: ServiceKey::new(address.into(), 80, TCP, scope.number()),
+                client: Addr::from(Ipv4Addr::new(198, 51, 100, client)),
+                hash: u32::from(client) * 0x0147_ae14,
+                now: 1,
+                has_sidecar: false,
+            };
+            match balance(&mut maps, &ask) {
+                Choice::To(target) => {
+                    let at = IpAddr::from(target.at.addr);
+                    prop_assert!(allowed.contains(&at), "{at} of {allowed:?}");
+                    met.insert(at);
+                    ask.hash = !ask.hash;
+                    let again = balance(&mut maps, &ask);
+                    if service.affinity_seconds != 0 {
+                        prop_assert_eq!(again, Choice::To(target));
+                        ask.now += 61_000_000_000;
+                        // Long after, by the hash again.
+                        let fresh = balance(&mut Emulation { affinity: BTreeMap::new(), ..Emulation::of(&services(&resources, OWN.into(), &pods)) }, &ask);
+                        prop_assert_eq!(balance(&mut maps, &ask), fresh);
+                    }
+                }
+                choice => prop_assert_eq!((choice, allowed.len()), (Choice::NoBackend, 0)),
+            }
+        }
+        prop_assert_eq!(&met, &allowed);
+        let stranger = Ask {
+            key: ServiceKey::new(BALANCER.into(), 80, TCP, Scope::Outside.number()),
+            client: Addr::from(Ipv4Addr::new(192, 0, 2, 77)),
+            hash: 7,
+            now: 1,
+            has_sidecar: false,
+        };
+        let refused = balance(&mut maps, &stranger) == Choice::SourceRange;
+        prop_assert_eq!(refused, !service.source_ranges.is_empty());
+    }
+}
+
+#[test]
+fn what_is_swapped_while_a_program_reads_is_read_again() {
+    /// Shows an old entry once.
+    struct Swapped {
+        maps: Emulation,
+        old: std::cell::Cell<Option<ServiceValue>>,
+    }
+    impl ServiceMaps for Swapped {
+        fn service(&self, key: &ServiceKey) -> Option<ServiceValue> {
+            self.old.take().or_else(|| self.maps.service(key))
+        }
+        fn slot(&self, at: u32) -> u32 {
+            self.maps.slot(at)
+        }
+        fn backend(&self, number: u32) -> Option<Backend> {
+            self.maps.backend(number)
+        }
+        fn affinity(&self, key: &AffinityKey) -> Option<AffinityValue> {
+            self.maps.affinity(key)
+        }
+        fn set_affinity(&mut self, key: &AffinityKey, value: &AffinityValue) {
+            self.maps.set_affinity(key, value);
+        }
+        fn admits(&self, source: &SourceKey) -> bool {
+            self.maps.admits(source)
+        }
+    }
+    let key = ServiceKey::new(VIP.into(), 80, TCP, 0);
+    let at = |last| SockAddr::new(Ipv4Addr::new(10, 1, 1, last).into(), 80);
+    let mut maps = Emulation::default();
+    let value = ServiceValue { id: 1, size: 1, only: 5, ..ServiceValue::default() };
+    maps.services.insert(key, value);
+    maps.backends.insert(5, Backend { at: at(5), service: 1, ..Backend::default() });
+    // Another service has the slots now.
+    maps.backends.insert(6, Backend { at: at(6), service: 2, ..Backend::default() });
+    maps.slots = vec![6; 61];
+    for old in [ServiceValue { only: 4, ..value }, ServiceValue { size: 61, table: 0, ..value }] {
+        let mut swapped = Swapped { maps, old: std::cell::Cell::new(Some(old)) };
+        let ask = Ask { key, client: Addr::UNSPECIFIED, hash: 9, now: 1, has_sidecar: false };
+        let choice = balance(&mut swapped, &ask);
+        assert!(matches!(choice, Choice::To(target) if target.at == at(5)), "{choice:?}");
+        maps = swapped.maps;
+    }
+}
+
+const SECOND: u64 = 1_000_000_000;
+const PORTS: (u16, u16) = (61_000, 61_003);
+
+/// A service with a backend here and one elsewhere, at a virtual address and at the node's.
+fn node(backends: &[(u8, bool)]) -> Emulation {
+    let mut maps = Emulation::default();
+    (maps.node.v4, maps.node.first_port, maps.node.last_port) = (OWN.into(), PORTS.0, PORTS.1);
+    for (number, (last, here)) in (1..).zip(backends) {
+        let flags = Backend::CHOSEN | if *here { Backend::HERE } else { 0 };
+        let at = SockAddr::new(Ipv4Addr::new(10, 1, 1, *last).into(), 8080);
+        maps.backends.insert(number, Backend { at, service: 1, weight: 1, flags });
+        maps.slots.push(number);
+    }
+    let size = maps.slots.len() as u32;
+    let value = ServiceValue { id: 1, size, only: 1, ..ServiceValue::default() };
+    for protocol in [TCP, UDP] {
+        maps.services.insert(ServiceKey::new(VIP.into(), 80, protocol, 0), value);
+        maps.services.insert(ServiceKey::new(OWN.into(), 80, protocol, 1), value);
+    }
+    maps
+}
+
+fn arrival(tuple: Tuple, protocol: u8, place: u8, now: u64) -> Arrival {
+    Arrival {
+        tuple,
+        protocol,
+        place,
+        ifindex: 2,
+        mac: [2; 6],
+        is_error: false,
+        opens: false,
+        closes: false,
+        now,
+    }
+}
+
+fn from(client: [u8; 4], port: u16, to: Ipv4Addr) -> Tuple {
+    Tuple { src: Ipv4Addr::from(client).into(), dst: to.into(), src_port: port, dst_port: 80 }
+}
+
+/// Where an answer to a packet that was translated like this is met.
+fn answered_at(place: u8, way: u8) -> u8 {
+    match (place, way) {
+        (place::FROM_POD, way::ROUTED) => place::TO_POD,
+        (place::FROM_NET, way::ROUTED) => place::TO_NET,
+        (same, _) => same,
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+    #[test]
+    fn every_answer_comes_back_as_the_answer_to_what_was_asked(
+        asks in proptest::collection::vec((1_u8..6, 1_000_u16..1_004, any::<bool>(), any::<bool>()), 1..40)
+    ) {
+        let mut maps = node(&[(1, true), (2, false), (3, true)]);
+        let mut answers: BTreeMap<(Tuple, u8, u8), Tuple> = BTreeMap::new();
+        for (now, (last, port, is_tcp, is_pod)) in (1..).zip(asks) {
+            let protocol = if is_tcp { TCP } else { UDP };
+            let (place, tuple) = if is_pod {
+                (place::FROM_POD, from([10, 1, 1, last], port, VIP))
+            } else {
+                (place::FROM_NET, from([198, 51, 100, last], port, OWN))
+            };
+            let outcome = translate(&mut maps, &arrival(tuple, protocol, place, now));
+            let Outcome { tuple: real, way, .. } = outcome;
+            if !outcome.is_translated() {
+                // Four ports for one backend elsewhere.
+                prop_assert_eq!(outcome, Outcome::drop(Reason::NatExhausted));
+                continue;
+            }
+            let again = translate(&mut maps, &arrival(tuple, protocol, place, now));
+            prop_assert_eq!(again, outcome, "a flow stays as it is");
+            prop_assert_eq!(way == way::OUT, !is_pod && real.dst == Ipv4Addr::new(10, 1, 1, 2).into());
+            let known = answers.insert((real.reversed(), protocol, answered_at(place, way)), tuple.reversed());
+            prop_assert!(known.is_none_or(|known| known == tuple.reversed()), "two flows in one");
+        }
+        for ((answer, protocol, place), expected) in answers {
+            let back = translate(&mut maps, &arrival(answer, protocol, place, 50));
+            prop_assert!(back.is_translated() && back.tuple == expected, "{back:?}");
+            let error = Arrival { is_error: true, ..arrival(answer, protocol, place, 50) };
+            prop_assert_eq!(translate(&mut maps, &error), back);
+        }
+    }
+}
+
+#[test]
+fn a_pod_that_chooses_itself_talks_to_a_loopback_address() {
+    let mut maps = node(&[(1, true)]);
+    let tuple = from([10, 1, 1, 1], 1_000, VIP);
+    let outcome = translate(&mut maps, &arrival(tuple, TCP, place::FROM_POD, 1));
+    let Outcome { tuple: real, way, .. } = outcome;
+    assert_eq!(way, way::BACK);
+    assert_eq!((real.src, real.dst), (loopback(true), tuple.src));
+    let back = translate(&mut maps, &arrival(real.reversed(), TCP, place::FROM_POD, 2));
+    assert_eq!((back.tuple, back.way), (tuple.reversed(), way::BACK));
+}
+
+#[test]
+fn a_borrowed_port_is_free_again_some_time_after_the_connection_ended() {
+    let mut maps = node(&[(2, false)]);
+    let ask = |maps: &mut Emulation, port: u16, now: u64, closes: bool| {
+        let tuple = from([198, 51, 100, 1], port, OWN);
+        let opening = Arrival { opens: !closes, closes, ..arrival(tuple, TCP, place::FROM_NET, now) };
+        translate(maps, &opening)
+    };
+    let answer = |maps: &mut Emulation, outcome: Outcome, now: u64| {
+        let Outcome { tuple, .. } = outcome;
+        let back = translate(maps, &arrival(tuple.reversed(), TCP, place::FROM_NET, now));
+        assert!(back.is_translated(), "{back:?}");
+    };
+    // Attempts are at random places: whoever asks again has a port in the end.
+    let mut open = Vec::new();
+    for port in 0..1_000 {
+        let outcome = ask(&mut maps, port, 1, false);
+        if outcome.is_translated() {
+            answer(&mut maps, outcome, 2);
+            open.push(port);
+        }
+    }
+    assert_eq!(open.len(), 4);
+    let hour = 3_600 * SECOND;
+    assert_eq!(ask(&mut maps, 5_000, hour, false), Outcome::drop(Reason::NatExhausted), "in use, if idle");
+    for port in open {
+        assert!(ask(&mut maps, port, hour, true).is_translated());
+    }
+    assert_eq!(ask(&mut maps, 5_000, hour + SECOND, false), Outcome::drop(Reason::NatExhausted));
+    assert!(ask(&mut maps, 5_000, hour + 121 * SECOND, false).is_translated());
+}
+
+#[test]
+fn a_flow_leaves_a_backend_that_is_gone_and_an_opening_one_that_ends() {
+    let mut maps = node(&[(1, true), (3, true)]);
+    let tuple = from([10, 1, 1, 9], 1_000, VIP);
+    let next = |maps: &mut Emulation, opens: bool, now: u64| {
+        let outcome = translate(maps, &Arrival { opens, ..arrival(tuple, TCP, place::FROM_POD, now) });
+        let Outcome { tuple: real, .. } = outcome;
+        maps.backends.iter().find(|(_, backend)| backend.at.addr == real.dst).map(|(number, _)| *number)
+    };
+    let first = next(&mut maps, true, 1).unwrap();
+    let second = 3 - first;
+    maps.backends.get_mut(&first).unwrap().flags = 0;
+    maps.slots = vec![second; 2];
+    assert_eq!(next(&mut maps, false, 2), Some(first), "goes on");
+    assert_eq!(next(&mut maps, true, 3), Some(second), "a new connection from the same port does not");
+    maps.backends.remove(&second);
+    maps.backends.get_mut(&first).unwrap().flags = Backend::CHOSEN;
+    maps.slots = vec![first; 2];
+    assert_eq!(next(&mut maps, false, 4), Some(first));
+}
+
+#[test]
+fn a_half_that_was_displaced_is_put_back_and_one_that_is_taken_is_given_up() {
+    let mut maps = node(&[(2, false)]);
+    let tuple = from([198, 51, 100, 1], 1_000, OWN);
+    let ask = |maps: &mut Emulation, now: u64| {
+        let outcome = translate(maps, &arrival(tuple, UDP, place::FROM_NET, now));
+        assert!(outcome.is_translated());
+        outcome.tuple
+    };
+    let real = ask(&mut maps, 1);
+    let key = NatKey { tuple: real.reversed(), protocol: UDP, place: place::FROM_NET, padding: 0 };
+    assert!(maps.nat.remove(&key).is_some());
+    assert_eq!(ask(&mut maps, 3 * SECOND), real);
+    assert!(maps.nat.contains_key(&key), "put back");
+    maps.nat.get_mut(&key).unwrap().tuple.dst_port = 7;
+    assert_ne!(ask(&mut maps, 6 * SECOND), real, "another flow has the port");
+}

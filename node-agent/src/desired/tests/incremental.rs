@@ -1,0 +1,297 @@
+//! The planner, which looks at what changed, against the computation of everything.
+
+use super::*;
+use crate::subscribe::{Touched, update_fixture as update};
+use xds_client::Update;
+use xds_proto::isthmus::agent::v1 as wire;
+
+/// One thing that happens.
+#[derive(Debug, Clone)]
+enum Step {
+    Address {
+        caller: usize,
+        identity: Option<u32>,
+    },
+    /// Of another workload, which lays claim to the same address.
+    Rival {
+        caller: usize,
+        identity: Option<u32>,
+    },
+    Class(u32, Option<wire::PolicyClass>),
+    Local {
+        pod: u32,
+        what: Option<(u32, u32)>,
+        audit: bool,
+    },
+    Pod {
+        pod: u32,
+        there: bool,
+    },
+    Node {
+        name: u8,
+        there: bool,
+    },
+}
+
+fn wire_classes() -> impl Strategy<Value = wire::PolicyClass> {
+    let peer = prop_oneof![
+        Just((0, "", 0)),
+        (300u32..304).prop_map(|identity| (identity, "", 0)),
+        (0u32..2).prop_map(|n| (0, ["198.51.100.0/24", "192.0.2.0/24"][n as usize], 0)),
+        (1i32..4).prop_map(|entity| (0, "", entity)),
+    ];
+    let rule = (peer, any::<bool>(), prop_oneof![Just(0u32), Just(80), Just(443)], any::<bool>());
+    (any::<bool>(), proptest::collection::vec(rule, 0..5)).prop_map(|(deny, rules)| wire::PolicyClass {
+        default_deny_ingress: deny,
+        ingress_provenance: "default".into(),
+        rules: rules
+            .into_iter()
+            .map(|((identity, cidr, entity), allow, port, audit)| wire::PolicyRule {
+                action: 2 + i32::from(allow),
+                identity,
+                cidr: cidr.into(),
+                entity,
+                protocol: if port == 0 { 0 } else { 6 },
+                port,
+                audit,
+                provenance: "rule".into(),
+                ..Default::default()
+            })
+            .collect(),
+        ..Default::default()
+    })
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let caller = 0usize..3;
+    let identity = proptest::option::of(300u32..304);
+    let step = prop_oneof![
+        3 => (caller.clone(), identity.clone()).prop_map(|(caller, identity)| Step::Address { caller, identity }),
+        1 => (caller, identity).prop_map(|(caller, identity)| Step::Rival { caller, identity }),
+        3 => (1u32..4, proptest::option::weighted(0.8, wire_classes())).prop_map(|(number, class)| Step::Class(number, class)),
+        3 => (1u32..3, proptest::option::weighted(0.8, (400u32..403, 1u32..4)), any::<bool>())
+            .prop_map(|(pod, what, audit)| Step::Local { pod, what, audit }),
+        1 => (1u32..3, any::<bool>()).prop_map(|(pod, there)| Step::Pod { pod, there }),
+        1 => (1u8..3, any::<bool>()).prop_map(|(name, there)| Step::Node { name, there }),
+    ];
+    proptest::collection::vec(step, 1..24)
+}
+
+fn put_or_remove<M: xds_proto::Name>(name: &str, message: Option<M>) -> Update {
+    match message {
+        Some(message) => update(&[(name, message)], &[]),
+        None => update::<M>(&[], &[name]),
+    }
+}
+
+fn said(step: &Step) -> Option<Update> {
+    let address = |name: &str, caller: usize, identity: Option<u32>| {
+        put_or_remove(
+            name,
+            identity.map(|identity| wire::WorkloadAddress {
+                addresses: vec![CALLERS[caller].to_string(), CALLERS[SECOND + caller].to_string()],
+                identity,
+                ..Default::default()
+            }),
+        )
+    };
+    Some(match step {
+        Step::Address { caller, identity } => address(&format!("shop/caller{caller}"), *caller, *identity),
+        Step::Rival { caller, identity } => address(&format!("shop/rival{caller}"), *caller, *identity),
+        Step::Class(number, class) => put_or_remove(
+            &number.to_string(),
+            class.clone().map(|class| wire::PolicyClass { id: *number, ..class }),
+        ),
+        Step::Local { pod, what, audit } => put_or_remove(
+            &format!("shop/pod{pod}"),
+            what.map(|(identity, class)| wire::LocalEndpoint {
+                identity,
+                policy_class: class,
+                audit: *audit,
+                spiffe_id: "spiffe://west.example/ns/shop/sa/x".into(),
+                ..Default::default()
+            }),
+        ),
+        Step::Node { name, there } => put_or_remove(
+            &format!("n{name}"),
+            there.then(|| wire::Node {
+                address: format!("192.0.2.{name}"),
+                pod_cidrs: vec![format!("10.1.{name}.0/24")],
+                ..Default::default()
+            }),
+        ),
+        Step::Pod { .. } => return None,
+    })
+}
+
+/// A node whose planner sees little, or everything, of each change.
+struct Side {
+    planner: Planner,
+    maps: Desired,
+    sees_all: bool,
+}
+
+impl Side {
+    fn new(sees_all: bool) -> Self {
+        Self {
+            planner: Planner::new(&Desired::default(), Limits::KERNEL),
+            maps: Desired::default(),
+            sees_all,
+        }
+    }
+
+    fn step(&mut self, inputs: Inputs<'_>, touched: &Touched) {
+        let ops = self.planner.plan(inputs, touched, &self.maps).unwrap();
+        ops.iter().for_each(|op| op.apply(&mut self.maps));
+        self.planner.done(&self.maps, !self.sees_all);
+        let ops = self.planner.collect(&self.maps);
+        ops.iter().for_each(|op| op.apply(&mut self.maps));
+    }
+}
+
+fn heard() -> Resources {
+    let mut resources = Resources::default();
+    nodes(&mut resources);
+    resources.hear::<wire::WorkloadAddress>();
+    resources.hear::<wire::LocalEndpoint>();
+    resources.hear::<wire::Service>();
+    resources
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn what_is_planned_from_little_is_what_is_planned_from_everything(steps in steps()) {
+        let mut resources = heard();
+        let mut there = pods();
+        let (mut little, mut all) = (Side::new(false), Side::new(true));
+        for step in steps {
+            let mut touched = Touched::default();
+            match said(&step) {
+                Some(update) => touched.extend(resources.apply(&update).unwrap()),
+                None => {
+                    let Step::Pod { pod, there: is_there } = step else { unreachable!() };
+                    let name = NamespacedName::new("shop", format!("pod{pod}"));
+                    let before = there.remove(&name);
+                    if is_there {
+                        there.insert(name.clone(), pods()[&name]);
+                    }
+                    touched.pods.insert(name, before);
+                }
+            }
+            let inputs = Inputs { resources: &resources, node: OWN, pods: &there, gateways: &BTreeSet::new() };
+            little.step(inputs, &touched);
+            all.step(inputs, &touched);
+            prop_assert_eq!(&little.maps.identities, &all.maps.identities, "after {:?}", step);
+            prop_assert_eq!(&little.maps.services, &all.maps.services);
+            prop_assert_eq!(verdicts(&little.maps), verdicts(&all.maps), "after {:?}", step);
+            let endpoints = |side: &Side| -> Vec<_> {
+                side.maps.endpoints.iter().map(|(ifindex, e)| (*ifindex, EndpointEntry { class: 0, ..*e })).collect()
+            };
+            prop_assert_eq!(endpoints(&little), endpoints(&all));
+        }
+    }
+}
+
+/// A class that lets so many identities in.
+fn wide(count: u32) -> wire::PolicyClass {
+    let rules = (0..count).map(|n| wire::PolicyRule {
+        action: wire::Action::Allow as i32,
+        identity: 1_000 + n,
+        protocol: wire::Protocol::Tcp as i32,
+        port: 80 + n % 3,
+        provenance: "networkpolicy/shop/many#ingress[0]".into(),
+        ..Default::default()
+    });
+    wire::PolicyClass { id: 1, default_deny_ingress: true, rules: rules.collect(), ..Default::default() }
+}
+
+#[test]
+fn the_writes_of_a_change_are_as_many_as_it_changes_and_not_as_there_are() {
+    let mut resources = heard();
+    let mut side = Side::new(false);
+    let there = pods();
+    let mut writes = |resources: &mut Resources, update: Update| {
+        let touched = resources.apply(&update).unwrap();
+        let inputs = Inputs { resources, node: OWN, pods: &there, gateways: &BTreeSet::new() };
+        let began = std::time::Instant::now();
+        let ops = side.planner.plan(inputs, &touched, &side.maps).unwrap();
+        println!(
+            "{} of {}: {} writes, planned in {:?}",
+            update.added.len(),
+            update.type_url,
+            ops.len(),
+            began.elapsed()
+        );
+        ops.iter().for_each(|op| op.apply(&mut side.maps));
+        side.planner.done(&side.maps, true);
+        ops.len()
+    };
+    let mut locals = Vec::new();
+    for pod in 1..3 {
+        let local = wire::LocalEndpoint {
+            identity: 400,
+            policy_class: 1,
+            spiffe_id: "spiffe://west.example/ns/shop/sa/x".into(),
+            ..Default::default()
+        };
+        locals.push((format!("shop/pod{pod}"), local));
+    }
+    let locals: Vec<_> = locals.iter().map(|(name, local)| (name.as_str(), local.clone())).collect();
+    writes(&mut resources, update(&locals, &[]));
+    let all = writes(&mut resources, update(&[("1", wide(10_000))], &[]));
+    assert!(all < 20, "a class is one write, whatever is in it: {all}");
+    let address = |n: u32| wire::WorkloadAddress {
+        addresses: vec![Ipv4Addr::from(0x0a02_0000 + n).to_string()],
+        identity: 1_000 + n,
+        ..Default::default()
+    };
+    let mut mesh = Vec::new();
+    for n in 0..20_000 {
+        mesh.push((format!("shop/w{n}"), address(n)));
+    }
+    let mesh: Vec<_> = mesh.iter().map(|(name, address)| (name.as_str(), address.clone())).collect();
+    assert_eq!(writes(&mut resources, update(&mesh, &[])), 20_000);
+    assert_eq!(writes(&mut resources, update(&[("shop/new", address(20_001))], &[])), 1);
+    assert_eq!(writes(&mut resources, update(&[("1", wide(10_001))], &[])), 1, "one identity more");
+    assert_eq!(writes(&mut resources, update(&[("1", wide(10_000))], &[])), 1, "and one less");
+}
+
+#[test]
+fn what_has_no_room_changes_nothing_and_is_told_by_name() {
+    let mut resources = heard();
+    let limits = Limits { peers: 100, ..Limits::KERNEL };
+    let mut planner = Planner::new(&Desired::default(), limits);
+    let mut maps = Desired::default();
+    let there = pods();
+    let mut try_it = |resources: &Resources, touched: &Touched| {
+        let inputs = Inputs { resources, node: OWN, pods: &there, gateways: &BTreeSet::new() };
+        let planned = planner.plan(inputs, touched, &maps);
+        if let Ok(ops) = &planned {
+            ops.iter().for_each(|op| op.apply(&mut maps));
+        }
+        planner.done(&maps, planned.is_ok());
+        planned.map(|_| maps.endpoints.len())
+    };
+    let local = wire::LocalEndpoint {
+        identity: 400,
+        policy_class: 1,
+        spiffe_id: "spiffe://west.example/ns/shop/sa/x".into(),
+        ..Default::default()
+    };
+    let mut touched = resources.apply(&update(&[("1", wide(50))], &[])).unwrap();
+    touched.extend(resources.apply(&update(&[("shop/pod1", local.clone())], &[])).unwrap());
+    assert_eq!(try_it(&resources, &touched), Ok(1));
+    // A second pod needs another class that does not fit: it stays closed, and the first keeps what it has.
+    let other = wire::PolicyClass { id: 2, default_deny_egress: true, ..wide(60) };
+    let mut touched = resources.apply(&update(&[("2", other)], &[])).unwrap();
+    let second = wire::LocalEndpoint { policy_class: 2, ..local };
+    touched.extend(resources.apply(&update(&[("shop/pod2", second)], &[])).unwrap());
+    let full = try_it(&resources, &touched).unwrap_err();
+    assert_eq!((full.map, full.wanted, full.limit), ("PEERS", 110 + 2, 100));
+    // Room is made.
+    let touched = resources
+        .apply(&update(&[("2", wire::PolicyClass { id: 2, default_deny_egress: true, ..wide(20) })], &[]));
+    assert_eq!(try_it(&resources, &touched.unwrap()), Ok(2));
+}
