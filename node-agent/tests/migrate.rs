@@ -278,7 +278,9 @@ fn dirs(sandbox: &Sandbox) -> Vec<PathBuf> {
     // (The kernel has files of its own on each bpffs: `maps.debug`, `progs.debug`.)
     names.retain(|path| path.is_dir());
     names.sort();
-    names.into_iter().map(|path| path.file_name().unwrap().into()).collect()
+    // Names with dots are the kernel's own.
+    let names = names.into_iter().map(|path| PathBuf::from(path.file_name().unwrap()));
+    names.filter(|name| name.extension().is_none()).collect()
 }
 
 fn upgraded(sandbox: &Sandbox, old: &[Vec<u32>; 3]) {
