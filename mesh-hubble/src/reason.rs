@@ -23,6 +23,9 @@ const REASONS: &[(&str, DropReason)] = &[
     ("CONNTRACK_FULL", DropReason::CtMapInsertionFailed),
     ("TUNNEL_SOURCE", DropReason::UnknownSender),
     ("TUNNEL_TARGET", DropReason::NoTunnelOrEncapsulationEndpoint),
+    ("NO_BACKEND", DropReason::ServiceBackendNotFound),
+    ("SOURCE_RANGE", DropReason::DeniedByLbSrcRangeCheck),
+    ("NAT_EXHAUSTED", DropReason::NoMappingForNatMasquerade),
 ];
 
 /// Hubble's reason for one of the kernel's.

@@ -308,11 +308,6 @@ fn pods_talk_through_the_tunnel(mode: Mode) {
             (begun.src_identity, begun.flags & FlowEvent::FROM_TUNNEL),
             (IDENTITY[1], FlowEvent::FROM_TUNNEL)
         );
-        // The node itself reaches pods of another: they know it by its address.
-        for (at, from) in [(both(2)[0], IpAddr::V4(underlay4(1))), (both(2)[1], IpAddr::V6(underlay6(1)))] {
-            two.kernel.identities.upsert(&from.into(), IDENTITY[1]).expect("writable");
-            assert!(talk(&one.place, &two.pod, at, 1_000), "{at} from the node");
-        }
         assert_eq!(two.dropped(Reason::TunnelSource), 0);
     });
 }

@@ -8,11 +8,12 @@ use ebpf_shared::nat::{NatKey, NatValue, NodeConfig};
 use ebpf_shared::overlay::Hop;
 use ebpf_shared::service::{AffinityKey, AffinityValue, ReverseValue, Slots, SourceKey};
 use ebpf_shared::{
-    Addr, Backend, CapturedKey, ConnEntry, ConnKey, Endpoint, FlowCell, FlowKind, Metric, Netns, Packet,
-    PeerKey, ReverseKey, RuleKey, RuleValue, ServiceKey, ServiceValue, Sides, epochs, limits, metrics,
+    Addr, Backend, CapturedKey, ConnEntry, ConnKey, Endpoint, FlowCell, FlowKind, Metric, Netns, PeerKey,
+    ReverseKey, RuleKey, RuleValue, ServiceKey, ServiceValue, Sides, epochs, limits, metrics,
 };
 
 use crate::nat::Stage;
+use crate::verdict::Seen;
 
 /// The layout of all other pinned maps; written by the agent that created them.
 #[map]
@@ -103,7 +104,7 @@ pub static CAPTURED: HashMap<CapturedKey, u8> =
 
 /// Where a parsed packet lies for a moment, see `crate::verdict`.
 #[map]
-pub static SCRATCH: PerCpuArray<Packet> = PerCpuArray::with_max_entries(1, 0);
+pub static SCRATCH: PerCpuArray<Seen> = PerCpuArray::with_max_entries(1, 0);
 
 /// As [`SCRATCH`], see `crate::nat`.
 #[map]
@@ -114,8 +115,7 @@ pub static EVENTS: RingBuf = RingBuf::with_byte_size(limits::EVENTS, 0);
 
 /// What was told of each kind of flow, so that many are told of together.
 #[map]
-pub static FLOWS: LruPerCpuHashMap<FlowKind, FlowCell> =
-    LruPerCpuHashMap::with_max_entries(limits::FLOWS, 0);
+pub static FLOWS: LruPerCpuHashMap<FlowKind, FlowCell> = LruPerCpuHashMap::with_max_entries(limits::FLOWS, 0);
 
 /// News that were counted and not told, by direction and reason: exact, whatever `FLOWS` forgets.
 #[map]

@@ -48,17 +48,13 @@ pub fn at_door(
     if let Some(reason) = reason {
         return refuse(ctx, ifindex, direction, Some(&ip), now, reason);
     }
-    let packet = match frame::parse(ctx, &ip, ifindex, direction).and_then(forget_how) {
-        Ok(packet) => packet,
+    let parsed = frame::parse(ctx, &ip, ifindex, direction);
+    let Seen { packet, claimed } = match parsed.and_then(|packet| forget_how(packet, direction, mark)) {
+        Ok(seen) => seen,
         Err(reason) => return refuse(ctx, ifindex, direction, Some(&ip), now, reason),
     };
 
     let scene = Scene { ifindex, endpoint, direction, now };
-    // An error may be told by anybody on the way of the flow.
-    let claimed = match (direction, packet.kind) {
-        (Direction::Ingress, Kind::Plain | Kind::EchoReply) => overlay::claimed(mark),
-        _ => 0,
-    };
     let policy = KernelPolicy { claimed };
     let decision = decide(&policy, &mut KernelConntrack, &scene, &packet);
     flow::count(ctx, direction, decision.ruling.reason);
@@ -68,16 +64,30 @@ pub fn at_door(
     if decision.ruling.passes() { NEXT } else { DROP }
 }
 
+/// What the verdict is about.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Seen {
+    packet: Packet,
+    /// The identity that the overlay vouches for; 0: none.
+    claimed: u32,
+}
+
 /// Has the verifier forget by which way a packet was parsed: what comes out of a map is unknown to it, so that it walks
 /// the verdict once, and not once for each kind of packet: a quarter of the instructions.
 #[inline(always)]
-fn forget_how(packet: Packet) -> Result<Packet, Reason> {
+fn forget_how(packet: Packet, direction: Direction, mark: u32) -> Result<Seen, Reason> {
     // There always is one.
     let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return Err(Reason::Malformed) };
+    // An error may be told by anybody on the way of the flow.
+    let claimed = match (direction, packet.kind) {
+        (Direction::Ingress, Kind::Plain | Kind::EchoReply) => overlay::claimed(mark),
+        _ => 0,
+    };
     // SAFETY: this CPU's own, and programs of this type don't interrupt each other on one CPU. Volatile, so that the
     // compiler does not remember either.
     unsafe {
-        core::ptr::write_volatile(scratch, packet);
+        core::ptr::write_volatile(scratch, Seen { packet, claimed });
         Ok(core::ptr::read_volatile(scratch))
     }
 }
