@@ -107,7 +107,7 @@ mod tests {
         for words in [
             "policy of 2 pods; 1 have no traffic",
             "BEHIND          the kernel refuses, and it is tried again: writing service",
-            "away since 2026-09-21T13:33:20Z (connection refused)",
+            "away since 2026-09-21T14:13:20Z (connection refused)",
             "HOSTS 12/100, SERVICES 90/100 NEARLY FULL\n",
         ] {
             assert!(text.contains(words), "{words} is not in\n{text}");

@@ -10,9 +10,8 @@ use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData};
 use ebpf_shared::{
-    Addr, Backend, CapturedKey, ConnEntry, ConnKey, Endpoint, Netns, PeerKey, ReverseKey, RuleKey,
-    RuleValue, ServiceKey, Sides,
-    ServiceValue, SockAddr, limits, service::ReverseValue,
+    Addr, Backend, CapturedKey, ConnEntry, ConnKey, Endpoint, Netns, PeerKey, ReverseKey, RuleKey, RuleValue,
+    ServiceKey, ServiceValue, Sides, SockAddr, limits, service::ReverseValue,
 };
 use node_agent::{
     config::{DumpArgs, Output},
@@ -78,7 +77,10 @@ fn a_wrong_entry_in_any_map_is_found_and_named_by_its_map() {
             ("HOSTS", Box::new(|| spoil(hash("HOSTS"), Addr::UNSPECIFIED, 1u32))),
             ("ENDPOINTS", Box::new(|| spoil(hash("ENDPOINTS"), 1u32, Endpoint::default()))),
             ("CLASSES", Box::new(|| spoil(hash("CLASSES"), 99u32, Sides::default()))),
-            ("PEERS", Box::new(|| spoil(hash("PEERS"), PeerKey { class: 99, identity: 1 }, Sides::default()))),
+            (
+                "PEERS",
+                Box::new(|| spoil(hash("PEERS"), PeerKey { class: 99, identity: 1 }, Sides::default())),
+            ),
             ("CONNTRACK", Box::new(|| spoil(lru("CONNTRACK"), key, odd))),
             (
                 "SERVICES",

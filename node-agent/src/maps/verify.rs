@@ -105,7 +105,9 @@ fn exact(desired: &Desired) -> BTreeMap<&'static str, Entries> {
         desired.endpoints.iter().map(|(ifindex, entry)| dump::endpoint(ifindex, &endpoint_value(entry)));
     let classes = desired.classes.iter().map(|(number, class)| dump::class(number, &class.own));
     let peers = desired.classes.iter().flat_map(|(number, class)| {
-        let of = |(identity, sides): (&u32, &Sides)| dump::peer(&PeerKey { class: *number, identity: *identity }, sides);
+        let of = |(identity, sides): (&u32, &Sides)| {
+            dump::peer(&PeerKey { class: *number, identity: *identity }, sides)
+        };
         class.peers.iter().map(of)
     });
     let rules = desired.rulesets.iter().flat_map(|(set, rules)| {

@@ -286,7 +286,9 @@ impl Resources {
         for resource in &update.added {
             let Ok(address) = resource.decode::<wire::WorkloadAddress>() else { continue };
             let account = address.spiffe_id.rsplit_once("/sa/").map_or("", |(_, account)| account);
-            if !account.is_empty() && self.accounts.get(&address.identity).is_none_or(|known| known != account) {
+            if !account.is_empty()
+                && self.accounts.get(&address.identity).is_none_or(|known| known != account)
+            {
                 self.accounts.insert(address.identity, account.to_owned());
             }
         }
