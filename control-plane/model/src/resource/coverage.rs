@@ -237,12 +237,12 @@ pub const COVERAGE: &[Coverage] = &[
     row(CiliumNetworkPolicy, "spec.egress[].toGroups", Refused, r#"[]"#, ""),
     row(CiliumNetworkPolicy, "spec.egress[].toRequires", Refused, r#"[]"#, "write it into the selectors"),
     row(CiliumNetworkPolicy, "spec.egress[].toServices", Yes, r#"[{"k8sService":{"serviceName":"a"}},{"k8sServiceSelector":{"selector":{"matchLabels":{"a":"b"}},"namespace":"pay"}}]"#, "not beside toPorts; without a namespace: the policy's own"),
-    row(CiliumNetworkPolicy, "spec.egress[].toFQDNs", Yes, r#"[{"matchName":"a.example"},{"matchPattern":"*.b.example"}]"#, "addresses outside the mesh that DNS answers"),
+    row(CiliumNetworkPolicy, "spec.egress[].toFQDNs", Partly, r#"[{"matchName":"a.example"},{"matchPattern":"*.b.example"}]"#, "read, and refused at apply: nodes do not enforce it yet"),
     row(CiliumNetworkPolicy, "spec.egress[].icmps", Yes, r#"[{"fields":[{"type":8},{"family":"IPv6","type":"PacketTooBig"}]}]"#, "by number or name; not beside toPorts"),
     row(CiliumNetworkPolicy, "spec.egress[].toPorts[].ports[].port", Yes, r#""http""#, "a number from 1, a name, or 0 for all"),
     row(CiliumNetworkPolicy, "spec.egress[].toPorts[].ports[].endPort", Yes, r#"81"#, ""),
     row(CiliumNetworkPolicy, "spec.egress[].toPorts[].ports[].protocol", Partly, r#""UDP""#, "TCP, UDP, SCTP, ANY"),
-    row(CiliumNetworkPolicy, "spec.egress[].toPorts[].rules.dns", Yes, r#"[{"matchPattern":"*.a.example"}]"#, "names that may be asked for; ports by number"),
+    row(CiliumNetworkPolicy, "spec.egress[].toPorts[].rules.dns", Partly, r#"[{"matchPattern":"*.a.example"}]"#, "read, and refused at apply: nodes do not enforce it yet"),
     row(CiliumNetworkPolicy, "spec.egress[].toPorts[].rules.http", Refused, r#"[{}]"#, "no HTTP policy"),
     row(CiliumNetworkPolicy, "spec.egress[].toPorts[].rules.kafka", Refused, r#"[{}]"#, ""),
     row(CiliumNetworkPolicy, "spec.egress[].toPorts[].rules.l7proto", Refused, r#""x""#, ""),
@@ -283,7 +283,7 @@ pub const COVERAGE: &[Coverage] = &[
 
     row(CiliumClusterwideNetworkPolicy, "metadata.namespace", Refused, r#""shop""#, "it is of the whole cluster"),
     row(CiliumClusterwideNetworkPolicy, "spec.endpointSelector", Yes, r#"{"matchLabels":{"io.kubernetes.pod.namespace":"shop"}}"#, "workloads of all namespaces"),
-    row(CiliumClusterwideNetworkPolicy, "spec.nodeSelector", Yes, r#"{"matchLabels":{"rack":"7"}}"#, "policies for the nodes themselves; instead of endpointSelector"),
+    row(CiliumClusterwideNetworkPolicy, "spec.nodeSelector", Partly, r#"{"matchLabels":{"rack":"7"}}"#, "read, and refused at apply: nodes do not enforce it yet"),
     row(CiliumClusterwideNetworkPolicy, "spec.ingress[].fromEndpoints", Yes, r#"[{}]"#, "of all namespaces unless it names some; all else as in a CiliumNetworkPolicy"),
     row(CiliumClusterwideNetworkPolicy, "specs", Yes, r#"[{"endpointSelector":{},"egress":[{}]}]"#, ""),
 

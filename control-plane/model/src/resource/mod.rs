@@ -37,6 +37,7 @@ mod service;
 mod service_export;
 mod sidecar;
 mod types;
+mod unenforced;
 mod workload;
 
 pub use audit::AUDIT_ANNOTATION;
