@@ -140,8 +140,8 @@ impl Planner {
         }
         let nets = known.note(inputs, touched)?;
         let mut delta = Delta::default();
-        for net in nets {
-            let after = known.identity(&net, inputs, touched, &self.dictionary);
+        for (net, told) in nets {
+            let after = known.identity(&net, inputs, told, &self.dictionary);
             if current.identities.get(&net).copied() != after {
                 delta.identities.insert(net, after);
             }
@@ -224,15 +224,16 @@ impl Known {
             known.pods.extend(pod.addresses.iter().map(|address| (address, name.clone())));
         }
         let own = known.ground.own().map(IpNet::from);
-        let who = |net: IpNet| known.identity(&net, inputs, &Touched::default(), dictionary).unwrap_or(HOST);
+        let who = |net: IpNet| known.identity(&net, inputs, None, dictionary).unwrap_or(HOST);
         known.own = own.map(who).collect();
         Some(known)
     }
 
-    /// Takes in what was touched, and says which prefixes may be another's now. `None` if the ground has moved.
-    fn note(&mut self, inputs: Inputs<'_>, touched: &Touched) -> Option<BTreeSet<IpNet>> {
+    /// Takes in what was touched, and says which prefixes may be another's now, with what the last workload that was
+    /// touched and has it says. `None` if the ground has moved.
+    fn note(&mut self, inputs: Inputs<'_>, touched: &Touched) -> Option<BTreeMap<IpNet, Option<u32>>> {
         let Inputs { resources, pods, .. } = inputs;
-        let mut nets = BTreeSet::new();
+        let mut nets: BTreeMap<IpAddr, Option<u32>> = BTreeMap::new();
         for (name, before) in &touched.addresses {
             for address in before {
                 if let Some(claims) = self.claims.get_mut(address) {
@@ -241,12 +242,13 @@ impl Known {
                         self.claims.remove(address);
                     }
                 }
-                nets.insert(*address);
+                nets.entry(*address).or_default();
             }
-            let now = resources.addresses.get(name).map(|now| distinct(&now.addresses)).unwrap_or_default();
-            for address in now {
-                *self.claims.entry(address).or_default() += 1;
-                nets.insert(address);
+            if let Some(now) = resources.addresses.get(name) {
+                for address in distinct(&now.addresses) {
+                    *self.claims.entry(address).or_default() += 1;
+                    nets.insert(address, Some(now.identity));
+                }
             }
         }
         for (name, before) in &touched.pods {
@@ -254,16 +256,16 @@ impl Known {
                 if self.pods.get(&address) == Some(name) {
                     self.pods.remove(&address);
                 }
-                nets.insert(address);
+                nets.entry(address).or_default();
             }
         }
         for name in touched.pods.keys().chain(&touched.locals) {
             for address in pods.get(name).into_iter().flat_map(|pod| pod.addresses.iter()) {
                 self.pods.insert(address, name.clone());
-                nets.insert(address);
+                nets.entry(address).or_default();
             }
         }
-        if nets.iter().any(|address| self.ground.is_own(*address)) {
+        if nets.keys().any(|address| self.ground.is_own(*address)) {
             return None;
         }
         if !touched.classes.is_empty() || !touched.locals.is_empty() {
@@ -279,14 +281,15 @@ impl Known {
                 return None;
             }
         }
-        Some(nets.into_iter().map(IpNet::from).collect())
+        Some(nets.into_iter().map(|(address, told)| (IpNet::from(address), told)).collect())
     }
 
+    /// `told` is what a workload says that has the address and was touched.
     fn identity(
         &self,
         net: &IpNet,
         inputs: Inputs<'_>,
-        touched: &Touched,
+        told: Option<u32>,
         dictionary: &Dictionary,
     ) -> Option<u32> {
         let (resources, address) = (inputs.resources, net.addr());
@@ -294,19 +297,13 @@ impl Known {
             return resources.locals.get(pod).map(|local| local.identity);
         }
         let has_it = |workload: &&Address| workload.addresses.contains(&address);
-        let workload = match self.claims.get(&address) {
-            None => None,
-            Some(count) => {
-                let told = touched.addresses.keys().filter_map(|name| resources.addresses.get(name));
-                let told = told.filter(|_| *count == 1).find(has_it);
-                // Somebody else's claim, or one of several: seldom.
-                told.or_else(|| resources.addresses.values().rev().find(has_it))
-            }
+        let claimed = match (self.claims.get(&address), told) {
+            (None, _) => None,
+            (Some(1), Some(identity)) => Some(identity),
+            // Somebody else's claim, or one of several: seldom.
+            _ => resources.addresses.values().rev().find(has_it).map(|workload| workload.identity),
         };
-        match workload {
-            Some(workload) => Some(workload.identity),
-            None => self.ground.identity(net, dictionary),
-        }
+        claimed.or_else(|| self.ground.identity(net, dictionary))
     }
 }
 

@@ -472,7 +472,7 @@ fn pieces_of_a_datagram_share_the_verdict_of_the_first() {
         );
         node.expect(Ingress, &piece(&bad, 3, 2, false, &[0; 16]), Reason::DefaultDeny);
         // A second piece that could replace the TCP flags that were judged with the first.
-        node.change_policy(2, 0, &[]);
+        node.change_policy(8, 0, &[]);
         let segment = syn((net.friend, 4000), (net.pod, 80));
         let head = [transport(&segment), vec![0; 4]].concat();
         node.expect(Ingress, &piece(&segment, 4, 0, true, &head), Reason::Forwarded);
