@@ -138,7 +138,8 @@ impl Node {
             run(&["ip", "-6", "route", "add", &format!("{}/128", pod6(number)), "dev", &host]);
             ifindex
         });
-        let mut node = Self { number, place, pod, kernel, writer: Writer::default(), events, class: 0, ifindex };
+        let mut node =
+            Self { number, place, pod, kernel, writer: Writer::default(), events, class: 0, ifindex };
         node.open_tunnel(mode, underlay_mtu);
         node
     }

@@ -72,7 +72,8 @@ mod tests {
 
     #[test]
     fn what_nodes_do_not_enforce_is_refused_by_its_path() {
-        let entry = |entry: Value| json!({ "endpointSelector": {}, "egress": [{ "toEntities": ["world"] }, entry] });
+        let entry =
+            |entry: Value| json!({ "endpointSelector": {}, "egress": [{ "toEntities": ["world"] }, entry] });
         let names = entry(json!({ "toFQDNs": [{ "matchName": "a.example" }] }));
         let error = refused("CiliumNetworkPolicy", Some("shop"), names).unwrap_err();
         assert!(error.contains("spec.egress[1].toFQDNs") && error.contains(REASON), "{error}");
