@@ -227,8 +227,8 @@ fn table() -> Vec<(&'static str, FlowFilter, [bool; 4])> {
 fn every_field_fits_what_it_says() {
     let flows = [tcp(), ping(), http(), dns()];
     for (field, filter, expected) in table() {
-        let only = Filters::new(&[filter.clone()], &[]).unwrap();
-        let but = Filters::new(&[], &[filter.clone()]).unwrap();
+        let only = Filters::new(std::slice::from_ref(&filter), &[]).unwrap();
+        let but = Filters::new(&[], std::slice::from_ref(&filter)).unwrap();
         for (flow, expected) in flows.iter().zip(expected) {
             assert_eq!(only.fit(flow), expected, "{field}: {filter:?} for {}", flow.uuid);
             assert_eq!(but.fit(flow), !expected, "without {field}: {filter:?} for {}", flow.uuid);

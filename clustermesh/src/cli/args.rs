@@ -30,7 +30,7 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Start the first replica of a new cluster.
-    Init(InitArgs),
+    Init(Box<InitArgs>),
     /// Invite a peer cluster, a node or a replica; list and withdraw invitations.
     Token {
         #[command(subcommand)]

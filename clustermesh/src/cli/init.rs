@@ -242,7 +242,7 @@ mod tests {
     fn args(line: &str) -> InitArgs {
         let words = format!("clustermesh init --name west {line}");
         match Cli::try_parse_from(words.split_whitespace()).unwrap().command {
-            Parsed::Init(args) => args,
+            Parsed::Init(args) => *args,
             other => panic!("{other:?}"),
         }
     }

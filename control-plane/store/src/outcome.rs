@@ -28,6 +28,7 @@ pub struct Applied {
 
 /// What a command allocates on behalf of the caller.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[allow(clippy::large_enum_variant, reason = "there is one for a command, and it is moved a few times")]
 pub enum Granted {
     /// Nothing that the caller needs to know.
     #[default]

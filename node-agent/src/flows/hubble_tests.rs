@@ -69,7 +69,7 @@ impl Node {
 
     /// A flow in each second: even ports are dropped, odd ones pass.
     fn flow(&self, port: u16) {
-        let dropped = port % 2 == 0;
+        let dropped = port.is_multiple_of(2);
         let event = FlowEvent {
             src: Ipv4Addr::new(10, 1, 0, 5).into(),
             dst: Ipv4Addr::new(192, 0, 2, 7).into(),

@@ -121,8 +121,11 @@ impl Kernel {
     }
 }
 
+/// A key and its value.
+type Raw<const K: usize, const V: usize> = ([u8; K], [u8; V]);
+
 /// All entries of a map as bytes; none if the map is not there.
-fn raw<const K: usize, const V: usize>(path: &Path) -> Result<Vec<([u8; K], [u8; V])>, MapError> {
+fn raw<const K: usize, const V: usize>(path: &Path) -> Result<Vec<Raw<K, V>>, MapError> {
     if !path.exists() {
         return Ok(Vec::new());
     }

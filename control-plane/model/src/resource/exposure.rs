@@ -230,7 +230,7 @@ impl WireExposure {
         let kind = self.kind(at)?;
         let at_ips = at.field("externalIPs");
         at_ips.at_most(&self.external_ips, MAX_ADDRESSES)?;
-        let external_ips = distinct(&self.external_ips, &at_ips, |text, at| check::unicast_ip(text, at))?;
+        let external_ips = distinct(&self.external_ips, &at_ips, check::unicast_ip)?;
         let outside = kind != ServiceType::ClusterIp || !external_ips.is_empty();
         let external_local = one_of(
             self.external_traffic_policy.as_deref(),
