@@ -27,7 +27,8 @@ pub enum Command {
     /// Run the agent of this node.
     Run(Box<RunArgs>),
     /// Run the DNS proxy of this node, for policies that allow names. It is a process of its own, so that names which
-    /// are allowed already go on while the agent is away.
+    /// are allowed already go on while the agent is away. Hidden: no agent leads queries to it yet.
+    #[command(hide = true)]
     Dns(crate::dns::DnsArgs),
     /// Ask the running agent what it does.
     Status(StatusArgs),
