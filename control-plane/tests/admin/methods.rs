@@ -26,13 +26,20 @@ pub struct Method {
     pub actions: &'static [Action],
 }
 
-/// What a node agent serves on its own socket, and no control plane does.
+/// What belongs on a node agent's own socket, and no control plane serves. (`Dns` is declared for the DNS proxy; no agent
+/// serves it yet.)
 pub const AGENTS: &[&str] = &[
     "local.v1.Cni.Add",
     "local.v1.Cni.Del",
     "local.v1.Cni.Check",
     "local.v1.Cni.Status",
+    "local.v1.Cni.Gc",
     "local.v1.Agent.Status",
+    "local.v1.Agent.VerifyMaps",
+    "local.v1.Agent.Stop",
+    "local.v1.Dns.Follow",
+    "local.v1.Dns.Admit",
+    "local.v1.Dns.Note",
 ];
 
 /// Services of Envoy's that somebody may look for here. ADS and its kin are asked of the server itself.
