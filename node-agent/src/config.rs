@@ -136,9 +136,13 @@ impl RunArgs {
     }
 }
 
-/// Hubble's socket of an agent that was not told another place.
+/// Hubble's socket of an agent that was not told another place: `hubble.sock` beside `agent.sock`, and `n1-hubble.sock`
+/// beside `n1.sock`, as several agents may have theirs in one directory.
 pub fn beside(socket: &Path) -> PathBuf {
-    socket.with_file_name("hubble.sock")
+    match socket.file_stem().and_then(|stem| stem.to_str()) {
+        None | Some("agent") => socket.with_file_name("hubble.sock"),
+        Some(stem) => socket.with_file_name(format!("{stem}-hubble.sock")),
+    }
 }
 
 /// Which agent to ask.
@@ -341,6 +345,12 @@ mod tests {
         assert!(parse(&["--metrics", "192.0.2.1:9464", "--metrics-plain"]).is_ok());
         let refused = parse(&["--metrics", "192.0.2.1:9464"]).unwrap_err();
         assert!(refused.to_string().contains("--metrics-plain"), "{refused}");
+    }
+
+    #[test]
+    fn agents_whose_sockets_are_in_one_directory_have_a_socket_for_hubble_each() {
+        assert_eq!(beside(Path::new("/run/isthmus/agent.sock")), Path::new("/run/isthmus/hubble.sock"));
+        assert_eq!(beside(Path::new("/run/west/n1.sock")), Path::new("/run/west/n1-hubble.sock"));
     }
 
     #[test]

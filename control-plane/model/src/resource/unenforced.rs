@@ -81,7 +81,7 @@ mod tests {
         let asked = entry(json!({ "toPorts": ports }));
         let error = refused("CiliumNetworkPolicy", Some("shop"), asked).unwrap_err();
         assert!(error.contains("spec.egress[1].toPorts[].rules.dns"), "{error}");
-        let nodes = json!({ "nodeSelector": {}, "ingress": [] });
+        let nodes = json!({ "nodeSelector": {}, "ingress": [{ "fromEntities": ["all"] }] });
         let error = refused("CiliumClusterwideNetworkPolicy", None, nodes).unwrap_err();
         assert!(error.contains("spec.nodeSelector"), "{error}");
     }
