@@ -39,8 +39,18 @@ impl Drop for Sandbox {
     fn drop(&mut self) {
         // With the mount goes what is pinned on it, and with that the links.
         let _ = umount2(&self.bpffs(), MntFlags::MNT_DETACH);
-        let _ = fs::remove_dir(&self.cgroup);
+        remove_cgroup(&self.cgroup);
     }
+}
+
+/// With those inside, which a test that fails leaves behind.
+fn remove_cgroup(dir: &Path) {
+    for inner in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if inner.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_cgroup(&inner.path());
+        }
+    }
+    let _ = fs::remove_dir(dir);
 }
 
 /// Runs a test in a sandbox. Says so and does nothing if `SKIP_PRIVILEGED=1`.
