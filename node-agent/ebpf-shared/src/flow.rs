@@ -237,6 +237,26 @@ pub struct FlowKind {
     pub padding: u8,
 }
 
+impl FlowKind {
+    /// The kind that an event is of.
+    #[inline(always)]
+    pub const fn of(event: &FlowEvent) -> Self {
+        let is_egress = event.direction == crate::Direction::Egress as u8;
+        Self {
+            ifindex: event.ifindex,
+            identity: if is_egress { event.dst_identity } else { event.src_identity },
+            policy_id: event.policy_id,
+            port: event.dst_port,
+            protocol: event.protocol,
+            direction: event.direction,
+            verdict: event.verdict,
+            reason: event.reason,
+            is_reply: event.is_reply,
+            padding: 0,
+        }
+    }
+}
+
 /// How much of a kind was told, per CPU: value of `FLOWS`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]

@@ -106,7 +106,7 @@ pub fn tell_refused(
 /// Emits an event, or counts it with others of its kind.
 #[inline(always)]
 fn emit(event: &FlowEvent, direction: Direction, reason: Reason) {
-    if !is_told(event, direction) {
+    if !is_told(event) {
         if let Some(cell) = SUPPRESSED.get_ptr_mut(metrics::cell(direction, reason)) {
             // SAFETY: this CPU's own cell, see `count`.
             unsafe {
@@ -132,22 +132,8 @@ fn emit(event: &FlowEvent, direction: Direction, reason: Reason) {
 
 /// Whether this one is told of by itself.
 #[inline(always)]
-fn is_told(event: &FlowEvent, direction: Direction) -> bool {
-    let kind = FlowKind {
-        ifindex: event.ifindex,
-        identity: match direction {
-            Direction::Egress => event.dst_identity,
-            Direction::Ingress => event.src_identity,
-        },
-        policy_id: event.policy_id,
-        port: event.dst_port,
-        protocol: event.protocol,
-        direction: event.direction,
-        verdict: event.verdict,
-        reason: event.reason,
-        is_reply: event.is_reply,
-        padding: 0,
-    };
+fn is_told(event: &FlowEvent) -> bool {
+    let kind = FlowKind::of(event);
     match FLOWS.get_ptr_mut(&kind) {
         // SAFETY: this CPU's own cell, see `count`. One that is forgotten and used anew meanwhile costs a count by kind,
         // not the one by reason.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ebpf_shared::{Direction, FlowEvent, FlowKind, Metric, Reason};
 
-use super::record::{Record, kind_of};
+use super::record::Record;
 
 /// Kinds whose last event is remembered.
 const MAX_KINDS: usize = ebpf_shared::limits::FLOWS as usize;
@@ -34,7 +34,7 @@ impl Counts {
         if self.last.len() >= MAX_KINDS {
             self.last.clear();
         }
-        self.last.insert(kind_of(event), *event);
+        self.last.insert(FlowKind::of(event), *event);
     }
 
     /// What was suppressed since the last look, by kind; and of kinds that the kernel has forgotten, by direction and

@@ -43,20 +43,3 @@ impl Record {
         Self { unix_nanos, count: counted.packets, event: FlowEvent { bytes, ..event } }
     }
 }
-
-/// The kind of an event, as the kernel counts it (`ebpf/src/flow.rs`).
-pub fn kind_of(event: &FlowEvent) -> FlowKind {
-    let is_egress = event.direction == ebpf_shared::Direction::Egress as u8;
-    FlowKind {
-        ifindex: event.ifindex,
-        identity: if is_egress { event.dst_identity } else { event.src_identity },
-        policy_id: event.policy_id,
-        port: event.dst_port,
-        protocol: event.protocol,
-        direction: event.direction,
-        verdict: event.verdict,
-        reason: event.reason,
-        is_reply: event.is_reply,
-        padding: 0,
-    }
-}

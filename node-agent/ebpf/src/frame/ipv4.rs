@@ -10,16 +10,16 @@ use super::{ETHERNET, Ip, Upper};
 /// RFC 791, section 3.1; every field as on the wire.
 #[repr(C)]
 pub struct Ip4Header {
-    version_and_length: u8,
-    tos: u8,
-    total_length: u16,
-    identification: u16,
-    fragment: u16,
-    ttl: u8,
-    protocol: u8,
-    checksum: u16,
-    src: Ip4,
-    dst: Ip4,
+    pub version_and_length: u8,
+    pub tos: u8,
+    pub total_length: u16,
+    pub identification: u16,
+    pub fragment: u16,
+    pub ttl: u8,
+    pub protocol: u8,
+    pub checksum: u16,
+    pub src: Ip4,
+    pub dst: Ip4,
 }
 
 /// Bytes of a header without options.

@@ -1,7 +1,7 @@
 //! From an Ethernet frame to what the verdict needs. Everything read is copied out of the packet once, so
 //! that nothing can change between check and use.
 
-mod ipv4;
+pub mod ipv4;
 mod ipv6;
 mod transport;
 

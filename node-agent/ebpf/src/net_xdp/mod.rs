@@ -7,10 +7,11 @@ use aya_ebpf::bindings::xdp_action::{XDP_PASS, XDP_TX};
 use aya_ebpf::helpers::{bpf_csum_diff, bpf_ktime_get_ns};
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
+use ebpf_shared::Addr;
 use ebpf_shared::nat::{NatKey, Tuple, is_short_cut, place};
 use ebpf_shared::packet::{protocol, tcp};
-use ebpf_shared::{Addr, Ip4};
 
+use crate::frame::ipv4::Ip4Header;
 use crate::frame::{ETHERNET, IPV4, IPV6};
 use crate::maps::{ACCELERATED, BACKENDS, NAT};
 
@@ -19,21 +20,6 @@ struct Ethernet {
     dst: [u8; 6],
     src: [u8; 6],
     kind: u16,
-}
-
-/// RFC 791, without options.
-#[repr(C)]
-struct Ip4Header {
-    version_and_length: u8,
-    tos: u8,
-    total_length: u16,
-    identification: u16,
-    fragment: u16,
-    ttl: u8,
-    protocol: u8,
-    checksum: u16,
-    src: Ip4,
-    dst: Ip4,
 }
 
 /// RFC 8200.
