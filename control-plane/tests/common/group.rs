@@ -153,7 +153,9 @@ async fn answer(replica: &Replica, line: &str) -> Result<String, String> {
         "hash" => {
             let state = replica.linearizable().await.map_err(|e| text(&e))?;
             let bytes = mesh_store::encode(&state).map_err(|e| text(&e))?;
-            Ok(format!("{} {:x} of {} bytes", state.revision, sha2::Sha256::digest(&bytes), bytes.len()))
+            let digest: String =
+                sha2::Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+            Ok(format!("{} {digest} of {} bytes", state.revision, bytes.len()))
         }
         other => Err(format!("{other} is no command")),
     }
