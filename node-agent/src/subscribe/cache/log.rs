@@ -5,7 +5,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fs::{File, OpenOptions},
-    io::{self, BufReader, Read, Seek, SeekFrom, Write},
+    io::{self, BufReader, Read, Seek, Write},
     path::{Path, PathBuf},
 };
 
@@ -176,7 +176,7 @@ impl<'a> Frames<'a> {
         if found != type_url.as_bytes() {
             return Err(Damage::OtherType(String::from_utf8_lossy(&found).into_owned()));
         }
-        let at = file.seek(SeekFrom::Current(0))?;
+        let at = file.stream_position()?;
         Ok(Some(Self { path, file, at }))
     }
 
