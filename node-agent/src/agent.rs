@@ -226,6 +226,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         ring: ring.clone(),
         namer,
         callers: callers.clone(),
+        bundles: bundles.clone(),
         started: Instant::now(),
     };
     let hubble_listener = mesh_tls::grpc::bind_unix(&hubble_socket, 0o600)?;
