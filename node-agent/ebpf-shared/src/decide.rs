@@ -78,7 +78,7 @@ pub fn decide<P: PolicyMaps, C: Conntrack>(
         }
         None => {
             let midstream = packet.protocol == protocol::TCP && !opens;
-            let mut ruling = rule(policy, scene, packet, went, false, midstream);
+            let mut ruling = rule(policy, scene, packet, went, false, midstream, false);
             if ruling.passes() {
                 let entry = ConnEntry::begin(scene.now, basis, ruling, midstream);
                 if !connections.insert(&forward, &entry) {
@@ -92,7 +92,7 @@ pub fn decide<P: PolicyMaps, C: Conntrack>(
             let was_audited = entry.is_audited();
             if opens || entry.basis() != basis {
                 let midstream = entry.midstream != 0 && !opens;
-                let ruling = rule(policy, scene, packet, went, is_reply, midstream);
+                let ruling = rule(policy, scene, packet, went, is_reply, midstream, !opens);
                 if opens && ruling.passes() {
                     *entry = ConnEntry::begin(scene.now, basis, ruling, false);
                 } else {
@@ -110,7 +110,7 @@ pub fn decide<P: PolicyMaps, C: Conntrack>(
     }
 }
 
-/// Judges the flow that a packet belongs to, in the orientation in which the flow began.
+/// Judges the flow that a packet belongs to, in the orientation in which the flow began. `exists`: it was judged before.
 #[inline(always)]
 fn rule<P: PolicyMaps>(
     policy: &P,
@@ -119,6 +119,7 @@ fn rule<P: PolicyMaps>(
     went: Direction,
     is_reply: bool,
     midstream: bool,
+    exists: bool,
 ) -> Ruling {
     let peer = match went {
         Direction::Ingress => &packet.src,
@@ -128,7 +129,10 @@ fn rule<P: PolicyMaps>(
     let mut question = Question {
         class: scene.endpoint.class,
         direction: if is_reply { went.opposite() } else { went },
-        identity: peer_identity(policy, peer),
+        identity: match exists {
+            true => lasting_identity(policy, peer),
+            false => peer_identity(policy, peer),
+        },
         protocol: packet.protocol,
         // An echo's identifier is no port, and only an echo begins a flow.
         port: match packet.protocol {
@@ -154,6 +158,15 @@ fn rule<P: PolicyMaps>(
 pub fn peer_identity<P: PolicyMaps>(policy: &P, addr: &crate::Addr) -> u32 {
     match policy.identity(addr) {
         identity::ANY => identity::WORLD,
+        known => known,
+    }
+}
+
+/// The same for a flow that is there already.
+#[inline(always)]
+fn lasting_identity<P: PolicyMaps>(policy: &P, addr: &crate::Addr) -> u32 {
+    match policy.lingering(addr) {
+        identity::ANY => peer_identity(policy, addr),
         known => known,
     }
 }

@@ -12,7 +12,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
 };
 
 use ebpf_shared::{Sides, identity::LOCAL};
@@ -59,6 +59,8 @@ struct Way<'a> {
     delta: &'a Delta,
     /// Of each identity whose number of prefixes changes, how many it will have.
     counts: HashMap<u32, usize>,
+    /// Identities that addresses have for connections that are there, before and after.
+    lasting: [BTreeSet<u32>; 2],
     ops: Vec<(Phase, MapOp)>,
 }
 
@@ -74,15 +76,27 @@ impl<'a> Way<'a> {
                 *counts.entry(*identity).or_insert_with(count(*identity)) -= 1;
             }
         }
-        Self { current, delta, counts, ops: Vec::new() }
+        let before = current.lingering.values().copied().collect();
+        let stays = current.lingering.iter().filter(|(address, _)| !delta.lingering.contains_key(address));
+        let comes = delta.lingering.values().filter_map(|after| *after);
+        let after = stays.map(|(_, identity)| *identity).chain(comes).collect();
+        Self { current, delta, counts, lasting: [before, after], ops: Vec::new() }
     }
 
     fn push(&mut self, phase: Phase, op: MapOp) {
         self.ops.push((phase, op));
     }
 
-    /// Whether anybody will have an identity.
+    /// Whether anybody has an identity.
+    fn has(&self, identity: u32) -> bool {
+        self.current.identities.has(identity) || self.lasting[0].contains(&identity)
+    }
+
+    /// Whether anybody will have it.
     fn will_have(&self, identity: u32) -> bool {
+        if self.lasting[1].contains(&identity) {
+            return true;
+        }
         match self.counts.get(&identity) {
             Some(count) => *count > 0,
             None => self.current.identities.has(identity),
@@ -92,9 +106,15 @@ impl<'a> Way<'a> {
     /// Local identities that come, and who their addresses are now.
     fn coming(&self) -> BTreeMap<u32, u32> {
         let puts = self.delta.identities.iter().filter_map(|(net, after)| Some((net, (*after)?)));
-        let new =
-            puts.filter(|(_, identity)| identity & LOCAL != 0 && !self.current.identities.has(*identity));
-        new.map(|(net, identity)| (identity, self.current.identities.identity(net))).collect()
+        let new = puts.filter(|(_, identity)| identity & LOCAL != 0 && !self.has(*identity));
+        let new = new.map(|(net, identity)| (identity, self.current.identities.identity(net)));
+        let lasting = self.delta.lingering.iter().filter_map(|(address, after)| Some((address, (*after)?)));
+        let lasting = lasting.filter(|(_, identity)| !self.has(*identity));
+        let lasting = lasting.map(|(address, identity)| {
+            let now = self.current.lingering.get(address).copied();
+            (identity, now.unwrap_or_else(|| self.current.identities.identity(&IpNet::from(*address))))
+        });
+        new.chain(lasting).collect()
     }
 
     /// Local identities that go, and who their addresses will be.
@@ -167,7 +187,7 @@ impl<'a> Way<'a> {
         let puts = after.peers.iter().filter(|(id, sides)| before.peers.get(id) != Some(*sides));
         changed.extend(puts.map(|(id, sides)| (*id, Some(*sides))));
         for (identity, sides) in changed {
-            let phase = if !self.current.identities.has(identity) {
+            let phase = if !self.has(identity) {
                 Phase::Cover
             } else if self.will_have(identity) {
                 Phase::Switch
@@ -179,6 +199,12 @@ impl<'a> Way<'a> {
     }
 
     fn identities(&mut self) {
+        // Before an address is another for what begins, and until it is the same for both again.
+        for (address, after) in &self.delta.lingering {
+            if let Some(identity) = after {
+                self.push(Phase::Identities, MapOp::PutLingering(*address, *identity));
+            }
+        }
         let mut all: Vec<_> = self.delta.identities.iter().collect();
         all.sort_by_key(|(net, _)| Reverse(net.prefix_len()));
         for (net, after) in &all {
@@ -193,6 +219,11 @@ impl<'a> Way<'a> {
         for (net, after) in all.into_iter().rev() {
             if after.is_none() {
                 self.push(Phase::Retire, MapOp::RemoveIdentity(*net));
+            }
+        }
+        for (address, after) in &self.delta.lingering {
+            if after.is_none() {
+                self.push(Phase::Retire, MapOp::RemoveLingering(*address));
             }
         }
     }

@@ -7,11 +7,22 @@ use ebpf_shared::Direction;
 use super::{Dictionary, ground::Ground};
 use crate::{
     kernel::rules::{ClassEntry, DefaultDeny, Defaults, Rule, compile},
-    subscribe::Class,
+    subscribe::{Class, L7},
 };
+
+const DNS: u16 = 0;
+const NOBODY: u16 = u16::MAX;
 
 /// Named by flows that pass because they come from, or go to, the pod's own node.
 const HOST_PROVENANCE: &str = "builtin/own-node";
+
+/// The place of the proxy that has a rule's traffic.
+fn proxy(l7: &L7) -> u16 {
+    match l7 {
+        L7::Dns(_) => DNS,
+        L7::Proxy(_) => NOBODY,
+    }
+}
 
 /// A class, resolved. `own` are the identities of this node's addresses.
 pub fn class_entry(
@@ -28,6 +39,7 @@ pub fn class_entry(
             direction,
             allow: true,
             audit: false,
+            redirect: None,
             identity: *own,
             protocol: 0,
             ports: None,
@@ -46,6 +58,7 @@ pub fn class_entry(
             direction: rule.direction,
             allow: rule.allow,
             audit: rule.audit,
+            redirect: rule.l7.as_ref().map(proxy),
             identity,
             protocol: rule.protocol,
             ports: rule.ports.map(|(low, high)| low..=high),

@@ -19,6 +19,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     kernel::verdict::Policy,
+    names::Names,
     subscribe::{Address, Class, Entity, Local, NodeRoute, Peer, Resources, Rule},
 };
 
@@ -97,7 +98,7 @@ fn nodes(resources: &mut Resources) {
 }
 
 fn computed(resources: &Resources, current: &Desired, dictionary: &mut Dictionary) -> Desired {
-    let inputs = Inputs { resources, node: OWN, pods: &pods(), gateways: &BTreeSet::new() };
+    let inputs = Inputs { resources, node: OWN, pods: &pods(), gateways: &BTreeSet::new(), names: &Names::default() };
     compute(inputs, current, dictionary)
 }
 
@@ -109,6 +110,7 @@ fn verdicts(maps: &Desired) -> Verdicts {
         classes: maps.classes.clone(),
         rulesets: maps.rulesets.clone(),
         identities: (*maps.identities).clone(),
+        lingering: maps.lingering.clone(),
         epoch: 0,
     };
     let mut all = Verdicts::new();
@@ -223,6 +225,7 @@ fn classes() -> impl Strategy<Value = Class> {
                 peer,
                 protocol,
                 ports,
+                l7: None,
                 provenance: "rule".into(),
             })
             .collect(),

@@ -180,7 +180,7 @@ proptest! {
                     touched.pods.insert(name, before);
                 }
             }
-            let inputs = Inputs { resources: &resources, node: OWN, pods: &there, gateways: &BTreeSet::new() };
+            let inputs = Inputs { resources: &resources, node: OWN, pods: &there, gateways: &BTreeSet::new(), names: &Names::default() };
             little.step(inputs, &touched);
             all.step(inputs, &touched);
             prop_assert_eq!(&little.maps.identities, &all.maps.identities, "after {:?}", step);
@@ -214,7 +214,7 @@ fn the_writes_of_a_change_are_as_many_as_it_changes_and_not_as_there_are() {
     let there = pods();
     let mut writes = |resources: &mut Resources, update: Update| {
         let touched = resources.apply(&update).unwrap();
-        let inputs = Inputs { resources, node: OWN, pods: &there, gateways: &BTreeSet::new() };
+        let inputs = Inputs { resources, node: OWN, pods: &there, gateways: &BTreeSet::new(), names: &Names::default() };
         let began = std::time::Instant::now();
         let ops = side.planner.plan(inputs, &touched, &side.maps).unwrap();
         println!(
@@ -266,7 +266,7 @@ fn what_has_no_room_changes_nothing_and_is_told_by_name() {
     let mut maps = Desired::default();
     let there = pods();
     let mut try_it = |resources: &Resources, touched: &Touched| {
-        let inputs = Inputs { resources, node: OWN, pods: &there, gateways: &BTreeSet::new() };
+        let inputs = Inputs { resources, node: OWN, pods: &there, gateways: &BTreeSet::new(), names: &Names::default() };
         let planned = planner.plan(inputs, touched, &maps);
         if let Ok(ops) = &planned {
             ops.iter().for_each(|op| op.apply(&mut maps));
