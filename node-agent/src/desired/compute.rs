@@ -83,6 +83,7 @@ pub fn compute(inputs: Inputs<'_>, current: &Desired, dictionary: &mut Dictionar
         let sets = entry.rulesets().filter_map(|by| Some((by.set, dictionary.rulesets.get(by)?.clone())));
         desired.rulesets.extend(sets);
     }
+    desired.proxies = dictionary.proxies.entries().clone();
     desired.services = if resources.heard::<wire::Service>() {
         services(resources, node, pods)
     } else {

@@ -103,6 +103,7 @@ fn additions(op: &MapOp, current: &Desired) -> Vec<(&'static str, usize)> {
         MapOp::RemovePeer { .. }
         | MapOp::RemoveIdentity(_)
         | MapOp::PutNetns(..)
+        | MapOp::PutProxy(..)
         | MapOp::PutService(..)
         | MapOp::RemoveEndpoint(_)
         | MapOp::RemoveService(_)
