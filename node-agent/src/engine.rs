@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use xds_client::Update;
 
 use crate::{
-    desired::{Desired, Dictionary, EndpointEntry, Inputs, Limits, MapOp, Planner, Pod, PodAddresses},
+    desired::{Desired, Dictionary, EndpointEntry, Inputs, Limits, Listens, MapOp, Planner, Pod, PodAddresses},
     maps::{MapError, Maps},
     names::Names,
     subscribe::{HostPort, Resources, Touched},
@@ -178,6 +178,18 @@ impl Engine {
     /// The kernel refused.
     pub fn set_hops(&self, hops: &BTreeMap<IpNet, Hop>) -> Result<(), MapError> {
         self.lock().maps.set_hops(hops)
+    }
+
+    /// Says where the proxy of a name listens, if it is there, and writes it to the kernel: from then on, what policy
+    /// lets only through it is handed to it, or refused. Its slot; [`ebpf_shared::redirect::NO_SLOT`] if there are too
+    /// many.
+    ///
+    /// # Errors
+    /// The kernel refused a write.
+    pub fn set_proxy(&self, name: &str, listens: Option<Listens>) -> Result<u16, MapError> {
+        let mut inner = self.lock();
+        let slot = inner.planner.set_proxy(name, listens);
+        inner.write().map(|()| slot)
     }
 
     /// The same by kind of flow, of those that are remembered.

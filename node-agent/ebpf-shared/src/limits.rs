@@ -44,6 +44,8 @@ pub const AFFINITY: u32 = 65_536;
 pub const SOURCES: u32 = 65_536;
 /// Sockets that talk to a service address and may ask whom they talk to.
 pub const REVERSE: u32 = 131_072;
+/// Slots of proxies; their numbers are less.
+pub const PROXIES: u32 = 1_024;
 /// Network namespaces with a sidecar.
 pub const NETNS: u32 = 4_096;
 /// Ports taken over by sidecars.

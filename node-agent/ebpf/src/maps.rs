@@ -8,7 +8,7 @@ use ebpf_shared::nat::{NatKey, NatValue, NodeConfig};
 use ebpf_shared::overlay::Hop;
 use ebpf_shared::service::{AffinityKey, AffinityValue, ReverseValue, Slots, SourceKey};
 use ebpf_shared::{
-    Addr, Backend, CapturedKey, ConnEntry, ConnKey, Endpoint, FlowCell, FlowKind, Metric, Netns, PeerKey,
+    Addr, Backend, CapturedKey, ConnEntry, ConnKey, Endpoint, FlowCell, FlowKind, Metric, Netns, PeerKey, Proxy,
     ReverseKey, RuleKey, RuleValue, ServiceKey, ServiceValue, Sides, epochs, limits, metrics,
 };
 
@@ -106,6 +106,10 @@ pub static NETNS: HashMap<u64, Netns> = HashMap::with_max_entries(limits::NETNS,
 #[map]
 pub static CAPTURED: HashMap<CapturedKey, u8> =
     HashMap::with_max_entries(limits::CAPTURED, BPF_F_NO_PREALLOC);
+
+/// Where proxies listen, by slot.
+#[map]
+pub static PROXIES: HashMap<u32, Proxy> = HashMap::with_max_entries(limits::PROXIES, BPF_F_NO_PREALLOC);
 
 /// Where a parsed packet lies for a moment, see `crate::verdict`.
 #[map]

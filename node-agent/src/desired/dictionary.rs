@@ -10,7 +10,7 @@ use ebpf_shared::identity::LOCAL;
 use ipnet::IpNet;
 use mesh_model::policy::NamePattern;
 
-use super::Desired;
+use super::{Desired, proxy::Slots};
 use crate::kernel::ruleset::RuleSets;
 
 /// Most policy names that are remembered. The oldest are of rules long gone; a flow of theirs loses its name.
@@ -39,6 +39,7 @@ pub struct Dictionary {
     pub(super) classes: BTreeMap<u32, u32>,
     pub(super) rulesets: RuleSets,
     policies: BTreeMap<u32, String>,
+    pub(super) proxies: Slots,
 }
 
 impl Dictionary {
@@ -59,6 +60,7 @@ impl Dictionary {
             classes: BTreeMap::new(),
             rulesets: RuleSets::recover(&current.rulesets),
             policies: BTreeMap::new(),
+            proxies: Slots::recover(&current.proxies),
         }
     }
 
@@ -135,6 +137,11 @@ impl Dictionary {
             }
             number = number.wrapping_add(1);
         }
+    }
+
+    /// The slot of a proxy, by the name that it registers by. It need not be there: then what is to go by it is refused.
+    pub fn proxy_slot(&mut self, name: &str) -> u16 {
+        self.proxies.slot(name)
     }
 
     /// The name behind a number that the kernel tells.

@@ -9,7 +9,7 @@ use std::{
 use ebpf_shared::Sides;
 use ipnet::IpNet;
 
-use super::{Desired, EndpointEntry, NetnsEntry, ServiceEntry, ServiceFrontend};
+use super::{Desired, EndpointEntry, NetnsEntry, ProxyEntry, ServiceEntry, ServiceFrontend};
 use crate::kernel::{rules::ClassEntry, ruleset::RuleSet};
 
 /// All that the agent can ask of the kernel's maps.
@@ -43,6 +43,8 @@ pub enum MapOp {
     PutLingering(IpAddr, u32),
     /// From now on it is the same for both.
     RemoveLingering(IpAddr),
+    /// Where the proxy of a slot listens, if it is there. Slots are never taken back.
+    PutProxy(u16, ProxyEntry),
     /// Before the endpoint that has it: a pod's socket hooks must be right when its traffic begins.
     PutNetns(u64, NetnsEntry),
     /// Replaces the service as a whole.
@@ -75,6 +77,7 @@ pub struct Delta {
     pub endpoints: BTreeMap<u32, Option<EndpointEntry>>,
     pub services: BTreeMap<ServiceFrontend, Option<ServiceEntry>>,
     pub netns: BTreeMap<u64, Option<NetnsEntry>>,
+    pub proxies: BTreeMap<u16, Option<ProxyEntry>>,
 }
 
 impl Delta {
@@ -92,6 +95,7 @@ impl Delta {
             endpoints: changes(&current.endpoints, &desired.endpoints),
             services: changes(&current.services, &desired.services),
             netns: changes(&current.netns, &desired.netns),
+            proxies: changes(&current.proxies, &desired.proxies),
         }
     }
 }
@@ -122,6 +126,7 @@ impl MapOp {
             MapOp::RemoveIdentity(net) => maps.identities.remove(net),
             MapOp::PutLingering(address, identity) => drop(maps.lingering.insert(*address, *identity)),
             MapOp::RemoveLingering(address) => drop(maps.lingering.remove(address)),
+            MapOp::PutProxy(slot, proxy) => drop(maps.proxies.insert(*slot, *proxy)),
             MapOp::PutNetns(cookie, netns) => drop(maps.netns.insert(*cookie, netns.clone())),
             MapOp::PutService(frontend, service) => drop(maps.services.insert(*frontend, service.clone())),
             MapOp::PutEndpoint(ifindex, endpoint) => drop(maps.endpoints.insert(*ifindex, *endpoint)),

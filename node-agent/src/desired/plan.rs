@@ -229,6 +229,10 @@ impl<'a> Way<'a> {
     }
 
     fn others(&mut self) {
+        for (slot, proxy) in &self.delta.proxies {
+            let put = proxy.map(|proxy| (Phase::Prepare, MapOp::PutProxy(*slot, proxy)));
+            self.ops.extend(put);
+        }
         for (cookie, netns) in &self.delta.netns {
             match netns {
                 Some(netns) => self.push(Phase::Switch, MapOp::PutNetns(*cookie, netns.clone())),

@@ -13,7 +13,7 @@ use mesh_model::resource::NamespacedName;
 use xds_proto::isthmus::{agent::v1 as wire, local::v1::DnsRules};
 
 use super::{
-    Delta, Desired, Dictionary, Full, Garbage, Limits, MapOp, Pod, PodAddresses,
+    Delta, Desired, Dictionary, Full, Garbage, Limits, Listens, MapOp, Pod, PodAddresses,
     assign::{Want, assign},
     collect,
     compute::{endpoint, on_ground, own_identities, sidecars, wants},
@@ -77,6 +77,11 @@ impl Planner {
         Self { dictionary, known: None, base: None, garbage: Garbage::default(), has_changed: true, limits }
     }
 
+    /// Says where the proxy of a name listens, if it is there. Takes effect with the next plan. Its slot.
+    pub fn set_proxy(&mut self, name: &str, listens: Option<Listens>) -> u16 {
+        self.dictionary.proxies.set(name, listens)
+    }
+
     /// The names of policies.
     pub fn dictionary(&self) -> &Dictionary {
         &self.dictionary
@@ -105,7 +110,7 @@ impl Planner {
         touched: &Touched,
         current: &Desired,
     ) -> Result<Vec<MapOp>, Full> {
-        let delta = match self.known.take() {
+        let mut delta = match self.known.take() {
             Some(mut known) => match self.little(&mut known, inputs, touched, current) {
                 Some(delta) => {
                     self.known = Some(known);
@@ -115,6 +120,7 @@ impl Planner {
             },
             None => self.everything(inputs, current),
         };
+        delta.proxies = changes(&current.proxies, self.dictionary.proxies.entries());
         let ops = plan(current, &delta);
         self.has_changed = true;
         self.limits.check(current, &ops).inspect_err(|_| self.known = None)?;

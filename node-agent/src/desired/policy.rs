@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use ebpf_shared::Direction;
+use ebpf_shared::{Direction, redirect::DNS_NAME};
 
 use super::{Dictionary, ground::Ground};
 use crate::{
@@ -10,19 +10,8 @@ use crate::{
     subscribe::{Class, L7},
 };
 
-const DNS: u16 = 0;
-const NOBODY: u16 = u16::MAX;
-
 /// Named by flows that pass because they come from, or go to, the pod's own node.
 const HOST_PROVENANCE: &str = "builtin/own-node";
-
-/// The place of the proxy that has a rule's traffic.
-fn proxy(l7: &L7) -> u16 {
-    match l7 {
-        L7::Dns(_) => DNS,
-        L7::Proxy(_) => NOBODY,
-    }
-}
 
 /// A class, resolved. `own` are the identities of this node's addresses.
 pub fn class_entry(
@@ -54,11 +43,15 @@ pub fn class_entry(
             _ => dictionary.policy(&rule.provenance),
         };
         last = Some((&rule.provenance, policy_id));
+        let redirect = rule.l7.as_ref().map(|l7| match l7 {
+            L7::Dns(_) => dictionary.proxy_slot(DNS_NAME),
+            L7::Proxy(name) => dictionary.proxy_slot(name),
+        });
         rules.extend(ground.peers(&rule.peer, own, dictionary).into_iter().map(|identity| Rule {
             direction: rule.direction,
             allow: rule.allow,
             audit: rule.audit,
-            redirect: rule.l7.as_ref().map(proxy),
+            redirect,
             identity,
             protocol: rule.protocol,
             ports: rule.ports.map(|(low, high)| low..=high),

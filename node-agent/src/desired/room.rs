@@ -111,6 +111,7 @@ fn additions(op: &MapOp, current: &Desired) -> Vec<(&'static str, usize)> {
         | MapOp::RemoveIdentity(_)
         | MapOp::RemoveLingering(_)
         | MapOp::PutNetns(..)
+        | MapOp::PutProxy(..)
         | MapOp::PutService(..)
         | MapOp::RemoveEndpoint(_)
         | MapOp::RemoveService(_)

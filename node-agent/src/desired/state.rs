@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    IdentityTable,
+    IdentityTable, ProxyEntry,
     service::{ServiceEntry, ServiceFrontend},
 };
 use crate::kernel::{rules::ClassEntry, ruleset::RuleSet};
@@ -76,6 +76,8 @@ pub struct Desired {
     pub services: BTreeMap<ServiceFrontend, ServiceEntry>,
     /// By cookie; only pods with a sidecar.
     pub netns: BTreeMap<u64, NetnsEntry>,
+    /// By slot.
+    pub proxies: BTreeMap<u16, ProxyEntry>,
 }
 
 /// An endpoint with its policy.

@@ -84,7 +84,7 @@ use self::migrate::Migration;
 use self::services::ServiceTables;
 use crate::reset::Resetter;
 use ebpf_shared::nat::{NatKey, NatValue, NodeConfig};
-use ebpf_shared::{CapturedKey, ConnEntry, ConnKey, Endpoint, Netns, PeerKey, RuleValue, Sides};
+use ebpf_shared::{CapturedKey, ConnEntry, ConnKey, Endpoint, Netns, PeerKey, Proxy, RuleValue, Sides};
 
 /// The loaded programs and their maps.
 ///
@@ -104,6 +104,8 @@ pub struct Kernel {
     pub services: Services,
     netns: HashTable<u64, Netns>,
     captured: HashTable<CapturedKey, u8>,
+    /// By slot.
+    pub proxies: HashTable<u32, Proxy>,
     /// Who is behind the tunnel.
     pub nodes: Nodes,
     /// For looking; written by the programs only.
@@ -186,6 +188,7 @@ impl Kernel {
             services,
             netns: HashTable::new("NETNS", take(&mut programs, "NETNS")?),
             captured: HashTable::new("CAPTURED", take(&mut programs, "CAPTURED")?),
+            proxies: HashTable::new("PROXIES", take(&mut programs, "PROXIES")?),
             nodes: Nodes::new(take(&mut programs, "NODES")?),
             nat: HashTable::new("NAT", take(&mut programs, "NAT")?),
             config: take(&mut programs, "CONFIG")?,

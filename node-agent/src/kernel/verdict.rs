@@ -1,13 +1,13 @@
 //! The verdict without a kernel: the shared lines over plain collections. For tests and for explaining.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ebpf_shared::decide::Scene;
 use ebpf_shared::{
     Addr, ConnEntry, ConnKey, Conntrack, Decision, Direction, Endpoint, Kind, Packet, PeerKey, PolicyMaps,
-    Reason, RuleKey, RuleValue, Ruling, Sides, decide,
+    Proxies, Reason, RuleKey, RuleValue, Ruling, Sides, decide,
 };
 use ipnet::IpNet;
 
@@ -82,17 +82,49 @@ impl Conntrack for Connections {
     }
 }
 
+/// The sockets of proxies.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sockets {
+    /// Slots whose proxies listen for everything.
+    pub alive: BTreeSet<u16>,
+    /// Answers that proxies wait for: from where, and to whom.
+    pub awaited: BTreeSet<((Addr, u16), (Addr, u16))>,
+}
+
+impl Proxies for Sockets {
+    fn take(&mut self, packet: &Packet, slot: u16, is_reply: bool) -> bool {
+        if is_reply { self.take_answer(packet) } else { self.alive.contains(&slot) }
+    }
+
+    fn take_answer(&mut self, packet: &Packet) -> bool {
+        self.awaited.contains(&((packet.src, packet.src_port), (packet.dst, packet.dst_port)))
+    }
+}
+
 /// A node's pods, policy and connections.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Emulation {
     pub policy: Policy,
     pub endpoints: BTreeMap<u32, Endpoint>,
     pub connections: Connections,
+    pub proxies: Sockets,
 }
 
 impl Emulation {
     /// Decides on a packet at the door of a pod, `now` being nanoseconds of a monotonic clock.
     pub fn decide(&mut self, ifindex: u32, direction: Direction, packet: &Packet, now: u64) -> Decision {
+        self.decide_of(ifindex, direction, packet, now, false)
+    }
+
+    /// The same of a packet that a proxy may have sent.
+    pub fn decide_of(
+        &mut self,
+        ifindex: u32,
+        direction: Direction,
+        packet: &Packet,
+        now: u64,
+        from_proxy: bool,
+    ) -> Decision {
         let refuse = |reason| Decision { ruling: Ruling::drop(reason, 0), is_reply: false, is_news: true };
         let Some(endpoint) = self.endpoints.get(&ifindex) else { return refuse(Reason::UnknownEndpoint) };
         // What an error quotes went the other way.
@@ -106,8 +138,8 @@ impl Emulation {
         if !endpoint.owns(own) {
             return refuse(reason);
         }
-        let scene = Scene { ifindex, endpoint, direction, now };
-        decide(&self.policy, &mut self.connections, &scene, packet)
+        let scene = Scene { ifindex, endpoint, direction, now, from_proxy, is_piece: false };
+        decide(&self.policy, &mut self.connections, &mut self.proxies, &scene, packet)
     }
 }
 

@@ -58,6 +58,13 @@ impl KernelMaps {
             classes: self.kernel.policy_classes()?,
             endpoints: endpoints.collect(),
             services: services.collect(),
+            proxies: self
+                .kernel
+                .proxies
+                .dump()?
+                .iter()
+                .map(|(slot, proxy)| (*slot as u16, proxy.into()))
+                .collect(),
             netns: netns.map(|(cookie, captured)| (cookie, NetnsEntry { captured })).collect(),
         })
     }
@@ -88,6 +95,7 @@ impl KernelMaps {
                 Ok(())
             }
             MapOp::RemoveService(frontend) => kernel.services.remove(&service_key(frontend)).map(drop),
+            MapOp::PutProxy(slot, entry) => kernel.proxies.upsert((*slot).into(), entry.into()),
             MapOp::PutNetns(cookie, entry) => kernel.put_sidecar(*cookie, &entry.captured),
             MapOp::RemoveNetns(cookie) => kernel.remove_sidecar(*cookie),
         }
@@ -193,6 +201,7 @@ fn describe(op: &MapOp) -> String {
         MapOp::RemoveEndpoint(ifindex) => format!("removing the endpoint on {ifindex}"),
         MapOp::PutService(frontend, _) => format!("writing service {}", frontend.socket()),
         MapOp::RemoveService(frontend) => format!("removing service {}", frontend.socket()),
+        MapOp::PutProxy(slot, _) => format!("writing the proxy of slot {slot}"),
         MapOp::PutNetns(cookie, _) => format!("writing sidecar of namespace {cookie}"),
         MapOp::RemoveNetns(cookie) => format!("removing sidecar of namespace {cookie}"),
     }

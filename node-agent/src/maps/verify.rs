@@ -8,7 +8,7 @@ use std::{
     path::Path,
 };
 
-use ebpf_shared::{Addr, Backend, CapturedKey, Endpoint, Netns, PeerKey, Sides, identity, limits};
+use ebpf_shared::{Addr, Backend, CapturedKey, Endpoint, Netns, PeerKey, Proxy, Sides, identity, limits};
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
@@ -120,6 +120,8 @@ fn exact(desired: &Desired) -> BTreeMap<&'static str, Entries> {
         let ports = entry.captured.iter();
         ports.map(|(port, protocol)| dump::captured(&CapturedKey::new(*cookie, *port, *protocol), &1))
     });
+    let proxies = desired.proxies.iter();
+    let proxies = proxies.map(|(slot, entry)| dump::proxy(&u32::from(*slot), &Proxy::from(entry)));
     let by_key = |entries: Vec<Entry>| entries.into_iter().map(|entry| (entry.key_text(), entry)).collect();
     BTreeMap::from([
         ("HOSTS", by_key(hosts.collect())),
@@ -131,6 +133,7 @@ fn exact(desired: &Desired) -> BTreeMap<&'static str, Entries> {
         ("RULES", by_key(rules.collect())),
         ("NETNS", by_key(netns.collect())),
         ("CAPTURED", by_key(captured.collect())),
+        ("PROXIES", by_key(proxies.collect())),
     ])
 }
 
@@ -273,6 +276,7 @@ pub fn fill(desired: &Desired) -> Vec<(&'static str, usize, u32)> {
         ("HOSTS", hosts, limits::HOSTS),
         ("LINGERING", desired.lingering.len(), limits::LINGERING),
         ("NETNS", desired.netns.len(), limits::NETNS),
+        ("PROXIES", desired.proxies.len(), limits::PROXIES),
         ("SERVICES", desired.services.len(), limits::SERVICES),
         ("SOURCES", desired.services.values().map(|service| service.sources.len()).sum(), limits::SOURCES),
     ]
