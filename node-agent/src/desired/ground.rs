@@ -73,7 +73,8 @@ impl Ground {
         let cidrs: BTreeSet<IpNet> = mentions.cidrs.iter().filter(is_outside).copied().collect();
         let node_cidrs: BTreeSet<IpNet> =
             nodes.iter().filter_map(|address| around(&(*address).into(), &cidrs)).collect();
-        let mut ground = Self { mentions: mentions.clone(), cidrs, node_cidrs, ranges, own, nodes, ..Self::default() };
+        let mut ground =
+            Self { mentions: mentions.clone(), cidrs, node_cidrs, ranges, own, nodes, ..Self::default() };
         if !ground.mentions.names.is_empty() {
             let host = |address| Some((address, ground.host(address, names)?));
             ground.hosts = names.addresses().filter_map(host).collect();

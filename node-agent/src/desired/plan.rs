@@ -103,18 +103,29 @@ impl<'a> Way<'a> {
         }
     }
 
-    /// Local identities that come, and who their addresses are now.
+    /// Whether nobody will have an identity of this node's making that somebody has.
+    fn goes(&self, identity: Option<u32>) -> bool {
+        identity.is_some_and(|identity| identity & LOCAL != 0 && !self.will_have(identity))
+    }
+
+    /// Local identities that come while endpoints have their old classes, and who their addresses are now.
     fn coming(&self) -> BTreeMap<u32, u32> {
-        let puts = self.delta.identities.iter().filter_map(|(net, after)| Some((net, (*after)?)));
-        let new = puts.filter(|(_, identity)| identity & LOCAL != 0 && !self.has(*identity));
-        let new = new.map(|(net, identity)| (identity, self.current.identities.identity(net)));
-        let lasting = self.delta.lingering.iter().filter_map(|(address, after)| Some((address, (*after)?)));
-        let lasting = lasting.filter(|(_, identity)| !self.has(*identity));
-        let lasting = lasting.map(|(address, identity)| {
-            let now = self.current.lingering.get(address).copied();
-            (identity, now.unwrap_or_else(|| self.current.identities.identity(&IpNet::from(*address))))
-        });
-        new.chain(lasting).collect()
+        let mut coming = BTreeMap::new();
+        let is_new = |identity: &u32| identity & LOCAL != 0 && !self.has(*identity);
+        for (net, after) in &self.delta.identities {
+            let before = self.current.identities.get(net).copied();
+            if let Some(identity) = after.filter(is_new).filter(|_| !self.goes(before)) {
+                coming.insert(identity, self.current.identities.identity(net));
+            }
+        }
+        for (address, after) in &self.delta.lingering {
+            let before = self.current.lingering.get(address).copied();
+            if let Some(identity) = after.filter(is_new).filter(|_| !self.goes(before)) {
+                let now = || self.current.identities.identity(&IpNet::from(*address));
+                coming.insert(identity, before.unwrap_or_else(now));
+            }
+        }
+        coming
     }
 
     /// Local identities that go, and who their addresses will be.
@@ -125,11 +136,16 @@ impl<'a> Way<'a> {
         };
         let mut going = BTreeMap::new();
         for net in self.delta.identities.keys() {
-            if let Some(before) = self.current.identities.get(net)
-                && before & LOCAL != 0
-                && !self.will_have(*before)
+            if let Some(before) = self.current.identities.get(net).filter(|before| self.goes(Some(**before)))
             {
                 going.insert(*before, table::identity(net, after));
+            }
+        }
+        for (address, then) in &self.delta.lingering {
+            let before = self.current.lingering.get(address).filter(|before| self.goes(Some(**before)));
+            if let Some(before) = before {
+                let then = then.unwrap_or_else(|| table::identity(&IpNet::from(*address), after));
+                going.insert(*before, then);
             }
         }
         going
@@ -202,7 +218,9 @@ impl<'a> Way<'a> {
         // Before an address is another for what begins, and until it is the same for both again.
         for (address, after) in &self.delta.lingering {
             if let Some(identity) = after {
-                self.push(Phase::Identities, MapOp::PutLingering(*address, *identity));
+                let goes = self.goes(self.current.lingering.get(address).copied());
+                let phase = if goes { Phase::Retire } else { Phase::Identities };
+                self.push(phase, MapOp::PutLingering(*address, *identity));
             }
         }
         let mut all: Vec<_> = self.delta.identities.iter().collect();
@@ -210,8 +228,7 @@ impl<'a> Way<'a> {
         for (net, after) in &all {
             if let Some(identity) = after {
                 // Where a narrower CIDR had it before, it is another's only when the CIDR goes.
-                let before = self.current.identities.get(net);
-                let goes = before.is_some_and(|before| before & LOCAL != 0 && !self.will_have(*before));
+                let goes = self.goes(self.current.identities.get(net).copied());
                 let phase = if goes { Phase::Retire } else { Phase::Identities };
                 self.push(phase, MapOp::PutIdentity(**net, *identity));
             }

@@ -248,12 +248,7 @@ impl Planner {
 
 impl Known {
     /// `None` while something is kept that nobody has told of, or while it is not known what else will be told.
-    fn new(
-        inputs: Inputs<'_>,
-        current: &Desired,
-        ground: Ground,
-        dictionary: &Dictionary,
-    ) -> Option<Self> {
+    fn new(inputs: Inputs<'_>, current: &Desired, ground: Ground, dictionary: &Dictionary) -> Option<Self> {
         let Inputs { resources, pods, .. } = inputs;
         let is_heard = resources.heard::<wire::WorkloadAddress>()
             && resources.heard::<wire::LocalEndpoint>()

@@ -105,9 +105,8 @@ impl Engine {
 impl Inner {
     fn admit(&mut self, name: &str, addresses: &[(IpAddr, Duration)], now: u64) -> Result<(), AdmitError> {
         // No packet goes there.
-        let is_somewhere = |address: &IpAddr| {
-            !address.is_unspecified() && !address.is_loopback() && !address.is_multicast()
-        };
+        let is_somewhere =
+            |address: &IpAddr| !address.is_unspecified() && !address.is_loopback() && !address.is_multicast();
         let canonical = addresses.iter().map(|(address, holds)| (address.to_canonical(), *holds));
         let addresses: Vec<_> = canonical.filter(|(address, _)| is_somewhere(address)).collect();
         let changed = self.names.learn(name, &addresses, now, self.kept.floor);
@@ -126,7 +125,10 @@ impl Inner {
         let forgotten = self.names.forgotten();
         if forgotten > self.kept.forgotten {
             let count = forgotten - self.kept.forgotten;
-            tracing::warn!(count, "too many names: those that would end first are forgotten, and what was connected by them is cut");
+            tracing::warn!(
+                count,
+                "too many names: those that would end first are forgotten, and what was connected by them is cut"
+            );
             self.kept.forgotten = forgotten;
         }
         if changed.is_empty() && self.behind.is_none() {

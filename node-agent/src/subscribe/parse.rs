@@ -16,9 +16,7 @@ use mesh_model::{
 use thiserror::Error;
 use xds_proto::isthmus::agent::v1 as wire;
 
-use super::resources::{
-    Address, Asked, Bundle, Class, Entity, L7, Local, NodeRoute, Peer, Readiness, Rule,
-};
+use super::resources::{Address, Asked, Bundle, Class, Entity, L7, Local, NodeRoute, Peer, Readiness, Rule};
 use super::services::host_port;
 use crate::config::{dns_label, dns_name};
 
@@ -239,13 +237,14 @@ fn l7(resource: &str, message: &wire::L7, direction: Direction, allow: bool) -> 
     }
     match (message.dns.as_slice(), message.proxy.as_str()) {
         ([], "") => Err(bad(resource, "rules.l7", "", "expected names or a proxy")),
-        (names, "") if direction == Direction::Egress => {
-            Ok(L7::Dns(names.iter().map(|name| pattern(resource, "rules.l7.dns", name)).collect::<Result<_, _>>()?))
-        }
+        (names, "") if direction == Direction::Egress => Ok(L7::Dns(
+            names.iter().map(|name| pattern(resource, "rules.l7.dns", name)).collect::<Result<_, _>>()?,
+        )),
         (_, "") => Err(bad(resource, "rules.l7.dns", "set", "but the rule is not about egress")),
-        ([], proxy) => Ok(L7::Proxy(dns_name(proxy).map_err(|_| {
-            bad(resource, "rules.l7.proxy", proxy, "expected the name of a proxy")
-        })?)),
+        ([], proxy) => Ok(L7::Proxy(
+            dns_name(proxy)
+                .map_err(|_| bad(resource, "rules.l7.proxy", proxy, "expected the name of a proxy"))?,
+        )),
         (_, proxy) => Err(bad(resource, "rules.l7.proxy", proxy, "but names are set as well")),
     }
 }
