@@ -17,7 +17,9 @@ use tokio::sync::watch;
 use xds_client::Update;
 
 use crate::{
-    desired::{Desired, Dictionary, EndpointEntry, Inputs, Limits, Listens, MapOp, Planner, Pod, PodAddresses},
+    desired::{
+        Desired, Dictionary, EndpointEntry, Inputs, Limits, Listens, MapOp, Planner, Pod, PodAddresses,
+    },
     maps::{MapError, Maps},
     names::Names,
     subscribe::{HostPort, Resources, Touched},

@@ -9,7 +9,8 @@ use xds_proto::isthmus::local::v1::DnsRules;
 
 use super::{Engine, Inner};
 use crate::{
-    desired::asks_proxy,
+    desired::{asks_proxy, dns_names},
+    flows::Parties,
     maps::MapError,
     names::{Log, LogError, Names},
 };
@@ -93,6 +94,22 @@ impl Engine {
         let inner = self.lock();
         let classes: BTreeSet<u32> = inner.resources.locals.values().map(|local| local.class).collect();
         classes.into_iter().filter_map(|class| inner.resources.class(class)).any(asks_proxy)
+    }
+
+    /// Who asks whom for a name, as policy sees them, and the rule by which the query comes to the proxy: the one that allows
+    /// the name, if one does.
+    pub fn dns_parties(&self, pod: IpAddr, server: IpAddr, name: &str) -> Parties {
+        let inner = self.lock();
+        let identity = inner.current.identities.identity(&IpNet::from(server));
+        let owner = inner.pods.iter().find(|(_, known)| known.addresses.has(pod)).map(|(name, _)| name);
+        let Some(local) = owner.and_then(|owner| inner.resources.locals.get(owner)) else {
+            return Parties { server: identity, ..Parties::default() };
+        };
+        let rules = inner.resources.class(local.class).into_iter().flat_map(|class| &class.rules);
+        let rules: Vec<_> = rules.filter_map(|rule| Some((dns_names(rule)?, rule))).collect();
+        let allows = rules.iter().find(|(names, _)| names.iter().any(|pattern| pattern.matches(name)));
+        let policy = allows.or(rules.first()).map(|(_, rule)| rule.provenance.clone());
+        Parties { pod: local.identity, server: identity, policy: policy.unwrap_or_default() }
     }
 
     /// Names at addresses that are known, those of them that have lapsed, and those forgotten before their time, ever.

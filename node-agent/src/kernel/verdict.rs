@@ -223,8 +223,7 @@ mod tests {
         };
         let deny = DefaultDeny { enforced: Some(0), audited: None };
         let mut sets = RuleSets::default();
-        let entry =
-            compile(&Defaults { egress: deny, ..Defaults::default() }, &[rule], &mut sets);
+        let entry = compile(&Defaults { egress: deny, ..Defaults::default() }, &[rule], &mut sets);
         node.policy.put_class(1, &entry, &sets);
         let peer = IpAddr::from(PEER);
         node.policy.identities.insert(peer.into(), named);

@@ -95,7 +95,8 @@ fn compare(maps: &BTreeMap<&'static str, Entries>, desired: &Desired) -> Vec<Ver
 fn exact(desired: &Desired) -> BTreeMap<&'static str, Entries> {
     let hosts = desired.identities.iter().filter(|(net, _)| is_host(net));
     let hosts = hosts.map(|(net, identity)| dump::host(&net.addr().into(), identity));
-    let lingering = desired.lingering.iter().map(|(address, identity)| dump::host(&(*address).into(), identity));
+    let lingering =
+        desired.lingering.iter().map(|(address, identity)| dump::host(&(*address).into(), identity));
     let mut cidrs: BTreeMap<Cidr, u32> = BTreeMap::new();
     // Always there, so that no IPv6 range holds for IPv4.
     cidrs.insert(Cidr::from(IpNet::V4(ipnet::Ipv4Net::default())), identity::ANY);
