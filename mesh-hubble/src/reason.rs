@@ -26,6 +26,9 @@ const REASONS: &[(&str, DropReason)] = &[
     ("NO_BACKEND", DropReason::ServiceBackendNotFound),
     ("SOURCE_RANGE", DropReason::DeniedByLbSrcRangeCheck),
     ("NAT_EXHAUSTED", DropReason::NoMappingForNatMasquerade),
+    // Passes as well, by a proxy of the node.
+    ("REDIRECTED", DropReason::Unknown),
+    ("PROXY_GONE", DropReason::SocketLookupFailed),
 ];
 
 /// Hubble's reason for one of the kernel's.

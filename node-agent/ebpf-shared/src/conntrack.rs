@@ -71,7 +71,8 @@ pub struct ConnEntry {
     pub class: u32,
     /// What the last judgement rested on.
     pub policy_id: u32,
-    /// 0, or the [`Reason`] why the flow is cut (or, [`Reason::Audited`], would be). A cut flow is kept, so that its
+    /// 0, or the [`Reason`] why the flow is cut (or, [`Reason::Audited`], would be, or goes by a proxy,
+    /// [`Reason::Redirected`]). A cut flow is kept, so that its
     /// stragglers are not taken for the beginning of a new flow the other way.
     pub cut: u8,
     /// 1: an answer was seen.
@@ -82,7 +83,9 @@ pub struct ConnEntry {
     pub closed_reply: u8,
     /// 1: the beginning was not seen, so that policy has to allow both directions.
     pub midstream: u8,
-    pub padding: [u8; 3],
+    pub padding: u8,
+    /// The slot of the proxy that the flow goes by, or went by when it was cut.
+    pub proxy: u16,
 }
 
 /// By what a flow was judged. While it is the same, so is the judgement.
@@ -119,14 +122,16 @@ impl ConnEntry {
             closed_forward: 0,
             closed_reply: 0,
             midstream: midstream as u8,
-            padding: [0; 3],
+            padding: 0,
+            proxy: ruling.proxy,
         }
     }
 
     /// How long the flow may be silent, in nanoseconds.
     #[inline(always)]
     pub const fn lifetime(&self, protocol: u8) -> u64 {
-        let answered = self.answered != 0 || self.midstream != 0;
+        // A proxy's answers to the other side are not seen here.
+        let answered = self.answered != 0 || self.midstream != 0 || self.is_redirected();
         match protocol {
             protocol::TCP if self.closed_forward != 0 && self.closed_reply != 0 => Self::TCP_CLOSED,
             protocol::TCP | protocol::SCTP if answered || self.is_cut() => Self::TCP_OPEN,
@@ -174,13 +179,19 @@ impl ConnEntry {
 
     #[inline(always)]
     const fn is_cut(&self) -> bool {
-        self.cut != 0 && !self.is_audited()
+        !Reason::from_entry(self.cut).passes()
     }
 
     /// Whether it passes only because policy is audited.
     #[inline(always)]
     pub const fn is_audited(&self) -> bool {
         self.cut == Reason::Audited as u8
+    }
+
+    /// Whether it goes by a proxy.
+    #[inline(always)]
+    pub const fn is_redirected(&self) -> bool {
+        self.cut == Reason::Redirected as u8
     }
 
     #[inline(always)]
@@ -193,6 +204,7 @@ impl ConnEntry {
     pub fn rule(&mut self, basis: Basis, ruling: Ruling) {
         self.policy_id = ruling.policy_id;
         self.cut = ruling.reason as u8;
+        self.proxy = ruling.proxy;
         self.class = basis.class;
         self.stamp = basis.stamp;
     }
@@ -226,7 +238,7 @@ mod tests {
     #[test]
     fn keys_and_entries_have_no_implicit_padding() {
         assert_eq!(size_of::<ConnKey>(), 4 + 16 + 2 + 2 + 1 + 1 + 2);
-        assert_eq!(size_of::<ConnEntry>(), 8 + 8 + 2 * 4 + 5 + 3);
+        assert_eq!(size_of::<ConnEntry>(), 8 + 8 + 2 * 4 + 5 + 1 + 2);
     }
 
     #[test]

@@ -15,10 +15,21 @@
 //! For the same reason a TCP segment of an unknown connection that is not its opening (after a reboot of
 //! conntrack, or because the entry was displaced) passes only if policy allows a flow *in both directions*:
 //! nobody knows which side began. Pods without policy don't notice; others reconnect.
+//!
+//! ## Flows that go by a proxy
+//!
+//! Where policy lets a flow only through a proxy ([`crate::redirect`]), what the pod sends is handed to the proxy's sockets, and
+//! what the pod gets has to come from there: the other side's own packets are not for it. A proxy that asks
+//! the other side in the pod's name has its answers, although they are addressed to the pod.
+//!
+//! A TCP connection is made with one side or the other, so it can't change over. One that is to go by a proxy from now on
+//! is reset (the proxy's listener does not know it); one that is not to any more is cut like one that
+//! policy forbids. Datagrams change over at once.
 
 use crate::conntrack::Basis;
 use crate::packet::{Kind, icmp, protocol};
 use crate::policy::Question;
+use crate::redirect::{NO_SLOT, Proxies};
 use crate::{
     ConnEntry, ConnKey, Conntrack, Direction, Endpoint, Packet, PolicyMaps, Reason, Ruling, identity, judge,
 };
@@ -34,6 +45,10 @@ pub struct Scene<'a> {
     pub direction: Direction,
     /// `CLOCK_MONOTONIC`, nanoseconds.
     pub now: u64,
+    /// The packet was sent by a proxy of this node: see [`crate::redirect::MARK`].
+    pub from_proxy: bool,
+    /// It is a piece of a datagram.
+    pub is_piece: bool,
 }
 
 /// What is to happen to a packet, and what is to be told of it.
@@ -48,9 +63,10 @@ pub struct Decision {
 
 /// Decides on a packet whose addresses have been checked against the endpoint.
 #[inline(always)]
-pub fn decide<P: PolicyMaps, C: Conntrack>(
+pub fn decide<P: PolicyMaps, C: Conntrack, X: Proxies>(
     policy: &P,
     connections: &mut C,
+    proxies: &mut X,
     scene: &Scene<'_>,
     packet: &Packet,
 ) -> Decision {
@@ -72,13 +88,17 @@ pub fn decide<P: PolicyMaps, C: Conntrack>(
         },
     };
 
-    match known {
+    let decision = match known {
+        None if is_answer_to_proxy(proxies, scene, opens, packet) => {
+            let ruling = Ruling { reason: Reason::Redirected, policy_id: 0, proxy: NO_SLOT };
+            return Decision { ruling, is_reply: true, is_news: false };
+        }
         None if !matches!(packet.kind, Kind::Plain) => {
             Decision { ruling: Ruling::drop(Reason::UnrelatedIcmp, 0), is_reply, is_news: true }
         }
         None => {
             let midstream = packet.protocol == protocol::TCP && !opens;
-            let mut ruling = rule(policy, scene, packet, went, false, midstream);
+            let mut ruling = rule(policy, scene, packet, went, false, midstream, false);
             if ruling.passes() {
                 let entry = ConnEntry::begin(scene.now, basis, ruling, midstream);
                 if !connections.insert(&forward, &entry) {
@@ -90,9 +110,16 @@ pub fn decide<P: PolicyMaps, C: Conntrack>(
         Some(entry) => {
             let was_over = entry.is_over();
             let was_audited = entry.is_audited();
+            let was_redirected =
+                matches!(Reason::from_entry(entry.cut), Reason::Redirected | Reason::ProxyGone);
             if opens || entry.basis() != basis {
                 let midstream = entry.midstream != 0 && !opens;
-                let ruling = rule(policy, scene, packet, went, is_reply, midstream);
+                let mut ruling = rule(policy, scene, packet, went, is_reply, midstream, !opens);
+                let stays = matches!(ruling.reason, Reason::Redirected) && ruling.proxy == entry.proxy;
+                let is_connection = packet.protocol == protocol::TCP && !opens;
+                if is_connection && was_redirected && !stays && ruling.passes() {
+                    ruling = Ruling { reason: Reason::ProxyGone, proxy: entry.proxy, ..ruling };
+                }
                 if opens && ruling.passes() {
                     *entry = ConnEntry::begin(scene.now, basis, ruling, false);
                 } else {
@@ -102,15 +129,45 @@ pub fn decide<P: PolicyMaps, C: Conntrack>(
             if !is_error {
                 entry.note(packet, is_reply, scene.now);
             }
-            let ruling = Ruling { reason: Reason::from_entry(entry.cut), policy_id: entry.policy_id };
+            let ruling = Ruling {
+                reason: Reason::from_entry(entry.cut),
+                policy_id: entry.policy_id,
+                proxy: entry.proxy,
+            };
             let is_newly_audited = entry.is_audited() && !was_audited;
             let is_news = !ruling.passes() || (opens && was_over) || is_newly_audited;
             Decision { ruling, is_reply, is_news }
         }
+    };
+    if !matches!(decision.ruling.reason, Reason::Redirected) {
+        return decision;
     }
+    by_proxy(proxies, scene, packet, decision)
 }
 
-/// Judges the flow that a packet belongs to, in the orientation in which the flow began.
+/// Whether a packet of no flow of the pod's is for a proxy that has asked in the pod's name.
+#[inline(always)]
+fn is_answer_to_proxy<X: Proxies>(proxies: &mut X, scene: &Scene<'_>, opens: bool, packet: &Packet) -> bool {
+    matches!(scene.direction, Direction::Ingress) && !opens && proxies.take_answer(packet)
+}
+
+/// Carries out a redirect.
+#[inline(always)]
+fn by_proxy<X: Proxies>(proxies: &mut X, scene: &Scene<'_>, packet: &Packet, decision: Decision) -> Decision {
+    let Ruling { policy_id, proxy, .. } = decision.ruling;
+    let reason = match scene.direction {
+        Direction::Ingress if scene.from_proxy => return decision,
+        // Its beginning would have to be handed to a listener, which is done where pods' packets come in only.
+        Direction::Ingress if decision.is_reply && proxies.take_answer(packet) => return decision,
+        // The pieces would be put together without regard to whom each was handed.
+        Direction::Egress if scene.is_piece => Reason::Fragment,
+        Direction::Egress if proxies.take(packet, proxy, decision.is_reply) => return decision,
+        Direction::Ingress | Direction::Egress => Reason::ProxyGone,
+    };
+    Decision { ruling: Ruling { reason, policy_id, proxy }, is_news: true, ..decision }
+}
+
+/// Judges the flow that a packet belongs to, in the orientation in which the flow began. `exists`: it was judged before.
 #[inline(always)]
 fn rule<P: PolicyMaps>(
     policy: &P,
@@ -119,6 +176,7 @@ fn rule<P: PolicyMaps>(
     went: Direction,
     is_reply: bool,
     midstream: bool,
+    exists: bool,
 ) -> Ruling {
     let peer = match went {
         Direction::Ingress => &packet.src,
@@ -128,7 +186,10 @@ fn rule<P: PolicyMaps>(
     let mut question = Question {
         class: scene.endpoint.class,
         direction: if is_reply { went.opposite() } else { went },
-        identity: peer_identity(policy, peer),
+        identity: match exists {
+            true => lasting_identity(policy, peer),
+            false => peer_identity(policy, peer),
+        },
         protocol: packet.protocol,
         // An echo's identifier is no port, and only an echo begins a flow.
         port: match packet.protocol {
@@ -138,7 +199,8 @@ fn rule<P: PolicyMaps>(
         },
     };
     let mut ruling = judge(policy, &question);
-    if midstream && ruling.passes() {
+    // With a proxy, there is no doubt who is to get it.
+    if midstream && ruling.passes() && !matches!(ruling.reason, Reason::Redirected) {
         question.direction = question.direction.opposite();
         question.port = if is_reply { packet.dst_port } else { packet.src_port };
         let other = judge(policy, &question);
@@ -154,6 +216,15 @@ fn rule<P: PolicyMaps>(
 pub fn peer_identity<P: PolicyMaps>(policy: &P, addr: &crate::Addr) -> u32 {
     match policy.identity(addr) {
         identity::ANY => identity::WORLD,
+        known => known,
+    }
+}
+
+/// The same for a flow that is there already.
+#[inline(always)]
+fn lasting_identity<P: PolicyMaps>(policy: &P, addr: &crate::Addr) -> u32 {
+    match policy.lingering(addr) {
+        identity::ANY => peer_identity(policy, addr),
         known => known,
     }
 }

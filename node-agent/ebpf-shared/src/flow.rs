@@ -19,7 +19,8 @@ pub enum Reason {
     SpoofedSource = 5,
     /// Sent to the pod, but not to its address.
     WrongDestination = 6,
-    /// A piece of a datagram whose first piece was not seen, or that cannot be judged.
+    /// A piece of a datagram whose first piece was not seen, that cannot be judged, or that is for a proxy: only whole
+    /// datagrams can be handed to one.
     Fragment = 7,
     /// Truncated, or lengths or flags that contradict each other.
     Malformed = 8,
@@ -48,10 +49,14 @@ pub enum Reason {
     SourceRange = 19,
     /// No port, or no room, to translate the packet by.
     NatExhausted = 20,
+    /// Not dropped: handed to a proxy of this node, or an answer of one.
+    Redirected = 21,
+    /// Only a proxy of this node may have it, and there is no such proxy, or it has no such connection.
+    ProxyGone = 22,
 }
 
 impl Reason {
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 23] = [
         Self::Forwarded,
         Self::DefaultDeny,
         Self::PolicyDenied,
@@ -73,6 +78,8 @@ impl Reason {
         Self::NoBackend,
         Self::SourceRange,
         Self::NatExhausted,
+        Self::Redirected,
+        Self::ProxyGone,
     ];
     /// One more than the greatest number.
     pub const COUNT: u32 = Self::ALL.len() as u32;
@@ -85,7 +92,7 @@ impl Reason {
     /// Whether the packet was not dropped.
     #[inline(always)]
     pub const fn passes(self) -> bool {
-        matches!(self, Self::Forwarded | Self::Audited)
+        matches!(self, Self::Forwarded | Self::Audited | Self::Redirected)
     }
 
     /// The ruling that a conntrack entry remembers: a number that can't be there counts as a denial.
@@ -96,6 +103,8 @@ impl Reason {
             1 => Self::DefaultDeny,
             4 => Self::PolicyMissing,
             15 => Self::Audited,
+            21 => Self::Redirected,
+            22 => Self::ProxyGone,
             _ => Self::PolicyDenied,
         }
     }
@@ -124,6 +133,8 @@ impl Reason {
             Self::NoBackend => "NO_BACKEND",
             Self::SourceRange => "SOURCE_RANGE",
             Self::NatExhausted => "NAT_EXHAUSTED",
+            Self::Redirected => "REDIRECTED",
+            Self::ProxyGone => "PROXY_GONE",
         }
     }
 }
@@ -143,12 +154,13 @@ pub enum Verdict {
 impl Verdict {
     pub const ALL: [Self; 4] = [Self::Forwarded, Self::Dropped, Self::Audit, Self::Redirected];
 
-    /// That of a packet that was not redirected.
+    /// That of a packet with this reason.
     #[inline(always)]
     pub const fn of(reason: Reason) -> Self {
         match reason {
             Reason::Forwarded => Self::Forwarded,
             Reason::Audited => Self::Audit,
+            Reason::Redirected => Self::Redirected,
             _ => Self::Dropped,
         }
     }

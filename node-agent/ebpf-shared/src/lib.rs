@@ -29,6 +29,7 @@ pub mod nat;
 pub mod overlay;
 pub mod packet;
 pub mod policy;
+pub mod redirect;
 pub mod service;
 
 pub use addr::{Addr, Ip4};
@@ -42,6 +43,7 @@ pub use packet::{Kind, Packet};
 pub use policy::{
     Direction, PeerKey, PolicyMaps, Question, RuleKey, RuleRef, RuleValue, Ruling, Sides, judge,
 };
+pub use redirect::{NoProxies, Proxies, Proxy};
 pub use service::{Backend, CapturedKey, Netns, ReverseKey, ServiceKey, ServiceValue, SockAddr};
 
 #[cfg(feature = "user")]

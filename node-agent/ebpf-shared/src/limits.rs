@@ -6,6 +6,8 @@ pub const FORMAT: u32 = 3;
 
 /// Addresses with an identity: workloads of the mesh, nodes, and single addresses that policies name.
 pub const HOSTS: u32 = 262_144;
+/// Addresses whose names in DNS have run out while somebody is still connected to them.
+pub const LINGERING: u32 = 16_384;
 /// CIDRs with an identity: what policies name, and the ranges of pods.
 pub const CIDRS: u32 = 65_536;
 /// Ranges of pods, and addresses of nodes.
@@ -42,6 +44,8 @@ pub const AFFINITY: u32 = 65_536;
 pub const SOURCES: u32 = 65_536;
 /// Sockets that talk to a service address and may ask whom they talk to.
 pub const REVERSE: u32 = 131_072;
+/// Slots of proxies; their numbers are less.
+pub const PROXIES: u32 = 1_024;
 /// Network namespaces with a sidecar.
 pub const NETNS: u32 = 4_096;
 /// Ports taken over by sidecars.

@@ -41,4 +41,5 @@ pod!(
     FlowKind,
     FlowCell,
     overlay::Hop,
+    Proxy,
 );

@@ -143,7 +143,7 @@ pub struct RuleValue {
     pub verdict: u8,
     /// [`Self::AUDIT`].
     pub flags: u8,
-    /// For [`Self::REDIRECT`]: whereto.
+    /// For [`Self::REDIRECT`]: the slot of the proxy, see [`crate::redirect`].
     pub proxy: u16,
     /// The rule or default deny, as the agent numbered it; 0: none.
     pub policy_id: u32,
@@ -174,11 +174,13 @@ impl RuleValue {
     pub const fn ruling(&self) -> Ruling {
         match self.verdict {
             Self::ALLOW if self.flags & Self::AUDIT != 0 => {
-                Ruling { reason: Reason::Audited, policy_id: self.audit_id }
+                Ruling { reason: Reason::Audited, policy_id: self.audit_id, proxy: 0 }
             }
             Self::ALLOW => Ruling::pass(self.policy_id),
             Self::DEFAULT_DENY => Ruling::drop(Reason::DefaultDeny, self.policy_id),
-            // A redirect too: there is no proxy that would take it.
+            Self::REDIRECT => {
+                Ruling { reason: Reason::Redirected, policy_id: self.policy_id, proxy: self.proxy }
+            }
             _ => Ruling::drop(Reason::PolicyDenied, self.policy_id),
         }
     }
@@ -196,6 +198,9 @@ pub trait PolicyMaps {
     /// That of the address itself, else of the narrowest CIDR around it; [`crate::identity::ANY`] if there is
     /// none. (Not an `Option<u32>`: the verifier refuses to see its value copied where there is none.)
     fn identity(&self, addr: &crate::Addr) -> u32;
+    /// That which the address has for flows that are there already, where it is another than for new ones;
+    /// [`crate::identity::ANY`]: it is the same. So a connection outlives the DNS answer that it was made by.
+    fn lingering(&self, addr: &crate::Addr) -> u32;
 }
 
 /// Who asks what of whom.
@@ -215,17 +220,19 @@ pub struct Question {
 pub struct Ruling {
     pub reason: Reason,
     pub policy_id: u32,
+    /// With [`Reason::Redirected`]: the slot.
+    pub proxy: u16,
 }
 
 impl Ruling {
     #[inline(always)]
     pub const fn pass(policy_id: u32) -> Self {
-        Self { reason: Reason::Forwarded, policy_id }
+        Self { reason: Reason::Forwarded, policy_id, proxy: 0 }
     }
 
     #[inline(always)]
     pub const fn drop(reason: Reason, policy_id: u32) -> Self {
-        Self { reason, policy_id }
+        Self { reason, policy_id, proxy: 0 }
     }
 
     #[inline(always)]
@@ -285,7 +292,6 @@ mod tests {
     fn what_no_value_says_is_denied() {
         assert!(!RuleValue::default().ruling().passes());
         assert!(!RuleValue::new(77, 1).ruling().passes());
-        assert!(!RuleValue::new(RuleValue::REDIRECT, 1).ruling().passes());
         assert!(!RuleRef::default().is_uniform());
         assert!(RuleRef::uniform(RuleValue::DENY, 3).is_uniform());
     }

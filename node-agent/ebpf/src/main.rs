@@ -17,6 +17,7 @@ mod nat;
 mod net_xdp;
 mod overlay;
 mod policy;
+mod redirect;
 mod socket;
 mod to_net;
 mod to_pod;

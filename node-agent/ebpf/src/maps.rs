@@ -8,7 +8,7 @@ use ebpf_shared::nat::{NatKey, NatValue, NodeConfig};
 use ebpf_shared::overlay::Hop;
 use ebpf_shared::service::{AffinityKey, AffinityValue, ReverseValue, Slots, SourceKey};
 use ebpf_shared::{
-    Addr, Backend, CapturedKey, ConnEntry, ConnKey, Endpoint, FlowCell, FlowKind, Metric, Netns, PeerKey,
+    Addr, Backend, CapturedKey, ConnEntry, ConnKey, Endpoint, FlowCell, FlowKind, Metric, Netns, PeerKey, Proxy,
     ReverseKey, RuleKey, RuleValue, ServiceKey, ServiceValue, Sides, epochs, limits, metrics,
 };
 
@@ -26,6 +26,11 @@ pub static EPOCHS: Array<u64> = Array::with_max_entries(epochs::COUNT, BPF_F_MMA
 /// Identities of single addresses: a hash, because its cost does not grow with their number.
 #[map]
 pub static HOSTS: HashMap<Addr, u32> = HashMap::with_max_entries(limits::HOSTS, BPF_F_NO_PREALLOC);
+
+/// Identities that single addresses have for connections that are there already, where it is another for new ones.
+#[map]
+pub static LINGERING: HashMap<Addr, u32> =
+    HashMap::with_max_entries(limits::LINGERING, BPF_F_NO_PREALLOC);
 
 /// Identities of ranges. There is always an entry for all of IPv4 ([`ebpf_shared::identity::ANY`] if nobody names
 /// it), so that an IPv6 range around its mapped form does not hold for it.
@@ -101,6 +106,10 @@ pub static NETNS: HashMap<u64, Netns> = HashMap::with_max_entries(limits::NETNS,
 #[map]
 pub static CAPTURED: HashMap<CapturedKey, u8> =
     HashMap::with_max_entries(limits::CAPTURED, BPF_F_NO_PREALLOC);
+
+/// Where proxies listen, by slot.
+#[map]
+pub static PROXIES: HashMap<u32, Proxy> = HashMap::with_max_entries(limits::PROXIES, BPF_F_NO_PREALLOC);
 
 /// Where a parsed packet lies for a moment, see `crate::verdict`.
 #[map]

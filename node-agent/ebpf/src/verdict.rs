@@ -11,6 +11,7 @@ use crate::flow;
 use crate::frame::{self, Frame, Ip};
 use crate::maps::{ENDPOINTS, SCRATCH};
 use crate::policy::KernelPolicy;
+use crate::redirect::{self, KernelProxies};
 
 /// Lets the next program on the interface, if there is one, have its say.
 const NEXT: i32 = TC_ACT_UNSPEC;
@@ -25,6 +26,9 @@ pub fn at_door(
 ) -> i32 {
     // SAFETY: the context is valid as long as the program runs.
     let (ifindex, mark) = unsafe { ((*ctx.skb.skb).ifindex, (*ctx.skb.skb).mark) };
+    if matches!(direction, Direction::Egress) && redirect::come_aside(ctx, mark) {
+        return NEXT;
+    }
     // SAFETY: no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
     let ip = match frame::classify(ctx, direction) {
@@ -49,34 +53,42 @@ pub fn at_door(
         return refuse(ctx, ifindex, direction, Some(&ip), now, reason);
     }
     let parsed = frame::parse(ctx, &ip, ifindex, direction);
-    let Seen { packet, claimed } = match parsed.and_then(|packet| forget_how(packet, direction, mark)) {
+    let parsed = parsed.and_then(|(packet, is_piece)| forget_how(packet, is_piece, direction, mark));
+    let Seen { packet, claimed, is_piece } = match parsed {
         Ok(seen) => seen,
         Err(reason) => return refuse(ctx, ifindex, direction, Some(&ip), now, reason),
     };
 
-    let scene = Scene { ifindex, endpoint, direction, now };
+    let from_proxy = matches!(direction, Direction::Ingress) && redirect::is_of_proxy(mark);
+    let scene = Scene { ifindex, endpoint, direction, now, from_proxy, is_piece: is_piece != 0 };
     let policy = KernelPolicy { claimed };
-    let decision = decide(&policy, &mut KernelConntrack, &scene, &packet);
+    let mut proxies = KernelProxies { ctx, aside: false };
+    let decision = decide(&policy, &mut KernelConntrack, &mut proxies, &scene, &packet);
     flow::count(ctx, direction, decision.ruling.reason);
     if decision.is_news {
         flow::tell(ctx, &policy, ifindex, endpoint, direction, &packet, now, &decision);
     }
-    if decision.ruling.passes() { NEXT } else { DROP }
+    if !decision.ruling.passes() {
+        return DROP;
+    }
+    if proxies.aside { redirect::set_aside(ctx, ifindex) } else { NEXT }
 }
 
 /// What the verdict is about.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct Seen {
-    packet: Packet,
+    pub packet: Packet,
     /// The identity that the overlay vouches for; 0: none.
     claimed: u32,
+    /// 1: it is a piece of a datagram.
+    is_piece: u32,
 }
 
 /// Has the verifier forget by which way a packet was parsed: what comes out of a map is unknown to it, so that it walks
 /// the verdict once, and not once for each kind of packet: a quarter of the instructions.
 #[inline(always)]
-fn forget_how(packet: Packet, direction: Direction, mark: u32) -> Result<Seen, Reason> {
+fn forget_how(packet: Packet, is_piece: bool, direction: Direction, mark: u32) -> Result<Seen, Reason> {
     // There always is one.
     let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return Err(Reason::Malformed) };
     // An error may be told by anybody on the way of the flow.
@@ -87,7 +99,7 @@ fn forget_how(packet: Packet, direction: Direction, mark: u32) -> Result<Seen, R
     // SAFETY: this CPU's own, and programs of this type don't interrupt each other on one CPU. Volatile, so that the
     // compiler does not remember either.
     unsafe {
-        core::ptr::write_volatile(scratch, Seen { packet, claimed });
+        core::ptr::write_volatile(scratch, Seen { packet, claimed, is_piece: is_piece as u32 });
         Ok(core::ptr::read_volatile(scratch))
     }
 }

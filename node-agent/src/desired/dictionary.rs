@@ -1,24 +1,31 @@
 //! Numbers that this node gives out: for addresses outside the mesh, classes, rulesets and policies. They outlive a
 //! computation, so that what did not change keeps its number.
 
-use std::collections::{BTreeMap, HashSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    sync::Arc,
+};
 
 use ebpf_shared::identity::LOCAL;
 use ipnet::IpNet;
+use mesh_model::policy::NamePattern;
 
-use super::Desired;
+use super::{Desired, proxy::Slots};
 use crate::kernel::ruleset::RuleSets;
 
 /// Most policy names that are remembered. The oldest are of rules long gone; a flow of theirs loses its name.
 const MAX_POLICIES: usize = 262_144;
 
 /// Addresses that have an identity of this node's making.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
     /// What policies say of a CIDR concerns these alone: nothing narrower that they name is around them.
     Outside(IpNet),
     /// The same for the nodes of the cluster that are there.
     Node(IpNet),
+    /// Addresses outside the mesh whose names in DNS just these patterns of policies hold for, and the narrowest CIDR that
+    /// policies name around them.
+    Named(Arc<BTreeSet<NamePattern>>, Option<IpNet>),
 }
 
 /// The numbers given out so far.
@@ -32,6 +39,7 @@ pub struct Dictionary {
     pub(super) classes: BTreeMap<u32, u32>,
     pub(super) rulesets: RuleSets,
     policies: BTreeMap<u32, String>,
+    pub(super) proxies: Slots,
 }
 
 impl Dictionary {
@@ -43,7 +51,8 @@ impl Dictionary {
             .filter(|(_, n)| current.identities.count(**n) == 1)
             .map(|(net, n)| (Place::Outside(*net), *n))
             .collect();
-        let in_use = current.identities.values().filter(|n| **n & LOCAL != 0);
+        let in_use = current.identities.values().chain(current.lingering.values());
+        let in_use = in_use.filter(|n| **n & LOCAL != 0);
         Self {
             last_place: in_use.map(|n| n & !LOCAL).max().unwrap_or(0),
             taken: places.values().copied().collect(),
@@ -51,6 +60,7 @@ impl Dictionary {
             classes: BTreeMap::new(),
             rulesets: RuleSets::recover(&current.rulesets),
             policies: BTreeMap::new(),
+            proxies: Slots::recover(&current.proxies),
         }
     }
 
@@ -70,9 +80,29 @@ impl Dictionary {
         }
     }
 
+    /// The same, and `number` if the place has none yet and nothing else has that: it is what the kernel has for its addresses.
+    pub(super) fn place_with(&mut self, place: &Place, number: Option<u32>) -> u32 {
+        if let Some(number) = number.filter(|number| number & LOCAL != 0)
+            && !self.places.contains_key(place)
+            && self.taken.insert(number)
+        {
+            self.places.insert(place.clone(), number);
+            return number;
+        }
+        self.place(place.clone())
+    }
+
     /// The number of a place that has one.
-    pub(super) fn known_place(&self, place: Place) -> Option<u32> {
-        self.places.get(&place).copied()
+    pub(super) fn known_place(&self, place: &Place) -> Option<u32> {
+        self.places.get(place).copied()
+    }
+
+    /// Those of addresses with names.
+    pub(super) fn named(&self) -> impl Iterator<Item = (&BTreeSet<NamePattern>, u32)> {
+        self.places.iter().filter_map(|(place, number)| match place {
+            Place::Named(names, _) => Some((&**names, *number)),
+            Place::Outside(_) | Place::Node(_) => None,
+        })
     }
 
     /// Forgets the others.
@@ -107,6 +137,11 @@ impl Dictionary {
             }
             number = number.wrapping_add(1);
         }
+    }
+
+    /// The slot of a proxy, by the name that it registers by. It need not be there: then what is to go by it is refused.
+    pub fn proxy_slot(&mut self, name: &str) -> u16 {
+        self.proxies.slot(name)
     }
 
     /// The name behind a number that the kernel tells.

@@ -2,13 +2,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::Arc,
 };
 
 use ebpf_shared::Sides;
 use ipnet::IpNet;
 
-use super::{Desired, EndpointEntry, NetnsEntry, ServiceEntry, ServiceFrontend};
+use super::{Desired, EndpointEntry, NetnsEntry, ProxyEntry, ServiceEntry, ServiceFrontend};
 use crate::kernel::{rules::ClassEntry, ruleset::RuleSet};
 
 /// All that the agent can ask of the kernel's maps.
@@ -38,6 +39,12 @@ pub enum MapOp {
     PutIdentity(IpNet, u32),
     /// What covers it answers from now on.
     RemoveIdentity(IpNet),
+    /// Who an address is for connections that are there already, before it is another for new ones.
+    PutLingering(IpAddr, u32),
+    /// From now on it is the same for both.
+    RemoveLingering(IpAddr),
+    /// Where the proxy of a slot listens, if it is there. Slots are never taken back.
+    PutProxy(u16, ProxyEntry),
     /// Before the endpoint that has it: a pod's socket hooks must be right when its traffic begins.
     PutNetns(u64, NetnsEntry),
     /// Replaces the service as a whole.
@@ -61,6 +68,7 @@ pub enum MapOp {
 #[allow(missing_docs)]
 pub struct Delta {
     pub identities: BTreeMap<IpNet, Option<u32>>,
+    pub lingering: BTreeMap<IpAddr, Option<u32>>,
     /// Those that are to be there. What nothing needs any more is for [`super::collect`].
     pub rulesets: BTreeMap<u32, Arc<RuleSet>>,
     pub classes: BTreeMap<u32, ClassEntry>,
@@ -69,6 +77,7 @@ pub struct Delta {
     pub endpoints: BTreeMap<u32, Option<EndpointEntry>>,
     pub services: BTreeMap<ServiceFrontend, Option<ServiceEntry>>,
     pub netns: BTreeMap<u64, Option<NetnsEntry>>,
+    pub proxies: BTreeMap<u16, Option<ProxyEntry>>,
 }
 
 impl Delta {
@@ -79,12 +88,14 @@ impl Delta {
         let changed = |(number, entry): &(&u32, &ClassEntry)| current.classes.get(number) != Some(*entry);
         Self {
             identities: changes(&current.identities, &desired.identities),
+            lingering: changes(&current.lingering, &desired.lingering),
             rulesets: desired.rulesets.iter().filter(missing).map(|(n, set)| (*n, set.clone())).collect(),
             classes: desired.classes.iter().filter(changed).map(|(n, entry)| (*n, entry.clone())).collect(),
             retiring: in_use.into_iter().filter(|number| !desired.classes.contains_key(number)).collect(),
             endpoints: changes(&current.endpoints, &desired.endpoints),
             services: changes(&current.services, &desired.services),
             netns: changes(&current.netns, &desired.netns),
+            proxies: changes(&current.proxies, &desired.proxies),
         }
     }
 }
@@ -113,6 +124,9 @@ impl MapOp {
             }
             MapOp::PutIdentity(net, identity) => maps.identities.insert(*net, *identity),
             MapOp::RemoveIdentity(net) => maps.identities.remove(net),
+            MapOp::PutLingering(address, identity) => drop(maps.lingering.insert(*address, *identity)),
+            MapOp::RemoveLingering(address) => drop(maps.lingering.remove(address)),
+            MapOp::PutProxy(slot, proxy) => drop(maps.proxies.insert(*slot, *proxy)),
             MapOp::PutNetns(cookie, netns) => drop(maps.netns.insert(*cookie, netns.clone())),
             MapOp::PutService(frontend, service) => drop(maps.services.insert(*frontend, service.clone())),
             MapOp::PutEndpoint(ifindex, endpoint) => drop(maps.endpoints.insert(*ifindex, *endpoint)),

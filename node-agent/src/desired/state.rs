@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    IdentityTable,
+    IdentityTable, ProxyEntry,
     service::{ServiceEntry, ServiceFrontend},
 };
 use crate::kernel::{rules::ClassEntry, ruleset::RuleSet};
@@ -64,6 +64,8 @@ impl From<Ipv4Addr> for PodAddresses {
 pub struct Desired {
     /// Prefix to identity.
     pub identities: IdentityTable,
+    /// Who addresses are for connections that are there already, where names of theirs have run out.
+    pub lingering: BTreeMap<IpAddr, u32>,
     /// By this node's own numbers: a number never changes its contents.
     pub rulesets: BTreeMap<u32, Arc<RuleSet>>,
     /// By this node's own numbers: a number never changes what holds for whoever is not named.
@@ -74,6 +76,8 @@ pub struct Desired {
     pub services: BTreeMap<ServiceFrontend, ServiceEntry>,
     /// By cookie; only pods with a sidecar.
     pub netns: BTreeMap<u64, NetnsEntry>,
+    /// By slot.
+    pub proxies: BTreeMap<u16, ProxyEntry>,
 }
 
 /// An endpoint with its policy.

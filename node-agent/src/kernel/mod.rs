@@ -29,6 +29,7 @@
 //! there already: see [`Services`].
 
 mod classes;
+mod connected;
 pub mod dump;
 mod epochs;
 mod error;
@@ -62,6 +63,7 @@ use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use ebpf_shared::{Direction, Metric, Reason, limits};
 
+pub use self::connected::Connections;
 pub use self::error::KernelError;
 pub use self::events::{EventRing, EventStream};
 pub use self::flows::FlowCounters;
@@ -82,7 +84,7 @@ use self::migrate::Migration;
 use self::services::ServiceTables;
 use crate::reset::Resetter;
 use ebpf_shared::nat::{NatKey, NatValue, NodeConfig};
-use ebpf_shared::{CapturedKey, ConnEntry, ConnKey, Endpoint, Netns, PeerKey, RuleValue, Sides};
+use ebpf_shared::{CapturedKey, ConnEntry, ConnKey, Endpoint, Netns, PeerKey, Proxy, RuleValue, Sides};
 
 /// The loaded programs and their maps.
 ///
@@ -102,6 +104,8 @@ pub struct Kernel {
     pub services: Services,
     netns: HashTable<u64, Netns>,
     captured: HashTable<CapturedKey, u8>,
+    /// By slot.
+    pub proxies: HashTable<u32, Proxy>,
     /// Who is behind the tunnel.
     pub nodes: Nodes,
     /// For looking; written by the programs only.
@@ -171,6 +175,7 @@ impl Kernel {
         let mut kernel = Self {
             identities: Identities::new(
                 HashTable::new("HOSTS", take(&mut programs, "HOSTS")?),
+                HashTable::new("LINGERING", take(&mut programs, "LINGERING")?),
                 TrieTable::new("CIDRS", take(&mut programs, "CIDRS")?),
                 epochs.clone(),
             )?,
@@ -183,6 +188,7 @@ impl Kernel {
             services,
             netns: HashTable::new("NETNS", take(&mut programs, "NETNS")?),
             captured: HashTable::new("CAPTURED", take(&mut programs, "CAPTURED")?),
+            proxies: HashTable::new("PROXIES", take(&mut programs, "PROXIES")?),
             nodes: Nodes::new(take(&mut programs, "NODES")?),
             nat: HashTable::new("NAT", take(&mut programs, "NAT")?),
             config: take(&mut programs, "CONFIG")?,
@@ -278,6 +284,11 @@ impl Kernel {
     pub fn accelerated(&self) -> Result<u64, KernelError> {
         let error = |source| KernelError::Map { name: "ACCELERATED", source };
         Ok(self.accelerated.get(&0, 0).map_err(error)?.iter().sum())
+    }
+
+    /// A look at the connections that does not keep anybody else from the kernel.
+    pub fn connections(&self) -> Result<Connections, KernelError> {
+        Connections::open(&self.pins)
     }
 
     /// What ends the connections of sockets to backends that are gone.

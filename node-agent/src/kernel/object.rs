@@ -6,10 +6,11 @@ use super::KernelError;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/isthmus-ebpf.o"));
 
 /// Every map whose contents outlive a program: these are pinned.
-pub(super) const MAPS: [&str; 29] = [
+pub(super) const MAPS: [&str; 31] = [
     "FORMAT",
     "EPOCHS",
     "HOSTS",
+    "LINGERING",
     "CIDRS",
     "NODES",
     "ENDPOINTS",
@@ -31,6 +32,7 @@ pub(super) const MAPS: [&str; 29] = [
     "REVERSE",
     "NETNS",
     "CAPTURED",
+    "PROXIES",
     "EVENTS",
     "FLOWS",
     "SUPPRESSED",

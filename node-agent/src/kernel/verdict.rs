@@ -1,13 +1,13 @@
 //! The verdict without a kernel: the shared lines over plain collections. For tests and for explaining.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ebpf_shared::decide::Scene;
 use ebpf_shared::{
     Addr, ConnEntry, ConnKey, Conntrack, Decision, Direction, Endpoint, Kind, Packet, PeerKey, PolicyMaps,
-    Reason, RuleKey, RuleValue, Ruling, Sides, decide,
+    Proxies, Reason, RuleKey, RuleValue, Ruling, Sides, decide,
 };
 use ipnet::IpNet;
 
@@ -20,6 +20,8 @@ pub struct Policy {
     pub classes: BTreeMap<u32, ClassEntry>,
     pub rulesets: BTreeMap<u32, Arc<RuleSet>>,
     pub identities: BTreeMap<IpNet, u32>,
+    /// For flows that are there already.
+    pub lingering: BTreeMap<IpAddr, u32>,
     /// Raised by the caller with each change: all flows are then judged again.
     pub epoch: u64,
 }
@@ -59,6 +61,10 @@ impl PolicyMaps for Policy {
         });
         narrowest.unwrap_or(ebpf_shared::identity::ANY)
     }
+
+    fn lingering(&self, addr: &Addr) -> u32 {
+        self.lingering.get(&IpAddr::from(*addr)).copied().unwrap_or(ebpf_shared::identity::ANY)
+    }
 }
 
 /// The connections, without a limit.
@@ -76,17 +82,49 @@ impl Conntrack for Connections {
     }
 }
 
+/// The sockets of proxies.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sockets {
+    /// Slots whose proxies listen for everything.
+    pub alive: BTreeSet<u16>,
+    /// Answers that proxies wait for: from where, and to whom.
+    pub awaited: BTreeSet<((Addr, u16), (Addr, u16))>,
+}
+
+impl Proxies for Sockets {
+    fn take(&mut self, packet: &Packet, slot: u16, is_reply: bool) -> bool {
+        if is_reply { self.take_answer(packet) } else { self.alive.contains(&slot) }
+    }
+
+    fn take_answer(&mut self, packet: &Packet) -> bool {
+        self.awaited.contains(&((packet.src, packet.src_port), (packet.dst, packet.dst_port)))
+    }
+}
+
 /// A node's pods, policy and connections.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Emulation {
     pub policy: Policy,
     pub endpoints: BTreeMap<u32, Endpoint>,
     pub connections: Connections,
+    pub proxies: Sockets,
 }
 
 impl Emulation {
     /// Decides on a packet at the door of a pod, `now` being nanoseconds of a monotonic clock.
     pub fn decide(&mut self, ifindex: u32, direction: Direction, packet: &Packet, now: u64) -> Decision {
+        self.decide_of(ifindex, direction, packet, now, false)
+    }
+
+    /// The same of a packet that a proxy may have sent.
+    pub fn decide_of(
+        &mut self,
+        ifindex: u32,
+        direction: Direction,
+        packet: &Packet,
+        now: u64,
+        from_proxy: bool,
+    ) -> Decision {
         let refuse = |reason| Decision { ruling: Ruling::drop(reason, 0), is_reply: false, is_news: true };
         let Some(endpoint) = self.endpoints.get(&ifindex) else { return refuse(Reason::UnknownEndpoint) };
         // What an error quotes went the other way.
@@ -100,8 +138,8 @@ impl Emulation {
         if !endpoint.owns(own) {
             return refuse(reason);
         }
-        let scene = Scene { ifindex, endpoint, direction, now };
-        decide(&self.policy, &mut self.connections, &scene, packet)
+        let scene = Scene { ifindex, endpoint, direction, now, from_proxy, is_piece: false };
+        decide(&self.policy, &mut self.connections, &mut self.proxies, &scene, packet)
     }
 }
 
@@ -129,6 +167,7 @@ mod tests {
             direction: Direction::Ingress,
             allow: true,
             audit: false,
+            redirect: None,
             identity: ebpf_shared::identity::ANY,
             protocol: protocol::ANY,
             ports: Some(53..=53),
@@ -165,6 +204,42 @@ mod tests {
         assert!(answers(&mut node, protocol::UDP, 0, 59 * SECOND));
         assert!(answers(&mut node, protocol::UDP, 0, (59 + 299) * SECOND));
         assert!(!answers(&mut node, protocol::UDP, 0, (59 + 299 + 301) * SECOND));
+    }
+
+    #[test]
+    fn a_connection_outlives_the_name_that_it_was_made_by_and_a_new_one_is_refused() {
+        let mut node = Emulation::default();
+        node.endpoints.insert(9, Endpoint { identity: 300, class: 1, v4: POD, ..Endpoint::default() });
+        let named = ebpf_shared::identity::LOCAL | 1;
+        let rule = Rule {
+            direction: Direction::Egress,
+            allow: true,
+            audit: false,
+            redirect: None,
+            identity: named,
+            protocol: protocol::ANY,
+            ports: None,
+            policy_id: 1,
+        };
+        let deny = DefaultDeny { enforced: Some(0), audited: None };
+        let mut sets = RuleSets::default();
+        let entry = compile(&Defaults { egress: deny, ..Defaults::default() }, &[rule], &mut sets);
+        node.policy.put_class(1, &entry, &sets);
+        let peer = IpAddr::from(PEER);
+        node.policy.identities.insert(peer.into(), named);
+        let sends = |node: &mut Emulation, port, tcp_flags| {
+            let packet = Packet { src_port: port, tcp_flags, ..answer(protocol::TCP, tcp_flags) };
+            node.decide(9, Direction::Egress, &packet, 1).ruling.passes()
+        };
+        assert!(sends(&mut node, 53, tcp::SYN));
+        node.policy.lingering.insert(peer, named);
+        node.policy.identities.clear();
+        node.policy.epoch += 1;
+        assert!(sends(&mut node, 53, tcp::ACK), "what is there goes on");
+        assert!(!sends(&mut node, 54, tcp::SYN), "and nothing new begins");
+        node.policy.lingering.clear();
+        node.policy.epoch += 1;
+        assert!(!sends(&mut node, 53, tcp::ACK));
     }
 
     #[test]

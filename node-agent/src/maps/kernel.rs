@@ -53,10 +53,18 @@ impl KernelMaps {
         let netns = self.kernel.sidecars()?.into_iter();
         Ok(Desired {
             identities: self.kernel.identities.dump()?.into_iter().collect(),
+            lingering: self.kernel.identities.dump_lingering()?,
             rulesets: self.kernel.rulesets()?,
             classes: self.kernel.policy_classes()?,
             endpoints: endpoints.collect(),
             services: services.collect(),
+            proxies: self
+                .kernel
+                .proxies
+                .dump()?
+                .iter()
+                .map(|(slot, proxy)| (*slot as u16, proxy.into()))
+                .collect(),
             netns: netns.map(|(cookie, captured)| (cookie, NetnsEntry { captured })).collect(),
         })
     }
@@ -74,6 +82,8 @@ impl KernelMaps {
             MapOp::RemovePeer { class, identity } => kernel.remove_peer(*class, *identity),
             MapOp::PutIdentity(net, identity) => kernel.identities.upsert(net, *identity),
             MapOp::RemoveIdentity(net) => kernel.identities.delete(net).map(drop),
+            MapOp::PutLingering(address, identity) => kernel.identities.linger(*address, Some(*identity)),
+            MapOp::RemoveLingering(address) => kernel.identities.linger(*address, None),
             MapOp::PutEndpoint(ifindex, entry) => kernel.endpoints.upsert(*ifindex, endpoint_value(entry)),
             MapOp::RemoveEndpoint(ifindex) => kernel.endpoints.delete(ifindex).map(drop),
             MapOp::PutService(frontend, entry) => {
@@ -85,6 +95,7 @@ impl KernelMaps {
                 Ok(())
             }
             MapOp::RemoveService(frontend) => kernel.services.remove(&service_key(frontend)).map(drop),
+            MapOp::PutProxy(slot, entry) => kernel.proxies.upsert((*slot).into(), entry.into()),
             MapOp::PutNetns(cookie, entry) => kernel.put_sidecar(*cookie, &entry.captured),
             MapOp::RemoveNetns(cookie) => kernel.remove_sidecar(*cookie),
         }
@@ -184,10 +195,13 @@ fn describe(op: &MapOp) -> String {
         MapOp::RemovePeer { class, identity } => format!("removing identity {identity} of class {class}"),
         MapOp::PutIdentity(net, identity) => format!("writing identity {identity} of {net}"),
         MapOp::RemoveIdentity(net) => format!("removing the identity of {net}"),
+        MapOp::PutLingering(address, identity) => format!("writing identity {identity} that {address} had"),
+        MapOp::RemoveLingering(address) => format!("removing the identity that {address} had"),
         MapOp::PutEndpoint(ifindex, entry) => format!("writing endpoint {} on {ifindex}", entry.addresses.v4),
         MapOp::RemoveEndpoint(ifindex) => format!("removing the endpoint on {ifindex}"),
         MapOp::PutService(frontend, _) => format!("writing service {}", frontend.socket()),
         MapOp::RemoveService(frontend) => format!("removing service {}", frontend.socket()),
+        MapOp::PutProxy(slot, _) => format!("writing the proxy of slot {slot}"),
         MapOp::PutNetns(cookie, _) => format!("writing sidecar of namespace {cookie}"),
         MapOp::RemoveNetns(cookie) => format!("removing sidecar of namespace {cookie}"),
     }

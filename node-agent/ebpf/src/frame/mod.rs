@@ -84,20 +84,30 @@ pub fn classify(ctx: &TcContext, direction: Direction) -> Result<Frame, Reason> 
     }
 }
 
-/// Looks at the transport layer.
+/// Looks at the transport layer. With whether it is a piece of a datagram.
 #[inline(always)]
-pub fn parse(ctx: &TcContext, ip: &Ip, ifindex: u32, direction: Direction) -> Result<Packet, Reason> {
-    parse_placed(ctx, ip, ifindex, direction).map(|(packet, ..)| packet)
+pub fn parse(ctx: &TcContext, ip: &Ip, ifindex: u32, direction: Direction) -> Result<(Packet, bool), Reason> {
+    let (packet, placed) = parse_placed(ctx, ip, ifindex, direction)?;
+    Ok((packet, placed.is_piece))
 }
 
-/// As [`parse`]; with where in the frame the transport header is, or would be, and whether it is in this piece.
+/// Where a packet's transport layer is.
+pub struct Placed {
+    /// Where in the frame its header is, or would be.
+    pub at: usize,
+    /// Whether it is in this piece.
+    pub has_upper: bool,
+    pub is_piece: bool,
+}
+
+/// As [`parse`].
 #[inline(always)]
 pub fn parse_placed(
     ctx: &TcContext,
     ip: &Ip,
     ifindex: u32,
     direction: Direction,
-) -> Result<(Packet, usize, bool), Reason> {
+) -> Result<(Packet, Placed), Reason> {
     let frame = ctx.len() as usize;
     let upper = if ip.is_v4 { ipv4::upper(ip, frame)? } else { ipv6::upper(ctx, ip, frame)? };
     let mut packet = Packet {
@@ -138,7 +148,7 @@ pub fn parse_placed(
         if head.is_echo_reply != 0 {
             packet.kind = Kind::EchoReply;
         }
-        return Ok((packet, upper.at, false));
+        return Ok((packet, Placed { at: upper.at, has_upper: false, is_piece }));
     }
     transport(ctx, ip, &upper, direction, &mut packet)?;
     if upper.more {
@@ -148,7 +158,7 @@ pub fn parse_placed(
         }
         fragment::remember(&datagram, &Head::of(&packet, upper.payload));
     }
-    Ok((packet, upper.at, true))
+    Ok((packet, Placed { at: upper.at, has_upper: true, is_piece }))
 }
 
 #[inline(always)]

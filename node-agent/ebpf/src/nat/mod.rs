@@ -80,9 +80,10 @@ unsafe fn look(skb: *mut __sk_buff, stage: *mut Stage, place: u32) -> u32 {
     if place == place::FROM_POD && !is_owner(ifindex, &ip.src) {
         return NO;
     }
-    let Ok((packet, upper, has_upper)) = frame::parse_placed(&ctx, &ip, ifindex, Direction::Ingress) else {
+    let Ok((packet, placed)) = frame::parse_placed(&ctx, &ip, ifindex, Direction::Ingress) else {
         return NO;
     };
+    let frame::Placed { at: upper, has_upper, .. } = placed;
     let known = packet.protocol == protocol::TCP || packet.protocol == protocol::UDP;
     if !known || !concerns(place, &packet) {
         return NO;

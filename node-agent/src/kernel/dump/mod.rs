@@ -12,7 +12,7 @@ use std::path::Path;
 use aya::maps::MapData;
 use serde_json::{Map, Value};
 
-pub(crate) use self::shown::{captured, cidr, class, endpoint, host, netns, peer, rule};
+pub(crate) use self::shown::{captured, cidr, class, endpoint, host, netns, peer, proxy, rule};
 use super::{KernelError, pins::Pins, sys};
 
 /// Names and values, in the order in which they are shown.
@@ -75,6 +75,7 @@ pub fn all() -> Vec<Box<dyn Dump>> {
     vec![
         array("FORMAT", shown::format),
         hash("HOSTS", shown::host),
+        hash("LINGERING", shown::host),
         trie("CIDRS", shown::cidr),
         hash("ENDPOINTS", shown::endpoint),
         hash("CLASSES", shown::class),
@@ -88,6 +89,7 @@ pub fn all() -> Vec<Box<dyn Dump>> {
         hash("REVERSE", shown::reverse),
         hash("NETNS", shown::netns),
         hash("CAPTURED", shown::captured),
+        hash("PROXIES", shown::proxy),
         trie("NODES", shown::node),
         hash("NAT", shown::translation),
         per_cpu("METRICS", shown::metric),

@@ -3,8 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use ebpf_shared::{
-    Addr, Backend, CapturedKey, ConnEntry, ConnKey, Direction, Endpoint, Metric, Netns, PeerKey, Reason,
-    ReverseKey, RuleRef, RuleValue, ServiceKey, ServiceValue, Sides, SockAddr, metrics,
+    Addr, Backend, CapturedKey, ConnEntry, ConnKey, Direction, Endpoint, Metric, Netns, PeerKey, Proxy,
+    Reason, ReverseKey, RuleRef, RuleValue, ServiceKey, ServiceValue, Sides, SockAddr, metrics,
     nat::{NatKey, NatValue, Tuple},
     overlay::Hop,
     service::{AffinityKey, AffinityValue, ReverseValue},
@@ -200,6 +200,19 @@ pub(super) fn reverse(key: &ReverseKey, value: &ReverseValue) -> Entry {
         ("namespace", json!(value.netns)),
     ];
     entry(key, value)
+}
+
+pub(crate) fn proxy(slot: &u32, proxy: &Proxy) -> Entry {
+    let is = |flag: u32| json!(proxy.flags & flag != 0);
+    let value = [
+        ("name_hash", json!(format!("{:016x}", proxy.name))),
+        ("alive", is(Proxy::ALIVE)),
+        ("tcp", is(Proxy::TCP)),
+        ("udp", is(Proxy::UDP)),
+        ("ipv4_port", json!(proxy.v4)),
+        ("ipv6_port", json!(proxy.v6)),
+    ];
+    entry([("slot", json!(slot))], value)
 }
 
 pub(crate) fn netns(cookie: &u64, netns: &Netns) -> Entry {
