@@ -336,14 +336,24 @@ impl Kernel {
         frame: &[u8],
         times: u32,
     ) -> Result<(bool, Duration), KernelError> {
-        let name = links::door(direction);
+        let (returned, time) = self.time_program(links::door(direction), frame, times)?;
+        Ok((returned != TC_ACT_SHOT, time))
+    }
+
+    /// Runs one of the programs of interfaces on a frame, so many times; says what it returned, and the mean of one run.
+    pub fn time_program(
+        &self,
+        name: &'static str,
+        frame: &[u8],
+        times: u32,
+    ) -> Result<(u32, Duration), KernelError> {
         let program = self.programs.program(name).ok_or(KernelError::Missing { what: "program", name })?;
         let program: &SchedClassifier =
             program.try_into().map_err(|source| KernelError::program(name, source))?;
         let result = program
             .test_run(TestRunOptions { data_in: Some(frame), repeat: times, ..TestRunOptions::default() })
             .map_err(|source| KernelError::program(name, source))?;
-        Ok((result.return_value != TC_ACT_SHOT, result.duration))
+        Ok((result.return_value, result.duration))
     }
 }
 
