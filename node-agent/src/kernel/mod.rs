@@ -36,6 +36,7 @@ mod events;
 pub mod flatten;
 mod flows;
 pub(crate) mod identities;
+mod inventory;
 mod links;
 mod mapped;
 mod migrate;
@@ -66,6 +67,7 @@ pub use self::error::KernelError;
 pub use self::events::{EventRing, EventStream};
 pub use self::flows::FlowCounters;
 pub use self::identities::{Cidr, Identities};
+pub use self::inventory::{MapSize, ProgramSize};
 pub use self::links::ShortCut;
 pub use self::nodes::Nodes;
 pub use self::pins::{Pins, is_bpffs, unload};
@@ -116,16 +118,6 @@ pub struct Kernel {
     pins: Pins,
     cgroup: PathBuf,
     migration: Option<Migration>,
-}
-
-/// What the verifier and the JIT made of a program.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ProgramSize {
-    pub name: String,
-    /// Instructions that the verifier walked, all paths added up; its limit is a million.
-    pub verified_instructions: u32,
-    /// Bytes of machine code.
-    pub machine_code: u32,
 }
 
 impl Kernel {
@@ -306,21 +298,6 @@ impl Kernel {
     /// Packets and bytes by direction and reason; cells that never counted are left out.
     pub fn metrics(&self) -> Result<Vec<(Direction, Reason, Metric)>, KernelError> {
         self.flows.packets()
-    }
-
-    /// How much of the verifier's and the machine's means each program takes.
-    pub fn program_sizes(&self) -> Result<Vec<ProgramSize>, KernelError> {
-        let mut sizes = Vec::new();
-        for (name, program) in self.programs.programs() {
-            let info = program.info().map_err(|source| KernelError::program(name, source))?;
-            sizes.push(ProgramSize {
-                name: name.to_owned(),
-                verified_instructions: info.verified_instruction_count().unwrap_or(0),
-                machine_code: info.size_jitted(),
-            });
-        }
-        sizes.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(sizes)
     }
 
     /// Whether a frame would pass the door of the endpoint with ifindex 1: runs the loaded program on it,

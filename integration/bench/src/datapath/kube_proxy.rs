@@ -44,21 +44,21 @@ pub(super) fn nftables(services: usize, backends: &[SocketAddr]) -> String {
     let mut text = String::from("table ip kube-proxy {\n");
     let mut elements = Vec::new();
     for (number, backend) in backends.iter().enumerate() {
-        text += &format!("  chain endpoint-{number} {{ meta l4proto tcp dnat to {backend} }}\n");
+        text += &format!("  chain endpoint-{number} {{ meta l4proto tcp dnat to {backend}; }}\n");
     }
     let turns: Vec<String> =
         (0..backends.len()).map(|number| format!("{number} : goto endpoint-{number}")).collect();
     let (many, turns) = (backends.len(), turns.join(", "));
     for service in 0..services {
-        text += &format!("  chain service-{service} {{ numgen random mod {many} vmap {{ {turns} }} }}\n");
+        text += &format!("  chain service-{service} {{ numgen random mod {many} vmap {{ {turns} }}; }}\n");
         elements.push(format!("{} . tcp . {PORT} : goto service-{service}", virtual_address(service as u32)));
     }
     text += &format!(
         "  map service-ips {{ type ipv4_addr . inet_proto . inet_service : verdict; elements = {{ {} }}; }}\n",
         elements.join(", ")
     );
-    text + "  chain services { ip daddr . meta l4proto . th dport vmap @service-ips }\n  \
-            chain prerouting { type nat hook prerouting priority dstnat; policy accept; jump services }\n}\n"
+    text + "  chain services { ip daddr . meta l4proto . th dport vmap @service-ips; }\n  \
+            chain prerouting { type nat hook prerouting priority dstnat; policy accept; jump services; }\n}\n"
 }
 
 /// Runs a program in this thread's network namespace on an input.
@@ -98,7 +98,7 @@ mod tests {
         let text = nftables(2, &backends());
         assert!(text.contains("10.96.0.2 . tcp . 80 : goto service-1"));
         assert!(text.contains(
-            "chain service-1 { numgen random mod 2 vmap { 0 : goto endpoint-0, 1 : goto endpoint-1 } }"
+            "chain service-1 { numgen random mod 2 vmap { 0 : goto endpoint-0, 1 : goto endpoint-1 }; }"
         ));
     }
 }

@@ -5,7 +5,11 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr, UdpSocket},
-    sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    },
     time::{Duration, Instant},
 };
 
@@ -24,8 +28,9 @@ use crate::{
 const PORT: u16 = 8080;
 /// Between two datagrams.
 const PACE: Duration = Duration::from_micros(20);
-/// So long without one says that they are dropped.
-const QUIET: Duration = Duration::from_millis(30);
+/// So long without one, and so many sent meanwhile, says that they are dropped.
+const QUIET: Duration = Duration::from_millis(20);
+const DROPPED: u64 = 100;
 const NEVER: Duration = Duration::from_secs(10);
 const GOAL: Goal = Goal::AtMost(5.0);
 
@@ -115,66 +120,82 @@ fn agent(sandbox: &Sandbox, scale: &Scale) -> [Vec<f64>; 2] {
     agent.state.put_all([("2".to_owned(), classes[0].clone())]);
     let server = SocketAddr::new(agent.add("pay").into(), PORT);
     agent.add("web");
-    let (arrivals, _sending) = datagrams(&agent, server);
+    let mut talk = Talk::new(&agent, server);
     // What came before the policy was there.
-    while arrivals.recv_timeout(QUIET * 10).is_ok() {}
+    talk.last(Instant::now());
     let mut found = [Vec::new(), Vec::new()];
     for change in 0..scale.changes {
         let is_allowed = change % 2 == 0;
         let class = classes[usize::from(is_allowed)].clone();
         let told = Instant::now();
         agent.state.put_all([("2".to_owned(), class)]);
-        let judged = if is_allowed {
-            let first = arrivals.recv_timeout(NEVER).expect("let in");
-            // Let it settle.
-            let until = Instant::now() + QUIET;
-            while arrivals.recv_deadline_or_none(until) {}
-            first
-        } else {
-            let mut last = told;
-            loop {
-                match arrivals.recv_timeout(QUIET) {
-                    Ok(arrival) => last = arrival,
-                    Err(RecvTimeoutError::Timeout) => break last,
-                    Err(RecvTimeoutError::Disconnected) => panic!("the server ended"),
-                }
-                assert!(told.elapsed() < NEVER, "the policy is never enforced");
-            }
-        };
+        let judged = if is_allowed { talk.first() } else { talk.last(told) };
         found[usize::from(!is_allowed)].push(judged.saturating_duration_since(told).as_secs_f64() * 1e3);
+        if is_allowed {
+            talk.settle();
+        }
     }
     agent.process.check().expect("it still runs");
     assert_eq!(agent.state.refused(), Vec::<String>::new());
     found
 }
 
-trait Until {
-    /// Whether one more came before that.
-    fn recv_deadline_or_none(&self, until: Instant) -> bool;
+/// Datagrams from `web` to `pay`, one after the other.
+struct Talk {
+    arrivals: Receiver<Instant>,
+    sent: Arc<AtomicU64>,
+    /// Its end is the sender's.
+    _end: Sender<()>,
 }
 
-impl Until for Receiver<Instant> {
-    fn recv_deadline_or_none(&self, until: Instant) -> bool {
-        self.recv_timeout(until.saturating_duration_since(Instant::now())).is_ok()
+impl Talk {
+    fn new(agent: &Agent, server: SocketAddr) -> Self {
+        let socket =
+            agent.inside("pay").run(move || UdpSocket::bind(server)).expect("entered").expect("free");
+        let (tell, arrivals) = channel();
+        std::thread::spawn(
+            move || {
+                while socket.recv(&mut [0; 8]).is_ok() && tell.send(Instant::now()).is_ok() {}
+            },
+        );
+        let client =
+            agent.inside("web").run(|| UdpSocket::bind("0.0.0.0:0")).expect("entered").expect("free");
+        client.connect(server).expect("a route");
+        let (end, ended) = channel::<()>();
+        let sent = Arc::new(AtomicU64::new(0));
+        let count = sent.clone();
+        std::thread::spawn(move || {
+            while matches!(ended.recv_timeout(PACE), Err(RecvTimeoutError::Timeout)) {
+                if client.send(&[7]).is_ok() {
+                    count.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+        Self { arrivals, sent, _end: end }
     }
-}
 
-/// Sends from `web` to `pay` until the sender is dropped, and tells when which arrived.
-fn datagrams(agent: &Agent, server: SocketAddr) -> (Receiver<Instant>, Sender<()>) {
-    let socket = agent.inside("pay").run(move || UdpSocket::bind(server)).expect("entered").expect("free");
-    let (tell, told) = channel();
-    std::thread::spawn(
-        move || {
-            while socket.recv(&mut [0; 8]).is_ok() && tell.send(Instant::now()).is_ok() {}
-        },
-    );
-    let client = agent.inside("web").run(|| UdpSocket::bind("0.0.0.0:0")).expect("entered").expect("free");
-    client.connect(server).expect("a route");
-    let (end, ended) = channel::<()>();
-    std::thread::spawn(move || {
-        while matches!(ended.recv_timeout(PACE), Err(RecvTimeoutError::Timeout)) {
-            let _ = client.send(&[7]);
+    /// When the next one arrives.
+    fn first(&mut self) -> Instant {
+        self.arrivals.recv_timeout(NEVER).expect("the policy is enforced")
+    }
+
+    /// When the last one arrived, if any did since then.
+    fn last(&mut self, since: Instant) -> Instant {
+        let (start, mut last) = (Instant::now(), since);
+        let mut sent = self.sent.load(Ordering::Relaxed);
+        loop {
+            match self.arrivals.recv_timeout(QUIET) {
+                Ok(arrival) => (last, sent) = (arrival, self.sent.load(Ordering::Relaxed)),
+                Err(_) if self.sent.load(Ordering::Relaxed) >= sent + DROPPED => return last,
+                Err(_) => {}
+            }
+            assert!(start.elapsed() < NEVER, "the policy is not enforced");
         }
-    });
-    (told, end)
+    }
+
+    /// Has some more arrive.
+    fn settle(&mut self) {
+        let until = Instant::now() + QUIET;
+        while self.arrivals.recv_timeout(until.saturating_duration_since(Instant::now())).is_ok() {}
+    }
 }
