@@ -82,6 +82,10 @@ impl Kernel {
                 let info = MapInfo::from_id(id)
                     .map_err(|source| KernelError::Map { name: "of a program", source })?;
                 let name = info.name_as_str().unwrap_or_default().to_owned();
+                // The compiler's constants.
+                if name.starts_with('.') {
+                    continue;
+                }
                 maps.insert(id, size(&name, &info, false));
             }
         }

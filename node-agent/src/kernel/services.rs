@@ -268,7 +268,8 @@ impl Services {
 
     /// A table as exact as there is room for.
     fn write_table(&mut self, turns: &[Turn], value: &mut ServiceValue) -> Result<(), KernelError> {
-        for size in maglev::sizes(turns.len()).filter(|size| *size <= self.most_slots(turns.len())) {
+        let most = self.most_slots(turns.len());
+        for size in maglev::sizes(turns.len()).filter(|size| *size <= most) {
             let Some(start) = self.slots.take(size) else {
                 continue;
             };
