@@ -4,7 +4,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 SETUP := scripts/setup
 
-.PHONY: demo test bench-control check fmt fix build setup clean-testbed fuzz help
+.PHONY: demo test bench-control bench-datapath check fmt fix build setup clean-testbed fuzz help
 
 help: ## lists the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -25,6 +25,10 @@ bench-control: setup ## the control plane against etcd, in a release build (AREA
 	@SETUP_BENCH=1 $(SETUP)
 	@scripts/step "Building for speed" $(CARGO) build --release -p control-plane -p bench
 	@target/release/bench-control $(AREAS)
+
+bench-datapath: setup ## the kernel data plane against plain links, nftables and iptables (AREAS="packets forward services sockets streams policy cni memory")
+	@scripts/step "Building for speed" $(CARGO) build --release -p node-agent -p bench
+	@target/release/bench-datapath $(AREAS)
 
 check: setup ## formatting, lints, dependencies; never writes
 	@SETUP_CHECKS=1 $(SETUP)

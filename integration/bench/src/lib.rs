@@ -5,6 +5,7 @@
 
 pub mod compile;
 pub mod control;
+pub mod datapath;
 pub mod machine;
 pub mod process;
 pub mod report;

@@ -37,6 +37,7 @@ mod events;
 pub mod flatten;
 mod flows;
 pub(crate) mod identities;
+mod inventory;
 mod links;
 mod mapped;
 mod migrate;
@@ -68,6 +69,7 @@ pub use self::error::KernelError;
 pub use self::events::{EventRing, EventStream};
 pub use self::flows::FlowCounters;
 pub use self::identities::{Cidr, Identities};
+pub use self::inventory::{MapSize, ProgramSize};
 pub use self::links::ShortCut;
 pub use self::nodes::Nodes;
 pub use self::pins::{Pins, is_bpffs, unload};
@@ -120,16 +122,6 @@ pub struct Kernel {
     pins: Pins,
     cgroup: PathBuf,
     migration: Option<Migration>,
-}
-
-/// What the verifier and the JIT made of a program.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ProgramSize {
-    pub name: String,
-    /// Instructions that the verifier walked, all paths added up; its limit is a million.
-    pub verified_instructions: u32,
-    /// Bytes of machine code.
-    pub machine_code: u32,
 }
 
 impl Kernel {
@@ -319,21 +311,6 @@ impl Kernel {
         self.flows.packets()
     }
 
-    /// How much of the verifier's and the machine's means each program takes.
-    pub fn program_sizes(&self) -> Result<Vec<ProgramSize>, KernelError> {
-        let mut sizes = Vec::new();
-        for (name, program) in self.programs.programs() {
-            let info = program.info().map_err(|source| KernelError::program(name, source))?;
-            sizes.push(ProgramSize {
-                name: name.to_owned(),
-                verified_instructions: info.verified_instruction_count().unwrap_or(0),
-                machine_code: info.size_jitted(),
-            });
-        }
-        sizes.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(sizes)
-    }
-
     /// Whether a frame would pass the door of the endpoint with ifindex 1: runs the loaded program on it,
     /// with all its effects on conntrack, counters and events (`BPF_PROG_TEST_RUN`).
     pub fn try_frame(&self, direction: Direction, frame: &[u8]) -> Result<bool, KernelError> {
@@ -347,14 +324,24 @@ impl Kernel {
         frame: &[u8],
         times: u32,
     ) -> Result<(bool, Duration), KernelError> {
-        let name = links::door(direction);
+        let (returned, time) = self.time_program(links::door(direction), frame, times)?;
+        Ok((returned != TC_ACT_SHOT, time))
+    }
+
+    /// Runs one of the programs of interfaces on a frame, so many times; says what it returned, and the mean of one run.
+    pub fn time_program(
+        &self,
+        name: &'static str,
+        frame: &[u8],
+        times: u32,
+    ) -> Result<(u32, Duration), KernelError> {
         let program = self.programs.program(name).ok_or(KernelError::Missing { what: "program", name })?;
         let program: &SchedClassifier =
             program.try_into().map_err(|source| KernelError::program(name, source))?;
         let result = program
             .test_run(TestRunOptions { data_in: Some(frame), repeat: times, ..TestRunOptions::default() })
             .map_err(|source| KernelError::program(name, source))?;
-        Ok((result.return_value != TC_ACT_SHOT, result.duration))
+        Ok((result.return_value, result.duration))
     }
 }
 

@@ -95,6 +95,9 @@ pub(super) struct ServiceTables {
     pub(super) served: Mapped,
 }
 
+/// A table's slots where many share them: then shares are within some percent of what they should be.
+const FEW_SLOTS_PER_BACKEND: u32 = 32;
+
 impl Services {
     /// Takes over what an earlier agent has left, and removes what it had not finished.
     pub(super) fn recover(tables: ServiceTables) -> Result<Self, KernelError> {
@@ -265,7 +268,8 @@ impl Services {
 
     /// A table as exact as there is room for.
     fn write_table(&mut self, turns: &[Turn], value: &mut ServiceValue) -> Result<(), KernelError> {
-        for size in maglev::sizes(turns.len()) {
+        let most = self.most_slots(turns.len());
+        for size in maglev::sizes(turns.len()).filter(|size| *size <= most) {
             let Some(start) = self.slots.take(size) else {
                 continue;
             };
@@ -276,6 +280,20 @@ impl Services {
             return Ok(());
         }
         Err(KernelError::Exhausted { what: "MAGLEV slots" })
+    }
+
+    /// Slots that a service may have: all that it should, until a quarter is taken; then less, so that there are some
+    /// for a hundred thousand services of two backends, and not great tables for the first 16,000 alone.
+    fn most_slots(&self, backends: usize) -> u32 {
+        if self.slots.left() > limits::MAGLEV / 4 * 3 {
+            return u32::MAX;
+        }
+        let few = u32::try_from(backends).unwrap_or(u32::MAX).saturating_mul(FEW_SLOTS_PER_BACKEND);
+        maglev::sizes(backends)
+            .filter(|size| *size <= few)
+            .max()
+            .or(maglev::sizes(backends).min())
+            .unwrap_or(0)
     }
 
     /// Removes what `old` leads to and `kept` does not.

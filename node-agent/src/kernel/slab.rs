@@ -8,12 +8,19 @@ pub(super) struct Slab {
     free: BTreeMap<u32, u32>,
     /// The same by length, so that the shortest run that is long enough is found at once.
     by_length: BTreeSet<(u32, u32)>,
+    /// How many are free.
+    left: u32,
 }
 
 impl Slab {
     /// All of `length` slots are free.
     pub(super) fn new(length: u32) -> Self {
-        Self { free: BTreeMap::from([(0, length)]), by_length: BTreeSet::from([(length, 0)]) }
+        Self { free: BTreeMap::from([(0, length)]), by_length: BTreeSet::from([(length, 0)]), left: length }
+    }
+
+    /// How many are free.
+    pub(super) fn left(&self) -> u32 {
+        self.left
     }
 
     /// A run of slots that nobody has.
@@ -60,12 +67,14 @@ impl Slab {
         if length > 0 {
             self.free.insert(start, length);
             self.by_length.insert((length, start));
+            self.left += length;
         }
     }
 
     fn forget(&mut self, start: u32, length: u32) {
         self.free.remove(&start);
         self.by_length.remove(&(length, start));
+        self.left -= length;
     }
 }
 
@@ -112,6 +121,7 @@ mod tests {
                 }
                 let used: u32 = taken.iter().map(|(_, length)| length).sum();
                 prop_assert_eq!(slab.free.values().sum::<u32>(), 500 - used);
+                prop_assert_eq!(slab.left(), 500 - used);
             }
         }
     }

@@ -1,5 +1,5 @@
 //! The least that an agent needs of a control plane, on real mTLS: registration, certificates, reports, and a
-//! stream that always sends everything of a type.
+//! stream that sends what it has not sent yet. The benchmark of the data plane has it, too.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -31,8 +31,11 @@ use xds_proto::{
 
 pub const DOOR: &str = "127.0.0.1:19443";
 
-/// Type URL to name to message.
-pub type Resources = BTreeMap<String, BTreeMap<String, Any>>;
+/// Resources of one response.
+const CHUNK: usize = 2_000;
+
+/// Type URL to name to the version in which it came, and the message.
+type Resources = BTreeMap<String, BTreeMap<String, (u64, Any)>>;
 
 /// Shared by the services and the test, which gets copies: an assertion that failed with one of the locks held
 /// would take the services down with it, and their panics would be the loudest.
@@ -40,7 +43,9 @@ pub struct State {
     pub domain: TrustDomain,
     root: Root,
     issuer: Issuer,
-    pub resources: watch::Sender<Resources>,
+    resources: Mutex<Resources>,
+    /// The newest version of them.
+    newest: watch::Sender<u64>,
     /// Workloads that may be reported.
     declared: Mutex<BTreeSet<String>>,
     reported: Mutex<BTreeMap<String, String>>,
@@ -63,7 +68,8 @@ impl State {
         let state = Self {
             root,
             issuer: key.certified(certificate).unwrap(),
-            resources: watch::Sender::new(Resources::new()),
+            resources: Mutex::default(),
+            newest: watch::Sender::new(0),
             declared: Mutex::default(),
             reported: Mutex::default(),
             ready: Mutex::default(),
@@ -96,9 +102,44 @@ impl State {
     }
 
     pub fn put<M: Name>(&self, name: &str, message: &M) {
-        self.resources.send_modify(|all| {
-            all.entry(M::type_url()).or_default().insert(name.to_owned(), to_any(message));
-        });
+        self.put_all([(name.to_owned(), to_any(message))]);
+    }
+
+    /// Many at once: they are told together.
+    pub fn put_all(&self, messages: impl IntoIterator<Item = (String, Any)>) {
+        let mut all = self.resources.lock().unwrap();
+        let version = *self.newest.borrow() + 1;
+        for (name, message) in messages {
+            all.entry(message.type_url.clone()).or_default().insert(name, (version, message));
+        }
+        drop(all);
+        self.newest.send_replace(version);
+    }
+
+    /// What has come since a version, in responses of a bounded size.
+    fn since(&self, sent: u64, version: u64) -> Vec<DeltaDiscoveryResponse> {
+        let all = self.resources.lock().unwrap();
+        let mut responses = Vec::new();
+        for (type_url, resources) in all.iter() {
+            let new = resources.iter().filter(|(_, (came, _))| *came > sent);
+            let new: Vec<Resource> = new
+                .map(|(name, (came, message))| Resource {
+                    name: name.clone(),
+                    version: came.to_string(),
+                    resource: Some(message.clone()),
+                    ..Default::default()
+                })
+                .collect();
+            for (place, chunk) in new.chunks(CHUNK).enumerate() {
+                responses.push(DeltaDiscoveryResponse {
+                    type_url: type_url.clone(),
+                    nonce: format!("{version}-{place}-{type_url}"),
+                    resources: chunk.to_vec(),
+                    ..Default::default()
+                });
+            }
+        }
+        responses
     }
 
     /// Says which root leaves are to chain to: with one that they don't, nodes have all certificates made anew.
@@ -339,23 +380,11 @@ impl AggregatedDiscoveryService for Fake {
                 }
             }
         });
-        let mut nonce = 0u64;
-        let all = WatchStream::new(self.0.resources.subscribe());
-        // One response for each type, whenever anything changed.
-        let responses = all.flat_map(move |all| {
-            nonce += 1;
-            let round = nonce;
-            futures::stream::iter(all.into_iter().map(move |(type_url, resources)| {
-                let nonce = format!("{round}-{type_url}");
-                let resources = resources.into_iter().map(|(name, resource)| Resource {
-                    name,
-                    version: round.to_string(),
-                    resource: Some(resource),
-                    ..Default::default()
-                });
-                let resources = resources.collect();
-                Ok(DeltaDiscoveryResponse { type_url, nonce, resources, ..Default::default() })
-            }))
+        let (state, mut sent) = (self.0.clone(), 0);
+        let responses = WatchStream::new(self.0.newest.subscribe()).flat_map(move |version| {
+            let new = state.since(sent, version);
+            sent = version;
+            futures::stream::iter(new.into_iter().map(Ok))
         });
         Ok(Response::new(Box::pin(responses)))
     }

@@ -80,11 +80,20 @@ pub struct Pod {
 impl Pod {
     /// Makes a pod with 10.1.0.`number` and fd00:1::`number`, guarded before its link is up.
     pub fn new(kernel: &mut Kernel, number: u8) -> Self {
+        Self::with(number, |host| kernel.attach_pod(host).expect("attachable"))
+    }
+
+    /// The same without programs.
+    pub fn unguarded(number: u8) -> Self {
+        Self::with(number, |host| nix::net::if_::if_nametoindex(host).expect("there"))
+    }
+
+    fn with(number: u8, guard: impl FnOnce(&str) -> u32) -> Self {
         let v4 = Ipv4Addr::new(10, 1, 0, number);
         let v6 = Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, number.into());
         let (host, inside) = (format!("host{number}"), format!("pod{number}"));
         run(&["ip", "link", "add", &host, "type", "veth", "peer", "name", &inside]);
-        let ifindex = kernel.attach_pod(&host).expect("attachable");
+        let ifindex = guard(&host);
         let mac = mac_of(&host);
 
         let netns = Netns::new();

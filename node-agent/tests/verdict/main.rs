@@ -1,5 +1,6 @@
 //! The doors of a pod, by running the loaded programs on frames (`BPF_PROG_TEST_RUN`): needs root.
 
+mod documented;
 mod ipv6;
 #[path = "../support/mod.rs"]
 mod support;
