@@ -10,6 +10,7 @@ use ebpf_shared::{
 use ipnet::{IpNet, Ipv6Net};
 use mesh_model::{
     identity::{MAX_IDENTITY, SpiffeId, TrustDomain},
+    records::Tunnel,
     resource::NamespacedName,
 };
 use thiserror::Error;
@@ -349,5 +350,12 @@ pub(super) fn node(resource: &str, message: wire::Node) -> Result<NodeRoute, Par
         text => Some(text.parse().map_err(|_| bad(resource, "address6", text, "expected an IPv6 address"))?),
     };
     let addresses = addresses(resource, &message.addresses)?;
-    Ok(NodeRoute { address, address6, pod_cidrs, addresses, zone: message.zone })
+    let tunnel = match message.tunnel.as_str() {
+        "" => None,
+        text => {
+            let known = Tunnel::from_name(text);
+            Some(known.ok_or_else(|| bad(resource, "tunnel", text, "expected vxlan or direct"))?)
+        }
+    };
+    Ok(NodeRoute { address, address6, pod_cidrs, addresses, zone: message.zone, tunnel })
 }
