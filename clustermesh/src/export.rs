@@ -1,14 +1,18 @@
 //! What this cluster offers to its peers.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+};
 
 use mesh_model::{
-    compile::{MeshModel, MeshService},
+    compile::{MeshEndpoint, MeshModel, MeshService, MeshServicePort},
+    limits::MAX_ENTRY_NODES,
     resource::{AppProtocol, NamespacedName, Protocol, Visibility},
 };
-use xds_proto::isthmus::federation::v1::{ClusterDescription, ExportedPort, ExportedService};
+use xds_proto::isthmus::federation::v1::{ClusterDescription, ExportedPort, ExportedService, PacketEntry};
 
-use mesh_model::records::ClusterInfo;
+use mesh_model::records::{ClusterInfo, NodePort};
 
 /// What the store knows of an export and the compiled mesh does not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -44,17 +48,20 @@ pub fn exported_service(
     let mut spiffe_ids = BTreeSet::new();
     let mut ready = BTreeSet::new();
     let mut ports = Vec::new();
+    let mut entries = Vec::new();
     for port in &service.ports {
         let own = |id: &&mesh_model::identity::SpiffeId| id.trust_domain() == &model.cluster.trust_domain;
         let ids: Vec<_> = port.spiffe_ids.iter().filter(own).collect();
-        // Peers come in through the gateway, which forwards TLS by SNI: what speaks no mesh TLS here, or
-        // has no identity of ours, can't be reached from there.
-        if ids.is_empty() || port.protocol != Protocol::Tcp {
+        // Peers come in through the gateway, which forwards TLS by SNI: what speaks no mesh TLS here, or has no identity
+        // of ours, can't be reached from there, but at a node port, if the service has one.
+        let by_gateway = port.protocol == Protocol::Tcp && !ids.is_empty();
+        let by_packets = if by_gateway { Vec::new() } else { packet_entries(model, service, port) };
+        if !by_gateway && by_packets.is_empty() {
             continue;
         }
-        spiffe_ids.extend(ids.iter().map(|id| id.to_string()));
-        let local =
-            |e: &&mesh_model::compile::MeshEndpoint| e.cluster == model.cluster.name && e.ready && e.mtls;
+        entries.extend(by_packets);
+        spiffe_ids.extend(ids.iter().filter(|_| by_gateway).map(|id| id.to_string()));
+        let local = |e: &&MeshEndpoint| e.cluster == model.cluster.name && e.ready && e.mtls == by_gateway;
         ready.extend(port.endpoints.iter().filter(local).map(|e| e.address.ip()));
         ports.push(ExportedPort {
             name: port.name.clone(),
@@ -72,7 +79,29 @@ pub fn exported_service(
         origin_revision: facts.origin_revision,
         exported_at_unix: facts.exported_at_unix,
         export_to: export_to(&service.visibility),
+        entries,
     })
+}
+
+/// Where nodes of this cluster take in packets to a port: of some nodes, as many as peers want to know.
+fn packet_entries(model: &MeshModel, service: &MeshService, port: &MeshServicePort) -> Vec<PacketEntry> {
+    let of_port = |held: &&NodePort| (held.port, held.protocol) == (port.port, port.protocol);
+    let Some(held) = service.delivery.node_ports.iter().find(of_port) else { return Vec::new() };
+    let local_only = service.delivery.exposure.external_local;
+    let serves = |node: &str| {
+        let mut ready = port.endpoints.iter().filter(|e| e.ready && e.cluster == model.cluster.name);
+        ready.any(|e| e.place.node.as_deref() == Some(node))
+    };
+    let nodes = model.nodes.values().filter(|node| !local_only || serves(&node.name));
+    let entry = |ip: IpAddr| PacketEntry {
+        port: u32::from(port.port),
+        protocol: protocol_text(port.protocol).to_owned(),
+        at: SocketAddr::new(ip, held.node_port).to_string(),
+    };
+    let addresses = nodes
+        .take(MAX_ENTRY_NODES)
+        .flat_map(|node| [Some(node.address), node.address6.map(IpAddr::V6)].into_iter().flatten());
+    addresses.map(entry).collect()
 }
 
 /// As the wire spells who may know of a service.
@@ -120,8 +149,8 @@ pub(crate) fn app_protocol_text(protocol: AppProtocol) -> &'static str {
 mod tests {
     use super::*;
     use mesh_model::{
-        compile::{MeshEndpoint, MeshServicePort},
         identity::{SpiffeId, TrustDomain},
+        records::{NodeFacts, NodeRecord},
     };
 
     fn td(name: &str) -> TrustDomain {
@@ -206,6 +235,39 @@ mod tests {
         assert_eq!(exported.ready_endpoints, 1);
         assert_eq!((exported.exported_at_unix, exported.origin_revision), (100, 7));
         assert_eq!(exported.ports[0].app_protocol, "http");
+    }
+
+    #[test]
+    fn what_speaks_no_mesh_tls_is_offered_at_its_node_ports_and_by_those_nodes_that_serve_it() {
+        let mut here = endpoint("10.1.0.5:8080", "west", true, false);
+        here.place.node = Some("n2".to_owned());
+        let mut model = model(true, vec![port(8080, &[], vec![here])]);
+        assert!(exported_services(&model, facts).is_empty(), "it has no node port");
+        for (name, address, address6) in [("n1", "192.0.2.1", None), ("n2", "192.0.2.2", Some("2001:db8::2"))]
+        {
+            let node = NodeRecord {
+                name: name.to_owned(),
+                address: address.parse().unwrap(),
+                address6: address6.map(|ip| ip.parse().unwrap()),
+                pod_cidr: "10.1.0.0/24".parse().unwrap(),
+                registration: 1,
+                facts: NodeFacts::default(),
+            };
+            model.nodes.insert(name.to_owned(), std::sync::Arc::new(node));
+        }
+        let name = NamespacedName::new("shop", "pay");
+        let mut service = MeshService::clone(&model.services[&name]);
+        service.delivery.node_ports =
+            vec![NodePort { port: 8080, protocol: Protocol::Tcp, node_port: 30_080 }];
+        let mut told = |service: &MeshService| {
+            model.services.insert(name.clone(), std::sync::Arc::new(service.clone()));
+            let exported = exported_services(&model, facts).remove("shop/pay").unwrap();
+            assert_eq!((exported.ready_endpoints, exported.spiffe_ids.len()), (1, 0));
+            exported.entries.iter().map(|entry| entry.at.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(told(&service), ["192.0.2.1:30080", "192.0.2.2:30080", "[2001:db8::2]:30080"]);
+        service.delivery.exposure.external_local = true;
+        assert_eq!(told(&service), ["192.0.2.2:30080", "[2001:db8::2]:30080"]);
     }
 
     #[test]

@@ -1,20 +1,25 @@
 //! What a peer offers, checked, and merged with what others offer under the same name.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+};
 
 use mesh_model::{
     identity::{Role, SpiffeId, TrustDomain},
-    records::{ImportedPort, ImportedService},
+    records::{ImportedPort, ImportedService, PacketEntry},
     resource::{AppProtocol, NamespacedName, Protocol, Visibility},
 };
 use thiserror::Error;
-use xds_proto::isthmus::federation::v1::{ExportedPort, ExportedService};
+use xds_proto::isthmus::federation::v1::{self as wire, ExportedPort, ExportedService};
 
 use crate::{
     export::{NOBODY, app_protocol_text, protocol_text},
     names::{is_dns_label, shown},
 };
 
+/// Most node ports of an imported service.
+pub use mesh_model::limits::MAX_ENTRIES_PER_IMPORT as MAX_ENTRIES;
 /// Most namespaces that may know of an imported service, where not all may.
 pub use mesh_model::limits::MAX_EXPORT_TO;
 /// Most identities that may serve an imported service.
@@ -75,7 +80,14 @@ pub fn import_service(
         }
         ports.push(port);
     }
-    if received.spiffe_ids.is_empty() || received.spiffe_ids.len() > MAX_SPIFFE_IDS {
+    let entries =
+        import_entries(&received.entries).map_err(|(field, value, problem)| bad(field, &value, problem))?;
+    // Who serves at node ports proves nothing.
+    let by_packets = |port: &ImportedPort| {
+        entries.iter().any(|entry| (entry.port, entry.protocol) == (port.port, port.protocol))
+    };
+    let unproven = ports.iter().all(by_packets);
+    if (received.spiffe_ids.is_empty() && !unproven) || received.spiffe_ids.len() > MAX_SPIFFE_IDS {
         let count = received.spiffe_ids.len().to_string();
         return Err(bad("spiffe_ids".to_owned(), &count, "entries are not within 1 and 256"));
     }
@@ -111,8 +123,45 @@ pub fn import_service(
         ready_endpoints: received.ready_endpoints,
         exported_at_unix: received.exported_at_unix,
         visibility,
+        entries,
     };
     Ok((NamespacedName::new(&received.namespace, &received.name), service))
+}
+
+fn import_entries(
+    received: &[wire::PacketEntry],
+) -> Result<Vec<PacketEntry>, (String, String, &'static str)> {
+    if received.len() > MAX_ENTRIES {
+        return Err(("entries".to_owned(), received.len().to_string(), "entries are more than 1024"));
+    }
+    let parse = |(i, entry): (usize, &wire::PacketEntry)| {
+        let bad =
+            |field: &str, value: &str, problem| (format!("entries[{i}].{field}"), value.to_owned(), problem);
+        let port = u16::try_from(entry.port).ok().filter(|port| *port != 0);
+        let port = port.ok_or_else(|| bad("port", &entry.port.to_string(), "is not within 1 and 65535"))?;
+        let protocol = protocol_of(&entry.protocol)
+            .ok_or_else(|| bad("protocol", &entry.protocol, "is not TCP, UDP or SCTP"))?;
+        let at = entry.at.parse::<SocketAddr>().ok().filter(|at| at.port() != 0);
+        let at = at.ok_or_else(|| bad("at", &entry.at, "is not <address>:<port>"))?;
+        if !is_of_a_node(at.ip()) {
+            return Err(bad("at", &entry.at, "is no address that a node can have"));
+        }
+        Ok(PacketEntry { port, protocol, at })
+    };
+    received.iter().enumerate().map(parse).collect()
+}
+
+/// Whether packets to an address can leave the host that sends them.
+fn is_of_a_node(ip: IpAddr) -> bool {
+    let link_local = match ip {
+        IpAddr::V4(ip) => ip.is_link_local() || ip.is_broadcast(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local() || ip.to_ipv4_mapped().is_some(),
+    };
+    !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || link_local)
+}
+
+fn protocol_of(text: &str) -> Option<Protocol> {
+    [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].into_iter().find(|p| protocol_text(*p) == text)
 }
 
 fn import_port(port: &ExportedPort) -> Result<ImportedPort, (&'static str, String, &'static str)> {
@@ -124,9 +173,7 @@ fn import_port(port: &ExportedPort) -> Result<ImportedPort, (&'static str, Strin
         .ok()
         .filter(|p| *p != 0)
         .ok_or_else(|| ("port", port.port.to_string(), "is not within 1 and 65535"))?;
-    let protocol = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp]
-        .into_iter()
-        .find(|p| protocol_text(*p) == port.protocol)
+    let protocol = protocol_of(&port.protocol)
         .ok_or_else(|| ("protocol", port.protocol.clone(), "is not TCP, UDP or SCTP"))?;
     let app_protocol = [AppProtocol::Http, AppProtocol::Http2, AppProtocol::Grpc, AppProtocol::Tcp]
         .into_iter()
@@ -218,6 +265,7 @@ mod tests {
             origin_revision: 5,
             exported_at_unix: 100,
             export_to: Vec::new(),
+            entries: Vec::new(),
         }
     }
 
@@ -268,6 +316,17 @@ mod tests {
             ("ports[0].app_protocol", |s| s.ports[0].app_protocol = "mysql".into()),
             ("ports[1].name", |s| s.ports.push(ExportedPort { port: 1, ..s.ports[0].clone() })),
             ("spiffe_ids", |s| s.spiffe_ids.clear()),
+            ("entries", |s| s.entries = vec![entry(8080, "192.0.2.1:30080"); 1_025]),
+            ("entries[0].port", |s| s.entries = vec![entry(0, "192.0.2.1:30080")]),
+            ("entries[1].at", |s| {
+                s.entries = vec![entry(8080, "192.0.2.1:30080"), entry(8080, "127.0.0.1:30080")];
+            }),
+            ("entries[0].at", |s| s.entries = vec![entry(8080, "169.254.169.254:80")]),
+            ("entries[0].at", |s| s.entries = vec![entry(8080, "node:30080")]),
+            ("spiffe_ids", |s| {
+                s.spiffe_ids.clear();
+                s.entries = vec![entry(8081, "192.0.2.1:30080")];
+            }),
             ("export_to", |s| s.export_to = vec!["a".into(); 101]),
             ("export_to[1]", |s| s.export_to = vec!["shop".into(), "~".into()]),
         ];
@@ -279,6 +338,21 @@ mod tests {
         let mut offer = offered();
         offer.ports.push(ExportedPort { name: "other".into(), ..offer.ports[0].clone() });
         assert_eq!(import_service(&offer, &east()).unwrap_err().field, "ports[1].port");
+    }
+
+    fn entry(port: u32, at: &str) -> wire::PacketEntry {
+        wire::PacketEntry { port, protocol: "TCP".into(), at: at.into() }
+    }
+
+    #[test]
+    fn a_service_at_node_ports_needs_no_identities() {
+        let mut offer = offered();
+        offer.spiffe_ids.clear();
+        offer.entries = vec![entry(8080, "192.0.2.1:30080"), entry(8080, "[2001:db8::1]:30080")];
+        let (_, service) = import_service(&offer, &east()).unwrap();
+        let at: Vec<String> = service.entries_of(8080, Protocol::Tcp).map(|at| at.to_string()).collect();
+        assert_eq!(at, ["192.0.2.1:30080", "[2001:db8::1]:30080"]);
+        assert_eq!(service.entries_of(8080, Protocol::Udp).count(), 0);
     }
 
     fn exporting(at: u64, ports: &[(&str, u16)]) -> ImportedService {
@@ -294,6 +368,7 @@ mod tests {
             ready_endpoints: 0,
             exported_at_unix: at,
             visibility: Visibility::Everywhere,
+            entries: Vec::new(),
         }
     }
 

@@ -160,6 +160,7 @@ fn peer(number: usize) -> PeerRecord {
 
 fn import(service: usize, endpoints: u32, at: u64) -> Command {
     let imported = ImportedService {
+        entries: Vec::new(),
         ports: vec![ImportedPort {
             name: "a".to_owned(),
             port: 80,

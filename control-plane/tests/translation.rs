@@ -200,6 +200,7 @@ fn shop() -> (State, MeshModel) {
         imports: Default::default(),
     }));
     let import = |account: &str, app_protocol| ImportedService {
+        entries: Vec::new(),
         ports: vec![ImportedPort {
             name: "main".to_owned(),
             port: 80,

@@ -103,18 +103,21 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let mut ledger = Ledger::open(&args.state_dir)?;
     note_pins(&mut ledger, &args.bpffs)?;
     let mut kernel = Kernel::load(&args.bpffs, &args.cgroup)?;
+    let events = kernel.events()?.into_stream().context("flow events")?;
+    let host = HostNet::new().context("netlink")?;
+    let mtu = args.tunnel.inner_mtu(host.uplink_mtu(args.address).await?);
+    let tunnel =
+        open_tunnel(&args, &host, &mut kernel, pod_cidr6.is_some(), mtu).await.context("--tunnel")?;
     let net = NodeConfig {
         v4: args.address.into(),
         v6: args.address6.map_or(Addr::UNSPECIFIED, Addr::from),
         first_port: args.snat_ports.first,
         last_port: args.snat_ports.last,
+        tunnel: tunnel.unwrap_or(0),
         ..NodeConfig::default()
     };
     kernel.set_net(&args.net_interfaces, net, args.net_xdp.map(ShortCut::from))?;
-    let events = kernel.events()?.into_stream().context("flow events")?;
-    let host = HostNet::new().context("netlink")?;
     let connections = kernel.connections()?;
-    let tunnel = open_tunnel(&args, &host, &mut kernel, pod_cidr6.is_some()).await.context("--tunnel")?;
     let engine = Engine::new(addresses, Box::new(KernelMaps::new(kernel)))?;
     let floor = Duration::from_secs(args.dns_min_ttl.into());
     engine.keep_names(Log::open(&args.state_dir).context("names")?, floor, unix_now());
@@ -208,7 +211,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     tasks.spawn(collector.clone().collect_for_ever(events));
     tasks.spawn(names::keep_for_ever(engine.clone(), connections));
     tasks.spawn(flows::report_for_ever(queue.clone(), upstream.clone()));
-    tasks.spawn(report_facts_for_ever(args.facts.clone(), upstream.clone()));
+    tasks.spawn(report_facts_for_ever(args.facts.clone(), args.tunnel.kind(), upstream.clone()));
     tasks.spawn(cni::watch_for_ever(cni.clone()));
     tasks.spawn(cni::probe_for_ever(cni.clone()));
     for gateway in gateways {
@@ -283,6 +286,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         ring,
         progress,
         bpffs: args.bpffs.clone(),
+        way: (args.tunnel, mtu),
         stop: asked_to_stop.clone(),
     };
     if let Some(path) = &args.spiffe_socket {
@@ -361,6 +365,7 @@ async fn open_tunnel(
     host: &HostNet,
     kernel: &mut Kernel,
     has_ipv6: bool,
+    mtu: u32,
 ) -> anyhow::Result<Option<u32>> {
     if !args.tunnel.is_tunnel() {
         tunnel::remove(host).await?;
@@ -369,7 +374,6 @@ async fn open_tunnel(
     if args.tunnel == tunnel::Mode::VxlanIpv6 && args.address6.is_none() {
         return Err(tunnel::DeviceError::NoIpv6.into());
     }
-    let mtu = args.tunnel.inner_mtu(host.uplink_mtu(args.address).await?);
     let index = tunnel::ensure(host, mtu, has_ipv6).await?;
     kernel.attach_tunnel(tunnel::DEVICE)?;
     tunnel::open(host, index).await?;

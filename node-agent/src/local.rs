@@ -6,8 +6,8 @@ use mesh_tls::{CertificateDer, fingerprint};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use xds_proto::isthmus::local::v1::{
-    AgentEndpoint, AgentStatusRequest, AgentStatusResponse, AgentTrust, MapDifference, MapFill, StopRequest,
-    StopResponse, VerifiedMap, VerifyMapsRequest, VerifyMapsResponse, agent_server::Agent,
+    AgentEndpoint, AgentStatusRequest, AgentStatusResponse, AgentTrust, Connectivity, MapDifference, MapFill,
+    StopRequest, StopResponse, VerifiedMap, VerifyMapsRequest, VerifyMapsResponse, agent_server::Agent,
 };
 
 use crate::{
@@ -19,6 +19,7 @@ use crate::{
     maps::{Verified, fill, verify},
     stop::stays,
     subscribe::Progress,
+    tunnel,
 };
 
 /// Differences of one map that are named; the others are counted.
@@ -39,6 +40,8 @@ pub struct StatusService {
     pub progress: Progress,
     /// The agent's directory of pins.
     pub bpffs: PathBuf,
+    /// How packets get to other nodes, and the MTU of pods made from now on.
+    pub way: (tunnel::Mode, u32),
     /// Ends the agent.
     pub stop: CancellationToken,
 }
@@ -62,6 +65,12 @@ impl StatusService {
                 })
                 .collect()
         })
+    }
+
+    /// How packets get to other nodes.
+    fn connectivity(&self) -> Connectivity {
+        let (mode, mtu) = self.way;
+        self.engine.resources(|resources| tunnel::connectivity(resources, &self.node, mode, mtu))
     }
 
     /// News that were counted by the kernel and not told one by one, ever.
@@ -144,6 +153,7 @@ impl Agent for StatusService {
             away_reason: away.map(|(_, reason)| reason).unwrap_or_default(),
             maps: fill.collect(),
             pods_closed: count(self.closed()),
+            connectivity: Some(self.connectivity()),
         }))
     }
 

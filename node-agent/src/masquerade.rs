@@ -1,9 +1,9 @@
 //! What leaves the mesh's own addresses leaves it with the node's address: hosts outside, gateways of peers among
 //! them, have no route to pods, and a peer's pods may even have the same addresses.
 //!
-//! Traffic between pods is never rewritten: the kernel programs know a source by its address.
+//! Traffic within the mesh, between pods and nodes, is never rewritten: the kernel programs know a source by its address.
 
-use std::{collections::BTreeSet, fmt::Write as _, process::Stdio, time::Duration};
+use std::{collections::BTreeSet, fmt::Write as _, net::IpAddr, process::Stdio, time::Duration};
 
 use ipnet::IpNet;
 use tokio::{io::AsyncWriteExt, process::Command};
@@ -26,7 +26,7 @@ pub enum MasqueradeError {
     Refused(String),
 }
 
-/// What pods reach with their own addresses: all pods, on every node, and what was excluded. PURE.
+/// What pods reach with their own addresses: all pods, on every node, the nodes themselves, and what was excluded. PURE.
 pub fn spared(resources: &Resources, excluded: &[IpNet]) -> BTreeSet<IpNet> {
     let mut nets = mesh_addresses(resources);
     // Without a word of the other nodes, their pods would be taken for outsiders.
@@ -37,7 +37,11 @@ pub fn spared(resources: &Resources, excluded: &[IpNet]) -> BTreeSet<IpNet> {
 }
 
 fn mesh_addresses(resources: &Resources) -> BTreeSet<IpNet> {
-    resources.nodes.values().flat_map(|node| node.pod_cidrs.iter().copied()).collect()
+    let each = resources.nodes.values().flat_map(|node| {
+        let own = [Some(IpAddr::V4(node.address)), node.address6.map(IpAddr::V6)];
+        node.pod_cidrs.iter().copied().chain(own.into_iter().flatten().map(IpNet::from))
+    });
+    each.collect()
 }
 
 /// The whole table of each family that the node's pods have, as one transaction: there is no moment without it. PURE.
@@ -157,15 +161,17 @@ mod tests {
         let excluded = [net("10.0.0.0/8"), net("2001:db8::/32")];
         assert!(spared(&resources, &excluded).is_empty(), "before anything was told of other nodes");
         let node = crate::subscribe::NodeRoute {
+            tunnel: None,
             address: [192, 0, 2, 2].into(),
-            address6: None,
+            address6: Some("2001:db8::2".parse().unwrap()),
             pod_cidrs: vec![net("10.1.1.0/24")],
             addresses: Vec::new(),
             zone: String::new(),
         };
         resources.nodes.insert("n2".into(), node);
         let rules = ruleset(&[net("10.1.0.0/24"), net("fd00:1::/120")], &spared(&resources, &excluded));
-        assert!(rules.contains("ip saddr 10.1.0.0/24 ip daddr != { 10.0.0.0/8 } masquerade"), "{rules}");
+        let spared4 = "ip saddr 10.1.0.0/24 ip daddr != { 10.0.0.0/8, 192.0.2.2/32 } masquerade";
+        assert!(rules.contains(spared4), "{rules}");
         assert!(rules.contains("ip6 daddr != { 2001:db8::/32, fd00:1::/120 } masquerade"), "{rules}");
     }
 

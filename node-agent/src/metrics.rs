@@ -251,6 +251,7 @@ mod tests {
         progress.answered(&TYPES[0], false);
         let (flows, ring) = (Queue::default(), Ring::default());
         let status = StatusService {
+            way: (crate::tunnel::Mode::Direct, 1_500),
             node: state.node,
             upstream,
             engine,

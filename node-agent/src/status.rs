@@ -3,7 +3,9 @@
 use std::{io::Write, path::Path};
 
 use crate::local::rfc3339;
-use xds_proto::isthmus::local::v1::{AgentStatusRequest, AgentStatusResponse, agent_client::AgentClient};
+use xds_proto::isthmus::local::v1::{
+    AgentStatusRequest, AgentStatusResponse, Connectivity, agent_client::AgentClient,
+};
 
 /// Asks the agent and prints what it says.
 ///
@@ -33,6 +35,9 @@ fn render(status: &AgentStatusResponse, mut out: impl Write) -> std::io::Result<
     writeln!(out, "enforced        policy of {enforced} pods{closed}")?;
     if !status.behind.is_empty() {
         writeln!(out, "BEHIND          the kernel refuses, and it is tried again: {}", status.behind)?;
+    }
+    if let Some(way) = &status.connectivity {
+        connectivity(way, &mut out)?;
     }
     writeln!(
         out,
@@ -79,6 +84,25 @@ fn render(status: &AgentStatusResponse, mut out: impl Write) -> std::io::Result<
     Ok(())
 }
 
+/// Most nodes that are named for one reason.
+const NAMED: usize = 8;
+
+fn connectivity(way: &Connectivity, out: &mut impl Write) -> std::io::Result<()> {
+    let by = |what: &str| way.nodes.iter().filter(|node| node.way == what).count();
+    let (tunnel, routes) = (by("tunnel"), by("routes"));
+    write!(out, "connectivity    {}, MTU of pods {}; other nodes: ", way.mode, way.mtu)?;
+    if way.mode == "direct" {
+        writeln!(out, "{routes}")?;
+    } else {
+        writeln!(out, "{tunnel} through the tunnel, {routes} by routes")?;
+    }
+    let lost = way.nodes.iter().filter(|node| node.way == "none");
+    for node in lost.take(NAMED) {
+        writeln!(out, "UNREACHED       {} ({}): {}", node.name, node.address, node.why)?;
+    }
+    Ok(())
+}
+
 /// From nine tenths on: the alert of docs/metrics.md.
 fn is_nearly_full(entries: u64, limit: u64) -> bool {
     entries.saturating_mul(10) >= limit.saturating_mul(9)
@@ -87,7 +111,7 @@ fn is_nearly_full(entries: u64, limit: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use xds_proto::isthmus::local::v1::{AgentEndpoint, AgentTrust, MapFill};
+    use xds_proto::isthmus::local::v1::{AgentEndpoint, AgentTrust, MapFill, ReachedNode};
 
     #[test]
     fn what_is_wrong_is_said_where_the_eye_falls_on_it() {
@@ -112,6 +136,29 @@ mod tests {
         ] {
             assert!(text.contains(words), "{words} is not in\n{text}");
         }
+    }
+
+    #[test]
+    fn the_way_to_other_nodes_is_said_and_who_has_none() {
+        let node = |name: &str, way: &str, why: &str| ReachedNode {
+            name: name.into(),
+            address: "192.0.2.9".into(),
+            way: way.into(),
+            why: why.into(),
+        };
+        let nodes = vec![
+            node("n2", "tunnel", ""),
+            node("n3", "routes", ""),
+            node("n4", "none", "it has no IPv6 address"),
+        ];
+        let way = Connectivity { mode: "vxlan-ipv6".into(), mtu: 1_430, nodes };
+        let mut out = Vec::new();
+        connectivity(&way, &mut out).unwrap();
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "connectivity    vxlan-ipv6, MTU of pods 1430; other nodes: 1 through the tunnel, 1 by routes\n\
+             UNREACHED       n4 (192.0.2.9): it has no IPv6 address\n"
+        );
     }
 
     #[test]

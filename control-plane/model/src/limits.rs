@@ -16,6 +16,10 @@ pub const MAX_PEER_GATEWAYS: usize = 64;
 pub const MAX_IMPORTS_PER_PEER: usize = 10_000;
 /// Ports of one imported service.
 pub const MAX_PORTS_PER_IMPORT: usize = 64;
+/// Nodes of one peer that packets to a port of one imported service are sent to, and of each its addresses.
+pub const MAX_ENTRY_NODES: usize = 8;
+/// Node ports of all ports of one imported service.
+pub const MAX_ENTRIES_PER_IMPORT: usize = MAX_PORTS_PER_IMPORT * MAX_ENTRY_NODES * 2;
 /// Namespaces that may know of one service, where not all may.
 pub const MAX_EXPORT_TO: usize = 100;
 /// Percent of a service port's calls that may go to peers while callers report failures here: half stays, so that it is

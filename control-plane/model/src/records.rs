@@ -276,6 +276,28 @@ pub struct ImportedService {
     /// Namespaces that may know of it, there as here.
     #[serde(default, skip_serializing_if = "Visibility::is_everywhere")]
     pub visibility: Visibility,
+    /// Where packets to its ports are taken in there. A port that has any is not reached through the peer's gateways.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub entries: Vec<PacketEntry>,
+}
+
+/// A node port of another cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PacketEntry {
+    /// The service's port that it leads to.
+    pub port: u16,
+    #[allow(missing_docs)]
+    pub protocol: Protocol,
+    /// A node's address, and the node port.
+    pub at: SocketAddr,
+}
+
+impl ImportedService {
+    /// Where packets to one of its ports are taken in.
+    pub fn entries_of(&self, port: u16, protocol: Protocol) -> impl Iterator<Item = SocketAddr> {
+        let of_port = move |entry: &&PacketEntry| (entry.port, entry.protocol) == (port, protocol);
+        self.entries.iter().filter(of_port).map(|entry| entry.at)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -81,6 +81,7 @@ pub(crate) fn service(text: &str, ports: &[u16]) -> Service {
 
 pub(crate) fn imported(port: u16) -> ImportedService {
     ImportedService {
+        entries: Vec::new(),
         ports: vec![ImportedPort {
             name: "http".to_owned(),
             port,

@@ -5,8 +5,8 @@ use mesh_model::resource::Kind;
 // What the parsers and the doors keep to as well. Objects that are larger than `MAX_OBJECT_BYTES` are lists that
 // belong in several objects (EndpointSlices, policies); etcd refuses requests above 1.5 MiB.
 pub use mesh_model::limits::{
-    MAX_EXPORT_TO, MAX_IDENTITIES_PER_IMPORT, MAX_IMPORTS_PER_PEER, MAX_OBJECT_BYTES, MAX_PEER_DOORS,
-    MAX_PEER_GATEWAYS, MAX_PORTS_PER_IMPORT, MAX_ROOT_BYTES, MAX_ROOTS,
+    MAX_ENTRIES_PER_IMPORT, MAX_EXPORT_TO, MAX_IDENTITIES_PER_IMPORT, MAX_IMPORTS_PER_PEER, MAX_OBJECT_BYTES,
+    MAX_PEER_DOORS, MAX_PEER_GATEWAYS, MAX_PORTS_PER_IMPORT, MAX_ROOT_BYTES, MAX_ROOTS,
 };
 
 /// Objects in one all-or-nothing `Apply`, and keys in one `Delete`.

@@ -96,6 +96,7 @@ async fn join_east(cluster: &Cluster) {
         app_protocol: AppProtocol::Http,
     };
     let pay = ImportedService {
+        entries: Vec::new(),
         ports: vec![port],
         spiffe_ids: vec![SpiffeId::workload(&domain, "shop", "pay")],
         ready_endpoints: 1,

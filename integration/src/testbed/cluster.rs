@@ -60,7 +60,7 @@ impl Cluster {
             progress(&format!("{}: replica {replica}", cluster.plan.name));
             let namespace = cluster.plan.replica_namespace(replica);
             let port = format!("{}-cp{replica}", cluster.plan.name);
-            bed.add_host(&namespace, &port, cluster.plan.replica_address(replica))?;
+            bed.add_host(&namespace, &port, cluster.plan.replica_address(replica), None)?;
             cluster.start_replica(bed, replica)?;
         }
         cluster.apply_text(&cluster.gateway_workload())?;
@@ -68,7 +68,8 @@ impl Cluster {
             progress(&format!("{}: node {node}", cluster.plan.name));
             let namespace = cluster.plan.node_namespace(node);
             let port = format!("{}-n{node}", cluster.plan.name);
-            bed.add_host(&namespace, &port, cluster.plan.node_address(node))?;
+            let address6 = cluster.plan.node_address6(node);
+            bed.add_host(&namespace, &port, cluster.plan.node_address(node), address6)?;
             let cgroup = bed.add_cgroup(&cluster.plan.node_name(node))?;
             cluster.node_cgroups.insert(node, cgroup);
             bed.ledger.note(&Made::Mount(cluster.bpffs(node)))?;
@@ -105,6 +106,11 @@ impl Cluster {
             ("--metrics", METRICS),
             ("--ready-file", &ready.display().to_string()),
         ]);
+        for (flag, value) in
+            [("--pod-cidr6", self.plan.pod_cidr6()), ("--service-cidr6", self.plan.service_cidr6())]
+        {
+            args.extend(words(&value.map(|value| (flag, value)).into_iter().collect::<Vec<_>>()));
+        }
         if new && replica > 1 {
             args.extend(["--join-file".to_owned(), self.token_file(&folder, &["--for", "replica"])?]);
         }
@@ -144,6 +150,13 @@ impl Cluster {
             ("--metrics", METRICS),
             ("--ready-file", &ready.display().to_string()),
         ]);
+        let address6 = self.plan.node_address6(node).map(|address| address.to_string());
+        let more = [("--address6", address6.as_deref()), ("--tunnel", self.plan.tunnel)];
+        let more: Vec<_> = more.iter().filter_map(|(flag, value)| Some((*flag, (*value)?))).collect();
+        args.extend(words(&more));
+        if self.plan.serves_outside {
+            args.extend(words(&[("--net-interface", "eth0")]));
+        }
         if node == 1 {
             args.extend(["--gateway-workload".to_owned(), format!("{SYSTEM}/gateway")]);
         }
@@ -304,6 +317,24 @@ impl Cluster {
             let ip =
                 object.pointer("/status/virtualIP").or_else(|| object.pointer("/items/0/status/virtualIP"));
             Ok(ip.and_then(Value::as_str).map(str::to_owned))
+        })
+    }
+
+    /// The virtual addresses of a service of two families, IPv4 first, once it has both.
+    ///
+    /// # Errors
+    /// When there are none in time.
+    pub fn virtual_ips(&self, namespace: &str, service: &str) -> Result<[String; 2]> {
+        wait_until(&format!("two virtual IPs of {service}.{namespace}"), Duration::from_secs(15), || {
+            let object = self.json(&["get", "service", service, "-n", namespace])?;
+            let ips = object
+                .pointer("/status/virtualIPs")
+                .or_else(|| object.pointer("/items/0/status/virtualIPs"))
+                .and_then(Value::as_array)
+                .with_context(|| format!("{object}"))?;
+            let mut ips: Vec<String> = ips.iter().filter_map(Value::as_str).map(str::to_owned).collect();
+            ips.sort_by_key(|ip| ip.contains(':'));
+            Ok(ips.try_into().ok())
         })
     }
 

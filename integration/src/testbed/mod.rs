@@ -13,7 +13,9 @@ mod envoy;
 mod pod;
 
 use std::{
+    fmt::Write as _,
     fs::{self, File},
+    net::{Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -95,7 +97,13 @@ impl Testbed {
     }
 
     /// A host on the underlay: a namespace with one interface, `eth0`.
-    fn add_host(&self, namespace: &str, port: &str, address: std::net::Ipv4Addr) -> Result<()> {
+    fn add_host(
+        &self,
+        namespace: &str,
+        port: &str,
+        address: Ipv4Addr,
+        address6: Option<Ipv6Addr>,
+    ) -> Result<()> {
         let underlay = plan::underlay_namespace();
         self.add_namespace(namespace)?;
         ip(&[
@@ -104,7 +112,29 @@ impl Testbed {
         ])?;
         ip(&["-n", &underlay, "link", "set", port, "master", "br0", "up"])?;
         ip(&["-n", namespace, "address", "add", &format!("{address}/16"), "dev", "eth0"])?;
+        if let Some(address) = address6 {
+            ip(&["-n", namespace, "address", "add", &format!("{address}/64"), "dev", "eth0", "nodad"])?;
+        }
         ip(&["-n", namespace, "link", "set", "eth0", "up"])
+    }
+
+    /// From now on the underlay carries no packet that is from or to an address of these, as the networks of clouds carry
+    /// none of pods.
+    ///
+    /// # Errors
+    /// The kernel has no filters for bridges.
+    pub fn refuse_on_underlay(&self, nets: &[&str]) -> Result<()> {
+        let mut rules = "add table bridge underlay\n\
+             add chain bridge underlay passing { type filter hook forward priority 0; }\n"
+            .to_owned();
+        for net in nets {
+            let family = if net.contains(':') { "ip6" } else { "ip" };
+            for end in ["saddr", "daddr"] {
+                let _ = writeln!(rules, "add rule bridge underlay passing {family} {end} {net} counter drop");
+            }
+        }
+        let place = Place::namespace(plan::underlay_namespace());
+        run(&mut place.command(Path::new("nft"), &[rules])).map(drop)
     }
 
     /// A cgroup of a node: its pods' processes live in it.

@@ -1,6 +1,6 @@
 //! Names and addresses of a testbed: pure, so that the whole of it can be read here.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// Every namespace, cgroup and folder that a testbed makes begins with this.
 pub const PREFIX: &str = "ism";
@@ -20,12 +20,24 @@ pub struct ClusterPlan {
     pub replicas: u8,
     /// Nodes, 1 to 9. The first one also runs the east-west gateway.
     pub nodes: u8,
+    /// How packets of pods travel between nodes (`--tunnel` of the agents); None: as by default.
+    pub tunnel: Option<&'static str>,
+    /// Pods, services and nodes have IPv6 addresses beside those of IPv4.
+    pub dual_stack: bool,
+    /// Services are served to what comes in by the nodes' own interfaces.
+    pub serves_outside: bool,
 }
 
 impl ClusterPlan {
     /// Three replicas and two nodes.
     pub fn new(name: &str, index: u8) -> Self {
-        Self { name: name.to_owned(), index, replicas: 3, nodes: 2 }
+        Self { replicas: 3, nodes: 2, ..Self::small(name, index) }
+    }
+
+    /// One replica and one node.
+    pub fn small(name: &str, index: u8) -> Self {
+        let name = name.to_owned();
+        Self { name, index, replicas: 1, nodes: 1, tunnel: None, dual_stack: false, serves_outside: false }
     }
 
     /// `west.example` for `west`.
@@ -41,6 +53,16 @@ impl ClusterPlan {
     /// As for the pods.
     pub fn service_cidr(&self) -> &'static str {
         "10.101.0.0/16"
+    }
+
+    /// As large as that of IPv4.
+    pub fn pod_cidr6(&self) -> Option<&'static str> {
+        self.dual_stack.then_some("fd00:1::/112")
+    }
+
+    /// As large as that of IPv4.
+    pub fn service_cidr6(&self) -> Option<&'static str> {
+        self.dual_stack.then_some("fd00:101::/112")
     }
 
     /// Network namespace of a replica, from 1.
@@ -71,6 +93,12 @@ impl ClusterPlan {
     /// Underlay address of a node, from 1.
     pub fn node_address(&self, node: u8) -> Ipv4Addr {
         Ipv4Addr::new(10, 200, self.index, 10 + node)
+    }
+
+    /// The same of IPv6.
+    pub fn node_address6(&self, node: u8) -> Option<Ipv6Addr> {
+        let host = u16::from(10 + node);
+        self.dual_stack.then(|| Ipv6Addr::new(0xfd00, 0x200, 0, 0, 0, 0, self.index.into(), host))
     }
 
     /// `host:port` of a replica's door.

@@ -44,6 +44,8 @@ pub struct Pod {
     pub plan: PodPlan,
     /// The address that the CNI plugin gave it.
     pub address: String,
+    /// That of IPv6, if it has one.
+    pub address6: Option<String>,
     /// Where its processes run.
     pub place: Place,
     /// The application.
@@ -79,7 +81,20 @@ impl Pod {
     /// # Errors
     /// When it could not be started.
     pub fn call_in_background(&self, bed: &Testbed, args: &[&str]) -> Result<std::process::Child> {
-        let mut words = vec!["call".to_owned()];
+        self.shop_in_background(bed, "call", args)
+    }
+
+    /// A client of `shop` (`call`, `datagrams`) in the background.
+    ///
+    /// # Errors
+    /// When it could not be started.
+    pub fn shop_in_background(
+        &self,
+        bed: &Testbed,
+        client: &str,
+        args: &[&str],
+    ) -> Result<std::process::Child> {
+        let mut words = vec![client.to_owned()];
         words.extend(args.iter().map(|a| (*a).to_owned()));
         let mut command = self.place.command(&bed.binary("shop"), &words);
         Ok(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?)
@@ -109,6 +124,8 @@ impl Cluster {
             .and_then(|a| a.split('/').next())
             .with_context(|| format!("the CNI result has no address: {answer}"))?
             .to_owned();
+        let address6 = answer.pointer("/ips/1/address").and_then(Value::as_str);
+        let address6 = address6.and_then(|a| a.split('/').next()).map(str::to_owned);
         let place = self.pod_place(&plan.name, plan.node);
         let folder = self.folder.join(&plan.name);
         fs::create_dir_all(&folder)?;
@@ -118,6 +135,9 @@ impl Cluster {
             let args = ["serve", "--name", &plan.name, "--version", version, "--cluster", &self.plan.name];
             let mut args: Vec<String> = args.iter().map(|a| (*a).to_owned()).collect();
             args.extend(["--ready-file".to_owned(), ready.display().to_string()]);
+            if self.plan.dual_stack && plan.data_plane == DataPlane::Kernel {
+                args.extend(["--listen", "[::]:8080"].map(str::to_owned));
+            }
             let what = format!("the application of {}", plan.name);
             let mut process = Process::spawn(
                 &bed.ledger,
@@ -154,7 +174,7 @@ impl Cluster {
             }
             DataPlane::Envoy => Some(envoy::start(bed, self, &plan, &place, &folder)?),
         };
-        self.pods.insert(plan.name.clone(), Pod { plan, address, place, app, sidecar });
+        self.pods.insert(plan.name.clone(), Pod { plan, address, address6, place, app, sidecar });
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! Requests from a cluster's pods to its services, and what a replica or an agent counts of them.
 
-use std::{process::Child, time::Duration};
+use std::{net::SocketAddr, process::Child, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -58,6 +58,24 @@ impl Cluster {
         metrics_in(bed, self.plan.node_namespace(node))
     }
 
+    /// `shop call` or `shop datagrams` from a pod to an address, in the background.
+    ///
+    /// # Errors
+    /// When the client could not be started.
+    pub fn client(
+        &self,
+        bed: &Testbed,
+        from: &str,
+        client: &str,
+        to: SocketAddr,
+        more: &[&str],
+    ) -> Result<Load> {
+        let to = to.to_string();
+        let host = ["--host", "shop"];
+        let args = [&["--to", &to], if client == "call" { &host[..] } else { &[] }, more].concat();
+        Ok(Load(Some(self.pod(from)?.shop_in_background(bed, client, &args)?)))
+    }
+
     fn words(&self, service: &str, more: &[&str]) -> Result<Vec<String>> {
         let ip = self.virtual_ip("shop", service)?;
         let mut words =
@@ -79,8 +97,8 @@ impl Load {
     pub fn report(mut self) -> Result<Value> {
         let output = self.0.take().context("the client runs")?.wait_with_output()?;
         let why = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "shop call failed: {}", why.trim());
-        serde_json::from_slice(&output.stdout).context("shop call printed no JSON")
+        ensure!(output.status.success(), "shop failed: {}", why.trim());
+        serde_json::from_slice(&output.stdout).context("shop printed no JSON")
     }
 }
 

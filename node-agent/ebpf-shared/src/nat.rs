@@ -13,6 +13,10 @@
 //! | the node's interface | elsewhere | node → backend | the node's interface: service → client |
 //! | the same, TCP, [`ServiceValue::DIRECT`] | elsewhere | client → backend | the *other* node's interface: service → client |
 //!
+//! With an overlay, the tunnel's device is one of the node's own interfaces: by it pods of other nodes ask, and backends
+//! of other nodes are asked and answer. Nothing is answered directly through it: a node is believed in the tunnel for its
+//! own addresses and its pods' only.
+//!
 //! A backend that is gone leaves its number behind in entries, and that has no `BACKENDS` entry any more: the next packet
 //! of the client chooses anew. One that ends keeps its flows, and gets no new ones.
 
@@ -39,7 +43,7 @@ pub mod place {
 pub mod way {
     /// As the host routes it.
     pub const ROUTED: u8 = 0;
-    /// Out by the node's interface: the host would not forward what has its own address as source.
+    /// Out by the node's interface, or into the tunnel: the host would not forward what has its own address as source.
     pub const OUT: u8 = 1;
     /// Back into the pod that it comes from.
     pub const BACK: u8 = 2;
@@ -162,6 +166,8 @@ pub struct NodeConfig {
     pub last_port: u16,
     /// The interface by which the other nodes are reached. (Nothing but GPL programs may ask for routes.)
     pub ifindex: u32,
+    /// The tunnel's device, by which their pods are; 0: there is none.
+    pub tunnel: u32,
 }
 
 /// Whether a packet of a known flow may be sent on at once, without [`go_on`]: nothing is to be noted, and it goes out where it
@@ -193,6 +199,15 @@ pub trait NatMaps: ServiceMaps {
     /// False if there is no room, or if it is to be new and is not.
     fn set_nat(&mut self, key: &NatKey, value: &NatValue, is_new: bool) -> bool;
     fn node(&self) -> NodeConfig;
+    /// Whether an address is one of the other nodes' or their pods', and there is a tunnel to them.
+    fn is_tunnelled(&self, addr: &Addr) -> bool;
+
+    /// The interface by which a backend elsewhere is reached.
+    #[inline(always)]
+    fn exit(&self, addr: &Addr) -> u32 {
+        let node = self.node();
+        if node.tunnel != 0 && self.is_tunnelled(addr) { node.tunnel } else { node.ifindex }
+    }
 }
 
 /// A packet that may have to be translated.
@@ -347,7 +362,7 @@ fn keep<M: NatMaps>(maps: &mut M, arrival: &Arrival, key: &NatKey, entry: &NatVa
         is_reply: entry.is_reply ^ 1,
         answered: entry.is_reply,
         closed,
-        ifindex: if entry.is_reply == 0 { arrival.ifindex } else { maps.node().ifindex },
+        ifindex: if entry.is_reply == 0 { arrival.ifindex } else { maps.exit(&key.tuple.src) },
         mac: arrival.mac,
         padding: 0,
     };
@@ -418,17 +433,22 @@ pub fn begin<M: NatMaps>(maps: &mut M, arrival: &Arrival) -> Outcome {
         maps.set_nat(&other_half(&key, &entry), &reply, false)
     } else if target.flags & Backend::HERE != 0 {
         maps.set_nat(&other_half(&key, &entry), &reply, false)
-    } else if target.service_flags & ServiceValue::DIRECT != 0 && arrival.protocol == protocol::TCP {
-        // (A datagram would have to say it each time, and might have no room left for that.)
-        entry.way = way::DIRECT;
-        entry.ifindex = maps.node().ifindex;
-        true
     } else {
         let node = maps.node();
-        entry.tuple.src = if tuple.dst.is_v4() { node.v4 } else { node.v6 };
-        (entry.way, entry.ifindex) = (way::OUT, node.ifindex);
-        (reply.way, reply.ifindex, reply.mac) = (way::OUT, arrival.ifindex, arrival.mac);
-        !entry.tuple.src.is_unspecified() && borrow_port(maps, &key, &mut entry, &reply, &node, hash)
+        entry.ifindex = maps.exit(&target.at.addr);
+        let is_direct = target.service_flags & ServiceValue::DIRECT != 0
+            && arrival.protocol == protocol::TCP
+            && entry.ifindex == node.ifindex;
+        if is_direct {
+            // (A datagram would have to say it each time, and might have no room left for that.)
+            entry.way = way::DIRECT;
+            true
+        } else {
+            entry.tuple.src = if tuple.dst.is_v4() { node.v4 } else { node.v6 };
+            entry.way = way::OUT;
+            (reply.way, reply.ifindex, reply.mac) = (way::OUT, arrival.ifindex, arrival.mac);
+            !entry.tuple.src.is_unspecified() && borrow_port(maps, &key, &mut entry, &reply, &node, hash)
+        }
     };
     if fits && maps.set_nat(&key, &entry, false) {
         Outcome::to(&entry)
@@ -515,7 +535,7 @@ mod tests {
         assert_eq!(size_of::<Tuple>(), 2 * 16 + 2 * 2);
         assert_eq!(size_of::<NatKey>(), 36 + 1 + 1 + 2);
         assert_eq!(size_of::<NatValue>(), 8 + 36 + 4 + 4 + 4 + 6 + 2);
-        assert_eq!(size_of::<NodeConfig>(), 2 * 16 + 2 * 2 + 4);
+        assert_eq!(size_of::<NodeConfig>(), 2 * 16 + 2 * 2 + 2 * 4);
     }
 
     #[test]

@@ -99,8 +99,9 @@ pub fn from_overlay(ctx: TcContext) -> i32 {
     NEXT
 }
 
+/// Who has an address, if it is a node's or a pod's.
 #[inline(always)]
-fn hop(addr: &Addr) -> Option<&'static Hop> {
+pub fn hop(addr: &Addr) -> Option<&'static Hop> {
     NODES.get(Key::new(Addr::BITS, *addr))
 }
 

@@ -3,6 +3,7 @@
 use std::{net::IpAddr, time::Duration};
 
 use clap::Args;
+use mesh_model::records::Tunnel;
 use xds_proto::isthmus::bootstrap::v1::{ReportNodeRequest, endpoints_client::EndpointsClient};
 
 use super::Upstream;
@@ -33,29 +34,31 @@ fn label(text: &str) -> Result<(String, String), String> {
 }
 
 impl NodeFactsArgs {
-    fn request(&self) -> ReportNodeRequest {
+    fn request(&self, tunnel: Tunnel) -> ReportNodeRequest {
         ReportNodeRequest {
             labels: self.labels.iter().cloned().collect(),
             zone: self.zone.clone(),
             region: self.region.clone(),
             addresses: self.addresses.iter().map(ToString::to_string).collect(),
+            tunnel: tunnel.as_str().to_owned(),
             ..Default::default()
         }
     }
 }
 
 /// Tells it, however long that takes, and then waits for ever. Stop it by dropping the future.
-pub async fn report_facts_for_ever(facts: NodeFactsArgs, upstream: Upstream) {
-    while let Err(reason) = report(&facts, &upstream).await {
+pub async fn report_facts_for_ever(facts: NodeFactsArgs, tunnel: Tunnel, upstream: Upstream) {
+    let request = facts.request(tunnel);
+    while let Err(reason) = report(&request, &upstream).await {
         tracing::warn!(reason, "the control plane was not told what this node is like");
         tokio::time::sleep(RETRY).await;
     }
     std::future::pending().await
 }
 
-async fn report(facts: &NodeFactsArgs, upstream: &Upstream) -> Result<(), String> {
+async fn report(request: &ReportNodeRequest, upstream: &Upstream) -> Result<(), String> {
     let channel = upstream.connect().await.map_err(|error| error.to_string())?;
-    let told = EndpointsClient::new(channel).report_node(facts.request()).await;
+    let told = EndpointsClient::new(channel).report_node(request.clone()).await;
     told.map(drop).map_err(|status| status.message().to_owned())
 }
 

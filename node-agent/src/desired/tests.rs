@@ -88,6 +88,7 @@ fn nodes(resources: &mut Resources) {
         let pods = Ipv4Net::new([10, 1, last, 0].into(), 24).unwrap();
         let six = Ipv6Net::new(Ipv6Addr::new(0xfd00, 1, 0, last.into(), 0, 0, 0, 0), 64).unwrap();
         let node = NodeRoute {
+            tunnel: None,
             address: [192, 0, 2, last].into(),
             address6: None,
             addresses: Vec::new(),
@@ -522,6 +523,7 @@ fn other_nodes_are_nodes_and_still_within_the_cidrs_that_policies_name() {
     let mut resources = Resources::default();
     nodes(&mut resources);
     let far = NodeRoute {
+        tunnel: None,
         address: [203, 0, 113, 1].into(),
         address6: Some("2001:db8:5::1".parse().unwrap()),
         addresses: vec!["192.0.2.77".parse().unwrap()],

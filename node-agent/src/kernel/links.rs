@@ -72,6 +72,11 @@ const NET: [Place; 2] = [
     Place { program: FROM_NET, hook: TcAttachType::Ingress, is_first: true },
     Place { program: TO_NET, hook: TcAttachType::Egress, is_first: false },
 ];
+/// The tunnel's device where clients outside are served: behind what lets packets in, before what says where they go.
+const NET_OF_TUNNEL: [Place; 2] = [
+    Place { program: FROM_NET, hook: TcAttachType::Ingress, is_first: false },
+    Place { program: TO_NET, hook: TcAttachType::Egress, is_first: true },
+];
 /// The tunnel's device.
 const TUNNEL: [Place; 2] = [
     Place { program: FROM_OVERLAY, hook: TcAttachType::Ingress, is_first: true },
@@ -152,6 +157,17 @@ pub(super) fn attach_pod(programs: &mut Ebpf, pins: &Pins, ifname: &str) -> Resu
 
 pub(super) fn attach_net(programs: &mut Ebpf, pins: &Pins, ifname: &str) -> Result<u32, KernelError> {
     attach(programs, pins, ifname, &NET)
+}
+
+/// As [`attach_net`], on the tunnel's device, which has its own programs by now.
+pub(super) fn attach_net_of_tunnel(
+    programs: &mut Ebpf,
+    pins: &Pins,
+    ifindex: u32,
+) -> Result<(), KernelError> {
+    let ifname = nix::net::if_::if_indextoname(ifindex)
+        .map_err(|errno| KernelError::Interface { ifname: ifindex.to_string(), source: errno.into() })?;
+    attach(programs, pins, &ifname.to_string_lossy(), &NET_OF_TUNNEL).map(drop)
 }
 
 /// The short cut at an interface.

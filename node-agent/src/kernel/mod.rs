@@ -236,7 +236,7 @@ impl Kernel {
 
     /// Serves clients outside the mesh at these of the node's own interfaces, which are looked up in the caller's network
     /// namespace, and no more at others. What `node` says is the source of packets to backends elsewhere, which are reached
-    /// by the first of the interfaces.
+    /// by the first of the interfaces, or by the tunnel: its device has to be [attached](Self::attach_tunnel) before.
     pub fn set_net(
         &mut self,
         ifnames: &[String],
@@ -246,6 +246,7 @@ impl Kernel {
         let error = |source| KernelError::Map { name: "CONFIG", source };
         let first = ifnames.first().map(|ifname| links::index(ifname)).transpose()?;
         let node = NodeConfig { ifindex: first.unwrap_or(0), ..node };
+        let tunnel = Some(node.tunnel).filter(|ifindex| *ifindex != 0 && first.is_some());
         self.config.set(0, node, 0).map_err(error)?;
         for addr in [node.v4, node.v6].iter().filter(|addr| !addr.is_unspecified()) {
             self.services.watch(addr)?;
@@ -253,6 +254,10 @@ impl Kernel {
         let mut keep = BTreeSet::new();
         for ifname in ifnames {
             keep.insert(links::attach_net(&mut self.programs, &self.pins, ifname)?);
+        }
+        if let Some(tunnel) = tunnel {
+            links::attach_net_of_tunnel(&mut self.programs, &self.pins, tunnel)?;
+            keep.insert(tunnel);
         }
         links::detach_net_all_but(&self.pins, &keep)?;
         links::detach_short_cuts_all_but(&self.pins, &keep, cut)?;

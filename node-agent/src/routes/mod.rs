@@ -1,9 +1,10 @@
 //! Routes to the pods of other nodes: by their underlay addresses (direct routing), or into the tunnel.
 
+mod to_nodes;
 pub mod to_proxy;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::Duration,
 };
@@ -41,7 +42,8 @@ pub enum Way {
 /// Prefix to way.
 pub type Routes = BTreeMap<IpNet, Way>;
 
-/// The routes that a node is to have; of IPv6 only if it has IPv6 itself. With a tunnel, all lead into it. PURE.
+/// The routes that a node is to have; of IPv6 only if it has IPv6 itself. With a tunnel, they lead into it, but for those to
+/// nodes that say that they have none. PURE.
 pub fn desired(resources: &Resources, node: &str, has_ipv6: bool, tunnel: Option<u32>) -> Routes {
     let others = resources.nodes.iter().filter(|(name, _)| *name != node);
     let mut routes = Routes::new();
@@ -51,7 +53,7 @@ pub fn desired(resources: &Resources, node: &str, has_ipv6: bool, tunnel: Option
                 IpNet::V4(_) => Some(IpAddr::V4(other.address)),
                 IpNet::V6(_) => other.address6.filter(|_| has_ipv6).map(IpAddr::V6),
             };
-            let way = match tunnel {
+            let way = match tunnel.filter(|_| other.has_tunnel()) {
                 Some(device) if cidr.addr().is_ipv4() || has_ipv6 => Some(Way::Device(device)),
                 Some(_) => None,
                 None => gateway.map(Way::Gateway),
@@ -60,6 +62,24 @@ pub fn desired(resources: &Resources, node: &str, has_ipv6: bool, tunnel: Option
         }
     }
     routes
+}
+
+/// All that leads to other nodes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Wanted {
+    /// To their pods.
+    pub pods: Routes,
+    /// Their own addresses, to which packets of this node's pods go through the tunnel; none without one.
+    pub nodes: BTreeSet<IpAddr>,
+}
+
+/// The addresses of other nodes that pods reach through the tunnel, see [`to_nodes`]. PURE.
+fn nodes(resources: &Resources, node: &str, has_ipv6: bool) -> BTreeSet<IpAddr> {
+    let others = resources.nodes.iter().filter(|(name, other)| *name != node && other.has_tunnel());
+    let each = others.flat_map(|(_, other)| {
+        [Some(IpAddr::V4(other.address)), other.address6.filter(|_| has_ipv6).map(IpAddr::V6)]
+    });
+    each.flatten().collect()
 }
 
 /// What to remove and what to add, in this order of the pair; a changed gateway is an addition that replaces. PURE.
@@ -84,16 +104,23 @@ pub struct RouteKeeper {
 }
 
 impl RouteKeeper {
+    /// What is to lead to the other nodes. PURE.
+    pub fn wanted(&self, resources: &Resources) -> Wanted {
+        let has_ipv6 = self.addresses.v6.is_some();
+        let pods = desired(resources, &self.node, has_ipv6, self.tunnel);
+        let tunnelled = self.tunnel.map(|_| nodes(resources, &self.node, has_ipv6));
+        Wanted { pods, nodes: tunnelled.unwrap_or_default() }
+    }
+
     /// Keeps the routes as they are to be, for ever. Stop it by dropping the future.
     pub async fn keep_for_ever(self, host: HostNet, engine: Engine) {
         let mut changes = engine.changes();
-        let mut held: Option<Routes> = None;
-        let has_ipv6 = self.addresses.v6.is_some();
+        let mut held: Option<Wanted> = None;
         loop {
             changes.borrow_and_update();
-            let wanted = engine.resources(|resources| desired(resources, &self.node, has_ipv6, self.tunnel));
+            let wanted = engine.resources(|resources| self.wanted(resources));
             if held.as_ref() != Some(&wanted) {
-                match self.synchronise(host.handle(), &wanted).await {
+                match self.synchronise(&host, &wanted).await {
                     Ok(()) => held = Some(wanted),
                     Err(error) => {
                         tracing::warn!(%error, "routes to other nodes are incomplete; trying again in {RETRY:?}");
@@ -112,7 +139,12 @@ impl RouteKeeper {
         }
     }
 
-    async fn synchronise(&self, handle: &Handle, wanted: &Routes) -> Result<(), rtnetlink::Error> {
+    /// Makes what is there what is wanted: what is new first.
+    ///
+    /// # Errors
+    /// What the kernel refused, once all the rest is done.
+    pub async fn synchronise(&self, host: &HostNet, wanted: &Wanted) -> Result<(), rtnetlink::Error> {
+        let handle = host.handle();
         for own in &self.own_pods {
             let unreachable = match own {
                 IpNet::V4(own) => RouteMessageBuilder::<Ipv4Addr>::new()
@@ -134,7 +166,12 @@ impl RouteKeeper {
         for route in ours(handle).await?.into_iter().filter(is_preferred_refusal) {
             handle.route().del(route).execute().await?;
         }
-        synchronise(handle, wanted, self.addresses).await
+        let to_pods = synchronise(handle, &wanted.pods, self.addresses).await;
+        let to_nodes = match self.tunnel {
+            Some(device) => to_nodes::synchronise(handle, &self.own_pods, &wanted.nodes, device).await,
+            None => to_nodes::remove(handle).await,
+        };
+        to_pods.and(to_nodes)
     }
 }
 
@@ -143,6 +180,7 @@ impl RouteKeeper {
 /// # Errors
 /// What the kernel refused.
 pub async fn remove_all(host: &HostNet) -> Result<(), rtnetlink::Error> {
+    to_nodes::remove(host.handle()).await?;
     for route in ours(host.handle()).await? {
         host.handle().route().del(route).execute().await?;
     }
@@ -275,6 +313,7 @@ mod tests {
         for (name, last) in [("n1", 1u8), ("n2", 2)] {
             let pods = [format!("10.1.{last}.0/24"), format!("fd00:1::{last}00/120")];
             let node = NodeRoute {
+                tunnel: None,
                 addresses: Vec::new(),
                 address: [192, 0, 2, last].into(),
                 address6: Some(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, last.into())),
@@ -310,6 +349,35 @@ mod tests {
             to("10.1.2.0/24".parse().unwrap(), Way::Gateway("2001:db8::2".parse().unwrap()), source)
                 .is_none()
         );
+    }
+
+    #[test]
+    fn pods_reach_other_nodes_through_the_tunnel_where_there_is_one() {
+        let mut resources = Resources::default();
+        for (name, last) in [("n1", 1u8), ("n2", 2)] {
+            let node = NodeRoute {
+                tunnel: None,
+                addresses: Vec::new(),
+                address: [192, 0, 2, last].into(),
+                address6: Some(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, last.into())),
+                pod_cidrs: vec![],
+                zone: String::new(),
+            };
+            resources.nodes.insert(name.into(), node);
+        }
+        let v6 = Some("2001:db8::1".parse().unwrap());
+        let keeper = |tunnel, v6| RouteKeeper {
+            node: "n1".into(),
+            addresses: PodAddresses { v4: [192, 0, 2, 1].into(), v6 },
+            own_pods: vec![],
+            tunnel,
+        };
+        let shown = |keeper: RouteKeeper| -> Vec<String> {
+            keeper.wanted(&resources).nodes.iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(shown(keeper(Some(7), v6)), ["192.0.2.2", "2001:db8::2"]);
+        assert_eq!(shown(keeper(Some(7), None)), ["192.0.2.2"]);
+        assert!(shown(keeper(None, v6)).is_empty());
     }
 
     #[test]

@@ -94,6 +94,6 @@ async fn ensure_rule(handle: &Handle, family: IpVersion) -> Result<(), Error> {
 
 async fn ours(handle: &Handle, family: IpVersion) -> Result<Vec<RuleMessage>, Error> {
     let all: Vec<RuleMessage> = handle.rule().get(family).execute().try_collect().await?;
-    let own = RuleAttribute::Protocol(RouteProtocol::Other(PROTOCOL));
-    Ok(all.into_iter().filter(|rule| rule.attributes.contains(&own)).collect())
+    let own = [RuleAttribute::Protocol(RouteProtocol::Other(PROTOCOL)), RuleAttribute::Table(TABLE)];
+    Ok(all.into_iter().filter(|rule| own.iter().all(|mark| rule.attributes.contains(mark))).collect())
 }

@@ -11,6 +11,7 @@ use ipnet::{IpNet, Ipv6Net};
 use mesh_model::{
     identity::{MAX_IDENTITY, SpiffeId, TrustDomain},
     policy::NamePattern,
+    records::Tunnel,
     resource::NamespacedName,
 };
 use thiserror::Error;
@@ -388,5 +389,12 @@ pub(super) fn node(resource: &str, message: wire::Node) -> Result<NodeRoute, Par
         text => Some(text.parse().map_err(|_| bad(resource, "address6", text, "expected an IPv6 address"))?),
     };
     let addresses = addresses(resource, &message.addresses)?;
-    Ok(NodeRoute { address, address6, pod_cidrs, addresses, zone: message.zone })
+    let tunnel = match message.tunnel.as_str() {
+        "" => None,
+        text => {
+            let known = Tunnel::from_name(text);
+            Some(known.ok_or_else(|| bad(resource, "tunnel", text, "expected vxlan or direct"))?)
+        }
+    };
+    Ok(NodeRoute { address, address6, pod_cidrs, addresses, zone: message.zone, tunnel })
 }

@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use mesh_model::{
     identity::{SpiffeId, TrustDomain},
     policy::NamePattern,
+    records::Tunnel,
     resource::NamespacedName,
 };
 use xds_client::Update;
@@ -164,9 +165,17 @@ pub struct NodeRoute {
     pub addresses: Vec<IpAddr>,
     /// Empty: not known.
     pub zone: String,
+    /// Whether its agent has a tunnel; None: it has not said.
+    pub tunnel: Option<Tunnel>,
 }
 
 impl NodeRoute {
+    /// Whether packets go to it through the tunnel, from a node that has one. While a cluster changes from one way to the
+    /// other, those that have none yet are reached by routes.
+    pub fn has_tunnel(&self) -> bool {
+        self.tunnel != Some(Tunnel::Direct)
+    }
+
     /// Every address that is known of it.
     pub fn all_addresses(&self) -> impl Iterator<Item = IpAddr> {
         let ways = [Some(IpAddr::V4(self.address)), self.address6.map(IpAddr::V6)];

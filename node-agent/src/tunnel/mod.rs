@@ -13,8 +13,14 @@ pub use device::{DEVICE, DeviceError, ensure, open, remove};
 use ebpf_shared::overlay::Hop;
 use ebpf_shared::{Addr, overlay};
 use ipnet::IpNet;
+use mesh_model::records::Tunnel;
+use xds_proto::isthmus::local::v1::{Connectivity, ReachedNode};
 
-use crate::{desired::PodAddresses, engine::Engine, subscribe::Resources};
+use crate::{
+    desired::PodAddresses,
+    engine::Engine,
+    subscribe::{NodeRoute, Resources},
+};
 
 /// After a write that the kernel refused.
 const RETRY: Duration = Duration::from_secs(5);
@@ -47,10 +53,66 @@ impl Mode {
         if left < 1280 { 1280 } else { left }
     }
 
+    /// As it is given on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Vxlan => "vxlan",
+            Self::VxlanIpv6 => "vxlan-ipv6",
+        }
+    }
+
+    /// As other nodes are told.
+    pub const fn kind(self) -> Tunnel {
+        match self {
+            Self::Direct => Tunnel::Direct,
+            Self::Vxlan | Self::VxlanIpv6 => Tunnel::Vxlan,
+        }
+    }
+
     /// Whether there is a device.
     pub const fn is_tunnel(self) -> bool {
         !matches!(self, Self::Direct)
     }
+}
+
+/// How packets get to another node and its pods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Reach {
+    Tunnel,
+    Routes,
+    /// Not at all, and why.
+    Nothing(&'static str),
+}
+
+/// The way from a node of this mode to another one. PURE.
+pub fn reach(other: &NodeRoute, mode: Mode) -> Reach {
+    if !mode.is_tunnel() || !other.has_tunnel() {
+        Reach::Routes
+    } else if mode == Mode::VxlanIpv6 && other.address6.is_none() {
+        Reach::Nothing("it has no IPv6 address")
+    } else {
+        Reach::Tunnel
+    }
+}
+
+/// What a node's agent says of its connectivity. PURE.
+pub fn connectivity(resources: &Resources, node: &str, mode: Mode, mtu: u32) -> Connectivity {
+    let others = resources.nodes.iter().filter(|(name, _)| *name != node);
+    let nodes = others.map(|(name, other)| {
+        let (way, why) = match reach(other, mode) {
+            Reach::Tunnel => ("tunnel", ""),
+            Reach::Routes => ("routes", ""),
+            Reach::Nothing(why) => ("none", why),
+        };
+        let address = match (mode, other.address6) {
+            (Mode::VxlanIpv6, Some(address)) => IpAddr::V6(address),
+            _ => IpAddr::V4(other.address),
+        };
+        ReachedNode { name: name.clone(), address: address.to_string(), way: way.into(), why: why.into() }
+    });
+    Connectivity { mode: mode.name().into(), mtu, nodes: nodes.collect() }
 }
 
 /// Who has which addresses: ranges of pods, and the nodes' own, from which nodes call pods. PURE.
@@ -64,9 +126,13 @@ pub fn hops(
     let mut table = BTreeMap::new();
     let by = if mode == Mode::VxlanIpv6 { Hop::BY_IPV6 } else { 0 };
     for (name, other) in resources.nodes.iter().filter(|(name, _)| *name != node) {
-        if mode == Mode::VxlanIpv6 && other.address6.is_none() {
-            tracing::debug!(node = name, "has no IPv6 address: its pods can't be reached");
-            continue;
+        match reach(other, mode) {
+            Reach::Tunnel => {}
+            Reach::Routes => continue,
+            Reach::Nothing(why) => {
+                tracing::debug!(node = name, why, "can't be reached");
+                continue;
+            }
         }
         let v6 = other.address6.map_or(Addr::UNSPECIFIED, Addr::from);
         let hop = Hop { v4: other.address.into(), v6, flags: by, padding: 0 };
@@ -113,7 +179,6 @@ pub async fn keep_for_ever(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::subscribe::NodeRoute;
 
     fn net(text: &str) -> IpNet {
         text.parse().unwrap()
@@ -123,6 +188,7 @@ mod tests {
         let mut resources = Resources::default();
         for (name, last) in [("n1", 1u8), ("n2", 2)] {
             let node = NodeRoute {
+                tunnel: None,
                 address: [192, 0, 2, last].into(),
                 address6: (last == 2).then(|| "2001:db8::2".parse().unwrap()),
                 pod_cidrs: vec![net(&format!("10.1.{last}.0/24"))],
@@ -143,6 +209,25 @@ mod tests {
         let there = table[&net("10.1.2.0/24")];
         assert_eq!((there.v4, there.flags), (std::net::Ipv4Addr::new(192, 0, 2, 2).into(), 0));
         assert!(table[&net("10.1.1.0/24")].is_here() && table[&net("192.0.2.1/32")].is_here());
+    }
+
+    #[test]
+    fn a_node_without_a_tunnel_is_reached_by_routes_and_that_is_said() {
+        let mut resources = resources();
+        let own = PodAddresses { v4: [192, 0, 2, 1].into(), v6: None };
+        resources.nodes.get_mut("n2").unwrap().tunnel = Some(Tunnel::Direct);
+        assert!(!hops(&resources, "n1", own, &[], Mode::Vxlan).contains_key(&net("10.1.2.0/24")));
+        let said = |mode| {
+            let said = connectivity(&resources, "n1", mode, 1_450);
+            (said.mode, said.nodes[0].way.clone(), said.nodes[0].address.clone())
+        };
+        assert_eq!(said(Mode::Vxlan), ("vxlan".into(), "routes".into(), "192.0.2.2".into()));
+        resources.nodes.get_mut("n2").unwrap().tunnel = Some(Tunnel::Vxlan);
+        let said = connectivity(&resources, "n2", Mode::VxlanIpv6, 1_430);
+        assert_eq!(
+            (said.nodes[0].way.as_str(), said.nodes[0].why.as_str()),
+            ("none", "it has no IPv6 address")
+        );
     }
 
     #[test]

@@ -246,8 +246,8 @@ impl MeshService {
 }
 
 impl MeshServicePort {
-    /// What packets can be sent to: this cluster's endpoints, of both families. Peers' gateways are not among them,
-    /// because only a proxy can speak to those.
+    /// What packets can be sent to: this cluster's endpoints, of both families, and node ports of peers. Peers' gateways are
+    /// not among them, because only a proxy can speak to those.
     pub fn reachable(&self) -> impl Iterator<Item = &MeshEndpoint> {
         self.endpoints.iter().chain(&self.second_family).filter(|e| !e.place.by_gateway)
     }

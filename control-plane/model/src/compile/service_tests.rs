@@ -9,6 +9,7 @@ use super::{
     world::{TestCluster, named},
 };
 use crate::{
+    records::{ImportedService, PacketEntry},
     resource::{AppProtocol, Kind, PathMatch, Protocol},
     view,
 };
@@ -90,6 +91,40 @@ fn an_exported_service_gains_its_peers_endpoints_and_identities_behind_its_own()
     assert_eq!(places, [(0, "west", true), (1, "east", true)], "a gateway known by name only is left out");
     assert_eq!(port.spiffe_ids.len(), 2);
     assert_eq!(port.packet_backends().count(), 1, "packets can't go to a gateway");
+}
+
+#[test]
+fn what_a_peer_takes_in_at_node_ports_is_reached_by_packets_behind_what_is_here() {
+    let mut cluster = shop();
+    cluster.import("east", "shop/pay", 80, 5);
+    let east = Arc::make_mut(cluster.peers.get_mut("east").unwrap());
+    let offer = Arc::make_mut(east.imports.get_mut(&named("shop/pay")).unwrap());
+    offer.entries = ["192.0.2.7:30080", "[2001:db8::7]:30080"]
+        .map(|at| PacketEntry { port: 80, protocol: Protocol::Tcp, at: at.parse().unwrap() })
+        .into();
+    let model = cluster.compile();
+    let port = &model.services[&named("shop/pay")].ports[0];
+    let places: Vec<(u32, String, bool)> =
+        port.reachable().map(|e| (e.priority, e.address.to_string(), e.mtls)).collect();
+    assert_eq!(places.len(), 3);
+    assert!(places[1..].iter().all(|(priority, _, mtls)| (*priority, *mtls) == (1, false)), "{places:?}");
+    assert_eq!(port.endpoints.len(), 2, "proxies speak to those of the first family, and to no gateway");
+    assert_eq!(port.packet_backends().count(), 1, "as long as somebody is here");
+
+    // Of a protocol that no gateway forwards, too.
+    let offer = Arc::make_mut(cluster.peers.get_mut("east").unwrap());
+    let mut dns = ImportedService::clone(&offer.imports[&named("shop/pay")]);
+    dns.spiffe_ids.clear();
+    dns.ports[0].protocol = Protocol::Udp;
+    dns.entries.iter_mut().for_each(|entry| entry.protocol = Protocol::Udp);
+    offer.imports.insert(named("shop/dns"), Arc::new(dns));
+    cluster.allocate(&named("shop/dns"), &[]);
+    let port = &cluster.compile().services[&named("shop/dns")].ports[0];
+    let backends: Vec<String> = port.packet_backends().map(|e| e.address.to_string()).collect();
+    assert_eq!(
+        (port.protocol, &backends[..]),
+        (Protocol::Udp, &["192.0.2.7:30080".to_owned(), "[2001:db8::7]:30080".to_owned()][..])
+    );
 }
 
 #[test]

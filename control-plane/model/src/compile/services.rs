@@ -88,8 +88,9 @@ impl<'a> Builder<'a, '_> {
         for port in &service.ports {
             let mut local = self.local_endpoints(port, wanted, &members, &slices);
             let behind = local.endpoints.iter().map(|e| e.priority + 1).max().unwrap_or(1);
-            let remote = self.remote_endpoints(offers, (port.port, port.protocol), behind);
+            let remote = self.remote_endpoints(offers, (port.port, port.protocol), behind, wanted.family);
             local.endpoints.extend(remote.endpoints);
+            local.second_family.extend(remote.second_family);
             local.spiffe_ids.extend(remote.spiffe_ids);
             ports.push(self.port(name, &port.name, port.port, port.protocol, port.app_protocol, local));
         }
@@ -133,13 +134,19 @@ impl<'a> Builder<'a, '_> {
         offers: &[Offer<'a>],
         ports: &mut Vec<MeshServicePort>,
     ) {
-        // Gateways forward TLS over TCP, nothing else.
-        let offered = offers.iter().flat_map(|(_, s)| &s.ports).filter(|p| p.protocol == Protocol::Tcp);
+        // Gateways forward TLS over TCP, nothing else; node ports take packets.
+        let offered = offers.iter().flat_map(|(_, s)| {
+            let reached = |p: &&ImportedPort| {
+                p.protocol == Protocol::Tcp || s.entries_of(p.port, p.protocol).next().is_some()
+            };
+            s.ports.iter().filter(reached)
+        });
+        let family = self.input.allocations.get(name).and_then(|a| a.virtual_ip).map(IpFamily::of);
         for ImportedPort { name: port_name, port, protocol, app_protocol } in offered {
             if ports.iter().any(|p| (p.port, p.protocol) == (*port, *protocol) || p.name == *port_name) {
                 continue;
             }
-            let places = self.remote_endpoints(offers, (*port, *protocol), 1);
+            let places = self.remote_endpoints(offers, (*port, *protocol), 1, family);
             ports.push(self.port(name, port_name, *port, *protocol, *app_protocol, places));
         }
     }
@@ -275,18 +282,40 @@ impl<'a> Builder<'a, '_> {
         }
     }
 
-    /// A remote endpoint is the peer's gateway; the SNI tells it which service is meant.
+    /// A remote endpoint is the peer's gateway; the SNI tells it which service is meant. Or, where nobody speaks mesh TLS
+    /// there, it is a node of the peer's, at a node port of the service.
     /// Peers come after every endpoint that is here.
     fn remote_endpoints(
         &self,
         offers: &[Offer<'a>],
         (port, protocol): (u16, Protocol),
         priority: u32,
+        family: Option<IpFamily>,
     ) -> Places {
         let mut places = Places::default();
         for (peer, service) in offers {
             let offers_port = service.ports.iter().any(|p| p.port == port && p.protocol == protocol);
-            if protocol != Protocol::Tcp || !offers_port {
+            if !offers_port {
+                continue;
+            }
+            let made = |address: SocketAddr, mtls: bool| MeshEndpoint {
+                address,
+                weight: 1,
+                priority,
+                cluster: peer.cluster.clone(),
+                ready: service.ready_endpoints > 0,
+                workload: None,
+                mtls,
+                place: Place { by_gateway: mtls, ..Place::default() },
+            };
+            let mut by_packets = false;
+            for at in service.entries_of(port, protocol) {
+                by_packets = true;
+                let is_first = IpFamily::of(at.ip()) == family.unwrap_or(IpFamily::V4);
+                let list = if is_first { &mut places.endpoints } else { &mut places.second_family };
+                list.push(made(at, false));
+            }
+            if by_packets || protocol != Protocol::Tcp {
                 continue;
             }
             // A peer vouches for its own trust domain only: else it could name one of ours.
@@ -295,16 +324,7 @@ impl<'a> Builder<'a, '_> {
             // Names would need DNS, which endpoints have not: those gateways are left out.
             let gateways: BTreeSet<SocketAddr> =
                 peer.gateways.iter().filter_map(|g| g.parse().ok()).collect();
-            places.endpoints.extend(gateways.into_iter().map(|address| MeshEndpoint {
-                address,
-                weight: 1,
-                priority,
-                cluster: peer.cluster.clone(),
-                ready: service.ready_endpoints > 0,
-                workload: None,
-                mtls: true,
-                place: Place { by_gateway: true, ..Place::default() },
-            }));
+            places.endpoints.extend(gateways.into_iter().map(|address| made(address, true)));
         }
         places
     }

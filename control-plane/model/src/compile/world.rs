@@ -145,6 +145,7 @@ impl TestCluster {
         Arc::make_mut(record).imports.insert(
             name,
             Arc::new(ImportedService {
+                entries: Vec::new(),
                 ports: vec![ImportedPort {
                     name: "http".to_owned(),
                     port,

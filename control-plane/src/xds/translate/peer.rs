@@ -33,7 +33,8 @@ impl Exports {
     ) {
         let mut names: BTreeSet<NamespacedName> = moved.into_iter().collect();
         names.extend(changes.services.changed.iter().chain(&changes.services.removed).cloned());
-        if changes.cluster {
+        // Of services at node ports it is told which nodes there are.
+        if changes.cluster || !changes.nodes.changed.is_empty() || !changes.nodes.removed.is_empty() {
             names.extend(model.index.exported().cloned());
         }
         let mut changed = false;

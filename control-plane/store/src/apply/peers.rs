@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 
 use imbl::OrdMap;
+use ipnet::IpNet;
 use mesh_model::{
-    records::{ImportedService, PeerRecord},
+    records::{ClusterInfo, ImportedService, PeerRecord},
     resource::NamespacedName,
 };
 
@@ -12,8 +13,8 @@ use super::{Done, authority, cluster::check_roots, services, transaction::Transa
 use crate::{
     Member, Refusal,
     limits::{
-        MAX_EXPORT_TO, MAX_IDENTITIES_PER_IMPORT, MAX_IMPORTS_PER_PEER, MAX_PEER_DOORS, MAX_PEER_GATEWAYS,
-        MAX_PEERS, MAX_PORTS_PER_IMPORT,
+        MAX_ENTRIES_PER_IMPORT, MAX_EXPORT_TO, MAX_IDENTITIES_PER_IMPORT, MAX_IMPORTS_PER_PEER,
+        MAX_PEER_DOORS, MAX_PEER_GATEWAYS, MAX_PEERS, MAX_PORTS_PER_IMPORT,
     },
 };
 
@@ -66,7 +67,7 @@ pub(super) fn import(
         }
     }
     for (name, service) in upserts {
-        check_import(name, service)?;
+        check_import(tx.cluster()?, name, service)?;
         // A peer vouches for the identities of its own trust domain only.
         if let Some(foreign) = service.spiffe_ids.iter().find(|id| *id.trust_domain() != trust_domain) {
             let problem = format!("is not of the peer's trust domain {trust_domain}");
@@ -144,7 +145,11 @@ fn check(tx: &Transaction<'_>, peer: &PeerRecord) -> Result<(), Refusal> {
     }
 }
 
-fn check_import(name: &NamespacedName, service: &ImportedService) -> Result<(), Refusal> {
+fn check_import(
+    cluster: &ClusterInfo,
+    name: &NamespacedName,
+    service: &ImportedService,
+) -> Result<(), Refusal> {
     valid::label("import.namespace", &name.namespace)?;
     valid::label("import.name", &name.name)?;
     valid::at_most(
@@ -158,6 +163,13 @@ fn check_import(name: &NamespacedName, service: &ImportedService) -> Result<(), 
         service.spiffe_ids.len(),
         MAX_IDENTITIES_PER_IMPORT,
     )?;
+    valid::at_most(&format!("entries of the import {name}"), service.entries.len(), MAX_ENTRIES_PER_IMPORT)?;
+    // A peer says where its nodes are, not where our pods and services are.
+    let own: Vec<IpNet> = cluster.pod_cidrs().chain(cluster.service_cidrs()).collect();
+    if let Some(entry) = service.entries.iter().find(|e| own.iter().any(|own| own.contains(&e.at.ip()))) {
+        let problem = "is of this cluster's own pods or services";
+        return Err(Refusal::invalid(format!("import {name}: entry"), entry.at, problem));
+    }
     if service.ports.iter().any(|port| port.port == 0) {
         return Err(Refusal::invalid(format!("import {name}: port"), 0, "is not a port"));
     }

@@ -1,6 +1,7 @@
-//! The workload of testbed and demo: an HTTP server that says who it is and whom it sees, and a client that counts.
+//! The workload of testbed and demo: a server (HTTP, datagrams) that says who it is and whom it sees, and clients that count.
 
 mod call;
+mod datagrams;
 mod serve;
 
 use clap::Parser;
@@ -8,10 +9,13 @@ use clap::Parser;
 #[derive(Parser)]
 #[command(about = "HTTP server and client for the testbed", version)]
 enum Shop {
-    /// Answers every request with JSON: its name, version, cluster, and the caller's identity as its proxy tells it.
+    /// Answers every request with JSON: its name, version, cluster, and the caller's identity as its proxy tells it; and
+    /// every datagram with what it says and the server's name.
     Serve(serve::Serve),
     /// Sends requests and prints a JSON report. Exits with 0 however the requests fare.
     Call(call::Call),
+    /// Sends datagrams, each with a number, and prints which were answered.
+    Datagrams(datagrams::Datagrams),
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -20,6 +24,10 @@ async fn main() -> anyhow::Result<()> {
         Shop::Serve(serve) => serve.run().await,
         Shop::Call(call) => {
             println!("{}", serde_json::to_string(&call.run().await)?);
+            Ok(())
+        }
+        Shop::Datagrams(datagrams) => {
+            println!("{}", serde_json::to_string(&datagrams.run().await?)?);
             Ok(())
         }
     }

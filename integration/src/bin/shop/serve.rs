@@ -11,7 +11,7 @@ use hyper_util::{
     server::conn::auto,
 };
 use serde_json::json;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UdpSocket};
 
 #[derive(clap::Args)]
 pub(crate) struct Serve {
@@ -28,9 +28,21 @@ pub(crate) struct Serve {
     ready_file: Option<PathBuf>,
 }
 
+/// Datagrams go back to where they came from, with a name behind what they said.
+async fn echo(socket: UdpSocket, name: String) {
+    let mut buffer = [0; 2_048];
+    loop {
+        // An error is one that an earlier answer has met: its client is gone.
+        let Ok((length, from)) = socket.recv_from(&mut buffer).await else { continue };
+        let answer = [&buffer[..length], name.as_bytes()].concat();
+        let _ = socket.send_to(&answer, from).await;
+    }
+}
+
 impl Serve {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         let listener = TcpListener::bind(self.listen).await?;
+        tokio::spawn(echo(UdpSocket::bind(self.listen).await?, self.name.clone()));
         if let Some(file) = &self.ready_file {
             std::fs::write(file, b"")?;
         }

@@ -2,10 +2,11 @@
 
 use ebpf_shared::nat::{NatKey, NatMaps, NatValue, NodeConfig};
 use ebpf_shared::service::{AffinityKey, AffinityValue, SourceKey};
-use ebpf_shared::{Backend, ServiceKey, ServiceMaps, ServiceValue};
+use ebpf_shared::{Addr, Backend, ServiceKey, ServiceMaps, ServiceValue};
 
 use crate::balance::KernelServices;
 use crate::maps::{CONFIG, NAT};
+use crate::overlay;
 
 const BPF_NOEXIST: u64 = 1;
 
@@ -64,6 +65,14 @@ impl NatMaps for KernelNat {
         match CONFIG.get(0) {
             Some(node) => *node,
             None => NodeConfig::default(),
+        }
+    }
+
+    #[inline(always)]
+    fn is_tunnelled(&self, addr: &Addr) -> bool {
+        match overlay::hop(addr) {
+            Some(hop) => !hop.is_here(),
+            None => false,
         }
     }
 }

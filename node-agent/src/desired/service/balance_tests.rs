@@ -26,6 +26,7 @@ struct Emulation {
     sources: Vec<(u32, IpNet)>,
     nat: BTreeMap<NatKey, NatValue>,
     node: NodeConfig,
+    tunnelled: Vec<Addr>,
 }
 
 impl Emulation {
@@ -108,6 +109,10 @@ impl NatMaps for Emulation {
         }
         self.nat.insert(*key, *value);
         true
+    }
+
+    fn is_tunnelled(&self, addr: &Addr) -> bool {
+        self.tunnelled.contains(addr)
     }
 
     fn node(&self) -> NodeConfig {
@@ -195,7 +200,7 @@ proptest! {
     #[test]
     fn a_connection_goes_where_what_was_told_lets_it(service in told(), outside in any::<bool>()) {
         let mut resources = Resources::default();
-        let route = NodeRoute { address: OWN, address6: None, addresses: Vec::new(), pod_cidrs: Vec::new(), zone: "a".into() };
+        let route = NodeRoute { tunnel: None, address: OWN, address6: None, addresses: Vec::new(), pod_cidrs: Vec::new(), zone: "a".into() };
         resources.nodes.insert("n1".into(), route);
         resources.services.insert(NamespacedName::new("shop", "pay"), service.clone());
         let addresses = PodAddresses { v4: Ipv4Addr::new(10, 1, 1, 1), v6: None };
@@ -375,6 +380,32 @@ proptest! {
             prop_assert_eq!(translate(&mut maps, &error), back);
         }
     }
+}
+
+#[test]
+fn a_backend_behind_the_tunnel_is_asked_by_the_node_also_where_answers_are_to_be_direct() {
+    const TUNNEL: u32 = 7;
+    let mut maps = node(&[(2, false)]);
+    (maps.node.ifindex, maps.node.tunnel) = (3, TUNNEL);
+    let of_node = ServiceKey::new(OWN.into(), 80, TCP, 1);
+    maps.services.get_mut(&of_node).unwrap().flags = ServiceValue::DIRECT;
+    let tuple = from([198, 51, 100, 1], 1_000, OWN);
+    let direct = translate(&mut maps, &arrival(tuple, TCP, place::FROM_NET, 1));
+    assert_eq!((direct.way, direct.ifindex, direct.tuple.src), (way::DIRECT, 3, tuple.src));
+
+    maps.tunnelled.push(Ipv4Addr::new(10, 1, 1, 2).into());
+    let tuple = Tuple { src_port: 1_001, ..tuple };
+    let asked = translate(&mut maps, &arrival(tuple, TCP, place::FROM_NET, 1));
+    assert_eq!((asked.way, asked.ifindex, asked.tuple.src), (way::OUT, TUNNEL, OWN.into()));
+    let answer = arrival(asked.tuple.reversed(), TCP, place::FROM_NET, 2);
+    let answered = translate(&mut maps, &Arrival { ifindex: TUNNEL, ..answer });
+    assert_eq!((answered.way, answered.ifindex, answered.tuple), (way::OUT, 2, tuple.reversed()));
+    // Both halves are kept up by either: the way out stays the tunnel.
+    let later = Arrival { ifindex: TUNNEL, now: 5_000_000_000, ..answer };
+    maps.nat.retain(|key, _| key.tuple != tuple);
+    assert!(translate(&mut maps, &later).is_translated());
+    let again = translate(&mut maps, &arrival(tuple, TCP, place::FROM_NET, 6_000_000_000));
+    assert_eq!((again.ifindex, again.tuple), (TUNNEL, asked.tuple));
 }
 
 #[test]

@@ -160,6 +160,7 @@ fn the_own_zone_is_the_one_that_the_control_plane_has_of_this_node() {
     service.ports[0].backends[1].zone = "b".into();
     let mut resources = resources(service);
     let node = NodeRoute {
+        tunnel: None,
         address: OWN.v4,
         address6: None,
         pod_cidrs: Vec::new(),
