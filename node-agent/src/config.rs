@@ -114,6 +114,10 @@ pub struct RunArgs {
     /// has to know the way back.
     #[arg(long = "masquerade-exclude", value_name = "CIDR")]
     pub masquerade_exclude: Vec<ipnet::IpNet>,
+    /// Asks the kernel to be quick while a pod's programs are attached (/sys/kernel/rcu_expedited, for about a millisecond):
+    /// CPUs are interrupted, as they are by other changes of interfaces. Without, each pod takes some 50 ms longer.
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    pub expedite_rcu: bool,
     /// Created once the agent serves, with its process id in it.
     #[arg(long)]
     pub ready_file: Option<PathBuf>,

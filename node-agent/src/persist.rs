@@ -21,6 +21,18 @@ pub fn private_dir(path: &Path) -> io::Result<()> {
 /// # Errors
 /// What the file system says; then the old file is untouched.
 pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    replace(path, bytes, true)
+}
+
+/// The same without waiting for the disk: it outlives this process, and the machine a moment later.
+///
+/// # Errors
+/// The same.
+pub fn write_private_later(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    replace(path, bytes, false)
+}
+
+fn replace(path: &Path, bytes: &[u8], sync: bool) -> io::Result<()> {
     let parent = path.parent().ok_or_else(|| io::Error::other("the path has no parent directory"))?;
     let name = path.file_name().ok_or_else(|| io::Error::other("the path names no file"))?;
     let mut temporary = name.to_owned();
@@ -28,9 +40,11 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = parent.join(temporary);
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
     file.write_all(bytes)?;
-    file.sync_all()?;
+    if sync {
+        file.sync_all()?;
+    }
     fs::rename(&temporary, path)?;
-    File::open(parent)?.sync_all()
+    if sync { File::open(parent)?.sync_all() } else { Ok(()) }
 }
 
 /// Removes a file; it is no error if there is none.

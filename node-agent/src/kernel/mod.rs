@@ -35,6 +35,7 @@ mod error;
 mod events;
 pub mod flatten;
 mod flows;
+mod grace;
 pub(crate) mod identities;
 mod links;
 mod mapped;
@@ -65,6 +66,7 @@ use ebpf_shared::{Direction, Metric, Reason, limits};
 pub use self::error::KernelError;
 pub use self::events::{EventRing, EventStream};
 pub use self::flows::FlowCounters;
+pub use self::grace::Grace;
 pub use self::identities::{Cidr, Identities};
 pub use self::links::ShortCut;
 pub use self::nodes::Nodes;
@@ -116,6 +118,7 @@ pub struct Kernel {
     pins: Pins,
     cgroup: PathBuf,
     migration: Option<Migration>,
+    grace: Grace,
 }
 
 /// What the verifier and the JIT made of a program.
@@ -199,6 +202,7 @@ impl Kernel {
             pins,
             cgroup: cgroup_dir.to_owned(),
             migration,
+            grace: Grace::off(),
         };
         if kernel.migration.is_none() {
             kernel.write_format()?;
@@ -212,6 +216,11 @@ impl Kernel {
         self.format.set(0, limits::FORMAT, 0).map_err(error)
     }
 
+    /// Says whether the kernel may be asked to be quick while programs are attached; it is not unless this says so.
+    pub fn set_grace(&mut self, grace: Grace) {
+        self.grace = grace;
+    }
+
     /// Puts the doors on a pod's host-side interface, which is looked up in the caller's network namespace.
     /// Until `endpoints` has an entry for it, nothing passes. Doors that are there already are kept.
     ///
@@ -221,6 +230,7 @@ impl Kernel {
         if self.migration.is_some() {
             return self.migrate_pod(ifname);
         }
+        let _short = self.grace.shorten();
         links::attach_pod(&mut self.programs, &self.pins, ifname)
     }
 
@@ -233,6 +243,7 @@ impl Kernel {
     /// Takes the doors off an interface; what is not there is no error. From then on its traffic is not
     /// judged: remove the interface first.
     pub fn detach_pod(&mut self, ifindex: u32) -> Result<(), KernelError> {
+        let _short = self.grace.shorten();
         links::detach_pod(&self.pins, ifindex)
     }
 
