@@ -43,7 +43,7 @@ use crate::{
     engine::Engine,
     flows::{self, Collector, Namer, NodeFlows, Queue, Ring},
     identity::{Callers, SdsService, Secrets, WorkloadApi, attest, cgroup_path, report_trust_for_ever},
-    kernel::{self, Kernel, ShortCut},
+    kernel::{self, Grace, Kernel, ShortCut},
     local::StatusService,
     made::{Ledger, LedgerError, Made},
     maps::KernelMaps,
@@ -103,6 +103,9 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let mut ledger = Ledger::open(&args.state_dir)?;
     note_pins(&mut ledger, &args.bpffs)?;
     let mut kernel = Kernel::load(&args.bpffs, &args.cgroup)?;
+    // Also to undo what an agent that died has left, if it is not to be used any more.
+    let grace = Grace::open(&args.state_dir).context("/sys/kernel/rcu_expedited")?;
+    kernel.set_grace(if args.expedite_rcu { grace } else { Grace::off() });
     let events = kernel.events()?.into_stream().context("flow events")?;
     let host = HostNet::new().context("netlink")?;
     let mtu = args.tunnel.inner_mtu(host.uplink_mtu(args.address).await?);

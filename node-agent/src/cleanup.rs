@@ -39,6 +39,7 @@ pub async fn cleanup(args: &CleanupArgs) -> anyhow::Result<()> {
             anyhow::bail!("an agent serves {}: `node-agent stop` it first", path.display());
         }
     }
+    kernel::Grace::open(&args.state_dir).context("/sys/kernel/rcu_expedited")?;
     let host = HostNet::new().context("netlink")?;
     if let Some(state) = NodeState::load(&args.state_dir)? {
         let mut registry = Registry::open(&args.state_dir, state.pod_cidr)?;

@@ -117,6 +117,10 @@ pub struct RunArgs {
     /// Names that policies allow hold for this long at least, whatever DNS says: programs use addresses for a while.
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub dns_min_ttl: u32,
+    /// Asks the kernel to be quick while a pod's programs are attached (/sys/kernel/rcu_expedited, for about a millisecond):
+    /// CPUs are interrupted, as they are by other changes of interfaces. Without, each pod takes some 50 ms longer.
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    pub expedite_rcu: bool,
     /// Created once the agent serves, with its process id in it.
     #[arg(long)]
     pub ready_file: Option<PathBuf>,

@@ -21,15 +21,31 @@ pub fn private_dir(path: &Path) -> io::Result<()> {
 /// # Errors
 /// What the file system says; then the old file is untouched.
 pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    replace_private(path, |file| file.write_all(bytes))
+    replace(path, true, |file| file.write_all(bytes))
 }
 
-/// The same for what is written piece by piece. The old file may be read meanwhile.
+/// The same without waiting for the disk: it outlives this process, and the machine a moment later.
+///
+/// # Errors
+/// The same.
+pub fn write_private_later(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    replace(path, false, |file| file.write_all(bytes))
+}
+
+/// The same as [`write_private`] for what is written piece by piece. The old file may be read meanwhile.
 ///
 /// # Errors
 /// What `write` or the file system says; then the old file is untouched.
 pub fn replace_private(
     path: &Path,
+    write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+) -> io::Result<()> {
+    replace(path, true, write)
+}
+
+fn replace(
+    path: &Path,
+    sync: bool,
     write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
 ) -> io::Result<()> {
     let parent = path.parent().ok_or_else(|| io::Error::other("the path has no parent directory"))?;
@@ -40,9 +56,12 @@ pub fn replace_private(
     let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
     let mut buffered = BufWriter::new(file);
     write(&mut buffered)?;
-    buffered.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+    let file = buffered.into_inner().map_err(io::IntoInnerError::into_error)?;
+    if sync {
+        file.sync_all()?;
+    }
     fs::rename(&temporary, path)?;
-    File::open(parent)?.sync_all()
+    if sync { File::open(parent)?.sync_all() } else { Ok(()) }
 }
 
 /// Removes a file; it is no error if there is none.

@@ -7,7 +7,7 @@ use xds_proto::isthmus::local::v1::CniGcRequest;
 
 use super::{
     CniService, Endpoint, EndpointKey,
-    service::{key, refuse},
+    refuse::{key, refuse},
 };
 use crate::cni_plugin::code;
 

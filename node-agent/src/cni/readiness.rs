@@ -14,7 +14,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{CniService, Endpoint, service::report};
+use super::{CniService, Endpoint, report::report};
 use crate::subscribe::{Asked, Readiness};
 
 /// Between two looks which probes are due.

@@ -1,21 +1,28 @@
 //! The pods of this node, as they are remembered on disk: a file for each. It is written before the network is touched,
 //! so that whatever an agent that died half-way left behind is known by name.
+//!
+//! What happens to a pod is in its file when a call returns, for the next agent to find, and the disk is waited for once,
+//! when the pod is finished ([`SharedRegistry::finish`]): a machine that loses its power loses the links of all pods with it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use ipnet::Ipv4Net;
 use mesh_model::resource::NamespacedName;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use thiserror::Error;
 
-use super::{HostPort, IpamError, MTU, allocate, netns::NetnsId};
-use crate::{desired::PodAddresses, persist};
+use super::{
+    Endpoint, EndpointKey, HostPort, IpamError, allocate,
+    endpoint::{hash, host_interface},
+    netns::NetnsId,
+};
+use crate::persist;
 
 /// Holds a file for each pod.
 const DIR: &str = "endpoints";
@@ -55,82 +62,13 @@ pub enum RegistryError {
     InterfaceTaken { interface: String, workload: NamespacedName, container_id: String },
 }
 
-/// What CNI knows an endpoint by.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-#[allow(missing_docs)]
-pub struct EndpointKey {
-    pub container_id: String,
-    pub ifname: String,
-}
-
-/// A pod of this node.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)]
-pub struct Endpoint {
-    pub container_id: String,
-    /// Inside the pod.
-    pub ifname: String,
-    pub workload: NamespacedName,
-    /// Path as the runtime gave it.
-    pub netns: String,
-    pub netns_id: NetnsId,
-    pub netns_cookie: u64,
-    pub address: Ipv4Addr,
-    #[serde(default)]
-    pub address6: Option<Ipv6Addr>,
-    pub host_interface: String,
-    pub host_mac: [u8; 6],
-    pub pod_mac: [u8; 6],
-    /// Of the host's end; 0 until it is made.
-    pub ifindex: u32,
-    /// ADD has returned.
-    pub ready: bool,
-    /// Name in the CNI configuration; empty: of a release that did not remember it.
-    #[serde(default)]
-    pub network: String,
-    /// Another plugin has made the interfaces and given the addresses: here the pod is only guarded.
-    #[serde(default)]
-    pub chained: bool,
-    /// With [`Self::chained`]: addresses of this node by which the pod knows it.
-    #[serde(default)]
-    pub gateways: Vec<IpAddr>,
-    /// Ports of the node that the runtime wants to lead to it.
-    #[serde(default)]
-    pub host_ports: Vec<HostPort>,
-    /// Of both ends of its link.
-    #[serde(default = "usual_mtu")]
-    pub mtu: u32,
-}
-
-fn usual_mtu() -> u32 {
-    MTU
-}
-
-impl Endpoint {
-    /// What CNI knows it by.
-    pub fn key(&self) -> EndpointKey {
-        EndpointKey { container_id: self.container_id.clone(), ifname: self.ifname.clone() }
-    }
-
-    /// Its addresses, as everyone is told them.
-    pub fn addresses(&self) -> PodAddresses {
-        PodAddresses { v4: self.address, v6: self.address6 }
-    }
-
-    /// Whether it is in this very network namespace. The number of one that is gone may come back with another, but
-    /// its cookie does not until the node starts anew.
-    pub fn is_in(&self, netns: NetnsId, cookie: u64) -> bool {
-        self.netns_id == netns && self.netns_cookie == cookie
-    }
-}
-
 #[derive(Debug, Default, Deserialize)]
 struct Old {
     last_address: Option<Ipv4Addr>,
     endpoints: Vec<Endpoint>,
 }
 
-/// All pods of this node. Every change is on disk when the call returns.
+/// All pods of this node.
 #[derive(Debug)]
 pub struct Registry {
     dir: PathBuf,
@@ -155,8 +93,11 @@ impl Registry {
             if !entry.file_name().to_str().is_some_and(|name| name.ends_with(SUFFIX)) {
                 continue;
             }
-            let endpoint: Endpoint = read(&path)?.ok_or_else(|| at(&path, io::ErrorKind::NotFound.into()))?;
-            registry.endpoints.insert(endpoint.key(), endpoint);
+            match read::<Endpoint>(&path)? {
+                Some(endpoint) => drop(registry.endpoints.insert(endpoint.key(), endpoint)),
+                // The machine lost its power before the pod was finished, and with that all that there was of it.
+                None => persist::remove(&path).map_err(|error| at(&path, error))?,
+            }
         }
         let last = persist::read_optional(&registry.dir.join(LAST)).ok().flatten();
         let last = last.and_then(|text| String::from_utf8(text).ok()?.trim().parse().ok());
@@ -168,7 +109,8 @@ impl Registry {
     fn take_over(&mut self, path: &Path) -> Result<(), RegistryError> {
         let Some(old) = read::<Old>(path)? else { return Ok(()) };
         for endpoint in old.endpoints {
-            self.save(&endpoint)?;
+            let (path, bytes) = self.file(&endpoint)?;
+            persist::write_private(&path, &bytes).map_err(|error| at(&path, error))?;
         }
         self.remember_last(old.last_address);
         persist::remove(path).map_err(|error| at(path, error))
@@ -295,11 +237,18 @@ impl Registry {
         self.dir.join(format!("{:016x}{SUFFIX}", hash(key)))
     }
 
-    fn save(&self, endpoint: &Endpoint) -> Result<(), RegistryError> {
+    /// What is to be written of a pod, and where.
+    fn file(&self, endpoint: &Endpoint) -> Result<(PathBuf, Vec<u8>), RegistryError> {
         let path = self.path(&endpoint.key());
-        let bytes = serde_json::to_vec_pretty(endpoint)
-            .map_err(|error| RegistryError::Damaged { path: path.display().to_string(), error })?;
-        persist::write_private(&path, &bytes).map_err(|error| at(&path, error))
+        match serde_json::to_vec_pretty(endpoint) {
+            Ok(bytes) => Ok((path, bytes)),
+            Err(error) => Err(RegistryError::Damaged { path: path.display().to_string(), error }),
+        }
+    }
+
+    fn save(&self, endpoint: &Endpoint) -> Result<(), RegistryError> {
+        let (path, bytes) = self.file(endpoint)?;
+        persist::write_private_later(&path, &bytes).map_err(|error| at(&path, error))
     }
 
     /// Only so that an address rests: if it is lost, nothing is wrong.
@@ -315,8 +264,10 @@ fn at(path: &Path, error: io::Error) -> RegistryError {
     RegistryError::Io { path: path.display().to_string(), error }
 }
 
+/// `None`: there is no such file, or nothing was ever written to it, as file systems leave one that was not waited for.
 fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, RegistryError> {
     let bytes = persist::read_optional(path).map_err(|error| at(path, error))?;
+    let bytes = bytes.filter(|bytes| bytes.iter().any(|byte| *byte != 0));
     let parse = |bytes: Vec<u8>| {
         serde_json::from_slice(&bytes)
             .map_err(|error| RegistryError::Damaged { path: path.display().to_string(), error })
@@ -324,7 +275,7 @@ fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, Regist
     bytes.map(parse).transpose()
 }
 
-/// The registry as its users share it. A lock is never held while waiting for anything but the disk.
+/// The registry as its users share it. A lock is never held while waiting for anything.
 #[derive(Debug, Clone)]
 pub struct SharedRegistry(Arc<Mutex<Registry>>);
 
@@ -334,29 +285,30 @@ impl SharedRegistry {
         Self(Arc::new(Mutex::new(registry)))
     }
 
+    /// Remembers a pod as finished. That is on disk when the call returns; pods that are finished at the same time wait
+    /// for it together. Is to be called by whoever works on the pod.
+    ///
+    /// # Errors
+    /// The disk can't be written.
+    pub async fn finish(&self, endpoint: Endpoint) -> Result<(), RegistryError> {
+        let (path, bytes) = self.lock().file(&endpoint)?;
+        let place = path.clone();
+        let written = tokio::task::spawn_blocking(move || persist::write_private(&place, &bytes)).await;
+        written.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(|error| at(&path, error))?;
+        self.lock().endpoints.insert(endpoint.key(), endpoint);
+        Ok(())
+    }
+
     /// Takes it. Every change is complete before anything can panic, so a poisoned lock is as good as any.
     pub fn lock(&self) -> MutexGuard<'_, Registry> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The name of the host's end of a pod's link: `ism` and 12 hexadecimal digits, all of the 15 characters that
-/// Linux allows. The same for the same pod always, so it can be removed without a memory of it.
-pub fn host_interface(key: &EndpointKey) -> String {
-    format!("ism{:012x}", hash(key) >> 16)
-}
-
-/// FNV-1a, whose high bits every byte reaches.
-fn hash(key: &EndpointKey) -> u64 {
-    let bytes = key.container_id.bytes().chain([0]).chain(key.ifname.bytes());
-    bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::cni::MTU;
 
     pub(crate) fn endpoint(container: &str, workload: &str) -> Endpoint {
         Endpoint {
@@ -379,6 +331,26 @@ pub(crate) mod tests {
             host_ports: Vec::new(),
             mtu: MTU,
         }
+    }
+
+    #[tokio::test]
+    async fn a_finished_pod_is_on_disk_and_one_that_the_disk_lost_before_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || Registry::open(dir.path(), "10.1.1.0/24".parse().unwrap());
+        let shared = SharedRegistry::new(open().unwrap());
+        let pod = shared.lock().begin(endpoint("c1", "shop/pay")).unwrap();
+        let finished = Endpoint { ready: true, ifindex: 9, ..pod };
+        shared.finish(finished.clone()).await.unwrap();
+        assert_eq!(shared.lock().get(&finished.key()), Some(&finished));
+        let path = shared.lock().path(&finished.key());
+        assert_eq!(open().unwrap().get(&finished.key()), Some(&finished));
+        for lost in [Vec::new(), vec![0; 4096]] {
+            fs::write(&path, lost).unwrap();
+            assert_eq!(open().unwrap().iter().count(), 0);
+            assert!(!path.exists());
+        }
+        fs::write(&path, "{").unwrap();
+        assert!(matches!(open(), Err(RegistryError::Damaged { .. })));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use xds_proto::isthmus::agent::v1::LocalEndpoint;
 
 use super::{
     CniService, Endpoint,
-    service::{report, withdraw},
+    report::{report, withdraw},
 };
 
 /// Between two looks.

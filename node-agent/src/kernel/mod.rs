@@ -36,6 +36,7 @@ mod error;
 mod events;
 pub mod flatten;
 mod flows;
+mod grace;
 pub(crate) mod identities;
 mod inventory;
 mod links;
@@ -68,6 +69,7 @@ pub use self::connected::Connections;
 pub use self::error::KernelError;
 pub use self::events::{EventRing, EventStream};
 pub use self::flows::FlowCounters;
+pub use self::grace::Grace;
 pub use self::identities::{Cidr, Identities};
 pub use self::inventory::{MapSize, ProgramSize};
 pub use self::links::ShortCut;
@@ -122,6 +124,7 @@ pub struct Kernel {
     pins: Pins,
     cgroup: PathBuf,
     migration: Option<Migration>,
+    grace: Grace,
 }
 
 impl Kernel {
@@ -197,6 +200,7 @@ impl Kernel {
             pins,
             cgroup: cgroup_dir.to_owned(),
             migration,
+            grace: Grace::off(),
         };
         if kernel.migration.is_none() {
             kernel.write_format()?;
@@ -210,6 +214,11 @@ impl Kernel {
         self.format.set(0, limits::FORMAT, 0).map_err(error)
     }
 
+    /// Says whether the kernel may be asked to be quick while programs are attached; it is not unless this says so.
+    pub fn set_grace(&mut self, grace: Grace) {
+        self.grace = grace;
+    }
+
     /// Puts the doors on a pod's host-side interface, which is looked up in the caller's network namespace.
     /// Until `endpoints` has an entry for it, nothing passes. Doors that are there already are kept.
     ///
@@ -219,6 +228,7 @@ impl Kernel {
         if self.migration.is_some() {
             return self.migrate_pod(ifname);
         }
+        let _short = self.grace.shorten();
         links::attach_pod(&mut self.programs, &self.pins, ifname)
     }
 
@@ -231,6 +241,7 @@ impl Kernel {
     /// Takes the doors off an interface; what is not there is no error. From then on its traffic is not
     /// judged: remove the interface first.
     pub fn detach_pod(&mut self, ifindex: u32) -> Result<(), KernelError> {
+        let _short = self.grace.shorten();
         links::detach_pod(&self.pins, ifindex)
     }
 
