@@ -54,6 +54,19 @@ pub fn plan(current: &Desired, delta: &Delta) -> Vec<MapOp> {
     ops.into_iter().map(|(_, op)| op).collect()
 }
 
+/// Whether a class that is left, or one that is about to be had, would have to say two things of one identity: then
+/// [`plan`] is not enough.
+pub(super) fn conflicts(current: &Desired, delta: &Delta) -> bool {
+    let way = Way::new(current, delta);
+    let begins = delta.classes.keys().any(|number| !current.classes.contains_key(number));
+    (!delta.retiring.is_empty() && way.coming().is_none()) || (begins && way.going().is_none())
+}
+
+/// Notes what an identity is like; `None` if it is like something else already.
+fn alike(all: &mut BTreeMap<u32, u32>, identity: u32, like: u32) -> Option<()> {
+    (*all.entry(identity).or_insert(like) == like).then_some(())
+}
+
 struct Way<'a> {
     current: &'a Desired,
     delta: &'a Delta,
@@ -108,28 +121,29 @@ impl<'a> Way<'a> {
         identity.is_some_and(|identity| identity & LOCAL != 0 && !self.will_have(identity))
     }
 
-    /// Local identities that come while endpoints have their old classes, and who their addresses are now.
-    fn coming(&self) -> BTreeMap<u32, u32> {
+    /// Local identities that come while endpoints have their old classes, and who their addresses are now; `None`: not all
+    /// addresses of one are the same.
+    fn coming(&self) -> Option<BTreeMap<u32, u32>> {
         let mut coming = BTreeMap::new();
         let is_new = |identity: &u32| identity & LOCAL != 0 && !self.has(*identity);
         for (net, after) in &self.delta.identities {
             let before = self.current.identities.get(net).copied();
             if let Some(identity) = after.filter(is_new).filter(|_| !self.goes(before)) {
-                coming.insert(identity, self.current.identities.identity(net));
+                alike(&mut coming, identity, self.current.identities.identity(net))?;
             }
         }
         for (address, after) in &self.delta.lingering {
             let before = self.current.lingering.get(address).copied();
             if let Some(identity) = after.filter(is_new).filter(|_| !self.goes(before)) {
                 let now = || self.current.identities.identity(&IpNet::from(*address));
-                coming.insert(identity, before.unwrap_or_else(now));
+                alike(&mut coming, identity, before.unwrap_or_else(now))?;
             }
         }
-        coming
+        Some(coming)
     }
 
-    /// Local identities that go, and who their addresses will be.
-    fn going(&self) -> BTreeMap<u32, u32> {
+    /// Local identities that go, and who their addresses will be; `None`: not all the same.
+    fn going(&self) -> Option<BTreeMap<u32, u32>> {
         let after = |net: &IpNet| match self.delta.identities.get(net) {
             Some(after) => *after,
             None => self.current.identities.get(net).copied(),
@@ -138,17 +152,17 @@ impl<'a> Way<'a> {
         for net in self.delta.identities.keys() {
             if let Some(before) = self.current.identities.get(net).filter(|before| self.goes(Some(**before)))
             {
-                going.insert(*before, table::identity(net, after));
+                alike(&mut going, *before, table::identity(net, after))?;
             }
         }
         for (address, then) in &self.delta.lingering {
             let before = self.current.lingering.get(address).filter(|before| self.goes(Some(**before)));
             if let Some(before) = before {
                 let then = then.unwrap_or_else(|| table::identity(&IpNet::from(*address), after));
-                going.insert(*before, then);
+                alike(&mut going, *before, then)?;
             }
         }
-        going
+        Some(going)
     }
 
     fn endpoints(&mut self) {
@@ -165,14 +179,14 @@ impl<'a> Way<'a> {
         for (number, set) in &delta.rulesets {
             self.push(Phase::Prepare, MapOp::PutRuleSet(*number, set.clone()));
         }
-        let going = self.going();
+        let going = self.going().unwrap_or_default();
         for (number, entry) in &delta.classes {
             match current.classes.get(number) {
                 Some(before) => self.edit(*number, before, entry),
                 None => self.begin(*number, entry, &going),
             }
         }
-        let coming = self.coming();
+        let coming = self.coming().unwrap_or_default();
         for class in &delta.retiring {
             let Some(entry) = current.classes.get(class) else { continue };
             for (identity, now) in &coming {
