@@ -58,8 +58,8 @@ pub fn plan(current: &Desired, delta: &Delta) -> Vec<MapOp> {
 /// [`plan`] is not enough.
 pub(super) fn conflicts(current: &Desired, delta: &Delta) -> bool {
     let way = Way::new(current, delta);
-    let begins = delta.classes.keys().any(|number| !current.classes.contains_key(number));
-    (!delta.retiring.is_empty() && way.coming().is_none()) || (begins && way.going().is_none())
+    (!delta.retiring.is_empty() && way.coming().is_none())
+        || (!delta.classes.is_empty() && way.going().is_none())
 }
 
 /// Notes what an identity is like; `None` if it is like something else already.
@@ -182,7 +182,7 @@ impl<'a> Way<'a> {
         let going = self.going().unwrap_or_default();
         for (number, entry) in &delta.classes {
             match current.classes.get(number) {
-                Some(before) => self.edit(*number, before, entry),
+                Some(before) => self.edit(*number, before, entry, &going),
                 None => self.begin(*number, entry, &going),
             }
         }
@@ -211,19 +211,27 @@ impl<'a> Way<'a> {
         self.push(Phase::Prepare, MapOp::PutClass(class, first));
     }
 
-    fn edit(&mut self, class: u32, before: &ClassEntry, after: &ClassEntry) {
+    fn edit(&mut self, class: u32, before: &ClassEntry, after: &ClassEntry, going: &BTreeMap<u32, u32>) {
+        // Endpoints may come to the class before its last address with such an identity has another.
+        for (identity, then) in going {
+            let sides = after.sides(*then);
+            let mut held = before.peers.get(identity).copied();
+            if sides != before.sides(*identity) {
+                self.push(Phase::Switch, peer(class, *identity, Some(sides)));
+                held = Some(sides);
+            }
+            let meant = after.peers.get(identity).copied();
+            if held != meant {
+                self.push(Phase::Uncover, peer(class, *identity, meant));
+            }
+        }
         let mut changed: Vec<(u32, Option<Sides>)> = Vec::new();
         changed.extend(before.peers.keys().filter(|id| !after.peers.contains_key(id)).map(|id| (*id, None)));
         let puts = after.peers.iter().filter(|(id, sides)| before.peers.get(id) != Some(*sides));
         changed.extend(puts.map(|(id, sides)| (*id, Some(*sides))));
+        changed.retain(|(identity, _)| !going.contains_key(identity));
         for (identity, sides) in changed {
-            let phase = if !self.has(identity) {
-                Phase::Cover
-            } else if self.will_have(identity) {
-                Phase::Switch
-            } else {
-                Phase::Uncover
-            };
+            let phase = if self.has(identity) { Phase::Switch } else { Phase::Cover };
             self.push(phase, peer(class, identity, sides));
         }
     }
