@@ -198,6 +198,11 @@ pub trait PolicyMaps {
     /// That of the address itself, else of the narrowest CIDR around it; [`crate::identity::ANY`] if there is
     /// none. (Not an `Option<u32>`: the verifier refuses to see its value copied where there is none.)
     fn identity(&self, addr: &crate::Addr) -> u32;
+    /// The same ruling. In the kernel, the verifier forgets here by which way it came about, and walks what follows once.
+    #[inline(always)]
+    fn forget_why(&self, ruling: Ruling) -> Ruling {
+        ruling
+    }
 }
 
 /// Who asks what of whom.
@@ -214,6 +219,7 @@ pub struct Question {
 
 /// The answer, and the rule it rests on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
 pub struct Ruling {
     pub reason: Reason,
     pub policy_id: u32,
@@ -252,6 +258,11 @@ impl Ruling {
 /// Rules on a new flow, as the module says.
 #[inline(always)]
 pub fn judge<M: PolicyMaps>(maps: &M, question: &Question) -> Ruling {
+    maps.forget_why(look(maps, question))
+}
+
+#[inline(always)]
+fn look<M: PolicyMaps>(maps: &M, question: &Question) -> Ruling {
     let sides = match maps.peer(&PeerKey { class: question.class, identity: question.identity }) {
         Some(sides) => sides,
         None => match maps.class(question.class) {
