@@ -5,11 +5,12 @@ use std::net::IpAddr;
 use mesh_model::resource::NamespacedName;
 use xds_proto::{
     hubble::flow::{
-        self as hubble, CiliumEventType, Endpoint, Flow, FlowType, IcmPv4, IcmPv6, Ip, IpVersion, Layer4,
-        NetworkInterface, Sctp, Service, Tcp, TcpFlags, TraceObservationPoint, TrafficDirection, Udp,
+        self as hubble, CiliumEventType, Dns, Endpoint, Flow, FlowType, IcmPv4, IcmPv6, Ip, IpVersion,
+        L7FlowType, Layer4, Layer7, NetworkInterface, Sctp, Service, Tcp, TcpFlags, TraceObservationPoint, TrafficDirection, Udp,
         Verdict, Workload, layer4::Protocol,
+        layer7::Record,
     },
-    isthmus::bootstrap::v1::{Flow as Told, FlowPeer},
+    isthmus::bootstrap::v1::{Flow as Told, FlowDns, FlowPeer},
 };
 
 use crate::{policy, reason::drop_reason};
@@ -19,6 +20,7 @@ mod event {
     pub(super) const DROP: i32 = 1;
     pub(super) const TRACE: i32 = 4;
     pub(super) const POLICY_VERDICT: i32 = 5;
+    pub(super) const L7: i32 = 129;
     /// Sub-types of a trace.
     pub(super) const TO_ENDPOINT: i32 = 0;
     pub(super) const FROM_ENDPOINT: i32 = 5;
@@ -101,6 +103,12 @@ pub fn translate(told: &Told, naming: &impl Naming) -> Flow {
         summary: summary(told),
         ..Flow::default()
     };
+    if let Some(dns) = &told.dns {
+        flow.r#type = FlowType::L7.into();
+        flow.event_type = Some(CiliumEventType { r#type: event::L7, sub_type: 0 });
+        flow.l7 = Some(layer7(dns, told.is_reply));
+        flow.trace_observation_point = 0;
+    }
     let service = service(&told.service);
     if told.is_reply {
         flow.source_service = service;
@@ -118,6 +126,19 @@ pub fn translate(told: &Told, naming: &impl Naming) -> Flow {
         list.push(decided);
     }
     flow
+}
+
+fn layer7(dns: &FlowDns, is_answer: bool) -> Layer7 {
+    let kind = if is_answer { L7FlowType::Response } else { L7FlowType::Request };
+    let record = Dns {
+        // As Cilium has it: with the last dot.
+        query: format!("{}.", dns.query),
+        ips: dns.addresses.clone(),
+        rcode: dns.rcode,
+        observation_source: "proxy".to_owned(),
+        ..Dns::default()
+    };
+    Layer7 { r#type: kind.into(), record: Some(Record::Dns(record)), ..Layer7::default() }
 }
 
 pub(crate) fn timestamp(unix_nanos: u64) -> prost_types::Timestamp {

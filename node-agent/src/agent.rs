@@ -4,6 +4,7 @@ use std::{
     collections::BTreeSet,
     fs,
     path::Path,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -27,7 +28,7 @@ use xds_proto::{
         load_stats::v3::load_reporting_service_server::LoadReportingServiceServer,
         secret::v3::secret_discovery_service_server::SecretDiscoveryServiceServer,
     },
-    isthmus::local::v1::{agent_server::AgentServer, cni_server::CniServer},
+    isthmus::local::v1::{agent_server::AgentServer, cni_server::CniServer, dns_server::DnsServer},
     spiffe::spiffe_workload_api_server::SpiffeWorkloadApiServer,
 };
 
@@ -38,6 +39,7 @@ use crate::{
     cni::{self, CniService, Creator, HostNet, Registry, SharedRegistry, pod_of, ports_of},
     config::RunArgs,
     desired::PodAddresses,
+    dns,
     engine::Engine,
     flows::{self, Collector, Namer, NodeFlows, Queue, Ring},
     identity::{Callers, SdsService, Secrets, WorkloadApi, attest, cgroup_path, report_trust_for_ever},
@@ -48,9 +50,10 @@ use crate::{
     masquerade,
     metrics::Metrics,
     migrate::{self, Waiting},
+    names::{self, DnsService, Log},
     persist,
     relay::{MAX_MESSAGE, Relay},
-    routes::RouteKeeper,
+    routes::{self, RouteKeeper},
     subscribe::{Cache, Progress, Subscriber, log_connection_for_ever, subscribe_for_ever},
     tunnel,
 };
@@ -110,8 +113,11 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     kernel.set_net(&args.net_interfaces, net, args.net_xdp.map(ShortCut::from))?;
     let events = kernel.events()?.into_stream().context("flow events")?;
     let host = HostNet::new().context("netlink")?;
+    let connections = kernel.connections()?;
     let tunnel = open_tunnel(&args, &host, &mut kernel, pod_cidr6.is_some()).await.context("--tunnel")?;
     let engine = Engine::new(addresses, Box::new(KernelMaps::new(kernel)))?;
+    let floor = Duration::from_secs(args.dns_min_ttl.into());
+    engine.keep_names(Log::open(&args.state_dir).context("names")?, floor, unix_now());
     let cache = Cache::new(&args.state_dir).context("resource cache")?;
     for update in cache.load() {
         match engine.load(&update) {
@@ -138,6 +144,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         ledger.note(made)?;
     }
     let older = engine.migrates_from();
+    routes::to_proxy::ensure(&host, pod_cidr6.is_some()).await.context("the way to proxies of this node")?;
     let mut waiting = Waiting::new();
     let lost = adopt(&creator, older.is_some().then_some(&mut waiting)).await?;
     // Now the kernel is what cache and pods say, and what an earlier agent left beside it is gone.
@@ -204,7 +211,8 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     tasks.spawn(masquerade::keep_for_ever(engine.clone(), own_pods, args.masquerade_exclude.clone()));
     let collector =
         Collector { engine: engine.clone(), namer: namer.clone(), ring: ring.clone(), queue: queue.clone() };
-    tasks.spawn(collector.collect_for_ever(events));
+    tasks.spawn(collector.clone().collect_for_ever(events));
+    tasks.spawn(names::keep_for_ever(engine.clone(), connections));
     tasks.spawn(flows::report_for_ever(queue.clone(), upstream.clone()));
     tasks.spawn(report_facts_for_ever(args.facts.clone(), upstream.clone()));
     tasks.spawn(cni::watch_for_ever(cni.clone()));
@@ -252,6 +260,18 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
             tracing::error!(?served, "--hubble is not served any more");
         });
     }
+    let dns_dir = args.state_dir.join("dns");
+    persist::private_dir(&dns_dir).context("--state-dir")?;
+    ledger.note(Made::DnsProxy(dns::lock::path(&dns_dir)))?;
+    let supervisor = dns::Supervisor {
+        socket: args.socket.clone(),
+        bpffs: args.bpffs.clone(),
+        state_dir: dns_dir,
+        starts: Arc::default(),
+    };
+    let dns_starts = supervisor.starts.clone();
+    let dns = DnsService { engine: engine.clone(), callers: callers.clone(), flows: collector };
+    tasks.spawn(supervisor.keep_for_ever(engine.clone()));
     let limit = MAX_MESSAGE;
     let relay = Relay::new(callers.clone(), upstream.clone(), engine.clone());
     let sds = SdsService::new(callers.clone(), secrets.clone(), engine.clone());
@@ -283,7 +303,8 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         });
     }
     if let Some(listener) = metrics {
-        let told = Metrics { status: status.clone(), identity, relay: relay.clone(), sds: sds.clone() };
+        let told =
+            Metrics { status: status.clone(), identity, relay: relay.clone(), sds: sds.clone(), dns_starts };
         tasks.spawn(mesh_telemetry::serve(listener, Box::new(told), CancellationToken::new()));
     }
     let (stop, stopped) = watch::channel(false);
@@ -292,6 +313,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         .concurrency_limit_per_connection(256)
         .add_service(CniServer::new(cni))
         .add_service(AgentServer::new(status))
+        .add_service(DnsServer::new(dns))
         .add_service(LoadReportingServiceServer::new(relay.clone()).max_decoding_message_size(limit))
         .add_service(AggregatedDiscoveryServiceServer::new(relay).max_decoding_message_size(limit))
         .add_service(SecretDiscoveryServiceServer::new(sds).max_decoding_message_size(limit))

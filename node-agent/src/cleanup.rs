@@ -9,7 +9,7 @@ use crate::{
     bootstrap::NodeState,
     cni::{HostNet, Registry},
     config::{CleanupArgs, beside},
-    kernel,
+    dns, kernel,
     made::{Ledger, Made},
     masquerade, persist, routes, tunnel,
 };
@@ -61,6 +61,10 @@ pub async fn cleanup(args: &CleanupArgs) -> anyhow::Result<()> {
 async fn remove(made: &Made, host: &HostNet) -> anyhow::Result<()> {
     match made {
         Made::File(path) => persist::remove(path)?,
+        Made::DnsProxy(lock) => {
+            dns::lock::end(lock)?;
+            persist::remove(lock)?;
+        }
         Made::Routes => {
             routes::remove_all(host).await?;
             routes::to_proxy::remove(host).await?;

@@ -27,7 +27,7 @@ pub enum Command {
     /// Run the agent of this node.
     Run(Box<RunArgs>),
     /// Run the DNS proxy of this node, for policies that allow names. It is a process of its own, so that names which
-    /// are allowed already go on while the agent is away. Hidden: no agent leads queries to it yet.
+    /// are allowed already go on while the agent is away. The agent starts it.
     #[command(hide = true)]
     Dns(crate::dns::DnsArgs),
     /// Ask the running agent what it does.
@@ -114,6 +114,9 @@ pub struct RunArgs {
     /// has to know the way back.
     #[arg(long = "masquerade-exclude", value_name = "CIDR")]
     pub masquerade_exclude: Vec<ipnet::IpNet>,
+    /// Names that policies allow hold for this long at least, whatever DNS says: programs use addresses for a while.
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub dns_min_ttl: u32,
     /// Created once the agent serves, with its process id in it.
     #[arg(long)]
     pub ready_file: Option<PathBuf>,

@@ -1,6 +1,8 @@
 //! Where everything that changes the kernel meets: updates of the control plane and pods that come and go, one
 //! at a time.
 
+mod names;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -15,10 +17,16 @@ use tokio::sync::watch;
 use xds_client::Update;
 
 use crate::{
-    desired::{Desired, Dictionary, EndpointEntry, Inputs, Limits, Listens, MapOp, Planner, Pod, PodAddresses},
+    desired::{
+        Desired, Dictionary, EndpointEntry, Inputs, Limits, Listens, MapOp, Planner, Pod, PodAddresses,
+    },
     maps::{MapError, Maps},
+    names::Names,
     subscribe::{HostPort, Resources, Touched},
 };
+
+pub use names::AdmitError;
+use names::Kept;
 
 /// Between attempts to write what the kernel refused.
 const RETRY: Duration = Duration::from_secs(1);
@@ -37,6 +45,9 @@ struct Inner {
     pods: BTreeMap<NamespacedName, Pod>,
     /// Further addresses of the node, by which it speaks to pods that other plugins have made.
     gateways: BTreeSet<IpAddr>,
+    /// What DNS has told pods of this node.
+    names: Names,
+    kept: Kept,
     /// What the kernel holds.
     current: Desired,
     planner: Planner,
@@ -64,6 +75,8 @@ impl Engine {
             resources: Resources::default(),
             pods: BTreeMap::new(),
             gateways: BTreeSet::new(),
+            names: Names::default(),
+            kept: Kept::default(),
             current,
             planner,
             touched: Touched::default(),
@@ -331,6 +344,16 @@ impl Inner {
         self.touched.pods.entry(workload).or_insert(before);
     }
 
+    fn inputs(&self) -> Inputs<'_> {
+        Inputs {
+            resources: &self.resources,
+            node: self.addresses,
+            gateways: &self.gateways,
+            pods: &self.pods,
+            names: &self.names,
+        }
+    }
+
     fn write(&mut self) -> Result<(), MapError> {
         let result = self.look_again().and_then(|()| self.plan_and_execute());
         self.behind = result.as_ref().err().cloned();
@@ -347,11 +370,13 @@ impl Inner {
 
     fn plan_and_execute(&mut self) -> Result<(), MapError> {
         let touched = std::mem::take(&mut self.touched);
+        // (Not `self.inputs()`: the planner is borrowed as well.)
         let inputs = Inputs {
             resources: &self.resources,
             node: self.addresses,
             gateways: &self.gateways,
             pods: &self.pods,
+            names: &self.names,
         };
         let planned = self.planner.plan(inputs, &touched, &self.current);
         self.full = planned.as_ref().err().map(|full| full.map);

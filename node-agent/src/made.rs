@@ -25,6 +25,8 @@ pub enum Made {
     Pins(PathBuf),
     /// A socket, or a file that says that the agent serves.
     File(PathBuf),
+    /// The DNS proxy, by the file that it has locked.
+    DnsProxy(PathBuf),
     /// Every route of the agent's protocol number.
     Routes,
     /// The nftables tables.

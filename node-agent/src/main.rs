@@ -21,7 +21,9 @@ async fn main() -> ExitCode {
     };
     let filter = EnvFilter::try_from_env("ISTHMUS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let ansi = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr).init();
+    // What can't be written is not written: the DNS proxy outlives the reader of its agent's errors.
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).log_internal_errors(false);
+    log.with_writer(std::io::stderr).init();
     let result = match cli.command {
         Command::Run(args) => agent::run(*args).await,
         Command::Dns(args) => dns::run(args).await,

@@ -1,6 +1,13 @@
 //! The metrics of an agent, gathered when somebody asks: docs/metrics.md is complete.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use ebpf_shared::{Direction, Metric, Reason};
 use mesh_telemetry::{
@@ -20,6 +27,8 @@ pub struct Metrics {
     pub identity: SharedIdentity,
     pub relay: Relay,
     pub sds: SdsService,
+    /// How often this agent has started the DNS proxy.
+    pub dns_starts: Arc<AtomicU64>,
 }
 
 impl fmt::Debug for Metrics {
@@ -127,6 +136,23 @@ impl Metrics {
             "isthmus_agent_map_full",
             "1 for a map of the kernel that has no room for what the control plane told; nothing is changed until it has",
             engine.full_map().map(|map| (label("map", map), flag(true))),
+        )?;
+        let (names, lapsed, forgotten) = engine.names_known();
+        page.gauges(
+            "isthmus_agent_names",
+            "Names at addresses that DNS has told pods of: those that hold, and those that only connections are left of",
+            [("live", names - lapsed), ("lapsed", lapsed)]
+                .map(|(state, count)| (label("state", state), number(count as u64))),
+        )?;
+        page.counter(
+            "isthmus_agent_names_forgotten",
+            "Names at addresses that were forgotten before their time, as there were too many",
+            forgotten,
+        )?;
+        page.counter(
+            "isthmus_agent_dns_proxy_starts",
+            "How often this agent has started the DNS proxy",
+            self.dns_starts.load(Ordering::Relaxed),
         )?;
         let packets = engine.packets();
         let rows = |of: fn(&Metric) -> u64| {
@@ -237,7 +263,7 @@ mod tests {
             bpffs: dir.to_owned(),
             stop: CancellationToken::new(),
         };
-        Metrics { status, identity, relay, sds }
+        Metrics { status, identity, relay, sds, dns_starts: Arc::default() }
     }
 
     fn page(metrics: Metrics) -> String {

@@ -3,6 +3,7 @@
 use std::{io::Write, path::Path, time::Duration};
 
 use anyhow::Context;
+use ebpf_shared::redirect::DNS_SLOT;
 use tokio::time::{Instant, sleep};
 use xds_proto::isthmus::local::v1::{StopRequest, agent_client::AgentClient};
 
@@ -72,6 +73,13 @@ pub fn stays(kernel: &Desired, closed: usize) -> Vec<String> {
         format!("{} service addresses with the backends of this moment", kernel.services.len()),
         "routes to the pods of other nodes, and masquerading".to_owned(),
     ];
+    let dns = kernel.proxies.get(&DNS_SLOT).is_some_and(|proxy| proxy.listens.is_some());
+    if dns {
+        sentences.push(
+            "the DNS proxy, a process of its own: names that are allowed already are answered, new addresses are not told"
+                .to_owned(),
+        );
+    }
     if !kernel.netns.is_empty() {
         sentences.push(format!(
             "capture of {} pods' ports; their proxies get no new configuration, and certificates end within a day",

@@ -1,9 +1,9 @@
 //! What is done with a query and with its answer.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use crate::{
-    Event, GateError, Outcome, Rules, Seen, Sight, Transport,
+    Event, GateError, Outcome, Rules, Seen, Sight, Way,
     message::{self, Code, MessageError, Question},
 };
 
@@ -31,11 +31,11 @@ pub enum Answered {
 pub fn ask(
     rules: &Rules,
     sight: &impl Sight,
-    (pod, server, transport): (SocketAddr, SocketAddr, Transport),
+    way: Way,
     bytes: &[u8],
 ) -> Ask {
-    let event =
-        |name: &str, outcome| Event { pod, server, name: name.to_owned(), outcome, addresses: vec![] };
+    let (pod, server, transport) = way;
+    let event = |name: &str, outcome| Event::of(way, name, outcome);
     match Question::parse(bytes) {
         Err(error @ MessageError::NotAHost(_)) => {
             Ask::Answer(message::refusal(bytes, &error), event("", Outcome::Refused))
@@ -65,8 +65,10 @@ pub fn answered(question: &Question, pod: IpAddr, id: u16, bytes: &[u8]) -> Answ
 /// What the pod gets of an answer that was held.
 ///
 /// While the agent is away nothing new is let through, but addresses that the kernel knows go on: the pod gets those
-/// alone, so that it does not choose one that it can't reach.
+/// alone, so that it does not choose one that it can't reach. A name that no policy names is answered as ever: whether
+/// the pod reaches its addresses does not depend on who knows of them.
 pub fn released(
+    rules: &Rules,
     question: &Question,
     sight: &impl Sight,
     admitted: Result<(), GateError>,
@@ -75,6 +77,7 @@ pub fn released(
     match admitted {
         Ok(()) => (bytes, Outcome::Answered),
         Err(GateError::Refused(_)) => (question.says(Code::ServerFailure), Outcome::Held),
+        Err(GateError::Away) if !rules.gates(&question.name) => (bytes, Outcome::Answered),
         Err(GateError::Away) => match message::without(&bytes, |address| sight.knows(address)) {
             Ok(Some(known)) => (known, Outcome::Shortened),
             Ok(None) | Err(_) => (question.says(Code::ServerFailure), Outcome::Held),

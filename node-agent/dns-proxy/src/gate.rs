@@ -6,6 +6,8 @@ use std::{
     time::Duration,
 };
 
+use crate::Transport;
+
 /// Names become addresses in the kernel here.
 pub trait Gate: Send + Sync + 'static {
     /// Returns once the kernel lets the pod to these addresses, as far as policies allow the name.
@@ -55,13 +57,34 @@ pub struct Event {
     pub pod: SocketAddr,
     /// Who was asked.
     pub server: SocketAddr,
+    /// How.
+    pub transport: Transport,
     /// Lower case, without the last dot; empty if it could not be read.
     pub name: String,
     /// What became of it.
     pub outcome: Outcome,
     /// What was answered.
     pub addresses: Vec<IpAddr>,
+    /// The response code of the answer (RFC 1035, 4.1.1).
+    pub rcode: u8,
 }
+
+impl Event {
+    /// A query to which the proxy answers itself.
+    #[must_use]
+    pub fn of((pod, server, transport): Way, name: &str, outcome: Outcome) -> Self {
+        let rcode = match outcome {
+            Outcome::Answered | Outcome::Shortened => 0,
+            Outcome::Malformed => 1,
+            Outcome::NoAnswer | Outcome::Held | Outcome::Crowded => 2,
+            Outcome::Refused => 5,
+        };
+        Self { pod, server, transport, name: name.to_owned(), outcome, addresses: Vec::new(), rcode }
+    }
+}
+
+/// Who asks whom, and how.
+pub type Way = (SocketAddr, SocketAddr, Transport);
 
 /// What became of a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

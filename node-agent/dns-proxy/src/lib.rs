@@ -16,5 +16,5 @@ pub mod rules;
 pub mod serve;
 
 pub use exchange::{Answered, Ask, answered, ask, released};
-pub use gate::{Event, Gate, GateError, Outcome, Seen, Sight};
+pub use gate::{Event, Gate, GateError, Outcome, Seen, Sight, Way};
 pub use rules::{Peers, Rule, Rules, Transport};

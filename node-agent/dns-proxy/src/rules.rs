@@ -14,6 +14,8 @@ use mesh_model::policy::NamePattern;
 pub struct Rules {
     /// By each address of a pod. Pods with the same policies share theirs.
     pub pods: BTreeMap<IpAddr, Arc<[Rule]>>,
+    /// Names that policies let pods to: the kernel has to learn where these are. For others there is nothing to wait for.
+    pub gated: Vec<NamePattern>,
 }
 
 /// One rule of one policy. Rules only allow: what none does is refused.
@@ -47,6 +49,12 @@ pub enum Transport {
 }
 
 impl Rules {
+    /// Whether the kernel has to know where a name is, for some pod of this node.
+    #[must_use]
+    pub fn gates(&self, name: &str) -> bool {
+        self.gated.iter().any(|pattern| pattern.matches(name))
+    }
+
     /// Whether a pod may ask a server, behind `identity`, for a name.
     ///
     /// A pod that is not known may ask for nothing: its queries come here only if its policy says so.
@@ -87,7 +95,7 @@ mod tests {
     const SERVER: u32 = 300;
 
     fn rules(rule: Rule) -> Rules {
-        Rules { pods: [(POD, Arc::from([rule]))].into() }
+        Rules { pods: [(POD, Arc::from([rule]))].into(), ..Rules::default() }
     }
 
     fn rule() -> Rule {

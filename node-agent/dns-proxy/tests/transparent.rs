@@ -77,7 +77,10 @@ impl Scene {
         let rule = Rule { peers, transport: None, ports: 53..=53, names: Some(names) };
         let rules: Arc<[Rule]> = Arc::from([rule]);
         let pods = network.pod_addresses().map(|pod| (pod, rules.clone()));
-        let (_, rules) = watch::channel(Arc::new(Rules { pods: pods.into() }));
+        let (_, rules) = watch::channel(Arc::new(Rules {
+            pods: pods.into(),
+            gated: vec![NamePattern::parse("*.example.com").unwrap()],
+        }));
         let listeners = Listeners::bind().expect("root may");
         network.redirect_queries_to(listeners.port);
         let (ask, asked) = mpsc::unbounded_channel();

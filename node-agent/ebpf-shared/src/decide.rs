@@ -119,7 +119,7 @@ pub fn weigh<P: PolicyMaps, C: Conntrack>(
         }
         None => {
             let midstream = packet.protocol == protocol::TCP && !opens;
-            let mut ruling = rule(policy, scene, packet, went, false, midstream);
+            let mut ruling = rule(policy, scene, packet, went, false, midstream, false);
             if ruling.passes() {
                 let entry = ConnEntry::begin(scene.now, basis, ruling, midstream);
                 if !connections.insert(&forward, &entry) {
@@ -135,7 +135,7 @@ pub fn weigh<P: PolicyMaps, C: Conntrack>(
                 matches!(Reason::from_entry(entry.cut), Reason::Redirected | Reason::ProxyGone);
             if opens || entry.basis() != basis {
                 let midstream = entry.midstream != 0 && !opens;
-                let mut ruling = rule(policy, scene, packet, went, is_reply, midstream);
+                let mut ruling = rule(policy, scene, packet, went, is_reply, midstream, !opens);
                 let stays = matches!(ruling.reason, Reason::Redirected) && ruling.proxy == entry.proxy;
                 let is_connection = packet.protocol == protocol::TCP && !opens;
                 if is_connection && was_redirected && !stays && ruling.passes() {
@@ -204,7 +204,7 @@ fn by_proxy<X: Proxies>(proxies: &mut X, scene: &Scene<'_>, packet: &Packet, dec
     Decision { ruling: Ruling { reason, policy_id, proxy }, is_news: true, ..decision }
 }
 
-/// Judges the flow that a packet belongs to, in the orientation in which the flow began.
+/// Judges the flow that a packet belongs to, in the orientation in which the flow began. `exists`: it was judged before.
 #[inline(always)]
 fn rule<P: PolicyMaps>(
     policy: &P,
@@ -213,6 +213,7 @@ fn rule<P: PolicyMaps>(
     went: Direction,
     is_reply: bool,
     midstream: bool,
+    exists: bool,
 ) -> Ruling {
     let peer = match went {
         Direction::Ingress => &packet.src,
@@ -222,7 +223,10 @@ fn rule<P: PolicyMaps>(
     let mut question = Question {
         class: scene.endpoint.class,
         direction: if is_reply { went.opposite() } else { went },
-        identity: peer_identity(policy, peer),
+        identity: match exists {
+            true => lasting_identity(policy, peer),
+            false => peer_identity(policy, peer),
+        },
         protocol: packet.protocol,
         // An echo's identifier is no port, and only an echo begins a flow.
         port: match packet.protocol {
@@ -249,6 +253,15 @@ fn rule<P: PolicyMaps>(
 pub fn peer_identity<P: PolicyMaps>(policy: &P, addr: &crate::Addr) -> u32 {
     match policy.identity(addr) {
         identity::ANY => identity::WORLD,
+        known => known,
+    }
+}
+
+/// The same for a flow that is there already.
+#[inline(always)]
+fn lasting_identity<P: PolicyMaps>(policy: &P, addr: &crate::Addr) -> u32 {
+    match policy.lingering(addr) {
+        identity::ANY => peer_identity(policy, addr),
         known => known,
     }
 }

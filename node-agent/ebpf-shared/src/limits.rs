@@ -6,6 +6,8 @@ pub const FORMAT: u32 = 3;
 
 /// Addresses with an identity: workloads of the mesh, nodes, and single addresses that policies name.
 pub const HOSTS: u32 = 262_144;
+/// Addresses whose names in DNS have run out while somebody is still connected to them.
+pub const LINGERING: u32 = 16_384;
 /// CIDRs with an identity: what policies name, and the ranges of pods.
 pub const CIDRS: u32 = 65_536;
 /// Ranges of pods, and addresses of nodes.

@@ -198,6 +198,9 @@ pub trait PolicyMaps {
     /// That of the address itself, else of the narrowest CIDR around it; [`crate::identity::ANY`] if there is
     /// none. (Not an `Option<u32>`: the verifier refuses to see its value copied where there is none.)
     fn identity(&self, addr: &crate::Addr) -> u32;
+    /// That which the address has for flows that are there already, where it is another than for new ones;
+    /// [`crate::identity::ANY`]: it is the same. So a connection outlives the DNS answer that it was made by.
+    fn lingering(&self, addr: &crate::Addr) -> u32;
     /// The same ruling. In the kernel, the verifier forgets here by which way it came about, and walks what follows once.
     #[inline(always)]
     fn forget_why(&self, ruling: Ruling) -> Ruling {

@@ -27,6 +27,11 @@ pub static EPOCHS: Array<u64> = Array::with_max_entries(epochs::COUNT, BPF_F_MMA
 #[map]
 pub static HOSTS: HashMap<Addr, u32> = HashMap::with_max_entries(limits::HOSTS, BPF_F_NO_PREALLOC);
 
+/// Identities that single addresses have for connections that are there already, where it is another for new ones.
+#[map]
+pub static LINGERING: HashMap<Addr, u32> =
+    HashMap::with_max_entries(limits::LINGERING, BPF_F_NO_PREALLOC);
+
 /// Identities of ranges. There is always an entry for all of IPv4 ([`ebpf_shared::identity::ANY`] if nobody names
 /// it), so that an IPv6 range around its mapped form does not hold for it.
 #[map]

@@ -3,7 +3,7 @@
 use aya_ebpf::maps::lpm_trie::Key;
 use ebpf_shared::{Addr, PeerKey, PolicyMaps, RuleKey, RuleValue, Ruling, Sides, epochs, identity};
 
-use crate::maps::{CIDRS, CLASSES, EPOCHS, HOSTS, PEERS, RULES, SCRATCH};
+use crate::maps::{CIDRS, CLASSES, EPOCHS, HOSTS, LINGERING, PEERS, RULES, SCRATCH};
 
 pub struct KernelPolicy {
     /// The peer's identity, if it came with the packet through the tunnel; 0: it did not.
@@ -58,6 +58,18 @@ impl PolicyMaps for KernelPolicy {
             let place = &raw mut (*scratch).ruling;
             core::ptr::write_volatile(place, ruling);
             core::ptr::read_volatile(place)
+        }
+    }
+
+    #[inline(always)]
+    fn lingering(&self, addr: &Addr) -> u32 {
+        if self.claimed != 0 {
+            return identity::ANY;
+        }
+        // SAFETY: copied at once, see `class`.
+        match unsafe { LINGERING.get(addr) } {
+            Some(known) => *known,
+            None => identity::ANY,
         }
     }
 }

@@ -2,6 +2,7 @@
 //! known of what changed, and what it is compared with where more is.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use ebpf_shared::identity::{HOST, LOCAL};
 use ipnet::IpNet;
@@ -12,26 +13,37 @@ use super::{
     Desired, Dictionary, EndpointEntry, IdentityTable, Inputs, NetnsEntry, Pod,
     assign::{Want, assign},
     ground::Ground,
+    mentions::Mentions,
     policy::class_entry,
     service::services,
 };
 use crate::{
     kernel::rules::ClassEntry,
-    subscribe::{Local, Peer, Resources},
+    subscribe::{Local, Resources},
 };
 
 /// What the kernel is to hold. `current` is what it holds now: an endpoint whose new class has not arrived yet keeps
 /// what it has.
 pub fn compute(inputs: Inputs<'_>, current: &Desired, dictionary: &mut Dictionary) -> Desired {
+    on_ground(inputs, current, dictionary).0
+}
+
+/// The same, with what it was made on.
+pub(super) fn on_ground(
+    inputs: Inputs<'_>,
+    current: &Desired,
+    dictionary: &mut Dictionary,
+) -> (Desired, Ground) {
     let Inputs { resources, node, pods, .. } = inputs;
     let wants = wants(resources, pods, current);
-    let mut named: BTreeSet<IpNet> = named_cidrs(resources).into_values().flatten().collect();
+    let mut mentions = Mentions::all(Mentions::in_use(resources).values());
     let keeps = wants.values().any(|want| matches!(want, Want::Kept(_)));
     if keeps {
         // What is kept may rest on any of them.
-        named.extend(local_cidrs(resources, current));
+        mentions.cidrs.extend(local_cidrs(resources, current, dictionary));
+        mentions.names.extend(dictionary.named().flat_map(|(names, _)| names.iter().cloned()));
     }
-    let ground = Ground::new(inputs, &named, dictionary);
+    let ground = Ground::new(inputs, &mentions, current, dictionary);
     let mut desired =
         Desired { identities: identities(resources, pods, &ground, dictionary), ..Desired::default() };
     if !resources.heard::<wire::WorkloadAddress>() {
@@ -42,6 +54,12 @@ pub fn compute(inputs: Inputs<'_>, current: &Desired, dictionary: &mut Dictionar
         }
     }
     let own = own_identities(&ground, &desired.identities);
+    // Whoever has the address now is of the mesh.
+    let is_outside = |address: IpAddr| {
+        let net = IpNet::from(address);
+        desired.identities.get(&net).copied() == ground.identity(&net, dictionary)
+    };
+    desired.lingering = ground.all_lasting().filter(|(address, _)| is_outside(*address)).collect();
 
     let wires: BTreeSet<u32> = wants
         .values()
@@ -89,7 +107,7 @@ pub fn compute(inputs: Inputs<'_>, current: &Desired, dictionary: &mut Dictionar
     } else {
         current.services.clone()
     };
-    desired
+    (desired, ground)
 }
 
 /// What each endpoint is to have, by its interface. A pod that is not among them is closed.
@@ -161,29 +179,15 @@ pub(super) fn sidecars(
     })
 }
 
-/// The CIDRs that each class names that a workload of this node has.
-pub(super) fn named_cidrs(resources: &Resources) -> BTreeMap<u32, BTreeSet<IpNet>> {
-    let classes: BTreeSet<u32> = resources.locals.values().map(|local| local.class).collect();
-    classes.into_iter().map(|class| (class, class_cidrs(resources, class))).collect()
-}
-
-/// Every CIDR that a rule of a class names.
-pub(super) fn class_cidrs(resources: &Resources, class: u32) -> BTreeSet<IpNet> {
-    let rules = resources.class(class).into_iter().flat_map(|class| &class.rules);
-    let cidrs = rules.filter_map(|rule| match rule.peer {
-        Peer::Cidr(cidr) => Some(cidr),
-        Peer::Any | Peer::Identity(_) | Peer::Entity(_) | Peer::Nobody => None,
-    });
-    cidrs.collect()
-}
-
 /// CIDRs that the kernel has an identity for.
-fn local_cidrs<'a>(resources: &'a Resources, current: &'a Desired) -> impl Iterator<Item = IpNet> {
+fn local_cidrs(resources: &Resources, current: &Desired, dictionary: &Dictionary) -> Vec<IpNet> {
+    let named: BTreeSet<u32> = dictionary.named().map(|(_, number)| number).collect();
     let is_node = |net: &IpNet| {
         resources.nodes.values().any(|node| node.all_addresses().any(|at| IpNet::from(at) == *net))
     };
     let local = current.identities.iter().filter(|(_, identity)| **identity & LOCAL != 0);
-    local.map(|(net, _)| *net).filter(move |net| !is_node(net))
+    let local = local.filter(|(net, identity)| !named.contains(identity) && !is_node(net));
+    local.map(|(net, _)| *net).collect()
 }
 
 fn identities(

@@ -1,10 +1,14 @@
 //! Numbers that this node gives out: for addresses outside the mesh, classes, rulesets and policies. They outlive a
 //! computation, so that what did not change keeps its number.
 
-use std::collections::{BTreeMap, HashSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    sync::Arc,
+};
 
 use ebpf_shared::identity::LOCAL;
 use ipnet::IpNet;
+use mesh_model::policy::NamePattern;
 
 use super::{Desired, proxy::Slots};
 use crate::kernel::ruleset::RuleSets;
@@ -13,12 +17,15 @@ use crate::kernel::ruleset::RuleSets;
 const MAX_POLICIES: usize = 262_144;
 
 /// Addresses that have an identity of this node's making.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
     /// What policies say of a CIDR concerns these alone: nothing narrower that they name is around them.
     Outside(IpNet),
     /// The same for the nodes of the cluster that are there.
     Node(IpNet),
+    /// Addresses outside the mesh whose names in DNS just these patterns of policies hold for, and the narrowest CIDR that
+    /// policies name around them.
+    Named(Arc<BTreeSet<NamePattern>>, Option<IpNet>),
 }
 
 /// The numbers given out so far.
@@ -44,7 +51,8 @@ impl Dictionary {
             .filter(|(_, n)| current.identities.count(**n) == 1)
             .map(|(net, n)| (Place::Outside(*net), *n))
             .collect();
-        let in_use = current.identities.values().filter(|n| **n & LOCAL != 0);
+        let in_use = current.identities.values().chain(current.lingering.values());
+        let in_use = in_use.filter(|n| **n & LOCAL != 0);
         Self {
             last_place: in_use.map(|n| n & !LOCAL).max().unwrap_or(0),
             taken: places.values().copied().collect(),
@@ -61,20 +69,47 @@ impl Dictionary {
         if let Some(number) = self.places.get(&place) {
             return *number;
         }
+        let number = self.passing();
+        self.taken.insert(number);
+        self.places.insert(place, number);
+        number
+    }
+
+    /// A number that nothing has, for the time of a change.
+    pub(super) fn passing(&mut self) -> u32 {
         // Numbers come round after 16 million; one that is in use is passed over.
         loop {
             self.last_place = (self.last_place + 1) % LOCAL;
             let number = LOCAL | self.last_place;
-            if self.last_place != 0 && self.taken.insert(number) {
-                self.places.insert(place, number);
+            if self.last_place != 0 && !self.taken.contains(&number) {
                 return number;
             }
         }
     }
 
+    /// The same, and `number` if the place has none yet and nothing else has that: it is what the kernel has for its addresses.
+    pub(super) fn place_with(&mut self, place: &Place, number: Option<u32>) -> u32 {
+        if let Some(number) = number.filter(|number| number & LOCAL != 0)
+            && !self.places.contains_key(place)
+            && self.taken.insert(number)
+        {
+            self.places.insert(place.clone(), number);
+            return number;
+        }
+        self.place(place.clone())
+    }
+
     /// The number of a place that has one.
-    pub(super) fn known_place(&self, place: Place) -> Option<u32> {
-        self.places.get(&place).copied()
+    pub(super) fn known_place(&self, place: &Place) -> Option<u32> {
+        self.places.get(place).copied()
+    }
+
+    /// Those of addresses with names.
+    pub(super) fn named(&self) -> impl Iterator<Item = (&BTreeSet<NamePattern>, u32)> {
+        self.places.iter().filter_map(|(place, number)| match place {
+            Place::Named(names, _) => Some((&**names, *number)),
+            Place::Outside(_) | Place::Node(_) => None,
+        })
     }
 
     /// Forgets the others.

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -38,6 +39,10 @@ pub enum MapOp {
     PutIdentity(IpNet, u32),
     /// What covers it answers from now on.
     RemoveIdentity(IpNet),
+    /// Who an address is for connections that are there already, before it is another for new ones.
+    PutLingering(IpAddr, u32),
+    /// From now on it is the same for both.
+    RemoveLingering(IpAddr),
     /// Where the proxy of a slot listens, if it is there. Slots are never taken back.
     PutProxy(u16, ProxyEntry),
     /// Before the endpoint that has it: a pod's socket hooks must be right when its traffic begins.
@@ -63,6 +68,7 @@ pub enum MapOp {
 #[allow(missing_docs)]
 pub struct Delta {
     pub identities: BTreeMap<IpNet, Option<u32>>,
+    pub lingering: BTreeMap<IpAddr, Option<u32>>,
     /// Those that are to be there. What nothing needs any more is for [`super::collect`].
     pub rulesets: BTreeMap<u32, Arc<RuleSet>>,
     pub classes: BTreeMap<u32, ClassEntry>,
@@ -82,6 +88,7 @@ impl Delta {
         let changed = |(number, entry): &(&u32, &ClassEntry)| current.classes.get(number) != Some(*entry);
         Self {
             identities: changes(&current.identities, &desired.identities),
+            lingering: changes(&current.lingering, &desired.lingering),
             rulesets: desired.rulesets.iter().filter(missing).map(|(n, set)| (*n, set.clone())).collect(),
             classes: desired.classes.iter().filter(changed).map(|(n, entry)| (*n, entry.clone())).collect(),
             retiring: in_use.into_iter().filter(|number| !desired.classes.contains_key(number)).collect(),
@@ -117,6 +124,8 @@ impl MapOp {
             }
             MapOp::PutIdentity(net, identity) => maps.identities.insert(*net, *identity),
             MapOp::RemoveIdentity(net) => maps.identities.remove(net),
+            MapOp::PutLingering(address, identity) => drop(maps.lingering.insert(*address, *identity)),
+            MapOp::RemoveLingering(address) => drop(maps.lingering.remove(address)),
             MapOp::PutProxy(slot, proxy) => drop(maps.proxies.insert(*slot, *proxy)),
             MapOp::PutNetns(cookie, netns) => drop(maps.netns.insert(*cookie, netns.clone())),
             MapOp::PutService(frontend, service) => drop(maps.services.insert(*frontend, service.clone())),

@@ -12,7 +12,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
 };
 
 use ebpf_shared::{Sides, identity::LOCAL};
@@ -54,11 +54,26 @@ pub fn plan(current: &Desired, delta: &Delta) -> Vec<MapOp> {
     ops.into_iter().map(|(_, op)| op).collect()
 }
 
+/// Whether a class that is left, or one that is about to be had, would have to say two things of one identity: then
+/// [`plan`] is not enough.
+pub(super) fn conflicts(current: &Desired, delta: &Delta) -> bool {
+    let way = Way::new(current, delta);
+    let begins = delta.classes.keys().any(|number| !current.classes.contains_key(number));
+    (!delta.retiring.is_empty() && way.coming().is_none()) || (begins && way.going().is_none())
+}
+
+/// Notes what an identity is like; `None` if it is like something else already.
+fn alike(all: &mut BTreeMap<u32, u32>, identity: u32, like: u32) -> Option<()> {
+    (*all.entry(identity).or_insert(like) == like).then_some(())
+}
+
 struct Way<'a> {
     current: &'a Desired,
     delta: &'a Delta,
     /// Of each identity whose number of prefixes changes, how many it will have.
     counts: HashMap<u32, usize>,
+    /// Identities that addresses have for connections that are there, before and after.
+    lasting: [BTreeSet<u32>; 2],
     ops: Vec<(Phase, MapOp)>,
 }
 
@@ -74,45 +89,80 @@ impl<'a> Way<'a> {
                 *counts.entry(*identity).or_insert_with(count(*identity)) -= 1;
             }
         }
-        Self { current, delta, counts, ops: Vec::new() }
+        let before = current.lingering.values().copied().collect();
+        let stays = current.lingering.iter().filter(|(address, _)| !delta.lingering.contains_key(address));
+        let comes = delta.lingering.values().filter_map(|after| *after);
+        let after = stays.map(|(_, identity)| *identity).chain(comes).collect();
+        Self { current, delta, counts, lasting: [before, after], ops: Vec::new() }
     }
 
     fn push(&mut self, phase: Phase, op: MapOp) {
         self.ops.push((phase, op));
     }
 
-    /// Whether anybody will have an identity.
+    /// Whether anybody has an identity.
+    fn has(&self, identity: u32) -> bool {
+        self.current.identities.has(identity) || self.lasting[0].contains(&identity)
+    }
+
+    /// Whether anybody will have it.
     fn will_have(&self, identity: u32) -> bool {
+        if self.lasting[1].contains(&identity) {
+            return true;
+        }
         match self.counts.get(&identity) {
             Some(count) => *count > 0,
             None => self.current.identities.has(identity),
         }
     }
 
-    /// Local identities that come, and who their addresses are now.
-    fn coming(&self) -> BTreeMap<u32, u32> {
-        let puts = self.delta.identities.iter().filter_map(|(net, after)| Some((net, (*after)?)));
-        let new =
-            puts.filter(|(_, identity)| identity & LOCAL != 0 && !self.current.identities.has(*identity));
-        new.map(|(net, identity)| (identity, self.current.identities.identity(net))).collect()
+    /// Whether nobody will have an identity of this node's making that somebody has.
+    fn goes(&self, identity: Option<u32>) -> bool {
+        identity.is_some_and(|identity| identity & LOCAL != 0 && !self.will_have(identity))
     }
 
-    /// Local identities that go, and who their addresses will be.
-    fn going(&self) -> BTreeMap<u32, u32> {
+    /// Local identities that come while endpoints have their old classes, and who their addresses are now; `None`: not all
+    /// addresses of one are the same.
+    fn coming(&self) -> Option<BTreeMap<u32, u32>> {
+        let mut coming = BTreeMap::new();
+        let is_new = |identity: &u32| identity & LOCAL != 0 && !self.has(*identity);
+        for (net, after) in &self.delta.identities {
+            let before = self.current.identities.get(net).copied();
+            if let Some(identity) = after.filter(is_new).filter(|_| !self.goes(before)) {
+                alike(&mut coming, identity, self.current.identities.identity(net))?;
+            }
+        }
+        for (address, after) in &self.delta.lingering {
+            let before = self.current.lingering.get(address).copied();
+            if let Some(identity) = after.filter(is_new).filter(|_| !self.goes(before)) {
+                let now = || self.current.identities.identity(&IpNet::from(*address));
+                alike(&mut coming, identity, before.unwrap_or_else(now))?;
+            }
+        }
+        Some(coming)
+    }
+
+    /// Local identities that go, and who their addresses will be; `None`: not all the same.
+    fn going(&self) -> Option<BTreeMap<u32, u32>> {
         let after = |net: &IpNet| match self.delta.identities.get(net) {
             Some(after) => *after,
             None => self.current.identities.get(net).copied(),
         };
         let mut going = BTreeMap::new();
         for net in self.delta.identities.keys() {
-            if let Some(before) = self.current.identities.get(net)
-                && before & LOCAL != 0
-                && !self.will_have(*before)
+            if let Some(before) = self.current.identities.get(net).filter(|before| self.goes(Some(**before)))
             {
-                going.insert(*before, table::identity(net, after));
+                alike(&mut going, *before, table::identity(net, after))?;
             }
         }
-        going
+        for (address, then) in &self.delta.lingering {
+            let before = self.current.lingering.get(address).filter(|before| self.goes(Some(**before)));
+            if let Some(before) = before {
+                let then = then.unwrap_or_else(|| table::identity(&IpNet::from(*address), after));
+                alike(&mut going, *before, then)?;
+            }
+        }
+        Some(going)
     }
 
     fn endpoints(&mut self) {
@@ -129,14 +179,14 @@ impl<'a> Way<'a> {
         for (number, set) in &delta.rulesets {
             self.push(Phase::Prepare, MapOp::PutRuleSet(*number, set.clone()));
         }
-        let going = self.going();
+        let going = self.going().unwrap_or_default();
         for (number, entry) in &delta.classes {
             match current.classes.get(number) {
                 Some(before) => self.edit(*number, before, entry),
                 None => self.begin(*number, entry, &going),
             }
         }
-        let coming = self.coming();
+        let coming = self.coming().unwrap_or_default();
         for class in &delta.retiring {
             let Some(entry) = current.classes.get(class) else { continue };
             for (identity, now) in &coming {
@@ -167,7 +217,7 @@ impl<'a> Way<'a> {
         let puts = after.peers.iter().filter(|(id, sides)| before.peers.get(id) != Some(*sides));
         changed.extend(puts.map(|(id, sides)| (*id, Some(*sides))));
         for (identity, sides) in changed {
-            let phase = if !self.current.identities.has(identity) {
+            let phase = if !self.has(identity) {
                 Phase::Cover
             } else if self.will_have(identity) {
                 Phase::Switch
@@ -179,13 +229,20 @@ impl<'a> Way<'a> {
     }
 
     fn identities(&mut self) {
+        // Before an address is another for what begins, and until it is the same for both again.
+        for (address, after) in &self.delta.lingering {
+            if let Some(identity) = after {
+                let goes = self.goes(self.current.lingering.get(address).copied());
+                let phase = if goes { Phase::Retire } else { Phase::Identities };
+                self.push(phase, MapOp::PutLingering(*address, *identity));
+            }
+        }
         let mut all: Vec<_> = self.delta.identities.iter().collect();
         all.sort_by_key(|(net, _)| Reverse(net.prefix_len()));
         for (net, after) in &all {
             if let Some(identity) = after {
                 // Where a narrower CIDR had it before, it is another's only when the CIDR goes.
-                let before = self.current.identities.get(net);
-                let goes = before.is_some_and(|before| before & LOCAL != 0 && !self.will_have(*before));
+                let goes = self.goes(self.current.identities.get(net).copied());
                 let phase = if goes { Phase::Retire } else { Phase::Identities };
                 self.push(phase, MapOp::PutIdentity(**net, *identity));
             }
@@ -193,6 +250,11 @@ impl<'a> Way<'a> {
         for (net, after) in all.into_iter().rev() {
             if after.is_none() {
                 self.push(Phase::Retire, MapOp::RemoveIdentity(*net));
+            }
+        }
+        for (address, after) in &self.delta.lingering {
+            if after.is_none() {
+                self.push(Phase::Retire, MapOp::RemoveLingering(*address));
             }
         }
     }

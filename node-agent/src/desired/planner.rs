@@ -10,21 +10,26 @@ use std::net::IpAddr;
 use ebpf_shared::identity::HOST;
 use ipnet::IpNet;
 use mesh_model::resource::NamespacedName;
-use xds_proto::isthmus::agent::v1 as wire;
+use xds_proto::isthmus::{agent::v1 as wire, local::v1::DnsRules};
 
 use super::{
     Delta, Desired, Dictionary, Full, Garbage, Limits, Listens, MapOp, Pod, PodAddresses,
     assign::{Want, assign},
-    collect, compute,
-    compute::{class_cidrs, endpoint, named_cidrs, sidecars, wants},
+    collect,
+    compute::{endpoint, on_ground, own_identities, sidecars, wants},
     diff::changes,
+    dns::dns_rules,
     ground::Ground,
+    mentions::Mentions,
     plan,
+    plan::conflicts,
     policy::class_entry,
     service::services,
+    stages::steps,
 };
 use crate::{
     kernel::rules::ClassEntry,
+    names::Names,
     subscribe::{Address, Resources, Touched},
 };
 
@@ -37,6 +42,8 @@ pub struct Inputs<'a> {
     pub pods: &'a BTreeMap<NamespacedName, Pod>,
     /// Further addresses of the node, by which it speaks to pods that other plugins have made.
     pub gateways: &'a BTreeSet<IpAddr>,
+    /// What DNS has told pods of this node.
+    pub names: &'a Names,
 }
 
 /// Finds the writes. It remembers what it was told before, so it has to be told of every change.
@@ -45,6 +52,8 @@ pub struct Planner {
     dictionary: Dictionary,
     /// Of the last plan, if all of it was carried out.
     known: Option<Known>,
+    /// Of the last plan for everything, while nothing is known.
+    base: Option<(Ground, BTreeSet<u32>)>,
     garbage: Garbage,
     /// Something may have become unneeded since the last look.
     has_changed: bool,
@@ -55,8 +64,8 @@ pub struct Planner {
 struct Known {
     ground: Ground,
     own: BTreeSet<u32>,
-    /// CIDRs that each class in use names.
-    cidrs: BTreeMap<u32, BTreeSet<IpNet>>,
+    /// What each class in use names.
+    mentions: BTreeMap<u32, Mentions>,
     /// How many workloads were told to have an address; the last one by name has it.
     claims: HashMap<IpAddr, u32>,
     /// The pods that have an address.
@@ -67,7 +76,7 @@ impl Planner {
     /// Goes on from what the kernel holds.
     pub fn new(current: &Desired, limits: Limits) -> Self {
         let dictionary = Dictionary::recover(current);
-        Self { dictionary, known: None, garbage: Garbage::default(), has_changed: true, limits }
+        Self { dictionary, known: None, base: None, garbage: Garbage::default(), has_changed: true, limits }
     }
 
     /// Says where the proxy of a name listens, if it is there. Takes effect with the next plan. Its slot.
@@ -80,6 +89,19 @@ impl Planner {
         &self.dictionary
     }
 
+    /// What pods may ask DNS for, by the last plan; `None` while a pod's policy is not here.
+    pub fn dns_rules(&self, inputs: Inputs<'_>, current: &Desired) -> Option<DnsRules> {
+        let (ground, own) = match &self.known {
+            Some(known) => (&known.ground, &known.own),
+            None => self.base.as_ref().map(|(ground, own)| (ground, own))?,
+        };
+        let wants = wants(inputs.resources, inputs.pods, current);
+        if wants.values().any(|want| matches!(want, Want::Kept(_))) {
+            return None;
+        }
+        Some(dns_rules(inputs, ground, own, &self.dictionary))
+    }
+
     /// The writes that make of what the kernel holds what it is to hold.
     ///
     /// # Errors
@@ -90,18 +112,19 @@ impl Planner {
         touched: &Touched,
         current: &Desired,
     ) -> Result<Vec<MapOp>, Full> {
-        let mut delta = match self.known.take() {
-            Some(mut known) => match self.little(&mut known, inputs, touched, current) {
-                Some(delta) => {
-                    self.known = Some(known);
-                    delta
-                }
-                None => self.everything(inputs, current),
-            },
-            None => self.everything(inputs, current),
+        let little = self.known.take().and_then(|mut known| {
+            let mut delta = self.little(&mut known, inputs, touched, current)?;
+            delta.proxies = changes(&current.proxies, self.dictionary.proxies.entries());
+            self.known = Some(known);
+            (!conflicts(current, &delta)).then_some(delta)
+        });
+        let ops = match little {
+            Some(delta) => plan(current, &delta),
+            None => {
+                let desired = self.everything(inputs, current);
+                steps(current, &desired, &mut self.dictionary)
+            }
         };
-        delta.proxies = changes(&current.proxies, self.dictionary.proxies.entries());
-        let ops = plan(current, &delta);
         self.has_changed = true;
         self.limits.check(current, &ops).inspect_err(|_| self.known = None)?;
         Ok(ops)
@@ -126,10 +149,15 @@ impl Planner {
         ops
     }
 
-    fn everything(&mut self, inputs: Inputs<'_>, current: &Desired) -> Delta {
-        let desired = compute(inputs, current, &mut self.dictionary);
-        self.known = Known::new(inputs, current, &mut self.dictionary);
-        Delta::between(current, &desired)
+    fn everything(&mut self, inputs: Inputs<'_>, current: &Desired) -> Desired {
+        let (desired, ground) = on_ground(inputs, current, &mut self.dictionary);
+        let own = own_identities(&ground, &desired.identities);
+        self.base = Some((ground.clone(), own));
+        self.known = Known::new(inputs, current, ground, &self.dictionary);
+        if self.known.is_some() {
+            self.base = None;
+        }
+        desired
     }
 
     /// What changes because of what was touched; `None`: more than can be told from that.
@@ -141,22 +169,33 @@ impl Planner {
         current: &Desired,
     ) -> Option<Delta> {
         let Inputs { resources, node, pods, .. } = inputs;
-        if touched.nodes {
+        if touched.nodes || known.ground.is_cluttered() {
             return None;
         }
-        let nets = known.note(inputs, touched)?;
+        let mut nets = known.note(inputs, touched)?;
+        let is_new = known.ground.note(&touched.names, inputs.names, current, &mut self.dictionary);
+        for address in &touched.names {
+            nets.entry(IpNet::from(*address)).or_default();
+        }
         let mut delta = Delta::default();
         for (net, told) in nets {
             let after = known.identity(&net, inputs, told, &self.dictionary);
             if current.identities.get(&net).copied() != after {
                 delta.identities.insert(net, after);
             }
+            let address = net.addr();
+            let is_outside = after == known.ground.identity(&net, &self.dictionary);
+            let lasting = known.ground.lasting(address).filter(|_| is_outside);
+            if current.lingering.get(&address).copied() != lasting {
+                delta.lingering.insert(address, lasting);
+            }
         }
         // They depend on which pods are here, too.
         if touched.services || !touched.pods.is_empty() || !touched.locals.is_empty() {
             delta.services = changes(&current.services, &services(resources, node, pods));
         }
-        if touched.classes.is_empty() && touched.locals.is_empty() && touched.pods.is_empty() {
+        let is_small = touched.classes.is_empty() && touched.locals.is_empty() && touched.pods.is_empty();
+        if is_small && !is_new {
             return Some(delta);
         }
 
@@ -166,7 +205,7 @@ impl Planner {
             let Want::Class(wire) = want else { return None };
             let is_held =
                 self.dictionary.classes.get(wire).is_some_and(|class| current.classes.contains_key(class));
-            if (touched.classes.contains(wire) || !is_held) && !entries.contains_key(wire) {
+            if (touched.classes.contains(wire) || is_new || !is_held) && !entries.contains_key(wire) {
                 let class = resources.class(*wire)?;
                 entries.insert(*wire, class_entry(class, &known.ground, &known.own, &mut self.dictionary));
             }
@@ -200,14 +239,19 @@ impl Planner {
         });
         delta.endpoints = changes(&current.endpoints, &endpoints.collect());
         delta.netns = changes(&current.netns, &sidecars(resources, pods).collect());
-        // No local identity comes here, so it does not matter what the classes that are left say.
+        if is_new {
+            let numbers: BTreeSet<u32> = numbers.into_values().collect();
+            let held = current.endpoints.values().map(|endpoint| endpoint.class);
+            delta.retiring = held.filter(|number| !numbers.contains(number)).collect();
+        }
+        // If no local identity comes, it does not matter what the classes that are left say.
         Some(delta)
     }
 }
 
 impl Known {
     /// `None` while something is kept that nobody has told of, or while it is not known what else will be told.
-    fn new(inputs: Inputs<'_>, current: &Desired, dictionary: &mut Dictionary) -> Option<Self> {
+    fn new(inputs: Inputs<'_>, current: &Desired, ground: Ground, dictionary: &Dictionary) -> Option<Self> {
         let Inputs { resources, pods, .. } = inputs;
         let is_heard = resources.heard::<wire::WorkloadAddress>()
             && resources.heard::<wire::LocalEndpoint>()
@@ -216,11 +260,9 @@ impl Known {
         if !is_heard || keeps {
             return None;
         }
-        let cidrs = named_cidrs(resources);
-        let named = cidrs.values().flatten().copied().collect();
-        let ground = Ground::new(inputs, &named, dictionary);
+        let mentions = Mentions::in_use(resources);
         let mut known =
-            Self { ground, own: BTreeSet::new(), cidrs, claims: HashMap::new(), pods: BTreeMap::new() };
+            Self { ground, own: BTreeSet::new(), mentions, claims: HashMap::new(), pods: BTreeMap::new() };
         for workload in resources.addresses.values() {
             for address in distinct(&workload.addresses) {
                 *known.claims.entry(address).or_default() += 1;
@@ -276,14 +318,14 @@ impl Known {
         }
         if !touched.classes.is_empty() || !touched.locals.is_empty() {
             let in_use: BTreeSet<u32> = resources.locals.values().map(|local| local.class).collect();
-            let mut cidrs = BTreeMap::new();
+            let mut mentions = BTreeMap::new();
             for class in in_use {
-                let known = self.cidrs.remove(&class).filter(|_| !touched.classes.contains(&class));
-                cidrs.insert(class, known.unwrap_or_else(|| class_cidrs(resources, class)));
+                let known = self.mentions.remove(&class).filter(|_| !touched.classes.contains(&class));
+                mentions.insert(class, known.unwrap_or_else(|| Mentions::of(resources, class)));
             }
-            let named: BTreeSet<IpNet> = cidrs.values().flatten().copied().collect();
-            self.cidrs = cidrs;
-            if !self.ground.is_named(&named) {
+            let all = Mentions::all(mentions.values());
+            self.mentions = mentions;
+            if !self.ground.rests_on(&all) {
                 return None;
             }
         }

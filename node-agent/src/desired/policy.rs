@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use ebpf_shared::Direction;
+use ebpf_shared::{Direction, redirect::DNS_NAME};
 
 use super::{Dictionary, ground::Ground};
 use crate::{
     kernel::rules::{ClassEntry, DefaultDeny, Defaults, Rule, compile},
-    subscribe::Class,
+    subscribe::{Class, L7},
 };
 
 /// Named by flows that pass because they come from, or go to, the pod's own node.
@@ -28,6 +28,7 @@ pub fn class_entry(
             direction,
             allow: true,
             audit: false,
+            redirect: None,
             identity: *own,
             protocol: 0,
             ports: None,
@@ -42,10 +43,15 @@ pub fn class_entry(
             _ => dictionary.policy(&rule.provenance),
         };
         last = Some((&rule.provenance, policy_id));
+        let redirect = rule.l7.as_ref().map(|l7| match l7 {
+            L7::Dns(_) => dictionary.proxy_slot(DNS_NAME),
+            L7::Proxy(name) => dictionary.proxy_slot(name),
+        });
         rules.extend(ground.peers(&rule.peer, own, dictionary).into_iter().map(|identity| Rule {
             direction: rule.direction,
             allow: rule.allow,
             audit: rule.audit,
+            redirect,
             identity,
             protocol: rule.protocol,
             ports: rule.ports.map(|(low, high)| low..=high),

@@ -25,6 +25,7 @@ pub struct Full {
 #[allow(missing_docs)]
 pub struct Limits {
     pub hosts: u32,
+    pub lingering: u32,
     pub cidrs: u32,
     pub endpoints: u32,
     pub classes: u32,
@@ -36,6 +37,7 @@ impl Limits {
     /// The kernel's.
     pub const KERNEL: Self = Self {
         hosts: limits::HOSTS,
+        lingering: limits::LINGERING,
         // One is always there.
         cidrs: limits::CIDRS - 1,
         endpoints: limits::ENDPOINTS,
@@ -68,6 +70,7 @@ impl Limits {
     fn of(&self, map: &'static str, current: &Desired) -> (usize, u32) {
         match map {
             HOSTS => (current.identities.hosts(), self.hosts),
+            LINGERING => (current.lingering.len(), self.lingering),
             CIDRS => (current.identities.len() - current.identities.hosts(), self.cidrs),
             ENDPOINTS => (current.endpoints.len(), self.endpoints),
             CLASSES => (current.classes.len(), self.classes),
@@ -78,6 +81,7 @@ impl Limits {
 }
 
 const HOSTS: &str = "HOSTS";
+const LINGERING: &str = "LINGERING";
 const CIDRS: &str = "CIDRS";
 const ENDPOINTS: &str = "ENDPOINTS";
 const CLASSES: &str = "CLASSES";
@@ -97,11 +101,15 @@ fn additions(op: &MapOp, current: &Desired) -> Vec<(&'static str, usize)> {
             let map = if is_host(net) { HOSTS } else { CIDRS };
             vec![(map, usize::from(!current.identities.contains_key(net)))]
         }
+        MapOp::PutLingering(address, _) => {
+            vec![(LINGERING, usize::from(!current.lingering.contains_key(address)))]
+        }
         MapOp::PutEndpoint(ifindex, _) => {
             vec![(ENDPOINTS, usize::from(!current.endpoints.contains_key(ifindex)))]
         }
         MapOp::RemovePeer { .. }
         | MapOp::RemoveIdentity(_)
+        | MapOp::RemoveLingering(_)
         | MapOp::PutNetns(..)
         | MapOp::PutProxy(..)
         | MapOp::PutService(..)

@@ -64,6 +64,8 @@ impl From<Ipv4Addr> for PodAddresses {
 pub struct Desired {
     /// Prefix to identity.
     pub identities: IdentityTable,
+    /// Who addresses are for connections that are there already, where names of theirs have run out.
+    pub lingering: BTreeMap<IpAddr, u32>,
     /// By this node's own numbers: a number never changes its contents.
     pub rulesets: BTreeMap<u32, Arc<RuleSet>>,
     /// By this node's own numbers: a number never changes what holds for whoever is not named.

@@ -19,10 +19,12 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     kernel::verdict::Policy,
+    names::Names,
     subscribe::{Address, Class, Entity, Local, NodeRoute, Peer, Resources, Rule},
 };
 
 mod incremental;
+mod names;
 
 const NODE: &str = "n1";
 const OWN: PodAddresses = PodAddresses {
@@ -97,38 +99,47 @@ fn nodes(resources: &mut Resources) {
 }
 
 fn computed(resources: &Resources, current: &Desired, dictionary: &mut Dictionary) -> Desired {
-    let inputs = Inputs { resources, node: OWN, pods: &pods(), gateways: &BTreeSet::new() };
+    computed_with(resources, &names::some(), current, dictionary)
+}
+
+fn computed_with(
+    resources: &Resources,
+    names: &Names,
+    current: &Desired,
+    dictionary: &mut Dictionary,
+) -> Desired {
+    let inputs = Inputs { resources, node: OWN, pods: &pods(), gateways: &BTreeSet::new(), names };
     compute(inputs, current, dictionary)
 }
 
-/// Verdict of every pod on every caller and port; `None`: dropped, else passed.
-type Verdicts = BTreeMap<(u32, IpAddr, u8, u16), Option<()>>;
+/// Verdict of every pod on every caller and port, for what is there already or begins: whether it passes, to the pod and
+/// from it.
+type Verdicts = BTreeMap<(u32, IpAddr, u8, u16, bool), [bool; 2]>;
 
 fn verdicts(maps: &Desired) -> Verdicts {
     let policy = Policy {
         classes: maps.classes.clone(),
         rulesets: maps.rulesets.clone(),
         identities: (*maps.identities).clone(),
+        lingering: maps.lingering.clone(),
         epoch: 0,
     };
     let mut all = Verdicts::new();
     for n in 1..=PODS.len() as u32 {
         for caller in CALLERS {
-            for (protocol, port) in ASKED {
-                let verdict = maps.endpoints.get(&n).and_then(|endpoint| {
-                    let identity = ebpf_shared::decide::peer_identity(&policy, &caller.into());
-                    let question = Question {
-                        class: endpoint.class,
-                        direction: Direction::Ingress,
-                        identity,
-                        protocol,
-                        port,
-                    };
-                    let ruling = judge(&policy, &question);
+            for ((protocol, port), exists) in ASKED.iter().flat_map(|asked| [(*asked, false), (*asked, true)])
+            {
+                let identity = ebpf_shared::decide::peer_identity(&policy, &caller.into());
+                let lasting = maps.lingering.get(&caller).copied().filter(|_| exists);
+                let identity = lasting.unwrap_or(identity);
+                let verdict = [Direction::Ingress, Direction::Egress].map(|direction| {
+                    let Some(endpoint) = maps.endpoints.get(&n) else { return false };
+                    let class = endpoint.class;
+                    let ruling = judge(&policy, &Question { class, direction, identity, protocol, port });
                     assert_ne!(ruling.reason, Reason::PolicyMissing, "an endpoint without its class");
-                    ruling.passes().then_some(())
+                    ruling.passes()
                 });
-                all.insert((n, caller, protocol, port), verdict);
+                all.insert((n, caller, protocol, port, exists), verdict);
             }
         }
     }
@@ -137,13 +148,17 @@ fn verdicts(maps: &Desired) -> Verdicts {
 
 /// Walks from one configuration to the other; at each step every verdict must be the old or the new one.
 fn walk(old: &Resources, new: &Resources) -> Result<(), TestCaseError> {
+    walk_with((old, &names::some()), (new, &names::some()))
+}
+
+fn walk_with(old: (&Resources, &Names), new: (&Resources, &Names)) -> Result<(), TestCaseError> {
     let mut dictionary = Dictionary::default();
     let empty = Desired::default();
-    let current = computed(old, &empty, &mut dictionary);
-    let desired = computed(new, &current, &mut dictionary);
+    let current = computed_with(old.0, old.1, &empty, &mut dictionary);
+    let desired = computed_with(new.0, new.1, &current, &mut dictionary);
     let (before, after) = (verdicts(&current), verdicts(&desired));
     let mut maps = current.clone();
-    for op in plan(&current, &Delta::between(&current, &desired)) {
+    for op in steps(&current, &desired, &mut dictionary) {
         op.apply(&mut maps);
         for (key, verdict) in verdicts(&maps) {
             let fine = verdict == before[&key] || verdict == after[&key];
@@ -175,6 +190,7 @@ fn peers() -> impl Strategy<Value = Peer> {
         Just(Peer::Any),
         Just(Peer::Nobody),
         (300u32..304).prop_map(Peer::Identity),
+        names::patterns(),
         proptest::sample::select(vec![
             Entity::World,
             Entity::Host,
@@ -223,6 +239,7 @@ fn classes() -> impl Strategy<Value = Class> {
                 peer,
                 protocol,
                 ports,
+                l7: None,
                 provenance: "rule".into(),
             })
             .collect(),
@@ -307,7 +324,7 @@ proptest! {
         let current = computed(&resources(&old), &Desired::default(), &mut dictionary);
         let desired = computed(&resources(&new), &current, &mut dictionary);
         let mut maps = current.clone();
-        for op in plan(&current, &Delta::between(&current, &desired)) {
+        for op in steps(&current, &desired, &mut dictionary) {
             op.apply(&mut maps);
         }
         prop_assert_eq!(swept(maps), desired);
@@ -325,12 +342,12 @@ proptest! {
         let desired = computed(&new, &current, &mut dictionary);
         let (before, after) = (verdicts(&current), verdicts(&desired));
         let mut maps = current.clone();
-        for op in plan(&current, &Delta::between(&current, &desired)).iter().take(died) {
+        for op in steps(&current, &desired, &mut dictionary).iter().take(died) {
             op.apply(&mut maps);
         }
         let mut dictionary = Dictionary::recover(&maps);
         let then = computed(&new, &maps, &mut dictionary);
-        for op in plan(&maps.clone(), &Delta::between(&maps, &then)) {
+        for op in steps(&maps.clone(), &then, &mut dictionary) {
             op.apply(&mut maps);
             for (key, verdict) in verdicts(&maps) {
                 prop_assert!(verdict == before[&key] || verdict == after[&key], "after {op:?}: {key:?}");
@@ -412,6 +429,7 @@ fn a_rule_about_a_wide_cidr_holds_for_the_narrow_ones_inside_it() {
         peer,
         protocol: TCP,
         ports: Some((port, port)),
+        l7: None,
         provenance: "r".into(),
     };
     let mut resources = Resources::default();
@@ -433,7 +451,7 @@ fn a_rule_about_a_wide_cidr_holds_for_the_narrow_ones_inside_it() {
     let mut dictionary = Dictionary::default();
     let maps = computed(&resources, &Desired::default(), &mut dictionary);
     let verdicts = verdicts(&maps);
-    let open = |caller: &str, port: u16| verdicts[&(1, caller.parse().unwrap(), TCP, port)].is_some();
+    let open = |caller: &str, port: u16| verdicts[&(1, caller.parse().unwrap(), TCP, port, false)][0];
     for (wide, narrow) in [("198.51.100.1", "198.51.100.200"), ("2001:db8:5::1", "2001:db8:5:8000::1")] {
         assert!(open(narrow, 80) && open(narrow, 443));
         assert!(open(wide, 80) && !open(wide, 443));
@@ -457,6 +475,7 @@ fn only(peer: Peer, allow: bool) -> Class {
         peer,
         protocol: 0,
         ports: None,
+        l7: None,
         provenance: "r".into(),
     };
     Class { deny_ingress: allow.then(|| "d".into()), rules: vec![rule], ..Class::default() }
@@ -491,7 +510,7 @@ fn an_entity_is_whom_it_names_and_nobody_else() {
                 resources.addresses.insert(NamespacedName::new("shop", "caller"), address);
                 let maps = computed(&resources, &Desired::default(), &mut Dictionary::default());
                 let verdicts = verdicts(&maps);
-                let open = callers.map(|at| verdicts[&(1, at.parse().unwrap(), TCP, 80)].is_some());
+                let open = callers.map(|at| verdicts[&(1, at.parse().unwrap(), TCP, 80, false)][0]);
                 assert_eq!(open, expected.map(|named| named == allow), "{entity:?} {others:?} {allow}");
             }
         }
@@ -519,5 +538,5 @@ fn other_nodes_are_nodes_and_still_within_the_cidrs_that_policies_name() {
     assert!(who("192.0.2.2") & LOCAL != 0);
     assert_eq!(who("192.0.2.2"), who("192.0.2.77"));
     assert_ne!(who("192.0.2.2"), maps.identities[&"192.0.2.0/24".parse().unwrap()]);
-    assert!(verdicts(&maps)[&(1, "192.0.2.2".parse().unwrap(), TCP, 80)].is_some());
+    assert!(verdicts(&maps)[&(1, "192.0.2.2".parse().unwrap(), TCP, 80, false)][0]);
 }

@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use dns_proxy::{Event, Gate, GateError, Outcome, Seen};
+use dns_proxy::{Event, Gate, GateError, Outcome, Seen, Transport};
 use tokio::sync::{mpsc, watch};
 use tonic::{Code, transport::Channel};
 use xds_proto::isthmus::local::v1::{DnsAddress, DnsAdmitRequest, DnsNote, dns_client::DnsClient, dns_note};
@@ -49,6 +49,8 @@ impl Gate for AgentGate {
             outcome: outcome(event.outcome).into(),
             addresses: event.addresses.iter().map(ToString::to_string).collect(),
             time_ns: unix_ns(),
+            rcode: event.rcode.into(),
+            tcp: event.transport == Transport::Tcp,
         };
         // Full: the agent is away or slow, and a log has no say in what goes on.
         let _ = self.notes.try_send(note);

@@ -5,7 +5,9 @@
 
 mod follow;
 mod gate;
+pub mod lock;
 mod sight;
+mod supervise;
 mod wire;
 
 use std::{path::PathBuf, sync::Arc};
@@ -17,6 +19,8 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
 };
+
+pub use supervise::Supervisor;
 
 use crate::persist;
 use follow::Follower;
@@ -47,6 +51,7 @@ pub struct DnsArgs {
 pub async fn run(args: DnsArgs) -> anyhow::Result<()> {
     persist::private_dir(&args.state_dir)
         .with_context(|| format!("--state-dir {}", args.state_dir.display()))?;
+    let _lock = lock::take(&lock::path(&args.state_dir))?;
     let listeners = Listeners::bind().context("transparent sockets (CAP_NET_ADMIN)")?;
     let sight = KernelSight::new(args.bpffs);
     let saved = args.state_dir.join("dns-rules");

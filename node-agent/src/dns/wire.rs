@@ -45,11 +45,17 @@ pub(super) fn parse(wire: &DnsRules) -> Result<Rules, WireError> {
             pods.insert(address, list.clone());
         }
     }
-    Ok(Rules { pods })
+    limited("gated", wire.gated.len(), MAX_RULES)?;
+    let gated = wire.gated.iter().map(pattern).collect::<Result<_, _>>()?;
+    Ok(Rules { pods, gated })
 }
 
 fn limited(field: &'static str, count: usize, limit: usize) -> Result<(), WireError> {
     if count > limit { Err(WireError::TooMany { field, count, limit }) } else { Ok(()) }
+}
+
+fn pattern(text: &String) -> Result<NamePattern, WireError> {
+    NamePattern::parse(text).map_err(|error| WireError::Pattern { pattern: text.clone(), error })
 }
 
 fn rule(wire: &DnsRule) -> Result<Rule, WireError> {
@@ -59,9 +65,6 @@ fn rule(wire: &DnsRule) -> Result<Rule, WireError> {
         6 => Some(Transport::Tcp),
         17 => Some(Transport::Udp),
         value => return Err(WireError::Number { field: "protocol", value }),
-    };
-    let pattern = |text: &String| {
-        NamePattern::parse(text).map_err(|error| WireError::Pattern { pattern: text.clone(), error })
     };
     let names: Vec<_> = wire.patterns.iter().map(pattern).collect::<Result<_, _>>()?;
     Ok(Rule {
@@ -94,12 +97,14 @@ mod tests {
         DnsRules {
             pods: vec![DnsPod { addresses: vec!["10.1.1.2".into(), "fd00::2".into()], list: 0 }],
             lists: vec![DnsRuleList { rules: vec![rule] }],
+            gated: vec!["**.example.net".into()],
         }
     }
 
     #[test]
     fn a_pod_has_its_rules_at_all_its_addresses() {
         let parsed = parse(&rules()).unwrap();
+        assert!(parsed.gates("a.b.example.net") && !parsed.gates("www.example.com"));
         let at = "10.1.1.53:53".parse().unwrap();
         for pod in ["10.1.1.2", "fd00::2"] {
             let may = |name| parsed.allow(pod.parse().unwrap(), at, 300, Transport::Udp, name);

@@ -31,7 +31,7 @@ impl WallClock {
 }
 
 /// `CLOCK_MONOTONIC`, as `bpf_ktime_get_ns` reads it.
-fn monotonic_nanos() -> u64 {
+pub fn monotonic_nanos() -> u64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `now` is a writable timespec, and the clock exists on every Linux.
     let result = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };

@@ -80,6 +80,7 @@ impl NodeFlows {
             Entry::Flow(record) => {
                 Live::Flow(Box::new(translate(&self.namer.name(names, &record), &Here(self))))
             }
+            Entry::Told(flow) => Live::Flow(Box::new(translate(&flow, &Here(self)))),
             Entry::Lost(count) => Live::Lost(LostEventSource::PerfEventRingBuffer, count),
         }
     }

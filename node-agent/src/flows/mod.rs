@@ -2,6 +2,7 @@
 
 mod clock;
 mod counts;
+mod dns;
 mod hubble;
 mod name;
 mod namer;
@@ -10,8 +11,9 @@ mod record;
 mod report;
 mod ring;
 
-pub use clock::WallClock;
+pub use clock::{WallClock, monotonic_nanos};
 pub use counts::{Counts, Look};
+pub use dns::{Parties, asked};
 pub use hubble::{NodeFlows, serve_tls};
 pub use name::Names;
 pub use namer::Namer;

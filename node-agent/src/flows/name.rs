@@ -11,7 +11,7 @@ use crate::subscribe::Resources;
 /// What is behind addresses and numbers, as of one moment.
 #[derive(Debug, Clone, Default)]
 pub struct Names {
-    node: String,
+    pub(super) node: String,
     workloads: BTreeMap<IpAddr, String>,
     accounts: BTreeMap<u32, String>,
     /// By address, port and protocol of a way in, or of a backend that is of one service only.
@@ -76,7 +76,7 @@ impl Names {
         self
     }
 
-    fn peer(&self, address: IpAddr, identity: u32) -> FlowPeer {
+    pub(super) fn peer(&self, address: IpAddr, identity: u32) -> FlowPeer {
         FlowPeer {
             address: address.to_string(),
             identity,
@@ -132,6 +132,7 @@ impl Names {
             is_error: event.flags & FlowEvent::ERROR != 0,
             bytes: event.bytes,
             count: record.count,
+            dns: None,
         }
     }
 }

@@ -1,12 +1,15 @@
 //! From the kernel's ring and counters to the node's ring and the queue, and from the queue to the control plane.
 
-use std::time::Duration;
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use xds_proto::isthmus::bootstrap::v1::{FlowBatch, endpoints_client::EndpointsClient};
+use xds_proto::isthmus::{
+    bootstrap::v1::{FlowBatch, endpoints_client::EndpointsClient},
+    local::v1::DnsNote,
+};
 
-use super::{Counts, Entry, Namer, Queue, Record, Ring, WallClock, counts::Look};
+use super::{Counts, Entry, Namer, Parties, Queue, Record, Ring, WallClock, counts::Look};
 use crate::{bootstrap::Upstream, engine::Engine, kernel::EventStream};
 
 /// How old the clock may be, and how often counters are looked at.
@@ -64,6 +67,13 @@ impl Collector {
                 }
             }
         }
+    }
+
+    /// Takes a query to DNS.
+    pub fn take_dns(&self, ends: (SocketAddr, SocketAddr), note: DnsNote, parties: Parties) {
+        let flow = self.namer.names().dns(ends, note, parties);
+        self.ring.push(Entry::Told(Arc::new(flow.clone())));
+        self.queue.push(flow);
     }
 
     fn take(&self, record: Record) {

@@ -9,6 +9,7 @@ use std::{
 };
 
 use tokio::sync::watch;
+use xds_proto::isthmus::bootstrap::v1::Flow;
 
 use super::Record;
 
@@ -16,10 +17,12 @@ use super::Record;
 pub const KEPT: usize = 16_384;
 
 /// What is kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Entry {
     /// A flow.
     Flow(Record),
+    /// One that a proxy told of, with its names.
+    Told(Arc<Flow>),
     /// The kernel could not tell so many here.
     Lost(u64),
 }
@@ -71,9 +74,16 @@ impl Ring {
             inner.entries.pop_front();
             inner.first += 1;
         }
-        if let Entry::Flow(record) = &entry {
-            inner.seen += record.count.max(1);
-            inner.told += 1;
+        match &entry {
+            Entry::Flow(record) => {
+                inner.seen += record.count.max(1);
+                inner.told += 1;
+            }
+            Entry::Told(_) => {
+                inner.seen += 1;
+                inner.told += 1;
+            }
+            Entry::Lost(_) => {}
         }
         inner.entries.push_back(entry);
         let next = inner.first + inner.entries.len() as u64;
@@ -94,7 +104,7 @@ impl Ring {
     /// Everything that is kept, and the number that comes after it.
     pub fn all(&self) -> (Vec<Entry>, u64) {
         let inner = self.lock();
-        (inner.entries.iter().copied().collect(), inner.first + inner.entries.len() as u64)
+        (inner.entries.iter().cloned().collect(), inner.first + inner.entries.len() as u64)
     }
 
     /// Up to so many entries from a number on, how many were overwritten before them, and the number after them.
@@ -103,7 +113,7 @@ impl Ring {
         let lost = inner.first.saturating_sub(number);
         let start = number.max(inner.first);
         let skip = usize::try_from(start - inner.first).unwrap_or(usize::MAX);
-        let entries: Vec<Entry> = inner.entries.iter().skip(skip).take(most).copied().collect();
+        let entries: Vec<Entry> = inner.entries.iter().skip(skip).take(most).cloned().collect();
         let after = start + entries.len() as u64;
         (entries, lost, after)
     }

@@ -2,8 +2,9 @@
 //!
 //! 1. A deny denies, whatever allows; of several the first is named.
 //! 2. Else an allow allows; of several the first is named.
-//! 3. Else the default deny denies, if there is one.
-//! 4. Else everything is allowed.
+//! 3. Else one that allows only what a proxy admits redirects to that proxy, which has the rules of all of them.
+//! 4. Else the default deny denies, if there is one.
+//! 5. Else everything is allowed.
 //!
 //! Rules of audited policies enforce nothing and grant nothing. Where the others allow, and all of them together would
 //! deny, traffic passes and is told of.
@@ -21,6 +22,8 @@ pub struct Said {
     pub allow: bool,
     /// Of an audited policy.
     pub audit: bool,
+    /// Of a rule that allows: only through the proxy in this place.
+    pub redirect: Option<u16>,
     /// IANA number; [`protocol::ANY`]: whichever.
     pub protocol: u8,
     /// Inclusive; of ICMP, `type << 8 | code`. `None`: all, and protocols without ports. With [`protocol::ANY`]: of the
@@ -64,7 +67,7 @@ pub fn flatten(rules: &[Said], default: DefaultDeny) -> Function {
     for (place, rule) in others.iter().enumerate() {
         holding.begin(place, rule);
     }
-    let of_others = holding.value(|place| others[place].policy_id, default);
+    let of_others = holding.value(|place| others[place], default);
 
     let mut entries = vec![(TrafficPrefix::ALL, of_others)];
     for (number, has_ports) in PROTOCOLS {
@@ -144,7 +147,7 @@ fn pieces(rules: &[&Said], default: DefaultDeny) -> Vec<(u16, u16, RuleValue)> {
             next += 1;
         }
         let end = cuts.get(next).map_or(1 << 16, |(port, ..)| *port);
-        let value = holding.value(|place| rules[place].policy_id, default);
+        let value = holding.value(|place| rules[place], default);
         let high = (end - 1) as u16;
         match pieces.last_mut() {
             Some((_, before, same)) if *same == value => *before = high,
@@ -160,6 +163,7 @@ fn pieces(rules: &[&Said], default: DefaultDeny) -> Vec<(u16, u16, RuleValue)> {
 struct Holding {
     denies: Both,
     allows: Both,
+    redirects: Both,
 }
 
 /// Those that are enforced, and all of them.
@@ -171,7 +175,11 @@ struct Both {
 
 impl Holding {
     fn of(&mut self, rule: &Said) -> &mut Both {
-        if rule.allow { &mut self.allows } else { &mut self.denies }
+        match (rule.allow, rule.redirect) {
+            (false, _) => &mut self.denies,
+            (true, None) => &mut self.allows,
+            (true, Some(_)) => &mut self.redirects,
+        }
     }
 
     fn begin(&mut self, place: usize, rule: &Said) {
@@ -188,25 +196,34 @@ impl Holding {
         both.enforced.remove(&place);
     }
 
-    fn value(&self, policy: impl Fn(usize) -> u32, default: DefaultDeny) -> RuleValue {
-        let first = |places: &BTreeSet<usize>| places.first().map(|place| policy(*place));
-        let enforced = decide(first(&self.denies.enforced), first(&self.allows.enforced), default.enforced);
+    fn value<'a>(&self, rule: impl Fn(usize) -> &'a Said, default: DefaultDeny) -> RuleValue {
+        let first = |places: &BTreeSet<usize>| places.first().map(|place| rule(*place));
+        let enforced = decide(
+            first(&self.denies.enforced),
+            first(&self.allows.enforced).or(first(&self.redirects.enforced)),
+            default.enforced,
+        );
         if enforced.verdict != RuleValue::ALLOW {
             return enforced;
         }
         let default = default.enforced.or(default.audited);
-        let all = decide(first(&self.denies.all), first(&self.allows.all), default);
-        if all.verdict == RuleValue::ALLOW {
+        // Whether a proxy would have admitted it is not known here: it is not told of.
+        let all = first(&self.allows.all).or(first(&self.redirects.all));
+        let all = decide(first(&self.denies.all), all, default);
+        if matches!(all.verdict, RuleValue::ALLOW | RuleValue::REDIRECT) {
             return enforced;
         }
         RuleValue { flags: RuleValue::AUDIT, audit_id: all.policy_id, ..enforced }
     }
 }
 
-fn decide(deny: Option<u32>, allow: Option<u32>, default: Option<u32>) -> RuleValue {
+fn decide(deny: Option<&Said>, allow: Option<&Said>, default: Option<u32>) -> RuleValue {
     match (deny, allow, default) {
-        (Some(policy_id), ..) => RuleValue::new(RuleValue::DENY, policy_id),
-        (None, Some(policy_id), _) => RuleValue::new(RuleValue::ALLOW, policy_id),
+        (Some(deny), ..) => RuleValue::new(RuleValue::DENY, deny.policy_id),
+        (None, Some(Said { redirect: Some(proxy), policy_id, .. }), _) => {
+            RuleValue { proxy: *proxy, ..RuleValue::new(RuleValue::REDIRECT, *policy_id) }
+        }
+        (None, Some(allow), _) => RuleValue::new(RuleValue::ALLOW, allow.policy_id),
         (None, None, Some(policy_id)) => RuleValue::new(RuleValue::DEFAULT_DENY, policy_id),
         (None, None, None) => RuleValue::new(RuleValue::ALLOW, 0),
     }
@@ -220,7 +237,7 @@ mod tests {
     const DENY: DefaultDeny = DefaultDeny { enforced: Some(100), audited: None };
 
     fn said(allow: bool, protocol: u8, ports: Option<(u16, u16)>, policy_id: u32) -> Said {
-        Said { allow, audit: false, protocol, ports, policy_id }
+        Said { allow, audit: false, redirect: None, protocol, ports, policy_id }
     }
 
     fn at(function: &Function, protocol: u8, port: u16) -> RuleValue {
@@ -306,6 +323,7 @@ mod tests {
         let rule = rule.prop_map(|(allow, audit, protocol, ports, policy_id)| Said {
             allow,
             audit: audit && policy_id % 2 == 0,
+            redirect: (policy_id % 3 == 0).then_some(7),
             protocol,
             ports,
             policy_id,
@@ -330,18 +348,26 @@ mod tests {
                     };
                     let say = |with_audited: bool, default: Option<u32>| {
                         let counts = |rule: &&Said| holds(rule) && (with_audited || !rule.audit);
-                        let first = |allow| rules.iter().filter(counts).find(|rule| rule.allow == allow);
-                        match (first(false), first(true), default) {
+                        let first = |wanted: &dyn Fn(&Said) -> bool| {
+                            rules.iter().filter(counts).find(|rule| wanted(rule))
+                        };
+                        let plain = first(&|rule| rule.allow && rule.redirect.is_none());
+                        let redirect = first(&|rule| rule.allow && rule.redirect.is_some());
+                        match (first(&|rule| !rule.allow), plain, redirect, default) {
                             (Some(rule), ..) => (RuleValue::DENY, rule.policy_id),
-                            (None, Some(rule), _) => (RuleValue::ALLOW, rule.policy_id),
-                            (None, None, Some(id)) => (RuleValue::DEFAULT_DENY, id),
-                            (None, None, None) => (RuleValue::ALLOW, 0),
+                            (None, Some(rule), ..) => (RuleValue::ALLOW, rule.policy_id),
+                            (None, None, Some(rule), _) => (RuleValue::REDIRECT, rule.policy_id),
+                            (None, None, None, Some(id)) => (RuleValue::DEFAULT_DENY, id),
+                            (None, None, None, None) => (RuleValue::ALLOW, 0),
                         }
                     };
                     let (verdict, policy_id) = say(false, enforced);
                     let mut expected = RuleValue::new(verdict, policy_id);
                     let (with, audit_id) = say(true, enforced.or(audited));
-                    if verdict == RuleValue::ALLOW && with != RuleValue::ALLOW {
+                    if verdict == RuleValue::REDIRECT {
+                        expected.proxy = 7;
+                    }
+                    if verdict == RuleValue::ALLOW && !matches!(with, RuleValue::ALLOW | RuleValue::REDIRECT) {
                         expected.flags = RuleValue::AUDIT;
                         expected.audit_id = audit_id;
                     }

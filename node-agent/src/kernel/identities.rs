@@ -15,6 +15,7 @@ use super::{HashTable, KernelError, TrieTable};
 /// The identities of addresses and CIDRs of both families. What it does not hold is [`identity::WORLD`].
 pub struct Identities {
     hosts: HashTable<Addr, u32>,
+    lingering: HashTable<Addr, u32>,
     cidrs: TrieTable<Cidr, u32>,
     epochs: Arc<Epochs>,
 }
@@ -22,6 +23,7 @@ pub struct Identities {
 impl Identities {
     pub(super) fn new(
         hosts: HashTable<Addr, u32>,
+        lingering: HashTable<Addr, u32>,
         mut cidrs: TrieTable<Cidr, u32>,
         epochs: Arc<Epochs>,
     ) -> Result<Self, KernelError> {
@@ -29,7 +31,7 @@ impl Identities {
         if cidrs.exact(&Cidr::ALL_IPV4)?.is_none() {
             cidrs.upsert(&Cidr::ALL_IPV4, identity::ANY)?;
         }
-        Ok(Self { hosts, cidrs, epochs })
+        Ok(Self { hosts, lingering, cidrs, epochs })
     }
 
     /// Says who an address, or what has no narrower entry within a CIDR, is. Flows with them are judged again.
@@ -67,6 +69,22 @@ impl Identities {
         };
         self.epochs.raise_all();
         Ok(was_there)
+    }
+
+    /// Says who an address is for connections that are there already; `None`: the same as for new ones.
+    pub fn linger(&mut self, address: IpAddr, identity: Option<u32>) -> Result<(), KernelError> {
+        let addr = Addr::from(address);
+        match identity {
+            Some(identity) => self.lingering.upsert(addr, identity)?,
+            None => drop(self.lingering.delete(&addr)?),
+        }
+        self.epochs.raise_peer(&addr);
+        Ok(())
+    }
+
+    /// All that linger.
+    pub fn dump_lingering(&self) -> Result<BTreeMap<IpAddr, u32>, KernelError> {
+        Ok(self.lingering.dump()?.into_iter().map(|(addr, known)| (addr.into(), known)).collect())
     }
 
     /// Everything.

@@ -29,6 +29,7 @@
 //! there already: see [`Services`].
 
 mod classes;
+mod connected;
 pub mod dump;
 mod epochs;
 mod error;
@@ -62,6 +63,7 @@ use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use ebpf_shared::{Direction, Metric, Reason, limits};
 
+pub use self::connected::Connections;
 pub use self::error::KernelError;
 pub use self::events::{EventRing, EventStream};
 pub use self::flows::FlowCounters;
@@ -173,6 +175,7 @@ impl Kernel {
         let mut kernel = Self {
             identities: Identities::new(
                 HashTable::new("HOSTS", take(&mut programs, "HOSTS")?),
+                HashTable::new("LINGERING", take(&mut programs, "LINGERING")?),
                 TrieTable::new("CIDRS", take(&mut programs, "CIDRS")?),
                 epochs.clone(),
             )?,
@@ -281,6 +284,11 @@ impl Kernel {
     pub fn accelerated(&self) -> Result<u64, KernelError> {
         let error = |source| KernelError::Map { name: "ACCELERATED", source };
         Ok(self.accelerated.get(&0, 0).map_err(error)?.iter().sum())
+    }
+
+    /// A look at the connections that does not keep anybody else from the kernel.
+    pub fn connections(&self) -> Result<Connections, KernelError> {
+        Connections::open(&self.pins)
     }
 
     /// What ends the connections of sockets to backends that are gone.

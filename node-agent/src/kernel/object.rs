@@ -6,10 +6,11 @@ use super::KernelError;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/isthmus-ebpf.o"));
 
 /// Every map whose contents outlive a program: these are pinned.
-pub(super) const MAPS: [&str; 30] = [
+pub(super) const MAPS: [&str; 31] = [
     "FORMAT",
     "EPOCHS",
     "HOSTS",
+    "LINGERING",
     "CIDRS",
     "NODES",
     "ENDPOINTS",

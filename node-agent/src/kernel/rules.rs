@@ -16,6 +16,8 @@ pub struct Rule {
     pub allow: bool,
     /// Of an audited policy: see [`super::flatten`].
     pub audit: bool,
+    /// Of a rule that allows: only through the proxy in this place of `PROXIES`.
+    pub redirect: Option<u16>,
     /// The peer's; [`identity::ANY`]: whoever.
     pub identity: u32,
     /// IANA number; [`ebpf_shared::packet::protocol::ANY`]: whichever.
@@ -31,6 +33,7 @@ impl Rule {
         Said {
             allow: self.allow,
             audit: self.audit,
+            redirect: self.redirect,
             protocol: self.protocol,
             ports: self.ports.as_ref().map(|ports| (*ports.start(), *ports.end())),
             policy_id: self.policy_id,
@@ -152,6 +155,7 @@ mod tests {
             direction: Direction::Ingress,
             allow,
             audit: false,
+            redirect: None,
             identity,
             protocol: protocol::TCP,
             ports,

@@ -20,6 +20,8 @@ pub struct Policy {
     pub classes: BTreeMap<u32, ClassEntry>,
     pub rulesets: BTreeMap<u32, Arc<RuleSet>>,
     pub identities: BTreeMap<IpNet, u32>,
+    /// For flows that are there already.
+    pub lingering: BTreeMap<IpAddr, u32>,
     /// Raised by the caller with each change: all flows are then judged again.
     pub epoch: u64,
 }
@@ -58,6 +60,10 @@ impl PolicyMaps for Policy {
             self.identities.get(&net).copied()
         });
         narrowest.unwrap_or(ebpf_shared::identity::ANY)
+    }
+
+    fn lingering(&self, addr: &Addr) -> u32 {
+        self.lingering.get(&IpAddr::from(*addr)).copied().unwrap_or(ebpf_shared::identity::ANY)
     }
 }
 
@@ -165,6 +171,7 @@ mod tests {
             direction: Direction::Ingress,
             allow: true,
             audit: false,
+            redirect: None,
             identity: ebpf_shared::identity::ANY,
             protocol: protocol::ANY,
             ports: Some(53..=53),
@@ -201,6 +208,42 @@ mod tests {
         assert!(answers(&mut node, protocol::UDP, 0, 59 * SECOND));
         assert!(answers(&mut node, protocol::UDP, 0, (59 + 299) * SECOND));
         assert!(!answers(&mut node, protocol::UDP, 0, (59 + 299 + 301) * SECOND));
+    }
+
+    #[test]
+    fn a_connection_outlives_the_name_that_it_was_made_by_and_a_new_one_is_refused() {
+        let mut node = Emulation::default();
+        node.endpoints.insert(9, Endpoint { identity: 300, class: 1, v4: POD, ..Endpoint::default() });
+        let named = ebpf_shared::identity::LOCAL | 1;
+        let rule = Rule {
+            direction: Direction::Egress,
+            allow: true,
+            audit: false,
+            redirect: None,
+            identity: named,
+            protocol: protocol::ANY,
+            ports: None,
+            policy_id: 1,
+        };
+        let deny = DefaultDeny { enforced: Some(0), audited: None };
+        let mut sets = RuleSets::default();
+        let entry = compile(&Defaults { egress: deny, ..Defaults::default() }, &[rule], &mut sets);
+        node.policy.put_class(1, &entry, &sets);
+        let peer = IpAddr::from(PEER);
+        node.policy.identities.insert(peer.into(), named);
+        let sends = |node: &mut Emulation, port, tcp_flags| {
+            let packet = Packet { src_port: port, tcp_flags, ..answer(protocol::TCP, tcp_flags) };
+            node.decide(9, Direction::Egress, &packet, 1).ruling.passes()
+        };
+        assert!(sends(&mut node, 53, tcp::SYN));
+        node.policy.lingering.insert(peer, named);
+        node.policy.identities.clear();
+        node.policy.epoch += 1;
+        assert!(sends(&mut node, 53, tcp::ACK), "what is there goes on");
+        assert!(!sends(&mut node, 54, tcp::SYN), "and nothing new begins");
+        node.policy.lingering.clear();
+        node.policy.epoch += 1;
+        assert!(!sends(&mut node, 53, tcp::ACK));
     }
 
     #[test]

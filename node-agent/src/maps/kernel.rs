@@ -53,6 +53,7 @@ impl KernelMaps {
         let netns = self.kernel.sidecars()?.into_iter();
         Ok(Desired {
             identities: self.kernel.identities.dump()?.into_iter().collect(),
+            lingering: self.kernel.identities.dump_lingering()?,
             rulesets: self.kernel.rulesets()?,
             classes: self.kernel.policy_classes()?,
             endpoints: endpoints.collect(),
@@ -81,6 +82,8 @@ impl KernelMaps {
             MapOp::RemovePeer { class, identity } => kernel.remove_peer(*class, *identity),
             MapOp::PutIdentity(net, identity) => kernel.identities.upsert(net, *identity),
             MapOp::RemoveIdentity(net) => kernel.identities.delete(net).map(drop),
+            MapOp::PutLingering(address, identity) => kernel.identities.linger(*address, Some(*identity)),
+            MapOp::RemoveLingering(address) => kernel.identities.linger(*address, None),
             MapOp::PutEndpoint(ifindex, entry) => kernel.endpoints.upsert(*ifindex, endpoint_value(entry)),
             MapOp::RemoveEndpoint(ifindex) => kernel.endpoints.delete(ifindex).map(drop),
             MapOp::PutService(frontend, entry) => {
@@ -192,6 +195,8 @@ fn describe(op: &MapOp) -> String {
         MapOp::RemovePeer { class, identity } => format!("removing identity {identity} of class {class}"),
         MapOp::PutIdentity(net, identity) => format!("writing identity {identity} of {net}"),
         MapOp::RemoveIdentity(net) => format!("removing the identity of {net}"),
+        MapOp::PutLingering(address, identity) => format!("writing identity {identity} that {address} had"),
+        MapOp::RemoveLingering(address) => format!("removing the identity that {address} had"),
         MapOp::PutEndpoint(ifindex, entry) => format!("writing endpoint {} on {ifindex}", entry.addresses.v4),
         MapOp::RemoveEndpoint(ifindex) => format!("removing the endpoint on {ifindex}"),
         MapOp::PutService(frontend, _) => format!("writing service {}", frontend.socket()),

@@ -95,6 +95,8 @@ fn compare(maps: &BTreeMap<&'static str, Entries>, desired: &Desired) -> Vec<Ver
 fn exact(desired: &Desired) -> BTreeMap<&'static str, Entries> {
     let hosts = desired.identities.iter().filter(|(net, _)| is_host(net));
     let hosts = hosts.map(|(net, identity)| dump::host(&net.addr().into(), identity));
+    let lingering =
+        desired.lingering.iter().map(|(address, identity)| dump::host(&(*address).into(), identity));
     let mut cidrs: BTreeMap<Cidr, u32> = BTreeMap::new();
     // Always there, so that no IPv6 range holds for IPv4.
     cidrs.insert(Cidr::from(IpNet::V4(ipnet::Ipv4Net::default())), identity::ANY);
@@ -124,6 +126,7 @@ fn exact(desired: &Desired) -> BTreeMap<&'static str, Entries> {
     let by_key = |entries: Vec<Entry>| entries.into_iter().map(|entry| (entry.key_text(), entry)).collect();
     BTreeMap::from([
         ("HOSTS", by_key(hosts.collect())),
+        ("LINGERING", by_key(lingering.collect())),
         ("CIDRS", by_key(cidrs.iter().map(|(cidr, who)| dump::cidr(cidr, who)).collect())),
         ("ENDPOINTS", by_key(endpoints.collect())),
         ("CLASSES", by_key(classes.collect())),
@@ -272,6 +275,7 @@ pub fn fill(desired: &Desired) -> Vec<(&'static str, usize, u32)> {
         ("CLASSES", desired.classes.len(), limits::CLASSES),
         ("ENDPOINTS", desired.endpoints.len(), limits::ENDPOINTS),
         ("HOSTS", hosts, limits::HOSTS),
+        ("LINGERING", desired.lingering.len(), limits::LINGERING),
         ("NETNS", desired.netns.len(), limits::NETNS),
         ("PROXIES", desired.proxies.len(), limits::PROXIES),
         ("SERVICES", desired.services.len(), limits::SERVICES),

@@ -3,8 +3,13 @@
 //! Policies allow names, the kernel knows addresses. [`Names`] (pure) remembers which names an address has and until
 //! when; [`Log`] keeps that over a restart of the agent, because the kernel keeps its entries too.
 
+mod keep;
 mod log;
+mod service;
 mod table;
+
+pub use keep::keep_for_ever;
+pub use service::DnsService;
 
 pub use log::{Log, LogError};
 pub use table::{MAX_ADDRESSES_OF_A_NAME, MAX_ENTRIES, Names, Place};

@@ -10,12 +10,13 @@ use ebpf_shared::{
 use ipnet::{IpNet, Ipv6Net};
 use mesh_model::{
     identity::{MAX_IDENTITY, SpiffeId, TrustDomain},
+    policy::NamePattern,
     resource::NamespacedName,
 };
 use thiserror::Error;
 use xds_proto::isthmus::agent::v1 as wire;
 
-use super::resources::{Address, Asked, Bundle, Class, Entity, Local, NodeRoute, Peer, Readiness, Rule};
+use super::resources::{Address, Asked, Bundle, Class, Entity, L7, Local, NodeRoute, Peer, Readiness, Rule};
 use super::services::host_port;
 use crate::config::{dns_label, dns_name};
 
@@ -210,12 +211,7 @@ fn rule(resource: &str, message: wire::PolicyRule) -> Result<Rule, ParseError> {
             return Err(bad(resource, "rules.action", message.action, wanted));
         }
     };
-    if message.name.is_some() {
-        return Err(bad(resource, "rules.name", "set", "but this agent knows no names"));
-    }
-    if message.l7.is_some() {
-        return Err(bad(resource, "rules.l7", "set", "but this agent redirects nothing"));
-    }
+    let l7 = message.l7.as_ref().map(|l7| self::l7(resource, l7, direction, allow)).transpose()?;
     let protocol = protocol(resource, "rules.protocol", message.protocol)?;
     Ok(Rule {
         direction,
@@ -228,11 +224,54 @@ fn rule(resource: &str, message: wire::PolicyRule) -> Result<Rule, ParseError> {
         } else {
             Some(icmp(resource, &message, protocol)?)
         },
+        l7,
         provenance: message.provenance,
     })
 }
 
+/// What can't be redirected must not be allowed as a whole.
+fn l7(resource: &str, message: &wire::L7, direction: Direction, allow: bool) -> Result<L7, ParseError> {
+    at_most(resource, "rules.l7.dns", &message.dns, MAX_LIST)?;
+    if !allow {
+        return Err(bad(resource, "rules.l7", "set", "but the rule denies"));
+    }
+    match (message.dns.as_slice(), message.proxy.as_str()) {
+        ([], "") => Err(bad(resource, "rules.l7", "", "expected names or a proxy")),
+        (names, "") if direction == Direction::Egress => Ok(L7::Dns(
+            names.iter().map(|name| pattern(resource, "rules.l7.dns", name)).collect::<Result<_, _>>()?,
+        )),
+        (_, "") => Err(bad(resource, "rules.l7.dns", "set", "but the rule is not about egress")),
+        ([], proxy) => Ok(L7::Proxy(
+            dns_name(proxy)
+                .map_err(|_| bad(resource, "rules.l7.proxy", proxy, "expected the name of a proxy"))?,
+        )),
+        (_, proxy) => Err(bad(resource, "rules.l7.proxy", proxy, "but names are set as well")),
+    }
+}
+
+fn pattern(
+    resource: &str,
+    field: &'static str,
+    message: &wire::NamePattern,
+) -> Result<NamePattern, ParseError> {
+    let wanted = "expected either a name or a pattern of names";
+    let parsed = match (message.name.as_str(), message.pattern.as_str()) {
+        (name, "") => NamePattern::exact(name).map_err(|_| bad(resource, field, name, wanted)),
+        ("", pattern) => NamePattern::parse(pattern).map_err(|_| bad(resource, field, pattern, wanted)),
+        (name, _) => Err(bad(resource, field, name, wanted)),
+    };
+    parsed
+}
+
 fn peer(resource: &str, message: &wire::PolicyRule) -> Result<Peer, ParseError> {
+    if let Some(name) = &message.name {
+        let is_alone = message.identity == 0 && message.cidr.is_empty() && message.entity == 0;
+        if !is_alone || message.direction != wire::Direction::Egress as i32 {
+            let wanted = "but another peer is set as well, or the rule is not about egress";
+            return Err(bad(resource, "rules.name", "set", wanted));
+        }
+        return Ok(Peer::Name(pattern(resource, "rules.name", name)?));
+    }
     let wanted = "expected an entity of isthmus.agent.v1 that this agent knows";
     let entity = wire::Entity::try_from(message.entity)
         .map_err(|_| bad(resource, "rules.entity", message.entity, wanted))?;

@@ -11,6 +11,7 @@ use ebpf_shared::Direction;
 use ipnet::IpNet;
 use mesh_model::{
     identity::{SpiffeId, TrustDomain},
+    policy::NamePattern,
     resource::NamespacedName,
 };
 use xds_client::Update;
@@ -107,11 +108,22 @@ pub struct Rule {
     pub protocol: u8,
     /// Inclusive; of ICMP, `type << 8 | code`. `None`: any.
     pub ports: Option<(u16, u16)>,
+    /// Of a rule that allows: only what a proxy admits.
+    pub l7: Option<L7>,
     pub provenance: String,
 }
 
+/// What a proxy admits of the traffic of a rule.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum L7 {
+    /// Names that may be asked for: the DNS proxy of this node.
+    Dns(Vec<NamePattern>),
+    /// The proxy that registers by this name judges for itself.
+    Proxy(String),
+}
+
 /// Who is at the other end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 #[allow(missing_docs)]
 pub enum Peer {
     Any,
@@ -119,6 +131,8 @@ pub enum Peer {
     /// An address outside the mesh.
     Cidr(IpNet),
     Entity(Entity),
+    /// Addresses outside the mesh that DNS has told a pod of this node for such a name.
+    Name(NamePattern),
     /// IPv4 addresses written as IPv6, which no packet has: never matches.
     Nobody,
 }
@@ -194,6 +208,8 @@ pub struct Touched {
     pub locals: BTreeSet<NamespacedName>,
     /// Pods of this node that came or went, as they were before.
     pub pods: BTreeMap<NamespacedName, Option<Pod>>,
+    /// Whose names in DNS changed.
+    pub names: BTreeSet<IpAddr>,
     /// Any service.
     pub services: bool,
     /// Any node.
@@ -211,6 +227,7 @@ impl Touched {
         }
         self.classes.extend(later.classes);
         self.locals.extend(later.locals);
+        self.names.extend(later.names);
         self.services |= later.services;
         self.nodes |= later.nodes;
     }

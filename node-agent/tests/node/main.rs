@@ -7,6 +7,7 @@ mod support;
 
 mod attachments;
 mod control_plane;
+mod names;
 mod spiffe;
 
 use std::{
@@ -46,6 +47,8 @@ struct Host<'a> {
     dir: PathBuf,
     token: String,
     agent: Option<Child>,
+    /// Further arguments of the agent.
+    more: &'static [&'static str],
 }
 
 impl Host<'_> {
@@ -66,6 +69,7 @@ impl Host<'_> {
             .args(["--gateway-workload", "mesh/gw", "--gateway-cgroup", "mesh/gw=gw"])
             .arg("--spiffe-socket")
             .arg(self.dir.join("spiffe.sock"))
+            .args(self.more)
             .args(["--join", &self.token])
             .arg("--state-dir")
             .arg(self.dir.join("state"))
@@ -260,7 +264,8 @@ fn a_node_creates_pods_enforces_policy_serves_identity_and_restarts_without_losi
         let state = State::new();
         runtime.spawn(state.clone().serve());
         let dir = tempfile::tempdir().unwrap();
-        let mut host = Host { sandbox, dir: dir.path().to_owned(), token: state.token(), agent: None };
+        let mut host =
+            Host { sandbox, dir: dir.path().to_owned(), token: state.token(), agent: None, more: &[] };
         story(&mut host, &state);
     });
 }

@@ -26,7 +26,7 @@ pub fn rule(
     policy_id: u32,
 ) -> Rule {
     let ports = ports.map(|(low, high)| low..=high);
-    Rule { direction, allow, audit: false, identity, protocol, ports, policy_id }
+    Rule { direction, allow, audit: false, redirect: None, identity, protocol, ports, policy_id }
 }
 
 /// Writes classes as the agent does.

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use super::{CiliumEntry, CiliumPeers, CiliumPolicy, Object, ObjectError};
+use super::{CiliumPolicy, Object, ObjectError};
 
 const REASON: &str = "is not enforced by node agents yet";
 
@@ -37,19 +37,7 @@ fn unenforced(policy: &CiliumPolicy) -> Option<String> {
     let rules = policy.spec.iter().map(|rule| ("spec".to_owned(), rule));
     let rules = rules.chain(policy.specs.iter().enumerate().map(|(i, rule)| (format!("specs[{i}]"), rule)));
     rules.into_iter().find_map(|(at, rule)| {
-        if rule.nodes.is_some() {
-            return Some(format!("{at}.nodeSelector"));
-        }
-        let of = |(i, entry): (usize, &CiliumEntry)| {
-            if matches!(entry.peers, CiliumPeers::Names(_)) {
-                Some(format!("{at}.egress[{i}].toFQDNs"))
-            } else if !entry.dns.is_empty() {
-                Some(format!("{at}.egress[{i}].toPorts[].rules.dns"))
-            } else {
-                None
-            }
-        };
-        rule.egress.allow.iter().enumerate().find_map(of)
+        rule.nodes.is_some().then(|| format!("{at}.nodeSelector"))
     })
 }
 
@@ -72,15 +60,6 @@ mod tests {
 
     #[test]
     fn what_nodes_do_not_enforce_is_refused_by_its_path() {
-        let entry =
-            |entry: Value| json!({ "endpointSelector": {}, "egress": [{ "toEntities": ["world"] }, entry] });
-        let names = entry(json!({ "toFQDNs": [{ "matchName": "a.example" }] }));
-        let error = refused("CiliumNetworkPolicy", Some("shop"), names).unwrap_err();
-        assert!(error.contains("spec.egress[1].toFQDNs") && error.contains(REASON), "{error}");
-        let ports = json!([{ "ports": [{ "port": "53" }], "rules": { "dns": [{ "matchPattern": "*" }] } }]);
-        let asked = entry(json!({ "toPorts": ports }));
-        let error = refused("CiliumNetworkPolicy", Some("shop"), asked).unwrap_err();
-        assert!(error.contains("spec.egress[1].toPorts[].rules.dns"), "{error}");
         let nodes = json!({ "nodeSelector": {}, "ingress": [{ "fromEntities": ["all"] }] });
         let error = refused("CiliumClusterwideNetworkPolicy", None, nodes).unwrap_err();
         assert!(error.contains("spec.nodeSelector"), "{error}");
@@ -88,7 +67,9 @@ mod tests {
 
     #[test]
     fn everything_else_is_taken() {
-        let spec = json!({ "endpointSelector": {}, "egress": [{ "toEntities": ["world"] }] });
+        let ports = json!([{ "ports": [{ "port": "53" }], "rules": { "dns": [{ "matchPattern": "*" }] } }]);
+        let names = json!([{ "toFQDNs": [{ "matchName": "a.example" }] }, { "toPorts": ports }]);
+        let spec = json!({ "endpointSelector": {}, "egress": names });
         assert_eq!(refused("CiliumNetworkPolicy", Some("shop"), spec), Ok(()));
     }
 }

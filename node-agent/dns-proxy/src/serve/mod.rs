@@ -10,7 +10,7 @@ use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{sync::watch, task::JoinSet, time::timeout};
 
 use crate::{
-    Answered, Event, Gate, GateError, Outcome, Rules, Sight, answered,
+    Answered, Event, Gate, GateError, Outcome, Rules, Sight, Way, answered,
     message::{Code, Question},
     released,
 };
@@ -66,19 +66,14 @@ impl<G: Gate, S: Sight> Proxy<G, S> {
     async fn carry(
         &self,
         question: &Question,
-        (pod, server): (SocketAddr, SocketAddr),
+        way: Way,
         exchange: impl Future<Output = io::Result<Reply>>,
     ) -> Vec<u8> {
-        let event = |outcome, reply: &Reply| Event {
-            pod,
-            server,
-            name: question.name.clone(),
-            outcome,
-            addresses: reply.addresses(),
-        };
+        let (pod, server, _) = way;
+        let event = |outcome| Event::of(way, &question.name, outcome);
         let failed = |error: &dyn std::fmt::Display| {
             tracing::debug!(%pod, %server, name = question.name, %error, "no answer");
-            self.gate.note(event(Outcome::NoAnswer, &Reply::default()));
+            self.gate.note(event(Outcome::NoAnswer));
             question.says(Code::ServerFailure)
         };
         let reply = match timeout(ANSWER_TIME, exchange).await {
@@ -87,7 +82,7 @@ impl<G: Gate, S: Sight> Proxy<G, S> {
             Err(late) => return failed(&late),
         };
         let Some(seen) = &reply.seen else {
-            self.gate.note(event(Outcome::Answered, &reply));
+            self.gate.note(Event { rcode: rcode(&reply.bytes), ..event(Outcome::Answered) });
             return reply.bytes;
         };
         let late = GateError::Refused("the kernel was not written in time".to_owned());
@@ -95,15 +90,19 @@ impl<G: Gate, S: Sight> Proxy<G, S> {
         if let Err(error) = &admitted {
             tracing::warn!(%pod, name = question.name, %error, "an answer is held back");
         }
-        let told = event(Outcome::Answered, &reply);
-        let (bytes, outcome) = released(question, &self.sight, admitted, reply.bytes);
-        self.gate.note(Event { outcome, ..told });
+        let addresses = reply.addresses();
+        let (bytes, outcome) = released(&self.rules(), question, &self.sight, admitted, reply.bytes);
+        self.gate.note(Event { addresses, rcode: rcode(&bytes), ..event(outcome) });
         bytes
     }
 }
 
+/// The response code of a message that was read before.
+fn rcode(bytes: &[u8]) -> u8 {
+    bytes.get(3).map_or(0, |flags| flags & 0xf)
+}
+
 /// An answer to the question that was asked, under the pod's number.
-#[derive(Default)]
 struct Reply {
     bytes: Vec<u8>,
     seen: Option<crate::Seen>,

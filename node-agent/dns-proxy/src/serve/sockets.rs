@@ -10,6 +10,7 @@ use nix::sys::socket::{
     AddressFamily, Backlog, ControlMessageOwned, MsgFlags, SockFlag, SockType, SockaddrIn, SockaddrIn6,
     SockaddrStorage, bind, listen, recvmsg, sendto, setsockopt, socket, sockopt,
 };
+use ebpf_shared::redirect::MARK;
 use tokio::net::{TcpListener, UdpSocket};
 
 /// Connections that wait to be accepted.
@@ -79,6 +80,8 @@ fn transparent(family: IpAddr, kind: SockType) -> io::Result<OwnedFd> {
     }
     // One flag for both families: it belongs to the socket, whichever level sets it.
     setsockopt(&socket, sockopt::IpTransparent, &true)?;
+    // The programs take a socket for a proxy's by this, and so what it sends for a proxy's answer.
+    setsockopt(&socket, sockopt::Mark, &MARK)?;
     Ok(socket)
 }
 

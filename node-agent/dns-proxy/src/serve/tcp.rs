@@ -10,7 +10,7 @@ use tokio::{
 
 use super::{Proxy, Reply};
 use crate::{
-    Ask, Event, Gate, Outcome, Sight, Transport, ask,
+    Ask, Event, Gate, Outcome, Sight, Transport, Way, ask,
     message::{self, MAX_QUERY, Question},
 };
 
@@ -41,12 +41,12 @@ pub(super) async fn serve<G: Gate, S: Sight>(
 async fn connection<G: Gate, S: Sight>(proxy: Arc<Proxy<G, S>>, mut stream: TcpStream, pod: SocketAddr) {
     // The address that the pod connected to.
     let Ok(server) = stream.local_addr() else { return };
+    let way = (pod, server, Transport::Tcp);
     let Some(_slot) = proxy.slots.take(pod.ip()) else {
-        let outcome = Outcome::Crowded;
-        proxy.gate.note(Event { pod, server, name: String::new(), outcome, addresses: vec![] });
+        proxy.gate.note(Event::of(way, "", Outcome::Crowded));
         return;
     };
-    if let Err(error) = converse(&proxy, &mut stream, (pod, server)).await {
+    if let Err(error) = converse(&proxy, &mut stream, way).await {
         tracing::debug!(%pod, %server, %error, "a connection ended");
     }
 }
@@ -55,18 +55,19 @@ async fn connection<G: Gate, S: Sight>(proxy: Arc<Proxy<G, S>>, mut stream: TcpS
 async fn converse<G: Gate, S: Sight>(
     proxy: &Proxy<G, S>,
     stream: &mut TcpStream,
-    (pod, server): (SocketAddr, SocketAddr),
+    way: Way,
 ) -> io::Result<()> {
+    let (pod, server, _) = way;
     let mut upstream = None;
     while let Some(query) = timeout(IDLE, read(stream, MAX_QUERY)).await?? {
-        let answer = match ask(&proxy.rules(), &proxy.sight, (pod, server, Transport::Tcp), &query) {
+        let answer = match ask(&proxy.rules(), &proxy.sight, way, &query) {
             Ask::Answer(answer, event) => {
                 proxy.gate.note(event);
                 answer
             }
             Ask::Forward(question) => {
                 let exchange = exchange(&mut upstream, &question, query, pod, server);
-                Some(proxy.carry(&question, (pod, server), exchange).await)
+                Some(proxy.carry(&question, way, exchange).await)
             }
         };
         let Some(framed) = answer.as_deref().and_then(message::framed) else { return Ok(()) };

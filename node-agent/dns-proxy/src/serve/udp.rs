@@ -10,7 +10,7 @@ use tokio::net::UdpSocket;
 
 use super::{Proxy, Reply, sockets};
 use crate::{
-    Ask, Event, Gate, Outcome, Sight, Transport, ask,
+    Ask, Event, Gate, Outcome, Sight, Transport, Way, ask,
     message::{self, Code, Question},
 };
 
@@ -33,7 +33,8 @@ pub(super) async fn serve<G: Gate, S: Sight>(proxy: Arc<Proxy<G, S>>, socket: Ud
                 }
             }
             Ask::Forward(question) => {
-                tokio::spawn(forward(proxy.clone(), question, query.to_vec(), (pod, server)));
+                let way = (pod, server, Transport::Udp);
+                tokio::spawn(forward(proxy.clone(), question, query.to_vec(), way));
             }
         }
     }
@@ -43,14 +44,14 @@ async fn forward<G: Gate, S: Sight>(
     proxy: Arc<Proxy<G, S>>,
     question: Question,
     query: Vec<u8>,
-    (pod, server): (SocketAddr, SocketAddr),
+    way: Way,
 ) {
+    let (pod, server, _) = way;
     let Some(_slot) = proxy.slots.take(pod.ip()) else {
-        let name = question.name.clone();
-        proxy.gate.note(Event { pod, server, name, outcome: Outcome::Crowded, addresses: vec![] });
+        proxy.gate.note(Event::of(way, &question.name, Outcome::Crowded));
         return send(server, pod, &question.says(Code::ServerFailure));
     };
-    let answer = proxy.carry(&question, (pod, server), exchange(&question, query, pod, server)).await;
+    let answer = proxy.carry(&question, way, exchange(&question, query, pod, server)).await;
     send(server, pod, &answer);
 }
 

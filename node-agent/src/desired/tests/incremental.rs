@@ -31,22 +31,33 @@ enum Step {
         name: u8,
         there: bool,
     },
+    /// A name at the address of a caller; `None`: gone, false: lapsed.
+    Name {
+        at: (usize, usize),
+        live: Option<bool>,
+    },
 }
 
 fn wire_classes() -> impl Strategy<Value = wire::PolicyClass> {
     let peer = prop_oneof![
-        Just((0, "", 0)),
-        (300u32..304).prop_map(|identity| (identity, "", 0)),
-        (0u32..2).prop_map(|n| (0, ["198.51.100.0/24", "192.0.2.0/24"][n as usize], 0)),
-        (1i32..4).prop_map(|entity| (0, "", entity)),
+        Just((0, "", 0, "")),
+        (300u32..304).prop_map(|identity| (identity, "", 0, "")),
+        (0u32..2).prop_map(|n| (0, ["198.51.100.0/24", "192.0.2.0/24"][n as usize], 0, "")),
+        (1i32..4).prop_map(|entity| (0, "", entity, "")),
+        (0usize..3).prop_map(|n| (0, "", 0, ["a.test", "*.test", "*"][n])),
     ];
     let rule = (peer, any::<bool>(), prop_oneof![Just(0u32), Just(80), Just(443)], any::<bool>());
     (any::<bool>(), proptest::collection::vec(rule, 0..5)).prop_map(|(deny, rules)| wire::PolicyClass {
         default_deny_ingress: deny,
         ingress_provenance: "default".into(),
+        default_deny_egress: deny,
+        egress_provenance: "default".into(),
         rules: rules
             .into_iter()
-            .map(|((identity, cidr, entity), allow, port, audit)| wire::PolicyRule {
+            .map(|((identity, cidr, entity, name), allow, port, audit)| wire::PolicyRule {
+                direction: i32::from(!name.is_empty() || port == 443),
+                name: (!name.is_empty())
+                    .then(|| wire::NamePattern { pattern: name.into(), ..Default::default() }),
                 action: 2 + i32::from(allow),
                 identity,
                 cidr: cidr.into(),
@@ -73,6 +84,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             .prop_map(|(pod, what, audit)| Step::Local { pod, what, audit }),
         1 => (1u32..3, any::<bool>()).prop_map(|(pod, there)| Step::Pod { pod, there }),
         1 => (1u8..3, any::<bool>()).prop_map(|(name, there)| Step::Node { name, there }),
+        5 => ((0..CALLERS.len(), 0usize..3), proptest::option::of(any::<bool>()))
+            .prop_map(|(at, live)| Step::Name { at, live }),
     ];
     proptest::collection::vec(step, 1..24)
 }
@@ -120,7 +133,7 @@ fn said(step: &Step) -> Option<Update> {
                 ..Default::default()
             }),
         ),
-        Step::Pod { .. } => return None,
+        Step::Pod { .. } | Step::Name { .. } => return None,
     })
 }
 
@@ -165,25 +178,37 @@ proptest! {
     fn what_is_planned_from_little_is_what_is_planned_from_everything(steps in steps()) {
         let mut resources = heard();
         let mut there = pods();
+        let mut told = BTreeMap::new();
         let (mut little, mut all) = (Side::new(false), Side::new(true));
         for step in steps {
             let mut touched = Touched::default();
             match said(&step) {
                 Some(update) => touched.extend(resources.apply(&update).unwrap()),
-                None => {
-                    let Step::Pod { pod, there: is_there } = step else { unreachable!() };
-                    let name = NamespacedName::new("shop", format!("pod{pod}"));
-                    let before = there.remove(&name);
-                    if is_there {
-                        there.insert(name.clone(), pods()[&name]);
+                None => match step {
+                    Step::Name { at, live } => {
+                        match live {
+                            Some(live) => drop(told.insert(at, live)),
+                            None => drop(told.remove(&at)),
+                        }
+                        touched.names.insert(CALLERS[at.0]);
                     }
-                    touched.pods.insert(name, before);
-                }
+                    Step::Pod { pod, there: is_there } => {
+                        let name = NamespacedName::new("shop", format!("pod{pod}"));
+                        let before = there.remove(&name);
+                        if is_there {
+                            there.insert(name.clone(), pods()[&name]);
+                        }
+                        touched.pods.insert(name, before);
+                    }
+                    _ => unreachable!("it says something"),
+                },
             }
-            let inputs = Inputs { resources: &resources, node: OWN, pods: &there, gateways: &BTreeSet::new() };
+            let names = names::names(&told);
+            let inputs =
+                Inputs { resources: &resources, node: OWN, pods: &there, gateways: &BTreeSet::new(), names: &names };
             little.step(inputs, &touched);
             all.step(inputs, &touched);
-            prop_assert_eq!(&little.maps.identities, &all.maps.identities, "after {:?}", step);
+            prop_assert_eq!(known(&little.maps), known(&all.maps), "after {:?}", step);
             prop_assert_eq!(&little.maps.services, &all.maps.services);
             prop_assert_eq!(verdicts(&little.maps), verdicts(&all.maps), "after {:?}", step);
             let endpoints = |side: &Side| -> Vec<_> {
@@ -192,6 +217,13 @@ proptest! {
             prop_assert_eq!(endpoints(&little), endpoints(&all));
         }
     }
+}
+
+/// Who addresses are. Numbers of this node's making may be others.
+fn known(maps: &Desired) -> (BTreeMap<IpNet, u32>, BTreeSet<IpAddr>) {
+    let shared = |identity: u32| if identity & LOCAL != 0 { LOCAL } else { identity };
+    let identities = maps.identities.iter().map(|(net, identity)| (*net, shared(*identity)));
+    (identities.collect(), maps.lingering.keys().copied().collect())
 }
 
 /// A class that lets so many identities in.
@@ -214,7 +246,13 @@ fn the_writes_of_a_change_are_as_many_as_it_changes_and_not_as_there_are() {
     let there = pods();
     let mut writes = |resources: &mut Resources, update: Update| {
         let touched = resources.apply(&update).unwrap();
-        let inputs = Inputs { resources, node: OWN, pods: &there, gateways: &BTreeSet::new() };
+        let inputs = Inputs {
+            resources,
+            node: OWN,
+            pods: &there,
+            gateways: &BTreeSet::new(),
+            names: &Names::default(),
+        };
         let began = std::time::Instant::now();
         let ops = side.planner.plan(inputs, &touched, &side.maps).unwrap();
         println!(
@@ -266,7 +304,13 @@ fn what_has_no_room_changes_nothing_and_is_told_by_name() {
     let mut maps = Desired::default();
     let there = pods();
     let mut try_it = |resources: &Resources, touched: &Touched| {
-        let inputs = Inputs { resources, node: OWN, pods: &there, gateways: &BTreeSet::new() };
+        let inputs = Inputs {
+            resources,
+            node: OWN,
+            pods: &there,
+            gateways: &BTreeSet::new(),
+            names: &Names::default(),
+        };
         let planned = planner.plan(inputs, touched, &maps);
         if let Ok(ops) = &planned {
             ops.iter().for_each(|op| op.apply(&mut maps));

@@ -75,6 +75,7 @@ pub fn all() -> Vec<Box<dyn Dump>> {
     vec![
         array("FORMAT", shown::format),
         hash("HOSTS", shown::host),
+        hash("LINGERING", shown::host),
         trie("CIDRS", shown::cidr),
         hash("ENDPOINTS", shown::endpoint),
         hash("CLASSES", shown::class),
