@@ -4,9 +4,10 @@
 //! the endpoint's class, and each of these changes with one write. Identities of CIDRs come and go with the policies that
 //! name them, so more than one of them changes at once. Therefore:
 //!
-//! * what a class says of an identity that nobody has yet is written before anybody has it, and what it says of one that
-//!   nobody will have any more is left alone until nobody has it: an address then goes from one to the other, and from
-//!   its old verdict to its new one, with the one write of its identity;
+//! * what a class says of an identity that nobody has yet is written before anybody has it: an address then goes from one to
+//!   the other, and from its old verdict to its new one, with the one write of its identity;
+//! * of an identity that nobody will have any more, a class says what it is to say of the address before others come to the
+//!   class, and forgets it when nobody has it;
 //! * a class that endpoints are about to leave says of a new identity what it says of the address now;
 //! * a class that they are about to have says of an old identity what it is to say of the address.
 
