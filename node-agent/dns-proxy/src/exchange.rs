@@ -28,12 +28,7 @@ pub enum Answered {
 }
 
 /// Decides on a query.
-pub fn ask(
-    rules: &Rules,
-    sight: &impl Sight,
-    way: Way,
-    bytes: &[u8],
-) -> Ask {
+pub fn ask(rules: &Rules, sight: &impl Sight, way: Way, bytes: &[u8]) -> Ask {
     let (pod, server, transport) = way;
     let event = |name: &str, outcome| Event::of(way, name, outcome);
     match Question::parse(bytes) {

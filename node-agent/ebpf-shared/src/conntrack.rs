@@ -215,6 +215,7 @@ pub trait Conntrack {
     fn get(&mut self, key: &ConnKey) -> Option<&mut ConnEntry>;
     /// False if there was no room.
     fn insert(&mut self, key: &ConnKey, entry: &ConnEntry) -> bool;
+    fn remove(&mut self, key: &ConnKey);
 }
 
 #[cfg(test)]

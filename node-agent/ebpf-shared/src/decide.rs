@@ -61,6 +61,14 @@ pub struct Decision {
     pub is_news: bool,
 }
 
+impl Decision {
+    /// Whether nothing is left to be done but to let the packet pass.
+    #[inline(always)]
+    pub const fn is_settled(&self) -> bool {
+        !self.is_news && !matches!(self.ruling.reason, Reason::Redirected)
+    }
+}
+
 /// Decides on a packet whose addresses have been checked against the endpoint.
 #[inline(always)]
 pub fn decide<P: PolicyMaps, C: Conntrack, X: Proxies>(
@@ -70,9 +78,26 @@ pub fn decide<P: PolicyMaps, C: Conntrack, X: Proxies>(
     scene: &Scene<'_>,
     packet: &Packet,
 ) -> Decision {
-    // The packet that an ICMP error quotes went the other way.
+    let decision = weigh(policy, connections, scene, packet);
+    if decision.is_settled() { decision } else { settle(connections, proxies, scene, packet, decision) }
+}
+
+/// Which way a packet, or the one that an ICMP error quotes, went.
+#[inline(always)]
+const fn went(scene: &Scene<'_>, packet: &Packet) -> Direction {
+    if matches!(packet.kind, Kind::Error) { scene.direction.opposite() } else { scene.direction }
+}
+
+/// The first half of [`decide`]: what conntrack and policy say.
+#[inline(always)]
+pub fn weigh<P: PolicyMaps, C: Conntrack>(
+    policy: &P,
+    connections: &mut C,
+    scene: &Scene<'_>,
+    packet: &Packet,
+) -> Decision {
     let is_error = matches!(packet.kind, Kind::Error);
-    let went = if is_error { scene.direction.opposite() } else { scene.direction };
+    let went = went(scene, packet);
     let opens = packet.opens();
     let forward = ConnKey::of(scene.ifindex, scene.endpoint, packet, went);
     let basis =
@@ -88,11 +113,7 @@ pub fn decide<P: PolicyMaps, C: Conntrack, X: Proxies>(
         },
     };
 
-    let decision = match known {
-        None if is_answer_to_proxy(proxies, scene, opens, packet) => {
-            let ruling = Ruling { reason: Reason::Redirected, policy_id: 0, proxy: NO_SLOT };
-            return Decision { ruling, is_reply: true, is_news: false };
-        }
+    match known {
         None if !matches!(packet.kind, Kind::Plain) => {
             Decision { ruling: Ruling::drop(Reason::UnrelatedIcmp, 0), is_reply, is_news: true }
         }
@@ -138,17 +159,34 @@ pub fn decide<P: PolicyMaps, C: Conntrack, X: Proxies>(
             let is_news = !ruling.passes() || (opens && was_over) || is_newly_audited;
             Decision { ruling, is_reply, is_news }
         }
-    };
+    }
+}
+
+/// The second half of [`decide`], of what is not settled: hands to a proxy what is for one.
+#[inline(always)]
+pub fn settle<C: Conntrack, X: Proxies>(
+    connections: &mut C,
+    proxies: &mut X,
+    scene: &Scene<'_>,
+    packet: &Packet,
+    decision: Decision,
+) -> Decision {
+    // Of no flow that goes on, and yet not the beginning of one: maybe it answers what a proxy has asked in the pod's name.
+    let may_be_answer = matches!(scene.direction, Direction::Ingress)
+        && decision.is_news
+        && !scene.from_proxy
+        && !packet.opens();
+    if may_be_answer && proxies.take_answer(packet) {
+        if decision.ruling.passes() {
+            connections.remove(&ConnKey::of(scene.ifindex, scene.endpoint, packet, went(scene, packet)));
+        }
+        let ruling = Ruling { reason: Reason::Redirected, policy_id: 0, proxy: NO_SLOT };
+        return Decision { ruling, is_reply: true, is_news: false };
+    }
     if !matches!(decision.ruling.reason, Reason::Redirected) {
         return decision;
     }
     by_proxy(proxies, scene, packet, decision)
-}
-
-/// Whether a packet of no flow of the pod's is for a proxy that has asked in the pod's name.
-#[inline(always)]
-fn is_answer_to_proxy<X: Proxies>(proxies: &mut X, scene: &Scene<'_>, opens: bool, packet: &Packet) -> bool {
-    matches!(scene.direction, Direction::Ingress) && !opens && proxies.take_answer(packet)
 }
 
 /// Carries out a redirect.
@@ -157,11 +195,10 @@ fn by_proxy<X: Proxies>(proxies: &mut X, scene: &Scene<'_>, packet: &Packet, dec
     let Ruling { policy_id, proxy, .. } = decision.ruling;
     let reason = match scene.direction {
         Direction::Ingress if scene.from_proxy => return decision,
-        // Its beginning would have to be handed to a listener, which is done where pods' packets come in only.
-        Direction::Ingress if decision.is_reply && proxies.take_answer(packet) => return decision,
         // The pieces would be put together without regard to whom each was handed.
         Direction::Egress if scene.is_piece => Reason::Fragment,
         Direction::Egress if proxies.take(packet, proxy, decision.is_reply) => return decision,
+        // Of what others send, a listener could only be given where pods' packets come in.
         Direction::Ingress | Direction::Egress => Reason::ProxyGone,
     };
     Decision { ruling: Ruling { reason, policy_id, proxy }, is_news: true, ..decision }

@@ -201,6 +201,11 @@ pub trait PolicyMaps {
     /// That which the address has for flows that are there already, where it is another than for new ones;
     /// [`crate::identity::ANY`]: it is the same. So a connection outlives the DNS answer that it was made by.
     fn lingering(&self, addr: &crate::Addr) -> u32;
+    /// The same ruling. In the kernel, the verifier forgets here by which way it came about, and walks what follows once.
+    #[inline(always)]
+    fn forget_why(&self, ruling: Ruling) -> Ruling {
+        ruling
+    }
 }
 
 /// Who asks what of whom.
@@ -217,6 +222,7 @@ pub struct Question {
 
 /// The answer, and the rule it rests on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
 pub struct Ruling {
     pub reason: Reason,
     pub policy_id: u32,
@@ -255,6 +261,11 @@ impl Ruling {
 /// Rules on a new flow, as the module says.
 #[inline(always)]
 pub fn judge<M: PolicyMaps>(maps: &M, question: &Question) -> Ruling {
+    maps.forget_why(look(maps, question))
+}
+
+#[inline(always)]
+fn look<M: PolicyMaps>(maps: &M, question: &Question) -> Ruling {
     let sides = match maps.peer(&PeerKey { class: question.class, identity: question.identity }) {
         Some(sides) => sides,
         None => match maps.class(question.class) {

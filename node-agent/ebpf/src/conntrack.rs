@@ -22,4 +22,10 @@ impl Conntrack for KernelConntrack {
     fn insert(&mut self, key: &ConnKey, entry: &ConnEntry) -> bool {
         CONNTRACK.insert(key, entry, 0).is_ok()
     }
+
+    #[inline(always)]
+    fn remove(&mut self, key: &ConnKey) {
+        // One that was displaced meanwhile is gone as well.
+        let _ = CONNTRACK.remove(key);
+    }
 }

@@ -1,6 +1,6 @@
 //! Every map. Names and sizes are what the agent finds them by: `node_agent::kernel::maps`.
 
-use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_sock_tuple};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, LruPerCpuHashMap, PerCpuArray, RingBuf};
 use ebpf_shared::fragment::{FragmentKey, Head};
@@ -13,7 +13,7 @@ use ebpf_shared::{
 };
 
 use crate::nat::Stage;
-use crate::verdict::Seen;
+use crate::verdict::Scratch;
 
 /// The layout of all other pinned maps; written by the agent that created them.
 #[map]
@@ -113,11 +113,15 @@ pub static PROXIES: HashMap<u32, Proxy> = HashMap::with_max_entries(limits::PROX
 
 /// Where a parsed packet lies for a moment, see `crate::verdict`.
 #[map]
-pub static SCRATCH: PerCpuArray<Seen> = PerCpuArray::with_max_entries(1, 0);
+pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 
 /// As [`SCRATCH`], see `crate::nat`.
 #[map]
 pub static STAGE: PerCpuArray<Stage> = PerCpuArray::with_max_entries(1, 0);
+
+/// What a socket is looked up by, for a moment: see `crate::redirect`.
+#[map]
+pub static LOOKUP: PerCpuArray<bpf_sock_tuple> = PerCpuArray::with_max_entries(1, 0);
 
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(limits::EVENTS, 0);

@@ -1,9 +1,9 @@
 //! The policy maps, as the shared verdict reads them.
 
 use aya_ebpf::maps::lpm_trie::Key;
-use ebpf_shared::{Addr, PeerKey, PolicyMaps, RuleKey, RuleValue, Sides, epochs, identity};
+use ebpf_shared::{Addr, PeerKey, PolicyMaps, RuleKey, RuleValue, Ruling, Sides, epochs, identity};
 
-use crate::maps::{CIDRS, CLASSES, EPOCHS, HOSTS, LINGERING, PEERS, RULES};
+use crate::maps::{CIDRS, CLASSES, EPOCHS, HOSTS, LINGERING, PEERS, RULES, SCRATCH};
 
 pub struct KernelPolicy {
     /// The peer's identity, if it came with the packet through the tunnel; 0: it did not.
@@ -46,6 +46,18 @@ impl PolicyMaps for KernelPolicy {
         match CIDRS.get(Key::new(Addr::BITS, *addr)) {
             Some(known) => *known,
             None => identity::ANY,
+        }
+    }
+
+    #[inline(always)]
+    fn forget_why(&self, ruling: Ruling) -> Ruling {
+        // There always is one.
+        let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return ruling };
+        // SAFETY: this CPU's own, and programs of this type don't interrupt each other on one CPU.
+        unsafe {
+            let place = &raw mut (*scratch).ruling;
+            core::ptr::write_volatile(place, ruling);
+            core::ptr::read_volatile(place)
         }
     }
 

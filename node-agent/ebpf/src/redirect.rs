@@ -13,7 +13,7 @@ use ebpf_shared::packet::{Kind, Packet, protocol};
 use ebpf_shared::redirect::{ASIDE, MARK, TO_PROXY, TO_PROXY_UNTRACKED};
 use ebpf_shared::{Addr, Ip4, Proxies};
 
-use crate::maps::{PROXIES, SCRATCH};
+use crate::maps::{LOOKUP, PROXIES, SCRATCH};
 
 /// The network namespace of the interface.
 const HERE: u64 = u64::MAX;
@@ -33,8 +33,6 @@ const REPLY: u32 = 1 << 16;
 
 pub struct KernelProxies<'a> {
     pub ctx: &'a TcContext,
-    /// The packet goes from the pod's outer door to its inner one, and no further.
-    pub aside: bool,
 }
 
 impl Proxies for KernelProxies<'_> {
@@ -48,8 +46,7 @@ impl Proxies for KernelProxies<'_> {
     #[inline(always)]
     fn take_answer(&mut self, _: &Packet) -> bool {
         // SAFETY: as above.
-        self.aside = unsafe { is_awaited(self.ctx.skb.skb) == YES };
-        self.aside
+        unsafe { is_awaited(self.ctx.skb.skb) == YES }
     }
 }
 
@@ -89,9 +86,9 @@ unsafe fn hand_over(skb: *mut __sk_buff, how: u32) -> u32 {
     let ctx = TcContext::new(skb);
     let Some(seen) = SCRATCH.get_ptr(0) else { return NO };
     // SAFETY: this CPU's own, see `crate::verdict`.
-    let packet = unsafe { &(*seen).packet };
-    // SAFETY: copied at once; stays readable until the program ends (RCU, not preallocated).
-    let Some(proxy) = (unsafe { PROXIES.get(how & 0xffff) }).copied() else { return NO };
+    let packet = unsafe { &(*seen).seen.packet };
+    // SAFETY: stays readable until the program ends (RCU, not preallocated).
+    let Some(proxy) = (unsafe { PROXIES.get(how & 0xffff) }) else { return NO };
     let port = proxy.port(packet);
     if port == 0 {
         return NO;
@@ -123,10 +120,10 @@ unsafe fn hand_over(skb: *mut __sk_buff, how: u32) -> u32 {
 /// A context.
 #[inline(always)]
 unsafe fn give_to_connection(skb: *mut __sk_buff, packet: &Packet) -> Option<bool> {
-    let (mut tuple, size) = tuple(packet, &packet.dst, packet.dst_port);
+    let (tuple, size) = Way::of(packet).tuple()?;
     // SAFETY: a context, and a tuple of this size. What is found is released on every way out.
     unsafe {
-        let socket = bpf_skc_lookup_tcp(skb.cast(), &mut tuple, size, HERE, 0);
+        let socket = bpf_skc_lookup_tcp(skb.cast(), tuple, size, HERE, 0);
         if socket.is_null() {
             return None;
         }
@@ -151,14 +148,16 @@ unsafe fn give_to_connection(skb: *mut __sk_buff, packet: &Packet) -> Option<boo
 unsafe fn give_to_listener(skb: *mut __sk_buff, packet: &Packet, port: u16) -> bool {
     let is_v4 = packet.dst.is_v4();
     let at = if is_v4 { Addr::v4(Ip4::LOOPBACK) } else { LOOPBACK6 };
-    let (mut tuple, size) = tuple(packet, &at, port);
+    let Some((tuple, size)) = (Way { dst: &at, dst_port: port, ..Way::of(packet) }).tuple() else {
+        return false;
+    };
     let is_tcp = packet.protocol == protocol::TCP;
     // SAFETY: as above.
     unsafe {
         let socket = if is_tcp {
-            bpf_sk_lookup_tcp(skb.cast(), &mut tuple, size, HERE, 0)
+            bpf_sk_lookup_tcp(skb.cast(), tuple, size, HERE, 0)
         } else {
-            bpf_sk_lookup_udp(skb.cast(), &mut tuple, size, HERE, 0)
+            bpf_sk_lookup_udp(skb.cast(), tuple, size, HERE, 0)
         };
         if socket.is_null() {
             return false;
@@ -181,31 +180,30 @@ unsafe fn give_to_listener(skb: *mut __sk_buff, packet: &Packet, port: u16) -> b
 unsafe fn is_awaited(skb: *mut __sk_buff) -> u32 {
     let Some(seen) = SCRATCH.get_ptr(0) else { return NO };
     // SAFETY: this CPU's own, see `crate::verdict`.
-    let seen = unsafe { &(*seen).packet };
-    let is_tcp = seen.protocol == protocol::TCP;
-    if !is_tcp && seen.protocol != protocol::UDP {
+    let packet = unsafe { &(*seen).seen.packet };
+    let is_tcp = packet.protocol == protocol::TCP;
+    if !is_tcp && packet.protocol != protocol::UDP {
         return NO;
     }
-    let mut packet = *seen;
+    let mut way = Way::of(packet);
     // What an error quotes went the other way.
     if matches!(packet.kind, Kind::Error) {
-        (packet.src, packet.dst) = (seen.dst, seen.src);
-        (packet.src_port, packet.dst_port) = (seen.dst_port, seen.src_port);
+        way = Way { src: way.dst, src_port: way.dst_port, dst: way.src, dst_port: way.src_port };
     }
-    let is_v4 = packet.dst.is_v4();
-    let (mut tuple, size) = tuple(&packet, &packet.dst, packet.dst_port);
+    let is_v4 = way.dst.is_v4();
+    let Some((tuple, size)) = way.tuple() else { return NO };
     // SAFETY: as above.
     unsafe {
         let socket = if is_tcp {
-            bpf_sk_lookup_tcp(skb.cast(), &mut tuple, size, HERE, 0)
+            bpf_sk_lookup_tcp(skb.cast(), tuple, size, HERE, 0)
         } else {
-            bpf_sk_lookup_udp(skb.cast(), &mut tuple, size, HERE, 0)
+            bpf_sk_lookup_udp(skb.cast(), tuple, size, HERE, 0)
         };
         if socket.is_null() {
             return NO;
         }
         let listens = is_tcp && core::ptr::read_volatile(&raw const (*socket).state) == LISTEN;
-        let is_ours = !listens && is_bound(socket, &packet.dst, is_v4) && is_marked(socket);
+        let is_ours = !listens && is_bound(socket, way.dst, is_v4) && is_marked(socket);
         bpf_sk_release(socket.cast());
         if is_ours { YES } else { NO }
     }
@@ -238,22 +236,38 @@ unsafe fn is_bound(socket: *mut bpf_sock, at: &Addr, is_v4: bool) -> bool {
     }
 }
 
-/// What a socket is looked up by: as if the packet went to this address and port.
-#[inline(always)]
-fn tuple(packet: &Packet, to: &Addr, port: u16) -> (bpf_sock_tuple, u32) {
-    // SAFETY: plain integers, for which all zeros is a value.
-    let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
-    if packet.dst.is_v4() {
-        tuple.__bindgen_anon_1.ipv4.saddr = packet.src.words()[3];
-        tuple.__bindgen_anon_1.ipv4.daddr = to.words()[3];
-        tuple.__bindgen_anon_1.ipv4.sport = packet.src_port.to_be();
-        tuple.__bindgen_anon_1.ipv4.dport = port.to_be();
-        (tuple, 12)
-    } else {
-        tuple.__bindgen_anon_1.ipv6.saddr = packet.src.words();
-        tuple.__bindgen_anon_1.ipv6.daddr = to.words();
-        tuple.__bindgen_anon_1.ipv6.sport = packet.src_port.to_be();
-        tuple.__bindgen_anon_1.ipv6.dport = port.to_be();
-        (tuple, 36)
+/// Where a packet comes from and goes, for a lookup.
+struct Way<'a> {
+    src: &'a Addr,
+    src_port: u16,
+    dst: &'a Addr,
+    dst_port: u16,
+}
+
+impl<'a> Way<'a> {
+    #[inline(always)]
+    fn of(packet: &'a Packet) -> Self {
+        Self { src: &packet.src, src_port: packet.src_port, dst: &packet.dst, dst_port: packet.dst_port }
+    }
+
+    /// What a socket is looked up by, not on the stack, and its size.
+    #[inline(always)]
+    fn tuple(&self) -> Option<(*mut bpf_sock_tuple, u32)> {
+        let tuple = LOOKUP.get_ptr_mut(0)?;
+        // SAFETY: this CPU's own, and programs of this type don't interrupt each other on one CPU.
+        unsafe {
+            if self.dst.is_v4() {
+                (*tuple).__bindgen_anon_1.ipv4.saddr = self.src.words()[3];
+                (*tuple).__bindgen_anon_1.ipv4.daddr = self.dst.words()[3];
+                (*tuple).__bindgen_anon_1.ipv4.sport = self.src_port.to_be();
+                (*tuple).__bindgen_anon_1.ipv4.dport = self.dst_port.to_be();
+                return Some((tuple, 12));
+            }
+            (*tuple).__bindgen_anon_1.ipv6.saddr = self.src.words();
+            (*tuple).__bindgen_anon_1.ipv6.daddr = self.dst.words();
+            (*tuple).__bindgen_anon_1.ipv6.sport = self.src_port.to_be();
+            (*tuple).__bindgen_anon_1.ipv6.dport = self.dst_port.to_be();
+        }
+        Some((tuple, 36))
     }
 }

@@ -1,10 +1,11 @@
 //! One packet at one pod's door: look who it is, judge, count, tell.
 
-use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::TcContext;
-use ebpf_shared::decide::Scene;
-use ebpf_shared::{Addr, Direction, Endpoint, Kind, Packet, Reason, decide, overlay};
+use ebpf_shared::decide::{Scene, settle, weigh};
+use ebpf_shared::redirect::NO_SLOT;
+use ebpf_shared::{Addr, Decision, Direction, Endpoint, Kind, Packet, Reason, Ruling, overlay};
 
 use crate::conntrack::KernelConntrack;
 use crate::flow;
@@ -17,6 +18,9 @@ use crate::redirect::{self, KernelProxies};
 const NEXT: i32 = TC_ACT_UNSPEC;
 const DROP: i32 = TC_ACT_SHOT;
 
+/// No verdict yet: [`conclude`] is to find it.
+const UNSETTLED: u32 = 0x100;
+
 /// Decides on a frame; `addressed` says why the endpoint may not send or be sent it, if so.
 #[inline(always)]
 pub fn at_door(
@@ -24,11 +28,43 @@ pub fn at_door(
     direction: Direction,
     addressed: impl Fn(&Endpoint, &Ip) -> Option<Reason>,
 ) -> i32 {
+    let skb = ctx.skb.skb;
+    // SAFETY: the context is valid as long as the program runs.
+    unsafe {
+        if matches!(direction, Direction::Egress) && redirect::come_aside(ctx, (*skb).mark) {
+            return NEXT;
+        }
+        let verdict = match direction {
+            Direction::Ingress => begin::<false>(skb, addressed),
+            Direction::Egress => begin::<true>(skb, addressed),
+        };
+        if verdict == UNSETTLED { conclude(skb, direction as u32) as i32 } else { verdict as i32 }
+    }
+}
+
+/// The verdict as far as packets have one mostly. This and [`conclude`] are functions of their own, so that each has
+/// the stack, which is short, to itself, and the verifier walks the second without regard to what it came from.
+///
+/// # Safety
+/// A context.
+#[inline(never)]
+unsafe fn begin<const IS_EGRESS: bool>(
+    skb: *mut __sk_buff,
+    addressed: impl Fn(&Endpoint, &Ip) -> Option<Reason>,
+) -> u32 {
+    let direction = if IS_EGRESS { Direction::Egress } else { Direction::Ingress };
+    // SAFETY: as the caller says.
+    unsafe { look(&TcContext::new(skb), direction, addressed) as u32 }
+}
+
+#[inline(always)]
+unsafe fn look(
+    ctx: &TcContext,
+    direction: Direction,
+    addressed: impl Fn(&Endpoint, &Ip) -> Option<Reason>,
+) -> i32 {
     // SAFETY: the context is valid as long as the program runs.
     let (ifindex, mark) = unsafe { ((*ctx.skb.skb).ifindex, (*ctx.skb.skb).mark) };
-    if matches!(direction, Direction::Egress) && redirect::come_aside(ctx, mark) {
-        return NEXT;
-    }
     // SAFETY: no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
     let ip = match frame::classify(ctx, direction) {
@@ -62,16 +98,62 @@ pub fn at_door(
     let from_proxy = matches!(direction, Direction::Ingress) && redirect::is_of_proxy(mark);
     let scene = Scene { ifindex, endpoint, direction, now, from_proxy, is_piece: is_piece != 0 };
     let policy = KernelPolicy { claimed };
-    let mut proxies = KernelProxies { ctx, aside: false };
-    let decision = decide(&policy, &mut KernelConntrack, &mut proxies, &scene, &packet);
-    flow::count(ctx, direction, decision.ruling.reason);
+    let decision = weigh(&policy, &mut KernelConntrack, &scene, &packet);
+    if decision.is_settled() {
+        flow::count(ctx, direction, decision.ruling.reason);
+        return NEXT;
+    }
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return DROP };
+    // SAFETY: this CPU's own, see `forget_how`.
+    unsafe {
+        core::ptr::write_volatile(&raw mut (*scratch).decision, decision);
+        core::ptr::write_volatile(&raw mut (*scratch).endpoint, *endpoint);
+    }
+    UNSETTLED as i32
+}
+
+/// Carries a decision out, and tells of it.
+///
+/// # Safety
+/// A context, and `SCRATCH` is written.
+#[inline(never)]
+unsafe fn conclude(skb: *mut __sk_buff, way: u32) -> u32 {
+    let ctx = TcContext::new(skb);
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return DROP as u32 };
+    // SAFETY: as the caller says; this CPU's own.
+    let (ifindex, mark, now) = unsafe { ((*skb).ifindex, (*skb).mark, bpf_ktime_get_ns()) };
+    // SAFETY: as above.
+    let (seen, endpoint) = unsafe { (&(*scratch).seen, &(*scratch).endpoint) };
+    // SAFETY: as above; volatile, for the verifier.
+    let decision = unsafe { core::ptr::read_volatile(&raw const (*scratch).decision) };
+    let direction = if way == Direction::Egress as u32 { Direction::Egress } else { Direction::Ingress };
+    let from_proxy = matches!(direction, Direction::Ingress) && redirect::is_of_proxy(mark);
+    let scene = Scene { ifindex, endpoint, direction, now, from_proxy, is_piece: seen.is_piece != 0 };
+    let mut proxies = KernelProxies { ctx: &ctx };
+    let decision = settle(&mut KernelConntrack, &mut proxies, &scene, &seen.packet, decision);
+    flow::count(&ctx, direction, decision.ruling.reason);
     if decision.is_news {
-        flow::tell(ctx, &policy, ifindex, endpoint, direction, &packet, now, &decision);
+        let policy = KernelPolicy { claimed: seen.claimed };
+        flow::tell(&ctx, &policy, ifindex, endpoint, direction, &seen.packet, now, &decision);
     }
     if !decision.ruling.passes() {
-        return DROP;
+        return DROP as u32;
     }
-    if proxies.aside { redirect::set_aside(ctx, ifindex) } else { NEXT }
+    // Redirected without a slot: an answer to what a proxy asked.
+    let is_aside = matches!(direction, Direction::Ingress)
+        && matches!(decision.ruling.reason, Reason::Redirected)
+        && decision.ruling.proxy == NO_SLOT
+        && !from_proxy;
+    if is_aside { redirect::set_aside(&ctx, ifindex) as u32 } else { NEXT as u32 }
+}
+
+/// What lies in [`SCRATCH`].
+#[repr(C)]
+pub struct Scratch {
+    pub seen: Seen,
+    pub ruling: Ruling,
+    decision: Decision,
+    endpoint: Endpoint,
 }
 
 /// What the verdict is about.
@@ -99,8 +181,11 @@ fn forget_how(packet: Packet, is_piece: bool, direction: Direction, mark: u32) -
     // SAFETY: this CPU's own, and programs of this type don't interrupt each other on one CPU. Volatile, so that the
     // compiler does not remember either.
     unsafe {
-        core::ptr::write_volatile(scratch, Seen { packet, claimed, is_piece: is_piece as u32 });
-        Ok(core::ptr::read_volatile(scratch))
+        core::ptr::write_volatile(
+            &raw mut (*scratch).seen,
+            Seen { packet, claimed, is_piece: is_piece as u32 },
+        );
+        Ok(core::ptr::read_volatile(&raw const (*scratch).seen))
     }
 }
 

@@ -69,12 +69,19 @@ impl Dictionary {
         if let Some(number) = self.places.get(&place) {
             return *number;
         }
+        let number = self.passing();
+        self.taken.insert(number);
+        self.places.insert(place, number);
+        number
+    }
+
+    /// A number that nothing has, for the time of a change.
+    pub(super) fn passing(&mut self) -> u32 {
         // Numbers come round after 16 million; one that is in use is passed over.
         loop {
             self.last_place = (self.last_place + 1) % LOCAL;
             let number = LOCAL | self.last_place;
-            if self.last_place != 0 && self.taken.insert(number) {
-                self.places.insert(place, number);
+            if self.last_place != 0 && !self.taken.contains(&number) {
                 return number;
             }
         }

@@ -124,8 +124,12 @@ impl MapOp {
             }
             MapOp::PutIdentity(net, identity) => maps.identities.insert(*net, *identity),
             MapOp::RemoveIdentity(net) => maps.identities.remove(net),
-            MapOp::PutLingering(address, identity) => drop(maps.lingering.insert(*address, *identity)),
-            MapOp::RemoveLingering(address) => drop(maps.lingering.remove(address)),
+            MapOp::PutLingering(address, identity) => {
+                maps.lingering.insert(*address, *identity);
+            }
+            MapOp::RemoveLingering(address) => {
+                maps.lingering.remove(address);
+            }
             MapOp::PutProxy(slot, proxy) => drop(maps.proxies.insert(*slot, *proxy)),
             MapOp::PutNetns(cookie, netns) => drop(maps.netns.insert(*cookie, netns.clone())),
             MapOp::PutService(frontend, service) => drop(maps.services.insert(*frontend, service.clone())),

@@ -27,7 +27,9 @@ impl Mentions {
         let mut mentions = Self::default();
         for rule in resources.class(class).into_iter().flat_map(|class| &class.rules) {
             match &rule.peer {
-                Peer::Cidr(cidr) => drop(mentions.cidrs.insert(*cidr)),
+                Peer::Cidr(cidr) => {
+                    mentions.cidrs.insert(*cidr);
+                }
                 Peer::Name(name) => {
                     if !mentions.names.contains(name) {
                         mentions.names.insert(name.clone());

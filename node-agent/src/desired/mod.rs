@@ -32,6 +32,7 @@ mod policy;
 mod proxy;
 mod room;
 pub mod service;
+mod stages;
 mod state;
 mod table;
 
@@ -45,6 +46,7 @@ pub use planner::{Inputs, Planner};
 pub use proxy::{Listens, ProxyEntry};
 pub use room::{Full, Limits};
 pub use service::{Scope, ServedBackend, ServiceEntry, ServiceFrontend};
+pub use stages::steps;
 pub use state::{Desired, EndpointEntry, NetnsEntry, Pod, PodAddresses};
 pub use table::IdentityTable;
 

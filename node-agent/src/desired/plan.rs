@@ -4,9 +4,10 @@
 //! the endpoint's class, and each of these changes with one write. Identities of CIDRs come and go with the policies that
 //! name them, so more than one of them changes at once. Therefore:
 //!
-//! * what a class says of an identity that nobody has yet is written before anybody has it, and what it says of one that
-//!   nobody will have any more is left alone until nobody has it: an address then goes from one to the other, and from
-//!   its old verdict to its new one, with the one write of its identity;
+//! * what a class says of an identity that nobody has yet is written before anybody has it: an address then goes from one to
+//!   the other, and from its old verdict to its new one, with the one write of its identity;
+//! * of an identity that nobody will have any more, a class says what it is to say of the address before others come to the
+//!   class, and forgets it when nobody has it;
 //! * a class that endpoints are about to leave says of a new identity what it says of the address now;
 //! * a class that they are about to have says of an old identity what it is to say of the address.
 
@@ -52,6 +53,19 @@ pub fn plan(current: &Desired, delta: &Delta) -> Vec<MapOp> {
     let mut ops = way.ops;
     ops.sort_by_key(|(phase, _)| *phase);
     ops.into_iter().map(|(_, op)| op).collect()
+}
+
+/// Whether a class that is left, or one that is about to be had, would have to say two things of one identity: then
+/// [`plan`] is not enough.
+pub(super) fn conflicts(current: &Desired, delta: &Delta) -> bool {
+    let way = Way::new(current, delta);
+    (!delta.retiring.is_empty() && way.coming().is_none())
+        || (!delta.classes.is_empty() && way.going().is_none())
+}
+
+/// Notes what an identity is like; `None` if it is like something else already.
+fn alike(all: &mut BTreeMap<u32, u32>, identity: u32, like: u32) -> Option<()> {
+    (*all.entry(identity).or_insert(like) == like).then_some(())
 }
 
 struct Way<'a> {
@@ -108,28 +122,29 @@ impl<'a> Way<'a> {
         identity.is_some_and(|identity| identity & LOCAL != 0 && !self.will_have(identity))
     }
 
-    /// Local identities that come while endpoints have their old classes, and who their addresses are now.
-    fn coming(&self) -> BTreeMap<u32, u32> {
+    /// Local identities that come while endpoints have their old classes, and who their addresses are now; `None`: not all
+    /// addresses of one are the same.
+    fn coming(&self) -> Option<BTreeMap<u32, u32>> {
         let mut coming = BTreeMap::new();
         let is_new = |identity: &u32| identity & LOCAL != 0 && !self.has(*identity);
         for (net, after) in &self.delta.identities {
             let before = self.current.identities.get(net).copied();
             if let Some(identity) = after.filter(is_new).filter(|_| !self.goes(before)) {
-                coming.insert(identity, self.current.identities.identity(net));
+                alike(&mut coming, identity, self.current.identities.identity(net))?;
             }
         }
         for (address, after) in &self.delta.lingering {
             let before = self.current.lingering.get(address).copied();
             if let Some(identity) = after.filter(is_new).filter(|_| !self.goes(before)) {
                 let now = || self.current.identities.identity(&IpNet::from(*address));
-                coming.insert(identity, before.unwrap_or_else(now));
+                alike(&mut coming, identity, before.unwrap_or_else(now))?;
             }
         }
-        coming
+        Some(coming)
     }
 
-    /// Local identities that go, and who their addresses will be.
-    fn going(&self) -> BTreeMap<u32, u32> {
+    /// Local identities that go, and who their addresses will be; `None`: not all the same.
+    fn going(&self) -> Option<BTreeMap<u32, u32>> {
         let after = |net: &IpNet| match self.delta.identities.get(net) {
             Some(after) => *after,
             None => self.current.identities.get(net).copied(),
@@ -138,17 +153,17 @@ impl<'a> Way<'a> {
         for net in self.delta.identities.keys() {
             if let Some(before) = self.current.identities.get(net).filter(|before| self.goes(Some(**before)))
             {
-                going.insert(*before, table::identity(net, after));
+                alike(&mut going, *before, table::identity(net, after))?;
             }
         }
         for (address, then) in &self.delta.lingering {
             let before = self.current.lingering.get(address).filter(|before| self.goes(Some(**before)));
             if let Some(before) = before {
                 let then = then.unwrap_or_else(|| table::identity(&IpNet::from(*address), after));
-                going.insert(*before, then);
+                alike(&mut going, *before, then)?;
             }
         }
-        going
+        Some(going)
     }
 
     fn endpoints(&mut self) {
@@ -165,14 +180,14 @@ impl<'a> Way<'a> {
         for (number, set) in &delta.rulesets {
             self.push(Phase::Prepare, MapOp::PutRuleSet(*number, set.clone()));
         }
-        let going = self.going();
+        let going = self.going().unwrap_or_default();
         for (number, entry) in &delta.classes {
             match current.classes.get(number) {
-                Some(before) => self.edit(*number, before, entry),
+                Some(before) => self.edit(*number, before, entry, &going),
                 None => self.begin(*number, entry, &going),
             }
         }
-        let coming = self.coming();
+        let coming = self.coming().unwrap_or_default();
         for class in &delta.retiring {
             let Some(entry) = current.classes.get(class) else { continue };
             for (identity, now) in &coming {
@@ -197,19 +212,27 @@ impl<'a> Way<'a> {
         self.push(Phase::Prepare, MapOp::PutClass(class, first));
     }
 
-    fn edit(&mut self, class: u32, before: &ClassEntry, after: &ClassEntry) {
+    fn edit(&mut self, class: u32, before: &ClassEntry, after: &ClassEntry, going: &BTreeMap<u32, u32>) {
+        // Endpoints may come to the class before its last address with such an identity has another.
+        for (identity, then) in going {
+            let sides = after.sides(*then);
+            let mut held = before.peers.get(identity).copied();
+            if sides != before.sides(*identity) {
+                self.push(Phase::Switch, peer(class, *identity, Some(sides)));
+                held = Some(sides);
+            }
+            let meant = after.peers.get(identity).copied();
+            if held != meant {
+                self.push(Phase::Uncover, peer(class, *identity, meant));
+            }
+        }
         let mut changed: Vec<(u32, Option<Sides>)> = Vec::new();
         changed.extend(before.peers.keys().filter(|id| !after.peers.contains_key(id)).map(|id| (*id, None)));
         let puts = after.peers.iter().filter(|(id, sides)| before.peers.get(id) != Some(*sides));
         changed.extend(puts.map(|(id, sides)| (*id, Some(*sides))));
+        changed.retain(|(identity, _)| !going.contains_key(identity));
         for (identity, sides) in changed {
-            let phase = if !self.has(identity) {
-                Phase::Cover
-            } else if self.will_have(identity) {
-                Phase::Switch
-            } else {
-                Phase::Uncover
-            };
+            let phase = if self.has(identity) { Phase::Switch } else { Phase::Cover };
             self.push(phase, peer(class, identity, sides));
         }
     }

@@ -22,8 +22,10 @@ use super::{
     ground::Ground,
     mentions::Mentions,
     plan,
+    plan::conflicts,
     policy::class_entry,
     service::services,
+    stages::steps,
 };
 use crate::{
     kernel::rules::ClassEntry,
@@ -110,18 +112,19 @@ impl Planner {
         touched: &Touched,
         current: &Desired,
     ) -> Result<Vec<MapOp>, Full> {
-        let mut delta = match self.known.take() {
-            Some(mut known) => match self.little(&mut known, inputs, touched, current) {
-                Some(delta) => {
-                    self.known = Some(known);
-                    delta
-                }
-                None => self.everything(inputs, current),
-            },
-            None => self.everything(inputs, current),
+        let little = self.known.take().and_then(|mut known| {
+            let mut delta = self.little(&mut known, inputs, touched, current)?;
+            delta.proxies = changes(&current.proxies, self.dictionary.proxies.entries());
+            self.known = Some(known);
+            (!conflicts(current, &delta)).then_some(delta)
+        });
+        let ops = match little {
+            Some(delta) => plan(current, &delta),
+            None => {
+                let desired = self.everything(inputs, current);
+                steps(current, &desired, &mut self.dictionary)
+            }
         };
-        delta.proxies = changes(&current.proxies, self.dictionary.proxies.entries());
-        let ops = plan(current, &delta);
         self.has_changed = true;
         self.limits.check(current, &ops).inspect_err(|_| self.known = None)?;
         Ok(ops)
@@ -146,7 +149,7 @@ impl Planner {
         ops
     }
 
-    fn everything(&mut self, inputs: Inputs<'_>, current: &Desired) -> Delta {
+    fn everything(&mut self, inputs: Inputs<'_>, current: &Desired) -> Desired {
         let (desired, ground) = on_ground(inputs, current, &mut self.dictionary);
         let own = own_identities(&ground, &desired.identities);
         self.base = Some((ground.clone(), own));
@@ -154,7 +157,7 @@ impl Planner {
         if self.known.is_some() {
             self.base = None;
         }
-        Delta::between(current, &desired)
+        desired
     }
 
     /// What changes because of what was touched; `None`: more than can be told from that.

@@ -159,7 +159,7 @@ fn walk_with(old: (&Resources, &Names), new: (&Resources, &Names)) -> Result<(),
     let desired = computed_with(new.0, new.1, &current, &mut dictionary);
     let (before, after) = (verdicts(&current), verdicts(&desired));
     let mut maps = current.clone();
-    for op in plan(&current, &Delta::between(&current, &desired)) {
+    for op in steps(&current, &desired, &mut dictionary) {
         op.apply(&mut maps);
         for (key, verdict) in verdicts(&maps) {
             let fine = verdict == before[&key] || verdict == after[&key];
@@ -325,7 +325,7 @@ proptest! {
         let current = computed(&resources(&old), &Desired::default(), &mut dictionary);
         let desired = computed(&resources(&new), &current, &mut dictionary);
         let mut maps = current.clone();
-        for op in plan(&current, &Delta::between(&current, &desired)) {
+        for op in steps(&current, &desired, &mut dictionary) {
             op.apply(&mut maps);
         }
         prop_assert_eq!(swept(maps), desired);
@@ -343,12 +343,12 @@ proptest! {
         let desired = computed(&new, &current, &mut dictionary);
         let (before, after) = (verdicts(&current), verdicts(&desired));
         let mut maps = current.clone();
-        for op in plan(&current, &Delta::between(&current, &desired)).iter().take(died) {
+        for op in steps(&current, &desired, &mut dictionary).iter().take(died) {
             op.apply(&mut maps);
         }
         let mut dictionary = Dictionary::recover(&maps);
         let then = computed(&new, &maps, &mut dictionary);
-        for op in plan(&maps.clone(), &Delta::between(&maps, &then)) {
+        for op in steps(&maps.clone(), &then, &mut dictionary) {
             op.apply(&mut maps);
             for (key, verdict) in verdicts(&maps) {
                 prop_assert!(verdict == before[&key] || verdict == after[&key], "after {op:?}: {key:?}");

@@ -80,6 +80,10 @@ impl Conntrack for Connections {
         self.0.insert(*key, *entry);
         true
     }
+
+    fn remove(&mut self, key: &ConnKey) {
+        self.0.remove(key);
+    }
 }
 
 /// The sockets of proxies.

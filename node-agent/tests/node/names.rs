@@ -127,7 +127,9 @@ fn policy() -> wire::PolicyClass {
 }
 
 fn story(host: &mut Host<'_>, state: &Arc<State>, zone: &Zone) {
-    let know = |name: &str, host: u8, ttl: u32| drop(zone.lock().unwrap().insert(name.into(), (host, ttl)));
+    let know = |name: &str, host: u8, ttl: u32| {
+        zone.lock().unwrap().insert(name.into(), (host, ttl));
+    };
     know("www.example.com", 1, 1);
     know("evil.example.org", 2, 600);
     know("a.pat.example.com", 2, 600);

@@ -1,7 +1,7 @@
 //! Flows, one line each.
 
 use serde_json::{Value, json};
-use xds_proto::isthmus::bootstrap::v1::{Flow, FlowPeer};
+use xds_proto::isthmus::bootstrap::v1::{Flow, FlowDns, FlowPeer};
 
 use super::age::{flow_time, timestamp};
 use crate::cli::out::{Paint, Tone};
@@ -29,6 +29,9 @@ pub(crate) fn line(flow: &Flow, paint: Paint) -> String {
     if flow.count > 0 {
         line.push_str(&format!("  +{} more", flow.count));
     }
+    if let Some(dns) = &flow.dns {
+        line.push_str(&format!("  {}", self::dns(dns)));
+    }
     if !flow.service.is_empty() {
         line.push_str(&format!("  service {}", clean(&flow.service)));
     }
@@ -41,6 +44,20 @@ pub(crate) fn line(flow: &Flow, paint: Paint) -> String {
         );
     }
     line
+}
+
+/// `DNS www.example.com -> 198.51.100.1, 198.51.100.2`, or with the code in the place of the addresses.
+fn dns(dns: &FlowDns) -> String {
+    let answer = match (dns.addresses.as_slice(), dns.rcode) {
+        ([], 0) => String::new(),
+        ([], 1) => " -> FORMERR".to_owned(),
+        ([], 2) => " -> SERVFAIL".to_owned(),
+        ([], 3) => " -> NXDOMAIN".to_owned(),
+        ([], 5) => " -> REFUSED".to_owned(),
+        ([], code) => format!(" -> code {code}"),
+        (addresses, _) => format!(" -> {}", clean(&addresses.join(", "))),
+    };
+    format!("DNS {}{answer}", clean(&dns.query))
 }
 
 /// With what tells segments and messages of one protocol apart.
@@ -95,6 +112,11 @@ pub(crate) fn json_line(flow: &Flow) -> String {
         "fromTunnel": flow.from_tunnel,
         "bytes": flow.bytes,
         "count": flow.count,
+        "dns": flow.dns.as_ref().map(|dns| json!({
+            "query": dns.query,
+            "rcode": dns.rcode,
+            "addresses": dns.addresses,
+        })),
     });
     value.to_string()
 }
@@ -191,6 +213,8 @@ mod tests {
         );
         let json: Value = serde_json::from_str(&json_line(&flow)).unwrap();
         assert_eq!((&json["count"], &json["tcpFlags"][0]), (&json!(41), &json!("SYN")));
+        let asked = FlowDns { query: "www.example.com".to_owned(), rcode: 5, addresses: Vec::new() };
+        assert_eq!(dns(&asked), "DNS www.example.com -> REFUSED");
         let ping = Flow { protocol: "ICMP".to_owned(), icmp_type: 8, ..dropped() };
         assert_eq!(protocol(&ping), "ICMP 8/0");
         assert_eq!(protocol(&Flow { is_error: true, ..dropped() }), "ICMP error about TCP");

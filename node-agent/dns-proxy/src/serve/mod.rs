@@ -5,7 +5,13 @@ mod sockets;
 mod tcp;
 mod udp;
 
-use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{sync::watch, task::JoinSet, time::timeout};
 
@@ -21,6 +27,9 @@ pub use sockets::Listeners;
 const ANSWER_TIME: Duration = Duration::from_secs(5);
 /// Writing to the kernel takes milliseconds: whatever takes this long has failed.
 const GATE_TIME: Duration = Duration::from_secs(2);
+
+/// Until the rules of a pod that is there have come.
+const NEWS_TIME: Duration = Duration::from_millis(500);
 
 /// The proxy of one node.
 pub struct Proxy<G, S> {
@@ -60,6 +69,14 @@ impl<G: Gate, S: Sight> Proxy<G, S> {
 
     fn rules(&self) -> Arc<Rules> {
         self.rules.borrow().clone()
+    }
+
+    /// The same, when a pod is known: one that has just come may be quicker than what is told of it.
+    async fn rules_of(&self, pod: IpAddr) -> Arc<Rules> {
+        let mut rules = self.rules.clone();
+        // Not in time, or nobody tells any more: then there are none for it.
+        let _ = timeout(NEWS_TIME, rules.wait_for(|rules| rules.pods.contains_key(&pod))).await;
+        self.rules()
     }
 
     /// Asks a server through `exchange`, and holds the answer. The question's own number is in what comes back.
@@ -123,7 +140,7 @@ impl Reply {
         Some(Self { bytes, seen })
     }
 
-    fn addresses(&self) -> Vec<std::net::IpAddr> {
+    fn addresses(&self) -> Vec<IpAddr> {
         self.seen.iter().flat_map(|seen| seen.addresses.iter().map(|(address, _)| *address)).collect()
     }
 }

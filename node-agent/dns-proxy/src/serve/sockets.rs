@@ -6,11 +6,11 @@ use std::{
     os::fd::{AsRawFd, OwnedFd},
 };
 
+use ebpf_shared::redirect::MARK;
 use nix::sys::socket::{
     AddressFamily, Backlog, ControlMessageOwned, MsgFlags, SockFlag, SockType, SockaddrIn, SockaddrIn6,
     SockaddrStorage, bind, listen, recvmsg, sendto, setsockopt, socket, sockopt,
 };
-use ebpf_shared::redirect::MARK;
 use tokio::net::{TcpListener, UdpSocket};
 
 /// Connections that wait to be accepted.

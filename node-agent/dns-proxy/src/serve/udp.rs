@@ -10,7 +10,7 @@ use tokio::net::UdpSocket;
 
 use super::{Proxy, Reply, sockets};
 use crate::{
-    Ask, Event, Gate, Outcome, Sight, Transport, Way, ask,
+    Ask, Event, Gate, Outcome, Rules, Sight, Transport, Way, ask,
     message::{self, Code, Question},
 };
 
@@ -25,27 +25,45 @@ pub(super) async fn serve<G: Gate, S: Sight>(proxy: Arc<Proxy<G, S>>, socket: Ud
         let Some((length, pod, server)) = sockets::receive(&socket, &mut buffer).await? else { continue };
         // (More than the buffer holds says its whole length, and is no query.)
         let Some(query) = buffer.get(..length) else { continue };
-        match ask(&proxy.rules(), &proxy.sight, (pod, server, Transport::Udp), query) {
-            Ask::Answer(answer, event) => {
-                proxy.gate.note(event);
-                if let Some(answer) = answer {
-                    send(server, pod, &answer);
-                }
-            }
-            Ask::Forward(question) => {
-                let way = (pod, server, Transport::Udp);
-                tokio::spawn(forward(proxy.clone(), question, query.to_vec(), way));
-            }
+        let way = (pod, server, Transport::Udp);
+        let rules = proxy.rules();
+        if rules.pods.contains_key(&pod.ip()) {
+            decide(&proxy, &rules, query, way);
+        } else {
+            tokio::spawn(late(proxy.clone(), query.to_vec(), way));
         }
     }
 }
 
-async fn forward<G: Gate, S: Sight>(
-    proxy: Arc<Proxy<G, S>>,
-    question: Question,
-    query: Vec<u8>,
-    way: Way,
-) {
+/// A query of a pod that is not known yet.
+async fn late<G: Gate, S: Sight>(proxy: Arc<Proxy<G, S>>, query: Vec<u8>, way: Way) {
+    let (pod, ..) = way;
+    let slot = proxy.slots.take(pod.ip());
+    if slot.is_some() {
+        let rules = proxy.rules_of(pod.ip()).await;
+        drop(slot);
+        decide(&proxy, &rules, &query, way);
+    } else {
+        proxy.gate.note(Event::of(way, "", Outcome::Crowded));
+    }
+}
+
+fn decide<G: Gate, S: Sight>(proxy: &Arc<Proxy<G, S>>, rules: &Rules, query: &[u8], way: Way) {
+    let (pod, server, _) = way;
+    match ask(rules, &proxy.sight, way, query) {
+        Ask::Answer(answer, event) => {
+            proxy.gate.note(event);
+            if let Some(answer) = answer {
+                send(server, pod, &answer);
+            }
+        }
+        Ask::Forward(question) => {
+            tokio::spawn(forward(proxy.clone(), question, query.to_vec(), way));
+        }
+    }
+}
+
+async fn forward<G: Gate, S: Sight>(proxy: Arc<Proxy<G, S>>, question: Question, query: Vec<u8>, way: Way) {
     let (pod, server, _) = way;
     let Some(_slot) = proxy.slots.take(pod.ip()) else {
         proxy.gate.note(Event::of(way, &question.name, Outcome::Crowded));

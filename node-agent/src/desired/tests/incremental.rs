@@ -186,10 +186,8 @@ proptest! {
                 Some(update) => touched.extend(resources.apply(&update).unwrap()),
                 None => match step {
                     Step::Name { at, live } => {
-                        match live {
-                            Some(live) => drop(told.insert(at, live)),
-                            None => drop(told.remove(&at)),
-                        }
+                        told.remove(&at);
+                        told.extend(live.map(|live| (at, live)));
                         touched.names.insert(CALLERS[at.0]);
                     }
                     Step::Pod { pod, there: is_there } => {
