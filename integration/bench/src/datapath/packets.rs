@@ -1,6 +1,6 @@
 //! What a packet costs in the programs at a pod's door, by running the loaded ones on frames (`BPF_PROG_TEST_RUN`).
 //!
-//! * hot: one established flow, run again and again within one call.
+//! * hot: one established flow, run again and again within one call; the least of some calls.
 //! * spread: as many established flows, with another identity or service each, as there are; one call each.
 //! * cold: the same, with the processor's caches overwritten before each.
 //! * new: the first packet of a flow, which is judged and told of (or whose backend is chosen).
@@ -34,6 +34,8 @@ const LO: u32 = 1;
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 5);
 const AIM: Goal = Goal::AtMost(120.0);
 const FLAT: Goal = Goal::RatioAtMost(1.1);
+/// Calls for one figure of a hot row.
+const RUNS: u32 = 20;
 /// More than the second-level cache, and than a share of the last.
 const EVICTED: usize = 48 << 20;
 const PROGRAMS: [Program; 3] = [
@@ -104,8 +106,9 @@ impl Sized {
         let opening = packet(TCP, ends[0], ends[1], tcp::SYN);
         self.run(program, &frame(&opening), 1);
         let later = frame(&more(&opening, tcp::ACK));
-        self.run(program, &later, times / 10 + 1);
-        self.run(program, &later, times)
+        // The least of some: whatever else runs on the processor meanwhile is no cost of the packet's.
+        let runs = (0..RUNS).map(|_| self.run(program, &later, times / RUNS + 1));
+        runs.fold(f64::INFINITY, f64::min)
     }
 
     /// The first packets of all flows, in the median, and then a later one of each.
