@@ -108,7 +108,11 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     kernel.set_grace(if args.expedite_rcu { grace } else { Grace::off() });
     let events = kernel.events()?.into_stream().context("flow events")?;
     let host = HostNet::new().context("netlink")?;
-    let mtu = args.tunnel.inner_mtu(host.uplink_mtu(args.address).await?);
+    let underlay_mtu = match args.underlay_mtu {
+        Some(told) => told,
+        None => host.uplink_mtu(args.address).await?,
+    };
+    let mtu = args.tunnel.inner_mtu(underlay_mtu);
     let tunnel =
         open_tunnel(&args, &host, &mut kernel, pod_cidr6.is_some(), mtu).await.context("--tunnel")?;
     let net = NodeConfig {
@@ -134,6 +138,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         engine: engine.clone(),
         registry: registry.clone(),
         tunnel: args.tunnel,
+        underlay_mtu: args.underlay_mtu,
         addresses,
         slice: state.pod_cidr,
         slices: pod_cidr6.map(|slice6| (state.pod_cidr, slice6)),

@@ -110,6 +110,10 @@ pub struct RunArgs {
     /// frame than the underlay, 70 over IPv6.
     #[arg(long, value_enum, default_value = "direct")]
     pub tunnel: crate::tunnel::Mode,
+    /// Bytes of the longest packet that every way to the other nodes takes, where routers between them take less than this
+    /// node's own interface, whose MTU it is otherwise. What leaves the mesh is as long as pods' MTU, too.
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1350..=65_535))]
+    pub underlay_mtu: Option<u32>,
     /// Addresses outside the mesh that pods reach with their own address, not the node's; repeatable. The network there
     /// has to know the way back.
     #[arg(long = "masquerade-exclude", value_name = "CIDR")]

@@ -71,8 +71,8 @@ impl Cluster {
         more: &[&str],
     ) -> Result<Load> {
         let to = to.to_string();
-        let host = ["--host", "shop"];
-        let args = [&["--to", &to], if client == "call" { &host[..] } else { &[] }, more].concat();
+        let host: &[&str] = if client == "call" { &["--host", "shop"] } else { &[] };
+        let args = [&["--to", to.as_str()][..], host, more].concat();
         Ok(Load(Some(self.pod(from)?.shop_in_background(bed, client, &args)?)))
     }
 

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use integration::{
-    story::{Narrator, World, add_pods},
+    story::{Narrator, PodOf, World, add_pods},
     testbed::{Cluster, ClusterPlan, DataPlane, Place, Process, Testbed, traffic::count, wait_until},
 };
 use serde_json::Value;
@@ -69,16 +69,15 @@ fn prepare(bed: &Testbed, cluster: &mut Cluster) -> Result<()> {
     let stores: &[&str] = if is_west { &["store-1", "store-2"] } else { &["store-e"] };
     let objects: Vec<String> = stores.iter().map(|name| store(name, false)).collect();
     cluster.apply_text(&format!("{SHOP}---\n{}---\n{}", objects.join("---\n"), service(policy)))?;
-    let kernel = DataPlane::Kernel;
-    let pods: &[_] = if is_west {
+    let pods: &[PodOf] = if is_west {
         &[
-            ("web", 1, kernel, None),
-            ("stranger", 1, kernel, None),
-            ("store-1", 1, kernel, Some("v1")),
-            ("store-2", 2, kernel, Some("v2")),
+            ("web", 1, DataPlane::Kernel, None),
+            ("stranger", 1, DataPlane::Kernel, None),
+            ("store-1", 1, DataPlane::Kernel, Some("v1")),
+            ("store-2", 2, DataPlane::Kernel, Some("v2")),
         ]
     } else {
-        &[("store-e", 1, kernel, Some("v3"))]
+        &[("store-e", 1, DataPlane::Kernel, Some("v3"))]
     };
     add_pods(bed, cluster, pods, &|_| {})
 }

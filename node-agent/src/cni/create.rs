@@ -98,6 +98,8 @@ pub(crate) struct Creator {
     pub(crate) registry: SharedRegistry,
     /// Takes some of what a frame has room for.
     pub(crate) tunnel: tunnel::Mode,
+    /// Where the node's own interface says too much.
+    pub(crate) underlay_mtu: Option<u32>,
     /// Of the node: what it calls its pods from.
     pub(crate) addresses: PodAddresses,
     /// The node's slice.
@@ -134,7 +136,7 @@ impl Creator {
             chained: false,
             gateways: Vec::new(),
             host_ports,
-            mtu: self.tunnel.inner_mtu(self.host.uplink_mtu(self.addresses.v4).await?),
+            mtu: self.tunnel.inner_mtu(self.underlay_mtu().await?),
         };
         let mut endpoint = self.registry.lock().begin(endpoint)?;
         endpoint.address6 = self.slices.and_then(|(v4, v6)| beside(endpoint.address, v4, v6));
@@ -144,6 +146,13 @@ impl Creator {
                 self.registry.lock().remove(&key)?;
                 Err(error)
             }
+        }
+    }
+
+    async fn underlay_mtu(&self) -> Result<u32, LinkError> {
+        match self.underlay_mtu {
+            Some(told) => Ok(told),
+            None => self.host.uplink_mtu(self.addresses.v4).await,
         }
     }
 

@@ -103,6 +103,15 @@ impl Underlay {
             Self::Router(_) => 1_500,
         }
     }
+
+    /// What agents take for it. Packets of the tunnel over IPv6 are never in pieces, so of a router that takes less they
+    /// have to be told (`--underlay-mtu`).
+    fn told(self, mode: Mode) -> u32 {
+        match self {
+            Self::Router(mtu) if mode == Mode::VxlanIpv6 => mtu,
+            other => other.mtu(),
+        }
+    }
 }
 
 /// What every agent has been told of the nodes.
@@ -199,7 +208,7 @@ impl Node {
         });
         let mut node =
             Self { number, place, pod, kernel, writer: Writer::default(), events, class: 0, ifindex };
-        node.connect(mode, underlay.mtu());
+        node.connect(mode, underlay.told(mode));
         node
     }
 
