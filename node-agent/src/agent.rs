@@ -102,7 +102,8 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let mut kernel = Kernel::load(&args.bpffs, &args.cgroup)?;
     // Also to undo what an agent that died has left, if it is not to be used any more.
     let grace = Grace::open(&args.state_dir).context("/sys/kernel/rcu_expedited")?;
-    kernel.set_grace(if args.expedite_rcu { grace } else { Grace::off() });
+    let grace = if args.expedite_rcu { grace } else { Grace::off() };
+    kernel.set_grace(grace.clone());
     let net = NodeConfig {
         v4: args.address.into(),
         v6: args.address6.map_or(Addr::UNSPECIFIED, Addr::from),
@@ -131,6 +132,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         host: host.clone(),
         engine: engine.clone(),
         registry: registry.clone(),
+        grace,
         tunnel: args.tunnel,
         addresses,
         slice: state.pod_cidr,

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use xds_client::Update;
 
 use crate::{
-    desired::{Desired, Dictionary, EndpointEntry, Inputs, Limits, MapOp, Planner, Pod, PodAddresses},
+    desired::{Desired, Dictionary, EndpointEntry, Inputs, MapOp, Planner, Pod, PodAddresses},
     maps::{MapError, Maps},
     subscribe::{HostPort, Resources, Touched},
 };
@@ -58,7 +58,7 @@ impl Engine {
     /// The maps can't be read.
     pub fn new(addresses: impl Into<PodAddresses>, mut maps: Box<dyn Maps>) -> Result<Self, MapError> {
         let current = maps.snapshot()?;
-        let planner = Planner::new(&current, Limits::KERNEL);
+        let planner = Planner::new(&current, maps.limits());
         let inner = Inner {
             addresses: addresses.into(),
             resources: Resources::default(),
@@ -347,6 +347,9 @@ impl Inner {
             Ok(ops) => self.execute(&ops),
             Err(full) => Err(MapError { what: "planning".to_owned(), reason: full.to_string() }),
         };
+        if result.is_err() {
+            self.full = self.full.or(self.maps.full());
+        }
         self.planner.done(&self.current, result.is_ok());
         result
     }

@@ -1,5 +1,5 @@
 //! The least that an agent needs of a control plane, on real mTLS: registration, certificates, reports, and a
-//! stream that always sends everything of a type.
+//! stream that sends what has changed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -237,9 +237,11 @@ impl endpoints_server::Endpoints for Fake {
         if !self.0.declared.lock().unwrap().contains(&name) {
             return Err(Status::failed_precondition(format!("there is no workload {name:?}")));
         }
-        self.0.reported.lock().unwrap().insert(name.clone(), request.addresses[0].clone());
+        let address = request.addresses[0].clone();
+        let before = self.0.reported.lock().unwrap().insert(name.clone(), address.clone());
+        self.0.ready.lock().unwrap().insert(name.clone(), request.ready);
         // What is told of it is the same, ready or not.
-        if self.0.ready.lock().unwrap().insert(name.clone(), request.ready).is_some() {
+        if before == Some(address) {
             return Ok(Response::new(ReportEndpointResponse::default()));
         }
         let local = local(&request.namespace, &request.workload);
@@ -341,21 +343,43 @@ impl AggregatedDiscoveryService for Fake {
         });
         let mut nonce = 0u64;
         let all = WatchStream::new(self.0.resources.subscribe());
-        // One response for each type, whenever anything changed.
+        let mut sent = Resources::new();
+        // One response for each type of which anything changed.
         let responses = all.flat_map(move |all| {
             nonce += 1;
             let round = nonce;
-            futures::stream::iter(all.into_iter().map(move |(type_url, resources)| {
-                let nonce = format!("{round}-{type_url}");
-                let resources = resources.into_iter().map(|(name, resource)| Resource {
-                    name,
-                    version: round.to_string(),
-                    resource: Some(resource),
-                    ..Default::default()
-                });
-                let resources = resources.collect();
-                Ok(DeltaDiscoveryResponse { type_url, nonce, resources, ..Default::default() })
-            }))
+            let mut responses = Vec::new();
+            for (type_url, now) in &all {
+                let before = sent.get(type_url);
+                let is_new = |name: &String, resource: &Any| {
+                    before.and_then(|before| before.get(name)) != Some(resource)
+                };
+                let changed = now.iter().filter(|(name, resource)| is_new(name, resource));
+                let resources: Vec<_> = changed
+                    .map(|(name, resource)| Resource {
+                        name: name.clone(),
+                        version: round.to_string(),
+                        resource: Some(resource.clone()),
+                        ..Default::default()
+                    })
+                    .collect();
+                let gone =
+                    before.into_iter().flat_map(BTreeMap::keys).filter(|name| !now.contains_key(*name));
+                let removed_resources: Vec<_> = gone.cloned().collect();
+                if before.is_none() || !resources.is_empty() || !removed_resources.is_empty() {
+                    let nonce = format!("{round}-{type_url}");
+                    let type_url = type_url.clone();
+                    responses.push(Ok(DeltaDiscoveryResponse {
+                        type_url,
+                        nonce,
+                        resources,
+                        removed_resources,
+                        ..Default::default()
+                    }));
+                }
+            }
+            sent = all;
+            futures::stream::iter(responses)
         });
         Ok(Response::new(Box::pin(responses)))
     }
