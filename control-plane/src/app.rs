@@ -188,7 +188,8 @@ impl App {
 pub fn trust_bundles(ca: &Ca, state: &State) -> TrustBundles {
     let mut bundles = TrustBundles::new();
     let roots = state.cluster.as_ref().map(|cluster| cluster.roots.iter().cloned().map(Into::into).collect());
-    let revoked = state.cluster.as_ref().map(|cluster| cluster.trust.revoked.clone()).unwrap_or_default();
+    // Of administrators every request is checked: they are told why they are refused.
+    let revoked = state.authority.revoked.keys().copied().collect();
     let own = (ca.replica().trust_domain.clone(), roots.unwrap_or_else(|| ca.roots()), revoked);
     let peers = state.peers.values().map(|peer| {
         let roots = peer.roots.iter().map(|der| der.clone().into()).collect();

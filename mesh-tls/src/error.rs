@@ -42,8 +42,8 @@ pub enum Error {
         /// Which bound was crossed.
         reason: String,
     },
-    /// The node that the certificate comes of was removed or revoked.
-    #[error("certificate of {id} comes of a node's registration ({registration}) that was revoked")]
+    /// The node that the certificate comes of was removed or revoked, or it is a withdrawn one of an administrator.
+    #[error("certificate of {id}: its registration ({registration}) was revoked")]
     Revoked {
         /// Who the certificate names.
         id: SpiffeId,

@@ -117,14 +117,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let tunnel = open_tunnel(&args, &host, &mut kernel, pod_cidr6.is_some()).await.context("--tunnel")?;
     let engine = Engine::new(addresses, Box::new(KernelMaps::new(kernel)))?;
     let cache = Cache::new(&args.state_dir).context("resource cache")?;
-    for update in cache.load() {
-        match engine.load(&update) {
-            Ok(()) => cache.remember(&update),
-            Err(reason) => {
-                tracing::warn!(reason, type_url = update.type_url, "cached resources are not used")
-            }
-        }
-    }
+    let held = cache.adopt(|update| engine.load(update)).context("resource cache")?;
     refresh_bundles(&engine, &state, &bundles);
 
     let registry = SharedRegistry::new(Registry::open(&args.state_dir, state.pod_cidr)?);
@@ -174,6 +167,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         upstream: upstream.clone(),
         engine: engine.clone(),
         cache: cache.clone(),
+        held,
         progress: progress.clone(),
     };
     let (engine_of_trust, state_of_trust, told_bundles) = (engine.clone(), state.clone(), bundles.clone());
@@ -237,6 +231,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         ring: ring.clone(),
         namer,
         callers: callers.clone(),
+        bundles: bundles.clone(),
         started: Instant::now(),
     };
     let hubble_listener = mesh_tls::grpc::bind_unix(&hubble_socket, 0o600)?;

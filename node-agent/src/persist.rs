@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Write},
+    io::{self, BufWriter, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::Path,
 };
@@ -21,7 +21,7 @@ pub fn private_dir(path: &Path) -> io::Result<()> {
 /// # Errors
 /// What the file system says; then the old file is untouched.
 pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    replace(path, bytes, true)
+    replace_private(path, |file| file.write_all(bytes))
 }
 
 /// The same without waiting for the disk: it outlives this process, and the machine a moment later.
@@ -29,17 +29,34 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// # Errors
 /// The same.
 pub fn write_private_later(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    replace(path, bytes, false)
+    replace(path, |file| file.write_all(bytes), false)
 }
 
-fn replace(path: &Path, bytes: &[u8], sync: bool) -> io::Result<()> {
+/// The same for what is written piece by piece. The old file may be read meanwhile.
+///
+/// # Errors
+/// What `write` or the file system says; then the old file is untouched.
+pub fn replace_private(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+) -> io::Result<()> {
+    replace(path, write, true)
+}
+
+fn replace(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+    sync: bool,
+) -> io::Result<()> {
     let parent = path.parent().ok_or_else(|| io::Error::other("the path has no parent directory"))?;
     let name = path.file_name().ok_or_else(|| io::Error::other("the path names no file"))?;
     let mut temporary = name.to_owned();
     temporary.push(".new");
     let temporary = parent.join(temporary);
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-    file.write_all(bytes)?;
+    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    let mut buffered = BufWriter::new(file);
+    write(&mut buffered)?;
+    let file = buffered.into_inner().map_err(io::IntoInnerError::into_error)?;
     if sync {
         file.sync_all()?;
     }

@@ -79,7 +79,8 @@ pub struct DomainTrust {
     pub generation: u64,
     /// SHA-256 of the root that leaves are to chain to, hexadecimal. Of the own domain only.
     pub active_root: String,
-    /// Registrations of nodes whose certificates, and whose workloads' certificates, are refused.
+    /// Registrations of nodes whose certificates, and whose workloads' certificates, are refused; and the numbers of
+    /// administrators' certificates that were withdrawn.
     pub revoked: BTreeSet<u64>,
 }
 

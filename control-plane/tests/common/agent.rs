@@ -78,6 +78,7 @@ impl Agent {
             upstream: upstream.clone(),
             engine: engine.clone(),
             cache: Cache::new(folder.path()).unwrap(),
+            held: Vec::new(),
             progress: Progress::default(),
         };
         tasks.spawn(subscribe_for_ever(subscriber, || {}));

@@ -51,6 +51,8 @@ pub struct NodeFlows {
     pub namer: Namer,
     #[allow(missing_docs)]
     pub callers: Callers,
+    /// With whose certificates are refused.
+    pub bundles: SharedBundles,
     /// When the agent started.
     pub started: Instant,
 }
@@ -84,41 +86,45 @@ impl NodeFlows {
         }
     }
 
-    /// Everything from a number on, for ever.
-    fn follow(self, next: u64) -> LiveStream {
+    /// Everything from a number on, for ever: until the caller may not read any more.
+    fn follow(self, caller: Extensions, next: u64) -> LiveStream {
         let changed = self.ring.next();
-        let state = (self, changed, next, VecDeque::new());
-        Box::pin(futures::stream::unfold(state, |(flows, mut changed, mut next, mut waiting)| async move {
-            loop {
-                if let Some(item) = waiting.pop_front() {
-                    return Some((Ok(item), (flows, changed, next, waiting)));
+        let state = (self, caller, changed, next, VecDeque::new());
+        Box::pin(futures::stream::unfold(
+            state,
+            |(flows, caller, mut changed, mut next, mut waiting)| async move {
+                loop {
+                    if let Some(item) = waiting.pop_front() {
+                        let item = flows.admit(&caller).map(|()| item);
+                        return Some((item, (flows, caller, changed, next, waiting)));
+                    }
+                    changed.borrow_and_update();
+                    let (entries, lost, after) = flows.ring.from(next, STEP);
+                    next = after;
+                    if lost > 0 {
+                        waiting.push_back(Live::Lost(LostEventSource::HubbleRingBuffer, lost));
+                    }
+                    let names = flows.namer.names();
+                    waiting.extend(entries.into_iter().map(|entry| flows.show(&names, entry)));
+                    if waiting.is_empty() && changed.changed().await.is_err() {
+                        return None;
+                    }
                 }
-                changed.borrow_and_update();
-                let (entries, lost, after) = flows.ring.from(next, STEP);
-                next = after;
-                if lost > 0 {
-                    waiting.push_back(Live::Lost(LostEventSource::HubbleRingBuffer, lost));
-                }
-                let names = flows.namer.names();
-                waiting.extend(entries.into_iter().map(|entry| flows.show(&names, entry)));
-                if waiting.is_empty() && changed.changed().await.is_err() {
-                    return None;
-                }
-            }
-        }))
+            },
+        ))
     }
 }
 
 #[tonic::async_trait]
 impl Source for NodeFlows {
-    async fn open(&self, _: Extensions, order: Order, follow: bool) -> Result<Opened, Status> {
+    async fn open(&self, caller: Extensions, order: Order, follow: bool) -> Result<Opened, Status> {
         let (mut entries, next) = self.ring.all();
         if order == Order::Newest {
             entries.reverse();
         }
         let (flows, names) = (self.clone(), self.namer.names());
         let past = entries.into_iter().map(move |entry| flows.show(&names, entry));
-        let live = follow.then(|| self.clone().follow(next));
+        let live = follow.then(|| self.clone().follow(caller, next));
         Ok(Opened { past: Box::new(past), live })
     }
 
@@ -166,10 +172,16 @@ impl Source for NodeFlows {
         if let Some(caller) = extensions.get::<CallerInfo>() {
             return self.callers.check_operator(caller.clone());
         }
-        let peer = extensions.get::<PeerInfo>().and_then(|peer| peer.spiffe_id.as_ref());
-        match peer {
+        let peer = extensions.get::<PeerInfo>();
+        let number = peer.and_then(|peer| peer.registration);
+        let withdrawn =
+            number.is_some_and(|number| self.bundles.load().is_revoked(&self.trust_domain, number));
+        match peer.and_then(|peer| peer.spiffe_id.as_ref()) {
             Some(id) if id.trust_domain() != &self.trust_domain => {
                 Err(Status::permission_denied(format!("{id} is not of {}", self.trust_domain)))
+            }
+            Some(id) if withdrawn => {
+                Err(Status::permission_denied(format!("the certificate of {id} was withdrawn")))
             }
             Some(id) if matches!(id.role(), Role::Replica(_) | Role::Admin(_)) => Ok(()),
             Some(id) => Err(Status::permission_denied(format!("{id} may not read the flows of a node"))),

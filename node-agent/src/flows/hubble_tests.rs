@@ -3,7 +3,9 @@
 use std::{collections::BTreeSet, net::Ipv4Addr, path::Path, time::Duration};
 
 use ebpf_shared::{Direction, FlowEvent, Reason, Verdict};
+use futures::StreamExt;
 use mesh_model::identity::SpiffeId;
+use mesh_tls::TrustBundles;
 use tonic::{Code, Streaming, transport::Channel};
 use xds_proto::hubble::{
     flow::{Flow, FlowFilter, LostEvent},
@@ -57,6 +59,7 @@ impl Node {
             ring: Ring::default(),
             namer: Namer::new("n1".into(), engine, registry.clone()),
             callers: Callers::new(registry, BTreeSet::new()).unwrap(),
+            bundles: mesh_tls::shared_bundles(TrustBundles::new()),
             started: Instant::now(),
         };
         let socket = dir.path().join("hubble.sock");
@@ -240,12 +243,7 @@ async fn only_administrators_and_replicas_of_the_cluster_read_over_tls() {
     let node = Node::start().await;
     let ours = TrustDomain::parse("west.example").unwrap();
     let theirs = TrustDomain::parse("east.example").unwrap();
-    let admit = |id: Option<SpiffeId>| {
-        let mut extensions = Extensions::new();
-        let addr = "192.0.2.1:9".parse().unwrap();
-        extensions.insert(PeerInfo { spiffe_id: id, registration: None, addr });
-        node.flows.admit(&extensions).map_err(|status| status.code())
-    };
+    let admit = |id: Option<SpiffeId>| node.flows.admit(&caller(id, None)).map_err(|status| status.code());
     assert_eq!(admit(Some(SpiffeId::admin(&ours, "ann"))), Ok(()));
     assert_eq!(admit(Some(SpiffeId::replica(&ours, 1))), Ok(()));
     for other in [
@@ -257,6 +255,34 @@ async fn only_administrators_and_replicas_of_the_cluster_read_over_tls() {
     }
     assert_eq!(admit(None), Err(Code::Unauthenticated));
     assert!(node.flows.admit(&Extensions::new()).is_err());
+}
+
+fn caller(spiffe_id: Option<SpiffeId>, registration: Option<u64>) -> Extensions {
+    let mut extensions = Extensions::new();
+    let addr = "192.0.2.1:9".parse().unwrap();
+    extensions.insert(PeerInfo { spiffe_id, registration, addr });
+    extensions
+}
+
+#[tokio::test]
+async fn an_administrator_that_is_withdrawn_reads_no_further_flow() {
+    let node = Node::start().await;
+    let ours = TrustDomain::parse("west.example").unwrap();
+    let ann = caller(Some(SpiffeId::admin(&ours, "ann")), Some(7));
+    let opened = node.flows.open(ann.clone(), Order::Oldest, true).await.unwrap();
+    let mut live = opened.live.unwrap();
+    node.flow(1);
+    assert!(matches!(live.next().await, Some(Ok(Live::Flow(_)))));
+
+    let root = mesh_tls::issue::Root::generate(ours.clone(), std::time::SystemTime::now()).unwrap();
+    let mut bundles = TrustBundles::new();
+    bundles.insert_but(ours, vec![root.certificate().clone()], [7].into()).unwrap();
+    node.flows.bundles.store(bundles.into());
+    node.flow(3);
+    let refused = live.next().await.unwrap().unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    assert!(refused.message().contains("admin/ann was withdrawn"), "{refused:?}");
+    assert!(node.flows.admit(&ann).is_err());
 }
 
 /// A client of gRPC's C-core that knows nothing but the numbers in docs/hubble.md. Needs what `make setup` installs

@@ -15,6 +15,8 @@ pub struct Subscriber {
     pub upstream: Upstream,
     pub engine: Engine,
     pub cache: Cache,
+    /// What [`Cache::adopt`] returned.
+    pub held: Vec<(String, String, String)>,
     /// Told how it goes.
     pub progress: Progress,
 }
@@ -22,12 +24,12 @@ pub struct Subscriber {
 /// Subscribes for ever: what the engine takes is remembered, what it refuses is answered with its words.
 /// `bundles` is called after each change of trust. Stop it by dropping the future.
 pub async fn subscribe_for_ever(subscriber: Subscriber, mut bundles: impl FnMut()) {
-    let Subscriber { node, cluster, upstream, engine, cache, progress } = subscriber;
+    let Subscriber { node, cluster, upstream, engine, cache, held, progress } = subscriber;
     let id = xds_client::node(format!("agent~{node}"), cluster);
     let subscriptions =
         TYPES.iter().map(|type_url| Subscription { type_url: type_url.clone(), names: Names::Wildcard });
     let mut config = Config::new(id, subscriptions.collect());
-    config.held = cache.held();
+    config.held = held;
     config.status = Some(progress.status().clone());
     config.heartbeats = Some(progress.heartbeat().clone());
     let handler = |update: Update| {

@@ -24,7 +24,7 @@ const MAX_RULES: usize = 16_384;
 /// Most ports of a service, captured ports of a workload, addresses of anything.
 pub(super) const MAX_LIST: usize = 1_024;
 /// Revoked registrations of one trust domain: what a control plane remembers at most.
-const MAX_REVOKED: usize = 10_000;
+const MAX_REVOKED: usize = 20_000;
 
 /// Why a resource is refused.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]

@@ -1,6 +1,6 @@
 //! Certificates of administrators: each has a number, and is known until it ends.
 
-use super::{Done, tokens, transaction::Transaction, valid};
+use super::{Done, authority, tokens, transaction::Transaction, valid};
 use crate::{
     AdministratorRecord, Granted, Refusal, Withdrawal,
     limits::{MAX_ADMINISTRATOR_NAME, MAX_ADMINISTRATOR_SECONDS, MAX_ADMINISTRATORS},
@@ -64,6 +64,8 @@ pub(super) fn withdraw(
         let withdrawn = Some(Withdrawal { by: by.clone(), at_unix: now });
         tx.set_administrator(number, Some(AdministratorRecord { withdrawn, ..record }));
     }
+    // Nodes serve their flows to administrators by themselves.
+    tx.change_authority(|authority, cluster| authority::publish(authority, cluster));
     // A token is a way back in, for a week.
     tokens::revoke_of(tx, tokens_of);
     Ok(Done::default())
@@ -75,9 +77,13 @@ pub(super) fn forget(tx: &mut Transaction<'_>) {
     let administrators = &tx.state().authority.administrators;
     let over: Vec<u64> =
         administrators.iter().filter(|(_, record)| record.until_unix <= now).map(|(n, _)| *n).collect();
+    if over.is_empty() {
+        return;
+    }
     for number in over {
         tx.set_administrator(number, None);
     }
+    tx.change_authority(|authority, cluster| authority::publish(authority, cluster));
 }
 
 /// What fits into a SPIFFE ID as one segment (SPIFFE ID specification, section 2.2).
@@ -166,6 +172,8 @@ mod tests {
         };
         assert!(!admits(&store, 1, "kim") && !admits(&store, 2, "kim") && admits(&store, 3, "lee"));
         assert!(!admits(&store, 3, "kim"), "the number of another administrator");
+        let told = |store: &Store| store.state.cluster.as_ref().unwrap().trust.revoked.clone();
+        assert_eq!(told(&store), [1, 2].into(), "agents serve flows to administrators by themselves");
         let withdrawn = store.state.authority.administrators[&1].withdrawn.clone().unwrap();
         assert_eq!(withdrawn.by, "administrator ada");
         assert!(
@@ -175,7 +183,7 @@ mod tests {
         store.now_unix_ms = (NOON + 3600) * 1000 + store.now_unix_ms % 1000;
         store.now_unix_ms += 3_600_000;
         store.run(Command::Authority(AuthorityCommand::ForgetRevoked)).unwrap();
-        assert!(store.state.authority.administrators.is_empty());
+        assert!(store.state.authority.administrators.is_empty() && told(&store).is_empty());
         assert_eq!(
             store.run(admit("kim", 1)).unwrap().granted,
             Granted::Administrator(4),

@@ -288,17 +288,20 @@ fn forget_revoked(tx: &mut Transaction<'_>) -> Result<Done, Refusal> {
 }
 
 /// What data planes are told, with the roots.
-fn publish(authority: &Authority, cluster: &mut mesh_model::records::ClusterInfo) {
+pub(super) fn publish(authority: &Authority, cluster: &mut mesh_model::records::ClusterInfo) {
     // Nodes are told of the new root when every replica can sign under it.
     let early = authority.rotation.as_ref().filter(|rotation| rotation.phase < Phase::Reissuing);
     let told = match early {
         Some(_) => cluster.trust.active_root.clone(),
         None => authority.active.clone(),
     };
+    // Numbers of administrators are of the same row as those of registrations.
+    let withdrawn = authority.administrators.iter().filter(|(_, record)| record.withdrawn.is_some());
+    let withdrawn = withdrawn.map(|(number, _)| *number);
     cluster.trust = DomainTrust {
         generation: authority.generation,
         active_root: told,
-        revoked: authority.revoked.keys().copied().collect(),
+        revoked: authority.revoked.keys().copied().chain(withdrawn).collect(),
     };
 }
 
