@@ -159,7 +159,8 @@ impl Traffic {
         let new = client.spawn(move || {
             while !ended.load(SeqCst) {
                 let mut stream = TcpStream::connect_timeout(&target, Duration::from_secs(5)).expect("let in");
-                trip(&mut stream, 7);
+                // (Each connection that ends keeps its port for a minute.)
+                (0..50).for_each(|number| trip(&mut stream, number));
             }
         });
         let ended = stop.clone();

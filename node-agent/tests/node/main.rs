@@ -272,6 +272,13 @@ fn a_node_creates_pods_enforces_policy_serves_identity_and_restarts_without_losi
 fn story(host: &mut Host<'_>, state: &Arc<State>, outages: impl FnOnce(&mut Host<'_>)) {
     let before = world(host);
     state.declare("mesh/gw");
+    let node = wire::Node {
+        address: "192.0.2.1".into(),
+        address6: "2001:db8::1".into(),
+        pod_cidrs: vec!["10.1.1.0/24".into(), "fd00:1::100/120".into()],
+        ..Default::default()
+    };
+    state.put("n1", &node);
     state.put("1", &wire::PolicyClass { id: 1, ..Default::default() });
     state.put("2", &wire::PolicyClass { id: 2, ..Default::default() });
     host.start();
