@@ -105,7 +105,8 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let mut kernel = Kernel::load(&args.bpffs, &args.cgroup)?;
     // Also to undo what an agent that died has left, if it is not to be used any more.
     let grace = Grace::open(&args.state_dir).context("/sys/kernel/rcu_expedited")?;
-    kernel.set_grace(if args.expedite_rcu { grace } else { Grace::off() });
+    let grace = if args.expedite_rcu { grace } else { Grace::off() };
+    kernel.set_grace(grace.clone());
     let events = kernel.events()?.into_stream().context("flow events")?;
     let host = HostNet::new().context("netlink")?;
     let underlay_mtu = match args.underlay_mtu {
@@ -137,6 +138,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         host: host.clone(),
         engine: engine.clone(),
         registry: registry.clone(),
+        grace,
         tunnel: args.tunnel,
         underlay_mtu: args.underlay_mtu,
         addresses,

@@ -39,7 +39,7 @@ pub async fn cleanup(args: &CleanupArgs) -> anyhow::Result<()> {
             anyhow::bail!("an agent serves {}: `node-agent stop` it first", path.display());
         }
     }
-    kernel::Grace::open(&args.state_dir).context("/sys/kernel/rcu_expedited")?;
+    let grace = kernel::Grace::open(&args.state_dir).context("/sys/kernel/rcu_expedited")?;
     let host = HostNet::new().context("netlink")?;
     if let Some(state) = NodeState::load(&args.state_dir)? {
         let mut registry = Registry::open(&args.state_dir, state.pod_cidr)?;
@@ -47,6 +47,7 @@ pub async fn cleanup(args: &CleanupArgs) -> anyhow::Result<()> {
         for endpoint in known {
             // The link first: without programs its traffic would not be judged. Another plugin's is its own to remove.
             if !endpoint.chained {
+                let _short = grace.shorten();
                 host.remove(&endpoint.host_interface).await?;
             }
             registry.remove(&endpoint.key())?;

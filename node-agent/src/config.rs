@@ -121,8 +121,9 @@ pub struct RunArgs {
     /// Names that policies allow hold for this long at least, whatever DNS says: programs use addresses for a while.
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub dns_min_ttl: u32,
-    /// Asks the kernel to be quick while a pod's programs are attached (/sys/kernel/rcu_expedited, for about a millisecond):
-    /// CPUs are interrupted, as they are by other changes of interfaces. Without, each pod takes some 50 ms longer.
+    /// Asks the kernel to be quick while a pod's programs are attached and while its interface goes
+    /// (/sys/kernel/rcu_expedited, for about a millisecond): CPUs are interrupted, as they are by other changes of
+    /// interfaces. Without, each pod takes some 50 ms longer to come, and to go.
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     pub expedite_rcu: bool,
     /// Created once the agent serves, with its process id in it.
@@ -214,6 +215,12 @@ pub struct VerifyArgs {
     /// The agent's socket.
     #[arg(long, default_value = "/run/isthmus/agent.sock")]
     pub socket: PathBuf,
+    /// Without an agent: its state directory, from whose last configuration and pods the maps are computed.
+    #[arg(long, requires = "bpffs")]
+    pub state_dir: Option<PathBuf>,
+    /// With it: its directory of pins.
+    #[arg(long, requires = "state_dir")]
+    pub bpffs: Option<PathBuf>,
 }
 
 /// What to remove.

@@ -18,7 +18,7 @@ use xds_client::Update;
 
 use crate::{
     desired::{
-        Desired, Dictionary, EndpointEntry, Inputs, Limits, Listens, MapOp, Planner, Pod, PodAddresses,
+        Desired, Dictionary, EndpointEntry, Inputs, Listens, MapOp, Planner, Pod, PodAddresses,
     },
     maps::{MapError, Maps},
     names::Names,
@@ -69,7 +69,7 @@ impl Engine {
     /// The maps can't be read.
     pub fn new(addresses: impl Into<PodAddresses>, mut maps: Box<dyn Maps>) -> Result<Self, MapError> {
         let current = maps.snapshot()?;
-        let planner = Planner::new(&current, Limits::KERNEL);
+        let planner = Planner::new(&current, maps.limits());
         let inner = Inner {
             addresses: addresses.into(),
             resources: Resources::default(),
@@ -384,6 +384,9 @@ impl Inner {
             Ok(ops) => self.execute(&ops),
             Err(full) => Err(MapError { what: "planning".to_owned(), reason: full.to_string() }),
         };
+        if result.is_err() {
+            self.full = self.full.or(self.maps.full());
+        }
         self.planner.done(&self.current, result.is_ok());
         result
     }

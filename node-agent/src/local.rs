@@ -181,7 +181,8 @@ impl Agent for StatusService {
     }
 }
 
-fn told(verified: Verified) -> VerifiedMap {
+/// As it travels: the first differences are named.
+pub(crate) fn told(verified: Verified) -> VerifiedMap {
     let first = verified.differences.iter().take(NAMED).map(|difference| MapDifference {
         key: difference.key.clone(),
         found: difference.found.clone(),

@@ -9,6 +9,8 @@ use xds_proto::isthmus::local::v1::{VerifiedMap, VerifyMapsRequest, agent_client
 use crate::{
     config::{DumpArgs, Output, VerifyArgs},
     kernel::dump::{self, Dump, Entry, plain},
+    local::told,
+    maps::verify_offline,
 };
 
 /// Prints the entries of one map, or of all.
@@ -66,12 +68,16 @@ fn table(entries: &[Entry], out: &mut impl Write) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Has the agent compare the kernel with what it is to hold, and prints what differs.
+/// Has the agent compare the kernel with what it is to hold, or does so itself where a state directory is given, and
+/// prints what differs.
 ///
 /// # Errors
 /// No agent runs, or something differs.
 pub async fn verify(args: &VerifyArgs, mut out: impl Write) -> anyhow::Result<()> {
-    let maps = ask(&args.socket).await?;
+    let maps = match (&args.state_dir, &args.bpffs) {
+        (Some(state_dir), Some(bpffs)) => verify_offline(state_dir, bpffs)?.into_iter().map(told).collect(),
+        _ => ask(&args.socket).await?,
+    };
     let differences: u64 = maps.iter().map(|map| map.differences).sum();
     for map in &maps {
         let what = if map.differences == 0 { String::new() } else { format!(", {} wrong", map.differences) };

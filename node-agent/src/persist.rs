@@ -21,7 +21,7 @@ pub fn private_dir(path: &Path) -> io::Result<()> {
 /// # Errors
 /// What the file system says; then the old file is untouched.
 pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    replace(path, true, |file| file.write_all(bytes))
+    replace_private(path, |file| file.write_all(bytes))
 }
 
 /// The same without waiting for the disk: it outlives this process, and the machine a moment later.
@@ -29,10 +29,10 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// # Errors
 /// The same.
 pub fn write_private_later(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    replace(path, false, |file| file.write_all(bytes))
+    replace(path, |file| file.write_all(bytes), false)
 }
 
-/// The same as [`write_private`] for what is written piece by piece. The old file may be read meanwhile.
+/// The same for what is written piece by piece. The old file may be read meanwhile.
 ///
 /// # Errors
 /// What `write` or the file system says; then the old file is untouched.
@@ -40,13 +40,13 @@ pub fn replace_private(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
 ) -> io::Result<()> {
-    replace(path, true, write)
+    replace(path, write, true)
 }
 
 fn replace(
     path: &Path,
-    sync: bool,
     write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+    sync: bool,
 ) -> io::Result<()> {
     let parent = path.parent().ok_or_else(|| io::Error::other("the path has no parent directory"))?;
     let name = path.file_name().ok_or_else(|| io::Error::other("the path names no file"))?;

@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::{
-        Arc,
+        Arc, Condvar, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
     thread::JoinHandle,
@@ -202,17 +202,42 @@ fn format(sandbox: &Sandbox) -> u32 {
     map.get(&0, 0).unwrap()
 }
 
+/// Round trips that were made.
+#[derive(Default)]
+struct Trips {
+    count: Mutex<u64>,
+    one_more: Condvar,
+}
+
+impl Trips {
+    fn made(&self) -> u64 {
+        *self.count.lock().unwrap()
+    }
+
+    fn another(&self) {
+        *self.count.lock().unwrap() += 1;
+        self.one_more.notify_all();
+    }
+
+    /// Waits for so many in all.
+    fn reaches(&self, wanted: u64, patience: Duration) -> bool {
+        let count = self.count.lock().unwrap();
+        let (count, _) = self.one_more.wait_timeout_while(count, patience, |count| *count < wanted).unwrap();
+        *count >= wanted
+    }
+}
+
 /// One connection that goes on all the time, and a stranger who tries all the time.
 struct Traffic {
     stop: Arc<AtomicBool>,
-    echoed: Arc<AtomicU64>,
+    echoed: Arc<Trips>,
     intruded: Arc<AtomicU64>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Traffic {
     fn begin() -> Self {
-        let (stop, echoed, intruded) = <(Arc<AtomicBool>, Arc<AtomicU64>, Arc<AtomicU64>)>::default();
+        let (stop, echoed, intruded) = <(Arc<AtomicBool>, Arc<Trips>, Arc<AtomicU64>)>::default();
         let listener = SERVER.inside(|| TcpListener::bind(("0.0.0.0", 8080)).unwrap());
         let serving = std::thread::spawn(move || {
             for mut stream in listener.incoming().flatten() {
@@ -230,12 +255,12 @@ impl Traffic {
         let (ended, count) = (stop.clone(), echoed.clone());
         let client = std::thread::spawn(move || {
             while !ended.load(SeqCst) {
-                let number = count.load(SeqCst).to_ne_bytes();
+                let number = count.made().to_ne_bytes();
                 let mut back = [0; 8];
                 stream.write_all(&number).unwrap();
                 stream.read_exact(&mut back).expect("the connection lives");
                 assert_eq!(back, number);
-                count.fetch_add(1, SeqCst);
+                count.another();
             }
         });
         let (ended, count) = (stop.clone(), intruded.clone());
@@ -254,11 +279,8 @@ impl Traffic {
 
     /// Some more round trips from now on.
     fn goes_on(&self) {
-        let (from, began) = (self.echoed.load(SeqCst), std::time::Instant::now());
-        while self.echoed.load(SeqCst) < from + 20 {
-            assert!(began.elapsed() < Duration::from_secs(10), "the connection hangs");
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        let from = self.echoed.made();
+        assert!(self.echoed.reaches(from + 20, Duration::from_secs(10)), "the connection hangs");
     }
 
     fn end(self) {

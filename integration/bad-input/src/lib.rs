@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod backup;
+mod cni;
 mod csds;
 mod dns;
 mod load;
@@ -19,7 +20,7 @@ mod xds;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     ("objects", objects::objects),
     ("xds", xds::xds),
     ("csds", csds::csds),
@@ -29,6 +30,7 @@ pub const TARGETS: [Target; 9] = [
     ("backup", backup::backup),
     ("token", token::token),
     ("dns", dns::dns),
+    ("cni", cni::cni),
 ];
 
 /// Runs a target by its name.

@@ -19,6 +19,7 @@ use crate::{
     cni_plugin::PreviousError,
     desired::{Pod, PodAddresses},
     engine::Engine,
+    kernel::Grace,
     maps::MapError,
     tunnel,
 };
@@ -96,6 +97,7 @@ pub(crate) struct Creator {
     pub(crate) host: HostNet,
     pub(crate) engine: Engine,
     pub(crate) registry: SharedRegistry,
+    pub(crate) grace: Grace,
     /// Takes some of what a frame has room for.
     pub(crate) tunnel: tunnel::Mode,
     /// Where the node's own interface says too much.
@@ -239,7 +241,9 @@ impl Creator {
 
     async fn remove_link(&self, endpoint: &Endpoint) -> bool {
         let of = endpoint.workload.to_string();
+        let short = self.grace.shorten();
         let removed = self.host.remove(&endpoint.host_interface).await;
+        drop(short);
         if let Err(error) = &removed {
             tracing::warn!(workload = of, %error, "the pod's link is still there");
         }

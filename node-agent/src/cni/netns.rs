@@ -5,12 +5,15 @@ use std::{
     io,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd},
-        unix::fs::MetadataExt,
+        unix::fs::{MetadataExt, OpenOptionsExt},
     },
     path::Path,
 };
 
-use nix::sched::{CloneFlags, setns};
+use nix::{
+    sched::{CloneFlags, setns},
+    sys::statfs::{NSFS_MAGIC, fstatfs},
+};
 use thiserror::Error;
 
 /// `SO_NETNS_COOKIE` of `<asm-generic/socket.h>`, Linux 5.14.
@@ -24,6 +27,8 @@ pub enum NetnsError {
     Open { path: String, error: io::Error },
     #[error("{path} is the network namespace of this node itself, not of a pod")]
     Own { path: String },
+    #[error("{path} is no namespace")]
+    NotOne { path: String },
     #[error("network namespace cannot be entered: {0}")]
     Enter(io::Error),
     #[error("the cookie of the network namespace cannot be read: {0}")]
@@ -81,7 +86,13 @@ impl Netns {
     /// Nothing is there, or it is no network namespace of a pod.
     pub fn open(path: &str) -> Result<Self, NetnsError> {
         let failed = |error| NetnsError::Open { path: path.to_owned(), error };
-        let file = File::open(Path::new(path)).map_err(failed)?;
+        // Whatever is there: nobody is waited for at the other end of a pipe, and no terminal becomes ours.
+        let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+        let file = File::options().read(true).custom_flags(flags).open(Path::new(path)).map_err(failed)?;
+        let kind = fstatfs(&file).map_err(|errno| failed(errno.into()))?;
+        if kind.filesystem_type() != NSFS_MAGIC {
+            return Err(NetnsError::NotOne { path: path.to_owned() });
+        }
         let id = NetnsId::of(&file).map_err(failed)?;
         if id == NetnsId::own().map_err(failed)? {
             return Err(NetnsError::Own { path: path.to_owned() });
@@ -166,4 +177,31 @@ pub(crate) fn cookie_of(socket: &impl AsRawFd) -> io::Result<u64> {
         return Err(io::Error::last_os_error());
     }
     Ok(cookie)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_namespace_of_a_pod_is_refused_at_once_whatever_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        std::fs::write(at("file"), "x").unwrap();
+        // Opening it for reading would wait for a writer.
+        nix::unistd::mkfifo(at("pipe").as_str(), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        std::os::unix::fs::symlink("/proc/self/ns/net", at("own")).unwrap();
+        let _listener = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
+        for path in [at("file"), at("pipe"), dir.path().to_str().unwrap().to_owned(), "/dev/zero".to_owned()]
+        {
+            assert!(matches!(Netns::open(&path), Err(NetnsError::NotOne { .. })), "{path}");
+        }
+        assert!(matches!(Netns::open(&at("own")), Err(NetnsError::Own { .. })));
+        for path in [at("missing"), at("socket"), at("file/.."), String::new(), "a\0b".to_owned()] {
+            assert!(matches!(Netns::open(&path), Err(NetnsError::Open { .. })), "{path:?}");
+        }
+        // A namespace, but of no network: it is not entered.
+        let other = Netns::open("/proc/self/ns/uts").unwrap();
+        assert!(other.cookie().is_err());
+    }
 }

@@ -20,7 +20,7 @@ pub(super) fn refuse(cni_code: u32, code: Code, what: impl Into<String>) -> Stat
 pub(super) fn refuse_create(error: &CreateError) -> Status {
     let text = error.to_string();
     match error {
-        CreateError::Netns(NetnsError::Open { .. } | NetnsError::Own { .. }) => {
+        CreateError::Netns(NetnsError::Open { .. } | NetnsError::Own { .. } | NetnsError::NotOne { .. }) => {
             refuse(code::BAD_ENVIRONMENT, Code::InvalidArgument, format!("CNI_NETNS: {text}"))
         }
         CreateError::Registry(RegistryError::Ipam(_)) => {
@@ -118,10 +118,36 @@ mod tests {
 
     #[test]
     fn names_are_checked_again_by_the_agent() {
-        assert!(key("c", "eth0").is_ok());
-        assert!(key("c", "../x").is_err());
-        assert!(key("", "eth0").is_err());
-        let request = CniRequest { namespace: "a/b".into(), pod: "p".into(), ..Default::default() };
-        assert!(workload(&request).is_err());
+        assert!(key("c", "eth0").is_ok() && key(&"c".repeat(255), "abcdefghijklmno").is_ok());
+        let long = "c".repeat(256);
+        for (container, ifname) in [
+            ("c", "../x"),
+            ("c", ".."),
+            ("c", "lo"),
+            ("c", ""),
+            ("c", "abcdefghijklmnop"),
+            ("c", "a\nb"),
+            ("c", "eth0\0"),
+            ("", "eth0"),
+            ("../../etc/passwd", "eth0"),
+            ("a/b", "eth0"),
+            ("a b", "eth0"),
+            ("\u{202e}c", "eth0"),
+            (long.as_str(), "eth0"),
+        ] {
+            let status = key(container, ifname).unwrap_err();
+            assert_eq!(
+                CniError::from_status(&status).code,
+                code::BAD_ENVIRONMENT,
+                "{container:?} {ifname:?}"
+            );
+        }
+        let label = "p".repeat(64);
+        for (namespace, pod) in
+            [("a/b", "p"), ("a", ""), ("", "p"), ("a", "P"), ("a", "-p"), ("a", "p.q"), ("a", label.as_str())]
+        {
+            let request = CniRequest { namespace: namespace.into(), pod: pod.into(), ..Default::default() };
+            assert!(workload(&request).is_err(), "{namespace:?} {pod:?}");
+        }
     }
 }

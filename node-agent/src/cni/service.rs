@@ -52,6 +52,7 @@ pub struct CniService {
     /// Endpoints that a call is working on: no two calls may work on one.
     busy: Arc<StdMutex<BTreeSet<EndpointKey>>>,
     untold: Arc<StdMutex<BTreeSet<NamespacedName>>>,
+    unannounced: Arc<StdMutex<BTreeSet<NamespacedName>>>,
 }
 
 /// Marks an endpoint as being worked on, until dropped.
@@ -75,8 +76,8 @@ impl CniService {
         stream: watch::Receiver<xds_client::Status>,
     ) -> Self {
         let slots = Arc::new(Semaphore::new(MAX_CONCURRENT));
-        let (busy, untold) = (Arc::default(), Arc::default());
-        Self { creator, upstream, callers, secrets, stream, slots, busy, untold }
+        let (busy, untold, unannounced) = (Arc::default(), Arc::default(), Arc::default());
+        Self { creator, upstream, callers, secrets, stream, slots, busy, untold, unannounced }
     }
 
     /// Whether the control plane is there to be told something.
@@ -166,7 +167,7 @@ impl CniService {
     ) -> Result<Endpoint, Status> {
         let mut changes = self.creator.engine.changes();
         // Nobody is to call it before its policy is there.
-        report(&self.upstream, &reserved.workload, reserved.addresses(), false).await?;
+        self.announce(reserved).await?;
         let connected = match found {
             Some(found) => self.creator.guard(reserved.clone(), found).await,
             None => self.creator.connect(reserved.clone(), netns).await,
@@ -180,10 +181,37 @@ impl CniService {
             changes.changed().await.map_err(|_| Status::unavailable("the agent is stopping"))?;
         }
         // With a probe it is not ready before that has succeeded, see `super::readiness`.
-        if self.readiness(&endpoint.workload) == Some(None) {
+        if self.readiness(&endpoint.workload) == Some(None)
+            && !self.unannounced().contains(&endpoint.workload)
+        {
             report(&self.upstream, &endpoint.workload, endpoint.addresses(), true).await?;
         }
         Ok(endpoint)
+    }
+
+    /// Tells the control plane of a pod that is about to be. If it cannot be reached, and this node was told of the workload
+    /// before, the pod is made all the same: its policy is known, and the [watcher](super::watch_for_ever) tells of it as
+    /// soon as somebody listens.
+    async fn announce(&self, pod: &Endpoint) -> Result<(), Status> {
+        self.unannounced().remove(&pod.workload);
+        let is_known =
+            self.creator.engine.resources(|resources| resources.locals.contains_key(&pod.workload));
+        if is_known && !self.is_connected() {
+            self.unannounced().insert(pod.workload.clone());
+            return Ok(());
+        }
+        match report(&self.upstream, &pod.workload, pod.addresses(), false).await {
+            Err(status) if is_known && status.code() == Code::Unavailable => {
+                self.unannounced().insert(pod.workload.clone());
+                Ok(())
+            }
+            told => told,
+        }
+    }
+
+    /// Pods that the control plane has not heard of yet.
+    pub(super) fn unannounced(&self) -> MutexGuard<'_, BTreeSet<NamespacedName>> {
+        self.unannounced.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How a workload is probed; the outer `None`: it was not told of.
@@ -200,6 +228,7 @@ impl CniService {
     /// only logged here: the [watcher](super::watch_for_ever) sees to it later. False: something is left.
     pub(super) async fn release(&self, endpoint: &Endpoint) -> bool {
         let all_gone = self.creator.remove(endpoint).await;
+        self.unannounced().remove(&endpoint.workload);
         self.secrets.forget(&endpoint.workload);
         let told = timeout(WITHDRAW_DEADLINE, withdraw(&self.upstream, &endpoint.workload)).await;
         if told != Ok(true) {
@@ -307,7 +336,7 @@ fn unready(
         return Some((code::LIMITED, what.to_owned()));
     }
     // Pods that exist are not touched by this, but no new one gets its policy.
-    let what = "the control plane is not connected; no pod can be added";
+    let what = "the control plane is not connected; no pod can be added whose workload was not here before";
     (!is_connected).then(|| (code::NOT_AVAILABLE, what.to_owned()))
 }
 

@@ -1,6 +1,6 @@
 //! Pods that went away without a DEL: whoever destroys a network namespace destroys the link with it.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use xds_proto::isthmus::agent::v1::LocalEndpoint;
 
@@ -45,6 +45,7 @@ pub async fn watch_for_ever(service: CniService) {
         if let Err(error) = service.creator.sweep_programs().await {
             tracing::warn!(%error, "programs of interfaces that are gone are still pinned");
         }
+        announce(&service).await;
         let untold = service.untold().clone();
         for workload in untold {
             if withdraw(&service.upstream, &workload).await {
@@ -54,12 +55,37 @@ pub async fn watch_for_ever(service: CniService) {
     }
 }
 
+/// Tells of pods that were made while nobody listened.
+async fn announce(service: &CniService) {
+    if !service.is_connected() {
+        return;
+    }
+    let unannounced = service.unannounced().clone();
+    for workload in unannounced {
+        let pod = service.creator.registry.lock().by_workload(&workload).filter(|pod| pod.ready).cloned();
+        // Being made, or gone.
+        let Some(pod) = pod else { continue };
+        // With a probe it is told to be ready when that has succeeded.
+        let ready = service.readiness(&workload) == Some(None);
+        match report(&service.upstream, &workload, pod.addresses(), ready).await {
+            Ok(()) => drop(service.unannounced().remove(&workload)),
+            Err(status) => {
+                tracing::warn!(%workload, reason = status.message(), "the control plane has not heard of the pod");
+            }
+        }
+    }
+}
+
 /// A Workload that was deleted and applied anew has lost where it runs.
 async fn remind(service: &CniService, endpoint: &Endpoint) {
-    let unknown = service.creator.engine.resources(|resources| {
-        resources.heard::<LocalEndpoint>() && !resources.locals.contains_key(&endpoint.workload)
+    let address = IpAddr::V4(endpoint.address);
+    let is_unknown = service.creator.engine.resources(|resources| {
+        let is_elsewhere = |known: &crate::subscribe::Address| !known.addresses.contains(&address);
+        (resources.heard::<LocalEndpoint>() && !resources.locals.contains_key(&endpoint.workload))
+            // Made while nobody listened, by an agent that is gone.
+            || resources.addresses.get(&endpoint.workload).is_some_and(is_elsewhere)
     });
-    if unknown && service.is_connected() {
+    if is_unknown && service.is_connected() {
         let told = report(&service.upstream, &endpoint.workload, endpoint.addresses(), true).await;
         if let Err(status) = told {
             tracing::warn!(workload = %endpoint.workload, reason = status.message(), "the pod has no traffic");

@@ -20,7 +20,7 @@ pub struct Full {
     pub limit: usize,
 }
 
-/// Ceilings of the maps that policy is made of.
+/// Ceilings of the maps that the agent writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Limits {
@@ -31,6 +31,11 @@ pub struct Limits {
     pub classes: u32,
     pub peers: u32,
     pub rules: u32,
+    pub services: u32,
+    pub backends: u32,
+    pub sources: u32,
+    pub netns: u32,
+    pub captured: u32,
 }
 
 impl Limits {
@@ -44,6 +49,11 @@ impl Limits {
         classes: limits::CLASSES - 1,
         peers: limits::PEERS,
         rules: limits::RULES,
+        services: limits::SERVICES,
+        backends: limits::BACKENDS,
+        sources: limits::SOURCES,
+        netns: limits::NETNS,
+        captured: limits::CAPTURED,
     };
 
     /// Whether the writes fit.
@@ -75,6 +85,13 @@ impl Limits {
             ENDPOINTS => (current.endpoints.len(), self.endpoints),
             CLASSES => (current.classes.len(), self.classes),
             PEERS => (current.classes.values().map(|entry| entry.peers.len()).sum(), self.peers),
+            SERVICES => (current.services.len(), self.services),
+            BACKENDS => {
+                (current.services.values().map(|service| service.backends.len()).sum(), self.backends)
+            }
+            SOURCES => (current.services.values().map(|service| service.sources.len()).sum(), self.sources),
+            NETNS => (current.netns.len(), self.netns),
+            CAPTURED => (current.netns.values().map(|entry| entry.captured.len()).sum(), self.captured),
             _ => (current.rulesets.values().map(|set| set.entries().len()).sum(), self.rules),
         }
     }
@@ -87,6 +104,11 @@ const ENDPOINTS: &str = "ENDPOINTS";
 const CLASSES: &str = "CLASSES";
 const PEERS: &str = "PEERS";
 const RULES: &str = "RULES";
+const SERVICES: &str = "SERVICES";
+const BACKENDS: &str = "BACKENDS";
+const SOURCES: &str = "SOURCES";
+const NETNS: &str = "NETNS";
+const CAPTURED: &str = "CAPTURED";
 
 /// Entries that a write adds.
 fn additions(op: &MapOp, current: &Desired) -> Vec<(&'static str, usize)> {
@@ -107,12 +129,29 @@ fn additions(op: &MapOp, current: &Desired) -> Vec<(&'static str, usize)> {
         MapOp::PutEndpoint(ifindex, _) => {
             vec![(ENDPOINTS, usize::from(!current.endpoints.contains_key(ifindex)))]
         }
+        // New backends are there before the old ones go.
+        MapOp::PutService(frontend, entry) => {
+            let before = current.services.get(frontend);
+            let backends =
+                entry.backends.keys().filter(|at| before.is_none_or(|old| !old.backends.contains_key(at)));
+            let sources =
+                entry.sources.iter().filter(|net| before.is_none_or(|old| !old.sources.contains(net)));
+            vec![
+                (SERVICES, usize::from(before.is_none())),
+                (BACKENDS, backends.count()),
+                (SOURCES, sources.count()),
+            ]
+        }
+        MapOp::PutNetns(cookie, entry) => {
+            let before = current.netns.get(cookie);
+            let ports =
+                entry.captured.iter().filter(|port| before.is_none_or(|old| !old.captured.contains(port)));
+            vec![(NETNS, usize::from(before.is_none())), (CAPTURED, ports.count())]
+        }
         MapOp::RemovePeer { .. }
         | MapOp::RemoveIdentity(_)
         | MapOp::RemoveLingering(_)
-        | MapOp::PutNetns(..)
         | MapOp::PutProxy(..)
-        | MapOp::PutService(..)
         | MapOp::RemoveEndpoint(_)
         | MapOp::RemoveService(_)
         | MapOp::RemoveNetns(_)

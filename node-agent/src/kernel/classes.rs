@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ebpf_shared::{PeerKey, Sides};
+use ebpf_shared::{PeerKey, RuleValue, Sides};
 
 use super::rules::ClassEntry;
 use super::ruleset::{RulePrefix, RuleSet};
@@ -67,21 +67,32 @@ impl Kernel {
 
     /// All classes. One that only has peers (an agent died while it wrote or removed it) allows nothing.
     pub fn policy_classes(&self) -> Result<BTreeMap<u32, ClassEntry>, KernelError> {
-        let own = self.classes.dump()?.into_iter();
-        let mut classes: BTreeMap<u32, ClassEntry> =
-            own.map(|(number, own)| (number, ClassEntry { own, peers: BTreeMap::new() })).collect();
-        for (key, sides) in self.peers.dump()? {
-            classes.entry(key.class).or_default().peers.insert(key.identity, sides);
-        }
-        Ok(classes)
+        Ok(classes_of(self.classes.dump()?, self.peers.dump()?))
     }
 
     /// All rulesets, those that are not complete as well.
     pub fn rulesets(&self) -> Result<BTreeMap<u32, Arc<RuleSet>>, KernelError> {
-        let mut sets: BTreeMap<u32, Vec<_>> = BTreeMap::new();
-        for (prefix, value) in self.rules.dump()? {
-            sets.entry(prefix.set).or_default().push((prefix.traffic, value));
-        }
-        Ok(sets.into_iter().map(|(number, entries)| (number, Arc::new(RuleSet::new(entries)))).collect())
+        Ok(rulesets_of(self.rules.dump()?))
     }
+}
+
+pub(super) fn classes_of(
+    own: BTreeMap<u32, Sides>,
+    peers: BTreeMap<PeerKey, Sides>,
+) -> BTreeMap<u32, ClassEntry> {
+    let own = own.into_iter();
+    let mut classes: BTreeMap<u32, ClassEntry> =
+        own.map(|(number, own)| (number, ClassEntry { own, peers: BTreeMap::new() })).collect();
+    for (key, sides) in peers {
+        classes.entry(key.class).or_default().peers.insert(key.identity, sides);
+    }
+    classes
+}
+
+pub(super) fn rulesets_of(rules: BTreeMap<RulePrefix, RuleValue>) -> BTreeMap<u32, Arc<RuleSet>> {
+    let mut sets: BTreeMap<u32, Vec<_>> = BTreeMap::new();
+    for (prefix, value) in rules {
+        sets.entry(prefix.set).or_default().push((prefix.traffic, value));
+    }
+    sets.into_iter().map(|(number, entries)| (number, Arc::new(RuleSet::new(entries)))).collect()
 }

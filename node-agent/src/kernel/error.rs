@@ -44,6 +44,19 @@ pub enum KernelError {
 }
 
 impl KernelError {
+    /// The map that has no room for what was to be written, if that is what is wrong.
+    pub fn full(&self) -> Option<&'static str> {
+        match self {
+            Self::Map { name, source: MapError::SyscallError(error) } => {
+                let number = error.io_error.raw_os_error();
+                // Of hash maps, and of tries.
+                [libc::E2BIG, libc::ENOSPC].map(Some).contains(&number).then_some(name)
+            }
+            Self::Exhausted { what } => Some(what),
+            _ => None,
+        }
+    }
+
     pub(super) fn program(name: &str, source: ProgramError) -> Self {
         Self::Program { name: name.to_owned(), source: Box::new(source) }
     }

@@ -84,15 +84,23 @@ impl Identities {
 
     /// All that linger.
     pub fn dump_lingering(&self) -> Result<BTreeMap<IpAddr, u32>, KernelError> {
-        Ok(self.lingering.dump()?.into_iter().map(|(addr, known)| (addr.into(), known)).collect())
+        Ok(lingering_of(self.lingering.dump()?))
     }
 
     /// Everything.
     pub fn dump(&self) -> Result<BTreeMap<IpNet, u32>, KernelError> {
-        let hosts = self.hosts.dump()?.into_iter().map(|(addr, known)| (IpAddr::from(addr).into(), known));
-        let cidrs = self.cidrs.dump()?.into_iter().filter(|(_, known)| *known != identity::ANY);
-        Ok(hosts.chain(cidrs.map(|(cidr, known)| (cidr.into(), known))).collect())
+        Ok(identities_of(self.hosts.dump()?, self.cidrs.dump()?))
     }
+}
+
+pub(super) fn lingering_of(lingering: BTreeMap<Addr, u32>) -> BTreeMap<IpAddr, u32> {
+    lingering.into_iter().map(|(addr, known)| (addr.into(), known)).collect()
+}
+
+pub(super) fn identities_of(hosts: BTreeMap<Addr, u32>, cidrs: BTreeMap<Cidr, u32>) -> BTreeMap<IpNet, u32> {
+    let hosts = hosts.into_iter().map(|(addr, known)| (IpAddr::from(addr).into(), known));
+    let cidrs = cidrs.into_iter().filter(|(_, known)| *known != identity::ANY);
+    hosts.chain(cidrs.map(|(cidr, known)| (cidr.into(), known))).collect()
 }
 
 /// The address, if the net is a single one.

@@ -23,6 +23,20 @@ unsafe impl Sync for Mapped {}
 impl Mapped {
     /// Maps an array of so many words.
     pub(super) fn open(name: &'static str, pin: &Path, words: u32) -> Result<Self, KernelError> {
+        Self::open_for(name, pin, words, libc::PROT_READ | libc::PROT_WRITE)
+    }
+
+    /// The same to be read only: whoever writes to it is ended.
+    pub(super) fn look(name: &'static str, pin: &Path, words: u32) -> Result<Self, KernelError> {
+        Self::open_for(name, pin, words, libc::PROT_READ)
+    }
+
+    fn open_for(
+        name: &'static str,
+        pin: &Path,
+        words: u32,
+        protection: libc::c_int,
+    ) -> Result<Self, KernelError> {
         let map = || {
             let file = sys::open_pinned(pin)?;
             // SAFETY: a new mapping; the kernel refuses a length beyond that of the map.
@@ -30,7 +44,7 @@ impl Mapped {
                 libc::mmap(
                     std::ptr::null_mut(),
                     words as usize * size_of::<u32>(),
-                    libc::PROT_READ | libc::PROT_WRITE,
+                    protection,
                     libc::MAP_SHARED,
                     file.as_raw_fd(),
                     0,

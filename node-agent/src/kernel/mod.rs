@@ -40,6 +40,7 @@ mod grace;
 pub(crate) mod identities;
 mod inventory;
 mod links;
+mod look;
 mod mapped;
 mod migrate;
 mod nodes;
@@ -55,7 +56,7 @@ mod sys;
 mod table;
 pub mod verdict;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -73,6 +74,8 @@ pub use self::grace::Grace;
 pub use self::identities::{Cidr, Identities};
 pub use self::inventory::{MapSize, ProgramSize};
 pub use self::links::ShortCut;
+pub(crate) use self::look::strayed;
+pub use self::look::{Held, look};
 pub use self::nodes::Nodes;
 pub use self::pins::{Pins, is_bpffs, unload};
 pub use self::ruleset::RulePrefix;
@@ -136,6 +139,19 @@ impl Kernel {
     /// Built without programs, maps of another format, `cgroup_dir` is not a cgroup of its own (the root
     /// would hook every process of the machine), or the kernel refused: see [`KernelError`].
     pub fn load(bpffs_dir: &Path, cgroup_dir: &Path) -> Result<Self, KernelError> {
+        Self::load_sized(bpffs_dir, cgroup_dir, &[])
+    }
+
+    /// The same with other sizes of maps than the usual ones, where the maps are not there yet.
+    ///
+    /// # Errors
+    ///
+    /// The same.
+    pub fn load_sized(
+        bpffs_dir: &Path,
+        cgroup_dir: &Path,
+        sizes: &[(&'static str, u32)],
+    ) -> Result<Self, KernelError> {
         let object = object::embedded()?;
         let cgroup = pins::open_cgroup(cgroup_dir)?;
         let (pins, older) = Pins::prepare(bpffs_dir)?;
@@ -144,6 +160,9 @@ impl Kernel {
         loader.verifier_log_level(VerifierLogLevel::STATS);
         for name in object::MAPS {
             loader.map_pin_path(name, pins.map(name));
+        }
+        for (name, size) in sizes {
+            loader.map_max_entries(name, *size);
         }
         let mut programs =
             loader.load(object).map_err(|source| KernelError::Load { source: Box::new(source) })?;
@@ -278,6 +297,16 @@ impl Kernel {
         Ok(())
     }
 
+    /// How many entries fit into the maps that the agent writes, by name.
+    pub fn sizes(&self) -> Result<BTreeMap<&'static str, u32>, KernelError> {
+        let size = |name: &'static str| {
+            let error = |source| KernelError::Map { name, source };
+            let map = MapData::from_pin(self.pins.map(name)).map_err(error)?;
+            Ok((name, map.info().map_err(error)?.max_entries()))
+        };
+        WRITTEN.into_iter().map(size).collect()
+    }
+
     /// Forgets all connections of a pod's interface.
     pub fn forget_connections(&mut self, ifindex: u32) -> Result<(), KernelError> {
         for key in self.conntrack.keys()? {
@@ -371,6 +400,11 @@ pub fn guarded(bpffs_dir: &Path) -> Result<BTreeSet<u32>, KernelError> {
 }
 
 const TC_ACT_SHOT: u32 = 2;
+
+/// Maps that the agent writes entry by entry.
+const WRITTEN: [&str; 11] = [
+    "HOSTS", "CIDRS", "ENDPOINTS", "CLASSES", "PEERS", "RULES", "SERVICES", "BACKENDS", "SOURCES", "NETNS", "CAPTURED",
+];
 
 /// Takes a map out of the object, as the type that its owner wants.
 fn take<T>(programs: &mut Ebpf, name: &'static str) -> Result<T, KernelError>

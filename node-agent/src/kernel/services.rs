@@ -63,6 +63,17 @@ impl Present {
         maglev::turns(chosen.map(|(at, (number, backend))| (*at, *number, backend.weight)))
     }
 
+    fn numbers(&self) -> impl Iterator<Item = u32> + '_ {
+        self.backends.values().map(|(number, _)| *number)
+    }
+
+    /// What says in `SERVED` that packets to it, and to its backends here, are to be looked at.
+    fn bits(&self, key: &ServiceKey) -> Vec<u32> {
+        let here = self.backends.values().filter(|(_, backend)| backend.flags & Backend::HERE != 0);
+        let here = here.flat_map(|(_, backend)| bits_of_backend(backend, key.protocol));
+        bits_of(key).into_iter().chain(here).collect()
+    }
+
     fn entry(&self) -> ServiceEntry {
         let is = |flag| self.value.flags & flag != 0;
         let backends = self.backends.iter().map(|(at, (_, backend))| {
@@ -103,39 +114,22 @@ impl Services {
     pub(super) fn recover(tables: ServiceTables) -> Result<Self, KernelError> {
         let ServiceTables { services, mut backends, mut sources, maglev, served } = tables;
         let mut slots = Slab::new(limits::MAGLEV);
-        let mut present = BTreeMap::new();
-        let mut ids = BTreeMap::new();
+        let (values, all_backends, all_sources) = (services.dump()?, backends.dump()?, sources.dump()?);
+        // Of those that are not taken over as well: they are in the kernel until they are written anew.
+        let ids = values.values().map(|value| value.id).collect();
+        let claim = |value: &ServiceValue| value.size <= 1 || slots.claim(value.table, value.size);
+        let present = gather(values, &all_backends, all_sources.keys(), claim);
+        let numbers: BTreeSet<u32> = present.values().flat_map(Present::numbers).collect();
+        for number in all_backends.keys().filter(|number| !numbers.contains(number)) {
+            backends.delete(number)?;
+        }
+        let owners: BTreeSet<u32> = present.values().map(|present| present.value.id).collect();
+        for source in all_sources.keys().filter(|source| !owners.contains(&source.service)) {
+            sources.delete(source)?;
+        }
         let mut bits = BTreeMap::new();
-        for (key, value) in services.dump()? {
-            // Two with one number, or slots that two have, can't be: such a service is written anew.
-            if ids.insert(value.id, key).is_some()
-                || (value.size > 1 && !slots.claim(value.table, value.size))
-            {
-                continue;
-            }
-            note(&mut bits, bits_of(&key));
-            present.insert(key, Present { value, ..Present::default() });
-        }
-        let mut numbers = BTreeSet::new();
-        for (number, backend) in backends.dump()? {
-            match ids.get(&backend.service).and_then(|key| present.get_mut(key)) {
-                Some(owner) => {
-                    numbers.insert(number);
-                    if let Some(key) =
-                        ids.get(&backend.service).filter(|_| backend.flags & Backend::HERE != 0)
-                    {
-                        note(&mut bits, bits_of_backend(&backend, key.protocol));
-                    }
-                    owner.backends.insert(socket(backend.at), (number, backend));
-                }
-                None => drop(backends.delete(&number)?),
-            }
-        }
-        for (source, _) in sources.dump()? {
-            match ids.get(&source.service).and_then(|key| present.get_mut(key)) {
-                Some(owner) => drop(owner.sources.insert(source.net)),
-                None => drop(sources.delete(&source)?),
-            }
+        for (key, present) in &present {
+            note(&mut bits, present.bits(key));
         }
         for is_v4 in [true, false] {
             note(&mut bits, [address_bit(&nat::loopback(is_v4))]);
@@ -154,7 +148,7 @@ impl Services {
             served,
             slots,
             present,
-            ids: ids.into_keys().collect(),
+            ids,
             next_id: rand::random(),
             numbers,
             next_number: rand::random(),
@@ -247,9 +241,7 @@ impl Services {
         for net in &wanted.sources {
             self.sources.upsert(&Source { service: after.value.id, net: *net }, 1)?;
         }
-        let here = after.backends.values().filter(|(_, backend)| backend.flags & Backend::HERE != 0);
-        let here: Vec<u32> = here.flat_map(|(_, backend)| bits_of_backend(backend, key.protocol)).collect();
-        for bit in bits_of(&key).into_iter().chain(here) {
+        for bit in after.bits(&key) {
             self.mark(bit)?;
         }
         Ok(())
@@ -279,7 +271,7 @@ impl Services {
             }
             return Ok(());
         }
-        Err(KernelError::Exhausted { what: "MAGLEV slots" })
+        Err(KernelError::Exhausted { what: "MAGLEV" })
     }
 
     /// Slots that a service may have: all that it should, until a quarter is taken; then less, so that there are some
@@ -312,6 +304,80 @@ impl Services {
             self.sources.delete(&Source { service: value.id, net: *net })?;
         }
         Ok(())
+    }
+}
+
+/// Services with what is theirs. Of two with one number, and of those that are refused, the first is left.
+fn gather<'a>(
+    services: BTreeMap<ServiceKey, ServiceValue>,
+    backends: &BTreeMap<u32, Backend>,
+    sources: impl Iterator<Item = &'a Source>,
+    mut is_good: impl FnMut(&ServiceValue) -> bool,
+) -> BTreeMap<ServiceKey, Present> {
+    let mut present = BTreeMap::new();
+    let mut ids = BTreeMap::new();
+    for (key, value) in services {
+        if !ids.contains_key(&value.id) && is_good(&value) {
+            ids.insert(value.id, key);
+            present.insert(key, Present { value, ..Present::default() });
+        }
+    }
+    for (number, backend) in backends {
+        if let Some(owner) = ids.get(&backend.service).and_then(|key| present.get_mut(key)) {
+            owner.backends.insert(socket(backend.at), (*number, *backend));
+        }
+    }
+    for source in sources {
+        if let Some(owner) = ids.get(&source.service).and_then(|key| present.get_mut(key)) {
+            owner.sources.insert(source.net);
+        }
+    }
+    present
+}
+
+/// The services of an agent that need not run, read from their maps.
+pub(super) struct ServicesSeen(BTreeMap<ServiceKey, Present>);
+
+/// A slot of `MAGLEV` or a bit of `SERVED` that is not what its service needs: its place, what is there, what is to be.
+pub(crate) type Astray = (u32, u32, u32);
+
+impl ServicesSeen {
+    pub(super) fn new(
+        services: BTreeMap<ServiceKey, ServiceValue>,
+        backends: &BTreeMap<u32, Backend>,
+        sources: &BTreeMap<Source, u8>,
+    ) -> Self {
+        Self(gather(services, backends, sources.keys(), |_| true))
+    }
+
+    pub(super) fn entries(&self) -> BTreeMap<ServiceKey, ServiceEntry> {
+        self.0.iter().map(|(key, present)| (*key, present.entry())).collect()
+    }
+
+    /// How many slots tables have, and those that lead elsewhere than the table of their service says.
+    pub(super) fn slots(&self, maglev: &Mapped) -> (usize, Vec<Astray>) {
+        let (mut count, mut astray) = (0, Vec::new());
+        for present in self.0.values().filter(|each| each.value.size > 1) {
+            let value = present.value;
+            count += value.size as usize;
+            let wanted = maglev::table(&present.turns(), value.size);
+            let slots = (value.table..).zip(wanted).map(|(at, wanted)| (at, maglev.get(at), wanted));
+            astray.extend(slots.filter(|(_, found, wanted)| found != wanted));
+        }
+        (count, astray)
+    }
+
+    /// How many words have bits of services, and those that lack one. More bits than are needed do no harm.
+    pub(super) fn words(&self, served: &Mapped) -> (usize, Vec<Astray>) {
+        let mut words = BTreeMap::new();
+        for (key, present) in &self.0 {
+            note(&mut words, present.bits(key));
+        }
+        let lacks = |(word, wanted): (&u32, &u32)| {
+            let found = served.get(*word);
+            (found & wanted != *wanted).then_some((*word, found, found | wanted))
+        };
+        (words.len(), words.iter().filter_map(lacks).collect())
     }
 }
 

@@ -28,14 +28,7 @@ impl Kernel {
 
     /// All network namespaces with a sidecar, and the ports it has taken over.
     pub fn sidecars(&self) -> Result<BTreeMap<u64, BTreeSet<Port>>, KernelError> {
-        let mut sidecars: BTreeMap<u64, BTreeSet<Port>> =
-            self.netns.dump()?.into_keys().map(|netns| (netns, BTreeSet::new())).collect();
-        for (key, _) in self.captured.dump()? {
-            if let Some(ports) = sidecars.get_mut(&key.netns) {
-                ports.insert((key.port, key.protocol));
-            }
-        }
-        Ok(sidecars)
+        Ok(sidecars_of(self.netns.dump()?, self.captured.dump()?))
     }
 
     /// Gives back the ports of a namespace other than `kept`.
@@ -47,4 +40,18 @@ impl Kernel {
         }
         Ok(())
     }
+}
+
+pub(super) fn sidecars_of(
+    netns: BTreeMap<u64, Netns>,
+    captured: BTreeMap<CapturedKey, u8>,
+) -> BTreeMap<u64, BTreeSet<Port>> {
+    let mut sidecars: BTreeMap<u64, BTreeSet<Port>> =
+        netns.into_keys().map(|netns| (netns, BTreeSet::new())).collect();
+    for key in captured.into_keys() {
+        if let Some(ports) = sidecars.get_mut(&key.netns) {
+            ports.insert((key.port, key.protocol));
+        }
+    }
+    sidecars
 }

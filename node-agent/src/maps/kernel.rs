@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 use std::sync::mpsc::Sender;
 
-use ebpf_shared::{Addr, Direction, Endpoint, FlowKind, Metric, Reason, ServiceKey, overlay::Hop};
+use ebpf_shared::{Direction, Endpoint, FlowKind, Metric, Reason, ServiceKey, limits, overlay::Hop};
 use ipnet::IpNet;
 
 use super::{MapError, Maps, endpoint_value};
 use crate::{
-    desired::{Desired, EndpointEntry, MapOp, NetnsEntry, PodAddresses, Scope, ServiceFrontend},
-    kernel::{Gone, Kernel, KernelError},
+    desired::{Desired, EndpointEntry, Limits, MapOp, NetnsEntry, PodAddresses, Scope, ServiceFrontend},
+    kernel::{Gone, Held, Kernel, KernelError},
 };
 
 /// The real maps.
@@ -18,6 +18,8 @@ pub struct KernelMaps {
     kernel: Kernel,
     /// Takes backends whose connections are to end.
     resets: Option<Sender<Vec<Gone>>>,
+    /// What was too small for the write that was refused last.
+    full: Option<&'static str>,
 }
 
 impl KernelMaps {
@@ -31,42 +33,12 @@ impl KernelMaps {
                 None
             }
         };
-        Self { kernel, resets }
+        Self { kernel, resets, full: None }
     }
 
-    fn read(&mut self) -> Result<Desired, KernelError> {
-        let endpoints = self.kernel.endpoints.dump()?.into_iter().map(|(ifindex, endpoint)| {
-            let Endpoint { identity, class, incarnation, .. } = endpoint;
-            let addresses = PodAddresses { v4: endpoint.v4.low().into(), v6: known(endpoint.v6) };
-            let audit = endpoint.is_audited();
-            (ifindex, EndpointEntry { addresses, identity, class, audit, incarnation })
-        });
-        let services = self.kernel.services.entries().into_iter().map(|(key, service)| {
-            let frontend = ServiceFrontend {
-                address: key.addr.into(),
-                port: key.port,
-                protocol: key.protocol,
-                scope: Scope::from_number(key.scope),
-            };
-            (frontend, service)
-        });
-        let netns = self.kernel.sidecars()?.into_iter();
-        Ok(Desired {
-            identities: self.kernel.identities.dump()?.into_iter().collect(),
-            lingering: self.kernel.identities.dump_lingering()?,
-            rulesets: self.kernel.rulesets()?,
-            classes: self.kernel.policy_classes()?,
-            endpoints: endpoints.collect(),
-            services: services.collect(),
-            proxies: self
-                .kernel
-                .proxies
-                .dump()?
-                .iter()
-                .map(|(slot, proxy)| (*slot as u16, proxy.into()))
-                .collect(),
-            netns: netns.map(|(cookie, captured)| (cookie, NetnsEntry { captured })).collect(),
-        })
+    /// The programs and their maps, to be looked at.
+    pub fn kernel(&self) -> &Kernel {
+        &self.kernel
     }
 
     fn write(&mut self, op: &MapOp) -> Result<(), KernelError> {
@@ -104,14 +76,45 @@ impl KernelMaps {
 
 impl Maps for KernelMaps {
     fn snapshot(&mut self) -> Result<Desired, MapError> {
-        self.read().map_err(|error| MapError { what: "reading the maps".into(), reason: causes(&error) })
+        let held = self.kernel.held().map(Desired::from);
+        held.map_err(|error| MapError { what: "reading the maps".into(), reason: causes(&error) })
+    }
+
+    fn limits(&self) -> Limits {
+        let Ok(size) = self.kernel.sizes() else { return Limits::KERNEL };
+        let of = |name: &str, usual: u32| size.get(name).copied().unwrap_or(usual);
+        Limits {
+            hosts: of("HOSTS", Limits::KERNEL.hosts),
+            // One is always there, and of classes there is none with the number 0.
+            cidrs: of("CIDRS", limits::CIDRS).saturating_sub(1),
+            classes: of("CLASSES", limits::CLASSES).saturating_sub(1),
+            endpoints: of("ENDPOINTS", Limits::KERNEL.endpoints),
+            peers: of("PEERS", Limits::KERNEL.peers),
+            rules: of("RULES", Limits::KERNEL.rules),
+            services: of("SERVICES", Limits::KERNEL.services),
+            backends: of("BACKENDS", Limits::KERNEL.backends),
+            sources: of("SOURCES", Limits::KERNEL.sources),
+            netns: of("NETNS", Limits::KERNEL.netns),
+            captured: of("CAPTURED", Limits::KERNEL.captured),
+        }
+    }
+
+    fn full(&self) -> Option<&'static str> {
+        self.full
     }
 
     fn execute(&mut self, ops: &[MapOp]) -> Result<(), (usize, MapError)> {
         for (place, op) in ops.iter().enumerate() {
-            let told = |error| (place, MapError { what: describe(op), reason: causes(&error) });
-            self.write(op).map_err(told)?;
+            if let Err(error) = self.write(op) {
+                self.full = error.full();
+                let reason = match self.full {
+                    Some(map) => format!("kernel map {map} is full ({})", causes(&error)),
+                    None => causes(&error),
+                };
+                return Err((place, MapError { what: describe(op), reason }));
+            }
         }
+        self.full = None;
         Ok(())
     }
 
@@ -173,9 +176,38 @@ impl Maps for KernelMaps {
     }
 }
 
-/// An endpoint's address of a family, if it has one.
-fn known(addr: Addr) -> Option<Ipv6Addr> {
-    (!addr.is_unspecified()).then(|| addr.into())
+impl From<Held> for Desired {
+    fn from(held: Held) -> Self {
+        let endpoints = held.endpoints.into_iter().map(|(ifindex, endpoint)| {
+            let Endpoint { identity, class, incarnation, .. } = endpoint;
+            let v6 = (!endpoint.v6.is_unspecified()).then(|| Ipv6Addr::from(endpoint.v6));
+            let addresses = PodAddresses { v4: endpoint.v4.low().into(), v6 };
+            let audit = endpoint.is_audited();
+            (ifindex, EndpointEntry { addresses, identity, class, audit, incarnation })
+        });
+        let services = held.services.into_iter().map(|(key, service)| {
+            let frontend = ServiceFrontend {
+                address: key.addr.into(),
+                port: key.port,
+                protocol: key.protocol,
+                scope: Scope::from_number(key.scope),
+            };
+            (frontend, service)
+        });
+        // (The map has no more slots than fit.)
+        let proxies = held.proxies.iter().map(|(slot, proxy)| (*slot as u16, proxy.into()));
+        let netns = held.sidecars.into_iter().map(|(cookie, captured)| (cookie, NetnsEntry { captured }));
+        Self {
+            identities: held.identities.into_iter().collect(),
+            lingering: held.lingering,
+            rulesets: held.rulesets,
+            classes: held.classes,
+            endpoints: endpoints.collect(),
+            services: services.collect(),
+            proxies: proxies.collect(),
+            netns: netns.collect(),
+        }
+    }
 }
 
 fn service_key(frontend: &ServiceFrontend) -> ServiceKey {

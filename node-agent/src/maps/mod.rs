@@ -6,16 +6,18 @@ use ebpf_shared::{Direction, FlowKind, Metric, Reason, overlay::Hop};
 use ipnet::IpNet;
 use thiserror::Error;
 
-use crate::desired::{Desired, MapOp};
+use crate::desired::{Desired, Limits, MapOp};
 
 mod kernel;
 #[cfg(test)]
 mod memory;
+mod offline;
 mod verify;
 
 pub use kernel::KernelMaps;
 #[cfg(test)]
 pub(crate) use memory::MemoryMaps;
+pub use offline::verify_offline;
 pub(crate) use verify::endpoint_value;
 pub use verify::{Difference, Verified, fill, verify};
 
@@ -37,6 +39,16 @@ pub trait Maps: Send {
     /// # Errors
     /// A map can't be read.
     fn snapshot(&mut self) -> Result<Desired, MapError>;
+
+    /// How much fits.
+    fn limits(&self) -> Limits {
+        Limits::KERNEL
+    }
+
+    /// The map that had no room for the write that was refused last, if that was why.
+    fn full(&self) -> Option<&'static str> {
+        None
+    }
 
     /// Carries out writes in their order, up to the first that is refused. That one may or may not have been made.
     ///

@@ -17,7 +17,7 @@ use crate::{
     kernel::{
         Cidr, KernelError, RulePrefix,
         dump::{self, Entry, plain},
-        service_flags,
+        service_flags, strayed,
     },
 };
 
@@ -69,7 +69,18 @@ pub fn verify(bpffs: &Path, desired: &Desired) -> Result<Vec<Verified>, KernelEr
         let entries = dump::dump(bpffs, how.as_ref())?;
         maps.insert(how.name(), entries.into_iter().map(|entry| (entry.key_text(), entry)).collect());
     }
-    Ok(compare(&maps, desired))
+    let mut verified = compare(&maps, desired);
+    // What services need of the arrays that they have in common: by themselves arrays have no entries.
+    verified.extend(strayed(bpffs)?.map(|strayed| {
+        let differences = strayed.astray.iter().map(|(at, found, wanted)| Difference {
+            key: format!("place {at}"),
+            found: found.to_string(),
+            wanted: wanted.to_string(),
+        });
+        Verified { map: strayed.map, entries: strayed.entries, differences: differences.collect() }
+    }));
+    verified.sort_by_key(|verified| verified.map);
+    Ok(verified)
 }
 
 /// PURE.
@@ -277,7 +288,9 @@ pub fn fill(desired: &Desired) -> Vec<(&'static str, usize, u32)> {
         ("HOSTS", hosts, limits::HOSTS),
         ("LINGERING", desired.lingering.len(), limits::LINGERING),
         ("NETNS", desired.netns.len(), limits::NETNS),
+        ("PEERS", desired.classes.values().map(|class| class.peers.len()).sum(), limits::PEERS),
         ("PROXIES", desired.proxies.len(), limits::PROXIES),
+        ("RULES", desired.rulesets.values().map(|set| set.entries().len()).sum(), limits::RULES),
         ("SERVICES", desired.services.len(), limits::SERVICES),
         ("SOURCES", desired.services.values().map(|service| service.sources.len()).sum(), limits::SOURCES),
     ]

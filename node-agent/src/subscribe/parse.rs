@@ -9,7 +9,7 @@ use ebpf_shared::{
 };
 use ipnet::{IpNet, Ipv6Net};
 use mesh_model::{
-    identity::{MAX_IDENTITY, SpiffeId, TrustDomain},
+    identity::{FIRST_IDENTITY, MAX_IDENTITY, SpiffeId, TrustDomain},
     policy::NamePattern,
     records::Tunnel,
     resource::NamespacedName,
@@ -85,11 +85,12 @@ pub(super) fn node_name(name: &str) -> Result<String, ParseError> {
     dns_name(name).map_err(|_| bad(name, "name", name, "expected a DNS name"))
 }
 
+/// Of a workload. Lower numbers are those of nodes and of the world, which nobody becomes by being told.
 fn identity(resource: &str, number: u32) -> Result<u32, ParseError> {
-    if (1..=MAX_IDENTITY).contains(&number) {
+    if (FIRST_IDENTITY..=MAX_IDENTITY).contains(&number) {
         return Ok(number);
     }
-    Err(bad(resource, "identity", number, "expected 1 to 16777215"))
+    Err(bad(resource, "identity", number, "expected 256 to 16777215"))
 }
 
 /// An IPv4 address in its IPv6-mapped form is the IPv4 address, as it is for the kernel.
@@ -186,6 +187,9 @@ fn readiness(resource: &str, message: wire::Readiness) -> Result<Readiness, Pars
 
 pub(super) fn class(resource: &str, message: wire::PolicyClass) -> Result<Class, ParseError> {
     at_most(resource, "rules", &message.rules, MAX_RULES)?;
+    if message.id != 0 && message.id.to_string() != resource {
+        return Err(bad(resource, "id", message.id, "expected the number that is its name"));
+    }
     let denied = |denies: bool, provenance: String| denies.then_some(provenance);
     Ok(Class {
         deny_ingress: denied(message.default_deny_ingress, message.ingress_provenance),

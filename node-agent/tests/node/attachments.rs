@@ -200,10 +200,20 @@ fn crowd(host: &Host<'_>, state: &Arc<State>) {
             running.into_iter().map(|one| one.join().unwrap()).collect()
         })
     };
+    let shown = |what: &str, mut times: Vec<Duration>| {
+        times.sort();
+        println!("{CROWD} ADDs {what}: median {:?}, longest {:?}", times[CROWD / 2], times[CROWD - 1]);
+    };
+    let one_by_one = pods.iter().map(|pod| {
+        let began = Instant::now();
+        assert!(host.cni("ADD", pod).0);
+        began.elapsed()
+    });
+    shown("one by one", one_by_one.collect());
+    let del = |pod: &String| assert!(host.cni("DEL", pod).0);
+    pods.iter().for_each(del);
     let first = all_at_once();
-    let mut times: Vec<_> = first.iter().map(|(time, _)| *time).collect();
-    times.sort();
-    println!("{CROWD} ADDs at once: median {:?}, longest {:?}", times[CROWD / 2], times[CROWD - 1]);
+    shown("at once", first.iter().map(|(time, _)| *time).collect());
     let mut addresses: Vec<_> = first.iter().map(|(_, answer)| answer["ips"][0]["address"].clone()).collect();
     addresses.sort_by_key(Value::to_string);
     addresses.dedup();

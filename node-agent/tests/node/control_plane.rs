@@ -1,4 +1,5 @@
 //! The least that an agent needs of a control plane, on real mTLS: registration, certificates, reports, and a
+//! The least that an agent needs of a control plane, on real mTLS: registration, certificates, reports, and a
 //! stream that sends what it has not sent yet. The benchmark of the data plane has it, too.
 
 use std::{
@@ -278,9 +279,11 @@ impl endpoints_server::Endpoints for Fake {
         if !self.0.declared.lock().unwrap().contains(&name) {
             return Err(Status::failed_precondition(format!("there is no workload {name:?}")));
         }
-        self.0.reported.lock().unwrap().insert(name.clone(), request.addresses[0].clone());
+        let address = request.addresses[0].clone();
+        let before = self.0.reported.lock().unwrap().insert(name.clone(), address.clone());
+        self.0.ready.lock().unwrap().insert(name.clone(), request.ready);
         // What is told of it is the same, ready or not.
-        if self.0.ready.lock().unwrap().insert(name.clone(), request.ready).is_some() {
+        if before == Some(address) {
             return Ok(Response::new(ReportEndpointResponse::default()));
         }
         let local = local(&request.namespace, &request.workload);

@@ -8,6 +8,7 @@ mod support;
 mod attachments;
 mod control_plane;
 mod names;
+mod outage;
 mod spiffe;
 
 use std::{
@@ -262,17 +263,27 @@ fn a_node_creates_pods_enforces_policy_serves_identity_and_restarts_without_losi
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let state = State::new();
-        runtime.spawn(state.clone().serve());
+        let mut serving = runtime.spawn(state.clone().serve());
         let dir = tempfile::tempdir().unwrap();
         let mut host =
             Host { sandbox, dir: dir.path().to_owned(), token: state.token(), agent: None, more: &[] };
-        story(&mut host, &state);
+        story(&mut host, &state, |host| {
+            outage::dies_while_pods_are_made(host, &state);
+            outage::machine_starts_anew_without_a_control_plane(host, &state, &runtime, &mut serving);
+        });
     });
 }
 
-fn story(host: &mut Host<'_>, state: &Arc<State>) {
+fn story(host: &mut Host<'_>, state: &Arc<State>, outages: impl FnOnce(&mut Host<'_>)) {
     let before = world(host);
     state.declare("mesh/gw");
+    let node = wire::Node {
+        address: "192.0.2.1".into(),
+        address6: "2001:db8::1".into(),
+        pod_cidrs: vec!["10.1.1.0/24".into(), "fd00:1::100/120".into()],
+        ..Default::default()
+    };
+    state.put("n1", &node);
     state.put("1", &wire::PolicyClass { id: 1, ..Default::default() });
     state.put("2", &wire::PolicyClass { id: 2, ..Default::default() });
     host.start();
@@ -343,6 +354,8 @@ fn story(host: &mut Host<'_>, state: &Arc<State>) {
     assert!(host.cni("CHECK", "pay").0);
     assert!(connects("web", pay, 8080) && refused("evil", pay, 8080));
 
+    outages(host);
+
     // DEL is idempotent, and a namespace that vanishes takes its pod with it.
     assert!(host.cni("DEL", "evil").0 && host.cni("DEL", "evil").0);
     assert_eq!(state.reported("shop/evil"), None);
@@ -387,9 +400,16 @@ fn looks_at_itself(host: &Host<'_>, pay: Ipv4Addr) {
     let map = aya::maps::Map::HashMap(aya::maps::MapData::from_pin(path).unwrap());
     let mut hosts: aya::maps::HashMap<_, ebpf_shared::Addr, u32> = map.try_into().unwrap();
     let stray = ebpf_shared::Addr::from(IpAddr::from([203, 0, 113, 7]));
+    // The same is found without asking the agent.
+    let state = host.dir.join("state");
+    let offline = ["maps", "verify", "--state-dir", state.to_str().unwrap(), "--bpffs", bpffs];
+    let (fine, text) = host.agent(&offline);
+    assert!(fine && text.contains("ENDPOINTS  3 entries\n") && text.contains("SERVED"), "{text}");
     hosts.insert(stray, 1, 0).unwrap();
-    let (fine, text) = host.agent(&["maps", "verify", "--socket", socket]);
-    assert!(!fine && text.contains("HOSTS") && text.contains("203.0.113.7"), "{text}");
+    for how in [&["maps", "verify", "--socket", socket][..], &offline] {
+        let (fine, text) = host.agent(how);
+        assert!(!fine && text.contains("HOSTS") && text.contains("203.0.113.7"), "{text}");
+    }
     hosts.remove(&stray).unwrap();
 }
 

@@ -1,0 +1,185 @@
+//! Every map that the agent writes, filled to its limit.
+
+use std::fmt::Write as _;
+
+use xds_client::Update;
+use xds_proto::isthmus::agent::v1 as wire;
+
+use crate::{
+    support::in_sandbox,
+    world::{World, address, class, local, name, pod, rule, service, update},
+};
+
+const SIZES: [(&str, u32); 11] = [
+    ("HOSTS", 12),
+    ("CIDRS", 10),
+    ("ENDPOINTS", 5),
+    ("CLASSES", 4),
+    ("PEERS", 6),
+    ("RULES", 40),
+    ("SERVICES", 3),
+    ("BACKENDS", 6),
+    ("SOURCES", 4),
+    ("NETNS", 2),
+    ("CAPTURED", 4),
+];
+
+/// What makes a map overflow.
+struct Case {
+    map: &'static str,
+    /// Entries that fit.
+    fits: u32,
+    /// Pods `p0`, `p1`, … that come before.
+    pods: u8,
+    /// Taken before.
+    before: Vec<Update>,
+    /// Refused.
+    refused: Update,
+    /// Takes it back.
+    undo: Vec<Update>,
+}
+
+fn locals(count: u8, make: impl Fn(u8) -> wire::LocalEndpoint) -> Update {
+    let all: Vec<_> = (0..count).map(|number| (format!("shop/p{number}"), make(number))).collect();
+    let all: Vec<_> = all.iter().map(|(name, local)| (name.as_str(), local.clone())).collect();
+    update(&all, &[])
+}
+
+fn no_locals(count: u8) -> Update {
+    let names: Vec<_> = (0..count).map(|number| format!("shop/p{number}")).collect();
+    update::<wire::LocalEndpoint>(&[], &names.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+fn cases() -> Vec<Case> {
+    let seven = |rules| update(&[("7", class(7, rules))], &[]);
+    let web = || rule(true, 300, "", 80);
+    let back = || vec![seven(vec![web()])];
+    let case = |map, fits, refused, undo| Case { map, fits, pods: 0, before: Vec::new(), refused, undo };
+    let many: Vec<String> = (10..30).map(|last| format!("10.1.2.{last}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    let services = |each: &[(&str, wire::Service)]| update(each, &[]);
+    let no_services = || vec![update::<wire::Service>(&[], &["shop/a", "shop/b", "shop/c", "shop/d"])];
+    let sidecar = |ports: u32, pod: String| wire::LocalEndpoint {
+        sidecar: true,
+        captured_ports: (1..=ports)
+            .map(|port| wire::CapturedPort { port, protocol: wire::Protocol::Tcp as i32 })
+            .collect(),
+        ..local(&pod, 7)
+    };
+    let classes: Vec<_> =
+        (20..24).map(|id| (id.to_string(), class(id, vec![rule(true, 0, "", id)]))).collect();
+    let classes: Vec<_> = classes.iter().map(|(id, class)| (id.as_str(), class.clone())).collect();
+    vec![
+        case(
+            "HOSTS",
+            12,
+            update(&[("shop/many", address(&many, 302))], &[]),
+            vec![update::<wire::WorkloadAddress>(&[], &["shop/many"])],
+        ),
+        case(
+            "CIDRS",
+            9,
+            seven((0..9).map(|net| rule(true, 0, &format!("198.51.{net}.0/24"), 80)).collect()),
+            back(),
+        ),
+        case("PEERS", 6, seven((0..9).map(|id| rule(true, 400 + id, "", 80)).collect()), back()),
+        case("RULES", 40, seven((0..50).map(|port| rule(true, 300, "", 1001 + 2 * port)).collect()), back()),
+        case(
+            "SERVICES",
+            3,
+            services(&["a", "b", "c", "d"].map(|name| {
+                let number = name.as_bytes()[0] - b'a' + 1;
+                (["shop/a", "shop/b", "shop/c", "shop/d"][usize::from(number - 1)], service(number, 1, 0))
+            })),
+            no_services(),
+        ),
+        case("BACKENDS", 6, services(&[("shop/a", service(1, 7, 0))]), no_services()),
+        case("SOURCES", 4, services(&[("shop/a", service(1, 1, 5))]), no_services()),
+        Case {
+            pods: 5,
+            ..case("ENDPOINTS", 5, locals(5, |number| local(&format!("p{number}"), 7)), vec![no_locals(5)])
+        },
+        Case {
+            pods: 4,
+            before: vec![update(&classes, &[])],
+            ..case(
+                "CLASSES",
+                3,
+                locals(4, |number| local(&format!("p{number}"), 20 + u32::from(number))),
+                vec![no_locals(4)],
+            )
+        },
+        Case {
+            pods: 3,
+            ..case("NETNS", 2, locals(3, |number| sidecar(1, format!("p{number}"))), vec![no_locals(3)])
+        },
+        Case {
+            pods: 1,
+            ..case("CAPTURED", 4, locals(1, |number| sidecar(5, format!("p{number}"))), vec![no_locals(1)])
+        },
+    ]
+}
+
+#[test]
+fn a_map_that_is_full_is_named_nothing_changes_and_a_new_pod_is_closed_until_there_is_room() {
+    in_sandbox(|sandbox| {
+        let mut world = World::new(sandbox, &SIZES);
+        world.history.push(update(&[("7", class(7, vec![rule(true, 300, "", 80)]))], &[]));
+        let agent = world.agent();
+        assert_eq!(world.verdicts(), "100010");
+        let mut shown = String::new();
+        for Case { map, fits, pods, before, refused, undo } in cases() {
+            for number in 0..pods {
+                let (index, last) = (100 + u32::from(number), 50 + number);
+                agent.add_pod(name(&format!("p{number}")), pod(last, index)).unwrap();
+            }
+            for update in &before {
+                agent.apply(update).unwrap();
+            }
+            let nack = agent.apply(&refused).expect_err(map);
+            writeln!(shown, "{map}: {nack}").unwrap();
+            assert!(nack.contains(map) && nack.contains(&format!("room for {fits} ")), "{nack}");
+            // The alert.
+            assert_eq!((agent.full_map(), agent.is_behind()), (Some(map), true));
+            assert_eq!(world.verdicts(), "100010", "{map}: what holds goes on");
+            assert_eq!(world.wrong(&agent), Vec::<String>::new(), "{map}");
+            for number in 0..pods {
+                assert_eq!(agent.enforced(&name(&format!("p{number}"))), None, "{map}: new pods are closed");
+            }
+            // The next agent finds the same.
+            if pods == 0 {
+                let refusal = agent.add_pod(name("late"), pod(99, 200));
+                assert!(refusal.is_err() && agent.enforced(&name("late")).is_none(), "{map}");
+                let _ = agent.remove_pod(&name("late"));
+            }
+            for update in &undo {
+                agent.apply(update).unwrap_or_else(|error| panic!("{map}: {error}"));
+            }
+            for number in 0..pods {
+                agent.remove_pod(&name(&format!("p{number}"))).unwrap();
+            }
+            assert_eq!((agent.full_map(), agent.is_behind()), (None, false), "{map}");
+            assert_eq!(world.verdicts(), "100010", "{map}");
+            for _ in 0..3 {
+                agent.collect().unwrap();
+            }
+        }
+        println!("{shown}");
+    });
+}
+
+#[test]
+fn the_kernels_own_refusal_names_the_map_as_well() {
+    in_sandbox(|sandbox| {
+        use node_agent::kernel::Kernel;
+        let mut kernel = Kernel::load_sized(&sandbox.bpffs(), &sandbox.cgroup, &[("HOSTS", 4), ("CIDRS", 4)])
+            .expect("the programs load");
+        for (bits, map) in [(32, "HOSTS"), (24, "CIDRS")] {
+            let error = (0..200u8).find_map(|number| {
+                let net = format!("10.1.{number}.0/{bits}").parse().unwrap();
+                kernel.identities.upsert(&net, 300).err()
+            });
+            assert_eq!(error.expect("it is full").full(), Some(map));
+        }
+    });
+}
