@@ -85,6 +85,7 @@ impl Maps for KernelMaps {
         let of = |name: &str, usual: u32| size.get(name).copied().unwrap_or(usual);
         Limits {
             hosts: of("HOSTS", Limits::KERNEL.hosts),
+            lingering: of("LINGERING", Limits::KERNEL.lingering),
             // One is always there, and of classes there is none with the number 0.
             cidrs: of("CIDRS", limits::CIDRS).saturating_sub(1),
             classes: of("CLASSES", limits::CLASSES).saturating_sub(1),
