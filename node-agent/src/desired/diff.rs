@@ -130,7 +130,9 @@ impl MapOp {
             MapOp::RemoveLingering(address) => {
                 maps.lingering.remove(address);
             }
-            MapOp::PutProxy(slot, proxy) => drop(maps.proxies.insert(*slot, *proxy)),
+            MapOp::PutProxy(slot, proxy) => {
+                maps.proxies.insert(*slot, *proxy);
+            }
             MapOp::PutNetns(cookie, netns) => drop(maps.netns.insert(*cookie, netns.clone())),
             MapOp::PutService(frontend, service) => drop(maps.services.insert(*frontend, service.clone())),
             MapOp::PutEndpoint(ifindex, endpoint) => drop(maps.endpoints.insert(*ifindex, *endpoint)),

@@ -60,7 +60,8 @@ async fn converse<G: Gate, S: Sight>(
     let (pod, server, _) = way;
     let mut upstream = None;
     while let Some(query) = timeout(IDLE, read(stream, MAX_QUERY)).await?? {
-        let answer = match ask(&*proxy.rules_of(pod.ip()).await, &proxy.sight, way, &query) {
+        let rules = proxy.rules_of(pod.ip()).await;
+        let answer = match ask(&rules, &proxy.sight, way, &query) {
             Ask::Answer(answer, event) => {
                 proxy.gate.note(event);
                 answer
