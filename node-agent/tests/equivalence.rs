@@ -111,6 +111,7 @@ fn rule(rng: &mut StdRng, policy_id: u32) -> Rule {
         direction: direction(rng),
         allow: rng.random_bool(0.7),
         audit: rng.random_bool(0.1),
+        redirect: None,
         identity: *[0, 0, 300, 301, OUTSIDE[0], OUTSIDE[1], OUTSIDE[2], identity::WORLD]
             .choose(rng)
             .expect("not empty"),
