@@ -357,6 +357,9 @@ impl Inner {
     fn write(&mut self) -> Result<(), MapError> {
         let result = self.look_again().and_then(|()| self.plan_and_execute());
         self.behind = result.as_ref().err().cloned();
+        if result.is_ok() {
+            self.kept.unwritten.clear();
+        }
         result
     }
 
@@ -453,6 +456,34 @@ mod tests {
         assert!(engine.is_current(&name()));
         engine.remove_pod(&name()).unwrap();
         assert_eq!(engine.enforced(&name()), None);
+    }
+
+    #[test]
+    fn an_answer_is_let_through_when_the_kernel_has_it_and_not_before() {
+        let engine = engine(0);
+        let pod = Pod { addresses: Ipv4Addr::new(10, 1, 1, 2).into(), ifindex: 5, netns_cookie: 9 };
+        engine.add_pod(name(), pod).unwrap();
+        engine.apply(&update(&[("shop/pay", local())], &[])).unwrap();
+        let rule = wire::PolicyRule {
+            direction: wire::Direction::Egress as i32,
+            action: wire::Action::QualifiedAllow as i32,
+            name: Some(wire::NamePattern { pattern: "*.example.com".into(), ..Default::default() }),
+            ..Default::default()
+        };
+        let class =
+            wire::PolicyClass { id: 7, default_deny_egress: true, rules: vec![rule], ..Default::default() };
+        engine.apply(&update(&[("7", class)], &[])).unwrap();
+        let at = |n: u8| (IpAddr::from([198, 51, 100, n]), Duration::from_secs(60));
+        let held = |n: u8| engine.kernel(|kernel, _| kernel.identities.get(&IpNet::from(at(n).0)).copied());
+        engine.admit("www.example.com", &[at(1)], 1_000).unwrap();
+        engine.admit("www.example.org", &[at(2)], 1_000).unwrap();
+        assert!(held(1).is_some() && held(2).is_none(), "nobody names the other one");
+        // When its time is over it is of use to what is there alone, and then to nothing.
+        assert_eq!(engine.lapse_names(1_060).unwrap(), [at(1).0, at(2).0].into());
+        let lingering = || engine.kernel(|kernel, _| kernel.lingering.keys().copied().collect::<Vec<_>>());
+        assert_eq!((held(1), lingering()), (None, vec![at(1).0]));
+        engine.forget_names(&[at(1).0, at(2).0].into()).unwrap();
+        assert_eq!((lingering(), engine.names_known()), (vec![], (0, 0, 0)));
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub(super) struct Kept {
     floor: Duration,
     /// What was told when `names.forgotten` was last looked at.
     pub(super) forgotten: u64,
+    /// Whose names changed since the kernel last took everything.
+    pub(super) unwritten: BTreeSet<IpAddr>,
 }
 
 impl Engine {
@@ -126,7 +128,11 @@ impl Inner {
             |address: &IpAddr| !address.is_unspecified() && !address.is_loopback() && !address.is_multicast();
         let canonical = addresses.iter().map(|(address, holds)| (address.to_canonical(), *holds));
         let addresses: Vec<_> = canonical.filter(|(address, _)| is_somewhere(address)).collect();
-        let changed = self.names.learn(name, &addresses, now, self.kept.floor);
+        let mut changed = self.names.learn(name, &addresses, now, self.kept.floor);
+        // What was refused before is tried again before anybody is told of it.
+        changed.extend(
+            addresses.iter().map(|(address, _)| *address).filter(|at| self.kept.unwritten.contains(at)),
+        );
         let learnt: Vec<_> =
             addresses.iter().filter_map(|(address, _)| self.names.place(name, *address)).collect();
         // First on disk: what the kernel has and a restarted agent does not know of, it would take back.
@@ -148,9 +154,10 @@ impl Inner {
             );
             self.kept.forgotten = forgotten;
         }
-        if changed.is_empty() && self.behind.is_none() {
+        if changed.is_empty() {
             return Ok(());
         }
+        self.kept.unwritten.extend(&changed);
         self.touched.names.extend(changed);
         self.write()
     }
