@@ -17,7 +17,10 @@ use super::{
 };
 use crate::report::{Goal, Row};
 
-const PODS: &[u8] = &[5, 6];
+/// A client, the server, and another client: one pod's sockets are either hooked or not. (Where both kinds of connections
+/// lead from the same port to the same backend, they are the same to it.)
+const PODS: &[u8] = &[5, 6, 7];
+const SERVER: usize = 1;
 /// Of each service.
 const BACKENDS: u16 = 3;
 
@@ -46,7 +49,10 @@ pub(super) fn measure(sandbox: &Sandbox, scale: &Scale, says: &dyn Fn(String)) -
             for turn in 0..cases.len() {
                 let which = (turn + round) % cases.len();
                 let (node, hooked, services) = cases[which];
-                let place = Place { pod: &node.pods[0], cgroup: hooked.then(|| sandbox.cgroup.clone()) };
+                let place = Place {
+                    pod: &node.pods[if hooked { 0 } else { 2 }],
+                    cgroup: hooked.then(|| sandbox.cgroup.clone()),
+                };
                 let found = place.connect(services, direct, scale.connects, false);
                 latency[which].push(found[0] / 1e3);
                 slowest[which].push(found[1] / 1e3);
@@ -85,7 +91,10 @@ fn streams(sandbox: &Sandbox, world: &World, scale: &Scale, size: &str) -> Vec<R
         for turn in 0..cases.len() {
             let which = (turn + round) % cases.len();
             let (node, hooked) = cases[which];
-            let place = Place { pod: &node.pods[0], cgroup: hooked.then(|| sandbox.cgroup.clone()) };
+            let place = Place {
+                pod: &node.pods[if hooked { 0 } else { 2 }],
+                cgroup: hooked.then(|| sandbox.cgroup.clone()),
+            };
             found[which].push(place.stream(at, scale.stream_ms));
         }
     }
@@ -115,7 +124,7 @@ impl World {
     fn new(sandbox: &Sandbox, services: usize) -> Self {
         let mut ours = Node::guarded(sandbox, &format!("services{services}"), PODS);
         ours.enforce(0, &[]);
-        let at = ours.pods[1].addr(Family::V4);
+        let at = ours.pods[SERVER].addr(Family::V4);
         let backends: Vec<SocketAddr> =
             (1..=BACKENDS).map(|number| SocketAddr::new(at, PORTS.0 + number)).collect();
         // The one more answers.
@@ -130,9 +139,9 @@ impl World {
         world.translate(talker);
         for node in [&world.ours, &world.iptables, &world.nftables, &world.plain] {
             for backend in &world.backends {
-                accept(&node.pods[1].netns, *backend);
+                accept(&node.pods[SERVER].netns, *backend);
             }
-            answer(&node.pods[1].netns, talker);
+            answer(&node.pods[SERVER].netns, talker);
         }
         world
     }
