@@ -24,8 +24,9 @@ const SERVER: usize = 1;
 /// Of each service.
 const BACKENDS: u16 = 3;
 
-/// Which iptables there is: the one that speaks to the kernel's older tables walks a little faster.
-pub(super) const IPTABLES: [&str; 2] = ["iptables-legacy", "iptables-nft"];
+/// The iptables that there may be, the first that works first: kube-proxy's own, of older tables, and the one that writes
+/// nftables.
+const IPTABLES: [&str; 2] = ["iptables-legacy", "iptables-nft"];
 
 pub(super) fn measure(sandbox: &Sandbox, scale: &Scale, says: &dyn Fn(String)) -> Vec<Row> {
     let mut rows = Vec::new();
@@ -60,10 +61,10 @@ pub(super) fn measure(sandbox: &Sandbox, scale: &Scale, says: &dyn Fn(String)) -
             }
         }
         let size = count(*services);
-        let names = ["iptables", "nftables maps", "no service"];
+        let names = [world.program, "nftables maps", "no service"];
         for (ours, way) in [(0, "by sockets"), (1, "by packets")] {
             for (baseline, name) in (2..).zip(names) {
-                let goal = (name == "iptables").then_some(Goal::RatioAtMost(1.0));
+                let goal = (baseline == 2).then_some(Goal::RatioAtMost(1.0));
                 let what = format!("connect to a service {way}, of {size}");
                 rows.push(Row::compared(&what, "us", &latency[ours], &latency[baseline], name, goal));
                 if baseline == 2 {
@@ -103,9 +104,9 @@ fn streams(sandbox: &Sandbox, world: &World, scale: &Scale, size: &str) -> Vec<R
         Row::compared(what, "MB/s", &found[ours], &found[baseline], name, None)
     };
     vec![
-        row("by sockets", 0, "iptables", 2),
+        row("by sockets", 0, world.program, 2),
         row("by sockets", 0, "nftables maps", 3),
-        row("by packets", 1, "iptables", 2),
+        row("by packets", 1, world.program, 2),
         row("by packets", 1, "nftables maps", 3),
     ]
 }
@@ -113,6 +114,8 @@ fn streams(sandbox: &Sandbox, world: &World, scale: &Scale, size: &str) -> Vec<R
 /// The same pods and services four times.
 struct World {
     services: usize,
+    /// One of [`IPTABLES`].
+    program: &'static str,
     backends: Vec<SocketAddr>,
     ours: Node,
     iptables: Node,
@@ -135,7 +138,13 @@ impl World {
         }
         serve(kernel, virtual_address(services as u32), TCP, &[talker]);
         let (iptables, nftables) = (Node::plain(PODS), Node::plain(PODS));
-        let world = Self { services, backends, ours, iptables, nftables, plain: Node::plain(PODS) };
+        let program = iptables.netns.run(|| {
+            IPTABLES
+                .into_iter()
+                .find(|program| is_there(program))
+                .expect("`make bench-datapath` installs iptables")
+        });
+        let world = Self { services, program, backends, ours, iptables, nftables, plain: Node::plain(PODS) };
         world.translate(talker);
         for node in [&world.ours, &world.iptables, &world.nftables, &world.plain] {
             for backend in &world.backends {
@@ -148,10 +157,8 @@ impl World {
 
     fn translate(&self, talker: SocketAddr) {
         let last = virtual_address(self.services as u32);
-        let text = iptables(self.services, &self.backends);
+        let (text, program) = (iptables(self.services, &self.backends), self.program);
         self.iptables.netns.run(move || {
-            let [legacy, newer] = IPTABLES;
-            let program = if is_there(legacy) { legacy } else { newer };
             feed(&format!("{program}-restore"), &[], &text);
             let at = format!(
                 "-A KUBE-SERVICES -d {last}/32 -p tcp --dport {PORT} -j DNAT --to-destination {talker}"
