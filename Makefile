@@ -27,7 +27,7 @@ bench-control: setup ## the control plane against etcd, in a release build (AREA
 	@target/release/bench-control $(AREAS)
 
 bench-datapath: setup ## the kernel data plane against plain links, nftables and iptables (AREAS="packets forward services sockets streams policy cni memory")
-	@scripts/step "Building for speed" $(CARGO) build --release -p node-agent -p bench
+	@scripts/step "Building for speed" $(CARGO) build --release -p node-agent -p bench --bin node-agent --bin isthmus-cni --bin bench-datapath
 	@target/release/bench-datapath $(AREAS)
 
 check: setup ## formatting, lints, dependencies; never writes

@@ -17,12 +17,16 @@ use super::{
 };
 use crate::report::{Goal, Row};
 
-const PODS: &[u8] = &[5, 6];
+/// A client, the server, and another client: one pod's sockets are either hooked or not. (Where both kinds of connections
+/// lead from the same port to the same backend, they are the same to it.)
+const PODS: &[u8] = &[5, 6, 7];
+const SERVER: usize = 1;
 /// Of each service.
 const BACKENDS: u16 = 3;
 
-/// Which iptables there is: the one that speaks to the kernel's older tables walks a little faster.
-pub(super) const IPTABLES: [&str; 2] = ["iptables-legacy", "iptables-nft"];
+/// The iptables that there may be, the first that works first: kube-proxy's own, of older tables, and the one that writes
+/// nftables.
+const IPTABLES: [&str; 2] = ["iptables-legacy", "iptables-nft"];
 
 pub(super) fn measure(sandbox: &Sandbox, scale: &Scale, says: &dyn Fn(String)) -> Vec<Row> {
     let mut rows = Vec::new();
@@ -46,7 +50,10 @@ pub(super) fn measure(sandbox: &Sandbox, scale: &Scale, says: &dyn Fn(String)) -
             for turn in 0..cases.len() {
                 let which = (turn + round) % cases.len();
                 let (node, hooked, services) = cases[which];
-                let place = Place { pod: &node.pods[0], cgroup: hooked.then(|| sandbox.cgroup.clone()) };
+                let place = Place {
+                    pod: &node.pods[if hooked { 0 } else { 2 }],
+                    cgroup: hooked.then(|| sandbox.cgroup.clone()),
+                };
                 let found = place.connect(services, direct, scale.connects, false);
                 latency[which].push(found[0] / 1e3);
                 slowest[which].push(found[1] / 1e3);
@@ -54,10 +61,10 @@ pub(super) fn measure(sandbox: &Sandbox, scale: &Scale, says: &dyn Fn(String)) -
             }
         }
         let size = count(*services);
-        let names = ["iptables", "nftables maps", "no service"];
+        let names = [world.program, "nftables maps", "no service"];
         for (ours, way) in [(0, "by sockets"), (1, "by packets")] {
             for (baseline, name) in (2..).zip(names) {
-                let goal = (name == "iptables").then_some(Goal::RatioAtMost(1.0));
+                let goal = (baseline == 2).then_some(Goal::RatioAtMost(1.0));
                 let what = format!("connect to a service {way}, of {size}");
                 rows.push(Row::compared(&what, "us", &latency[ours], &latency[baseline], name, goal));
                 if baseline == 2 {
@@ -85,7 +92,10 @@ fn streams(sandbox: &Sandbox, world: &World, scale: &Scale, size: &str) -> Vec<R
         for turn in 0..cases.len() {
             let which = (turn + round) % cases.len();
             let (node, hooked) = cases[which];
-            let place = Place { pod: &node.pods[0], cgroup: hooked.then(|| sandbox.cgroup.clone()) };
+            let place = Place {
+                pod: &node.pods[if hooked { 0 } else { 2 }],
+                cgroup: hooked.then(|| sandbox.cgroup.clone()),
+            };
             found[which].push(place.stream(at, scale.stream_ms));
         }
     }
@@ -94,9 +104,9 @@ fn streams(sandbox: &Sandbox, world: &World, scale: &Scale, size: &str) -> Vec<R
         Row::compared(what, "MB/s", &found[ours], &found[baseline], name, None)
     };
     vec![
-        row("by sockets", 0, "iptables", 2),
+        row("by sockets", 0, world.program, 2),
         row("by sockets", 0, "nftables maps", 3),
-        row("by packets", 1, "iptables", 2),
+        row("by packets", 1, world.program, 2),
         row("by packets", 1, "nftables maps", 3),
     ]
 }
@@ -104,6 +114,8 @@ fn streams(sandbox: &Sandbox, world: &World, scale: &Scale, size: &str) -> Vec<R
 /// The same pods and services four times.
 struct World {
     services: usize,
+    /// One of [`IPTABLES`].
+    program: &'static str,
     backends: Vec<SocketAddr>,
     ours: Node,
     iptables: Node,
@@ -115,7 +127,7 @@ impl World {
     fn new(sandbox: &Sandbox, services: usize) -> Self {
         let mut ours = Node::guarded(sandbox, &format!("services{services}"), PODS);
         ours.enforce(0, &[]);
-        let at = ours.pods[1].addr(Family::V4);
+        let at = ours.pods[SERVER].addr(Family::V4);
         let backends: Vec<SocketAddr> =
             (1..=BACKENDS).map(|number| SocketAddr::new(at, PORTS.0 + number)).collect();
         // The one more answers.
@@ -126,23 +138,27 @@ impl World {
         }
         serve(kernel, virtual_address(services as u32), TCP, &[talker]);
         let (iptables, nftables) = (Node::plain(PODS), Node::plain(PODS));
-        let world = Self { services, backends, ours, iptables, nftables, plain: Node::plain(PODS) };
+        let program = iptables.netns.run(|| {
+            IPTABLES
+                .into_iter()
+                .find(|program| is_there(program))
+                .expect("`make bench-datapath` installs iptables")
+        });
+        let world = Self { services, program, backends, ours, iptables, nftables, plain: Node::plain(PODS) };
         world.translate(talker);
         for node in [&world.ours, &world.iptables, &world.nftables, &world.plain] {
             for backend in &world.backends {
-                accept(&node.pods[1].netns, *backend);
+                accept(&node.pods[SERVER].netns, *backend);
             }
-            answer(&node.pods[1].netns, talker);
+            answer(&node.pods[SERVER].netns, talker);
         }
         world
     }
 
     fn translate(&self, talker: SocketAddr) {
         let last = virtual_address(self.services as u32);
-        let text = iptables(self.services, &self.backends);
+        let (text, program) = (iptables(self.services, &self.backends), self.program);
         self.iptables.netns.run(move || {
-            let [legacy, newer] = IPTABLES;
-            let program = if is_there(legacy) { legacy } else { newer };
             feed(&format!("{program}-restore"), &[], &text);
             let at = format!(
                 "-A KUBE-SERVICES -d {last}/32 -p tcp --dport {PORT} -j DNAT --to-destination {talker}"

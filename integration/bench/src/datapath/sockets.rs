@@ -16,7 +16,8 @@ use crate::report::{Goal, Row};
 const PODS: &[u8] = &[5, 6];
 
 pub(super) fn measure(sandbox: &Sandbox, scale: &Scale, says: &dyn Fn(String)) -> Vec<Row> {
-    let services = scale.sizes.last().copied().unwrap_or(1);
+    // Each for two protocols.
+    let services = scale.sizes.last().map_or(1, |most| most.div_ceil(2));
     says(format!("sockets: {} services", count(services)));
     let mut node = Node::guarded(sandbox, "sockets", PODS);
     node.enforce(0, &[]);
