@@ -18,7 +18,7 @@ use super::{
 };
 
 /// A debug build on a busy two-core machine is slow to start.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 /// The namespace of the gateway's workload.
 const SYSTEM: &str = "isthmus-system";
 

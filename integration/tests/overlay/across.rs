@@ -22,11 +22,18 @@ pub fn node_ports(world: &mut World, _: &dyn Narrator) -> Result<Vec<String>> {
         let to = SocketAddr::new(west.plan.node_address(node).into(), NODE_PORT).to_string();
         let words =
             ["call", "--to", &to, "--host", "shop", "-n", "40", "--new-connections"].map(str::to_owned);
-        let output = outside.command(&world.bed.binary("shop"), &words).output()?;
-        let report: Value = serde_json::from_slice(&output.stdout).context("shop call printed no JSON")?;
+        let ask = |words: &[String]| -> Result<Value> {
+            let output = outside.command(&world.bed.binary("shop"), words).output()?;
+            serde_json::from_slice(&output.stdout).context("shop printed no JSON")
+        };
+        let report = ask(&words)?;
         let (first, second) = (count(&report, "/versions/v1"), count(&report, "/versions/v2"));
         ensure!(first + second == 40 && first > 0 && second > 0, "{to}: {report}");
-        proof.push(format!("outside → {to}: 40 of 40, {first} by node 1 and {second} by node 2"));
+        let said = ask(&["datagrams", "--to", &to, "-n", "20", "--bytes", "1900"].map(str::to_owned))?;
+        ensure!(count(&said, "/answered") == 20, "{to}: {said}");
+        proof.push(format!(
+            "outside → {to}: 20 of 20 datagrams in pieces; 40 of 40, {first} by node 1 and {second} by node 2"
+        ));
     }
     Ok(proof)
 }

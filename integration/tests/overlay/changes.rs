@@ -14,26 +14,28 @@ use serde_json::Value;
 
 use super::ways::{call, of_pod, of_store, store};
 
-/// Only `web` is let in, at the port of the service and at one more that changes.
+/// Only `web` is let in, at the port of the service and at one more that changes; and nodes, of which the first has the
+/// gateway's address and so is known as the gateway.
 fn guard(another: u16) -> String {
+    let gateway = "{kubernetes.io/metadata.name: isthmus-system}";
     format!(
         "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: store-guard, namespace: shop}}\nspec:\n  \
          podSelector: {{matchLabels: {{app: store}}}}\n  policyTypes: [Ingress]\n  ingress:\n    \
          - from: [{{podSelector: {{matchLabels: {{app: web}}}}}}]\n      \
          ports: [{{port: 8080}}, {{port: 8080, protocol: UDP}}, {{port: {another}}}]\n    \
-         - from: [{{ipBlock: {{cidr: 10.200.0.0/16}}}}, {{ipBlock: {{cidr: 'fd00:200::/64'}}}}]\n"
+         - from: [{{ipBlock: {{cidr: 10.200.0.0/16}}}}, {{namespaceSelector: {{matchLabels: {gateway}}}}}]\n"
     )
 }
 
 pub fn deny(world: &mut World, _: &dyn Narrator) -> Result<Vec<String>> {
-    let before = call(world, "stranger", of_pod(world.west()?, "store-2")?[0])?;
+    let before = call(world, "stranger", of_pod(world.west()?, "store-2")?[0], 3_000)?;
     ensure!(count(&before, "/ok") == 1, "before the policy: {before}");
     apply(world.west()?, &guard(9_000))?;
     let mut proof = Vec::new();
     for to in of_pod(world.west()?, "store-2")?.into_iter().chain(of_store(world.west()?)?) {
-        let denied = call(world, "stranger", to)?;
+        let denied = call(world, "stranger", to, 700)?;
         ensure!(count(&denied, "/ok") == 0, "the stranger still reaches {to}: {denied}");
-        let allowed = call(world, "web", to)?;
+        let allowed = call(world, "web", to, 3_000)?;
         ensure!(count(&allowed, "/ok") == 1, "web lost {to}: {allowed}");
         proof.push(format!("{to}: stranger no, web yes"));
     }

@@ -102,9 +102,9 @@ pub fn peer_of(report: &Value) -> Result<SocketAddr> {
     Ok(SocketAddr::new(peer.ip().to_canonical(), peer.port()))
 }
 
-pub fn call(world: &World, from: &str, to: SocketAddr) -> Result<Value> {
-    let to = to.to_string();
-    world.pod(from)?.call(&world.bed, &["--to", &to, "--host", "shop", "--timeout-ms", "3000"])
+pub fn call(world: &World, from: &str, to: SocketAddr, timeout_ms: u32) -> Result<Value> {
+    let (to, timeout) = (to.to_string(), timeout_ms.to_string());
+    world.pod(from)?.call(&world.bed, &["--to", &to, "--host", "shop", "--timeout-ms", &timeout])
 }
 
 fn datagrams(world: &World, from: &str, to: SocketAddr, more: &[&str]) -> Result<Value> {
@@ -114,7 +114,7 @@ fn datagrams(world: &World, from: &str, to: SocketAddr, more: &[&str]) -> Result
 pub fn pods(world: &mut World, _: &dyn Narrator) -> Result<Vec<String>> {
     let mut proof = Vec::new();
     for (to, from) in of_pod(world.west()?, "store-2")?.into_iter().zip(of_pod(world.west()?, "web")?) {
-        let report = call(world, "web", to)?;
+        let report = call(world, "web", to, 3_000)?;
         ensure!(count(&report, "/ok") == 1, "{to}: {report}");
         ensure!(peer_of(&report)?.ip() == from.ip(), "{to} saw {}", peer_of(&report)?);
         // Longer than a frame, so in pieces.
@@ -201,7 +201,7 @@ pub fn nodes(world: &mut World, _: &dyn Narrator) -> Result<Vec<String>> {
     let v6 = west.plan.node_address6(2).context("the node has IPv6")?;
     let own = of_pod(west, "web")?;
     for (to, own) in [west.plan.node_address(2).into(), v6.into()].into_iter().zip(own) {
-        let report = call(world, "web", SocketAddr::new(to, 8099))?;
+        let report = call(world, "web", SocketAddr::new(to, 8099), 3_000)?;
         ensure!(count(&report, "/ok") == 1, "web → node 2 at {to}: {report}");
         ensure!(peer_of(&report)?.ip() == own.ip(), "node 2 saw {}", peer_of(&report)?);
         proof.push(format!("web → node 2 at {to}, which saw {}", own.ip()));

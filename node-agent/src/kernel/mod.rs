@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | `maps/<NAME>` | every map | [`unload`] |
 //! | `links/tc-<ifindex>-pod_asks`, `-from_pod`, `-to_pod`, `-pod_answered` | a pod's door | [`Kernel::detach_pod`], or the interface is gone |
-//! | `links/tc-<ifindex>-from_net`, `-to_net` | the node's own interfaces | [`Kernel::set_net`], or the interface is gone |
+//! | `links/tc-<ifindex>-from_net`, `-to_net` | the node's own interfaces, and the tunnel's device | [`Kernel::set_net`], or the interface is gone |
 //! | `links/xdp-<ifindex>-driver`, `-generic` | the short cut there | the same |
 //! | `links/tunnel-<ifindex>-from_overlay`, `-to_overlay` | the tunnel's device | [`unload`], or the interface is gone |
 //! | `links/cgroup-<inode>-<program>` | the socket hooks of one cgroup | [`unload`] |

@@ -14,7 +14,7 @@ use std::time::Duration;
 use ebpf_shared::overlay::{FROM_MAC, MAC, PORT};
 use ebpf_shared::packet::protocol::{TCP, UDP};
 use ebpf_shared::{Addr, FlowEvent, Reason};
-use mesh::{IDENTITY, Place, Underlay, both, mesh, pod4, talk, underlay4};
+use mesh::{IDENTITY, Place, Underlay, both, is_refused, mesh, pod4, talk, underlay4};
 use node_agent::cni::HostNet;
 use node_agent::tunnel::{self, DEVICE, Mode};
 use support::frames::{frame, packet};
@@ -26,7 +26,7 @@ fn pods_talk_through_the_tunnel(mode: Mode) {
         // 1,400 of the underlay leave 1,350 or 1,330, and the pods believe in 1,500.
         let (one, mut two, _) = mesh(sandbox, mode, Underlay::Bridge(1_400), 1_500);
         for at in both(2) {
-            assert!(!talk(&one.pod, &two.pod, at, 10), "{at}: nobody is let in yet");
+            assert!(is_refused(&one.pod, &two.pod, at), "{at}: nobody is let in yet");
         }
         let refused = two.events();
         assert!(refused.iter().any(|event| event.reason == Reason::DefaultDeny as u8), "{refused:?}");

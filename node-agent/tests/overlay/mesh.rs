@@ -369,6 +369,12 @@ pub fn talk(client: &Place, server: &Place, at: SocketAddr, bytes: usize) -> boo
     talk_through(client, server, at, at, bytes)
 }
 
+/// Whether a server that listens is out of reach.
+pub fn is_refused(client: &Place, server: &Place, at: SocketAddr) -> bool {
+    let _listener = server.run(|| TcpListener::bind(at).expect("free"));
+    client.run(|| TcpStream::connect_timeout(&at, Duration::from_millis(700)).is_err())
+}
+
 /// The same by another address, which leads to the server.
 pub fn talk_through(client: &Place, server: &Place, asked: SocketAddr, at: SocketAddr, bytes: usize) -> bool {
     exchange(client, server, asked, at, bytes).is_some()
@@ -403,7 +409,7 @@ fn exchange(
 /// Serves one client.
 fn serve(listener: &TcpListener, bytes: usize) -> Option<IpAddr> {
     listener.set_nonblocking(true).expect("settable");
-    let until = std::time::Instant::now() + Duration::from_millis(2_500);
+    let until = std::time::Instant::now() + Duration::from_secs(5);
     let (mut stream, from) = loop {
         match listener.accept() {
             Ok(found) => break found,
@@ -426,7 +432,7 @@ fn serve(listener: &TcpListener, bytes: usize) -> Option<IpAddr> {
 }
 
 fn ask(at: SocketAddr, bytes: usize) -> std::io::Result<()> {
-    let mut stream = TcpStream::connect_timeout(&at, Duration::from_millis(1_500))?;
+    let mut stream = TcpStream::connect_timeout(&at, Duration::from_secs(4))?;
     stream.set_read_timeout(Some(Duration::from_secs(8)))?;
     stream.set_write_timeout(Some(Duration::from_secs(8)))?;
     let sent: Vec<u8> = (0..bytes).map(|at| (at % 251) as u8).collect();

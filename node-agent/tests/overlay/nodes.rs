@@ -9,7 +9,9 @@ use ebpf_shared::{Reason, ServiceKey, identity};
 use node_agent::desired::{ServedBackend, ServiceEntry};
 use node_agent::tunnel::Mode;
 
-use crate::mesh::{IDENTITY, Node, Underlay, both, mesh, nets, pod4, pod6, talk, underlay4, underlay6};
+use crate::mesh::{
+    IDENTITY, Node, Underlay, both, is_refused, mesh, nets, pod4, pod6, talk, underlay4, underlay6,
+};
 use crate::support::{in_sandbox, run};
 
 const NODE_PORT: u16 = 30_080;
@@ -54,7 +56,7 @@ fn nodes_and_pods_reach_each_other(mode: Mode) {
         two.masquerade(&[]);
         know_each_other([&mut one, &mut two]);
         for at in both(2) {
-            assert!(!talk(&one.place, &two.pod, at, 10), "{at}: no node is let in yet");
+            assert!(is_refused(&one.place, &two.pod, at), "{at}: no node is let in yet");
         }
         two.let_in(&[identity::REMOTE_NODE]);
         for at in both(2) {
