@@ -21,7 +21,7 @@ use support::frames::{
     DESTINATION, HOP_BY_HOP, ROUTING, answer, echo, error_about, extended, fragment, frame, icmp_of,
     listener, on_link, packet, padding, piece, transport,
 };
-use support::in_sandbox;
+use support::{cases, in_sandbox};
 use support::policy::{Writer, defaults};
 use support::reference::{Look, Pieces, look};
 
@@ -217,7 +217,7 @@ fn endpoint(class: u32) -> Endpoint {
 #[test]
 fn the_maps_say_of_new_flows_what_the_policy_says() {
     let mut rng = StdRng::seed_from_u64(1);
-    for _ in 0..3_000 {
+    for _ in 0..cases(3_000) {
         let policy = policy(&mut rng);
         let rules: BTreeMap<u32, &Rule> = policy.rules.iter().map(|rule| (rule.policy_id, rule)).collect();
         let mut node = emulation(&policy, 7);
@@ -257,7 +257,7 @@ fn a_connection_outlives_neither_its_permission_nor_its_end() {
     // policy allows as a new flow in its own direction, or answers a flow of the other side that policy
     // allows *now*.
     let mut rng = StdRng::seed_from_u64(2);
-    for _ in 0..300 {
+    for _ in 0..cases(300) {
         let mut current = policy(&mut rng);
         let mut node = emulation(&current, 7);
         for _ in 0..80 {
@@ -300,7 +300,7 @@ fn the_kernel_decides_as_the_emulation_does() {
         let mut writer = Writer::default();
         let mut judged = BTreeMap::<Reason, u32>::new();
         let (mut edited, mut moved) = (0, 0);
-        for _ in 0..60 {
+        for _ in 0..cases(60) {
             kernel.forget_connections(LO).expect("removable");
             for (net, identity) in identities() {
                 kernel.identities.upsert(&net, identity).expect("writable");
@@ -490,7 +490,7 @@ fn frames_that_no_honest_host_sends_are_read_as_the_reference_reads_them() {
         kernel.endpoints.upsert(LO, endpoint(7)).expect("writable");
         let mut pieces = Pieces::new();
         let mut met = BTreeMap::<String, u32>::new();
-        for turn in 0..20_000 {
+        for turn in 0..cases(20_000) {
             if turn % 50 == 0 {
                 kernel.flows.forget_kinds().expect("removable");
             }

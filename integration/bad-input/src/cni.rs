@@ -48,8 +48,8 @@ fn accepted(call: &Invocation) {
     if let Some(previous) = &call.config.prev_result
         && let Ok(previous) = PreviousResult::parse(previous.to_string().as_bytes(), &call.ifname)
     {
-        let [first, ..] = previous.addresses.v4.octets();
-        assert!(![0, 127].contains(&first), "{previous:?}");
+        let own = previous.addresses.v4;
+        assert!(!own.is_loopback() && !own.is_unspecified() && !own.is_multicast(), "{previous:?}");
     }
 }
 

@@ -2,7 +2,7 @@
 //! flow, reading the objects, is what becomes of its first packet at the pod's door (`BPF_PROG_TEST_RUN`). Between the two
 //! are the compiler, the wire, the agent's reading, its planner and the maps. Needs root.
 //!
-//! `EQUIVALENCE_CASES` says how many sets of policies are drawn.
+//! `EQUIVALENCE_CASES` raises how many sets of policies are drawn.
 
 #![allow(clippy::unwrap_used, reason = "a test says by panicking what went wrong")]
 
@@ -34,16 +34,13 @@ use proptest::{
     test_runner::TestRunner,
 };
 use support::{
+    cases,
     frames::{echo, frame, syn, udp},
     in_sandbox,
 };
 use world::{Cluster, LO, OUTSIDE, drawn};
 
 const CASES: usize = 250;
-
-fn cases() -> usize {
-    std::env::var("EQUIVALENCE_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(CASES)
-}
 
 /// The first packet of a flow between two addresses.
 fn first_packet(kind: FlowProtocol, source: IpAddr, destination: IpAddr, own: u16, port: u16) -> Packet {
@@ -121,7 +118,7 @@ fn what_the_oracle_says_of_policies_in_any_language_is_what_the_programs_do() {
         let strategy = drawn();
         let mut checked = Checked { flows: 0, allowed: 0, own_port: 0 };
         let mut policies = 0;
-        for case in 0..cases() {
+        for case in 0..cases(CASES) {
             let cluster = strategy.new_tree(&mut runner).expect("drawn").current();
             policies += cluster.policies();
             // From what the case before has left in the kernel, as after a restart.
@@ -146,7 +143,7 @@ fn what_the_oracle_says_of_policies_in_any_language_is_what_the_programs_do() {
         }
         println!(
             "{} cases, {policies} policies, {} flows, of which {} pass",
-            cases(),
+            cases(CASES),
             checked.flows,
             checked.allowed
         );

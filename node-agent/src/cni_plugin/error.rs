@@ -58,9 +58,13 @@ impl CniError {
         let sent =
             status.metadata().get("isthmus-cni-code").and_then(|value| value.to_str().ok()?.parse().ok());
         let code = sent.unwrap_or(match status.code() {
-            tonic::Code::Unavailable | tonic::Code::DeadlineExceeded | tonic::Code::ResourceExhausted => {
-                code::TRY_AGAIN
-            }
+            // Of an agent that ended in the middle of the call there is no answer: the next one does it again.
+            tonic::Code::Unavailable
+            | tonic::Code::DeadlineExceeded
+            | tonic::Code::ResourceExhausted
+            | tonic::Code::Cancelled
+            | tonic::Code::Aborted
+            | tonic::Code::Unknown => code::TRY_AGAIN,
             tonic::Code::NotFound => code::UNKNOWN_CONTAINER,
             tonic::Code::InvalidArgument => code::BAD_ENVIRONMENT,
             _ => code::REFUSED,

@@ -40,16 +40,21 @@ fn what_two_workloads_claim_is_the_last_ones_by_name_in_any_order() {
 }
 
 #[test]
-fn nobody_becomes_a_node_or_a_pod_of_this_node_by_claiming_its_address() {
+fn nobody_becomes_a_pod_of_this_node_by_claiming_its_address_and_a_nodes_address_is_the_nodes_again_afterwards()
+ {
     in_sandbox(|sandbox| {
         let world = World::new(sandbox, &[]);
         let agent = world.agent();
-        let (node, own, other) = ("192.0.2.1/32", "10.1.1.2/32", "192.0.2.2/32");
-        let before = [node, own, other].map(|net| who(&agent, net));
+        let nets = ["192.0.2.1/32", "10.1.1.2/32", "192.0.2.2/32"];
+        let before = nets.map(|net| who(&agent, net));
+        assert_eq!(before[1], Some(299));
+        // A gateway is at the address of its node: that is for the control plane to say.
         let greedy = address(&["192.0.2.1", "10.1.1.2"], 302);
         agent.apply(&update(&[("shop/greedy", greedy)], &[])).unwrap();
-        assert_eq!([node, own, other].map(|net| who(&agent, net)), before);
-        assert_eq!(who(&agent, own), Some(299), "a pod that is here is who it is");
+        assert_eq!(nets.map(|net| who(&agent, net)), [Some(302), before[1], before[2]]);
+        assert_eq!(world.verdicts(), "111111");
+        agent.apply(&update::<wire::WorkloadAddress>(&[], &["shop/greedy"])).unwrap();
+        assert_eq!(nets.map(|net| who(&agent, net)), before);
         assert_eq!(world.wrong(&agent), Vec::<String>::new());
     });
 }

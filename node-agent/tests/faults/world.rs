@@ -1,4 +1,5 @@
 //! A node whose engine can be made to die, and whose verdicts can be asked.
+#![allow(dead_code, reason = "each test binary uses its own part")]
 
 use std::{
     net::{IpAddr, Ipv4Addr},

@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    process::Command,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -240,4 +241,55 @@ fn crowd(host: &Host<'_>, state: &Arc<State>) {
     for pod in &pods {
         run(&["ip", "netns", "delete", &name(pod)]);
     }
+}
+
+pub fn a_namespace_that_is_not_free_is_left_as_it_is(host: &Host<'_>, state: &Arc<State>) {
+    let refused = |pod: &str, container: &str, of: &str, ifname: &str, words: &[&str]| {
+        let before = (network(of), links());
+        let (fine, answer) = host.cni_in("ADD", pod, container, of, ifname);
+        assert!(!fine && answer["code"] == 100, "{answer}");
+        let text = answer["msg"].as_str().unwrap();
+        assert!(words.iter().all(|word| text.contains(word)), "{words:?}: {answer}");
+        assert_eq!((network(of), links()), before, "{answer}");
+    };
+    // Of another pod, whether or not the workload is declared, and on whatever interface.
+    state.declare("shop/second");
+    for pod in ["stranger", "second"] {
+        for ifname in ["eth0", "eth1"] {
+            refused(pod, "other", "pay", ifname, &["shop/pay", "container-pay"]);
+            refused(pod, "container-pay", "pay", ifname, &["shop/pay", "container-pay"]);
+        }
+    }
+    assert_eq!(state.reported("shop/second"), None);
+
+    // Of someone else than this plugin: an interface of that name, or the default route.
+    run(&["ip", "netns", "add", &name("second")]);
+    let inside = |arguments: &[&str]| run(&[&["ip", "-n", &name("second")], arguments].concat());
+    inside(&["link", "add", "eth0", "type", "veth", "peer", "name", "far0"]);
+    refused("second", "container-second", "second", "eth0", &["interface eth0"]);
+    inside(&["address", "add", "198.51.100.2/24", "dev", "eth0"]);
+    inside(&["link", "set", "eth0", "up"]);
+    inside(&["route", "add", "default", "via", "198.51.100.1", "metric", "5"]);
+    refused("second", "container-second", "second", "eth1", &["default route via 198.51.100.1"]);
+    // An undeclared workload in a namespace that has no pod, but a network of its own.
+    inside(&["route", "delete", "default"]);
+    refused("stranger", "container-stranger", "second", "eth1", &["apply it first"]);
+    inside(&["link", "delete", "eth0"]);
+    // What was refused before is fine when nothing is in the way; and a namespace made anew is another one.
+    assert!(host.cni("ADD", "second").0);
+    run(&["ip", "netns", "delete", &name("second")]);
+    host.add("second");
+    assert!(host.cni("CHECK", "second").0 && host.cni("DEL", "second").0);
+    run(&["ip", "netns", "delete", &name("second")]);
+}
+
+/// The interfaces, addresses and routes of a pod.
+fn network(pod: &str) -> Vec<String> {
+    let tables: [&[&str]; 2] = [&["-o", "address"], &["route", "show", "table", "all"]];
+    let shown = tables.map(|table| {
+        let output = Command::new("ip").args(["-n", &name(pod)]).args(table).output().unwrap();
+        assert!(output.status.success());
+        String::from_utf8(output.stdout).unwrap()
+    });
+    shown.into()
 }

@@ -9,12 +9,13 @@ mod attachments;
 mod control_plane;
 mod names;
 mod outage;
+mod proxy;
 mod spiffe;
 
 use std::{
     io::{Read, Write},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, Stdio},
     sync::Arc,
     time::Duration,
@@ -24,20 +25,7 @@ use control_plane::{State, eventually, identity};
 use node_agent::cni::Netns;
 use serde_json::{Value, json};
 use support::{Sandbox, in_sandbox, run};
-use tonic::transport::Channel;
-use xds_proto::{
-    envoy::{
-        config::core::v3::Node,
-        extensions::transport_sockets::tls::v3::{Secret, secret},
-        service::{
-            discovery::v3::{
-                DiscoveryRequest, aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
-            },
-            secret::v3::secret_discovery_service_client::SecretDiscoveryServiceClient,
-        },
-    },
-    isthmus::{agent::v1 as wire, bootstrap::v1::Flow},
-};
+use xds_proto::isthmus::{agent::v1 as wire, bootstrap::v1::Flow};
 
 /// Set for the process that plays a proxy.
 const SOCKET: &str = "ISTHMUS_TEST_SOCKET";
@@ -159,7 +147,7 @@ impl Host<'_> {
             None => spiffe::in_cgroup(&self.gateway_cgroup(), &myself),
         };
         let output = command
-            .args(["--exact", "plays_a_proxy", "--ignored", "--nocapture"])
+            .args(["--exact", "proxy::plays_a_proxy", "--ignored", "--nocapture"])
             .env(SOCKET, self.socket())
             .env(NODE_ID, node_id)
             .output()
@@ -311,7 +299,7 @@ fn story(host: &mut Host<'_>, state: &Arc<State>, outages: impl FnOnce(&mut Host
     assert_eq!(all, [format!("{pay}/32"), format!("{}/128", six(pay))]);
     assert!(host.cni("CHECK", "pay").0);
 
-    a_namespace_that_is_not_free_is_left_as_it_is(host, state);
+    attachments::a_namespace_that_is_not_free_is_left_as_it_is(host, state);
     assert!(host.cni("CHECK", "pay").0);
 
     // Without policy everyone may call; with it only one, and the other's drop is told by name.
@@ -444,57 +432,6 @@ fn world(host: &Host<'_>) -> Vec<String> {
     shown
 }
 
-fn a_namespace_that_is_not_free_is_left_as_it_is(host: &Host<'_>, state: &Arc<State>) {
-    let refused = |pod: &str, container: &str, of: &str, ifname: &str, words: &[&str]| {
-        let before = (network(of), links());
-        let (fine, answer) = host.cni_in("ADD", pod, container, of, ifname);
-        assert!(!fine && answer["code"] == 100, "{answer}");
-        let text = answer["msg"].as_str().unwrap();
-        assert!(words.iter().all(|word| text.contains(word)), "{words:?}: {answer}");
-        assert_eq!((network(of), links()), before, "{answer}");
-    };
-    // Of another pod, whether or not the workload is declared, and on whatever interface.
-    state.declare("shop/second");
-    for pod in ["stranger", "second"] {
-        for ifname in ["eth0", "eth1"] {
-            refused(pod, "other", "pay", ifname, &["shop/pay", "container-pay"]);
-            refused(pod, "container-pay", "pay", ifname, &["shop/pay", "container-pay"]);
-        }
-    }
-    assert_eq!(state.reported("shop/second"), None);
-
-    // Of someone else than this plugin: an interface of that name, or the default route.
-    run(&["ip", "netns", "add", &name("second")]);
-    let inside = |arguments: &[&str]| run(&[&["ip", "-n", &name("second")], arguments].concat());
-    inside(&["link", "add", "eth0", "type", "veth", "peer", "name", "far0"]);
-    refused("second", "container-second", "second", "eth0", &["interface eth0"]);
-    inside(&["address", "add", "198.51.100.2/24", "dev", "eth0"]);
-    inside(&["link", "set", "eth0", "up"]);
-    inside(&["route", "add", "default", "via", "198.51.100.1", "metric", "5"]);
-    refused("second", "container-second", "second", "eth1", &["default route via 198.51.100.1"]);
-    // An undeclared workload in a namespace that has no pod, but a network of its own.
-    inside(&["route", "delete", "default"]);
-    refused("stranger", "container-stranger", "second", "eth1", &["apply it first"]);
-    inside(&["link", "delete", "eth0"]);
-    // What was refused before is fine when nothing is in the way; and a namespace made anew is another one.
-    assert!(host.cni("ADD", "second").0);
-    run(&["ip", "netns", "delete", &name("second")]);
-    host.add("second");
-    assert!(host.cni("CHECK", "second").0 && host.cni("DEL", "second").0);
-    run(&["ip", "netns", "delete", &name("second")]);
-}
-
-/// The interfaces, addresses and routes of a pod.
-fn network(pod: &str) -> Vec<String> {
-    let tables: [&[&str]; 2] = [&["-o", "address"], &["route", "show", "table", "all"]];
-    let shown = tables.map(|table| {
-        let output = Command::new("ip").args(["-n", &name(pod)]).args(table).output().unwrap();
-        assert!(output.status.success());
-        String::from_utf8(output.stdout).unwrap()
-    });
-    shown.into()
-}
-
 fn identity_is_by_attestation(host: &Host<'_>, state: &Arc<State>) {
     // Whatever a pod claims to be, it is what its namespace says.
     let seen = host.proxy(Some("pay"), "proxy~shop/web");
@@ -532,80 +469,4 @@ fn links() -> Vec<String> {
     let output = Command::new("ip").args(["-o", "link"]).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     text.lines().filter(|line| line.contains(": ism")).map(str::to_owned).collect()
-}
-
-#[test]
-#[ignore = "run by the other test, in a pod's network namespace"]
-fn plays_a_proxy() {
-    let Some(socket) = std::env::var_os(SOCKET) else { return };
-    let node_id = std::env::var(NODE_ID).unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let channel = mesh_tls::grpc::connect_unix(Path::new(&socket)).await.unwrap();
-        match ads(channel.clone(), &node_id).await {
-            Ok(version) => println!("\nproxy: ads {version}"),
-            Err(status) => println!("\nproxy: ads {:?}", status.code()),
-        }
-        match secret(channel.clone(), &node_id, "default").await {
-            Ok(own) => println!("proxy: sds {}", spiffe_id(&own)),
-            Err(status) => println!("proxy: sds {:?}", status.code()),
-        }
-        if let Ok(roots) = secret(channel, &node_id, "ROOTCA").await {
-            println!("proxy: roots {}", trust_domains(&roots));
-        }
-    });
-}
-
-fn request(node_id: &str, names: &[&str]) -> DiscoveryRequest {
-    DiscoveryRequest {
-        node: Some(Node { id: node_id.into(), ..Default::default() }),
-        resource_names: names.iter().map(|name| (*name).into()).collect(),
-        type_url: "type.googleapis.com/envoy.config.cluster.v3.Cluster".into(),
-        ..Default::default()
-    }
-}
-
-async fn ads(channel: Channel, node_id: &str) -> Result<String, tonic::Status> {
-    let requests =
-        futures::StreamExt::chain(futures::stream::iter([request(node_id, &[])]), futures::stream::pending());
-    let mut client = AggregatedDiscoveryServiceClient::new(channel);
-    let mut responses = client.stream_aggregated_resources(requests).await?.into_inner();
-    Ok(responses.message().await?.map(|response| response.version_info).unwrap_or_default())
-}
-
-async fn secret(channel: Channel, node_id: &str, name: &str) -> Result<Secret, tonic::Status> {
-    let mut first = request(node_id, &[name]);
-    first.type_url = xds_proto::type_url::<Secret>();
-    let requests = futures::StreamExt::chain(futures::stream::iter([first]), futures::stream::pending());
-    let mut responses =
-        SecretDiscoveryServiceClient::new(channel).stream_secrets(requests).await?.into_inner();
-    let response = responses.message().await?.expect("the stream is open");
-    Ok(xds_proto::Message::decode(response.resources[0].value.as_slice()).expect("a secret"))
-}
-
-fn spiffe_id(own: &Secret) -> String {
-    let Some(secret::Type::TlsCertificate(certificate)) = &own.r#type else { panic!("{own:?}") };
-    let pem = inline(certificate.certificate_chain.as_ref());
-    assert!(inline(certificate.private_key.as_ref()).starts_with("-----BEGIN PRIVATE KEY-----"));
-    use rustls::pki_types::{CertificateDer, pem::PemObject};
-    let chain: Vec<_> = CertificateDer::pem_slice_iter(pem.as_bytes()).map(Result::unwrap).collect();
-    mesh_tls::peer_spiffe_id(&chain).unwrap().to_string()
-}
-
-fn trust_domains(roots: &Secret) -> String {
-    use xds_proto::envoy::extensions::transport_sockets::tls::v3::SpiffeCertValidatorConfig;
-    let Some(secret::Type::ValidationContext(context)) = &roots.r#type else { panic!("{roots:?}") };
-    let validator = context.custom_validator_config.as_ref().unwrap();
-    assert_eq!(validator.name, "envoy.tls.cert_validator.spiffe");
-    let config: SpiffeCertValidatorConfig =
-        xds_proto::Message::decode(validator.typed_config.as_ref().unwrap().value.as_slice()).unwrap();
-    config.trust_domains.iter().map(|domain| domain.name.clone()).collect::<Vec<_>>().join(",")
-}
-
-fn inline(source: Option<&xds_proto::envoy::config::core::v3::DataSource>) -> String {
-    use xds_proto::envoy::config::core::v3::data_source::Specifier;
-    match source.and_then(|source| source.specifier.clone()) {
-        Some(Specifier::InlineString(text)) => text,
-        other => panic!("{other:?}"),
-    }
 }

@@ -16,6 +16,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
+/// How many cases a test draws: `EQUIVALENCE_CASES`, or so many if that is less or not set.
+pub fn cases(usual: usize) -> usize {
+    let wanted = std::env::var("EQUIVALENCE_CASES").ok().and_then(|text| text.parse().ok());
+    wanted.unwrap_or(0).max(usual)
+}
+
 /// Where a test may pin, and which cgroup it may hook.
 pub struct Sandbox {
     dir: tempfile::TempDir,

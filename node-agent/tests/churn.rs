@@ -1,4 +1,10 @@
-//! Ten thousand identities that come and go while real packets flow.
+//! Ten thousand identities that come and go while real packets flow. By itself, as its memory is looked at. Needs root.
+
+#![allow(clippy::unwrap_used, reason = "a test says by panicking what went wrong")]
+
+mod support;
+#[path = "faults/world.rs"]
+mod world;
 
 use std::{
     io::{Read, Write},
@@ -18,13 +24,11 @@ use node_agent::{
 };
 use xds_proto::isthmus::agent::v1 as wire;
 
-use crate::{
-    support::{
-        in_sandbox,
-        pods::{Family, Pod, forward},
-    },
-    world::{address, class, local, name, rule, update},
+use support::{
+    in_sandbox,
+    pods::{Family, Pod, forward},
 };
+use world::{address, class, local, name, rule, update};
 
 const IDENTITIES: u32 = 10_000;
 /// That come at once, and go when the next have come.
