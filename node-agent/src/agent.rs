@@ -39,6 +39,7 @@ use crate::{
     config::RunArgs,
     desired::PodAddresses,
     engine::Engine,
+    host::Known,
     flows::{self, Collector, Namer, NodeFlows, Queue, Ring},
     identity::{Callers, SdsService, Secrets, WorkloadApi, attest, cgroup_path, report_trust_for_ever},
     kernel::{self, Kernel, ShortCut},
@@ -111,7 +112,13 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let events = kernel.events()?.into_stream().context("flow events")?;
     let host = HostNet::new().context("netlink")?;
     let tunnel = open_tunnel(&args, &host, &mut kernel, pod_cidr6.is_some()).await.context("--tunnel")?;
-    let engine = Engine::new(addresses, Box::new(KernelMaps::new(kernel)))?;
+    let mut engine = Engine::new(addresses, Box::new(KernelMaps::new(kernel)))?;
+    if args.net_interfaces.is_empty() {
+        engine = engine.without_net();
+    }
+    // Before any policy for the node itself is in force.
+    let mut known = Known::default();
+    known.refresh(&host, &upstream, &engine, true).await.context("this node's addresses")?;
     let cache = Cache::new(&args.state_dir).context("resource cache")?;
     let held = cache.adopt(|update| engine.load(update)).context("resource cache")?;
     refresh_bundles(&engine, &state, &bundles);
@@ -155,6 +162,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
             tasks.spawn(migrate::go_on(engine.clone(), waiting));
         }
     }
+    tasks.spawn(known.refresh_for_ever(host.clone(), upstream.clone(), engine.clone()));
     tasks.spawn(log_connection_for_ever(progress.clone()));
     let subscriber = Subscriber {
         node: state.node.clone(),

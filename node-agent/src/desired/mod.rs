@@ -24,6 +24,7 @@ mod compute;
 mod dictionary;
 mod diff;
 mod ground;
+mod host;
 mod plan;
 mod planner;
 mod policy;

@@ -7,18 +7,19 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
-use ebpf_shared::identity::HOST;
+use ebpf_shared::{host::INTERFACE, identity::HOST};
 use ipnet::IpNet;
 use mesh_model::resource::NamespacedName;
 use xds_proto::isthmus::agent::v1 as wire;
 
 use super::{
-    Delta, Desired, Dictionary, Full, Garbage, Limits, MapOp, Pod, PodAddresses,
+    Delta, Desired, Dictionary, EndpointEntry, Full, Garbage, Limits, MapOp, Pod, PodAddresses,
     assign::{Want, assign},
     collect, compute,
     compute::{class_cidrs, endpoint, named_cidrs, sidecars, wants},
     diff::changes,
     ground::Ground,
+    host,
     plan,
     policy::class_entry,
     service::services,
@@ -135,7 +136,7 @@ impl Planner {
         current: &Desired,
     ) -> Option<Delta> {
         let Inputs { resources, node, pods, .. } = inputs;
-        if touched.nodes {
+        if touched.nodes || touched.host {
             return None;
         }
         let nets = known.note(inputs, touched)?;
@@ -155,6 +156,7 @@ impl Planner {
         }
 
         let wants = wants(resources, pods, current);
+        let nobody = BTreeSet::new();
         let mut entries: BTreeMap<u32, ClassEntry> = BTreeMap::new();
         for want in wants.values() {
             let Want::Class(wire) = want else { return None };
@@ -162,7 +164,8 @@ impl Planner {
                 self.dictionary.classes.get(wire).is_some_and(|class| current.classes.contains_key(class));
             if (touched.classes.contains(wire) || !is_held) && !entries.contains_key(wire) {
                 let class = resources.class(*wire)?;
-                entries.insert(*wire, class_entry(class, &known.ground, &known.own, &mut self.dictionary));
+                let own = host::admitted(resources, *wire, &known.own, &nobody);
+                entries.insert(*wire, class_entry(class, &known.ground, own, &mut self.dictionary));
             }
         }
         let before = self.dictionary.classes.clone();
@@ -192,7 +195,11 @@ impl Planner {
             let local = resources.locals.get(name)?;
             Some((pod.ifindex, endpoint(pod, local, *numbers.get(wire)?)))
         });
-        delta.endpoints = changes(&current.endpoints, &endpoints.collect());
+        let mut endpoints: BTreeMap<u32, EndpointEntry> = endpoints.collect();
+        if let (Some(Want::Class(wire)), Some(host)) = (wants.get(&INTERFACE), resources.host()) {
+            endpoints.insert(INTERFACE, host::endpoint(node, host, *numbers.get(wire)?));
+        }
+        delta.endpoints = changes(&current.endpoints, &endpoints);
         delta.netns = changes(&current.netns, &sidecars(resources, pods).collect());
         // No local identity comes here, so it does not matter what the classes that are left say.
         Some(delta)
@@ -269,7 +276,7 @@ impl Known {
             return None;
         }
         if !touched.classes.is_empty() || !touched.locals.is_empty() {
-            let in_use: BTreeSet<u32> = resources.locals.values().map(|local| local.class).collect();
+            let in_use = resources.classes_in_use();
             let mut cidrs = BTreeMap::new();
             for class in in_use {
                 let known = self.cidrs.remove(&class).filter(|_| !touched.classes.contains(&class));

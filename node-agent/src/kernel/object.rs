@@ -6,7 +6,7 @@ use super::KernelError;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/isthmus-ebpf.o"));
 
 /// Every map whose contents outlive a program: these are pinned.
-pub(super) const MAPS: [&str; 29] = [
+pub(super) const MAPS: [&str; 32] = [
     "FORMAT",
     "EPOCHS",
     "HOSTS",
@@ -18,6 +18,9 @@ pub(super) const MAPS: [&str; 29] = [
     "RULES",
     "CONNTRACK",
     "FRAGMENTS",
+    "LOCALS",
+    "CONTROL",
+    "GUARDED",
     "SERVICES",
     "MAGLEV",
     "SERVED",

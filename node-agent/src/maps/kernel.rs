@@ -1,7 +1,7 @@
 //! Writes carried out by the kernel.
 
-use std::collections::BTreeMap;
-use std::net::Ipv6Addr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::mpsc::Sender;
 
 use ebpf_shared::{Addr, Direction, Endpoint, FlowKind, Metric, Reason, ServiceKey, overlay::Hop};
@@ -74,8 +74,8 @@ impl KernelMaps {
             MapOp::RemovePeer { class, identity } => kernel.remove_peer(*class, *identity),
             MapOp::PutIdentity(net, identity) => kernel.identities.upsert(net, *identity),
             MapOp::RemoveIdentity(net) => kernel.identities.delete(net).map(drop),
-            MapOp::PutEndpoint(ifindex, entry) => kernel.endpoints.upsert(*ifindex, endpoint_value(entry)),
-            MapOp::RemoveEndpoint(ifindex) => kernel.endpoints.delete(ifindex).map(drop),
+            MapOp::PutEndpoint(ifindex, entry) => kernel.put_endpoint(*ifindex, endpoint_value(entry)),
+            MapOp::RemoveEndpoint(ifindex) => kernel.remove_endpoint(*ifindex),
             MapOp::PutService(frontend, entry) => {
                 let gone = kernel.services.put(service_key(frontend), entry)?;
                 if let Some(resets) = self.resets.as_ref().filter(|_| !gone.is_empty()) {
@@ -155,6 +155,15 @@ impl Maps for KernelMaps {
             reason: causes(&error),
         };
         self.kernel.nodes.set(hops).map_err(refused)
+    }
+
+    fn set_host(&mut self, locals: &BTreeSet<IpAddr>, control: &BTreeSet<SocketAddr>) -> Result<(), MapError> {
+        // What is never judged first.
+        let written = self.kernel.set_control(control).and_then(|()| self.kernel.set_locals(locals));
+        written.map_err(|error| MapError {
+            what: format!("writing {} addresses of this node", locals.len()),
+            reason: causes(&error),
+        })
     }
 
     fn flow_kinds(&mut self) -> BTreeMap<FlowKind, Metric> {

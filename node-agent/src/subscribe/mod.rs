@@ -12,7 +12,7 @@ pub use client::{Subscriber, subscribe_for_ever};
 pub use parse::ParseError;
 pub use progress::{Progress, log_connection_for_ever};
 pub use resources::{
-    Address, Asked, Bundle, Class, Entity, Local, NodeRoute, Peer, Readiness, Resources, Rule, TYPES, Touched,
+    Address, Asked, Bundle, Class, Entity, Host, Local, NodeRoute, Peer, Readiness, Resources, Rule, TYPES, Touched,
 };
 pub use services::{BackendState, Frontend, FrontendKind, HostPort, Service, ServiceBackend, ServicePort};
 
