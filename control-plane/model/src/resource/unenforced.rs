@@ -37,9 +37,6 @@ fn unenforced(policy: &CiliumPolicy) -> Option<String> {
     let rules = policy.spec.iter().map(|rule| ("spec".to_owned(), rule));
     let rules = rules.chain(policy.specs.iter().enumerate().map(|(i, rule)| (format!("specs[{i}]"), rule)));
     rules.into_iter().find_map(|(at, rule)| {
-        if rule.nodes.is_some() {
-            return Some(format!("{at}.nodeSelector"));
-        }
         let of = |(i, entry): (usize, &CiliumEntry)| {
             if matches!(entry.peers, CiliumPeers::Names(_)) {
                 Some(format!("{at}.egress[{i}].toFQDNs"))
@@ -81,14 +78,13 @@ mod tests {
         let asked = entry(json!({ "toPorts": ports }));
         let error = refused("CiliumNetworkPolicy", Some("shop"), asked).unwrap_err();
         assert!(error.contains("spec.egress[1].toPorts[].rules.dns"), "{error}");
-        let nodes = json!({ "nodeSelector": {}, "ingress": [{ "fromEntities": ["all"] }] });
-        let error = refused("CiliumClusterwideNetworkPolicy", None, nodes).unwrap_err();
-        assert!(error.contains("spec.nodeSelector"), "{error}");
     }
 
     #[test]
     fn everything_else_is_taken() {
         let spec = json!({ "endpointSelector": {}, "egress": [{ "toEntities": ["world"] }] });
         assert_eq!(refused("CiliumNetworkPolicy", Some("shop"), spec), Ok(()));
+        let nodes = json!({ "nodeSelector": {}, "ingress": [{ "fromEntities": ["all"] }] });
+        assert_eq!(refused("CiliumClusterwideNetworkPolicy", None, nodes), Ok(()));
     }
 }
