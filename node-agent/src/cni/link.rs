@@ -236,7 +236,7 @@ async fn own_addresses() -> Result<BTreeSet<IpAddr>, LinkError> {
     let handle = connect().map_err(failed)?;
     let all: Vec<_> =
         handle.address().get().execute().try_collect().await.map_err(at("list addresses", "of the node"))?;
-    let told = all.iter().flat_map(|message: &AddressMessage| &message.attributes);
+    let told = all.iter().flat_map(|message| &message.attributes);
     // Of a link between two, `Address` is the other end.
     let local = told.filter_map(|attribute| match attribute {
         AddressAttribute::Local(address) => Some(*address),
