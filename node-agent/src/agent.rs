@@ -44,6 +44,7 @@ use crate::{
     desired::PodAddresses,
     dns,
     engine::Engine,
+    host::Known,
     flows::{self, Collector, Namer, NodeFlows, Queue, Ring},
     identity::{Callers, SdsService, Secrets, WorkloadApi, attest, cgroup_path, report_trust_for_ever},
     kernel::{self, Grace, Kernel, ShortCut},
@@ -130,9 +131,15 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     };
     kernel.set_net(&args.net_interfaces, net, args.net_xdp.map(ShortCut::from))?;
     let connections = kernel.connections()?;
-    let engine = Engine::new(addresses, Box::new(KernelMaps::new(kernel)))?;
+    let mut engine = Engine::new(addresses, Box::new(KernelMaps::new(kernel)))?;
+    if args.net_interfaces.is_empty() {
+        engine = engine.without_net();
+    }
     let floor = Duration::from_secs(args.dns_min_ttl.into());
     engine.keep_names(Log::open(&args.state_dir).context("names")?, floor, unix_now());
+    // Before any policy for the node itself is in force.
+    let mut known = Known::default();
+    known.refresh(&host, &upstream, &engine, true).await.context("this node's addresses")?;
     let cache = Cache::new(&args.state_dir).context("resource cache")?;
     let held = cache.adopt(|update| engine.load(update)).context("resource cache")?;
     refresh_bundles(&engine, &state, &bundles);
@@ -179,6 +186,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
             tasks.spawn(migrate::go_on(engine.clone(), waiting));
         }
     }
+    tasks.spawn(known.refresh_for_ever(host.clone(), upstream.clone(), engine.clone()));
     tasks.spawn(log_connection_for_ever(progress.clone()));
     let subscriber = Subscriber {
         node: state.node.clone(),

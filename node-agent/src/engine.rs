@@ -5,7 +5,7 @@ mod names;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -15,6 +15,7 @@ use ipnet::IpNet;
 use mesh_model::resource::NamespacedName;
 use tokio::sync::watch;
 use xds_client::Update;
+use xds_proto::{isthmus::agent::v1::HostEndpoint, type_url};
 
 use crate::{
     desired::{
@@ -30,6 +31,9 @@ use names::Kept;
 
 /// Between attempts to write what the kernel refused.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// What is accepted is enforced.
+const NO_NET: &str = "a policy selects this node, but its agent runs without --net-interface: nothing would enforce it";
 
 /// The state of the node and its kernel. Cheap to clone.
 #[derive(Clone)]
@@ -60,6 +64,8 @@ struct Inner {
     full: Option<&'static str>,
     /// A write was refused half-way, so that `current` may not be what the kernel holds.
     is_unsure: bool,
+    /// No interface of the node has the programs.
+    has_no_net: bool,
 }
 
 impl Engine {
@@ -84,6 +90,7 @@ impl Engine {
             behind: None,
             full: None,
             is_unsure: false,
+            has_no_net: false,
         };
         Ok(Self { inner: Arc::new(Mutex::new(inner)), changes: Arc::new(watch::Sender::new(0)) })
     }
@@ -192,6 +199,25 @@ impl Engine {
         let mut inner = self.lock();
         let slot = inner.planner.set_proxy(name, listens);
         inner.write().map(|()| slot)
+    }
+
+    /// Says which addresses are this node's own, and where the control plane listens.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn set_host(
+        &self,
+        locals: &BTreeSet<IpAddr>,
+        control: &BTreeSet<SocketAddr>,
+    ) -> Result<(), MapError> {
+        self.lock().maps.set_host(locals, control)
+    }
+
+    /// Says that the programs are at no interface of the node: a policy for the node itself is refused.
+    #[must_use]
+    pub fn without_net(self) -> Self {
+        self.lock().has_no_net = true;
+        self
     }
 
     /// The same by kind of flow, of those that are remembered.
@@ -331,6 +357,12 @@ impl Engine {
 
 impl Inner {
     fn take(&mut self, update: &Update) -> Result<(), String> {
+        if self.has_no_net
+            && update.type_url == type_url::<HostEndpoint>()
+            && !update.added.is_empty()
+        {
+            return Err(NO_NET.to_owned());
+        }
         let touched = self.resources.apply(update).map_err(|error| error.to_string())?;
         self.touched.extend(touched);
         Ok(())

@@ -534,3 +534,25 @@ fn the_short_cut_changes_nothing_but_the_way() {
         assert!(!links.into_iter().any(|link| link.file_name().to_string_lossy().starts_with("xdp-")));
     });
 }
+
+#[test]
+fn who_asks_for_a_node_port_without_backends_is_told_so_at_once() {
+    in_sandbox(|sandbox| {
+        let mut scene = Scene::new(sandbox);
+        scene.kernel.set_locals(&BOTH.map(|family| of(family).node).into()).expect("writable");
+        for family in BOTH {
+            let node = of(family).node;
+            for scope in [scope::INSIDE, scope::OUTSIDE] {
+                scene.put(node, NODE_PORT, scope, &served(&[]));
+            }
+            let at = SocketAddr::new(node, NODE_PORT);
+            for netns in [&scene.client, &scene.one.netns] {
+                let refused = connect(netns, at).expect_err("nobody serves it");
+                assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{at}");
+                let refused = netns.run(move || ask_by_datagram(at, 5)).expect_err("nobody serves it");
+                assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{at}");
+            }
+        }
+        assert!(scene.dropped(Reason::NoBackend) >= 8);
+    });
+}

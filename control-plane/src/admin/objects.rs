@@ -35,7 +35,7 @@ pub fn parse(documents: &[Vec<u8>]) -> Result<Vec<Object>, Status> {
                 return refuse(format!("objects[{index}]: no JSON document: {error}"));
             }
         };
-        match Object::parse_enforced(&value) {
+        match Object::parse(&value) {
             Ok(object) => objects.push(object),
             Err(error) => return refuse(format!("objects[{index}]: {}", shown::sentence(error))),
         }

@@ -21,6 +21,7 @@ pub mod endpoint;
 pub mod epochs;
 pub mod flow;
 pub mod fragment;
+pub mod host;
 pub mod identity;
 pub mod limits;
 pub mod maglev;

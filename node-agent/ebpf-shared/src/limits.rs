@@ -22,6 +22,10 @@ pub const PEERS: u32 = 524_288;
 pub const RULES: u32 = 262_144;
 /// Connections of all pods of one node, about 130 bytes each. The least recently used one is forgotten.
 pub const CONNTRACK: u32 = 131_072;
+/// Addresses of the node itself.
+pub const LOCALS: u32 = 4_096;
+/// Addresses and ports of the control plane.
+pub const CONTROL: u32 = 1_024;
 /// Datagrams in pieces that are on their way to or from a pod at this moment.
 pub const FRAGMENTS: u32 = 8_192;
 /// Service address, port, protocol and who asks.

@@ -12,6 +12,7 @@ mod fragment;
 mod frame;
 mod from_net;
 mod from_pod;
+mod host;
 mod maps;
 mod nat;
 mod net_xdp;

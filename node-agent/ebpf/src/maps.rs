@@ -9,9 +9,10 @@ use ebpf_shared::overlay::Hop;
 use ebpf_shared::service::{AffinityKey, AffinityValue, ReverseValue, Slots, SourceKey};
 use ebpf_shared::{
     Addr, Backend, CapturedKey, ConnEntry, ConnKey, Endpoint, FlowCell, FlowKind, Metric, Netns, PeerKey, Proxy,
-    ReverseKey, RuleKey, RuleValue, ServiceKey, ServiceValue, Sides, epochs, limits, metrics,
+    ReverseKey, RuleKey, RuleValue, ServiceKey, ServiceValue, Sides, SockAddr, epochs, limits, metrics,
 };
 
+use crate::host::HostStage;
 use crate::nat::Stage;
 use crate::verdict::Scratch;
 
@@ -110,6 +111,21 @@ pub static CAPTURED: HashMap<CapturedKey, u8> =
 /// Where proxies listen, by slot.
 #[map]
 pub static PROXIES: HashMap<u32, Proxy> = HashMap::with_max_entries(limits::PROXIES, BPF_F_NO_PREALLOC);
+/// The node's own addresses, with a number for each: part of the keys of its connections.
+#[map]
+pub static LOCALS: HashMap<Addr, u32> = HashMap::with_max_entries(limits::LOCALS, BPF_F_NO_PREALLOC);
+
+/// Where the control plane listens: no policy for the node itself cuts it off.
+#[map]
+pub static CONTROL: HashMap<SockAddr, u8> = HashMap::with_max_entries(limits::CONTROL, BPF_F_NO_PREALLOC);
+
+/// 1 while a policy selects the node, see `crate::host`.
+#[map]
+pub static GUARDED: Array<u32> = Array::with_max_entries(1, 0);
+
+/// As [`SCRATCH`], see `crate::host`.
+#[map]
+pub static HOST_STAGE: PerCpuArray<HostStage> = PerCpuArray::with_max_entries(1, 0);
 
 /// Where a parsed packet lies for a moment, see `crate::verdict`.
 #[map]

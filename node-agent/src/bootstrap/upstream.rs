@@ -68,6 +68,11 @@ impl Upstream {
         &self.0.id
     }
 
+    /// All that are known, in order of preference.
+    pub fn replicas(&self) -> &[String] {
+        &self.0.replicas
+    }
+
     /// The replica that is used now.
     pub fn replica(&self) -> &str {
         let at = self.0.current.load(Ordering::Relaxed);

@@ -1,5 +1,6 @@
 //! Links, addresses, neighbours and routes, by rtnetlink.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures::TryStreamExt;
@@ -174,6 +175,14 @@ impl HostNet {
         Ok(mtu.unwrap_or(MTU).clamp(1280, 65_535))
     }
 
+    /// Every address of this node's interfaces.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub async fn addresses(&self) -> Result<BTreeSet<IpAddr>, LinkError> {
+        own_addresses().await
+    }
+
     /// Whether an address is the node's own.
     ///
     /// # Errors
@@ -219,6 +228,22 @@ impl HostNet {
             Ok(()) | Err(_) => Ok(()),
         }
     }
+}
+
+/// Every address of the calling thread's namespace. By a socket of its own, see [`own_address`].
+async fn own_addresses() -> Result<BTreeSet<IpAddr>, LinkError> {
+    let failed = |_| at("list addresses", "of the node")(rtnetlink::Error::RequestFailed);
+    let handle = connect().map_err(failed)?;
+    let all: Vec<_> =
+        handle.address().get().execute().try_collect().await.map_err(at("list addresses", "of the node"))?;
+    let told = all.iter().flat_map(|message| &message.attributes);
+    // Of a link between two, `Address` is the other end.
+    let local = told.filter_map(|attribute| match attribute {
+        AddressAttribute::Local(address) => Some(*address),
+        AddressAttribute::Address(IpAddr::V6(address)) => Some(IpAddr::V6(*address)),
+        _ => None,
+    });
+    Ok(local.collect())
 }
 
 /// An address of the calling thread's namespace. By a socket of its own, because addresses come as a list, and one

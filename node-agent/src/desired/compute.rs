@@ -4,7 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use ebpf_shared::identity::{HOST, LOCAL};
+use ebpf_shared::{
+    host::INTERFACE,
+    identity::{HOST, LOCAL},
+};
 use ipnet::IpNet;
 use mesh_model::resource::NamespacedName;
 use xds_proto::isthmus::agent::v1 as wire;
@@ -13,6 +16,7 @@ use super::{
     Desired, Dictionary, EndpointEntry, IdentityTable, Inputs, NetnsEntry, Pod,
     assign::{Want, assign},
     ground::Ground,
+    host,
     mentions::Mentions,
     policy::class_entry,
     service::services,
@@ -61,6 +65,7 @@ pub(super) fn on_ground(
     };
     desired.lingering = ground.all_lasting().filter(|(address, _)| is_outside(*address)).collect();
 
+    let nobody = BTreeSet::new();
     let wires: BTreeSet<u32> = wants
         .values()
         .filter_map(|want| match want {
@@ -71,7 +76,8 @@ pub(super) fn on_ground(
     let mut entries: BTreeMap<u32, ClassEntry> = BTreeMap::new();
     for wire in wires {
         if let Some(class) = resources.class(wire) {
-            entries.insert(wire, class_entry(class, &ground, &own, dictionary));
+            let own = host::admitted(resources, wire, &own, &nobody);
+            entries.insert(wire, class_entry(class, &ground, own, dictionary));
         }
     }
     let numbers = assign(&wants, &entries, current, dictionary);
@@ -82,19 +88,32 @@ pub(super) fn on_ground(
     }
     for (name, pod) in pods {
         match wants.get(&pod.ifindex) {
-            Some(Want::Kept(class)) => keep(pod, *class, current, &mut desired),
+            Some(Want::Kept(class)) => keep_pod(pod, *class, current, &mut desired),
             Some(Want::Class(wire)) => match (resources.locals.get(name), numbers.get(wire)) {
                 (Some(local), Some(number)) => {
                     desired.endpoints.insert(pod.ifindex, endpoint(pod, local, *number));
                 }
                 _ => {
                     if let Some(class) = kept(pod, current) {
-                        keep(pod, class, current, &mut desired);
+                        keep_pod(pod, class, current, &mut desired);
                     }
                 }
             },
             None => {}
         }
+    }
+    let host = wants.get(&INTERFACE).copied();
+    match (host, resources.host()) {
+        (Some(Want::Kept(class)), _) => keep(INTERFACE, class, current, &mut desired),
+        (Some(Want::Class(wire)), Some(host)) => match numbers.get(&wire) {
+            Some(number) => drop(desired.endpoints.insert(INTERFACE, host::endpoint(node, host, *number))),
+            None => {
+                if let Some(class) = host::kept(current) {
+                    keep(INTERFACE, class, current, &mut desired);
+                }
+            }
+        },
+        _ => {}
     }
     desired.netns.extend(sidecars(resources, pods));
     for entry in desired.classes.values() {
@@ -127,6 +146,7 @@ pub(super) fn wants(
         };
         wants.extend(want.map(|want| (pod.ifindex, want)));
     }
+    wants.extend(host::want(resources, current).map(|want| (INTERFACE, want)));
     wants
 }
 
@@ -137,9 +157,16 @@ fn kept(pod: &Pod, current: &Desired) -> Option<u32> {
     (is_same && current.classes.contains_key(&entry.class)).then_some(entry.class)
 }
 
-fn keep(pod: &Pod, number: u32, current: &Desired, desired: &mut Desired) {
-    let (Some(entry), Some(class)) = (current.endpoints.get(&pod.ifindex), current.classes.get(&number))
-    else {
+fn keep_pod(pod: &Pod, number: u32, current: &Desired, desired: &mut Desired) {
+    keep(pod.ifindex, number, current, desired);
+    let netns = current.netns.get(&pod.netns_cookie);
+    if let Some(netns) = netns.filter(|_| desired.endpoints.contains_key(&pod.ifindex)) {
+        desired.netns.insert(pod.netns_cookie, netns.clone());
+    }
+}
+
+fn keep(ifindex: u32, number: u32, current: &Desired, desired: &mut Desired) {
+    let (Some(entry), Some(class)) = (current.endpoints.get(&ifindex), current.classes.get(&number)) else {
         return;
     };
     let mut class = class.clone();
@@ -153,10 +180,7 @@ fn keep(pod: &Pod, number: u32, current: &Desired, desired: &mut Desired) {
         }
     }
     desired.classes.insert(number, class);
-    desired.endpoints.insert(pod.ifindex, *entry);
-    if let Some(netns) = current.netns.get(&pod.netns_cookie) {
-        desired.netns.insert(pod.netns_cookie, netns.clone());
-    }
+    desired.endpoints.insert(ifindex, *entry);
 }
 
 pub(super) fn endpoint(pod: &Pod, local: &Local, class: u32) -> EndpointEntry {

@@ -16,10 +16,9 @@ pub struct Mentions {
 }
 
 impl Mentions {
-    /// Of each class that a workload of this node has.
+    /// Of each class that an endpoint of this node is to have.
     pub fn in_use(resources: &Resources) -> BTreeMap<u32, Self> {
-        let classes: BTreeSet<u32> = resources.locals.values().map(|local| local.class).collect();
-        classes.into_iter().map(|class| (class, Self::of(resources, class))).collect()
+        resources.classes_in_use().into_iter().map(|class| (class, Self::of(resources, class))).collect()
     }
 
     /// Of one class.

@@ -25,6 +25,7 @@ mod dictionary;
 mod diff;
 mod dns;
 mod ground;
+mod host;
 mod mentions;
 mod plan;
 mod planner;

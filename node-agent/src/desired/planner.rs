@@ -7,19 +7,20 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
-use ebpf_shared::identity::HOST;
+use ebpf_shared::{host::INTERFACE, identity::HOST};
 use ipnet::IpNet;
 use mesh_model::resource::NamespacedName;
 use xds_proto::isthmus::{agent::v1 as wire, local::v1::DnsRules};
 
 use super::{
-    Delta, Desired, Dictionary, Full, Garbage, Limits, Listens, MapOp, Pod, PodAddresses,
+    Delta, Desired, Dictionary, EndpointEntry, Full, Garbage, Limits, Listens, MapOp, Pod, PodAddresses,
     assign::{Want, assign},
     collect,
     compute::{endpoint, on_ground, own_identities, sidecars, wants},
     diff::changes,
     dns::dns_rules,
     ground::Ground,
+    host,
     mentions::Mentions,
     plan,
     plan::conflicts,
@@ -169,7 +170,7 @@ impl Planner {
         current: &Desired,
     ) -> Option<Delta> {
         let Inputs { resources, node, pods, .. } = inputs;
-        if touched.nodes || known.ground.is_cluttered() {
+        if touched.nodes || touched.host || known.ground.is_cluttered() {
             return None;
         }
         let mut nets = known.note(inputs, touched)?;
@@ -203,6 +204,7 @@ impl Planner {
         }
 
         let wants = wants(resources, pods, current);
+        let nobody = BTreeSet::new();
         let mut entries: BTreeMap<u32, ClassEntry> = BTreeMap::new();
         for want in wants.values() {
             let Want::Class(wire) = want else { return None };
@@ -210,7 +212,8 @@ impl Planner {
                 self.dictionary.classes.get(wire).is_some_and(|class| current.classes.contains_key(class));
             if (touched.classes.contains(wire) || is_new || !is_held) && !entries.contains_key(wire) {
                 let class = resources.class(*wire)?;
-                entries.insert(*wire, class_entry(class, &known.ground, &known.own, &mut self.dictionary));
+                let own = host::admitted(resources, *wire, &known.own, &nobody);
+                entries.insert(*wire, class_entry(class, &known.ground, own, &mut self.dictionary));
             }
         }
         let before = self.dictionary.classes.clone();
@@ -240,7 +243,11 @@ impl Planner {
             let local = resources.locals.get(name)?;
             Some((pod.ifindex, endpoint(pod, local, *numbers.get(wire)?)))
         });
-        delta.endpoints = changes(&current.endpoints, &endpoints.collect());
+        let mut endpoints: BTreeMap<u32, EndpointEntry> = endpoints.collect();
+        if let (Some(Want::Class(wire)), Some(host)) = (wants.get(&INTERFACE), resources.host()) {
+            endpoints.insert(INTERFACE, host::endpoint(node, host, *numbers.get(wire)?));
+        }
+        delta.endpoints = changes(&current.endpoints, &endpoints);
         delta.netns = changes(&current.netns, &sidecars(resources, pods).collect());
         if is_new {
             let numbers: BTreeSet<u32> = numbers.into_values().collect();
@@ -320,7 +327,7 @@ impl Known {
             return None;
         }
         if !touched.classes.is_empty() || !touched.locals.is_empty() {
-            let in_use: BTreeSet<u32> = resources.locals.values().map(|local| local.class).collect();
+            let in_use = resources.classes_in_use();
             let mut mentions = BTreeMap::new();
             for class in in_use {
                 let known = self.mentions.remove(&class).filter(|_| !touched.classes.contains(&class));

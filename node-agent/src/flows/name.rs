@@ -25,7 +25,7 @@ impl Names {
     pub fn of(node: &str, resources: &Resources) -> Self {
         let mut names = Self { node: node.to_owned(), ..Self::default() };
         for (name, node) in &resources.nodes {
-            for address in [Some(node.address.into()), node.address6.map(IpAddr::V6)].into_iter().flatten() {
+            for address in node.all_addresses() {
                 names.workloads.insert(address, format!("node/{name}"));
             }
         }

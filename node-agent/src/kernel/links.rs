@@ -22,6 +22,9 @@ const POD_ANSWERED: &str = "pod_answered";
 const FROM_NET: &str = "from_net";
 const TO_NET: &str = "to_net";
 const NET_XDP: &str = "net_xdp";
+/// The node itself, wherever its packets come and go.
+const HOST_IN: &str = "host_in";
+const HOST_OUT: &str = "host_out";
 const FROM_OVERLAY: &str = "from_overlay";
 const TO_OVERLAY: &str = "to_overlay";
 
@@ -61,16 +64,25 @@ struct Place {
 
 /// A pod's door. Attached in this order, so that what translates comes before the verdict on what the pod sends and after
 /// the one on what it gets; what others attach sees only what policy lets pass.
-const DOOR: [Place; 4] = [
+const DOOR: [Place; 6] = [
     Place { program: FROM_POD, hook: TcAttachType::Ingress, is_first: true },
     Place { program: TO_POD, hook: TcAttachType::Egress, is_first: true },
     Place { program: POD_ASKS, hook: TcAttachType::Ingress, is_first: true },
     Place { program: POD_ANSWERED, hook: TcAttachType::Egress, is_first: false },
+    HOSTS[0],
+    HOSTS[1],
+];
+/// Policy for the node itself: what comes in was translated before, and what goes out is translated after.
+const HOSTS: [Place; 2] = [
+    Place { program: HOST_IN, hook: TcAttachType::Ingress, is_first: false },
+    Place { program: HOST_OUT, hook: TcAttachType::Egress, is_first: true },
 ];
 /// The node's own interfaces.
-const NET: [Place; 2] = [
+const NET: [Place; 4] = [
     Place { program: FROM_NET, hook: TcAttachType::Ingress, is_first: true },
     Place { program: TO_NET, hook: TcAttachType::Egress, is_first: false },
+    HOSTS[0],
+    HOSTS[1],
 ];
 /// The tunnel's device where clients outside are served: behind what lets packets in, before what says where they go.
 const NET_OF_TUNNEL: [Place; 2] = [
@@ -78,9 +90,11 @@ const NET_OF_TUNNEL: [Place; 2] = [
     Place { program: TO_NET, hook: TcAttachType::Egress, is_first: true },
 ];
 /// The tunnel's device.
-const TUNNEL: [Place; 2] = [
+const TUNNEL: [Place; 4] = [
     Place { program: FROM_OVERLAY, hook: TcAttachType::Ingress, is_first: true },
     Place { program: TO_OVERLAY, hook: TcAttachType::Egress, is_first: true },
+    HOSTS[0],
+    HOSTS[1],
 ];
 const SOCKET_HOOKS: [&str; 10] = [
     "sock_connect4",
@@ -103,9 +117,18 @@ pub(super) fn door(direction: Direction) -> &'static str {
     }
 }
 
+/// The program that guards a direction of the node itself.
+pub(super) fn host_door(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Egress => HOST_OUT,
+        Direction::Ingress => HOST_IN,
+    }
+}
+
 pub(super) fn load_programs(programs: &mut Ebpf) -> Result<(), KernelError> {
     xdp(programs)?.load().map_err(|source| KernelError::program(NET_XDP, source))?;
-    for Place { program: name, .. } in DOOR.into_iter().chain(NET).chain(TUNNEL) {
+    let places = DOOR.into_iter().chain(NET).chain(TUNNEL);
+    for name in places.map(|place| place.program).collect::<BTreeSet<_>>() {
         classifier(programs, name)?.load().map_err(|source| KernelError::program(name, source))?;
     }
     for name in SOCKET_HOOKS {
@@ -249,9 +272,8 @@ pub(super) fn detach_pod(pins: &Pins, ifindex: u32) -> Result<(), KernelError> {
 pub(super) fn detach_net_all_but(pins: &Pins, keep: &BTreeSet<u32>) -> Result<(), KernelError> {
     for link in pins.link_names()? {
         match parse_link(&link) {
-            Some((ifindex, FROM_NET | TO_NET)) if !keep.contains(&ifindex) => {
-                pins::remove_link(&pins.link(&link))?;
-            }
+            // Its name is the same at pods' doors, so it goes with the one that is not.
+            Some((ifindex, FROM_NET)) if !keep.contains(&ifindex) => detach(pins, ifindex, &NET)?,
             _ => {}
         }
     }
@@ -325,7 +347,7 @@ fn replace(programs: &Ebpf, pins: &Pins, link: &str, program: &'static str) -> R
 /// The program of `tunnel-<ifindex>-<program>`.
 fn parse_tunnel(link: &str) -> Option<&'static str> {
     let (_, program) = link.strip_prefix("tunnel-")?.split_once('-')?;
-    [FROM_OVERLAY, TO_OVERLAY].into_iter().find(|name| *name == program)
+    TUNNEL.into_iter().map(|place| place.program).find(|name| *name == program)
 }
 
 /// `tc-<ifindex>-<program>`.

@@ -7,6 +7,7 @@
 //! |---|---|---|
 //! | `maps/<NAME>` | every map | [`unload`] |
 //! | `links/tc-<ifindex>-pod_asks`, `-from_pod`, `-to_pod`, `-pod_answered` | a pod's door | [`Kernel::detach_pod`], or the interface is gone |
+//! | `links/tc-<ifindex>-host_in`, `-host_out` | the node itself, at pods and at its own interfaces | with the others there |
 //! | `links/tc-<ifindex>-from_net`, `-to_net` | the node's own interfaces, and the tunnel's device | [`Kernel::set_net`], or the interface is gone |
 //! | `links/xdp-<ifindex>-driver`, `-generic` | the short cut there | the same |
 //! | `links/tunnel-<ifindex>-from_overlay`, `-to_overlay` | the tunnel's device | [`unload`], or the interface is gone |
@@ -37,6 +38,7 @@ mod events;
 pub mod flatten;
 mod flows;
 mod grace;
+mod host;
 pub(crate) mod identities;
 mod inventory;
 mod links;
@@ -86,6 +88,7 @@ pub use self::table::{HashTable, TrieTable};
 pub use ebpf_shared;
 
 use self::epochs::Epochs;
+use self::host::HostTables;
 use self::mapped::Mapped;
 use self::migrate::Migration;
 use self::services::ServiceTables;
@@ -103,6 +106,7 @@ pub struct Kernel {
     pub endpoints: HashTable<u32, Endpoint>,
     /// For looking; written by the loader and the programs only.
     pub conntrack: HashTable<ConnKey, ConnEntry>,
+    host: HostTables,
     classes: HashTable<u32, Sides>,
     peers: HashTable<PeerKey, Sides>,
     rules: TrieTable<RulePrefix, RuleValue>,
@@ -195,6 +199,11 @@ impl Kernel {
             )?,
             endpoints: HashTable::new("ENDPOINTS", take(&mut programs, "ENDPOINTS")?),
             conntrack: HashTable::new("CONNTRACK", take(&mut programs, "CONNTRACK")?),
+            host: HostTables::new(
+                HashTable::new("LOCALS", take(&mut programs, "LOCALS")?),
+                HashTable::new("CONTROL", take(&mut programs, "CONTROL")?),
+                take(&mut programs, "GUARDED")?,
+            ),
             classes: HashTable::new("CLASSES", take(&mut programs, "CLASSES")?),
             peers: HashTable::new("PEERS", take(&mut programs, "PEERS")?),
             rules: TrieTable::new("RULES", take(&mut programs, "RULES")?),
@@ -221,6 +230,7 @@ impl Kernel {
             migration,
             grace: Grace::off(),
         };
+        kernel.guard_host()?;
         if kernel.migration.is_none() {
             kernel.write_format()?;
         }
@@ -371,6 +381,12 @@ impl Kernel {
     ) -> Result<(bool, Duration), KernelError> {
         let (returned, time) = self.time_program(links::door(direction), frame, times)?;
         Ok((returned != TC_ACT_SHOT, time))
+    }
+
+    /// As [`Self::try_frame`], for the node itself.
+    pub fn try_host_frame(&self, direction: Direction, frame: &[u8]) -> Result<bool, KernelError> {
+        let (returned, _) = self.time_program(links::host_door(direction), frame, 1)?;
+        Ok(returned != TC_ACT_SHOT)
     }
 
     /// Runs one of the programs of interfaces on a frame, so many times; says what it returned, and the mean of one run.

@@ -6,7 +6,7 @@ use super::KernelError;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/isthmus-ebpf.o"));
 
 /// Every map whose contents outlive a program: these are pinned.
-pub(super) const MAPS: [&str; 31] = [
+pub(super) const MAPS: [&str; 34] = [
     "FORMAT",
     "EPOCHS",
     "HOSTS",
@@ -19,6 +19,9 @@ pub(super) const MAPS: [&str; 31] = [
     "RULES",
     "CONNTRACK",
     "FRAGMENTS",
+    "LOCALS",
+    "CONTROL",
+    "GUARDED",
     "SERVICES",
     "MAGLEV",
     "SERVED",

@@ -1,7 +1,7 @@
 //! Writes carried out by the kernel.
 
-use std::collections::BTreeMap;
-use std::net::Ipv6Addr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::mpsc::Sender;
 
 use ebpf_shared::{Direction, Endpoint, FlowKind, Metric, Reason, ServiceKey, limits, overlay::Hop};
@@ -56,8 +56,8 @@ impl KernelMaps {
             MapOp::RemoveIdentity(net) => kernel.identities.delete(net).map(drop),
             MapOp::PutLingering(address, identity) => kernel.identities.linger(*address, Some(*identity)),
             MapOp::RemoveLingering(address) => kernel.identities.linger(*address, None),
-            MapOp::PutEndpoint(ifindex, entry) => kernel.endpoints.upsert(*ifindex, endpoint_value(entry)),
-            MapOp::RemoveEndpoint(ifindex) => kernel.endpoints.delete(ifindex).map(drop),
+            MapOp::PutEndpoint(ifindex, entry) => kernel.put_endpoint(*ifindex, endpoint_value(entry)),
+            MapOp::RemoveEndpoint(ifindex) => kernel.remove_endpoint(*ifindex),
             MapOp::PutService(frontend, entry) => {
                 let gone = kernel.services.put(service_key(frontend), entry)?;
                 if let Some(resets) = self.resets.as_ref().filter(|_| !gone.is_empty()) {
@@ -170,6 +170,15 @@ impl Maps for KernelMaps {
             reason: causes(&error),
         };
         self.kernel.nodes.set(hops).map_err(refused)
+    }
+
+    fn set_host(&mut self, locals: &BTreeSet<IpAddr>, control: &BTreeSet<SocketAddr>) -> Result<(), MapError> {
+        // What is never judged first.
+        let written = self.kernel.set_control(control).and_then(|()| self.kernel.set_locals(locals));
+        written.map_err(|error| MapError {
+            what: format!("writing {} addresses of this node", locals.len()),
+            reason: causes(&error),
+        })
     }
 
     fn flow_kinds(&mut self) -> BTreeMap<FlowKind, Metric> {

@@ -1,6 +1,9 @@
 //! Carries writes out. The agent knows the kernel by this trait only.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+};
 
 use ebpf_shared::{Direction, FlowKind, Metric, Reason, overlay::Hop};
 use ipnet::IpNet;
@@ -103,6 +106,18 @@ pub trait Maps: Send {
     /// The same by kind of flow, of those that are remembered.
     fn flow_kinds(&mut self) -> BTreeMap<FlowKind, Metric> {
         BTreeMap::new()
+    }
+
+    /// Says which addresses are this node's own, and where the control plane listens: these and no others.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    fn set_host(
+        &mut self,
+        _locals: &BTreeSet<IpAddr>,
+        _control: &BTreeSet<SocketAddr>,
+    ) -> Result<(), MapError> {
+        Ok(())
     }
 
     /// Says which node has which addresses, for the tunnel: these and no others.

@@ -12,8 +12,8 @@ pub use client::{Subscriber, subscribe_for_ever};
 pub use parse::ParseError;
 pub use progress::{Progress, log_connection_for_ever};
 pub use resources::{
-    Address, Asked, Bundle, Class, Entity, L7, Local, NodeRoute, Peer, Readiness, Resources, Rule, TYPES,
-    Touched,
+    Address, Asked, Bundle, Class, Entity, Host, L7, Local, NodeRoute, Peer, Readiness, Resources, Rule,
+    TYPES, Touched,
 };
 pub use services::{BackendState, Frontend, FrontendKind, HostPort, Service, ServiceBackend, ServicePort};
 

@@ -17,7 +17,9 @@ use mesh_model::{
 use thiserror::Error;
 use xds_proto::isthmus::agent::v1 as wire;
 
-use super::resources::{Address, Asked, Bundle, Class, Entity, L7, Local, NodeRoute, Peer, Readiness, Rule};
+use super::resources::{
+    Address, Asked, Bundle, Class, Entity, Host, L7, Local, NodeRoute, Peer, Readiness, Rule,
+};
 use super::services::host_port;
 use crate::config::{dns_label, dns_name};
 
@@ -150,6 +152,10 @@ pub(super) fn local(resource: &str, message: wire::LocalEndpoint) -> Result<Loca
         host_ports,
         readiness: message.readiness.map(|told| readiness(resource, told)).transpose()?,
     })
+}
+
+pub(super) fn host(_: &str, message: wire::HostEndpoint) -> Result<Host, ParseError> {
+    Ok(Host { class: message.policy_class, audit: message.audit })
 }
 
 /// Between two probes of a workload, whatever is asked for.

@@ -24,7 +24,7 @@ use crate::desired::Pod;
 
 /// Every type that the agent subscribes to, in the order in which the streams are to be opened: what
 /// endpoints refer to comes before them.
-pub static TYPES: LazyLock<[String; 6]> = LazyLock::new(|| {
+pub static TYPES: LazyLock<[String; 7]> = LazyLock::new(|| {
     [
         type_url::<wire::TrustBundle>(),
         type_url::<wire::Node>(),
@@ -32,6 +32,7 @@ pub static TYPES: LazyLock<[String; 6]> = LazyLock::new(|| {
         type_url::<wire::PolicyClass>(),
         type_url::<wire::Service>(),
         type_url::<wire::LocalEndpoint>(),
+        type_url::<wire::HostEndpoint>(),
     ]
 });
 
@@ -60,6 +61,16 @@ pub struct Local {
     pub host_ports: Vec<HostPort>,
     /// `None`: it is ready as soon as it is there.
     pub readiness: Option<Readiness>,
+}
+
+/// This node itself, while a policy selects it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Host {
+    /// Number of the [`Class`] in the control plane's count.
+    pub class: u32,
+    /// What policy denies is told of, and passes.
+    pub audit: bool,
 }
 
 /// How a workload is asked whether it takes traffic.
@@ -219,6 +230,8 @@ pub struct Touched {
     pub pods: BTreeMap<NamespacedName, Option<Pod>>,
     /// Whose names in DNS changed.
     pub names: BTreeSet<IpAddr>,
+    /// The node itself.
+    pub host: bool,
     /// Any service.
     pub services: bool,
     /// Any node.
@@ -237,6 +250,7 @@ impl Touched {
         self.classes.extend(later.classes);
         self.locals.extend(later.locals);
         self.names.extend(later.names);
+        self.host |= later.host;
         self.services |= later.services;
         self.nodes |= later.nodes;
     }
@@ -250,6 +264,8 @@ pub struct Resources {
     /// Service accounts, by identity: for the names of flows only.
     pub accounts: BTreeMap<u32, String>,
     pub locals: BTreeMap<NamespacedName, Local>,
+    /// By node: only this one is told of.
+    pub hosts: BTreeMap<String, Host>,
     pub classes: BTreeMap<u32, Class>,
     pub services: BTreeMap<NamespacedName, Service>,
     pub bundles: BTreeMap<TrustDomain, Bundle>,
@@ -283,6 +299,9 @@ impl Resources {
         } else if is(&type_url::<wire::LocalEndpoint>()) {
             touched.locals =
                 merge(&mut self.locals, update, parse::name, parse::local)?.into_keys().collect();
+        } else if is(&type_url::<wire::HostEndpoint>()) {
+            merge(&mut self.hosts, update, parse::node_name, parse::host)?;
+            touched.host = true;
         } else if is(&type_url::<wire::PolicyClass>()) {
             let before = merge(&mut self.classes, update, parse::class_number, parse::class)?;
             touched.classes = before.keys().copied().collect();
@@ -324,6 +343,17 @@ impl Resources {
         }
     }
 
+    /// This node itself, while a policy selects it.
+    pub fn host(&self) -> Option<&Host> {
+        self.hosts.values().next()
+    }
+
+    /// Classes that an endpoint of this node is to have.
+    pub fn classes_in_use(&self) -> BTreeSet<u32> {
+        let locals = self.locals.values().map(|local| local.class);
+        locals.chain(self.host().map(|host| host.class)).collect()
+    }
+
     /// A class that is in force, or was until the control plane took it back.
     pub fn class(&self, number: u32) -> Option<&Class> {
         self.classes.get(&number).or_else(|| self.retired.get(&number))
@@ -341,7 +371,7 @@ impl Resources {
     }
 
     fn forget_retired(&mut self) {
-        let named: BTreeSet<u32> = self.locals.values().map(|local| local.class).collect();
+        let named = self.classes_in_use();
         let classes = &self.classes;
         self.retired.retain(|number, _| named.contains(number) && !classes.contains_key(number));
     }

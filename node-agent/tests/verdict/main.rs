@@ -175,7 +175,7 @@ fn every_program_is_far_within_the_verifiers_means() {
     in_sandbox(|sandbox| {
         let node = Node::new(sandbox);
         let sizes = node.kernel.program_sizes().expect("readable");
-        assert_eq!(sizes.len(), 19);
+        assert_eq!(sizes.len(), 21);
         println!("{:<16} {:>12} {:>8}", "program", "instructions", "bytes");
         for size in sizes {
             println!("{:<16} {:>12} {:>8}", size.name, size.verified_instructions, size.machine_code);

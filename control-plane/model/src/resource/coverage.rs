@@ -283,7 +283,7 @@ pub const COVERAGE: &[Coverage] = &[
 
     row(CiliumClusterwideNetworkPolicy, "metadata.namespace", Refused, r#""shop""#, "it is of the whole cluster"),
     row(CiliumClusterwideNetworkPolicy, "spec.endpointSelector", Yes, r#"{"matchLabels":{"io.kubernetes.pod.namespace":"shop"}}"#, "workloads of all namespaces"),
-    row(CiliumClusterwideNetworkPolicy, "spec.nodeSelector", Partly, r#"{"matchLabels":{"rack":"7"}}"#, "read, and refused at apply: nodes do not enforce it yet"),
+    row(CiliumClusterwideNetworkPolicy, "spec.nodeSelector", Yes, r#"{"matchLabels":{"rack":"7"}}"#, "the nodes themselves; not beside endpointSelector, nor with names or rules.dns"),
     row(CiliumClusterwideNetworkPolicy, "spec.ingress[].fromEndpoints", Yes, r#"[{}]"#, "of all namespaces unless it names some; all else as in a CiliumNetworkPolicy"),
     row(CiliumClusterwideNetworkPolicy, "specs", Yes, r#"[{"endpointSelector":{},"egress":[{}]}]"#, ""),
 

@@ -37,7 +37,6 @@ mod service;
 mod service_export;
 mod sidecar;
 mod types;
-mod unenforced;
 mod workload;
 
 pub use audit::AUDIT_ANNOTATION;

@@ -79,7 +79,7 @@ impl Follower {
 }
 
 fn apply(kind: Kind, value: Value) -> Result<Command, String> {
-    let object = Object::parse_enforced(&prepared(kind, value)).map_err(|e| e.to_string())?;
+    let object = Object::parse(&prepared(kind, value)).map_err(|e| e.to_string())?;
     Ok(Command::Apply { objects: vec![object], dry_run: false })
 }
 

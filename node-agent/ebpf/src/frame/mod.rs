@@ -64,8 +64,10 @@ struct Upper {
 #[inline(always)]
 pub fn classify(ctx: &TcContext, direction: Direction) -> Result<Frame, Reason> {
     let skb = ctx.skb.skb;
+    // A tag of no network, only of a priority (IEEE 802.1Q, section 6.9), is to the stack as if it were not there.
     // SAFETY: the context is valid as long as the program runs.
-    let (has_vlan, ethertype) = unsafe { ((*skb).vlan_present != 0, (*skb).protocol) };
+    let (has_vlan, ethertype) =
+        unsafe { ((*skb).vlan_present != 0 && (*skb).vlan_tci & 0xfff != 0, (*skb).protocol) };
     if has_vlan {
         return Err(Reason::UnsupportedEthertype);
     }

@@ -20,7 +20,7 @@ use self::maps::KernelNat;
 use self::rewrite::Layout;
 use crate::flow;
 use crate::frame::{self, Frame};
-use crate::maps::{ENDPOINTS, SERVED, STAGE, TRANSLATED};
+use crate::maps::{ENDPOINTS, LOCALS, SERVED, STAGE, TRANSLATED};
 
 /// Lets the next program on the interface, or the stack, go on with it.
 const NEXT: i32 = TC_ACT_UNSPEC;
@@ -236,5 +236,10 @@ fn refuse(ctx: &TcContext, ifindex: u32, arrival: &Arrival, outer: &Tuple, reaso
     flow::count(ctx, direction, reason);
     let Tuple { src, dst, .. } = *outer;
     flow::tell_refused(ctx, ifindex, direction, src, dst, arrival.protocol, arrival.now, reason);
+    // At an address of its own, the node's stack says that nobody is there: a reset, or an ICMP error.
+    // SAFETY: only whether it is there is asked.
+    if matches!(reason, Reason::NoBackend) && unsafe { LOCALS.get(&outer.dst) }.is_some() {
+        return NEXT as u32;
+    }
     TC_ACT_SHOT as u32
 }
