@@ -16,7 +16,7 @@ use aya_ebpf::programs::TcContext;
 use ebpf_shared::decide::Scene;
 use ebpf_shared::host::INTERFACE;
 use ebpf_shared::packet::{Kind, Packet, protocol};
-use ebpf_shared::{Addr, Direction, Endpoint, Reason, SockAddr, decide, overlay};
+use ebpf_shared::{Addr, Direction, Endpoint, NoProxies, Reason, SockAddr, decide, overlay};
 
 use crate::conntrack::KernelConntrack;
 use crate::flow;
@@ -121,7 +121,7 @@ unsafe fn look(skb: *mut __sk_buff, stage: *mut HostStage, direction: u32) -> u3
         return PASS;
     }
     stage.packet = match frame::parse(&ctx, &ip, ifindex, direction) {
-        Ok(packet) => packet,
+        Ok((packet, _)) => packet,
         // A protocol without ports: judged by the addresses, as far as rules are about all protocols.
         Err(Reason::UnsupportedProtocol) => Packet {
             src: ip.src,
@@ -193,9 +193,17 @@ unsafe fn judge(skb: *mut __sk_buff, stage: *mut HostStage, direction: u32) -> u
     let direction = way(direction);
     // SAFETY: as the caller says. Volatile, for the reason that `crate::verdict` says.
     let (packet, stage) = unsafe { (core::ptr::read_volatile(&raw const (*stage).packet), &*stage) };
-    let scene = Scene { ifindex: INTERFACE, endpoint: &stage.endpoint, direction, now: stage.now };
+    // Policies for nodes lead to no proxies.
+    let scene = Scene {
+        ifindex: INTERFACE,
+        endpoint: &stage.endpoint,
+        direction,
+        now: stage.now,
+        from_proxy: false,
+        is_piece: false,
+    };
     let policy = KernelPolicy { claimed: stage.claimed };
-    let decision = decide(&policy, &mut KernelConntrack, &scene, &packet);
+    let decision = decide(&policy, &mut KernelConntrack, &mut NoProxies, &scene, &packet);
     flow::count(&ctx, direction, decision.ruling.reason);
     if decision.is_news {
         flow::tell(&ctx, &policy, INTERFACE, &stage.endpoint, direction, &packet, stage.now, &decision);
