@@ -94,7 +94,7 @@ fn the_hooks_at_sockets_are_timed_and_translate_no_packet() {
         ("round trip on a connection to a service", Some("to the pod")),
         ("packets' translations", None),
     ];
-    expect("sockets", &rows, 3);
+    expect("sockets", &rows, 4);
 }
 
 #[test]

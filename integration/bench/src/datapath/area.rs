@@ -110,12 +110,14 @@ impl Scale {
     };
 }
 
+type Measure = fn(&Sandbox, &Scale, &dyn Fn(String)) -> Vec<Row>;
+
 /// Measures an area in a sandbox of its own. `says` is told what comes next. No rows if SKIP_PRIVILEGED=1.
 pub fn measure(area: Area, scale: &Scale, says: impl Fn(String) + Send + 'static) -> Vec<Row> {
     let (tell, told) = channel();
     let scale = scale.clone();
     in_sandbox(move |sandbox| {
-        let of: fn(&Sandbox, &Scale, &dyn Fn(String)) -> Vec<Row> = match area {
+        let of: Measure = match area {
             Area::Packets => packets::measure,
             Area::Forward => forward::measure,
             Area::Services => services::measure,

@@ -53,8 +53,8 @@ pub(super) fn measure(sandbox: &Sandbox, scale: &Scale, says: &dyn Fn(String)) -
             &[after],
             Some(Goal::AtMost(150.0)),
         ),
-        Row::alone(format!("the same, at its most"), "MB", &[peak(agent.process.id())], None),
-        Row::alone(format!("the same, idle"), "% of a core", &[share], Some(Goal::AtMost(0.5))),
+        Row::alone("the same, at its most", "MB", &[peak(agent.process.id())], None),
+        Row::alone("the same, idle", "% of a core", &[share], Some(Goal::AtMost(0.5))),
     ]
 }
 

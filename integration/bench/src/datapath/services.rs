@@ -35,16 +35,17 @@ pub(super) fn measure(sandbox: &Sandbox, scale: &Scale, says: &dyn Fn(String)) -
         says(format!("services: {}", count(*services)));
         let world = World::new(sandbox, *services);
         let direct = world.backends[0];
-        // Ours by sockets and by packets, the baselines, without a service.
-        let mut latency = vec![Vec::new(); 5];
-        let mut slowest = vec![Vec::new(); 5];
-        let mut rate = vec![Vec::new(); 5];
+        // Ours by sockets and by packets, the baselines, without a service. Only ours have a policy, by which each end judges.
+        let mut latency = vec![Vec::new(); 6];
+        let mut slowest = vec![Vec::new(); 6];
+        let mut rate = vec![Vec::new(); 6];
         let cases = [
             (&world.ours, true, Some(*services)),
             (&world.ours, false, Some(*services)),
             (&world.iptables, false, Some(*services)),
             (&world.nftables, false, Some(*services)),
             (&world.plain, false, None),
+            (&world.ours, false, None),
         ];
         for round in 0..scale.rounds {
             for turn in 0..cases.len() {
@@ -61,7 +62,7 @@ pub(super) fn measure(sandbox: &Sandbox, scale: &Scale, says: &dyn Fn(String)) -
             }
         }
         let size = count(*services);
-        let names = [world.program, "nftables maps", "no service"];
+        let names = [world.program, "nftables maps", "no service, no policy", "no service, same policy"];
         for (ours, way) in [(0, "by sockets"), (1, "by packets")] {
             for (baseline, name) in (2..).zip(names) {
                 let goal = (baseline == 2).then_some(Goal::RatioAtMost(1.0));

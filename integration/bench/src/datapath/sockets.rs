@@ -38,15 +38,16 @@ pub(super) fn measure(sandbox: &Sandbox, scale: &Scale, says: &dyn Fn(String)) -
 
     let bare = Place { pod: &node.pods[0], cgroup: None };
     let hooked = Place { pod: &node.pods[0], cgroup: Some(sandbox.cgroup.clone()) };
-    let mut connects = vec![[const { Vec::new() }; 4]; 2];
+    let mut connects = vec![[const { Vec::new() }; 5]; 2];
     for round in 0..scale.rounds {
-        for turn in 0..4 {
-            let which = (turn + round) % 4;
+        for turn in 0..5 {
+            let which = (turn + round) % 5;
             for (datagram, times) in [(true, scale.datagram_connects), (false, scale.connects)] {
                 let found = match which {
                     0 => hooked.connect(Some(services), at(1), times, datagram),
                     1 => hooked.connect(None, at(1), times, datagram),
                     2 => bare.connect(None, at(1), times, datagram),
+                    3 => hooked.connect(Some(1), at(1), times, datagram),
                     _ => bare.connect(None, at(2), times, datagram),
                 };
                 connects[usize::from(!datagram)][which].push(found[0]);
@@ -56,7 +57,7 @@ pub(super) fn measure(sandbox: &Sandbox, scale: &Scale, says: &dyn Fn(String)) -
     let mut rows = Vec::new();
     let size = count(services);
     for (times, kind) in connects.iter().zip(["datagram", "TCP"]) {
-        let [service, direct, bare, again] = times;
+        let [service, direct, bare, one, again] = times;
         let name = format!("connect of a {kind} socket");
         rows.push(Row::compared(format!("A/A {name}"), "ns", bare, again, "itself", None));
         rows.push(Row::compared(
@@ -69,7 +70,9 @@ pub(super) fn measure(sandbox: &Sandbox, scale: &Scale, says: &dyn Fn(String)) -
         ));
         // A TCP handshake is two orders of magnitude above what is looked for.
         let goal = (kind == "datagram").then_some(Goal::AtMost(1_000.0));
-        rows.push(Row::alone(format!("added to the {name} to a service"), "ns", &minus(service, bare), goal));
+        rows.push(Row::alone(format!("added to the {name} to a service"), "ns", &minus(one, bare), goal));
+        let cold = format!("added to the {name} to one of {size} services");
+        rows.push(Row::alone(cold, "ns", &minus(service, bare), goal));
         rows.push(Row::alone(format!("added to the {name} to a pod"), "ns", &minus(direct, bare), goal));
     }
 
