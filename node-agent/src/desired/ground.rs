@@ -110,7 +110,8 @@ impl Ground {
         };
         let mut places: BTreeMap<u32, Option<Place>> = BTreeMap::new();
         let all = current.identities.iter().map(|(net, number)| (*number, live(net)));
-        for (number, place) in all.chain(current.lingering.iter().map(|(at, number)| (*number, lasting(at)))) {
+        for (number, place) in all.chain(current.lingering.iter().map(|(at, number)| (*number, lasting(at))))
+        {
             let known = places.entry(number).or_insert_with(|| place.clone());
             if *known != place {
                 *known = None;
@@ -139,12 +140,7 @@ impl Ground {
     }
 
     /// Gives the places of an address their numbers; true: one of them is new.
-    fn number(
-        &mut self,
-        address: IpAddr,
-        held: &BTreeMap<Place, u32>,
-        dictionary: &mut Dictionary,
-    ) -> bool {
+    fn number(&mut self, address: IpAddr, held: &BTreeMap<Place, u32>, dictionary: &mut Dictionary) -> bool {
         let Some(Host { live, lasting }) = self.hosts.get(&address).cloned() else { return false };
         let mut is_new = false;
         for place in [live, lasting] {
@@ -158,12 +154,7 @@ impl Ground {
     }
 
     /// Takes in that the names of these addresses changed. True: one of them has an identity that no class speaks of yet.
-    pub fn note(
-        &mut self,
-        addresses: &BTreeSet<IpAddr>,
-        names: &Names,
-        dictionary: &mut Dictionary,
-    ) -> bool {
+    pub fn note(&mut self, addresses: &BTreeSet<IpAddr>, names: &Names, dictionary: &mut Dictionary) -> bool {
         let mut is_new = false;
         for address in addresses {
             match self.host(*address, names) {
