@@ -35,6 +35,8 @@ pub struct Dictionary {
     /// Numbers of `places`.
     taken: HashSet<u32>,
     last_place: u32,
+    /// The numbers that the kernel has for addresses with names are not taken over yet.
+    begins: bool,
     /// The kernel's number of each of the control plane's classes.
     pub(super) classes: BTreeMap<u32, u32>,
     pub(super) rulesets: RuleSets,
@@ -55,6 +57,7 @@ impl Dictionary {
         let in_use = in_use.filter(|n| **n & LOCAL != 0);
         Self {
             last_place: in_use.map(|n| n & !LOCAL).max().unwrap_or(0),
+            begins: true,
             taken: places.values().copied().collect(),
             places,
             classes: BTreeMap::new(),
@@ -97,6 +100,11 @@ impl Dictionary {
             return number;
         }
         self.place(place.clone())
+    }
+
+    /// Whether this is the first look at what the kernel holds.
+    pub(super) fn begins(&mut self) -> bool {
+        std::mem::take(&mut self.begins)
     }
 
     /// The number of a place that has one.

@@ -91,10 +91,33 @@ impl Ground {
         for cidr in &ground.node_cidrs {
             dictionary.place(Place::Node(*cidr));
         }
+        let held = if dictionary.begins() { ground.held(current) } else { BTreeMap::new() };
         for address in ground.hosts.keys().copied().collect::<Vec<_>>() {
-            ground.number(address, current, dictionary);
+            ground.number(address, &held, dictionary);
         }
         ground
+    }
+
+    /// What numbers in the kernel stand for, as far as all that has one is in one place.
+    fn held(&self, current: &Desired) -> BTreeMap<Place, u32> {
+        let live = |net: &IpNet| {
+            let host = self.hosts.get(&net.addr()).filter(|_| is_host(net))?;
+            host.live.clone()
+        };
+        let lasting = |address: &IpAddr| {
+            let host = self.hosts.get(address)?;
+            host.lasting.clone().or_else(|| host.live.clone())
+        };
+        let mut places: BTreeMap<u32, Option<Place>> = BTreeMap::new();
+        let all = current.identities.iter().map(|(net, number)| (*number, live(net)));
+        for (number, place) in all.chain(current.lingering.iter().map(|(at, number)| (*number, lasting(at))))
+        {
+            let known = places.entry(number).or_insert_with(|| place.clone());
+            if *known != place {
+                *known = None;
+            }
+        }
+        places.into_iter().filter_map(|(number, place)| Some((place?, number))).collect()
     }
 
     /// What an address is by its names; `None`: nothing.
@@ -117,14 +140,12 @@ impl Ground {
     }
 
     /// Gives the places of an address their numbers; true: one of them is new.
-    fn number(&mut self, address: IpAddr, current: &Desired, dictionary: &mut Dictionary) -> bool {
+    fn number(&mut self, address: IpAddr, held: &BTreeMap<Place, u32>, dictionary: &mut Dictionary) -> bool {
         let Some(Host { live, lasting }) = self.hosts.get(&address).cloned() else { return false };
-        let held = current.identities.get(&IpNet::from(address)).copied();
-        let held_before = current.lingering.get(&address).copied().or(held);
         let mut is_new = false;
-        for (place, held) in [(live, held), (lasting, held_before)] {
+        for place in [live, lasting] {
             if let Some(place) = place.filter(|place| !self.places.contains_key(place)) {
-                let number = dictionary.place_with(&place, held);
+                let number = dictionary.place_with(&place, held.get(&place).copied());
                 self.places.insert(place, number);
                 is_new = true;
             }
@@ -133,20 +154,14 @@ impl Ground {
     }
 
     /// Takes in that the names of these addresses changed. True: one of them has an identity that no class speaks of yet.
-    pub fn note(
-        &mut self,
-        addresses: &BTreeSet<IpAddr>,
-        names: &Names,
-        current: &Desired,
-        dictionary: &mut Dictionary,
-    ) -> bool {
+    pub fn note(&mut self, addresses: &BTreeSet<IpAddr>, names: &Names, dictionary: &mut Dictionary) -> bool {
         let mut is_new = false;
         for address in addresses {
             match self.host(*address, names) {
                 Some(host) => drop(self.hosts.insert(*address, host)),
                 None => drop(self.hosts.remove(address)),
             }
-            is_new |= self.number(*address, current, dictionary);
+            is_new |= self.number(*address, &BTreeMap::new(), dictionary);
         }
         is_new
     }

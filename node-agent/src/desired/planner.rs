@@ -174,7 +174,7 @@ impl Planner {
             return None;
         }
         let mut nets = known.note(inputs, touched)?;
-        let is_new = known.ground.note(&touched.names, inputs.names, current, &mut self.dictionary);
+        let is_new = known.ground.note(&touched.names, inputs.names, &mut self.dictionary);
         for address in &touched.names {
             nets.entry(IpNet::from(*address)).or_default();
         }

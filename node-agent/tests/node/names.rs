@@ -139,6 +139,17 @@ fn story(host: &mut Host<'_>, state: &Arc<State>, zone: &Zone) {
     state.declare("shop/pay");
     state.put("1", &wire::PolicyClass { id: 1, ..Default::default() });
     state.put("2", &policy());
+    // Pods have their node's address outside, as soon as it is known what is inside.
+    state.put(
+        "n1",
+        &wire::Node {
+            name: "n1".into(),
+            address: "192.0.2.1".into(),
+            address6: "2001:db8::1".into(),
+            pod_cidrs: vec!["10.1.1.0/24".into(), "fd00:1::100/120".into()],
+            ..Default::default()
+        },
+    );
     host.start();
     host.add("pay");
     eventually("the DNS proxy runs", || {
