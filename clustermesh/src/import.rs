@@ -304,7 +304,7 @@ mod tests {
     #[test]
     fn every_field_is_checked_and_named() {
         type Spoil = fn(&mut ExportedService);
-        let cases: [(&str, Spoil); 13] = [
+        let cases: [(&str, Spoil); 19] = [
             ("namespace", |s| s.namespace = "a/b".into()),
             ("name", |s| s.name.clear()),
             ("ports", |s| s.ports.clear()),
