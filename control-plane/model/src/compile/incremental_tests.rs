@@ -17,7 +17,7 @@ use super::{
     compile_numbered,
     generate_cilium::cilium_policy,
     generate_cluster::cluster_policy,
-    generate_network::policy_spec,
+    policy_tests::policy_spec,
     world::{TestCluster, named},
 };
 use crate::{
