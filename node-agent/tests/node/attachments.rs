@@ -136,7 +136,7 @@ fn chain_after_ptp(host: &Host<'_>, state: &Arc<State>) {
     run(&["ip", "link", "delete", "vethp"]);
     let pins = host.sandbox.bpffs().join("links");
     let doors = || std::fs::read_dir(&pins).unwrap().flatten().filter(is_door).count();
-    eventually("its programs are forgotten", || (doors() == 4 * links().len()).then_some(()));
+    eventually("its programs are forgotten", || (doors() == 6 * links().len()).then_some(()));
     run(&["ip", "netns", "delete", &name("payptp")]);
 }
 
