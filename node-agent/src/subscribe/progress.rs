@@ -27,7 +27,7 @@ struct Inner {
     updates: [Updates; TYPES_COUNT],
 }
 
-const TYPES_COUNT: usize = 6;
+const TYPES_COUNT: usize = 7;
 
 impl Default for Inner {
     fn default() -> Self {
