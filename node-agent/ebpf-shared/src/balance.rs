@@ -32,8 +32,6 @@ pub struct Ask {
 pub enum Choice {
     /// Where it was sent to: that is no service.
     NotAService,
-    /// Where it was sent to: there a proxy of the node has it, for which the program at the pod's door sees.
-    ByProxy,
     /// To the listener of the sidecar, on loopback.
     Proxy(u16),
     To(Target),
@@ -82,9 +80,6 @@ fn look<M: ServiceMaps>(maps: &mut M, ask: &Ask) -> Choice {
     let Some(service) = maps.service(&ask.key) else { return Choice::NotAService };
     if ask.has_sidecar && service.proxy_port != 0 && ask.key.protocol == protocol::TCP {
         return Choice::Proxy(service.proxy_port);
-    }
-    if service.redirect != 0 {
-        return Choice::ByProxy;
     }
     if service.flags & ServiceValue::SOURCES != 0
         && !maps.admits(&SourceKey { service: service.id, addr: ask.client })

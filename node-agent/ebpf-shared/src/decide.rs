@@ -28,7 +28,7 @@
 
 use crate::conntrack::Basis;
 use crate::packet::{Kind, icmp, protocol};
-use crate::policy::{Led, Question};
+use crate::policy::Question;
 use crate::redirect::{NO_SLOT, Proxies};
 use crate::{
     ConnEntry, ConnKey, Conntrack, Direction, Endpoint, Packet, PolicyMaps, Reason, Ruling, identity, judge,
@@ -115,7 +115,7 @@ pub fn weigh<P: PolicyMaps, C: Conntrack>(
 
     match known {
         None if !matches!(packet.kind, Kind::Plain) => {
-            Decision { ruling: Ruling::drop(Reason::UnrelatedIcmp, 0), is_reply: false, is_news: true }
+            Decision { ruling: Ruling::drop(Reason::UnrelatedIcmp, 0), is_reply, is_news: true }
         }
         None => {
             let midstream = packet.protocol == protocol::TCP && !opens;
@@ -126,7 +126,7 @@ pub fn weigh<P: PolicyMaps, C: Conntrack>(
                     ruling = Ruling::drop(Reason::ConntrackFull, ruling.policy_id);
                 }
             }
-            Decision { ruling, is_reply: false, is_news: true }
+            Decision { ruling, is_reply, is_news: true }
         }
         Some(entry) => {
             let was_over = entry.is_over();
@@ -235,17 +235,6 @@ fn rule<P: PolicyMaps>(
             _ => port,
         },
     };
-    let led = match question.direction {
-        Direction::Egress => policy.led(packet, is_reply),
-        Direction::Ingress => Led::NOWHERE,
-    };
-    if led.slot != NO_SLOT {
-        if led.backend.addr.is_unspecified() {
-            return Ruling::drop(Reason::NoBackend, 0);
-        }
-        question.identity = peer_identity(policy, &led.backend.addr);
-        question.port = led.backend.port;
-    }
     let mut ruling = judge(policy, &question);
     // With a proxy, there is no doubt who is to get it.
     if midstream && ruling.passes() && !matches!(ruling.reason, Reason::Redirected) {
@@ -256,13 +245,7 @@ fn rule<P: PolicyMaps>(
             ruling = other;
         }
     }
-    if scene.endpoint.is_audited() {
-        ruling = ruling.audited();
-    }
-    if led.slot != NO_SLOT && ruling.passes() && !matches!(ruling.reason, Reason::Redirected) {
-        ruling = Ruling { reason: Reason::Redirected, proxy: led.slot, ..ruling };
-    }
-    ruling
+    if scene.endpoint.is_audited() { ruling.audited() } else { ruling }
 }
 
 /// The identity behind an address.

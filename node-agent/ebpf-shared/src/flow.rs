@@ -103,7 +103,6 @@ impl Reason {
             1 => Self::DefaultDeny,
             4 => Self::PolicyMissing,
             15 => Self::Audited,
-            18 => Self::NoBackend,
             21 => Self::Redirected,
             22 => Self::ProxyGone,
             _ => Self::PolicyDenied,

@@ -410,7 +410,7 @@ pub fn begin<M: NatMaps>(maps: &mut M, arrival: &Arrival) -> Outcome {
         has_sidecar: false,
     };
     let target = match balance(maps, &ask) {
-        Choice::NotAService | Choice::ByProxy | Choice::Proxy(_) => return Outcome::PASS,
+        Choice::NotAService | Choice::Proxy(_) => return Outcome::PASS,
         Choice::NoBackend => return Outcome::drop(Reason::NoBackend),
         Choice::SourceRange => return Outcome::drop(Reason::SourceRange),
         Choice::To(target) => target,

@@ -201,38 +201,11 @@ pub trait PolicyMaps {
     /// That which the address has for flows that are there already, where it is another than for new ones;
     /// [`crate::identity::ANY`]: it is the same. So a connection outlives the DNS answer that it was made by.
     fn lingering(&self, addr: &crate::Addr) -> u32;
-    /// The service that a flow goes to, if pods reach it by a proxy of the node only; see [`Led`]. The flow's packet, and whether it
-    /// answers it.
-    #[inline(always)]
-    fn led(&self, _packet: &crate::Packet, _is_reply: bool) -> Led {
-        Led::NOWHERE
-    }
-
     /// The same ruling. In the kernel, the verifier forgets here by which way it came about, and walks what follows once.
     #[inline(always)]
     fn forget_why(&self, ruling: Ruling) -> Ruling {
         ruling
     }
-}
-
-/// A service that pods reach by a proxy: policy is about its backends, and so about one of them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct Led {
-    /// [`Addr::UNSPECIFIED`](crate::Addr::UNSPECIFIED): it has none.
-    pub backend: crate::SockAddr,
-    /// The proxy's; 0: there is no such service.
-    pub slot: u16,
-    pub padding: u16,
-}
-
-impl Led {
-    /// No such service.
-    pub const NOWHERE: Self = Self {
-        backend: crate::SockAddr::new(crate::Addr::UNSPECIFIED, 0),
-        slot: crate::redirect::NO_SLOT,
-        padding: 0,
-    };
 }
 
 /// Who asks what of whom.
@@ -249,6 +222,7 @@ pub struct Question {
 
 /// The answer, and the rule it rests on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
 pub struct Ruling {
     pub reason: Reason,
     pub policy_id: u32,

@@ -5,9 +5,7 @@ use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::TcContext;
 use ebpf_shared::decide::{Scene, settle, weigh};
 use ebpf_shared::redirect::NO_SLOT;
-use ebpf_shared::{
-    Addr, Decision, Direction, Endpoint, Kind, Led, Packet, Reason, Ruling, ServiceKey, overlay,
-};
+use ebpf_shared::{Addr, Decision, Direction, Endpoint, Kind, Packet, Reason, Ruling, overlay};
 
 use crate::conntrack::KernelConntrack;
 use crate::flow;
@@ -108,9 +106,7 @@ unsafe fn look(
     let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return DROP };
     // SAFETY: this CPU's own, see `forget_how`.
     unsafe {
-        (*scratch).ruled.write(&decision.ruling);
-        core::ptr::write_volatile(&raw mut (*scratch).is_reply, decision.is_reply as u32);
-        core::ptr::write_volatile(&raw mut (*scratch).is_news, decision.is_news as u32);
+        core::ptr::write_volatile(&raw mut (*scratch).decision, decision);
         core::ptr::write_volatile(&raw mut (*scratch).endpoint, *endpoint);
     }
     UNSETTLED as i32
@@ -127,13 +123,9 @@ unsafe fn conclude(skb: *mut __sk_buff, way: u32) -> u32 {
     // SAFETY: as the caller says; this CPU's own.
     let (ifindex, mark, now) = unsafe { ((*skb).ifindex, (*skb).mark, bpf_ktime_get_ns()) };
     // SAFETY: as above.
-    let scratch = unsafe { &*scratch };
-    let (seen, endpoint) = (&scratch.seen, &scratch.endpoint);
-    let decision = Decision {
-        ruling: scratch.ruled.read(),
-        is_reply: scratch.is_reply != 0,
-        is_news: scratch.is_news != 0,
-    };
+    let (seen, endpoint) = unsafe { (&(*scratch).seen, &(*scratch).endpoint) };
+    // SAFETY: as above; volatile, for the verifier.
+    let decision = unsafe { core::ptr::read_volatile(&raw const (*scratch).decision) };
     let direction = if way == Direction::Egress as u32 { Direction::Egress } else { Direction::Ingress };
     let from_proxy = matches!(direction, Direction::Ingress) && redirect::is_of_proxy(mark);
     let scene = Scene { ifindex, endpoint, direction, now, from_proxy, is_piece: seen.is_piece != 0 };
@@ -155,53 +147,12 @@ unsafe fn conclude(skb: *mut __sk_buff, way: u32) -> u32 {
     if is_aside { redirect::set_aside(&ctx, ifindex) as u32 } else { NEXT as u32 }
 }
 
-/// A ruling, field by field: a copy of the whole would copy what is between the fields as well, and that may be anything.
-#[repr(C)]
-pub struct Written {
-    policy_id: u32,
-    proxy: u16,
-    reason: u16,
-}
-
-impl Written {
-    /// (Volatile, so that the compiler does not remember what was written.)
-    #[inline(always)]
-    pub fn write(&mut self, ruling: &Ruling) {
-        // SAFETY: valid references.
-        unsafe {
-            core::ptr::write_volatile(&raw mut self.policy_id, ruling.policy_id);
-            core::ptr::write_volatile(&raw mut self.proxy, ruling.proxy);
-            core::ptr::write_volatile(&raw mut self.reason, ruling.reason as u16);
-        }
-    }
-
-    #[inline(always)]
-    pub fn read(&self) -> Ruling {
-        // SAFETY: valid references; the number of a reason is what [`Self::write`] has written, or, of the map's own making,
-        // that of the first.
-        unsafe {
-            Ruling {
-                policy_id: core::ptr::read_volatile(&raw const self.policy_id),
-                proxy: core::ptr::read_volatile(&raw const self.proxy),
-                reason: core::mem::transmute::<u8, Reason>(
-                    core::ptr::read_volatile(&raw const self.reason) as u8
-                ),
-            }
-        }
-    }
-}
-
 /// What lies in [`SCRATCH`].
 #[repr(C)]
 pub struct Scratch {
     pub seen: Seen,
-    pub ruling: Written,
-    /// The service that is asked for, and what is known of it: see `crate::policy`.
-    pub asked: ServiceKey,
-    pub led: Led,
-    ruled: Written,
-    is_reply: u32,
-    is_news: u32,
+    pub ruling: Ruling,
+    decision: Decision,
     endpoint: Endpoint,
 }
 

@@ -77,7 +77,7 @@ pub const COVERAGE: &[Coverage] = &[
     row(Workload, "spec.ports[].hostIP", Yes, r#""192.0.2.7""#, "with hostPort; absent: every address of the node"),
     row(Workload, "status", Ignored, "{}", ""),
 
-    row(Service, "metadata.annotations", Yes, r#"{"networking.istio.io/exportTo":".,pay"}"#, "exportTo: who may know of it; isthmus.io/overflow: on or off; isthmus.io/forwarding: snat or dsr; isthmus.io/redirect: a proxy of the node; the rest is kept"),
+    row(Service, "metadata.annotations", Yes, r#"{"networking.istio.io/exportTo":".,pay"}"#, "exportTo: who may know of it; isthmus.io/overflow: on or off; isthmus.io/forwarding: snat or dsr; the rest is kept"),
     row(Service, "spec.selector", Yes, r#"{"app":"x"}"#, ""),
     row(Service, "spec.ports[].name", Yes, r#""http""#, ""),
     row(Service, "spec.ports[].port", Yes, "80", ""),

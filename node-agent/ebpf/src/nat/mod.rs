@@ -191,7 +191,7 @@ fn concerns(place: u8, packet: &Packet) -> bool {
 }
 
 #[inline(always)]
-pub fn is_served(bit: u32) -> bool {
+fn is_served(bit: u32) -> bool {
     match SERVED.get(bit / 64) {
         // SAFETY: a valid reference; volatile, as the agent may be writing.
         Some(word) => unsafe { core::ptr::read_volatile(word) & (1 << (bit % 64)) != 0 },
