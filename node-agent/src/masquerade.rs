@@ -2,9 +2,13 @@
 //! them, have no route to pods, and a peer's pods may even have the same addresses.
 //!
 //! Traffic within the mesh, between pods and nodes, is never rewritten: the kernel programs know a source by its address.
+//!
+//! An answer to what a proxy asked in a pod's name has been translated back when the pod's door sends it to the proxy, and comes
+//! in once more there: that is no connection of its own, and nothing is to be translated again.
 
 use std::{collections::BTreeSet, fmt::Write as _, net::IpAddr, process::Stdio, time::Duration};
 
+use ebpf_shared::redirect::TO_PROXY_UNTRACKED;
 use ipnet::IpNet;
 use tokio::{io::AsyncWriteExt, process::Command};
 
@@ -66,6 +70,10 @@ fn table(own: &IpNet, mesh: &BTreeSet<IpNet>) -> String {
          \tchain leaving {{\n\
          \t\ttype nat hook postrouting priority srcnat; policy accept;\n\
          \t\t{family} saddr {own} {family} daddr != {{ {inside} }} masquerade\n\
+         \t}}\n\
+         \tchain aside {{\n\
+         \t\ttype filter hook prerouting priority raw; policy accept;\n\
+         \t\tmeta mark {TO_PROXY_UNTRACKED:#x} notrack\n\
          \t}}\n\
          }}\n"
     )
