@@ -505,6 +505,8 @@ mod tests {
         let class =
             wire::PolicyClass { id: 7, default_deny_egress: true, rules: vec![rule], ..Default::default() };
         engine.apply(&update(&[("7", class)], &[])).unwrap();
+        // Until workloads were told of, what the kernel knows of addresses stays.
+        engine.apply(&update::<wire::WorkloadAddress>(&[], &["shop/gone"])).unwrap();
         let at = |n: u8| (IpAddr::from([198, 51, 100, n]), Duration::from_secs(60));
         let held = |n: u8| engine.kernel(|kernel, _| kernel.identities.get(&IpNet::from(at(n).0)).copied());
         engine.admit("www.example.com", &[at(1)], 1_000).unwrap();
