@@ -108,7 +108,6 @@ fn rule(rng: &mut StdRng, policy_id: u32) -> Rule {
         Some(ECHO6..=ECHO6),
     ];
     Rule {
-        redirect: None,
         direction: direction(rng),
         allow: rng.random_bool(0.7),
         audit: rng.random_bool(0.1),

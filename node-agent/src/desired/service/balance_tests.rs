@@ -9,7 +9,6 @@ use ebpf_shared::nat::{
     Arrival, NatKey, NatMaps, NatValue, NodeConfig, Outcome, Tuple, loopback, place, translate, way,
 };
 use ebpf_shared::packet::protocol::{TCP, UDP};
-use ebpf_shared::redirect::NO_SLOT;
 use ebpf_shared::service::{AffinityKey, AffinityValue, SourceKey};
 use ebpf_shared::{Addr, Backend, Reason, ServiceKey, ServiceMaps, ServiceValue, SockAddr};
 use proptest::prelude::*;
@@ -168,7 +167,6 @@ prop_compose! {
             source_ranges: if ranged { vec!["198.51.100.0/24".parse().unwrap()] } else { Vec::new() },
             prefer_same_zone,
             direct: false,
-            redirect: String::new(),
         }
     }
 }
@@ -208,7 +206,7 @@ proptest! {
         let addresses = PodAddresses { v4: Ipv4Addr::new(10, 1, 1, 1), v6: None };
         let pod = Pod { addresses, ifindex: 1, netns_cookie: 1 };
         let pods = BTreeMap::from([(NamespacedName::new("shop", "pay-0"), pod)]);
-        let mut maps = Emulation::of(&services(&resources, OWN.into(), &pods, &mut |_| NO_SLOT));
+        let mut maps = Emulation::of(&services(&resources, OWN.into(), &pods));
 
         let (address, scope) = if outside { (BALANCER, Scope::Outside) } else { (VIP, Scope::Inside) };
         let local = if outside { service.external_local } else { service.internal_local };
@@ -233,7 +231,7 @@ proptest! {
                         prop_assert_eq!(again, Choice::To(target));
                         ask.now += 61_000_000_000;
                         // Long after, by the hash again.
-                        let fresh = balance(&mut Emulation { affinity: BTreeMap::new(), ..Emulation::of(&services(&resources, OWN.into(), &pods, &mut |_| NO_SLOT)) }, &ask);
+                        let fresh = balance(&mut Emulation { affinity: BTreeMap::new(), ..Emulation::of(&services(&resources, OWN.into(), &pods)) }, &ask);
                         prop_assert_eq!(balance(&mut maps, &ask), fresh);
                     }
                 }
