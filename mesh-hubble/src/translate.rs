@@ -6,9 +6,8 @@ use mesh_model::resource::NamespacedName;
 use xds_proto::{
     hubble::flow::{
         self as hubble, CiliumEventType, Dns, Endpoint, Flow, FlowType, IcmPv4, IcmPv6, Ip, IpVersion,
-        L7FlowType, Layer4, Layer7, NetworkInterface, Sctp, Service, Tcp, TcpFlags, TraceObservationPoint, TrafficDirection, Udp,
-        Verdict, Workload, layer4::Protocol,
-        layer7::Record,
+        L7FlowType, Layer4, Layer7, NetworkInterface, Sctp, Service, Tcp, TcpFlags, TraceObservationPoint,
+        TrafficDirection, Udp, Verdict, Workload, layer4::Protocol, layer7::Record,
     },
     isthmus::bootstrap::v1::{Flow as Told, FlowDns, FlowPeer},
 };

@@ -18,9 +18,7 @@ use xds_client::Update;
 use xds_proto::{isthmus::agent::v1::HostEndpoint, type_url};
 
 use crate::{
-    desired::{
-        Desired, Dictionary, EndpointEntry, Inputs, Listens, MapOp, Planner, Pod, PodAddresses,
-    },
+    desired::{Desired, Dictionary, EndpointEntry, Inputs, Listens, MapOp, Planner, Pod, PodAddresses},
     maps::{MapError, Maps},
     names::Names,
     subscribe::{HostPort, Resources, Touched},
@@ -33,7 +31,8 @@ use names::Kept;
 const RETRY: Duration = Duration::from_secs(1);
 
 /// What is accepted is enforced.
-const NO_NET: &str = "a policy selects this node, but its agent runs without --net-interface: nothing would enforce it";
+const NO_NET: &str =
+    "a policy selects this node, but its agent runs without --net-interface: nothing would enforce it";
 
 /// The state of the node and its kernel. Cheap to clone.
 #[derive(Clone)]
@@ -357,10 +356,7 @@ impl Engine {
 
 impl Inner {
     fn take(&mut self, update: &Update) -> Result<(), String> {
-        if self.has_no_net
-            && update.type_url == type_url::<HostEndpoint>()
-            && !update.added.is_empty()
-        {
+        if self.has_no_net && update.type_url == type_url::<HostEndpoint>() && !update.added.is_empty() {
             return Err(NO_NET.to_owned());
         }
         let touched = self.resources.apply(update).map_err(|error| error.to_string())?;

@@ -57,7 +57,8 @@ impl Known {
         loop {
             tokio::time::sleep(EVERY).await;
             looks = looks.wrapping_add(1);
-            if let Err(error) = self.refresh(&net, &upstream, &engine, looks.is_multiple_of(ASK_EVERY)).await {
+            if let Err(error) = self.refresh(&net, &upstream, &engine, looks.is_multiple_of(ASK_EVERY)).await
+            {
                 tracing::error!(%error, "this node's addresses are not known to the kernel");
             }
         }

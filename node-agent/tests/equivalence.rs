@@ -21,9 +21,9 @@ use support::frames::{
     DESTINATION, HOP_BY_HOP, ROUTING, answer, echo, error_about, extended, fragment, frame, icmp_of,
     listener, on_link, packet, padding, piece, transport,
 };
-use support::{cases, in_sandbox};
 use support::policy::{Writer, defaults};
 use support::reference::{Look, Pieces, look};
+use support::{cases, in_sandbox};
 
 const LO: u32 = 1;
 const POD: [IpAddr; 2] = [v4([10, 1, 0, 5]), v6([0xfd00, 1, 0, 0, 0, 0, 0, 5])];

@@ -148,7 +148,12 @@ fn the_node_is_judged_by_who_asks_and_everything_else_is_not() {
             assert!(twin.kernel_passes(Ingress, &syn((client, 1), (workload, 22))));
             assert!(twin.kernel_passes(Egress, &syn((workload, 1), (client, 22))));
         }
-        twin.select(2, DENY_INGRESS | DENY_EGRESS, &[rule(true, Egress, WORLD, TCP, Some((443, 443)), 21)], false);
+        twin.select(
+            2,
+            DENY_INGRESS | DENY_EGRESS,
+            &[rule(true, Egress, WORLD, TCP, Some((443, 443)), 21)],
+            false,
+        );
         for family in BOTH {
             let Addresses { node, client, .. } = of(family);
             assert!(!twin.passes(Ingress, &echo(client, node, 8)));
@@ -158,7 +163,9 @@ fn the_node_is_judged_by_who_asks_and_everything_else_is_not() {
             let Addresses { node, client, .. } = of(family);
             assert!(twin.passes(Ingress, &syn((client, 1), (node, 22))), "only told of");
         }
-        assert!(twin.kernel.metrics().expect("readable").iter().any(|(_, reason, _)| *reason == Reason::Audited));
+        assert!(
+            twin.kernel.metrics().expect("readable").iter().any(|(_, reason, _)| *reason == Reason::Audited)
+        );
         twin.kernel.remove_endpoint(INTERFACE).expect("removable");
         for family in BOTH {
             let Addresses { node, client, .. } = of(family);
@@ -301,9 +308,12 @@ fn echo_datagrams(socket: UdpSocket) {
 fn real_packets_of_the_node_meet_its_policy_and_those_that_it_forwards_do_not() {
     in_sandbox(|sandbox| {
         let mut scene = Scene::new(sandbox);
-        run(&["nft", "add table inet m; add chain inet m out { type nat hook postrouting priority srcnat; }; \
+        run(&[
+            "nft",
+            "add table inet m; add chain inet m out { type nat hook postrouting priority srcnat; }; \
               add rule inet m out oifname net ip saddr 10.1.0.0/16 masquerade; \
-              add rule inet m out oifname net ip6 saddr fd00:1::/64 masquerade"]);
+              add rule inet m out oifname net ip6 saddr fd00:1::/64 masquerade",
+        ]);
         let mut kept = Vec::new();
         for family in BOTH {
             let Addresses { node, client, .. } = of(family);
@@ -312,7 +322,10 @@ fn real_packets_of_the_node_meet_its_policy_and_those_that_it_forwards_do_not() 
             }
             echo_datagrams(UdpSocket::bind((node, 80)).expect("free"));
             let (listener, socket) = scene.client.run(move || {
-                (TcpListener::bind((client, 443)).expect("free"), UdpSocket::bind((client, 53)).expect("free"))
+                (
+                    TcpListener::bind((client, 443)).expect("free"),
+                    UdpSocket::bind((client, 53)).expect("free"),
+                )
             });
             serve(listener);
             echo_datagrams(socket);
@@ -329,7 +342,10 @@ fn real_packets_of_the_node_meet_its_policy_and_those_that_it_forwards_do_not() 
             }
             kept.push((forbidden, allowed, opened, pods));
         }
-        scene.kernel.set_control(&BOTH.map(|family| SocketAddr::new(of(family).node, 9443)).into()).expect("ok");
+        scene
+            .kernel
+            .set_control(&BOTH.map(|family| SocketAddr::new(of(family).node, 9443)).into())
+            .expect("ok");
         let rules = [
             rule(true, Ingress, WORLD, TCP, Some((80, 80)), 11),
             rule(true, Ingress, WORKLOAD, TCP, Some((22, 22)), 12),
@@ -355,7 +371,10 @@ fn real_packets_of_the_node_meet_its_policy_and_those_that_it_forwards_do_not() 
             assert!(is_silent(scene.pod.run(move || connect(at(80), AFTER))));
             assert!(says(&connect(scene.pod.at(family, 8080), BEFORE).expect("allowed"), BEFORE));
             // A pod to outside, under the node's address.
-            assert!(says(&scene.pod.run(move || connect((client, 443).into(), BEFORE)).expect("its own"), BEFORE));
+            assert!(says(
+                &scene.pod.run(move || connect((client, 443).into(), BEFORE)).expect("its own"),
+                BEFORE
+            ));
         }
         scene.select(3, DENY_INGRESS | DENY_EGRESS, &[rule(true, Egress, WORLD, UDP, Some((53, 53)), 21)]);
         for (family, (_, allowed, opened, pods)) in BOTH.into_iter().zip(&kept) {
@@ -365,7 +384,10 @@ fn real_packets_of_the_node_meet_its_policy_and_those_that_it_forwards_do_not() 
             assert!(is_silent(connect((client, 443).into(), AFTER)));
             assert!(asks(node, (client, 53).into(), BEFORE));
             assert!(is_silent(connect(scene.pod.at(family, 8080), AFTER)), "{family:?}");
-            assert!(says(&scene.pod.run(move || connect((client, 443).into(), BEFORE)).expect("its own"), BEFORE));
+            assert!(says(
+                &scene.pod.run(move || connect((client, 443).into(), BEFORE)).expect("its own"),
+                BEFORE
+            ));
         }
         scene.kernel.remove_endpoint(INTERFACE).expect("removable");
         for family in BOTH {

@@ -309,7 +309,7 @@ fn upgraded(sandbox: &Sandbox, old: &[Vec<u32>; 3]) {
     assert_eq!((format(sandbox), dirs(sandbox)), (limits::FORMAT, vec!["links".into(), "maps".into()]));
     for (pod, before) in ALL.into_iter().zip(old) {
         let after = programs_at(pod);
-        assert!(after.len() == 4 && after.iter().all(|program| !before.contains(program)), "{after:?}");
+        assert!(after.len() == 6 && after.iter().all(|program| !before.contains(program)), "{after:?}");
     }
 }
 

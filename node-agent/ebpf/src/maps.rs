@@ -8,8 +8,9 @@ use ebpf_shared::nat::{NatKey, NatValue, NodeConfig};
 use ebpf_shared::overlay::Hop;
 use ebpf_shared::service::{AffinityKey, AffinityValue, ReverseValue, Slots, SourceKey};
 use ebpf_shared::{
-    Addr, Backend, CapturedKey, ConnEntry, ConnKey, Endpoint, FlowCell, FlowKind, Metric, Netns, PeerKey, Proxy,
-    ReverseKey, RuleKey, RuleValue, ServiceKey, ServiceValue, Sides, SockAddr, epochs, limits, metrics,
+    Addr, Backend, CapturedKey, ConnEntry, ConnKey, Endpoint, FlowCell, FlowKind, Metric, Netns, PeerKey,
+    Proxy, ReverseKey, RuleKey, RuleValue, ServiceKey, ServiceValue, Sides, SockAddr, epochs, limits,
+    metrics,
 };
 
 use crate::host::HostStage;
@@ -30,8 +31,7 @@ pub static HOSTS: HashMap<Addr, u32> = HashMap::with_max_entries(limits::HOSTS, 
 
 /// Identities that single addresses have for connections that are there already, where it is another for new ones.
 #[map]
-pub static LINGERING: HashMap<Addr, u32> =
-    HashMap::with_max_entries(limits::LINGERING, BPF_F_NO_PREALLOC);
+pub static LINGERING: HashMap<Addr, u32> = HashMap::with_max_entries(limits::LINGERING, BPF_F_NO_PREALLOC);
 
 /// Identities of ranges. There is always an entry for all of IPv4 ([`ebpf_shared::identity::ANY`] if nobody names
 /// it), so that an IPv6 range around its mapped form does not hold for it.

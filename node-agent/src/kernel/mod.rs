@@ -419,7 +419,17 @@ const TC_ACT_SHOT: u32 = 2;
 
 /// Maps that the agent writes entry by entry.
 const WRITTEN: [&str; 11] = [
-    "HOSTS", "CIDRS", "ENDPOINTS", "CLASSES", "PEERS", "RULES", "SERVICES", "BACKENDS", "SOURCES", "NETNS", "CAPTURED",
+    "HOSTS",
+    "CIDRS",
+    "ENDPOINTS",
+    "CLASSES",
+    "PEERS",
+    "RULES",
+    "SERVICES",
+    "BACKENDS",
+    "SOURCES",
+    "NETNS",
+    "CAPTURED",
 ];
 
 /// Takes a map out of the object, as the type that its owner wants.

@@ -172,7 +172,11 @@ impl Maps for KernelMaps {
         self.kernel.nodes.set(hops).map_err(refused)
     }
 
-    fn set_host(&mut self, locals: &BTreeSet<IpAddr>, control: &BTreeSet<SocketAddr>) -> Result<(), MapError> {
+    fn set_host(
+        &mut self,
+        locals: &BTreeSet<IpAddr>,
+        control: &BTreeSet<SocketAddr>,
+    ) -> Result<(), MapError> {
         // What is never judged first.
         let written = self.kernel.set_control(control).and_then(|()| self.kernel.set_locals(locals));
         written.map_err(|error| MapError {
