@@ -129,8 +129,12 @@ impl Host<'_> {
 
     fn add(&self, pod: &str) -> Ipv4Addr {
         run(&["ip", "netns", "add", &name(pod)]);
-        let (fine, answer) = self.cni("ADD", pod);
-        assert!(fine, "{answer}");
+        // While the agent collects what a pod before it has left, it says that it is to be tried again, as runtimes do.
+        let answer = control_plane::eventually("the pod is made", || {
+            let (fine, answer) = self.cni("ADD", pod);
+            assert!(fine || answer["code"] == 11, "{answer}");
+            fine.then_some(answer)
+        });
         let address = answer["ips"][0]["address"].as_str().unwrap();
         address.strip_suffix("/32").unwrap().parse().unwrap()
     }
