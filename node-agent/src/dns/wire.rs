@@ -46,7 +46,7 @@ pub(super) fn parse(wire: &DnsRules) -> Result<Rules, WireError> {
         }
     }
     limited("gated", wire.gated.len(), MAX_RULES)?;
-    let gated = wire.gated.iter().map(pattern).collect::<Result<_, _>>()?;
+    let gated = wire.gated.iter().map(|text| pattern(text)).collect::<Result<_, _>>()?;
     Ok(Rules { pods, gated })
 }
 
@@ -54,8 +54,8 @@ fn limited(field: &'static str, count: usize, limit: usize) -> Result<(), WireEr
     if count > limit { Err(WireError::TooMany { field, count, limit }) } else { Ok(()) }
 }
 
-fn pattern(text: &String) -> Result<NamePattern, WireError> {
-    NamePattern::parse(text).map_err(|error| WireError::Pattern { pattern: text.clone(), error })
+fn pattern(text: &str) -> Result<NamePattern, WireError> {
+    NamePattern::parse(text).map_err(|error| WireError::Pattern { pattern: text.to_owned(), error })
 }
 
 fn rule(wire: &DnsRule) -> Result<Rule, WireError> {
@@ -66,7 +66,7 @@ fn rule(wire: &DnsRule) -> Result<Rule, WireError> {
         17 => Some(Transport::Udp),
         value => return Err(WireError::Number { field: "protocol", value }),
     };
-    let names: Vec<_> = wire.patterns.iter().map(pattern).collect::<Result<_, _>>()?;
+    let names: Vec<_> = wire.patterns.iter().map(|text| pattern(text)).collect::<Result<_, _>>()?;
     Ok(Rule {
         peers: if wire.any_peer {
             Peers::Any

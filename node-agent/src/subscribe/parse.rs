@@ -266,12 +266,11 @@ fn pattern(
     message: &wire::NamePattern,
 ) -> Result<NamePattern, ParseError> {
     let wanted = "expected either a name or a pattern of names";
-    let parsed = match (message.name.as_str(), message.pattern.as_str()) {
+    match (message.name.as_str(), message.pattern.as_str()) {
         (name, "") => NamePattern::exact(name).map_err(|_| bad(resource, field, name, wanted)),
         ("", pattern) => NamePattern::parse(pattern).map_err(|_| bad(resource, field, pattern, wanted)),
         (name, _) => Err(bad(resource, field, name, wanted)),
-    };
-    parsed
+    }
 }
 
 fn peer(resource: &str, message: &wire::PolicyRule) -> Result<Peer, ParseError> {
