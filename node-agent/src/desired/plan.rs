@@ -55,12 +55,14 @@ pub fn plan(current: &Desired, delta: &Delta) -> Vec<MapOp> {
     ops.into_iter().map(|(_, op)| op).collect()
 }
 
-/// Whether a class that is left, or one that is about to be had, would have to say two things of one identity: then
-/// [`plan`] is not enough.
+/// Whether [`plan`] is not enough: where a class that is left, or one that is about to be had, would have to say two things
+/// of one identity; and where addresses leave or join an identity of this node's making while what it means changes for those
+/// that have it throughout.
 pub(super) fn conflicts(current: &Desired, delta: &Delta) -> bool {
     let way = Way::new(current, delta);
     (!delta.retiring.is_empty() && way.coming().is_none())
         || (!delta.classes.is_empty() && way.going().is_none())
+        || (way.has_movers() && (way.has_joiners() || way.has_other_meanings()))
 }
 
 /// Notes what an identity is like; `None` if it is like something else already.
@@ -120,6 +122,38 @@ impl<'a> Way<'a> {
     /// Whether nobody will have an identity of this node's making that somebody has.
     fn goes(&self, identity: Option<u32>) -> bool {
         identity.is_some_and(|identity| identity & LOCAL != 0 && !self.will_have(identity))
+    }
+
+    /// Whether single addresses change who they are, from or to an identity of this node's making.
+    fn has_movers(&self) -> bool {
+        let is_local = |identity: Option<&u32>| identity.is_some_and(|identity| identity & LOCAL != 0);
+        let moves = |(net, after): (&IpNet, &Option<u32>)| {
+            table::is_host(net) && (is_local(after.as_ref()) || is_local(self.current.identities.get(net)))
+        };
+        !self.delta.lingering.is_empty() || self.delta.identities.iter().any(moves)
+    }
+
+    /// Whether an endpoint that is there gets another class.
+    fn has_joiners(&self) -> bool {
+        self.delta.endpoints.iter().any(|(ifindex, after)| {
+            let before = self.current.endpoints.get(ifindex);
+            after.zip(before).is_some_and(|(after, before)| after.class != before.class)
+        })
+    }
+
+    /// Whether a class is to say something else of an identity that somebody has and will have.
+    fn has_other_meanings(&self) -> bool {
+        self.delta.classes.iter().any(|(number, after)| {
+            let Some(before) = self.current.classes.get(number) else { return false };
+            let stays = |identity: &u32| self.has(*identity) && self.will_have(*identity);
+            let changes = |identity: &u32| before.sides(*identity) != after.sides(*identity);
+            before.own != after.own
+                || before
+                    .peers
+                    .keys()
+                    .chain(after.peers.keys())
+                    .any(|identity| stays(identity) && changes(identity))
+        })
     }
 
     /// Local identities that come while endpoints have their old classes, and who their addresses are now; `None`: not all

@@ -350,7 +350,9 @@ proptest! {
         let then = computed(&new, &maps, &mut dictionary);
         for op in steps(&maps.clone(), &then, &mut dictionary) {
             op.apply(&mut maps);
-            for (key, verdict) in verdicts(&maps) {
+            // For what is there already, an address whose name has lapsed may be judged by a mixture while the second agent
+            // writes: the documents say so.
+            for (key, verdict) in verdicts(&maps).into_iter().filter(|(key, _)| !key.4) {
                 prop_assert!(verdict == before[&key] || verdict == after[&key], "after {op:?}: {key:?}");
             }
         }
