@@ -68,14 +68,14 @@ fn doors_are_taken_over_and_those_of_vanished_interfaces_forgotten() {
             (first, second)
         };
         let before = programs_at("host0");
-        assert_eq!(before.len(), 4, "attached without an agent: {before:?}");
+        assert_eq!(before.len(), 6, "attached without an agent: {before:?}");
         run(&["ip", "link", "del", "host1"]);
 
         let mut kernel = load(sandbox);
         assert_eq!(kernel.attached_pods().expect("readable").into_iter().collect::<Vec<_>>(), [first]);
         assert!(!links(sandbox).iter().any(|link| link.starts_with(&format!("tc-{second}-"))));
         let after = programs_at("host0");
-        assert_eq!(after.len(), 4);
+        assert_eq!(after.len(), 6);
         assert!(after.iter().all(|program| !before.contains(program)), "{before:?} became {after:?}");
 
         kernel.detach_pod(first).expect("detachable");
