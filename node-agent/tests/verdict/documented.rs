@@ -29,7 +29,7 @@ fn number(cell: &str) -> u32 {
 }
 
 fn names(cell: &str) -> BTreeSet<String> {
-    cell.split(|character: char| !character.is_ascii_uppercase())
+    cell.split(|character: char| !character.is_ascii_uppercase() && character != '_')
         .filter(|name| !name.is_empty())
         .map(str::to_owned)
         .collect()
