@@ -4,16 +4,14 @@
 
 use std::{collections::BTreeSet, net::IpAddr, path::PathBuf};
 
-use ebpf_shared::{Direction, Metric, Reason};
 use mesh_model::resource::NamespacedName;
 use mesh_tls::{TrustBundles, certified, shared_bundles, shared_identity};
 use node_agent::{
     bootstrap::{Upstream, register},
     cni::{Registry, SharedRegistry},
-    desired::{Desired, MapOp},
     engine::Engine,
     identity::{Callers, SdsService, Secrets, attest},
-    maps::{MapError, Maps},
+    maps::OnPaper,
     relay::Relay,
     subscribe::{Cache, Progress, Subscriber, subscribe_for_ever},
 };
@@ -66,7 +64,7 @@ impl Agent {
         bundles.insert(state.trust_domain.clone(), state.root_certificates()).unwrap();
         let replicas = if replicas.is_empty() { state.replicas.clone() } else { replicas };
         let upstream = Upstream::new(&state, replicas, identity, shared_bundles(bundles)).unwrap();
-        let engine = Engine::new(address, Box::new(NoKernel)).unwrap();
+        let engine = Engine::new(address, Box::<OnPaper>::default()).unwrap();
         let registry = SharedRegistry::new(Registry::open(folder.path(), state.pod_cidr).unwrap());
         let names: BTreeSet<_> = workloads.iter().map(|name| NamespacedName::parse(name).unwrap()).collect();
         let callers = Callers::new(registry, names).unwrap();
@@ -131,38 +129,5 @@ impl Agent {
             async move { EndpointsClient::new(channel).remove(request).await }
         };
         self.upstream.call(remove).await.unwrap();
-    }
-}
-
-/// Maps of a kernel that no packet of a test goes through.
-struct NoKernel;
-
-impl Maps for NoKernel {
-    fn snapshot(&mut self) -> Result<Desired, MapError> {
-        Ok(Desired::default())
-    }
-
-    fn execute(&mut self, _: &[MapOp]) -> Result<(), (usize, MapError)> {
-        Ok(())
-    }
-
-    fn attach(&mut self, _: &str, _: u32) -> Result<(), MapError> {
-        Ok(())
-    }
-
-    fn detach(&mut self, _: &str, _: u32) -> Result<(), MapError> {
-        Ok(())
-    }
-
-    fn attached(&mut self) -> Result<Vec<u32>, MapError> {
-        Ok(Vec::new())
-    }
-
-    fn lost_events(&mut self) -> u64 {
-        0
-    }
-
-    fn packets(&mut self) -> Vec<(Direction, Reason, Metric)> {
-        Vec::new()
     }
 }

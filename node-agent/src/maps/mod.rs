@@ -20,7 +20,7 @@ mod verify;
 pub use kernel::KernelMaps;
 #[cfg(test)]
 pub(crate) use memory::MemoryMaps;
-pub use offline::verify_offline;
+pub use offline::{OnPaper, verify_offline};
 pub(crate) use verify::endpoint_value;
 pub use verify::{Difference, Verified, fill, verify};
 

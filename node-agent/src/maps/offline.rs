@@ -15,8 +15,9 @@ use crate::{
 };
 use ebpf_shared::{Direction, Metric, Reason};
 
-/// Takes writes for made.
-struct OnPaper(Desired);
+/// No kernel: takes writes for made, and is asked only for what was written.
+#[derive(Debug, Default)]
+pub struct OnPaper(pub Desired);
 
 impl Maps for OnPaper {
     fn snapshot(&mut self) -> Result<Desired, MapError> {
