@@ -216,8 +216,8 @@ fn a_service_without_backends_refuses_and_one_that_is_removed_is_an_address_like
         kernel.services.put(key(TCP), &ServiceEntry::default()).expect("writable");
         assert_eq!(in_cgroup(sandbox, "connect 10.101.0.1:80"), "ConnectionRefused");
         assert_eq!(in_cgroup(sandbox, "connect [::ffff:10.101.0.1]:80"), "ConnectionRefused");
-        assert!(kernel.services.remove(&key(TCP)).expect("removable"));
-        assert!(!kernel.services.remove(&key(TCP)).expect("twice is fine"));
+        assert!(kernel.services.remove(&key(TCP)).expect("removable").is_some());
+        assert!(kernel.services.remove(&key(TCP)).expect("twice is fine").is_none());
         assert_eq!(in_cgroup(sandbox, "connect 10.101.0.1:80"), "NetworkUnreachable");
         // Nobody outside the cgroup is concerned.
         kernel.services.put(key(TCP), &at4(&[port])).expect("writable");
@@ -467,6 +467,39 @@ fn connections_to_a_backend_that_goes_are_reset_and_no_others() {
 }
 
 #[test]
+fn a_connection_outlives_the_readiness_of_its_backend_and_ends_with_the_service() {
+    in_sandbox(|sandbox| {
+        let mut kernel = load(sandbox);
+        let resetter = kernel.resetter().expect("the map is pinned");
+        let (four, six) = (IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST));
+        for (key, here, service, verb) in [
+            (key(TCP), four, "10.101.0.1:80", "hold"),
+            (key6(TCP), six, "[fd00:2::1]:80", "hold"),
+            (key6(UDP), six, "[fd00:2::1]:80", "hold-datagrams"),
+        ] {
+            let (tell, told) = std::sync::mpsc::channel();
+            let port = if verb == "hold" { keep(here, tell) } else { keep_datagrams(here, tell) };
+            let mut service_of_one = of([SocketAddr::new(here, port)]);
+            kernel.services.put(key, &service_of_one).expect("writable");
+            std::thread::scope(|scope| {
+                let by_service = scope.spawn(|| in_cgroup(sandbox, &format!("{verb} {service}")));
+                told.recv().expect("connected");
+                service_of_one.backends.values_mut().for_each(|served| served.chosen = false);
+                let gone = kernel.services.put(key, &service_of_one).expect("writable");
+                assert_eq!(gone.len(), 0, "{verb} {service}: it is not ready, and there");
+                if verb == "hold" {
+                    assert_eq!(in_cgroup(sandbox, &format!("connect {service}")), "ConnectionRefused");
+                }
+                assert!(!by_service.is_finished(), "{verb} {service}: nothing has ended it");
+                let gone = kernel.services.remove(&key).expect("removable").expect("it was there");
+                assert_eq!(resetter.reset(&gone).expect("allowed"), 1, "{verb} {service}");
+                assert_eq!(by_service.join().expect("no panic"), "ConnectionAborted", "{verb} {service}");
+            });
+        }
+    });
+}
+
+#[test]
 fn nobody_is_refused_while_what_a_service_is_made_of_is_swapped() {
     in_sandbox(|sandbox| {
         let mut kernel = load(sandbox);
@@ -517,7 +550,7 @@ fn ten_thousand_services_fit_and_the_last_is_found_by_the_next_agent() {
         let said = in_cgroup(sandbox, &format!("connect {last}"));
         assert!(said.ends_with(&format!(" as {last}")), "{said}");
         for number in 0..10_000 {
-            assert!(kernel.services.remove(&key(number)).expect("removable"));
+            assert!(kernel.services.remove(&key(number)).expect("removable").is_some());
         }
         assert_eq!(in_cgroup(sandbox, &format!("connect {last}")), "NetworkUnreachable");
     });

@@ -67,6 +67,12 @@ impl Present {
         self.backends.values().map(|(number, _)| *number)
     }
 
+    /// Those of its backends that go.
+    fn gone(&self, key: &ServiceKey, goes: impl Fn(&SocketAddr) -> bool) -> Vec<Gone> {
+        let gone = self.backends.iter().filter(|(at, _)| goes(at));
+        gone.map(|(at, (number, _))| Gone { number: *number, protocol: key.protocol, at: *at }).collect()
+    }
+
     /// What says in `SERVED` that packets to it, and to its backends here, are to be looked at.
     fn bits(&self, key: &ServiceKey) -> Vec<u32> {
         let here = self.backends.values().filter(|(_, backend)| backend.flags & Backend::HERE != 0);
@@ -185,18 +191,17 @@ impl Services {
         self.ids.insert(id);
         self.present.insert(key, after.clone());
         self.forget(&after, &before)?;
-        let gone = before.backends.iter().filter(|(at, _)| !after.backends.contains_key(at));
-        Ok(gone.map(|(at, (number, _))| Gone { number: *number, protocol: key.protocol, at: *at }).collect())
+        Ok(before.gone(&key, |at| !after.backends.contains_key(at)))
     }
 
-    /// Removes a service: its address is then an address like any other. Returns whether it was there.
-    pub fn remove(&mut self, key: &ServiceKey) -> Result<bool, KernelError> {
+    /// Removes a service: its address is then an address like any other. Returns the backends that it had; `None`: it was not
+    /// there.
+    pub fn remove(&mut self, key: &ServiceKey) -> Result<Option<Vec<Gone>>, KernelError> {
         let was_there = self.services.delete(key)?;
-        if let Some(before) = self.present.remove(key) {
-            self.forget(&Present::default(), &before)?;
-            self.ids.remove(&before.value.id);
-        }
-        Ok(was_there)
+        let Some(before) = self.present.remove(key) else { return Ok(was_there.then(Vec::new)) };
+        self.forget(&Present::default(), &before)?;
+        self.ids.remove(&before.value.id);
+        Ok(Some(before.gone(key, |_| true)))
     }
 
     /// All services.

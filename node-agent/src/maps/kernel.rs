@@ -41,6 +41,13 @@ impl KernelMaps {
         &self.kernel
     }
 
+    fn reset(&self, gone: Vec<Gone>) {
+        if let Some(resets) = self.resets.as_ref().filter(|_| !gone.is_empty()) {
+            // Its thread ends with the process only.
+            let _ = resets.send(gone);
+        }
+    }
+
     fn write(&mut self, op: &MapOp) -> Result<(), KernelError> {
         let kernel = &mut self.kernel;
         match op {
@@ -60,13 +67,14 @@ impl KernelMaps {
             MapOp::RemoveEndpoint(ifindex) => kernel.remove_endpoint(*ifindex),
             MapOp::PutService(frontend, entry) => {
                 let gone = kernel.services.put(service_key(frontend), entry)?;
-                if let Some(resets) = self.resets.as_ref().filter(|_| !gone.is_empty()) {
-                    // Its thread ends with the process only.
-                    let _ = resets.send(gone);
-                }
+                self.reset(gone);
                 Ok(())
             }
-            MapOp::RemoveService(frontend) => kernel.services.remove(&service_key(frontend)).map(drop),
+            MapOp::RemoveService(frontend) => {
+                let gone = kernel.services.remove(&service_key(frontend))?;
+                self.reset(gone.unwrap_or_default());
+                Ok(())
+            }
             MapOp::PutProxy(slot, entry) => kernel.proxies.upsert((*slot).into(), entry.into()),
             MapOp::PutNetns(cookie, entry) => kernel.put_sidecar(*cookie, &entry.captured),
             MapOp::RemoveNetns(cookie) => kernel.remove_sidecar(*cookie),

@@ -17,7 +17,7 @@ pub fn service(service: &MeshService) -> wire::Service {
     wire::Service {
         name: service.name.to_string(),
         addresses: virtual_ips(service).map(|ip| ip.to_string()).collect(),
-        ports: service.ports.iter().map(|port| service_port(service, port)).collect(),
+        ports: service.ports.iter().map(service_port).collect(),
         frontends: service.ports.iter().flat_map(|port| frontends(service, port)).collect(),
         affinity_seconds: exposure.affinity_seconds.unwrap_or(0),
         internal_local: exposure.internal_local,
@@ -35,18 +35,17 @@ fn virtual_ips(service: &MeshService) -> impl Iterator<Item = IpAddr> {
     service.virtual_ip.into_iter().chain(service.second_ip)
 }
 
-fn service_port(service: &MeshService, port: &MeshServicePort) -> wire::ServicePort {
+fn service_port(port: &MeshServicePort) -> wire::ServicePort {
     let first: Vec<&MeshEndpoint> = port.packet_backends().collect();
     let at_once = |e: &MeshEndpoint| first.iter().any(|other| std::ptr::eq(*other, e));
-    let further = port.reachable().filter(|e| e.weight > 0 && !at_once(e)).filter_map(|e| {
+    let further = port.reachable().filter(|e| e.weight > 0 && !at_once(e)).map(|e| {
         let state = match e.ready {
             true => wire::State::Active,
             false if e.place.draining => wire::State::Terminating,
-            // Of no use but to whoever asks for its name.
-            false if service.delivery.headless => wire::State::NotReady,
-            false => return None,
+            // For those that are connected to it, and for who asks for its name.
+            false => wire::State::NotReady,
         };
-        Some(backend(e, state))
+        backend(e, state)
     });
     wire::ServicePort {
         port: u32::from(port.port),
@@ -223,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_to_have_new_connections_is_told_apart_from_what_is() {
+    fn what_is_to_have_no_new_connections_is_told_apart_from_what_is_and_not_as_gone() {
         let place = |draining, zone: &str| Place {
             draining,
             zone: Some(zone.to_owned()),
@@ -231,7 +230,7 @@ mod tests {
             ..Place::default()
         };
         let gateway = Place { by_gateway: true, ..Place::default() };
-        let mut mesh = mesh_service(vec![
+        let mesh = mesh_service(vec![
             endpoint("10.1.1.3:8080", true, 0, place(false, "a")),
             endpoint("10.1.1.4:8080", false, 0, place(true, "a")),
             endpoint("10.1.1.5:8080", false, 0, place(false, "a")),
@@ -248,15 +247,10 @@ mod tests {
             of(&port.further),
             [
                 ("10.1.1.4".to_owned(), wire::State::Terminating, 0),
+                ("10.1.1.5".to_owned(), wire::State::NotReady, 0),
                 ("10.1.1.6".to_owned(), wire::State::Active, 1),
             ]
         );
         assert_eq!((port.backends[0].zone.as_str(), port.backends[0].node.as_str()), ("a", "n1"));
-        mesh.delivery.headless = true;
-        let further = of(&service(&mesh).ports[0].further);
-        assert!(
-            further.contains(&("10.1.1.5".to_owned(), wire::State::NotReady, 0)),
-            "its name is asked for"
-        );
     }
 }

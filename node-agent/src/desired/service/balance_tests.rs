@@ -14,7 +14,7 @@ use ebpf_shared::{Addr, Backend, Reason, ServiceKey, ServiceMaps, ServiceValue, 
 use proptest::prelude::*;
 
 use super::*;
-use crate::subscribe::{Frontend, NodeRoute};
+use crate::subscribe::{BackendState, Frontend, NodeRoute};
 
 /// The maps, as `crate::kernel` fills them.
 #[derive(Default)]

@@ -18,7 +18,7 @@ use mesh_model::resource::NamespacedName;
 
 pub use self::eligible::{Here, Wishes, eligible};
 use super::{Pod, PodAddresses};
-use crate::subscribe::{BackendState, FrontendKind, Resources, Service, ServiceBackend, ServicePort};
+use crate::subscribe::{FrontendKind, Resources, Service, ServiceBackend, ServicePort};
 
 /// An address of a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -174,12 +174,10 @@ fn entry(
     wishes: Wishes,
     here: &Here,
 ) -> ServiceEntry {
-    // A packet reaches addresses of its own family. What is not ready has no connections to keep either.
-    let same: Vec<&ServiceBackend> = port
-        .backends
-        .iter()
-        .filter(|to| to.address.is_ipv4() == address.is_ipv4() && to.state != BackendState::NotReady)
-        .collect();
+    // A packet reaches addresses of its own family. What is not ready keeps its connections, as in Kubernetes: a probe
+    // that fails may mean no more than that it is busy with them.
+    let same: Vec<&ServiceBackend> =
+        port.backends.iter().filter(|to| to.address.is_ipv4() == address.is_ipv4()).collect();
     let chosen: BTreeSet<SocketAddr> =
         eligible(&same, wishes, here).iter().map(|to| SocketAddr::new(to.address, to.port)).collect();
     let backends = same.iter().map(|to| {

@@ -6,7 +6,7 @@ use ebpf_shared::packet::protocol::{TCP, UDP};
 use mesh_model::identity::SpiffeId;
 
 use super::*;
-use crate::subscribe::{Frontend, HostPort, Local, NodeRoute};
+use crate::subscribe::{BackendState, Frontend, HostPort, Local, NodeRoute};
 
 const OWN: PodAddresses = PodAddresses {
     v4: Ipv4Addr::new(192, 0, 2, 1),
@@ -106,14 +106,15 @@ fn source_ranges_are_for_load_balancers_and_for_who_comes_from_outside() {
 }
 
 #[test]
-fn what_ends_keeps_its_connections_and_what_is_not_ready_has_none() {
+fn what_ends_and_what_is_not_ready_keep_their_connections_and_get_no_new_ones() {
     let mut service = service();
     service.ports[0].backends[0].state = BackendState::Terminating;
     service.ports[0].backends[2].state = BackendState::NotReady;
     let table = table(service);
     let four = at(&table, "10.101.0.1", 80, Scope::Inside).unwrap();
     assert_eq!((chosen(&four), four.backends.len()), (vec!["10.1.2.2".to_owned()], 2));
-    assert_eq!(at(&table, "fd00:2::1", 80, Scope::Inside).unwrap().backends.len(), 1);
+    let six = at(&table, "fd00:2::1", 80, Scope::Inside).unwrap();
+    assert_eq!((chosen(&six), six.backends.len()), (vec!["fd00:1:0:2::2".to_owned()], 2));
 }
 
 #[test]
