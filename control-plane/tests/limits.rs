@@ -29,6 +29,7 @@ fn the_table_of_limits_in_the_documents_is_that_of_the_program() {
         ("Cilium network policies", Kind::CiliumNetworkPolicy),
         ("Cilium clusterwide network policies", Kind::CiliumClusterwideNetworkPolicy),
         ("cluster network policies", Kind::ClusterNetworkPolicy),
+        ("namespaces", Kind::Namespace),
     ];
     assert_eq!(kinds.len(), Kind::ALL.len(), "a new kind has a limit: say it");
     let mut program: BTreeMap<&str, usize> =

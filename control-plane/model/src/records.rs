@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     identity::{SpiffeId, TrustDomain},
-    resource::{AppProtocol, Labels, NamespacedName, Protocol, Visibility},
+    resource::{AUDIT_ANNOTATION, AppProtocol, Labels, NamespacedName, Protocol, Visibility},
 };
 
 /// Chosen at `init`, never changed afterwards but for the roots.
@@ -174,6 +174,11 @@ impl NodeRecord {
         given("topology.kubernetes.io/zone", &self.facts.zone);
         given("topology.kubernetes.io/region", &self.facts.region);
         labels
+    }
+
+    /// What policies would do to the node itself is only told of.
+    pub fn is_audited(&self) -> bool {
+        self.facts.labels.get(AUDIT_ANNOTATION).is_some_and(|text| text == "true")
     }
 
     /// Whether an address is one of those.

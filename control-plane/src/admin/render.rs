@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use mesh_model::{
     compile::{MeshModel, MeshService, MeshWorkload},
-    policy::NormalPolicy,
+    policy::{Namespaces, NormalPolicy},
     records::{NodePort, NodeRecord},
     resource::{HttpRoute, NamespacedName, Object, ServiceExport, Sidecar, Workload},
 };
@@ -46,7 +46,7 @@ pub fn status(object: &Object, state: &State, model: &MeshModel) -> Option<Value
         Object::HttpRoute(o) => Some(http_route(o, model)),
         Object::ServiceExport(o) => Some(service_export(o, model)),
         Object::Sidecar(o) => Some(sidecar(o, model)),
-        Object::EndpointSlice(_) => None,
+        Object::EndpointSlice(_) | Object::Namespace(_) => None,
     }
 }
 
@@ -138,7 +138,7 @@ fn service(name: &NamespacedName, model: &MeshModel) -> Option<Value> {
 
 /// How many workloads a policy of any language selects.
 fn policy(object: &Object, state: &State) -> Value {
-    let policies = NormalPolicy::all_of(object);
+    let policies = NormalPolicy::all_of(object, Namespaces::of(&state.objects));
     let selects =
         |w: &Workload| policies.iter().any(|p| p.subject.matches(&w.meta.name.namespace, &w.meta.labels));
     let workloads = state.objects.values().filter_map(|object| match object.as_ref() {

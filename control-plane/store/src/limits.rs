@@ -30,6 +30,7 @@ pub fn max_objects(kind: Kind) -> usize {
         | Kind::CiliumNetworkPolicy
         | Kind::CiliumClusterwideNetworkPolicy
         | Kind::ClusterNetworkPolicy => 50_000,
+        Kind::Namespace => 10_000,
     }
 }
 

@@ -41,6 +41,7 @@ pub(crate) fn table(kind: Kind, style: Style) -> Table {
             &["ENDPOINT-SELECTOR", "SELECTED"]
         }
         Kind::ClusterNetworkPolicy => &["TIER", "PRIORITY", "SELECTED"],
+        Kind::Namespace => &["LABELS"],
     };
     let wide: &[&str] = match (style.wide, kind) {
         (true, Kind::Workload) => &["SERVICE-ACCOUNT", "PORTS", "IDENTITY", "SPIFFE-ID"],
@@ -51,7 +52,7 @@ pub(crate) fn table(kind: Kind, style: Style) -> Table {
         (true, Kind::Sidecar) => &["HOSTS"],
         (true, Kind::CiliumNetworkPolicy | Kind::CiliumClusterwideNetworkPolicy) => &["SAYS"],
         (true, Kind::ClusterNetworkPolicy) => &["RULES"],
-        (true, Kind::EndpointSlice) | (false, _) => &[],
+        (true, Kind::EndpointSlice | Kind::Namespace) | (false, _) => &[],
     };
     let headings = namespace.into_iter().chain(["NAME"]).chain(own.iter().copied()).chain(["AGE"]);
     Table::new(headings.chain(wide.iter().copied()))
@@ -76,6 +77,7 @@ pub(crate) fn row(kind: Kind, object: &Value, style: Style) -> Vec<Cell> {
         Kind::Sidecar => sidecar(object),
         Kind::CiliumNetworkPolicy | Kind::CiliumClusterwideNetworkPolicy => cilium_policy(object),
         Kind::ClusterNetworkPolicy => cluster_policy(object),
+        Kind::Namespace => namespace(object),
     };
     cells.extend(own);
     cells.push(age(object::created_unix(object), style.now).into());
@@ -222,6 +224,10 @@ fn service_export(o: &Value) -> Cells {
         None => Cell::toned("Unknown", Tone::Faint),
     };
     (vec![valid], vec![condition.map_or("", |c| text(c, "/message")).into()])
+}
+
+fn namespace(o: &Value) -> Cells {
+    (vec![labels(o.pointer("/metadata/labels")).into()], Vec::new())
 }
 
 fn truth(holds: bool) -> Cell {

@@ -1,5 +1,7 @@
 //! What Cilium's policies compile to.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 
 use super::{
@@ -113,6 +115,36 @@ fn entities_are_who_they_say() {
 }
 
 #[test]
+fn health_is_the_own_node_and_the_api_server_is_whoever_its_service_lists() {
+    let mut cluster = shop();
+    let closed_to = |entity: &str| {
+        pay(json!({"ingressDeny": [{"fromEntities": [entity]}], "enableDefaultDeny": {"ingress": false}}))
+    };
+    cluster.apply(closed_to("health"));
+    let let_in = |cluster: &TestCluster| {
+        ["192.0.2.1", "192.0.2.2", "shop/web", "203.0.113.9", "203.0.113.1"]
+            .map(|from| ingress(cluster, from, "shop/pay").0 == Action::Allow)
+    };
+    assert_eq!(
+        let_in(&cluster),
+        [false, true, true, true, true],
+        "probes come from there, and from no other node"
+    );
+    cluster.apply(pay(json!({"ingress": [{"fromEntities": ["kube-apiserver"]}]})));
+    assert_eq!(let_in(&cluster), [true, false, false, false, false], "nobody, as long as there is none");
+    cluster
+        .apply(json!({"apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "default", "name": "kubernetes"},
+            "spec": {"ports": [{"port": 443}]}}))
+        .apply(json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+            "metadata": {"namespace": "default", "name": "kubernetes",
+                "labels": {"kubernetes.io/service-name": "kubernetes"}},
+            "ports": [{"port": 6443}], "endpoints": [{"addresses": ["203.0.113.1"]}]}));
+    assert_eq!(let_in(&cluster), [true, false, false, false, true]);
+    cluster.apply(closed_to("init"));
+    assert_eq!(let_in(&cluster), [true; 5], "who has no identity yet has no traffic either");
+}
+
+#[test]
 fn the_world_is_one_rule_however_many_nodes_there_are() {
     let mut cluster = shop();
     cluster.apply(pay(json!({"ingress": [{"fromEntities": ["world", "remote-node"]}]})));
@@ -195,6 +227,22 @@ fn a_policy_of_nodes_decides_at_the_node_and_not_at_its_workloads() {
     assert!(!at("203.0.113.9", "192.0.2.2", 22) && at("203.0.113.9", "192.0.2.1", 22));
     assert!(at("192.0.2.2", "192.0.2.2", 80), "with itself");
     assert!(at("203.0.113.9", "shop/batch", 80));
+}
+
+#[test]
+fn a_node_that_is_audited_is_denied_nothing() {
+    let mut cluster = shop();
+    cluster.apply(json!({"apiVersion": "cilium.io/v2", "kind": "CiliumClusterwideNetworkPolicy",
+        "metadata": {"name": "closed"}, "spec": {"nodeSelector": {}, "ingress": [{}]}}));
+    let node = Arc::make_mut(cluster.nodes.get_mut("n2").unwrap());
+    node.facts.labels.insert("isthmus.io/audit".to_owned(), "true".to_owned());
+    let model = cluster.compile();
+    for (to, action, audited) in [("192.0.2.1", Action::Deny, 0), ("192.0.2.2", Action::Allow, 1)] {
+        let flow = flow("203.0.113.9", to, Protocol::Tcp, 22);
+        let compiled = model.verdict(&flow).ingress;
+        assert_eq!(compiled, verdict(cluster.world(), &flow).ingress, "{to}");
+        assert_eq!((compiled.action, compiled.audit.len()), (action, audited), "{to}");
+    }
 }
 
 #[test]

@@ -132,7 +132,9 @@ impl MeshModel {
             let (class, other, audit) = match own {
                 Own::Nobody => return Decision::unrestricted(),
                 Own::Node(node) => match self.host_classes.get(node) {
-                    Some(class) => (*class, other, false),
+                    Some(class) => {
+                        (*class, other, self.nodes.get(node).is_some_and(|record| record.is_audited()))
+                    }
                     None => return Decision::unrestricted(),
                 },
                 Own::Workload(workload) => {

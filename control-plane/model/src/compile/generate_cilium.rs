@@ -27,6 +27,8 @@ fn far_selector() -> impl Strategy<Value = Value> {
         Just(json!({"key": key, "operator": "NotIn", "values": ["b"]})),
         Just(json!({"key": "io.cilium.k8s.namespace.labels.kubernetes.io/metadata.name",
             "operator": "In", "values": ["b"]})),
+        Just(json!({"key": "io.cilium.k8s.namespace.labels.team", "operator": "NotIn", "values": ["red"]})),
+        Just(json!({"key": "k8s:io.cilium.k8s.namespace.labels.team", "operator": "Exists"})),
     ];
     (selector(), prop::option::of(namespaces), any::<bool>()).prop_map(move |(mut out, expression, named)| {
         if let Some(expression) = expression {

@@ -17,7 +17,7 @@ use super::{
     compile_numbered,
     generate_cilium::cilium_policy,
     generate_cluster::cluster_policy,
-    policy_tests::policy_spec,
+    policy_tests::{a_namespace, policy_spec},
     world::{TestCluster, named},
 };
 use crate::{
@@ -89,14 +89,18 @@ fn workload() -> impl Strategy<Value = Value> {
     let proxy = prop::sample::select(vec!["none", "sidecar", "gateway"]);
     let account = prop::sample::select(vec!["default", "other"]);
     let address = prop::option::weighted(0.2, 1u8..4);
-    (name(), labels(), account, ports, proxy, address).prop_map(
-        |(name, labels, account, ports, proxy, address)| {
+    (name(), labels(), account, ports, proxy, address, prop::bool::weighted(0.2)).prop_map(
+        |(name, labels, account, ports, proxy, address, ends)| {
             let mut spec = json!({"serviceAccount": account, "ports": ports, "proxy": proxy});
             // A gateway can't be without.
             if let Some(last) = address.or((proxy == "gateway").then_some(2)) {
                 spec["address"] = json!(format!("192.0.2.{last}"));
             }
-            object("Workload", "isthmus.io/v1", name, labels, spec)
+            let mut out = object("Workload", "isthmus.io/v1", name, labels, spec);
+            if ends {
+                out["metadata"]["annotations"] = json!({"isthmus.io/drain": "true"});
+            }
+            out
         },
     )
 }
@@ -205,7 +209,8 @@ fn op() -> impl Strategy<Value = Op> {
         cilium_policy(namespace, name.to_owned())
     });
     let of_tiers = name().prop_flat_map(|name| cluster_policy(name.split_once('/').unwrap().1.to_owned()));
-    let put = prop_oneof![4 => workload(), 4 => of_cilium, 3 => of_tiers, 3 => service(), 2 => slice(), 2 => route(), 4 => policy, 1 => export, 3 => sidecar()];
+    let namespace = prop_oneof![a_namespace("a"), a_namespace("b")];
+    let put = prop_oneof![4 => workload(), 3 => namespace, 4 => of_cilium, 3 => of_tiers, 3 => service(), 2 => slice(), 2 => route(), 4 => policy, 1 => export, 3 => sidecar()];
     prop_oneof![
         24 => put.prop_map(Op::Put),
         8 => (kind, gone).prop_map(|(kind, name)| Op::Delete(kind, name)),
@@ -242,7 +247,9 @@ fn run(cluster: &mut TestCluster, op: Op) {
         }
         Op::Delete(kind, name) => {
             let name = named(name);
-            drop(cluster.objects.remove(&ObjectKey { kind, name: kind.name(&name.namespace, &name.name) }));
+            // Namespaces have the names that others have before their own.
+            let last = if kind == Kind::Namespace { &name.namespace } else { &name.name };
+            drop(cluster.objects.remove(&ObjectKey { kind, name: kind.name(&name.namespace, last) }));
         }
         Op::Age(kind, name, age) => drop(cluster.created(kind, name, age)),
         Op::Bind(name, node, last, ready) => {

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     identity::{IdentityKey, IdentityNumber},
-    policy::{NamespaceMatch, NormalPolicy, ServiceMatch},
+    policy::{NamespaceMatch, Namespaces, NormalPolicy, ServiceMatch},
     resource::{LabelSelector, NamespacedName, Object, Protocol, ProxyMode, Service},
 };
 
@@ -40,8 +40,9 @@ pub(super) fn compile(
     workloads: &mut BTreeMap<NamespacedName, MeshWorkload>,
     numbering: Numbering,
 ) -> (BTreeMap<u32, PolicyClass>, OrdMap<String, u32>) {
-    let policies: Vec<Arc<NormalPolicy>> =
-        input.objects.values().flat_map(|object| NormalPolicy::all_of(object)).map(Arc::new).collect();
+    let namespaces = Namespaces::of(&input.objects);
+    let all = input.objects.values().flat_map(|object| NormalPolicy::all_of(object, namespaces));
+    let policies: Vec<Arc<NormalPolicy>> = all.map(Arc::new).collect();
     // By the only namespace that a policy can select workloads of; none: by labels alone.
     let mut by_namespace: BTreeMap<Option<&str>, Vec<usize>> = BTreeMap::new();
     for (i, policy) in policies.iter().enumerate() {

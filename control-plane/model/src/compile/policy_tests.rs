@@ -72,6 +72,69 @@ fn a_selected_workload_admits_only_what_a_rule_permits_and_says_which() {
 }
 
 #[test]
+fn namespaces_are_selected_by_their_labels_and_one_that_nobody_declared_has_none_but_its_name() {
+    let ends = [("a", "a/w"), ("b", "b/w"), ("c", "c/w")];
+    let mut cluster = TestCluster::west();
+    for (i, (_, name)) in ends.into_iter().enumerate() {
+        cluster.workload(name, "w", "none", json!([])).bind(name, "n1", &format!("10.1.1.{}", i + 2));
+    }
+    cluster.workload("shop/pay", "pay", "none", json!([])).bind("shop/pay", "n1", "10.1.1.9");
+    let label = |cluster: &mut TestCluster, name: &str, labels: Value| {
+        cluster.apply(json!({"apiVersion": "v1", "kind": "Namespace",
+            "metadata": {"name": name, "labels": labels}}));
+    };
+    label(&mut cluster, "a", json!({"team": "red"}));
+    label(&mut cluster, "b", json!({"team": "blue"}));
+    let let_in = |cluster: &mut TestCluster, selector: Value| {
+        let rule = json!({"from": [{"namespaceSelector": selector}]});
+        cluster.apply(policy("shop", "p", json!({"podSelector": {}, "ingress": [rule]})));
+        let model = cluster.compile();
+        let let_in = |name: &&str| {
+            let flow = flow(name, "shop/pay", Protocol::Tcp, 80);
+            let decided = model.verdict(&flow);
+            assert_eq!(decided, verdict(cluster.world(), &flow), "{name}");
+            decided.action == Action::Allow
+        };
+        let names: Vec<&str> = ends.into_iter().filter(|(_, name)| let_in(name)).map(|(n, _)| n).collect();
+        names
+    };
+    let expression = |operator: &str| json!({"matchExpressions": [{"key": "team", "operator": operator, "values": ["red"]}]});
+    let presence = |operator: &str| json!({"matchExpressions": [{"key": "team", "operator": operator}]});
+    assert_eq!(let_in(&mut cluster, json!({"matchLabels": {"team": "red"}})), ["a"]);
+    assert_eq!(let_in(&mut cluster, expression("In")), ["a"]);
+    assert_eq!(let_in(&mut cluster, expression("NotIn")), ["b", "c"]);
+    assert_eq!(let_in(&mut cluster, presence("Exists")), ["a", "b"]);
+    assert_eq!(let_in(&mut cluster, presence("DoesNotExist")), ["c"]);
+    label(&mut cluster, "c", json!({"team": "red"}));
+    assert_eq!(let_in(&mut cluster, expression("NotIn")), ["b"]);
+    assert_eq!(
+        let_in(&mut cluster, json!({"matchLabels": {"kubernetes.io/metadata.name": "c", "team": "red"}})),
+        ["c"]
+    );
+}
+
+#[test]
+fn a_label_of_a_namespace_that_no_selector_reads_leaves_classes_as_they_are() {
+    let mut cluster = shop();
+    let red = json!({"matchExpressions": [{"key": "team", "operator": "NotIn", "values": ["red"]}]});
+    let rule = json!({"from": [{"namespaceSelector": red}]});
+    cluster.apply(policy("shop", "p", json!({"podSelector": {}, "ingress": [rule]})));
+    let class = |cluster: &TestCluster| cluster.compile().workloads[&named("shop/pay")].policy_class;
+    let before = class(&cluster);
+    let mut namespace = json!({"apiVersion": "v1", "kind": "Namespace",
+        "metadata": {"name": "shop", "labels": {"cost-centre": "7", "team": "blue"}}});
+    cluster.apply(namespace.clone());
+    assert_eq!(class(&cluster), before);
+    namespace["metadata"]["labels"]["team"] = json!("red");
+    cluster.apply(namespace);
+    assert_ne!(
+        class(&cluster),
+        before,
+        "another meaning is another class, to which endpoints move in one step"
+    );
+}
+
+#[test]
 fn a_workload_without_policy_has_class_zero() {
     let model = shop().compile();
     assert!(model.workloads.values().all(|w| w.policy_class == 0));
@@ -185,7 +248,20 @@ pub(super) fn namespace_selector() -> impl Strategy<Value = Value> {
             .prop_map(|n| json!({"matchLabels": {"kubernetes.io/metadata.name": n}})),
         Just(json!({"matchExpressions":
             [{"key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": ["b"]}]})),
+        Just(json!({"matchLabels": {"team": "red"}})),
+        Just(json!({"matchLabels": {"kubernetes.io/metadata.name": "a"},
+            "matchExpressions": [{"key": "team", "operator": "Exists"}]})),
+        Just(json!({"matchExpressions": [{"key": "team", "operator": "NotIn", "values": ["red"]}]})),
+        Just(json!({"matchExpressions": [{"key": "team", "operator": "DoesNotExist"}]})),
     ]
+}
+
+/// With a label, another or none.
+pub(super) fn a_namespace(name: &'static str) -> impl Strategy<Value = Value> {
+    prop::option::of(prop::sample::select(vec!["red", "blue"])).prop_map(move |team| {
+        let labels = team.map_or_else(|| json!({}), |team| json!({"team": team}));
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+    })
 }
 
 fn peer() -> impl Strategy<Value = Value> {
@@ -267,9 +343,13 @@ fn generated() -> impl Strategy<Value = TestCluster> {
     let of_tiers = prop::collection::vec(cluster_policy("t".to_owned()), 1..4);
     let of_tiers = prop_oneof![Just(Vec::new()), of_tiers];
     let of_kubernetes = prop::collection::vec((namespace(), policy_spec()), 0..3);
-    (prop::collection::vec(workload, 1..6), of_kubernetes, of_cilium, of_tiers).prop_map(
-        |(workloads, policies, of_cilium, of_tiers)| {
+    let namespaces = (prop::option::of(a_namespace("a")), prop::option::of(a_namespace("b")));
+    (prop::collection::vec(workload, 1..6), of_kubernetes, of_cilium, of_tiers, namespaces).prop_map(
+        |(workloads, policies, of_cilium, of_tiers, (a, b))| {
             let mut cluster = TestCluster::west();
+            for namespace in a.into_iter().chain(b) {
+                cluster.apply(namespace);
+            }
             for service in services() {
                 cluster.apply(service);
             }

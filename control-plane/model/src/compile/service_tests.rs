@@ -389,6 +389,66 @@ fn an_endpoint_that_ends_is_told_until_it_serves_no_more() {
 }
 
 #[test]
+fn what_a_slice_says_of_a_workload_goes_before_what_its_node_says() {
+    let mut cluster = shop();
+    cluster.bind("shop/pay-2", "n2", "10.1.2.9");
+    Arc::make_mut(cluster.nodes.get_mut("n1").unwrap()).facts.zone = "a".to_owned();
+    let listed = json!([
+        {"addresses": ["10.1.1.3"], "conditions": {"ready": false, "serving": true, "terminating": true}},
+        {"addresses": ["10.1.2.9"], "zone": "c", "nodeName": "n9", "hints": {"forZones": [{"name": "b"}]}},
+    ]);
+    cluster.apply(slice("pay-1", "pay", json!({"isthmus.io/priority": "1"}), listed));
+    let model = cluster.compile();
+    let port = &model.services[&named("shop/pay")].ports[0];
+    let [first, second] = &port.endpoints[..] else { panic!("{:?}", port.endpoints) };
+    assert!(!first.ready && first.place.draining && first.mtls, "it ends, and is who it was");
+    assert_eq!((first.workload.as_ref(), first.priority), (Some(&named("shop/pay-1")), 1));
+    assert_eq!((first.place.zone.as_deref(), first.place.node.as_deref()), (Some("a"), Some("n1")));
+    assert!(second.ready && !second.place.draining);
+    assert_eq!((second.place.zone.as_deref(), second.place.node.as_deref()), (Some("c"), Some("n9")));
+    assert_eq!(second.place.hint_zones, ["b"]);
+    let backends: Vec<String> = port.packet_backends().map(|e| e.address.to_string()).collect();
+    assert_eq!(backends, ["10.1.2.9:8080"]);
+
+    // Ready there though its node does not say so, and the other way round.
+    Arc::make_mut(cluster.bindings.get_mut(&named("shop/pay-2")).unwrap()).ready = false;
+    let ready = |cluster: &TestCluster| -> Vec<bool> {
+        cluster.compile().services[&named("shop/pay")].ports[0].endpoints.iter().map(|e| e.ready).collect()
+    };
+    assert_eq!(ready(&cluster), [false, true]);
+    let listed =
+        json!([{"addresses": ["10.1.1.3"]}, {"addresses": ["10.1.2.9"], "conditions": {"ready": false}}]);
+    cluster.apply(slice("pay-1", "pay", json!({}), listed));
+    assert_eq!(ready(&cluster), [true, false]);
+    // What no slice lists is as its node says.
+    cluster.apply(slice("pay-1", "pay", json!({}), json!([{"addresses": ["203.0.113.1"]}])));
+    assert_eq!(ready(&cluster), [true, false, true]);
+}
+
+#[test]
+fn a_workload_that_ends_drains_with_or_without_a_slice() {
+    let mut cluster = shop();
+    cluster.bind("shop/pay-2", "n2", "10.1.2.9").apply(json!({
+        "apiVersion": "isthmus.io/v1", "kind": "Workload",
+        "metadata": {"namespace": "shop", "name": "pay-1", "labels": {"app": "pay"},
+            "annotations": {"isthmus.io/drain": "true"}},
+        "spec": {"serviceAccount": "pay", "proxy": "sidecar", "ports": [{"name": "http", "port": 8080}]},
+    }));
+    let states = |cluster: &TestCluster| -> Vec<(bool, bool)> {
+        let model = cluster.compile();
+        let port = &model.services[&named("shop/pay")].ports[0];
+        port.endpoints.iter().map(|e| (e.ready, e.place.draining)).collect()
+    };
+    assert_eq!(states(&cluster), [(false, true), (true, false)]);
+    let listed = json!([{"addresses": ["10.1.1.3"]}]);
+    cluster.apply(slice("pay-1", "pay", json!({}), listed));
+    assert_eq!(states(&cluster), [(false, true), (true, false)]);
+    Arc::make_mut(cluster.bindings.get_mut(&named("shop/pay-1")).unwrap()).ready = false;
+    cluster.apply(slice("pay-1", "pay", json!({}), json!([{"addresses": ["203.0.113.1"]}])));
+    assert_eq!(states(&cluster)[0], (false, false), "what serves nobody does not drain");
+}
+
+#[test]
 fn an_endpoint_is_in_the_zone_of_its_node() {
     let mut cluster = shop();
     Arc::make_mut(cluster.nodes.get_mut("n1").unwrap()).facts.zone = "a".to_owned();

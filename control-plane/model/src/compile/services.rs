@@ -192,6 +192,7 @@ impl<'a> Builder<'a, '_> {
         let mut found: BTreeMap<SocketAddr, MeshEndpoint> = BTreeMap::new();
         let mut second: BTreeMap<SocketAddr, MeshEndpoint> = BTreeMap::new();
         let mut spiffe_ids = BTreeSet::new();
+        let mut draining: BTreeSet<SocketAddr> = BTreeSet::new();
         let endpoint =
             |address: SocketAddr, ready: bool, workload: Option<&MeshWorkload>, place: Place| MeshEndpoint {
                 address,
@@ -220,18 +221,28 @@ impl<'a> Builder<'a, '_> {
             let mut place = self.place_of(compiled);
             place.hostname =
                 Some(&workload.meta.name.name).filter(|name| wanted.headless && is_dns_label(name)).cloned();
+            let ends = workload.is_draining();
+            let ready = binding.ready && !ends;
+            place.draining = binding.ready && ends;
             for ip in &first {
                 let address = SocketAddr::new(*ip, target);
-                let made = || endpoint(address, binding.ready, Some(compiled), place.clone());
+                if ends {
+                    draining.insert(address);
+                }
+                let made = || endpoint(address, ready, Some(compiled), place.clone());
                 found.entry(address).or_insert_with(made);
             }
             let others = wanted.second.map(|family| of(Some(family))).unwrap_or_default();
             for ip in others.iter().filter(|ip| !first.contains(ip)) {
                 let address = SocketAddr::new(*ip, target);
-                let made = || endpoint(address, binding.ready, Some(compiled), place.clone());
+                if ends {
+                    draining.insert(address);
+                }
+                let made = || endpoint(address, ready, Some(compiled), place.clone());
                 second.entry(address).or_insert_with(made);
             }
         }
+        let mut decided: BTreeSet<SocketAddr> = BTreeSet::new();
         for slice in slices {
             let same = |p: &&crate::resource::SlicePort| p.name == port.name && p.protocol == port.protocol;
             let Some(target) = slice.ports.iter().find(same).map(|p| p.port) else { continue };
@@ -244,14 +255,25 @@ impl<'a> Builder<'a, '_> {
                         spiffe_ids.insert(workload.spiffe_id.clone());
                     }
                     let address = SocketAddr::new(*ip, target);
-                    let place = self.slice_place(listed, workload);
+                    if !decided.insert(address) {
+                        continue;
+                    }
+                    let of_second = wanted.second == Some(IpFamily::of(*ip)) && !found.contains_key(&address);
+                    let map = if of_second { &mut second } else { &mut found };
+                    let mut place = self.slice_place(listed, workload);
+                    let mut ready = listed.ready;
+                    // Of one that the selector finds the slice says how it is; that it ends, either may say.
+                    if let Some(member) = map.get(&address) {
+                        let ends = draining.contains(&address);
+                        place.draining |= ready && ends;
+                        ready &= !ends;
+                        place.hostname = place.hostname.or_else(|| member.place.hostname.clone());
+                    }
                     let made = MeshEndpoint {
                         priority: slice.priority.into(),
-                        ..endpoint(address, listed.ready, workload, place)
+                        ..endpoint(address, ready, workload, place)
                     };
-                    let of_second = wanted.second == Some(IpFamily::of(*ip));
-                    let map = if of_second { &mut second } else { &mut found };
-                    map.entry(address).or_insert(made);
+                    map.insert(address, made);
                 }
             }
         }

@@ -5,48 +5,56 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::{
-    Entity, L7, Layer, NamespaceMatch, NormalPolicy, NormalRule, NormalSide, PeerMatch, PortMatch,
-    RuleAction, ServiceMatch, Subject, cover,
+    Entity, L7, Layer, NamespaceMatch, Namespaces, NormalPolicy, NormalRule, NormalSide, PeerMatch,
+    PortMatch, RuleAction, ServiceMatch, Subject, cover,
 };
 use crate::{
     compile::Direction,
     resource::{
         CiliumEntity, CiliumEntry, CiliumPeers, CiliumPolicy, CiliumPort, CiliumRule, CiliumSelector,
-        CiliumService, CiliumSide, LabelSelector, NamespacedName, PortRef,
+        CiliumService, CiliumSide, LabelSelector, NAMESPACE_NAME_LABEL, NamespacedName, PortRef,
     },
 };
+
+/// The namespace of a policy, empty if it is of the whole cluster; and what labels all have.
+type Home<'a> = (&'a str, Namespaces<'a>);
 
 /// Where Kubernetes' own service is.
 const API_SERVER: (&str, &str) = ("default", "kubernetes");
 
 /// One normal policy for each rule of the object. `kind` is the object's, in lower case.
-pub(super) fn normal(kind: &str, policy: &CiliumPolicy) -> Vec<NormalPolicy> {
+pub(super) fn normal(kind: &str, policy: &CiliumPolicy, all: Namespaces<'_>) -> Vec<NormalPolicy> {
     let provenance = format!("{kind}/{}", policy.meta.name);
     let spec = policy.spec.iter().map(|rule| (format!("{provenance}#"), rule));
     let specs = policy.specs.iter().enumerate().map(|(i, rule)| (format!("{provenance}#specs[{i}]."), rule));
     let own = policy.meta.name.namespace.as_str();
-    spec.chain(specs).map(|(prefix, rule)| one(provenance.clone(), &prefix, own, rule)).collect()
+    spec.chain(specs).map(|(prefix, rule)| one(provenance.clone(), &prefix, (own, all), rule)).collect()
 }
 
-fn one(provenance: String, prefix: &str, own: &str, rule: &CiliumRule) -> NormalPolicy {
-    let namespaces = match own {
-        "" => any_or(rule.subject.namespaces.as_ref()),
-        // What the selector says of namespaces holds for its own: that was seen to when it was parsed.
-        own => NamespaceMatch::Named(own.to_owned()),
+fn one(provenance: String, prefix: &str, home: Home<'_>, rule: &CiliumRule) -> NormalPolicy {
+    let namespaces = match (home.0, &rule.subject.namespaces) {
+        ("", said) => any_or(said.as_ref(), home.1),
+        // What is said of namespaces holds for its own only, and may depend on the labels that it has.
+        (own, Some(said)) => {
+            let mut both = said.clone();
+            both.match_labels.insert(NAMESPACE_NAME_LABEL.to_owned(), own.to_owned());
+            home.1.select(&both)
+        }
+        (own, None) => NamespaceMatch::Named(own.to_owned()),
     };
     NormalPolicy {
         subject: Subject { namespaces, pods: rule.subject.pods.clone(), nodes: rule.nodes.clone() },
-        ingress: side(prefix, own, Direction::Ingress, &rule.ingress),
-        egress: side(prefix, own, Direction::Egress, &rule.egress),
+        ingress: side(prefix, home, Direction::Ingress, &rule.ingress),
+        egress: side(prefix, home, Direction::Egress, &rule.egress),
         provenance,
     }
 }
 
-fn any_or(namespaces: Option<&LabelSelector>) -> NamespaceMatch {
-    NamespaceMatch::Selected(namespaces.cloned().unwrap_or_default())
+fn any_or(namespaces: Option<&LabelSelector>, all: Namespaces<'_>) -> NamespaceMatch {
+    namespaces.map_or_else(|| NamespaceMatch::Selected(LabelSelector::default()), |said| all.select(said))
 }
 
-fn side(prefix: &str, own: &str, direction: Direction, side: &CiliumSide) -> Option<NormalSide> {
+fn side(prefix: &str, home: Home<'_>, direction: Direction, side: &CiliumSide) -> Option<NormalSide> {
     let default_deny =
         side.denies_by_default().then(|| format!("{prefix}default-deny-{}", direction.as_str()));
     if default_deny.is_none() && side.allow.is_empty() && side.deny.is_empty() {
@@ -56,7 +64,7 @@ fn side(prefix: &str, own: &str, direction: Direction, side: &CiliumSide) -> Opt
     let rules = lists.into_iter().flat_map(|(action, suffix, entries)| {
         entries.iter().enumerate().filter(|(_, entry)| !entry.is_empty()).map(move |(i, entry)| NormalRule {
             action,
-            peers: peers(entry, own),
+            peers: peers(entry, home),
             ports: ports(entry),
             l7: (!entry.dns.is_empty()).then(|| L7::Dns(entry.dns.clone())),
             provenance: Arc::from(format!("{prefix}{}{suffix}[{i}]", direction.as_str())),
@@ -65,25 +73,25 @@ fn side(prefix: &str, own: &str, direction: Direction, side: &CiliumSide) -> Opt
     Some(NormalSide { layer: Layer::Normal, audit: false, default_deny, rules: rules.collect() })
 }
 
-fn peers(entry: &CiliumEntry, own: &str) -> Vec<PeerMatch> {
+fn peers(entry: &CiliumEntry, home: Home<'_>) -> Vec<PeerMatch> {
     match &entry.peers {
         CiliumPeers::Unsaid => vec![PeerMatch::Any],
-        CiliumPeers::Endpoints(list) => list.iter().map(|selector| workloads(selector, own)).collect(),
+        CiliumPeers::Endpoints(list) => list.iter().map(|selector| workloads(selector, home)).collect(),
         CiliumPeers::Cidrs(list) => vec![PeerMatch::Outside(list.clone())],
         CiliumPeers::CidrSets(list) => {
             let blocks = list.iter().flat_map(|set| cover(set.cidr, &set.except));
             vec![PeerMatch::Outside(blocks.collect())]
         }
         CiliumPeers::Entities(list) => list.iter().flat_map(|entity| entities(*entity)).collect(),
-        CiliumPeers::Services(list) => list.iter().map(|service| services(service, own)).collect(),
+        CiliumPeers::Services(list) => list.iter().map(|service| services(service, home.0)).collect(),
         CiliumPeers::Names(list) => vec![PeerMatch::Names(list.clone())],
     }
 }
 
-fn workloads(selector: &CiliumSelector, own: &str) -> PeerMatch {
+fn workloads(selector: &CiliumSelector, (own, all): Home<'_>) -> PeerMatch {
     let namespaces = match (own, &selector.namespaces) {
-        ("", said) => any_or(said.as_ref()),
-        (_, Some(said)) => NamespaceMatch::Selected(said.clone()),
+        ("", said) => any_or(said.as_ref(), all),
+        (_, Some(said)) => all.select(said),
         (own, None) => NamespaceMatch::Named(own.to_owned()),
     };
     PeerMatch::Workloads { namespaces, pods: selector.pods.clone() }

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::{
-    Layer, NamespaceMatch, NormalPolicy, NormalRule, NormalSide, PeerMatch, PortMatch, RuleAction, Subject,
+    Layer, NamespaceMatch, Namespaces, NormalPolicy, NormalRule, NormalSide, PeerMatch, PortMatch,
+    RuleAction, Subject,
 };
 use crate::{
     compile::Direction,
@@ -13,7 +14,7 @@ use crate::{
     },
 };
 
-pub(super) fn normal(policy: &ClusterPolicy) -> NormalPolicy {
+pub(super) fn normal(policy: &ClusterPolicy, all: Namespaces<'_>) -> NormalPolicy {
     let provenance = format!("clusternetworkpolicy/{}", policy.meta.name);
     let layer = match policy.tier {
         ClusterTier::Admin => Layer::Admin(policy.priority),
@@ -26,7 +27,7 @@ pub(super) fn normal(policy: &ClusterPolicy) -> NormalPolicy {
                 ClusterAction::Deny => RuleAction::Deny,
                 ClusterAction::Pass => RuleAction::Pass,
             },
-            peers: rule.peers.iter().map(peer).collect(),
+            peers: rule.peers.iter().map(|one| peer(one, all)).collect(),
             ports: ports(&rule.ports),
             l7: None,
             provenance: Arc::from(format!("{provenance}#{}[{i}]", direction.as_str())),
@@ -34,7 +35,7 @@ pub(super) fn normal(policy: &ClusterPolicy) -> NormalPolicy {
         let rules: Vec<NormalRule> = rules.iter().enumerate().map(rule).collect();
         (!rules.is_empty()).then_some(NormalSide { layer, audit: false, default_deny: None, rules })
     };
-    let (namespaces, pods) = workloads(&policy.subject);
+    let (namespaces, pods) = workloads(&policy.subject, all);
     NormalPolicy {
         ingress: side(Direction::Ingress, &policy.ingress),
         egress: side(Direction::Egress, &policy.egress),
@@ -43,14 +44,14 @@ pub(super) fn normal(policy: &ClusterPolicy) -> NormalPolicy {
     }
 }
 
-fn workloads(pods: &ClusterPods) -> (NamespaceMatch, crate::resource::LabelSelector) {
-    (NamespaceMatch::Selected(pods.namespaces.clone()), pods.pods.clone().unwrap_or_default())
+fn workloads(pods: &ClusterPods, all: Namespaces<'_>) -> (NamespaceMatch, crate::resource::LabelSelector) {
+    (all.select(&pods.namespaces), pods.pods.clone().unwrap_or_default())
 }
 
-fn peer(peer: &ClusterPeer) -> PeerMatch {
+fn peer(peer: &ClusterPeer, all: Namespaces<'_>) -> PeerMatch {
     match peer {
         ClusterPeer::Pods(selected) => {
-            let (namespaces, pods) = workloads(selected);
+            let (namespaces, pods) = workloads(selected, all);
             PeerMatch::Workloads { namespaces, pods }
         }
         ClusterPeer::Networks(networks) => PeerMatch::Networks(networks.clone()),

@@ -3,6 +3,7 @@
 //! Decisions where Kubernetes leaves a choice, or where ours differs:
 //! * An `ipBlock` matches only addresses outside the mesh, as in Cilium: a workload is matched by its labels,
 //!   never by its address, so that the verdict does not change when it moves.
+//! * A namespace has the labels of its Namespace object, if there is one, and its name in any case.
 //! * Selectors see the workloads of this cluster only; callers from peers come through a gateway.
 //! * A named port in an egress rule means every port that *some* workload of the destination's identity gives
 //!   that name: the kernel knows identities, not pods.
@@ -25,14 +26,17 @@ mod cidr;
 mod cilium;
 mod cluster;
 mod name;
+mod namespaces;
 mod normal;
 mod oracle;
 
 pub use cidr::cover;
 pub use name::{MAX_NAME, NameError, NamePattern};
+pub(crate) use namespaces::undeclared;
+pub use namespaces::{NamespaceMatch, Namespaces};
 pub(crate) use normal::icmp;
 pub use normal::{
-    Entity, L7, Layer, NamespaceMatch, NormalPolicy, NormalRule, NormalSide, PeerMatch, PortMatch,
-    RuleAction, ServiceMatch, Subject,
+    Entity, L7, Layer, NormalPolicy, NormalRule, NormalSide, PeerMatch, PortMatch, RuleAction, ServiceMatch,
+    Subject,
 };
 pub use oracle::{Decision, Flow, FlowPeer, Verdict, World, verdict};

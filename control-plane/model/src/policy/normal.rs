@@ -5,12 +5,12 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::{NamePattern, cilium, cluster, cover};
+use super::{NamePattern, NamespaceMatch, Namespaces, cilium, cluster, cover};
 use crate::{
     compile::{Direction, FlowProtocol},
     resource::{
-        LabelSelector, Labels, NAMESPACE_NAME_LABEL, NamespacedName, NetworkPolicy, NetworkPolicyPeer,
-        NetworkPolicyPort, NetworkPolicyRule, Object, PortRef, Protocol, Service,
+        LabelSelector, Labels, NamespacedName, NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort,
+        NetworkPolicyRule, Object, PortRef, Protocol, Service,
     },
 };
 
@@ -176,35 +176,6 @@ impl ServiceMatch {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[allow(missing_docs)]
-pub enum NamespaceMatch {
-    Named(String),
-    Selected(LabelSelector),
-}
-
-impl NamespaceMatch {
-    /// Namespaces have no labels here but the one that every namespace of Kubernetes has: its name.
-    pub fn matches(&self, namespace: &str) -> bool {
-        match self {
-            NamespaceMatch::Named(name) => name == namespace,
-            NamespaceMatch::Selected(selector) => {
-                selector.matches(&Labels::from([(NAMESPACE_NAME_LABEL.to_owned(), namespace.to_owned())]))
-            }
-        }
-    }
-
-    /// The only namespace that can match, where there is only one.
-    pub fn only(&self) -> Option<&str> {
-        match self {
-            NamespaceMatch::Named(name) => Some(name),
-            NamespaceMatch::Selected(selector) => {
-                selector.match_labels.get(NAMESPACE_NAME_LABEL).map(String::as_str)
-            }
-        }
-    }
-}
-
 /// Which destination port.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[allow(missing_docs)]
@@ -227,21 +198,22 @@ pub(crate) fn icmp(v6: bool, kind: u8) -> (FlowProtocol, (u16, u16)) {
 }
 
 impl NormalPolicy {
-    /// What an object says of policy: nothing, unless it is of a policy kind.
-    pub fn all_of(object: &Object) -> Vec<Self> {
+    /// What an object says of policy, where namespaces have these labels: nothing, unless it is of a policy kind.
+    pub fn all_of(object: &Object, namespaces: Namespaces<'_>) -> Vec<Self> {
         let kind = object.kind().as_str().to_ascii_lowercase();
         let mut all = match object {
-            Object::NetworkPolicy(policy) => vec![policy.into()],
+            Object::NetworkPolicy(policy) => vec![network_policy(policy, namespaces)],
             Object::CiliumNetworkPolicy(policy) | Object::CiliumClusterwideNetworkPolicy(policy) => {
-                cilium::normal(&kind, policy)
+                cilium::normal(&kind, policy, namespaces)
             }
-            Object::ClusterNetworkPolicy(policy) => vec![cluster::normal(policy)],
+            Object::ClusterNetworkPolicy(policy) => vec![cluster::normal(policy, namespaces)],
             Object::Workload(_)
             | Object::Service(_)
             | Object::EndpointSlice(_)
             | Object::HttpRoute(_)
             | Object::ServiceExport(_)
-            | Object::Sidecar(_) => Vec::new(),
+            | Object::Sidecar(_)
+            | Object::Namespace(_) => Vec::new(),
         };
         if object.meta().is_audited() {
             let sides = all.iter_mut().flat_map(|policy| policy.ingress.iter_mut().chain(&mut policy.egress));
@@ -249,39 +221,56 @@ impl NormalPolicy {
         }
         all
     }
+
+    /// Selectors that depend on the labels that Namespace objects give.
+    pub fn namespace_selectors(&self) -> impl Iterator<Item = &LabelSelector> {
+        let sides = self.ingress.iter().chain(&self.egress);
+        let peers = sides.flat_map(|side| &side.rules).flat_map(|rule| &rule.peers);
+        let of_peers = peers.filter_map(|peer| match peer {
+            PeerMatch::Workloads { namespaces, .. } => Some(namespaces),
+            PeerMatch::Services(ServiceMatch::Selected { namespaces, .. }) => Some(namespaces),
+            PeerMatch::Any
+            | PeerMatch::Outside(_)
+            | PeerMatch::World(_)
+            | PeerMatch::Entity(_)
+            | PeerMatch::Gateways
+            | PeerMatch::Services(ServiceMatch::Named(_))
+            | PeerMatch::Names(_)
+            | PeerMatch::Networks(_) => None,
+        });
+        of_peers.chain([&self.subject.namespaces]).filter_map(NamespaceMatch::by_label)
+    }
 }
 
-impl From<&NetworkPolicy> for NormalPolicy {
-    fn from(policy: &NetworkPolicy) -> Self {
-        let provenance = format!("networkpolicy/{}", policy.meta.name);
-        let side = |selected: bool, direction: Direction, rules: &[NetworkPolicyRule]| {
-            selected.then(|| NormalSide {
-                layer: Layer::Normal,
-                audit: false,
-                default_deny: Some(format!("{provenance}#default-deny-{}", direction.as_str())),
-                rules: rules
-                    .iter()
-                    .enumerate()
-                    .map(|(i, rule)| NormalRule {
-                        action: RuleAction::Allow,
-                        peers: peers(rule, &policy.meta.name.namespace),
-                        ports: ports(rule),
-                        l7: None,
-                        provenance: format!("{provenance}#{}[{i}]", direction.as_str()).into(),
-                    })
-                    .collect(),
-            })
-        };
-        Self {
-            ingress: side(policy.ingress_selected, Direction::Ingress, &policy.ingress),
-            egress: side(policy.egress_selected, Direction::Egress, &policy.egress),
-            subject: Subject {
-                namespaces: NamespaceMatch::Named(policy.meta.name.namespace.clone()),
-                pods: policy.pod_selector.clone(),
-                nodes: None,
-            },
-            provenance,
-        }
+fn network_policy(policy: &NetworkPolicy, namespaces: Namespaces<'_>) -> NormalPolicy {
+    let provenance = format!("networkpolicy/{}", policy.meta.name);
+    let side = |selected: bool, direction: Direction, rules: &[NetworkPolicyRule]| {
+        selected.then(|| NormalSide {
+            layer: Layer::Normal,
+            audit: false,
+            default_deny: Some(format!("{provenance}#default-deny-{}", direction.as_str())),
+            rules: rules
+                .iter()
+                .enumerate()
+                .map(|(i, rule)| NormalRule {
+                    action: RuleAction::Allow,
+                    peers: peers(rule, &policy.meta.name.namespace, namespaces),
+                    ports: ports(rule),
+                    l7: None,
+                    provenance: format!("{provenance}#{}[{i}]", direction.as_str()).into(),
+                })
+                .collect(),
+        })
+    };
+    NormalPolicy {
+        ingress: side(policy.ingress_selected, Direction::Ingress, &policy.ingress),
+        egress: side(policy.egress_selected, Direction::Egress, &policy.egress),
+        subject: Subject {
+            namespaces: NamespaceMatch::Named(policy.meta.name.namespace.clone()),
+            pods: policy.pod_selector.clone(),
+            nodes: None,
+        },
+        provenance,
     }
 }
 
@@ -295,14 +284,14 @@ impl Direction {
     }
 }
 
-fn peers(rule: &NetworkPolicyRule, own_namespace: &str) -> Vec<PeerMatch> {
+fn peers(rule: &NetworkPolicyRule, own_namespace: &str, all: Namespaces<'_>) -> Vec<PeerMatch> {
     if rule.peers.is_empty() {
         return vec![PeerMatch::Any];
     }
     let normal = |peer: &NetworkPolicyPeer| match peer {
         NetworkPolicyPeer::Pods { pod, namespace } => PeerMatch::Workloads {
             namespaces: match namespace {
-                Some(selector) => NamespaceMatch::Selected(selector.clone()),
+                Some(selector) => all.select(selector),
                 None => NamespaceMatch::Named(own_namespace.to_owned()),
             },
             pods: pod.clone().unwrap_or_default(),

@@ -10,10 +10,15 @@ pub const AUDIT_ANNOTATION: &str = "isthmus.io/audit";
 
 /// Whether the annotation is one that can be read.
 pub(super) fn check(meta: &Meta) -> Result<(), Fault> {
-    match meta.annotations.get(AUDIT_ANNOTATION).map(String::as_str) {
+    check_flag(meta, AUDIT_ANNOTATION)
+}
+
+/// The same of any annotation that is true or false.
+pub(super) fn check_flag(meta: &Meta, annotation: &str) -> Result<(), Fault> {
+    match meta.annotations.get(annotation).map(String::as_str) {
         None | Some("true" | "false") => Ok(()),
         Some(text) => {
-            let at = At::new("metadata").field("annotations").key(AUDIT_ANNOTATION);
+            let at = At::new("metadata").field("annotations").key(annotation);
             at.refuse(text, "must be 'true' or 'false'")
         }
     }
@@ -22,6 +27,10 @@ pub(super) fn check(meta: &Meta) -> Result<(), Fault> {
 impl Meta {
     /// It is to be audited.
     pub fn is_audited(&self) -> bool {
-        self.annotations.get(AUDIT_ANNOTATION).is_some_and(|text| text == "true")
+        self.has_flag(AUDIT_ANNOTATION)
+    }
+
+    pub(super) fn has_flag(&self, annotation: &str) -> bool {
+        self.annotations.get(annotation).is_some_and(|text| text == "true")
     }
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use ipnet::IpNet;
 
 use super::{
-    Labels, ObjectError,
+    AUDIT_ANNOTATION, Labels, ObjectError,
     error::{At, Fault},
 };
 
@@ -74,7 +74,15 @@ pub(super) fn label_key(key: &str, at: &At) -> Result<(), Fault> {
 /// # Errors
 /// The first of them that is none, by its path.
 pub fn check_node_labels(labels: &Labels) -> Result<(), ObjectError> {
-    self::labels(labels, &At::new("labels")).map_err(|fault| fault.of("node".to_owned()))
+    let read = || -> Result<(), Fault> {
+        let at = At::new("labels");
+        self::labels(labels, &at)?;
+        match labels.get(AUDIT_ANNOTATION).map(String::as_str) {
+            None | Some("true" | "false") => Ok(()),
+            Some(text) => at.key(AUDIT_ANNOTATION).refuse(text, "must be 'true' or 'false'"),
+        }
+    };
+    read().map_err(|fault| fault.of("node".to_owned()))
 }
 
 /// Whether a label may have this value.

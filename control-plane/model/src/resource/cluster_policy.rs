@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize, de::IgnoredAny};
 use serde_json::{Map, Value, json};
 
 use super::{
-    LabelSelector, Meta, NAMESPACE_NAME_LABEL, Protocol, check,
+    LabelSelector, Meta, Protocol, check,
     error::{At, Fault},
     network_policy::pod_selector,
     selector::WireSelector,
@@ -74,7 +74,7 @@ pub enum ClusterPeer {
 /// Workloads, by their namespace and their labels.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterPods {
-    /// Over the label `kubernetes.io/metadata.name`.
+    /// Over the labels of Namespace objects and their names.
     pub namespaces: LabelSelector,
     /// None: `namespaces` stands alone, and means every workload of these.
     pub pods: Option<LabelSelector>,
@@ -241,7 +241,7 @@ impl WirePeer {
         at.unsupported(&[("nodes", self.nodes.is_some()), ("domainNames", self.domain_names.is_some())])?;
         match (self.namespaces, self.pods, self.networks) {
             (Some(namespaces), None, None) => {
-                let namespaces = namespace_selector(namespaces, &at.field("namespaces"))?;
+                let namespaces = WireSelector::parse(namespaces, &at.field("namespaces"))?;
                 Ok(ClusterPeer::Pods(ClusterPods { namespaces, pods: None }))
             }
             (None, Some(wire), None) => {
@@ -249,7 +249,7 @@ impl WirePeer {
                 let at_pods = at.field("podSelector");
                 let pods = wire.pod_selector.ok_or_else(|| at_pods.missing())?;
                 let namespaces = match wire.namespace_selector {
-                    Some(wire) => namespace_selector(wire, &at.field("namespaceSelector"))?,
+                    Some(wire) => WireSelector::parse(wire, &at.field("namespaceSelector"))?,
                     None => LabelSelector::default(),
                 };
                 let pods = Some(pod_selector(pods, &at_pods)?);
@@ -267,18 +267,6 @@ impl WirePeer {
             _ => at.refuse("", "must have exactly one of namespaces, pods and, where it is egress, networks"),
         }
     }
-}
-
-/// Namespaces have one label here. A selector that asks for another would never match, and a denial never deny.
-fn namespace_selector(wire: WireSelector, at: &At) -> Result<LabelSelector, Fault> {
-    let selector = wire.parse(at)?;
-    if let Some(key) = selector.keys().find(|key| *key != NAMESPACE_NAME_LABEL) {
-        return at.refuse(
-            key,
-            format!("is not supported: namespaces have no label here but {NAMESPACE_NAME_LABEL}"),
-        );
-    }
-    Ok(selector)
 }
 
 fn protocols(wire: Vec<WireProtocol>, peers: &[ClusterPeer], at: &At) -> Result<Vec<ClusterPort>, Fault> {

@@ -43,7 +43,7 @@ const fn row(
 
 use Kind::{
     CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy, ClusterNetworkPolicy, EndpointSlice, HttpRoute,
-    NetworkPolicy, Service, ServiceExport, Sidecar, Workload,
+    Namespace, NetworkPolicy, Service, ServiceExport, Sidecar, Workload,
 };
 use Support::{Ignored, Partly, Refused, Yes};
 
@@ -53,11 +53,11 @@ pub const COVERAGE: &[Coverage] = &[
     row(Workload, "metadata.name", Yes, r#""x""#, ""),
     row(Workload, "metadata.namespace", Yes, r#""shop""#, ""),
     row(Workload, "metadata.labels", Yes, r#"{"app":"x"}"#, ""),
-    row(Workload, "metadata.annotations", Yes, r#"{"isthmus.io/audit":"true"}"#, "isthmus.io/audit: true or false; the rest is kept"),
+    row(Workload, "metadata.annotations", Yes, r#"{"isthmus.io/audit":"true"}"#, "isthmus.io/audit, isthmus.io/drain: true or false; the rest is kept"),
     row(Workload, "metadata.resourceVersion", Yes, r#""7""#, "compare-and-set"),
     row(Workload, "metadata.uid", Ignored, r#""x""#, ""),
     row(Workload, "metadata.creationTimestamp", Ignored, r#""x""#, ""),
-    row(Workload, "metadata.deletionTimestamp", Ignored, r#""x""#, ""),
+    row(Workload, "metadata.deletionTimestamp", Ignored, r#""x""#, "what Kubernetes tells with it drains, as by isthmus.io/drain"),
     row(Workload, "metadata.deletionGracePeriodSeconds", Ignored, "1", ""),
     row(Workload, "metadata.generation", Ignored, "1", ""),
     row(Workload, "metadata.generateName", Ignored, r#""x-""#, "a name is required"),
@@ -127,12 +127,12 @@ pub const COVERAGE: &[Coverage] = &[
     row(NetworkPolicy, "spec.podSelector.matchExpressions", Yes, r#"[{"key":"a","operator":"Exists"}]"#, ""),
     row(NetworkPolicy, "spec.policyTypes", Yes, r#"["Ingress","Egress"]"#, ""),
     row(NetworkPolicy, "spec.ingress[].from[].podSelector", Yes, "{}", "this cluster's workloads"),
-    row(NetworkPolicy, "spec.ingress[].from[].namespaceSelector", Partly, "{}", "by kubernetes.io/metadata.name"),
+    row(NetworkPolicy, "spec.ingress[].from[].namespaceSelector", Yes, r#"{"matchExpressions":[{"key":"team","operator":"NotIn","values":["red"]}]}"#, "by the labels of Namespace objects; every namespace has kubernetes.io/metadata.name"),
     row(NetworkPolicy, "spec.ingress[].from[].ipBlock", Yes, r#"{"cidr":"10.0.0.0/8","except":["10.1.0.0/16"]}"#, "addresses outside the mesh"),
     row(NetworkPolicy, "spec.ingress[].ports[].protocol", Yes, r#""UDP""#, ""),
     row(NetworkPolicy, "spec.ingress[].ports[].port", Yes, r#""http""#, ""),
     row(NetworkPolicy, "spec.egress[].to[].podSelector", Yes, "{}", "this cluster's workloads"),
-    row(NetworkPolicy, "spec.egress[].to[].namespaceSelector", Partly, "{}", "by kubernetes.io/metadata.name"),
+    row(NetworkPolicy, "spec.egress[].to[].namespaceSelector", Yes, r#"{"matchExpressions":[{"key":"team","operator":"NotIn","values":["red"]}]}"#, "by the labels of Namespace objects; every namespace has kubernetes.io/metadata.name"),
     row(NetworkPolicy, "spec.egress[].to[].ipBlock", Yes, r#"{"cidr":"10.0.0.0/8"}"#, "addresses outside the mesh"),
     row(NetworkPolicy, "spec.egress[].ports[].protocol", Yes, r#""SCTP""#, ""),
     row(NetworkPolicy, "spec.egress[].ports[].port", Yes, r#""http""#, "by the destination's identity"),
@@ -290,26 +290,31 @@ pub const COVERAGE: &[Coverage] = &[
     row(ClusterNetworkPolicy, "metadata.namespace", Refused, r#""shop""#, "it is of the whole cluster"),
     row(ClusterNetworkPolicy, "spec.tier", Yes, r#""Baseline""#, ""),
     row(ClusterNetworkPolicy, "spec.priority", Yes, r#"1000"#, ""),
-    row(ClusterNetworkPolicy, "spec.subject.namespaces", Partly, r#"{"matchLabels":{"kubernetes.io/metadata.name":"shop"}}"#, "by kubernetes.io/metadata.name; other labels are refused"),
+    row(ClusterNetworkPolicy, "spec.subject.namespaces", Yes, r#"{"matchLabels":{"team":"red"}}"#, "by the labels of Namespace objects"),
     row(ClusterNetworkPolicy, "spec.subject", Yes, r#"{"pods":{"podSelector":{"matchLabels":{"app":"x"}}}}"#, ""),
     row(ClusterNetworkPolicy, "spec.ingress[].name", Yes, r#""x""#, ""),
     row(ClusterNetworkPolicy, "spec.ingress[].action", Yes, r#""Pass""#, ""),
-    row(ClusterNetworkPolicy, "spec.ingress[].from", Partly, r#"[{"pods":{"namespaceSelector":{},"podSelector":{"matchLabels":{"app":"x"}}}}]"#, "namespaces by kubernetes.io/metadata.name"),
+    row(ClusterNetworkPolicy, "spec.ingress[].from", Yes, r#"[{"pods":{"namespaceSelector":{},"podSelector":{"matchLabels":{"app":"x"}}}}]"#, ""),
     row(ClusterNetworkPolicy, "spec.ingress[].protocols[].tcp.destinationPort.number", Yes, r#"80"#, ""),
     row(ClusterNetworkPolicy, "spec.ingress[].protocols[].udp.destinationPort.range", Yes, r#"{"start":80,"end":90}"#, ""),
     row(ClusterNetworkPolicy, "spec.ingress[].protocols[].sctp.destinationPort.number", Yes, r#"80"#, ""),
     row(ClusterNetworkPolicy, "spec.ingress[].protocols[].destinationNamedPort", Yes, r#""http""#, ""),
     row(ClusterNetworkPolicy, "spec.egress[].name", Yes, r#""x""#, ""),
     row(ClusterNetworkPolicy, "spec.egress[].action", Yes, r#""Pass""#, ""),
-    row(ClusterNetworkPolicy, "spec.egress[].to", Partly, r#"[{"pods":{"namespaceSelector":{},"podSelector":{"matchLabels":{"app":"x"}}}}]"#, "namespaces by kubernetes.io/metadata.name"),
+    row(ClusterNetworkPolicy, "spec.egress[].to", Partly, r#"[{"pods":{"namespaceSelector":{},"podSelector":{"matchLabels":{"app":"x"}}}}]"#, "namespaces, pods, networks; nodes and domainNames are refused"),
     row(ClusterNetworkPolicy, "spec.egress[].to[].networks", Partly, r#"["0.0.0.0/0"]"#, "addresses outside the mesh; every workload if it holds the range of all pods (of two: Deny needs one, Accept both)"),
     row(ClusterNetworkPolicy, "spec.egress[].to[].nodes", Refused, r#"{}"#, ""),
-    row(ClusterNetworkPolicy, "spec.egress[].to[].domainNames", Refused, r#"["a.example"]"#, "no DNS proxy yet"),
+    row(ClusterNetworkPolicy, "spec.egress[].to[].domainNames", Refused, r#"["a.example"]"#, "write toFQDNs in a CiliumNetworkPolicy"),
     row(ClusterNetworkPolicy, "spec.egress[].protocols[].tcp.destinationPort.number", Yes, r#"80"#, ""),
     row(ClusterNetworkPolicy, "spec.egress[].protocols[].udp.destinationPort.range", Yes, r#"{"start":80,"end":90}"#, ""),
     row(ClusterNetworkPolicy, "spec.egress[].protocols[].sctp.destinationPort.number", Yes, r#"80"#, ""),
     row(ClusterNetworkPolicy, "spec.egress[].protocols[].destinationNamedPort", Yes, r#""http""#, ""),
     row(ClusterNetworkPolicy, "status", Ignored, r#"{}"#, ""),
+
+    row(Namespace, "metadata.namespace", Refused, r#""shop""#, "it is of the whole cluster"),
+    row(Namespace, "metadata.labels", Yes, r#"{"team":"red"}"#, "for policies to select by; kubernetes.io/metadata.name is its name"),
+    row(Namespace, "spec.finalizers", Ignored, r#"["kubernetes"]"#, "what is of a namespace needs no Namespace, and stays when it goes"),
+    row(Namespace, "status", Ignored, r#"{"phase":"Active"}"#, ""),
 ];
 
 #[cfg(test)]
@@ -324,7 +329,7 @@ mod tests {
         let mut out =
             json!({"apiVersion": kind.api_version(), "kind": kind.as_str(), "metadata": {"name": "x"}});
         let rest = match kind {
-            Kind::Workload | Kind::ServiceExport => json!({}),
+            Kind::Workload | Kind::ServiceExport | Kind::Namespace => json!({}),
             Kind::Service => json!({"spec": {"ports": [{"port": 1}]}}),
             Kind::EndpointSlice => json!({
                 "addressType": "IPv4", "endpoints": [{"addresses": ["10.0.0.7"]}], "ports": [{"port": 1}],

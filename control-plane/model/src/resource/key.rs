@@ -28,11 +28,13 @@ pub enum Kind {
     CiliumClusterwideNetworkPolicy,
     /// `policy.networking.k8s.io/v1alpha2`, of the whole cluster
     ClusterNetworkPolicy,
+    /// `v1`: the labels of a namespace
+    Namespace,
 }
 
 impl Kind {
     /// Every kind, in listing order.
-    pub const ALL: [Kind; 10] = [
+    pub const ALL: [Kind; 11] = [
         Kind::Workload,
         Kind::Service,
         Kind::EndpointSlice,
@@ -43,6 +45,7 @@ impl Kind {
         Kind::CiliumNetworkPolicy,
         Kind::CiliumClusterwideNetworkPolicy,
         Kind::ClusterNetworkPolicy,
+        Kind::Namespace,
     ];
 
     /// As `kind:` spells it.
@@ -58,6 +61,7 @@ impl Kind {
             Kind::CiliumNetworkPolicy => "CiliumNetworkPolicy",
             Kind::CiliumClusterwideNetworkPolicy => "CiliumClusterwideNetworkPolicy",
             Kind::ClusterNetworkPolicy => "ClusterNetworkPolicy",
+            Kind::Namespace => "Namespace",
         }
     }
 
@@ -65,7 +69,7 @@ impl Kind {
     pub fn api_version(self) -> &'static str {
         match self {
             Kind::Workload => "isthmus.io/v1",
-            Kind::Service => "v1",
+            Kind::Service | Kind::Namespace => "v1",
             Kind::EndpointSlice => "discovery.k8s.io/v1",
             Kind::NetworkPolicy => "networking.k8s.io/v1",
             Kind::HttpRoute => "gateway.networking.k8s.io/v1",
@@ -88,13 +92,14 @@ impl Kind {
             | Kind::HttpRoute
             | Kind::ServiceExport
             | Kind::CiliumNetworkPolicy
-            | Kind::CiliumClusterwideNetworkPolicy => &[],
+            | Kind::CiliumClusterwideNetworkPolicy
+            | Kind::Namespace => &[],
         }
     }
 
     /// Whether its objects are of no namespace: that of their name is empty.
     pub fn is_cluster_scoped(self) -> bool {
-        matches!(self, Kind::CiliumClusterwideNetworkPolicy | Kind::ClusterNetworkPolicy)
+        matches!(self, Kind::CiliumClusterwideNetworkPolicy | Kind::ClusterNetworkPolicy | Kind::Namespace)
     }
 
     /// Whether its objects say who may talk to whom.
@@ -128,6 +133,7 @@ impl Kind {
                 Kind::CiliumClusterwideNetworkPolicy
             }
             "clusternetworkpolicy" | "clusternetworkpolicies" => Kind::ClusterNetworkPolicy,
+            "namespace" | "namespaces" | "ns" => Kind::Namespace,
             _ => return None,
         })
     }

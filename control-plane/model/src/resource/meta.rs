@@ -44,7 +44,9 @@ impl WireMeta {
         let name = self.name.ok_or_else(|| at.field("name").missing())?;
         // A service's name becomes part of host names and SNI: one label.
         match kind {
-            Kind::Service | Kind::ServiceExport => check::dns_label(&name, &at.field("name"))?,
+            Kind::Service | Kind::ServiceExport | Kind::Namespace => {
+                check::dns_label(&name, &at.field("name"))?
+            }
             Kind::Workload
             | Kind::EndpointSlice
             | Kind::NetworkPolicy

@@ -11,6 +11,7 @@ mod cluster_policy;
 #[cfg(test)]
 mod cluster_policy_tests;
 mod coverage;
+mod drain;
 mod duration;
 mod endpoint_slice;
 mod error;
@@ -22,6 +23,7 @@ mod http_route;
 mod key;
 mod label_query;
 mod meta;
+mod namespace;
 mod network_policy;
 mod overflow;
 mod parse;
@@ -50,6 +52,7 @@ pub use cluster_policy::{
     ClusterAction, ClusterPeer, ClusterPods, ClusterPolicy, ClusterPort, ClusterRule, ClusterTier,
 };
 pub use coverage::{COVERAGE, Coverage, Support};
+pub use drain::DRAIN_ANNOTATION;
 pub use duration::milliseconds;
 pub use endpoint_slice::PRIORITY_ANNOTATION;
 pub use error::ObjectError;

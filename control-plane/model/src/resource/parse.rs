@@ -7,11 +7,13 @@ use super::{
     Kind, Meta, Object, ObjectError, audit,
     cilium::{self, WireCilium},
     cluster_policy::{self, WireClusterPolicy},
+    drain,
     endpoint_slice::{self, WireSlice},
     error::{At, Fault, shown},
     exposure::{self, WireStatus},
     http_route::{self, WireRoute},
     meta::{DEFAULT_NAMESPACE, WireMeta},
+    namespace::{self, WireNamespace},
     network_policy::{self, WirePolicy},
     service::{self, WireService},
     service_export::{self, WireExport},
@@ -52,7 +54,7 @@ impl Object {
             Object::EndpointSlice(o) => endpoint_slice::render(o, &mut out),
             Object::NetworkPolicy(o) => drop(out.insert("spec".to_owned(), network_policy::render(o))),
             Object::HttpRoute(o) => drop(out.insert("spec".to_owned(), http_route::render(o))),
-            Object::ServiceExport(_) => {}
+            Object::ServiceExport(_) | Object::Namespace(_) => {}
             Object::Sidecar(o) => drop(out.insert("spec".to_owned(), sidecar::render(o))),
             Object::CiliumNetworkPolicy(o) | Object::CiliumClusterwideNetworkPolicy(o) => {
                 cilium::render(o, &mut out);
@@ -123,9 +125,16 @@ fn parse(value: &Value) -> Result<Object, Fault> {
             let (meta, spec) = envelope::<WireClusterPolicy>(&value, kind)?;
             Object::ClusterNetworkPolicy(required(spec)?.parse(meta)?)
         }
+        Kind::Namespace => {
+            let (meta, _) = envelope::<WireNamespace>(&value, kind)?;
+            Object::Namespace(namespace::parse(meta)?)
+        }
     };
     if kind.is_policy() || kind == Kind::Workload {
         audit::check(object.meta())?;
+    }
+    if kind == Kind::Workload {
+        drain::check(object.meta())?;
     }
     Ok(object)
 }

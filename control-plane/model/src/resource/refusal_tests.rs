@@ -39,6 +39,19 @@ fn refused(value: &Value, path: &str, reason: &str) {
 }
 
 #[test]
+fn a_namespace_is_labelled_with_its_own_name() {
+    let namespace = |labels: Value| {
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop", "labels": labels},
+            "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"}})
+    };
+    let other = namespace(json!({"kubernetes.io/metadata.name": "pay"}));
+    refused(&other, "metadata.labels[kubernetes.io/metadata.name]", "must be the namespace's name, shop");
+    let parsed = Object::parse(&namespace(json!({"team": "red"}))).unwrap();
+    assert_eq!(parsed.meta().labels["kubernetes.io/metadata.name"], "shop");
+    assert_eq!(Object::parse(&parsed.to_json()), Ok(parsed));
+}
+
+#[test]
 fn an_error_is_one_sentence_with_object_path_value_and_reason() {
     let bad = policy(json!({"podSelector": {}, "ingress": [{"ports": [{"port": 80}, {"port": 70000}]}]}));
     assert_eq!(

@@ -39,6 +39,7 @@ pub enum Object {
     CiliumNetworkPolicy(CiliumPolicy),
     CiliumClusterwideNetworkPolicy(CiliumPolicy),
     ClusterNetworkPolicy(ClusterPolicy),
+    Namespace(Namespace),
 }
 
 impl Object {
@@ -55,6 +56,7 @@ impl Object {
             Object::CiliumNetworkPolicy(_) => Kind::CiliumNetworkPolicy,
             Object::CiliumClusterwideNetworkPolicy(_) => Kind::CiliumClusterwideNetworkPolicy,
             Object::ClusterNetworkPolicy(_) => Kind::ClusterNetworkPolicy,
+            Object::Namespace(_) => Kind::Namespace,
         }
     }
 
@@ -70,6 +72,7 @@ impl Object {
             Object::Sidecar(o) => &o.meta,
             Object::CiliumNetworkPolicy(o) | Object::CiliumClusterwideNetworkPolicy(o) => &o.meta,
             Object::ClusterNetworkPolicy(o) => &o.meta,
+            Object::Namespace(o) => &o.meta,
         }
     }
 
@@ -85,6 +88,7 @@ impl Object {
             Object::Sidecar(o) => &mut o.meta,
             Object::CiliumNetworkPolicy(o) | Object::CiliumClusterwideNetworkPolicy(o) => &mut o.meta,
             Object::ClusterNetworkPolicy(o) => &mut o.meta,
+            Object::Namespace(o) => &mut o.meta,
         }
     }
 
@@ -459,6 +463,15 @@ pub struct BackendRef {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct ServiceExport {
+    pub meta: Meta,
+}
+
+/// `v1 Namespace`: its labels, for policies to select by. Objects may be of a namespace that nobody declared: that has
+/// one label, its name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Namespace {
+    /// With [`NAMESPACE_NAME_LABEL`](super::NAMESPACE_NAME_LABEL) among its labels.
     pub meta: Meta,
 }
 

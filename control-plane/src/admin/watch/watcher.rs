@@ -147,6 +147,11 @@ fn dependents(change: &Change) -> Vec<(Kind, String)> {
                     let here = of(&[Kind::Sidecar, Kind::Workload], namespace);
                     [here, of(&[Kind::Sidecar], ROOT_NAMESPACE)].concat()
                 }
+                // Policies of any namespace may select it.
+                Kind::Namespace => {
+                    let policies = Kind::ALL.into_iter().filter(|kind| kind.is_policy());
+                    of(&policies.chain([Kind::Workload]).collect::<Vec<_>>(), "")
+                }
                 Kind::HttpRoute => Vec::new(),
             }
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use mesh_model::resource::{Kind, NamespacedName, Object, ObjectKey};
+use mesh_model::resource::{DRAIN_ANNOTATION, Kind, NamespacedName, Object, ObjectKey};
 use mesh_store::{Command, State};
 use serde_json::{Value, json};
 
@@ -96,8 +96,13 @@ fn prepared(kind: Kind, mut value: Value) -> Value {
     if let Some(Value::Object(metadata)) = value.get_mut("metadata") {
         // A precondition here; another store's number there.
         metadata.remove("resourceVersion");
+        let ends =
+            kind == Kind::Workload && metadata.get("deletionTimestamp").is_some_and(|at| !at.is_null());
         let annotations = metadata.entry("annotations").or_insert_with(|| json!({}));
         if let Value::Object(annotations) = annotations {
+            if ends {
+                annotations.insert(DRAIN_ANNOTATION.to_owned(), json!("true"));
+            }
             annotations.remove(LAST_APPLIED);
             annotations.insert(SOURCE_ANNOTATION.to_owned(), json!(SOURCE));
         }
@@ -171,6 +176,21 @@ mod tests {
         assert_eq!(taken.cluster_ip, None);
         assert_eq!(taken.meta.resource_version, None);
         assert_eq!(taken.meta.annotations.len(), 1);
+    }
+
+    #[test]
+    fn a_workload_that_is_being_deleted_drains_until_it_is_gone() {
+        let workload = |deleted: Value| {
+            json!({"metadata": {"name": "pay-1", "namespace": "shop", "deletionTimestamp": deleted,
+                "deletionGracePeriodSeconds": 30, "finalizers": ["example.com/wait"]}})
+        };
+        for (deleted, draining) in [(json!("2026-01-01T00:00:00Z"), true), (Value::Null, false)] {
+            let event = WatchEvent::Applied(workload(deleted));
+            let command = Follower::new(Kind::Workload).follow(event, &State::default()).unwrap();
+            let Some(Command::Apply { objects, .. }) = command else { panic!("{command:?}") };
+            let [Object::Workload(taken)] = objects.as_slice() else { panic!("{objects:?}") };
+            assert_eq!(taken.is_draining(), draining);
+        }
     }
 
     #[test]

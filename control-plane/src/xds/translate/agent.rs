@@ -65,8 +65,9 @@ fn host_port(port: &MeshHostPort) -> wire::HostPort {
 }
 
 /// The host network of a node, if a policy selects the node.
-pub fn host_endpoint(node: &str, class: u32) -> wire::HostEndpoint {
-    wire::HostEndpoint { node: node.to_owned(), identity: 0, policy_class: class, audit: false }
+pub fn host_endpoint(node: &str, record: Option<&NodeRecord>, class: u32) -> wire::HostEndpoint {
+    let audit = record.is_some_and(NodeRecord::is_audited);
+    wire::HostEndpoint { node: node.to_owned(), identity: 0, policy_class: class, audit }
 }
 
 /// The policy that endpoints share.

@@ -220,7 +220,7 @@ impl Translation {
         let endpoints = local.iter().map(|workload| {
             Encoded::new(workload.name.to_string(), &agent::local_endpoint(workload, record)).into()
         });
-        let host = host.map(|class| Encoded::new(node, &agent::host_endpoint(node, *class)).into());
+        let host = host.map(|class| Encoded::new(node, &agent::host_endpoint(node, record, *class)).into());
         Own { resources: policy.chain(endpoints).chain(host).collect(), classes, stranger: false }
     }
 }

@@ -25,9 +25,9 @@ use super::{
 };
 use crate::{
     identity::IdentityKey,
-    policy::NormalPolicy,
+    policy::{Namespaces, NormalPolicy, undeclared},
     records::{NodeRecord, StoredMeta},
-    resource::{Kind, NamespacedName, Object, ObjectKey, Service, Workload},
+    resource::{Kind, Labels, NamespacedName, Object, ObjectKey, Service, Workload},
 };
 use identities::{Before, Counted};
 use labels::{Labelled, remove_from};
@@ -228,8 +228,13 @@ impl Last {
         let mut round = Round::default();
         let mut regroup: BTreeSet<NamespacedName> =
             concerned.iter().map(|(name, _)| (*name).clone()).collect();
-        for (key, _, new) in objects.iter().filter(|(key, ..)| key.kind.is_policy()) {
-            let new = new.as_deref().map(NormalPolicy::all_of).unwrap_or_default();
+        let edited = objects.iter().map(|(key, ..)| key).filter(|key| key.kind.is_policy()).cloned();
+        let policies: BTreeSet<ObjectKey> =
+            edited.chain(self.policies.reading(&relabelled(objects))).collect();
+        let namespaces = Namespaces::of(&self.input.objects);
+        for key in &policies {
+            let new = self.input.objects.get(key);
+            let new = new.map(|object| NormalPolicy::all_of(object, namespaces)).unwrap_or_default();
             let labels_of = |name: &NamespacedName| match self.input.object(Kind::Workload, name) {
                 Some(Object::Workload(workload)) => Some(super::class::policy_labels(workload)),
                 _ => None,
@@ -394,6 +399,15 @@ impl Last {
         }
         changes
     }
+}
+
+/// What the namespaces that changed were labelled with, and are.
+fn relabelled(objects: &ChangedObjects) -> Vec<(Labels, Labels)> {
+    let namespaces = objects.iter().filter(|(key, ..)| key.kind == Kind::Namespace);
+    let labels = |key: &ObjectKey, object: &Option<Arc<Object>>| {
+        object.as_ref().map_or_else(|| undeclared(&key.name.name), |object| object.meta().labels.clone())
+    };
+    namespaces.map(|(key, before, after)| (labels(key, before), labels(key, after))).collect()
 }
 
 /// Services that changed, or of which a slice did, as they were and as they are.

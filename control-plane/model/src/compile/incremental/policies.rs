@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     policy::NormalPolicy,
-    resource::{Labels, NamespacedName, ObjectKey, Service, Workload},
+    resource::{LabelSelector, Labels, NamespacedName, ObjectKey, Service, Workload},
 };
 
 /// One policy: an object, and the place of its rule there. In the order in which [`compile`](super::super::compile)
@@ -42,6 +42,8 @@ pub(super) struct Policies {
     /// How many of these numbers can't be given: two contents want one, or it is 0.
     collisions: usize,
     peers: Peers,
+    /// Objects whose selectors read labels of namespaces.
+    by_namespace_labels: BTreeSet<ObjectKey>,
     /// Policies that select nodes.
     of_hosts: BTreeSet<PolicyId>,
 }
@@ -103,6 +105,20 @@ impl Policies {
         Self { numbering, ..Self::default() }
     }
 
+    /// Objects with a selector that says something else of a namespace than before: these are the labels that it had and
+    /// has.
+    pub(super) fn reading(&self, relabelled: &[(Labels, Labels)]) -> Vec<ObjectKey> {
+        let turns = |selector: &LabelSelector| {
+            relabelled.iter().any(|(before, after)| selector.matches(before) != selector.matches(after))
+        };
+        let reads = |object: &&ObjectKey| {
+            let all = ((*object).clone(), 0)..=((*object).clone(), usize::MAX);
+            let mut policies = self.policies.range(all).map(|(_, policy)| policy);
+            policies.any(|policy| policy.namespace_selectors().any(turns))
+        };
+        self.by_namespace_labels.iter().filter(reads).cloned().collect()
+    }
+
     /// An object is new, different or gone: these are its policies now. Returns the workloads that they select, or the
     /// ones before selected.
     pub(super) fn replace(
@@ -134,6 +150,11 @@ impl Policies {
             self.subjects.remove(&id);
             round.hosts |= self.of_hosts.remove(&id);
             round.stale.extend(self.groups_of_policy.get(&id).into_iter().flatten().cloned());
+        }
+        if new.iter().any(|policy| policy.namespace_selectors().next().is_some()) {
+            self.by_namespace_labels.insert(object.clone());
+        } else {
+            self.by_namespace_labels.remove(object);
         }
         for (place, new) in new.into_iter().enumerate() {
             let id = (object.clone(), place);

@@ -98,7 +98,8 @@ impl Services {
             | Kind::Sidecar
             | Kind::CiliumNetworkPolicy
             | Kind::CiliumClusterwideNetworkPolicy
-            | Kind::ClusterNetworkPolicy => {}
+            | Kind::ClusterNetworkPolicy
+            | Kind::Namespace => {}
         }
     }
 

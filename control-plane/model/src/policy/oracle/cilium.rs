@@ -6,7 +6,7 @@ use crate::{
     policy::Flow,
     resource::{
         CiliumEntity, CiliumEntry, CiliumPeers, CiliumPolicy, CiliumPort, CiliumRule, CiliumSelector,
-        CiliumService, Labels, NAMESPACE_NAME_LABEL, Object, ProxyMode, Service, Workload,
+        CiliumService, Object, ProxyMode, Service, Workload,
     },
 };
 
@@ -50,7 +50,7 @@ fn is_subject(world: World<'_>, rule: &CiliumRule, home: &str, own: &End<'_>) ->
     match (own, &rule.nodes) {
         (End::Workload(own), None) => {
             let at_home = home.is_empty() || home == own.meta.name.namespace;
-            at_home && selects(&rule.subject, "", own)
+            at_home && selects(world, &rule.subject, "", own)
         }
         (End::Node { names, .. }, Some(selector)) => {
             let node = names.first().and_then(|name| world.nodes.get(*name));
@@ -61,11 +61,10 @@ fn is_subject(world: World<'_>, rule: &CiliumRule, home: &str, own: &End<'_>) ->
 }
 
 /// `home` is the only namespace that it can mean when it names none; empty: any.
-fn selects(selector: &CiliumSelector, home: &str, workload: &Workload) -> bool {
+fn selects(world: World<'_>, selector: &CiliumSelector, home: &str, workload: &Workload) -> bool {
     let namespace = &workload.meta.name.namespace;
-    let here: Labels = [(NAMESPACE_NAME_LABEL.to_owned(), namespace.clone())].into();
     let at_home = match &selector.namespaces {
-        Some(namespaces) => namespaces.matches(&here),
+        Some(namespaces) => namespaces.matches(&world.namespace_labels(namespace)),
         None => home.is_empty() || home == namespace,
     };
     at_home && selector.pods.matches(&workload.meta.labels)
@@ -87,7 +86,7 @@ impl Entry<'_> {
         let by_peer = match &entry.peers {
             CiliumPeers::Unsaid => !entry.ports.is_empty() || !entry.icmps.is_empty(),
             CiliumPeers::Endpoints(list) => {
-                matches!(other, End::Workload(w) if list.iter().any(|selector| selects(selector, self.home, w)))
+                matches!(other, End::Workload(w) if list.iter().any(|selector| selects(self.world, selector, self.home, w)))
             }
             CiliumPeers::Cidrs(list) => {
                 matches!(other, End::Node { ip, .. } | End::Outside(ip, _) if list.iter().any(|net| net.contains(ip)))

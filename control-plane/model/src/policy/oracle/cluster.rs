@@ -6,10 +6,7 @@ use super::{End, Side, Tiered, World};
 use crate::{
     compile::Direction,
     policy::Flow,
-    resource::{
-        ClusterAction, ClusterPeer, ClusterPods, ClusterPolicy, ClusterPort, ClusterTier, Labels,
-        NAMESPACE_NAME_LABEL, Workload,
-    },
+    resource::{ClusterAction, ClusterPeer, ClusterPods, ClusterPolicy, ClusterPort, ClusterTier, Workload},
 };
 
 /// Adds what a policy says of traffic in this direction between `own` and `other`.
@@ -25,7 +22,7 @@ pub(super) fn judge(
         Direction::Ingress => &policy.ingress,
         Direction::Egress => &policy.egress,
     };
-    if rules.is_empty() || !selects(&policy.subject, own) {
+    if rules.is_empty() || !selects(world, &policy.subject, own) {
         return;
     }
     said.tiered = true;
@@ -42,7 +39,7 @@ pub(super) fn judge(
             ClusterPort::Named(name) => world.is_named(name, direction, (Some(own), other), flow),
         };
         let by_peer = |peer: &ClusterPeer| match (peer, other) {
-            (ClusterPeer::Pods(pods), End::Workload(other)) => selects(pods, other),
+            (ClusterPeer::Pods(pods), End::Workload(other)) => selects(world, pods, other),
             // A block that holds all pods holds every workload.
             (ClusterPeer::Networks(nets), End::Workload(_)) => {
                 let mut pods = world.cluster.pod_cidrs();
@@ -62,8 +59,7 @@ pub(super) fn judge(
     }
 }
 
-fn selects(pods: &ClusterPods, workload: &Workload) -> bool {
-    let here: Labels = [(NAMESPACE_NAME_LABEL.to_owned(), workload.meta.name.namespace.clone())].into();
-    pods.namespaces.matches(&here)
+fn selects(world: World<'_>, pods: &ClusterPods, workload: &Workload) -> bool {
+    pods.namespaces.matches(&world.namespace_labels(&workload.meta.name.namespace))
         && pods.pods.as_ref().is_none_or(|pods| pods.matches(&workload.meta.labels))
 }

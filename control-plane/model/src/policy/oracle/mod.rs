@@ -13,8 +13,8 @@ use crate::{
     identity::is_policy_label,
     records::{ClusterInfo, NodeRecord, WorkloadBinding},
     resource::{
-        ClusterAction, Labels, NAMESPACE_NAME_LABEL, NamespacedName, NetworkPolicy, NetworkPolicyPeer,
-        NetworkPolicyPort, NetworkPolicyRule, Object, ObjectKey, PortRef, Workload,
+        ClusterAction, Kind, Labels, NamespacedName, NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort,
+        NetworkPolicyRule, Object, ObjectKey, PortRef, Workload,
     },
 };
 
@@ -230,6 +230,19 @@ impl<'a> World<'a> {
         }
     }
 
+    fn audits_node(self, name: &str) -> bool {
+        self.nodes.get(name).is_some_and(|node| node.is_audited())
+    }
+
+    /// What a namespace is labelled with.
+    fn namespace_labels(self, namespace: &str) -> Labels {
+        let key = ObjectKey { kind: Kind::Namespace, name: NamespacedName::new("", namespace) };
+        let mut labels =
+            self.objects.get(&key).map(|object| object.meta().labels.clone()).unwrap_or_default();
+        labels.extend(super::undeclared(namespace));
+        labels
+    }
+
     fn has_address(self, workload: &Workload, ip: IpAddr) -> bool {
         match self.bindings.get(&workload.meta.name) {
             Some(binding) => binding.addresses.contains(&ip),
@@ -247,6 +260,9 @@ impl<'a> World<'a> {
         };
         match own {
             End::Workload(own) if own.meta.is_audited() => decision.audited(),
+            End::Node { names, .. } if names.first().is_some_and(|name| self.audits_node(name)) => {
+                decision.audited()
+            }
             _ => decision,
         }
     }
@@ -332,7 +348,7 @@ impl<'a> World<'a> {
                 flow.protocol == port.protocol.into()
                     && self.is_at(port.port.as_ref(), port.end_port, direction, (Some(own), other), flow)
             };
-            if peer_matches(rule, &name.namespace, other)
+            if self.peer_matches(rule, &name.namespace, other)
                 && (rule.ports.is_empty() || rule.ports.iter().any(by_port))
             {
                 said.permits.push(format!("networkpolicy/{name}#{}[{i}]", direction.as_str()));
@@ -372,30 +388,28 @@ impl<'a> World<'a> {
         }
     }
 
+    fn peer_matches(self, rule: &NetworkPolicyRule, policy_namespace: &str, other: &End<'_>) -> bool {
+        let matches = |peer: &NetworkPolicyPeer| match (peer, other) {
+            (NetworkPolicyPeer::Pods { pod, namespace }, End::Workload(other)) => {
+                let own = &other.meta.name.namespace;
+                let namespace_matches = match namespace {
+                    None => own == policy_namespace,
+                    Some(selector) => selector.matches(&self.namespace_labels(own)),
+                };
+                namespace_matches && pod.as_ref().is_none_or(|selector| selector.matches(&other.meta.labels))
+            }
+            (NetworkPolicyPeer::IpBlock { cidr, except }, End::Outside(ip, _) | End::Node { ip, .. }) => {
+                cidr.contains(ip) && !except.iter().any(|e| e.contains(ip))
+            }
+            _ => false,
+        };
+        rule.peers.is_empty() || rule.peers.iter().any(matches)
+    }
+
     /// Whether a workload of the same identity does.
     fn one_alike_serves(self, workload: &Workload, port_name: &str, flow: &Flow) -> bool {
         self.workloads().any(|w| same_identity(w, workload) && serves(w, port_name, flow))
     }
-}
-
-fn peer_matches(rule: &NetworkPolicyRule, policy_namespace: &str, other: &End<'_>) -> bool {
-    let matches = |peer: &NetworkPolicyPeer| match (peer, other) {
-        (NetworkPolicyPeer::Pods { pod, namespace }, End::Workload(other)) => {
-            let own = &other.meta.name.namespace;
-            let namespace_matches = match namespace {
-                None => own == policy_namespace,
-                Some(selector) => {
-                    selector.matches(&Labels::from([(NAMESPACE_NAME_LABEL.to_owned(), own.clone())]))
-                }
-            };
-            namespace_matches && pod.as_ref().is_none_or(|selector| selector.matches(&other.meta.labels))
-        }
-        (NetworkPolicyPeer::IpBlock { cidr, except }, End::Outside(ip, _) | End::Node { ip, .. }) => {
-            cidr.contains(ip) && !except.iter().any(|e| e.contains(ip))
-        }
-        _ => false,
-    };
-    rule.peers.is_empty() || rule.peers.iter().any(matches)
 }
 
 fn serves(workload: &Workload, port_name: &str, flow: &Flow) -> bool {

@@ -226,7 +226,7 @@ impl CiliumPort {
 pub struct CiliumSelector {
     #[allow(missing_docs)]
     pub pods: LabelSelector,
-    /// Over the label `kubernetes.io/metadata.name`. None: the selector says nothing of namespaces, which means the
+    /// Over the labels of Namespace objects and their names. None: the selector says nothing of namespaces, which means the
     /// policy's own, or every one if the policy has none.
     pub namespaces: Option<LabelSelector>,
 }

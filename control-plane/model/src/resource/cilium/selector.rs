@@ -18,7 +18,8 @@ const NAMESPACE_LABELS: &str = "io.cilium.k8s.namespace.labels.";
 /// What a key is about.
 enum Key {
     Pod(String),
-    Namespace,
+    /// A label of its namespace.
+    Namespace(String),
 }
 
 /// Reads one key; `k8s:x`, `any:x` and `x` are the same.
@@ -31,14 +32,11 @@ fn key(text: &str, at: &At) -> Result<Key, Fault> {
         }
         Some(_) => return at.refuse(text, "has a source that is not supported: write k8s: or any:"),
     };
-    if plain == NAMESPACE || plain.strip_prefix(NAMESPACE_LABELS) == Some(NAMESPACE_NAME_LABEL) {
-        return Ok(Key::Namespace);
+    if plain == NAMESPACE {
+        return Ok(Key::Namespace(NAMESPACE_NAME_LABEL.to_owned()));
     }
-    if plain.starts_with(NAMESPACE_LABELS) {
-        return at.refuse(
-            text,
-            format!("is not supported: namespaces have no label here but {NAMESPACE_NAME_LABEL}"),
-        );
+    if let Some(label) = plain.strip_prefix(NAMESPACE_LABELS) {
+        return Ok(Key::Namespace(label.to_owned()));
     }
     if plain.starts_with("io.cilium.") {
         return at.refuse(text, "is not supported: only labels of workloads and their namespace are");
@@ -57,7 +55,7 @@ pub(super) fn parse(wire: WireSelector, at: &At) -> Result<CiliumSelector, Fault
         let at = at_labels.key(&text);
         let (labels, plain) = match key(&text, &at)? {
             Key::Pod(plain) => (&mut pods.match_labels, plain),
-            Key::Namespace => (&mut namespaces.match_labels, NAMESPACE_NAME_LABEL.to_owned()),
+            Key::Namespace(plain) => (&mut namespaces.match_labels, plain),
         };
         if labels.insert(plain, value).is_some() {
             return at.refuse(text, "is the same label as another one of this selector");
@@ -71,7 +69,7 @@ pub(super) fn parse(wire: WireSelector, at: &At) -> Result<CiliumSelector, Fault
         let at = at.index(i);
         let (list, plain) = match key(&expression.key, &at.field("key"))? {
             Key::Pod(plain) => (&mut pods.match_expressions, plain),
-            Key::Namespace => (&mut namespaces.match_expressions, NAMESPACE_NAME_LABEL.to_owned()),
+            Key::Namespace(plain) => (&mut namespaces.match_expressions, plain),
         };
         expression.key = plain;
         list.push(expression.parse(&at)?);
@@ -102,10 +100,13 @@ pub(super) fn plain(mut wire: WireSelector, at: &At) -> Result<LabelSelector, Fa
 pub(super) fn joined(selector: &CiliumSelector) -> LabelSelector {
     let mut out = selector.pods.clone();
     let Some(namespaces) = &selector.namespaces else { return out };
-    let pseudo = format!("k8s:{NAMESPACE}");
-    out.match_labels.extend(namespaces.match_labels.values().map(|value| (pseudo.clone(), value.clone())));
+    let pseudo = |label: &str| match label {
+        NAMESPACE_NAME_LABEL => format!("k8s:{NAMESPACE}"),
+        label => format!("k8s:{NAMESPACE_LABELS}{label}"),
+    };
+    out.match_labels.extend(namespaces.match_labels.iter().map(|(key, value)| (pseudo(key), value.clone())));
     let expressions = namespaces.match_expressions.iter().cloned();
     out.match_expressions
-        .extend(expressions.map(|expression| LabelExpression { key: pseudo.clone(), ..expression }));
+        .extend(expressions.map(|expression| LabelExpression { key: pseudo(&expression.key), ..expression }));
     out
 }

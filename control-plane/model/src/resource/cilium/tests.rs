@@ -138,7 +138,6 @@ fn selectors_that_no_workload_could_match_as_meant_are_refused() {
     let one = |key: &str, reason: &str| refused(&selector(json!({key: "x"})), &at(key), reason);
     one("reserved:host", "fromEntities");
     one("container:name", "source");
-    one("io.cilium.k8s.namespace.labels.team", "namespaces have no label here");
     one("io.cilium.k8s.policy.serviceaccount", "not supported");
     one("io.cilium.k8s.policy.cluster", "not supported");
     one("pod-template-hash", "differs per copy");

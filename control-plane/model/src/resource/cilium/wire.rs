@@ -217,8 +217,12 @@ impl WireRule {
             }
         };
         if let (false, Some(namespaces)) = (own.is_empty(), &subject.namespaces) {
-            let here = [(super::super::NAMESPACE_NAME_LABEL.to_owned(), own.clone())].into();
-            if !namespaces.matches(&here) {
+            // What it says of other labels can't be known yet, and may change.
+            let mut by_name = namespaces.clone();
+            let is_name = |key: &str| key == super::super::NAMESPACE_NAME_LABEL;
+            by_name.match_labels.retain(|key, _| is_name(key));
+            by_name.match_expressions.retain(|expression| is_name(&expression.key));
+            if !by_name.matches(&crate::policy::undeclared(own)) {
                 return at_subject.refuse(
                     "",
                     format!(

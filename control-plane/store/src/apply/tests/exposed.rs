@@ -222,6 +222,9 @@ fn a_node_tells_of_itself_and_of_nobody_else() {
     let labels = [("-".to_owned(), String::new())].into();
     let facts6 = NodeFacts { labels, ..NodeFacts::default() };
     assert!(store.refused(report("n2", facts6)).to_string().starts_with("node.labels"));
+    let half = [("isthmus.io/audit".to_owned(), "half".to_owned())].into();
+    let half = NodeFacts { labels: half, ..NodeFacts::default() };
+    assert!(store.refused(report("n2", half)).to_string().starts_with("node.labels[isthmus.io/audit]"));
     let unzoned = NodeFacts { zone: "a b".to_owned(), ..NodeFacts::default() };
     assert!(store.refused(report("n2", unzoned)).to_string().starts_with("node.zone"));
     let many =
