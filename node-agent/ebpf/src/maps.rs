@@ -13,6 +13,7 @@ use ebpf_shared::{
     metrics,
 };
 
+use crate::established::{self, Recent};
 use crate::host::HostStage;
 use crate::nat::Stage;
 use crate::verdict::Scratch;
@@ -126,6 +127,10 @@ pub static GUARDED: Array<u32> = Array::with_max_entries(1, 0);
 /// As [`SCRATCH`], see `crate::host`.
 #[map]
 pub static HOST_STAGE: PerCpuArray<HostStage> = PerCpuArray::with_max_entries(1, 0);
+
+/// Flows whose packets have passed here lately, see `crate::established`.
+#[map]
+pub static RECENT: PerCpuArray<Recent> = PerCpuArray::with_max_entries(established::FLOWS, 0);
 
 /// Where a parsed packet lies for a moment, see `crate::verdict`.
 #[map]
