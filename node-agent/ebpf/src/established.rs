@@ -22,7 +22,7 @@ use crate::policy::KernelPolicy;
 /// Flows of each processor, of both directions: a power of two.
 pub const FLOWS: u32 = 2_048;
 /// Ticks for which what [`RECENT`] says holds: of the kernel's, of which there are 100 to 1,000 in a second.
-const TICKS: u64 = 100;
+pub const TICKS: u64 = 100;
 
 /// A packet that has passed, and what it has passed by: value of `RECENT`.
 #[repr(C)]
@@ -127,14 +127,20 @@ impl Recent {
 /// Where in [`RECENT`] a packet's flow is; that of the packets of the other direction is beside it.
 #[inline(always)]
 fn place(packet: &Plain, direction: Direction) -> u32 {
+    spread(packet) % (FLOWS / 2) << 1 | direction as u32
+}
+
+/// A hash of a packet's ends, the same for both directions: 16 bits.
+#[inline(always)]
+pub fn spread(packet: &Plain) -> u32 {
     const SPREAD: u32 = 0x9e37_79b1;
     let end = |addr: &Addr, port: u16| {
         let [a, b, c, d] = addr.words();
-        (a ^ b.rotate_left(7) ^ c.rotate_left(14) ^ d ^ u32::from(port)).wrapping_mul(SPREAD)
+        let rest = if packet.is_v4 { 0 } else { a ^ b.rotate_left(7) ^ c.rotate_left(14) };
+        (rest ^ d ^ u32::from(port)).wrapping_mul(SPREAD)
     };
     let sum = end(&packet.src, packet.src_port).wrapping_add(end(&packet.dst, packet.dst_port));
-    let flow = (sum ^ sum >> 15).wrapping_mul(SPREAD) >> (33 - FLOWS.ilog2());
-    flow << 1 | direction as u32
+    (sum ^ sum >> 15).wrapping_mul(SPREAD) >> 16
 }
 
 /// What a flow was judged by.

@@ -91,7 +91,7 @@ pub use ebpf_shared;
 
 use self::epochs::Epochs;
 use self::host::HostTables;
-use self::mapped::Mapped;
+use self::mapped::{Counters, Mapped};
 use self::migrate::Migration;
 use self::services::ServiceTables;
 use crate::reset::Resetter;
@@ -191,6 +191,7 @@ impl Kernel {
             sources: TrieTable::new("SOURCES", take(&mut programs, "SOURCES")?),
             maglev: Mapped::open("MAGLEV", &pins.map("MAGLEV"), limits::MAGLEV)?,
             served: Mapped::open("SERVED", &pins.map("SERVED"), limits::SERVED_BITS / 32)?,
+            epoch: Counters::open(&pins.map("BACKEND_EPOCH"), 2)?,
         })?;
         let mut kernel = Self {
             identities: Identities::new(

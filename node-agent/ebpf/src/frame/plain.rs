@@ -12,18 +12,22 @@ use super::{ETHERNET, IPV4, IPV6};
 pub struct Plain {
     pub src: Addr,
     pub dst: Addr,
+    pub is_v4: bool,
     /// In network order.
     pub src_port: u16,
     pub dst_port: u16,
     pub protocol: u8,
     /// 0 of UDP.
     pub tcp_flags: u8,
+    /// IPv4: of the header, in network order.
+    pub checksum: u16,
 }
 
 const TCP: usize = 20;
 const UDP: usize = 8;
-const HEADER4: usize = 20;
-const HEADER6: usize = 40;
+/// Bytes of the IP headers.
+pub const HEADER4: usize = 20;
+pub const HEADER6: usize = 40;
 
 /// Reads a frame.
 ///
@@ -66,10 +70,12 @@ unsafe fn read4(skb: *mut __sk_buff) -> Option<Plain> {
         Some(Plain {
             src: Addr::v4(Ip4::from_be(at(data, ETHERNET + 12))),
             dst: Addr::v4(Ip4::from_be(at(data, ETHERNET + 16))),
+            is_v4: true,
             src_port: at(data, UPPER),
             dst_port: at(data, UPPER + 2),
             protocol,
             tcp_flags,
+            checksum: at(data, ETHERNET + 10),
         })
     }
 }
@@ -97,10 +103,12 @@ unsafe fn read6(skb: *mut __sk_buff) -> Option<Plain> {
         Some(Plain {
             src,
             dst,
+            is_v4: false,
             src_port: at(data, UPPER),
             dst_port: at(data, UPPER + 2),
             protocol,
             tcp_flags,
+            checksum: 0,
         })
     }
 }
