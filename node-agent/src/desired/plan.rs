@@ -19,7 +19,7 @@ use std::{
 use ebpf_shared::{Sides, identity::LOCAL};
 use ipnet::IpNet;
 
-use super::{Delta, Desired, MapOp, table};
+use super::{Delta, Desired, MapOp, diff::changes, table};
 use crate::kernel::rules::ClassEntry;
 
 /// The steps of a change.
@@ -260,12 +260,10 @@ impl<'a> Way<'a> {
                 self.push(Phase::Uncover, peer(class, *identity, meant));
             }
         }
-        let mut changed: Vec<(u32, Option<Sides>)> = Vec::new();
-        changed.extend(before.peers.keys().filter(|id| !after.peers.contains_key(id)).map(|id| (*id, None)));
-        let puts = after.peers.iter().filter(|(id, sides)| before.peers.get(id) != Some(*sides));
-        changed.extend(puts.map(|(id, sides)| (*id, Some(*sides))));
-        changed.retain(|(identity, _)| !going.contains_key(identity));
-        for (identity, sides) in changed {
+        for (identity, sides) in changes(&before.peers, &after.peers) {
+            if going.contains_key(&identity) {
+                continue;
+            }
             let phase = if self.has(identity) { Phase::Switch } else { Phase::Cover };
             self.push(phase, peer(class, identity, sides));
         }

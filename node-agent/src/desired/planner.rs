@@ -226,7 +226,9 @@ impl Planner {
         for (wire, entry) in entries {
             let number = *numbers.get(&wire)?;
             if current.classes.get(&number) != Some(&entry) {
-                for by in entry.rulesets() {
+                // Many peers, and few rulesets.
+                let mut seen = BTreeSet::new();
+                for by in entry.rulesets().filter(|by| seen.insert(by.set)) {
                     let set = self.dictionary.rulesets.get(by)?;
                     if current.rulesets.get(&by.set) != Some(set) {
                         delta.rulesets.insert(by.set, set.clone());
