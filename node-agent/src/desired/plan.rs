@@ -133,11 +133,11 @@ impl<'a> Way<'a> {
         !self.delta.lingering.is_empty() || self.delta.identities.iter().any(moves)
     }
 
-    /// Whether an endpoint that is there gets another class.
+    /// Whether an endpoint comes to a class.
     fn has_joiners(&self) -> bool {
         self.delta.endpoints.iter().any(|(ifindex, after)| {
-            let before = self.current.endpoints.get(ifindex);
-            after.zip(before).is_some_and(|(after, before)| after.class != before.class)
+            let before = self.current.endpoints.get(ifindex).map(|before| before.class);
+            after.is_some_and(|after| before != Some(after.class))
         })
     }
 

@@ -172,8 +172,6 @@ fn heard() -> Resources {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
-
     #[test]
     fn what_is_planned_from_little_is_what_is_planned_from_everything(steps in steps()) {
         let mut resources = heard();
