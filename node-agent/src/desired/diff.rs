@@ -121,6 +121,11 @@ pub(super) fn changes<K: Ord + Clone, V: PartialEq + Clone>(
 }
 
 impl MapOp {
+    /// Whether it is about an address of a service.
+    pub fn is_of_service(&self) -> bool {
+        matches!(self, Self::PutService(..) | Self::RemoveService(_))
+    }
+
     /// What the maps hold after this write.
     pub fn apply(&self, maps: &mut Desired) {
         match self {

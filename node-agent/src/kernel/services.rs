@@ -180,13 +180,15 @@ impl Services {
             proxy_port: wanted.proxy_port,
             ..ServiceValue::default()
         };
-        if let Err(error) = self.prepare(key, wanted, &before, &mut after) {
+        let prepared = self.prepare(key, wanted, &before, &mut after);
+        if let Err(error) = prepared.and_then(|()| self.services.upsert(key, after.value)) {
             // The old entry stays in force, with what it leads to.
             self.forget(&before, &after)?;
-            return Err(error);
-        }
-        if let Err(error) = self.services.upsert(key, after.value) {
-            self.forget(&before, &after)?;
+            for (at, held) in &before.backends {
+                if after.backends.get(at).is_some_and(|now| now != held) {
+                    self.backends.upsert(held.0, held.1)?;
+                }
+            }
             return Err(error);
         }
         self.ids.insert(id);

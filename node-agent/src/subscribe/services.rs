@@ -2,13 +2,14 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
+use ebpf_shared::limits;
 use ipnet::IpNet;
 use xds_proto::isthmus::agent::v1 as wire;
 
 use super::parse::{MAX_LIST, ParseError, addresses, at_most, bad, ip, is_mapped, port, protocol};
 
-/// Most backends of one service port.
-const MAX_BACKENDS: usize = 4_096;
+/// Most backends of one service port and address family: what the kernel's tables have room for.
+const MAX_BACKENDS: usize = limits::BACKENDS_PER_SERVICE as usize;
 /// Most zones that a backend is meant for: clouds have fewer.
 const MAX_ZONES: usize = 64;
 
@@ -157,16 +158,22 @@ fn service_port(
     message: &wire::ServicePort,
     publish_not_ready: bool,
 ) -> Result<ServicePort, ParseError> {
-    at_most(resource, "ports.backends", &message.backends, MAX_BACKENDS)?;
-    at_most(resource, "ports.further", &message.further, MAX_BACKENDS)?;
+    // Of both families, before anything is read.
+    at_most(resource, "ports.backends", &message.backends, 2 * MAX_BACKENDS)?;
+    at_most(resource, "ports.further", &message.further, 2 * MAX_BACKENDS)?;
     let wanted = "expected a port up to 65535, or 0";
     let told = message.backends.iter().chain(&message.further);
+    let backends = told.map(|told| backend(resource, told, publish_not_ready));
+    let backends = backends.collect::<Result<Vec<_>, _>>()?;
+    let (v4, v6): (Vec<_>, Vec<_>) = backends.iter().partition(|backend| backend.address.is_ipv4());
+    at_most(resource, "ports.backends and further, IPv4,", &v4, MAX_BACKENDS)?;
+    at_most(resource, "ports.backends and further, IPv6,", &v6, MAX_BACKENDS)?;
     Ok(ServicePort {
         port: port(resource, "ports.port", message.port)?,
         protocol: with_ports(resource, "ports.protocol", message.protocol)?,
         proxy_port: u16::try_from(message.proxy_port)
             .map_err(|_| bad(resource, "ports.proxy_port", message.proxy_port, wanted))?,
-        backends: told.map(|told| backend(resource, told, publish_not_ready)).collect::<Result<_, _>>()?,
+        backends,
     })
 }
 
@@ -321,6 +328,31 @@ mod tests {
             (spoil(|m| m.forwarding = 7), "forwarding"),
         ] {
             assert!(error.contains(field), "{error}");
+        }
+    }
+
+    #[test]
+    fn backends_that_no_table_has_room_for_are_refused_with_the_service() {
+        let told = |backends: u32, further: u32, v6: u32| {
+            let backend = |address: IpAddr| wire::Backend {
+                address: address.to_string(),
+                port: 8080,
+                ..Default::default()
+            };
+            let v4 = |n: u32| backend(std::net::Ipv4Addr::from(0x0a01_0000 + n).into());
+            let mut message = message();
+            message.ports[0].backends = (0..backends).map(v4).collect();
+            message.ports[0].further = (backends..backends + further).map(v4).collect();
+            let v6 =
+                (0..v6).map(|n| backend(std::net::Ipv6Addr::from(0xfd_u128 << 120 | u128::from(n)).into()));
+            message.ports[0].backends.extend(v6);
+            service("shop/pay", message)
+        };
+        assert!(told(4_000, 96, 4_096).is_ok(), "a table each");
+        for (backends, further, v6, family) in [(4_000, 97, 0, "IPv4"), (1, 0, 4_097, "IPv6")] {
+            let error = told(backends, further, v6).unwrap_err().to_string();
+            let expected = format!("{family}, has 4097 entries, at most 4096 are allowed");
+            assert!(error.contains("shop/pay") && error.contains(&expected), "{error}");
         }
     }
 
