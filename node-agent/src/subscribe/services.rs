@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use xds_proto::isthmus::agent::v1 as wire;
 
 use super::parse::{MAX_LIST, ParseError, addresses, at_most, bad, ip, is_mapped, port, protocol};
+use crate::config::dns_label;
 
 /// Most backends of one service port and address family: what the kernel's tables have room for.
 const MAX_BACKENDS: usize = limits::BACKENDS_PER_SERVICE as usize;
@@ -33,6 +34,25 @@ pub struct Service {
     pub prefer_same_zone: bool,
     /// Backends of other nodes answer clients outside by themselves.
     pub direct: bool,
+    /// DNS answers its endpoints.
+    pub headless: bool,
+    /// It is offered to peers.
+    pub exported: bool,
+    /// Only peers have it.
+    pub imported: bool,
+    /// Where this node tells by HTTP whether it has endpoints of it; 0: nowhere.
+    pub health_port: u16,
+    /// Endpoints that are ready, of a headless service without ports.
+    pub named: Vec<Named>,
+}
+
+/// An endpoint that has a name and no port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Named {
+    pub address: IpAddr,
+    /// Empty: its address is its name.
+    pub hostname: Box<str>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -43,6 +63,8 @@ pub struct ServicePort {
     /// 0: none.
     pub proxy_port: u16,
     pub backends: Vec<ServiceBackend>,
+    /// Empty: it has none.
+    pub name: String,
 }
 
 /// An address, other than a virtual one, that leads to a service's port.
@@ -79,6 +101,8 @@ pub struct ServiceBackend {
     pub state: BackendState,
     /// For whose clients it is meant; empty: everybody's.
     pub hint_zones: BTreeSet<String>,
+    /// Below the name of a headless service; empty: its address is its name.
+    pub hostname: Box<str>,
 }
 
 impl Default for ServiceBackend {
@@ -91,6 +115,7 @@ impl Default for ServiceBackend {
             zone: String::new(),
             state: BackendState::Active,
             hint_zones: BTreeSet::new(),
+            hostname: Box::default(),
         }
     }
 }
@@ -150,7 +175,51 @@ pub(super) fn service(resource: &str, message: wire::Service) -> Result<Service,
         source_ranges,
         prefer_same_zone: message.prefer_same_zone,
         direct: forwarding == wire::Forwarding::Dsr,
+        headless: message.headless,
+        exported: message.exported,
+        imported: message.imported,
+        health_port: u16::try_from(message.health_check_port).map_err(|_| {
+            let wanted = "expected a port up to 65535, or 0";
+            bad(resource, "health_check_port", message.health_check_port, wanted)
+        })?,
+        named: named(resource, &message)?,
     })
+}
+
+fn named(resource: &str, message: &wire::Service) -> Result<Vec<Named>, ParseError> {
+    at_most(resource, "named", &message.named, 2 * MAX_BACKENDS)?;
+    let mut named = Vec::new();
+    for told in &message.named {
+        let address = ip(resource, "named.address", &told.address)?;
+        let hostname = hostname(resource, "named.hostname", &told.hostname)?;
+        if state(resource, "named.state", told.state, message.publish_not_ready)? == BackendState::Active {
+            named.push(Named { address, hostname });
+        }
+    }
+    Ok(named)
+}
+
+/// Empty, or a label: as it is put into names.
+fn hostname(resource: &str, field: &'static str, text: &str) -> Result<Box<str>, ParseError> {
+    if !text.is_empty() && dns_label(text).is_err() {
+        return Err(bad(resource, field, text, "expected a DNS label"));
+    }
+    Ok(text.into())
+}
+
+fn state(
+    resource: &str,
+    field: &'static str,
+    number: i32,
+    publish_not_ready: bool,
+) -> Result<BackendState, ParseError> {
+    match wire::State::try_from(number) {
+        Ok(wire::State::NotReady) if publish_not_ready => Ok(BackendState::Active),
+        Ok(wire::State::Active) => Ok(BackendState::Active),
+        Ok(wire::State::Terminating) => Ok(BackendState::Terminating),
+        Ok(wire::State::NotReady) => Ok(BackendState::NotReady),
+        Err(_) => Err(bad(resource, field, number, "expected one of the states of isthmus.agent.v1")),
+    }
 }
 
 fn service_port(
@@ -174,6 +243,7 @@ fn service_port(
         proxy_port: u16::try_from(message.proxy_port)
             .map_err(|_| bad(resource, "ports.proxy_port", message.proxy_port, wanted))?,
         backends,
+        name: String::from(hostname(resource, "ports.name", &message.name)?),
     })
 }
 
@@ -183,22 +253,15 @@ fn backend(
     publish_not_ready: bool,
 ) -> Result<ServiceBackend, ParseError> {
     at_most(resource, "ports.backends.hint_zones", &message.hint_zones, MAX_ZONES)?;
-    let wanted = "expected one of the states of isthmus.agent.v1";
-    let state = match wire::State::try_from(message.state) {
-        Ok(wire::State::NotReady) if publish_not_ready => BackendState::Active,
-        Ok(wire::State::Active) => BackendState::Active,
-        Ok(wire::State::Terminating) => BackendState::Terminating,
-        Ok(wire::State::NotReady) => BackendState::NotReady,
-        Err(_) => return Err(bad(resource, "ports.backends.state", message.state, wanted)),
-    };
     Ok(ServiceBackend {
         address: ip(resource, "ports.backends.address", &message.address)?,
         port: port(resource, "ports.backends.port", message.port)?,
         weight: message.weight,
         priority: message.priority,
         zone: message.zone.clone(),
-        state,
+        state: state(resource, "ports.backends.state", message.state, publish_not_ready)?,
         hint_zones: message.hint_zones.iter().cloned().collect(),
+        hostname: hostname(resource, "ports.backends.hostname", &message.hostname)?,
     })
 }
 
@@ -293,6 +356,14 @@ mod tests {
             ],
             source_ranges: vec!["192.0.2.7/24".into()],
             forwarding: wire::Forwarding::Dsr as i32,
+            named: vec![
+                wire::Backend { address: "10.1.0.4".into(), hostname: "db-0".into(), ..Default::default() },
+                wire::Backend {
+                    address: "10.1.0.5".into(),
+                    state: wire::State::NotReady as i32,
+                    ..Default::default()
+                },
+            ],
             ..Default::default()
         }
     }
@@ -307,8 +378,10 @@ mod tests {
         let states: Vec<_> = read.ports[0].backends.iter().map(|backend| backend.state).collect();
         assert_eq!(states, [BackendState::Active, BackendState::NotReady]);
         let early = wire::Service { publish_not_ready: true, ..message() };
-        let states = service("shop/pay", early).unwrap().ports[0].backends.len();
-        assert_eq!(states, 2);
+        assert_eq!((read.named.len(), &*read.named[0].hostname), (1, "db-0"));
+        let early = service("shop/pay", early).unwrap();
+        assert_eq!((early.ports[0].backends.len(), early.named.len()), (2, 2));
+        assert!(early.ports[0].backends.iter().all(|backend| backend.state == BackendState::Active));
     }
 
     #[test]
@@ -326,6 +399,11 @@ mod tests {
             (spoil(|m| m.ports[0].further[0].state = 9), "ports.backends.state"),
             (spoil(|m| m.source_ranges.push("::ffff:10.0.0.0/104".into())), "source_ranges"),
             (spoil(|m| m.forwarding = 7), "forwarding"),
+            (spoil(|m| m.ports[0].name = "a.b".into()), "ports.name"),
+            (spoil(|m| m.ports[0].backends[0].hostname = "a b".into()), "ports.backends.hostname"),
+            (spoil(|m| m.named[0].address = "x".into()), "named.address"),
+            (spoil(|m| m.named[0].hostname = "A".into()), "named.hostname"),
+            (spoil(|m| m.health_check_port = 70_000), "health_check_port"),
         ] {
             assert!(error.contains(field), "{error}");
         }

@@ -1,5 +1,6 @@
 //! Moves queries and answers between pods and servers.
 
+mod cluster;
 mod slots;
 mod sockets;
 mod tcp;
@@ -21,6 +22,7 @@ use crate::{
     released,
 };
 use slots::Slots;
+pub use cluster::{Cluster, ClusterListeners};
 pub use sockets::Listeners;
 
 /// As long as stub resolvers wait for one server (`resolv.conf`'s `timeout`).

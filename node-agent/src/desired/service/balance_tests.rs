@@ -157,7 +157,7 @@ prop_compose! {
     ) -> Service {
         Service {
             addresses: vec![VIP.into()],
-            ports: vec![ServicePort { port: 80, protocol: TCP, proxy_port: 0, backends }],
+            ports: vec![ServicePort { port: 80, protocol: TCP, proxy_port: 0, backends, ..ServicePort::default() }],
             frontends: vec![Frontend {
                 kind: FrontendKind::LoadBalancer,
                 address: Some(BALANCER.into()),
@@ -206,7 +206,7 @@ proptest! {
         let mut resources = Resources::default();
         let route = NodeRoute { tunnel: None, address: OWN, address6: None, addresses: Vec::new(), pod_cidrs: Vec::new(), zone: "a".into() };
         resources.nodes.insert("n1".into(), route);
-        resources.services.insert(NamespacedName::new("shop", "pay"), service.clone());
+        resources.services.insert(NamespacedName::new("shop", "pay"), service.clone().into());
         let addresses = PodAddresses { v4: Ipv4Addr::new(10, 1, 1, 1), v6: None };
         let pod = Pod { addresses, ifindex: 1, netns_cookie: 1 };
         let pods = BTreeMap::from([(NamespacedName::new("shop", "pay-0"), pod)]);
