@@ -28,7 +28,13 @@ fn packets_explanations_and_flows_agree_with_what_policies_say() {
         let start = Instant::now();
         match case.run(&mesh) {
             Ok((found, of)) => {
-                println!("{}: {} packets, {} wrong, {:?}", case.object, of.len(), found.len(), start.elapsed());
+                println!(
+                    "{}: {} packets, {} wrong, {:?}",
+                    case.object,
+                    of.len(),
+                    found.len(),
+                    start.elapsed()
+                );
                 wrong.extend(found);
                 told.extend(of);
             }

@@ -117,8 +117,7 @@ fn udp(source: Option<IpAddr>, to: SocketAddr, patience: Duration) -> Result<Cam
 
 fn echo(source: Option<IpAddr>, to: IpAddr, patience: Duration) -> Result<Came> {
     let v6 = to.is_ipv6();
-    let (protocol, request, reply) =
-        if v6 { (Protocol::ICMPV6, 128, 129) } else { (Protocol::ICMPV4, 8, 0) };
+    let (protocol, request, reply) = if v6 { (Protocol::ICMPV6, 128, 129) } else { (Protocol::ICMPV4, 8, 0) };
     let socket = socket(Type::RAW, protocol, source, to)?;
     socket.connect(&SocketAddr::new(to, 0).into())?;
     let mark = std::process::id() as u8;
