@@ -2,6 +2,7 @@
 //! at a time.
 
 mod names;
+mod services;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,6 +27,7 @@ use crate::{
 
 pub use names::AdmitError;
 use names::Kept;
+use services::Refused;
 
 /// Between attempts to write what the kernel refused.
 const RETRY: Duration = Duration::from_secs(1);
@@ -61,6 +63,8 @@ struct Inner {
     behind: Option<MapError>,
     /// The map that has no room for what is to be written.
     full: Option<&'static str>,
+    /// Services that are not as they should be.
+    refused: Refused,
     /// A write was refused half-way, so that `current` may not be what the kernel holds.
     is_unsure: bool,
     /// No interface of the node has the programs.
@@ -88,6 +92,7 @@ impl Engine {
             maps,
             behind: None,
             full: None,
+            refused: Refused::default(),
             is_unsure: false,
             has_no_net: false,
         };
@@ -107,12 +112,13 @@ impl Engine {
     ///
     /// # Errors
     /// The text of the NACK: the update is invalid (then nothing is changed), or the kernel refused a write
-    /// (which is tried again until it works, or the next update makes it unnecessary).
+    /// (which is tried again until it works, or the next update makes it unnecessary). Of services, those that were not
+    /// refused are in the kernel all the same.
     pub fn apply(&self, update: &Update) -> Result<(), String> {
         let result = {
             let mut inner = self.lock();
             inner.take(update)?;
-            inner.write().map_err(|error| error.to_string())
+            inner.write().and_then(|()| inner.served(update)).map_err(|error| error.to_string())
         };
         self.tell();
         result
@@ -121,7 +127,7 @@ impl Engine {
     /// Brings the kernel to what it should be.
     ///
     /// # Errors
-    /// The kernel refused a write.
+    /// The kernel refused a write of policy.
     pub fn synchronise(&self) -> Result<(), MapError> {
         let result = self.lock().write();
         self.tell();
@@ -226,17 +232,23 @@ impl Engine {
 
     /// Whether the kernel has refused a write that is still to be made.
     pub fn is_behind(&self) -> bool {
+        self.lock().behind().is_some()
+    }
+
+    /// Whether that is one of policy: pods have an older one, or none.
+    pub fn is_policy_behind(&self) -> bool {
         self.lock().behind.is_some()
     }
 
     /// The map that has no room for what the kernel is to hold.
     pub fn full_map(&self) -> Option<&'static str> {
-        self.lock().full
+        let inner = self.lock();
+        inner.full.or(inner.refused.full())
     }
 
     /// The write that the kernel has refused, which is still to be made.
     pub fn behind(&self) -> Option<String> {
-        self.lock().behind.as_ref().map(ToString::to_string)
+        self.lock().behind().map(|error| error.to_string())
     }
 
     /// Notes a pod without writing: for those that were there when the agent started.
@@ -338,11 +350,21 @@ impl Engine {
                 tracing::error!(%error, "what nothing needs can't be removed from the kernel");
             }
             if self.is_behind()
-                && let Err(error) = self.synchronise()
+                && let Err(error) = self.retry()
             {
                 tracing::error!(%error, "the kernel still refuses a write");
             }
         }
+    }
+
+    /// Tries again what the kernel refused.
+    ///
+    /// # Errors
+    /// It refused again.
+    pub fn retry(&self) -> Result<(), MapError> {
+        let result = self.lock().retry();
+        self.tell();
+        result
     }
 
     fn tell(&self) {
@@ -399,8 +421,11 @@ impl Inner {
         Ok(())
     }
 
+    /// Policy first; services have no say in whether it is written.
     fn plan_and_execute(&mut self) -> Result<(), MapError> {
-        let touched = std::mem::take(&mut self.touched);
+        let mut touched = std::mem::take(&mut self.touched);
+        // What was refused is in no plan otherwise.
+        touched.services |= !self.refused.is_empty();
         // (Not `self.inputs()`: the planner is borrowed as well.)
         let inputs = Inputs {
             resources: &self.resources,
@@ -419,6 +444,8 @@ impl Inner {
             self.full = self.full.or(self.maps.full());
         }
         self.planner.done(&self.current, result.is_ok());
+        let services = self.planner.take_services();
+        self.serve(services);
         result
     }
 
@@ -514,6 +541,91 @@ mod tests {
         assert_eq!((held(1), lingering()), (None, vec![at(1).0]));
         engine.forget_names(&[at(1).0, at(2).0].into()).unwrap();
         assert_eq!((lingering(), engine.names_known()), (vec![], (0, 0, 0)));
+    }
+
+    fn service(last: u8, backends: u8) -> wire::Service {
+        let backend = |last: u8| wire::Backend {
+            address: format!("10.1.2.{last}"),
+            port: 8080,
+            weight: 1,
+            ..Default::default()
+        };
+        let port = wire::ServicePort {
+            port: 80,
+            protocol: wire::Protocol::Tcp as i32,
+            backends: (0..backends).map(backend).collect(),
+            ..Default::default()
+        };
+        wire::Service { addresses: vec![format!("10.101.0.{last}")], ports: vec![port], ..Default::default() }
+    }
+
+    #[test]
+    fn a_service_that_does_not_fit_keeps_out_neither_policy_nor_pods_nor_other_services() {
+        let limits = crate::desired::Limits { services: 2, backends: 4, ..crate::desired::Limits::KERNEL };
+        let maps = MemoryMaps { limits: Some(limits), ..MemoryMaps::default() };
+        let engine = Engine::new(Ipv4Addr::new(192, 0, 2, 1), Box::new(maps)).unwrap();
+        let served = || {
+            engine.kernel(|kernel, _| {
+                kernel.services.keys().map(|key| key.address.to_string()).collect::<Vec<_>>()
+            })
+        };
+        let many = [
+            ("shop/a", service(1, 5)),
+            ("shop/b", service(2, 2)),
+            ("shop/c", service(3, 1)),
+            ("shop/d", service(4, 1)),
+        ];
+        let nack = engine.apply(&update(&many, &[])).unwrap_err();
+        assert!(
+            nack.contains("10.101.0.1:80") && nack.contains("BACKENDS") && nack.contains("1 further"),
+            "{nack}"
+        );
+        assert_eq!(served(), ["10.101.0.2", "10.101.0.3"]);
+        assert_eq!(
+            (engine.full_map(), engine.is_behind(), engine.is_policy_behind()),
+            (Some("BACKENDS"), true, false)
+        );
+        // What is in the kernel is acknowledged, whatever else is not.
+        engine.apply(&update(&[("shop/b", service(2, 1))], &[])).unwrap();
+        let nack = engine.apply(&update(&[("shop/d", service(4, 1))], &[])).unwrap_err();
+        assert!(nack.contains("10.101.0.4:80") && nack.contains("SERVICES"), "{nack}");
+        let pod = Pod { addresses: Ipv4Addr::new(10, 1, 1, 2).into(), ifindex: 5, netns_cookie: 9 };
+        engine.add_pod(name(), pod).unwrap();
+        engine.apply(&update(&[("7", wire::PolicyClass { id: 7, ..Default::default() })], &[])).unwrap();
+        engine.apply(&update(&[("shop/pay", local())], &[])).unwrap();
+        assert!(engine.is_current(&name()));
+        let deny = wire::PolicyClass { id: 7, default_deny_ingress: true, ..Default::default() };
+        engine.apply(&update(&[("7", deny)], &[])).unwrap();
+        let open = engine.kernel(|kernel, _| kernel.classes[&kernel.endpoints[&5].class].clone());
+        engine.apply(&update(&[("7", wire::PolicyClass { id: 7, ..Default::default() })], &[])).unwrap();
+        assert_ne!(open, engine.kernel(|kernel, _| kernel.classes[&kernel.endpoints[&5].class].clone()));
+        assert!(engine.is_behind());
+        // What goes makes room within the same change, and what waits has its turn.
+        engine.apply(&update(&[("shop/e", service(5, 1))], &["shop/a", "shop/b", "shop/d"])).unwrap();
+        assert_eq!(
+            (served(), engine.is_behind()),
+            (vec!["10.101.0.3".to_owned(), "10.101.0.5".to_owned()], false)
+        );
+        // A host port is a service as well: the pod is there without it.
+        engine.remove_pod(&name()).unwrap();
+        let leads = HostPort { address: None, host_port: 8080, port: 80, protocol: 6 };
+        engine.lead_ports(name(), vec![leads]);
+        engine.add_pod(name(), pod).unwrap();
+        assert!(engine.is_current(&name()) && engine.full_map() == Some("SERVICES"));
+        engine.apply(&update::<wire::Service>(&[], &["shop/c", "shop/e"])).unwrap();
+        assert_eq!((served().len(), engine.is_behind()), (2, false));
+    }
+
+    #[test]
+    fn services_that_the_kernel_refuses_are_tried_again_and_the_rest_is_written() {
+        let maps = MemoryMaps { service_failures: 1, ..MemoryMaps::default() };
+        let engine = Engine::new(Ipv4Addr::new(192, 0, 2, 1), Box::new(maps)).unwrap();
+        let two = [("shop/a", service(1, 1)), ("shop/b", service(2, 1))];
+        let nack = engine.apply(&update(&two, &[])).unwrap_err();
+        assert!(nack.contains("told to fail"), "{nack}");
+        assert_eq!((engine.kernel(|kernel, _| kernel.services.len()), engine.is_policy_behind()), (1, false));
+        engine.retry().unwrap();
+        assert_eq!((engine.kernel(|kernel, _| kernel.services.len()), engine.is_behind()), (2, false));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 mod support;
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
@@ -19,6 +19,7 @@ use node_agent::kernel::{Kernel, ShortCut};
 use support::pods::{BOTH, Family, Netns, Pod, forward};
 use support::policy::Writer;
 use support::{Sandbox, in_sandbox, run};
+use tokio::net::TcpSocket;
 
 const PORT: u16 = 8080;
 const NODE_PORT: u16 = 30_080;
@@ -207,6 +208,50 @@ fn a_pod_whose_sockets_no_hook_sees_reaches_a_service_by_packets() {
             assert_eq!(stream.peer_addr().expect("connected"), SocketAddr::new(vip, 80));
         }
         assert_eq!(scene.dropped(Reason::SpoofedSource), 0);
+    });
+}
+
+/// Asks from this port, and ends the connection.
+fn ask_from(netns: &Netns, from: SocketAddr, at: SocketAddr) {
+    let connected = netns.run(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let socket = if at.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+            socket.set_reuseaddr(true)?;
+            socket.bind(from)?;
+            let stream = tokio::time::timeout(Duration::from_secs(10), socket.connect(at)).await??;
+            stream.into_std()
+        })
+    });
+    let stream = connected.unwrap_or_else(|error| panic!("{from} to {at}: {error}"));
+    stream.set_nonblocking(false).expect("settable");
+    stream.set_read_timeout(Some(Duration::from_secs(5))).expect("settable");
+    exchange(&stream, 1_000).unwrap_or_else(|error| panic!("{from} to {at}: {error}"));
+    stream.shutdown(Shutdown::Write).expect("connected");
+    assert_eq!((&stream).read(&mut [0; 16]).expect("ended by the other side as well"), 0);
+}
+
+#[test]
+fn whoever_asks_a_backend_itself_from_the_port_of_an_ended_connection_to_its_service_is_answered_by_it() {
+    in_sandbox(|sandbox| {
+        let mut scene = Scene::new(sandbox);
+        for family in BOTH {
+            let backend = scene.two.at(family, PORT);
+            let asked = serve(&scene.two.netns, backend);
+            for (vip, scope) in [(of(family).vip, scope::INSIDE), (of(family).node, scope::OUTSIDE)] {
+                scene.put(vip, NODE_PORT, scope, &served(&[(backend, true)]));
+            }
+            scene.client.run(move || route(backend.ip(), of(family).node));
+            let inside = (&scene.one.netns, scene.one.at(family, 4_000), of(family).vip);
+            let outside = (&scene.client, SocketAddr::new(of(family).client, 4_000), of(family).node);
+            for (netns, from, service) in [inside, outside] {
+                for _ in 0..2 {
+                    ask_from(netns, from, SocketAddr::new(service, NODE_PORT));
+                    ask_from(netns, from, backend);
+                }
+                assert_eq!(asked.try_iter().collect::<Vec<_>>(), [from; 4]);
+            }
+        }
     });
 }
 

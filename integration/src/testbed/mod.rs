@@ -96,8 +96,11 @@ impl Testbed {
         ip(&["-n", name, "link", "set", "lo", "up"])
     }
 
-    /// A host on the underlay: a namespace with one interface, `eth0`.
-    fn add_host(
+    /// A host on the underlay: a namespace with one interface, `eth0`; `port` is its end at the bridge.
+    ///
+    /// # Errors
+    /// What `ip` says.
+    pub fn add_host(
         &self,
         namespace: &str,
         port: &str,

@@ -9,6 +9,7 @@
 //!   server that it asked.
 //! * [`Gate`] and [`Sight`] are the rest of the node, as this crate needs it.
 
+pub mod cluster;
 mod exchange;
 mod gate;
 pub mod message;

@@ -184,6 +184,35 @@ pub fn refusal(bytes: &[u8], error: &MessageError) -> Option<Vec<u8>> {
     message.to_vec().ok()
 }
 
+/// Whether bytes are an answer to a query: the same number, and the same question if there is one in it, in any case.
+/// Nothing else is looked at.
+#[must_use]
+pub fn answers(query: &[u8], bytes: &[u8]) -> bool {
+    let is_response = bytes.get(2).is_some_and(|flags| flags & 0x80 != 0);
+    let same_number = bytes.len() >= HEADER && query.get(..2) == bytes.get(..2);
+    // Some servers leave the question out of an error.
+    let is_bare = bytes.get(4..8).is_some_and(|counts| counts.iter().all(|count| *count == 0));
+    let has_question = bytes.get(4..6) == Some(&[0, 1]);
+    let asked = question(query).filter(|_| has_question);
+    let same_question = match (asked, asked.and_then(|asked| bytes.get(HEADER..HEADER + asked.len()))) {
+        (Some(asked), Some(told)) => asked.eq_ignore_ascii_case(told),
+        _ => false,
+    };
+    is_response && same_number && (is_bare || same_question)
+}
+
+/// The bytes of the first question: its name, without pointers, its type and its class.
+fn question(query: &[u8]) -> Option<&[u8]> {
+    let mut end = HEADER;
+    loop {
+        match *query.get(end)? {
+            0 => return query.get(HEADER..end + 5),
+            length @ 1..=63 => end += 1 + usize::from(length),
+            _ => return None,
+        }
+    }
+}
+
 /// The same bytes under another number. Nothing happens to what has none.
 pub fn renumber(bytes: &mut [u8], id: u16) {
     if let Some(at) = bytes.get_mut(..2) {
@@ -336,6 +365,26 @@ mod tests {
         assert_eq!(question("API.Example.com.").name, "api.example.com");
         assert_eq!(question("_ldap._tcp.example.com.").name, "_ldap._tcp.example.com");
         assert_eq!(question(".").name, "");
+    }
+
+    #[test]
+    fn an_answer_is_known_by_its_number_and_its_question() {
+        let asked = query("www.example.com.").to_vec().unwrap();
+        let told = |change: fn(&mut Message)| {
+            let mut message = answer("WWW.Example.com.", vec![a("www.example.com.", 5, [192, 0, 2, 1])]);
+            change(&mut message);
+            answers(&asked, &message.to_vec().unwrap())
+        };
+        assert!(told(|_| ()));
+        assert!(!told(|m| m.metadata.id = 78));
+        assert!(!told(|m| m.metadata.message_type = MessageType::Query));
+        assert!(!told(|m| m.queries = query("www.example.net.").queries));
+        assert!(!told(|m| m.queries.clear()), "of an answer the question is looked at");
+        assert!(told(|m| {
+            m.queries.clear();
+            m.answers.clear();
+        }));
+        assert!(!answers(&asked, &asked[..11]) && !answers(&[], &[]));
     }
 
     #[test]

@@ -83,7 +83,8 @@ pub struct ConnEntry {
     pub closed_reply: u8,
     /// 1: the beginning was not seen, so that policy has to allow both directions.
     pub midstream: u8,
-    pub padding: u8,
+    /// 1: the other side may have begun a flow of the same tuple as well ([`ConnKey::answered`]).
+    pub twin: u8,
     /// The slot of the proxy that the flow goes by, or went by when it was cut.
     pub proxy: u16,
 }
@@ -122,7 +123,7 @@ impl ConnEntry {
             closed_forward: 0,
             closed_reply: 0,
             midstream: midstream as u8,
-            padding: 0,
+            twin: 0,
             proxy: ruling.proxy,
         }
     }
@@ -145,6 +146,19 @@ impl ConnEntry {
     pub const fn is_alive(&self, now: u64, protocol: u8) -> bool {
         // Another CPU may have noted a time just after ours.
         now.saturating_sub(self.seen) < self.lifetime(protocol)
+    }
+
+    /// Whether a packet of the flow that neither opens nor closes it passes, with nothing to be judged, noted or told: what
+    /// [`crate::decide::weigh`] comes to, said of most packets at once. False means nothing but that `weigh` has to be asked.
+    #[inline(always)]
+    pub const fn goes_on(&self, basis: Basis, is_reply: bool, now: u64) -> bool {
+        // A flow that was silent for no longer is alive, whatever its lifetime.
+        now.saturating_sub(self.seen) <= Self::COARSENESS
+            && self.cut == Reason::Forwarded as u8
+            && self.stamp == basis.stamp
+            && self.class == basis.class
+            // Of two flows, the one that the packet's sender began comes first.
+            && (!is_reply || (self.answered != 0 && self.twin == 0))
     }
 
     /// Notes a packet of the flow. A closed connection is not kept alive by it.

@@ -122,7 +122,9 @@ pub fn weigh<P: PolicyMaps, C: Conntrack>(
             let mut ruling = rule(policy, scene, packet, went, false, midstream, false);
             if ruling.passes() {
                 let entry = ConnEntry::begin(scene.now, basis, ruling, midstream);
-                if !connections.insert(&forward, &entry) {
+                if connections.insert(&forward, &entry) {
+                    note_twins(connections, &forward);
+                } else {
                     ruling = Ruling::drop(Reason::ConntrackFull, ruling.policy_id);
                 }
             }
@@ -142,7 +144,8 @@ pub fn weigh<P: PolicyMaps, C: Conntrack>(
                     ruling = Ruling { reason: Reason::ProxyGone, proxy: entry.proxy, ..ruling };
                 }
                 if opens && ruling.passes() {
-                    *entry = ConnEntry::begin(scene.now, basis, ruling, false);
+                    *entry =
+                        ConnEntry { twin: entry.twin, ..ConnEntry::begin(scene.now, basis, ruling, false) };
                 } else {
                     entry.rule(basis, ruling);
                 }
@@ -159,6 +162,17 @@ pub fn weigh<P: PolicyMaps, C: Conntrack>(
             let is_news = !ruling.passes() || (opens && was_over) || is_newly_audited;
             Decision { ruling, is_reply, is_news }
         }
+    }
+}
+
+/// Notes that both sides have begun a flow. The new one is in place before the other is looked for: of two that come at the
+/// same time, at least one sees both.
+#[inline(always)]
+fn note_twins<C: Conntrack>(connections: &mut C, new: &ConnKey) {
+    let Some(other) = connections.get(&new.answered()) else { return };
+    other.twin = 1;
+    if let Some(own) = connections.get(new) {
+        own.twin = 1;
     }
 }
 

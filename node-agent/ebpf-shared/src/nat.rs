@@ -139,6 +139,16 @@ impl NatValue {
     /// One that is being closed: what is left of it may take two minutes (RFC 9293, section 3.4.2).
     pub const CLOSED: u64 = 120 * SECOND;
 
+    /// Whether a packet that neither opens nor closes is translated by this with nothing to be noted, provided that the
+    /// backend is there: what [`go_on`] comes to, said of most packets at once.
+    #[inline(always)]
+    pub const fn goes_on(&self, now: u64) -> bool {
+        // Whatever its lifetime, it has not been silent for so long.
+        self.way == way::ROUTED
+            && now.saturating_sub(self.seen) <= SECOND
+            && (self.is_reply == 0 || self.answered != 0)
+    }
+
     #[inline(always)]
     pub const fn is_alive(&self, now: u64, protocol: u8) -> bool {
         let lifetime = if self.closed != 0 {
@@ -198,6 +208,9 @@ pub trait NatMaps: ServiceMaps {
     fn nat(&mut self, key: &NatKey) -> Option<&mut NatValue>;
     /// False if there is no room, or if it is to be new and is not.
     fn set_nat(&mut self, key: &NatKey, value: &NatValue, is_new: bool) -> bool;
+    fn remove_nat(&mut self, key: &NatKey);
+    /// A flow that was translated is about to be translated otherwise: whoever remembers how it was is to look again.
+    fn turn_over(&mut self) {}
     fn node(&self) -> NodeConfig;
     /// Whether an address is one of the other nodes' or their pods', and there is a tunnel to them.
     fn is_tunnelled(&self, addr: &Addr) -> bool;
@@ -299,7 +312,14 @@ impl Outcome {
 #[inline(always)]
 pub fn translate<M: NatMaps>(maps: &mut M, arrival: &Arrival) -> Outcome {
     let known = go_on(maps, arrival);
-    if known.is_translated() { known } else { begin(maps, arrival) }
+    if known.is_translated() {
+        return known;
+    }
+    let begun = begin(maps, arrival);
+    if begun.way == way::PASS {
+        supersede(maps, arrival);
+    }
+    begun
 }
 
 /// Of a flow that is known.
@@ -319,13 +339,38 @@ pub fn go_on<M: NatMaps>(maps: &mut M, arrival: &Arrival) -> Outcome {
         }
         _ => None,
     };
-    if let Some(entry) = known
-        && (entry.is_reply != 0 || is_usable(maps, arrival, &entry))
-        && (arrival.is_error || keep(maps, arrival, &key, &entry))
-    {
-        return Outcome::to(&entry);
+    if let Some(entry) = known {
+        if (entry.is_reply != 0 || is_usable(maps, arrival, &entry))
+            && (arrival.is_error || keep(maps, arrival, &key, &entry))
+        {
+            return Outcome::to(&entry);
+        }
+        maps.turn_over();
     }
     Outcome::PASS
+}
+
+/// Of a connection that is opened past any service: if its ends are those of a translated one that was closed a while ago,
+/// the answers are its own from now on.
+#[inline(always)]
+pub fn supersede<M: NatMaps>(maps: &mut M, arrival: &Arrival) {
+    let place = match arrival.place {
+        place::FROM_POD => place::TO_POD,
+        place::FROM_NET => place::TO_NET,
+        _ => return,
+    };
+    if !arrival.opens {
+        return;
+    }
+    let answer = NatKey { tuple: arrival.tuple.reversed(), protocol: arrival.protocol, place, padding: 0 };
+    let is_past = match maps.nat(&answer) {
+        Some(half) => half.is_reply != 0 && half.closed != 0,
+        None => false,
+    };
+    if is_past {
+        maps.remove_nat(&answer);
+        maps.turn_over();
+    }
 }
 
 /// Whether a flow may go on to its backend.

@@ -7,6 +7,7 @@
 
 mod balance;
 mod conntrack;
+mod established;
 mod flow;
 mod fragment;
 mod frame;

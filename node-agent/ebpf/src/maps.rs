@@ -13,8 +13,10 @@ use ebpf_shared::{
     metrics,
 };
 
+use crate::established::{self, Recent};
 use crate::host::HostStage;
 use crate::nat::Stage;
+use crate::nat::known::{self, Known};
 use crate::verdict::Scratch;
 
 /// The layout of all other pinned maps; written by the agent that created them.
@@ -76,6 +78,11 @@ pub static SERVED: Array<u64> = Array::with_max_entries(limits::SERVED_BITS / 64
 #[map]
 pub static BACKENDS: HashMap<u32, Backend> = HashMap::with_max_entries(limits::BACKENDS, BPF_F_NO_PREALLOC);
 
+/// Two numbers that tell of what a translated flow rests on that it has changed: the agent raises the first after it has removed a
+/// backend, and programs write the time to the second when a flow is about to be translated otherwise than it was.
+#[map]
+pub static BACKEND_EPOCH: Array<u64> = Array::with_max_entries(2, BPF_F_MMAPABLE);
+
 #[map]
 pub static AFFINITY: LruHashMap<AffinityKey, AffinityValue> =
     LruHashMap::with_max_entries(limits::AFFINITY, 0);
@@ -89,6 +96,10 @@ pub static REVERSE: LruHashMap<ReverseKey, ReverseValue> = LruHashMap::with_max_
 /// What translated packets become, see `ebpf_shared::nat`.
 #[map]
 pub static NAT: LruHashMap<NatKey, NatValue> = LruHashMap::with_max_entries(limits::NAT, 0);
+
+/// Translated flows whose packets have passed here lately, see `crate::nat::known`.
+#[map]
+pub static KNOWN: PerCpuArray<Known> = PerCpuArray::with_max_entries(known::FLOWS, 0);
 
 /// Whether the pod behind an interface (modulo the size) ever had one: then its answers are looked at.
 #[map]
@@ -126,6 +137,10 @@ pub static GUARDED: Array<u32> = Array::with_max_entries(1, 0);
 /// As [`SCRATCH`], see `crate::host`.
 #[map]
 pub static HOST_STAGE: PerCpuArray<HostStage> = PerCpuArray::with_max_entries(1, 0);
+
+/// Flows whose packets have passed here lately, see `crate::established`.
+#[map]
+pub static RECENT: PerCpuArray<Recent> = PerCpuArray::with_max_entries(established::FLOWS, 0);
 
 /// Where a parsed packet lies for a moment, see `crate::verdict`.
 #[map]

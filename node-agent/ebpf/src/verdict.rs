@@ -8,6 +8,7 @@ use ebpf_shared::redirect::NO_SLOT;
 use ebpf_shared::{Addr, Decision, Direction, Endpoint, Kind, Packet, Reason, Ruling, overlay};
 
 use crate::conntrack::KernelConntrack;
+use crate::established;
 use crate::flow;
 use crate::frame::{self, Frame, Ip};
 use crate::maps::{ENDPOINTS, SCRATCH};
@@ -32,6 +33,13 @@ pub fn at_door(
     // SAFETY: the context is valid as long as the program runs.
     unsafe {
         if matches!(direction, Direction::Egress) && redirect::come_aside(ctx, (*skb).mark) {
+            return NEXT;
+        }
+        let passes = match direction {
+            Direction::Ingress => established::passes::<false>(skb),
+            Direction::Egress => established::passes::<true>(skb),
+        };
+        if passes != 0 {
             return NEXT;
         }
         let verdict = match direction {

@@ -315,7 +315,7 @@ impl CniService {
         let engine = &self.creator.engine;
         let closed = pods.iter().filter(|workload| engine.enforced(workload).is_none());
         let unready =
-            unready(pods.len(), &closed.collect::<Vec<_>>(), engine.is_behind(), self.is_connected());
+            unready(pods.len(), &closed.collect::<Vec<_>>(), engine.is_policy_behind(), self.is_connected());
         unready.map_or(Ok(()), |(code, what)| Err(refuse(code, Code::Unavailable, what)))
     }
 }

@@ -50,11 +50,12 @@ pub(super) fn on_ground(
     let ground = Ground::new(inputs, &mentions, current, dictionary);
     let mut desired =
         Desired { identities: identities(resources, pods, &ground, dictionary), ..Desired::default() };
-    if !resources.heard::<wire::WorkloadAddress>() {
-        for (net, identity) in current.identities.iter() {
-            if !desired.identities.contains_key(net) {
-                desired.identities.insert(*net, *identity);
-            }
+    let is_heard = resources.heard::<wire::WorkloadAddress>();
+    for (net, identity) in current.identities.iter() {
+        // Identities of this node's making mean what the kernel's classes say of them: nothing to others.
+        let stays = if *identity & LOCAL == 0 { !is_heard } else { keeps };
+        if stays && !desired.identities.contains_key(net) {
+            desired.identities.insert(*net, *identity);
         }
     }
     let own = own_identities(&ground, &desired.identities);
@@ -64,6 +65,11 @@ pub(super) fn on_ground(
         desired.identities.get(&net).copied() == ground.identity(&net, dictionary)
     };
     desired.lingering = ground.all_lasting().filter(|(address, _)| is_outside(*address)).collect();
+    if keeps {
+        for (address, identity) in &current.lingering {
+            desired.lingering.entry(*address).or_insert(*identity);
+        }
+    }
 
     let nobody = BTreeSet::new();
     let wires: BTreeSet<u32> = wants
@@ -210,6 +216,8 @@ fn local_cidrs(resources: &Resources, current: &Desired, dictionary: &Dictionary
         resources.nodes.values().any(|node| node.all_addresses().any(|at| IpNet::from(at) == *net))
     };
     let local = current.identities.iter().filter(|(_, identity)| **identity & LOCAL != 0);
+    // One that several prefixes have is no CIDR's.
+    let local = local.filter(|(_, identity)| current.identities.count(**identity) == 1);
     let local = local.filter(|(net, identity)| !named.contains(identity) && !is_node(net));
     local.map(|(net, _)| *net).collect()
 }

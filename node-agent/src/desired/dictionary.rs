@@ -53,7 +53,9 @@ impl Dictionary {
             .filter(|(_, n)| current.identities.count(**n) == 1)
             .map(|(net, n)| (Place::Outside(*net), *n))
             .collect();
-        let in_use = current.identities.values().chain(current.lingering.values());
+        // Classes may still speak of numbers that nobody has any more, or yet.
+        let spoken_of = current.classes.values().flat_map(|entry| entry.peers.keys());
+        let in_use = current.identities.values().chain(current.lingering.values()).chain(spoken_of);
         let in_use = in_use.filter(|n| **n & LOCAL != 0);
         Self {
             last_place: in_use.map(|n| n & !LOCAL).max().unwrap_or(0),

@@ -100,17 +100,32 @@ impl Delta {
     }
 }
 
-/// The entries of two tables that differ.
+/// The entries of two tables that differ. Each table is walked once: mostly little differs of much.
 pub(super) fn changes<K: Ord + Clone, V: PartialEq + Clone>(
     current: &BTreeMap<K, V>,
     desired: &BTreeMap<K, V>,
 ) -> BTreeMap<K, Option<V>> {
-    let gone = current.keys().filter(|key| !desired.contains_key(key)).map(|key| (key.clone(), None));
-    let put = desired.iter().filter(|(key, value)| current.get(key) != Some(*value));
-    gone.chain(put.map(|(key, value)| (key.clone(), Some(value.clone())))).collect()
+    let mut changes = BTreeMap::new();
+    let mut held = current.iter().peekable();
+    for (key, value) in desired {
+        while let Some((gone, _)) = held.next_if(|(held, _)| *held < key) {
+            changes.insert(gone.clone(), None);
+        }
+        let is_held = held.next_if(|(held, _)| *held == key).is_some_and(|(_, held)| held == value);
+        if !is_held {
+            changes.insert(key.clone(), Some(value.clone()));
+        }
+    }
+    changes.extend(held.map(|(gone, _)| (gone.clone(), None)));
+    changes
 }
 
 impl MapOp {
+    /// Whether it is about an address of a service.
+    pub fn is_of_service(&self) -> bool {
+        matches!(self, Self::PutService(..) | Self::RemoveService(_))
+    }
+
     /// What the maps hold after this write.
     pub fn apply(&self, maps: &mut Desired) {
         match self {

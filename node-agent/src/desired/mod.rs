@@ -11,7 +11,8 @@
 //! * CIDRs that policies name are identities too, and come and go in the steps of [`plan`](plan()).
 //! * The identity of an address changes with one write; where CIDRs nest, the order of the writes is such that every address
 //!   has its old or its new identity at each step.
-//! * A service whose backends change is replaced with one write as well (see [`crate::maps`]).
+//! * A service whose backends change is replaced with one write as well (see [`crate::maps`]). Services come after all
+//!   policy, each by itself: one that does not fit keeps no verdict and no other service from being written.
 //! * What programs may still be reading is removed later ([`collect`](collect())), and what does not fit is not begun
 //!   ([`Limits`]).
 //!
@@ -45,7 +46,7 @@ pub use dns::{asks_proxy, names as dns_names};
 pub use plan::{Phase, plan};
 pub use planner::{Inputs, Planner};
 pub use proxy::{Listens, ProxyEntry};
-pub use room::{Full, Limits};
+pub use room::{Full, Limits, ServiceRoom};
 pub use service::{Scope, ServedBackend, ServiceEntry, ServiceFrontend};
 pub use stages::steps;
 pub use state::{Desired, EndpointEntry, NetnsEntry, Pod, PodAddresses};

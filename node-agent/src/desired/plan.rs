@@ -19,7 +19,7 @@ use std::{
 use ebpf_shared::{Sides, identity::LOCAL};
 use ipnet::IpNet;
 
-use super::{Delta, Desired, MapOp, table};
+use super::{Delta, Desired, MapOp, diff::changes, table};
 use crate::kernel::rules::ClassEntry;
 
 /// The steps of a change.
@@ -133,11 +133,11 @@ impl<'a> Way<'a> {
         !self.delta.lingering.is_empty() || self.delta.identities.iter().any(moves)
     }
 
-    /// Whether an endpoint that is there gets another class.
+    /// Whether an endpoint comes to a class.
     fn has_joiners(&self) -> bool {
         self.delta.endpoints.iter().any(|(ifindex, after)| {
-            let before = self.current.endpoints.get(ifindex);
-            after.zip(before).is_some_and(|(after, before)| after.class != before.class)
+            let before = self.current.endpoints.get(ifindex).map(|before| before.class);
+            after.is_some_and(|after| before != Some(after.class))
         })
     }
 
@@ -260,12 +260,10 @@ impl<'a> Way<'a> {
                 self.push(Phase::Uncover, peer(class, *identity, meant));
             }
         }
-        let mut changed: Vec<(u32, Option<Sides>)> = Vec::new();
-        changed.extend(before.peers.keys().filter(|id| !after.peers.contains_key(id)).map(|id| (*id, None)));
-        let puts = after.peers.iter().filter(|(id, sides)| before.peers.get(id) != Some(*sides));
-        changed.extend(puts.map(|(id, sides)| (*id, Some(*sides))));
-        changed.retain(|(identity, _)| !going.contains_key(identity));
-        for (identity, sides) in changed {
+        for (identity, sides) in changes(&before.peers, &after.peers) {
+            if going.contains_key(&identity) {
+                continue;
+            }
             let phase = if self.has(identity) { Phase::Switch } else { Phase::Cover };
             self.push(phase, peer(class, identity, sides));
         }

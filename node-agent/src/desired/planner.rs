@@ -59,6 +59,8 @@ pub struct Planner {
     /// Something may have become unneeded since the last look.
     has_changed: bool,
     limits: Limits,
+    /// What the last plan found of services.
+    services: Vec<MapOp>,
 }
 
 #[derive(Debug, Clone)]
@@ -77,7 +79,20 @@ impl Planner {
     /// Goes on from what the kernel holds.
     pub fn new(current: &Desired, limits: Limits) -> Self {
         let dictionary = Dictionary::recover(current);
-        Self { dictionary, known: None, base: None, garbage: Garbage::default(), has_changed: true, limits }
+        Self {
+            dictionary,
+            known: None,
+            base: None,
+            garbage: Garbage::default(),
+            has_changed: true,
+            limits,
+            services: Vec::new(),
+        }
+    }
+
+    /// How much fits.
+    pub fn limits(&self) -> Limits {
+        self.limits
     }
 
     /// Says where the proxy of a name listens, if it is there. Takes effect with the next plan. Its slot.
@@ -103,10 +118,10 @@ impl Planner {
         Some(dns_rules(inputs, ground, own, &self.dictionary))
     }
 
-    /// The writes that make of what the kernel holds what it is to hold.
+    /// The writes that make of what the kernel holds what it is to hold, but for [services](Self::take_services).
     ///
     /// # Errors
-    /// A map has no room for it. Nothing is to be written, and everything is looked at again by the next plan.
+    /// A map has no room for it. None of them is to be made, and everything is looked at again by the next plan.
     pub fn plan(
         &mut self,
         inputs: Inputs<'_>,
@@ -127,8 +142,16 @@ impl Planner {
             }
         };
         self.has_changed = true;
+        let (services, ops): (Vec<_>, Vec<_>) = ops.into_iter().partition(MapOp::is_of_service);
+        self.services = services;
         self.limits.check(current, &ops).inspect_err(|_| self.known = None)?;
         Ok(ops)
+    }
+
+    /// The writes of services that belong to the last plan, whether or not it had room: no verdict depends on them, so each
+    /// is to be made or refused by itself, after the others.
+    pub fn take_services(&mut self) -> Vec<MapOp> {
+        std::mem::take(&mut self.services)
     }
 
     /// Is to be called when the writes of a plan were made, or not all of them.
@@ -226,7 +249,9 @@ impl Planner {
         for (wire, entry) in entries {
             let number = *numbers.get(&wire)?;
             if current.classes.get(&number) != Some(&entry) {
-                for by in entry.rulesets() {
+                // Many peers, and few rulesets.
+                let mut seen = BTreeSet::new();
+                for by in entry.rulesets().filter(|by| seen.insert(by.set)) {
                     let set = self.dictionary.rulesets.get(by)?;
                     if current.rulesets.get(&by.set) != Some(set) {
                         delta.rulesets.insert(by.set, set.clone());

@@ -1,12 +1,12 @@
 //! Whether the maps have room for what is to be written. It is looked at before anything is: a map that is full in the
-//! middle of a change would leave the rest of the change unmade.
+//! middle of a change would leave the rest of the change unmade. Policy is one change; of services, each is one.
 
 use std::collections::BTreeMap;
 
 use ebpf_shared::limits;
 use thiserror::Error;
 
-use super::{Desired, MapOp, table::is_host};
+use super::{Desired, MapOp, ServiceEntry, table::is_host};
 
 /// A map that is too small.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -97,6 +97,55 @@ impl Limits {
     }
 }
 
+/// What the maps of services hold while services are written one by one.
+#[derive(Debug)]
+pub struct ServiceRoom {
+    limits: Limits,
+    /// Of `SERVICES`, `BACKENDS` and `SOURCES`.
+    held: [usize; 3],
+}
+
+impl ServiceRoom {
+    /// Counts what is there.
+    pub fn new(limits: Limits, current: &Desired) -> Self {
+        Self { limits, held: [SERVICES, BACKENDS, SOURCES].map(|map| limits.of(map, current).0) }
+    }
+
+    /// Whether the write of a service fits beside what is there.
+    ///
+    /// # Errors
+    /// Names the first map that it doesn't fit in.
+    pub fn check(&self, op: &MapOp, current: &Desired) -> Result<(), Full> {
+        let limits = [self.limits.services, self.limits.backends, self.limits.sources];
+        for (map, added) in additions(op, current) {
+            let Some(at) = [SERVICES, BACKENDS, SOURCES].iter().position(|known| *known == map) else {
+                continue;
+            };
+            let limit = usize::try_from(limits[at]).unwrap_or(usize::MAX);
+            let wanted = self.held[at] + added;
+            if added > 0 && wanted > limit {
+                return Err(Full { map, wanted, limit });
+            }
+        }
+        Ok(())
+    }
+
+    /// The write is about to be made. Whether there is more room in some map than before.
+    pub fn note(&mut self, op: &MapOp, current: &Desired) -> bool {
+        let count = |entry: &ServiceEntry| [1, entry.backends.len(), entry.sources.len()];
+        let (frontend, after) = match op {
+            MapOp::PutService(frontend, entry) => (frontend, count(entry)),
+            MapOp::RemoveService(frontend) => (frontend, [0; 3]),
+            _ => return false,
+        };
+        let before = current.services.get(frontend).map_or([0; 3], count);
+        for (held, (before, after)) in self.held.iter_mut().zip(before.into_iter().zip(after)) {
+            *held = (*held + after).saturating_sub(before);
+        }
+        before.into_iter().zip(after).any(|(before, after)| after < before)
+    }
+}
+
 const HOSTS: &str = "HOSTS";
 const LINGERING: &str = "LINGERING";
 const CIDRS: &str = "CIDRS";
@@ -163,6 +212,40 @@ fn additions(op: &MapOp, current: &Desired) -> Vec<(&'static str, usize)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn services_are_counted_one_by_one_and_what_goes_makes_room() {
+        use super::super::{Scope, ServedBackend, ServiceFrontend};
+        let frontend = |port| ServiceFrontend {
+            address: [10, 101, 0, 1].into(),
+            port,
+            protocol: 6,
+            scope: Scope::Inside,
+        };
+        let put = |port, backends: u8| {
+            let backends =
+                (0..backends).map(|last| (([10, 1, 2, last], 80).into(), ServedBackend::default()));
+            MapOp::PutService(
+                frontend(port),
+                ServiceEntry { backends: backends.collect(), ..Default::default() },
+            )
+        };
+        let mut current = Desired::default();
+        let mut room = ServiceRoom::new(Limits { services: 2, backends: 5, ..Limits::KERNEL }, &current);
+        let mut make = |op: MapOp| {
+            room.check(&op, &current)?;
+            let frees = room.note(&op, &current);
+            op.apply(&mut current);
+            Ok(frees)
+        };
+        assert_eq!((make(put(1, 2)), make(put(2, 2))), (Ok(false), Ok(false)));
+        assert_eq!(make(put(3, 0)), Err(Full { map: "SERVICES", wanted: 3, limit: 2 }));
+        assert_eq!(make(put(2, 4)), Err(Full { map: "BACKENDS", wanted: 6, limit: 5 }));
+        assert_eq!(make(put(1, 1)), Ok(true));
+        assert_eq!(make(put(2, 4)), Ok(false));
+        assert_eq!(make(MapOp::RemoveService(frontend(1))), Ok(true));
+        assert_eq!(make(put(3, 1)), Ok(false));
+    }
 
     #[test]
     fn what_does_not_fit_is_named_and_what_replaces_always_fits() {

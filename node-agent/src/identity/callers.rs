@@ -110,7 +110,7 @@ pub fn attest(listener: UnixListener) -> impl Stream<Item = io::Result<Attested>
 }
 
 /// Decides who a caller is.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Callers {
     own_netns: NetnsId,
     own_cookie: u64,
@@ -175,11 +175,8 @@ impl Callers {
     /// # Errors
     /// `PERMISSION_DENIED` with the reason.
     pub fn workload(&self, caller: &CallerInfo, node_id: &str) -> Result<NamespacedName, Status> {
-        if let Some(pod) = self.pod(caller)? {
+        if let Some(pod) = self.pod_or_root(caller)? {
             return Ok(pod);
-        }
-        if caller.uid != 0 && caller.uid != self.own_uid {
-            return Err(Status::permission_denied(format!("user {} is no gateway", caller.uid)));
         }
         let claimed = node_id.split_once('~').and_then(|(_, name)| NamespacedName::parse(name));
         let Some(name) = claimed else {
@@ -216,6 +213,18 @@ impl Callers {
                 "the caller is in no pod of this node, and in no cgroup that --gateway-cgroup names",
             )
         })
+    }
+
+    /// The pod that a caller is in; `None`: it is in the node's own namespace, and may be a gateway.
+    ///
+    /// # Errors
+    /// `PERMISSION_DENIED` with the reason: it is neither.
+    pub fn pod_or_root(&self, caller: &CallerInfo) -> Result<Option<NamespacedName>, Status> {
+        let pod = self.pod(caller)?;
+        if pod.is_none() && caller.uid != 0 && caller.uid != self.own_uid {
+            return Err(Status::permission_denied(format!("user {} is no gateway", caller.uid)));
+        }
+        Ok(pod)
     }
 
     /// `None`: it is in the node's own namespace.

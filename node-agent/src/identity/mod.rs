@@ -3,14 +3,18 @@
 mod callers;
 mod process;
 mod sds;
+#[cfg(test)]
+mod sds_tests;
 mod secrets;
 mod session;
+mod slots;
 mod trust;
 mod workload_api;
 
 pub use callers::{Attested, CallerInfo, Callers, attest};
 pub use process::cgroup_path;
 pub use sds::SdsService;
+pub use slots::{Opened, Slots, Standing};
 pub use trust::report_trust_for_ever;
 pub use workload_api::WorkloadApi;
 

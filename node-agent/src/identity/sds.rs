@@ -1,10 +1,8 @@
 //! `SecretDiscoveryService` on the agent's socket: a process gets the secrets of the workload that it is.
 
-use std::sync::Arc;
-
 use futures::Stream;
 use mesh_model::resource::NamespacedName;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use xds_proto::envoy::service::{
@@ -13,13 +11,12 @@ use xds_proto::envoy::service::{
 };
 
 use super::{
-    CallerInfo, Callers, Secrets,
+    CallerInfo, Callers, Secrets, Slots,
     session::{Session, SessionError},
+    slots::Opened,
 };
 use crate::engine::Engine;
 
-/// Streams of all workloads together: Envoy opens one for each secret that it names.
-const MAX_STREAMS: usize = 4096;
 /// Responses that a client has not read yet.
 const BUFFER: usize = 4;
 
@@ -29,44 +26,58 @@ pub struct SdsService {
     callers: Callers,
     secrets: Secrets,
     engine: Engine,
-    streams: Arc<Semaphore>,
+    pub(super) slots: Slots,
 }
 
 impl SdsService {
     /// Serves what `secrets` keeps to whom `callers` knows.
     pub fn new(callers: Callers, secrets: Secrets, engine: Engine) -> Self {
-        Self { callers, secrets, engine, streams: Arc::new(Semaphore::new(MAX_STREAMS)) }
+        Self { callers, secrets, engine, slots: Slots::default() }
     }
 
     /// Streams of secrets that are open.
     pub fn open_streams(&self) -> usize {
-        MAX_STREAMS.saturating_sub(self.streams.available_permits())
+        self.slots.taken()
     }
 
     /// Runs a stream of either kind to its end.
     async fn serve<Q: Asks, R>(
         self,
+        opened: Opened,
         caller: CallerInfo,
         mut requests: Streaming<Q>,
         respond: impl Fn(&mut Session, &Secrets, &NamespacedName) -> Option<R>,
         responses: &mpsc::Sender<Result<R, Status>>,
     ) -> Result<(), Status> {
         let mut session = Session::default();
-        let mut workload: Option<NamespacedName> = None;
-        let mut acking = None;
         let (mut certificates, mut engine) = (self.secrets.changes(), self.engine.changes());
+        // Only the first request of a stream must name the node.
+        let first = self.slots.first(opened, &self.callers, &caller, &mut requests, Q::node_id);
+        let first = tokio::select! {
+            first = first => first?,
+            () = responses.closed() => None,
+        };
+        let Some((first, stream)) = first else { return Ok(()) };
+        let workload = stream.workload();
+        self.secrets.keep(workload);
+        let acking = self.secrets.acks().open(workload.clone());
+        let mut next = Some(first);
         loop {
+            if let Some(request) = next.take() {
+                request.tell(&mut session).map_err(|error| Status::invalid_argument(error.to_string()))?;
+            }
+            // Before a key is sent, whatever was true when the stream was opened.
+            stream.attest()?;
+            if let Some(response) = respond(&mut session, &self.secrets, workload)
+                && responses.send(Ok(response)).await.is_err()
+            {
+                return Ok(());
+            }
+            acking.update(session.wanted(), session.acked());
             tokio::select! {
                 request = requests.message() => {
                     let Some(request) = request? else { return Ok(()) };
-                    if workload.is_none() {
-                        // Only the first request of a stream must name the node.
-                        let known = self.callers.workload(&caller, request.node_id())?;
-                        self.secrets.keep(&known);
-                        acking = Some(self.secrets.acks().open(known.clone()));
-                        workload = Some(known);
-                    }
-                    request.tell(&mut session).map_err(|error| Status::invalid_argument(error.to_string()))?;
+                    next = Some(request);
                 }
                 changed = certificates.changed() => {
                     changed.map_err(|_| Status::unavailable("the agent is stopping"))?;
@@ -75,18 +86,6 @@ impl SdsService {
                     changed.map_err(|_| Status::unavailable("the agent is stopping"))?;
                 }
                 () = responses.closed() => return Ok(()),
-            }
-            let Some(workload) = &workload else { continue };
-            if !self.callers.is_here(workload) {
-                return Err(Status::permission_denied(format!("{workload} does not run here any more")));
-            }
-            if let Some(response) = respond(&mut session, &self.secrets, workload)
-                && responses.send(Ok(response)).await.is_err()
-            {
-                return Ok(());
-            }
-            if let Some(acking) = &acking {
-                acking.update(session.wanted(), session.acked());
             }
         }
     }
@@ -97,13 +96,11 @@ impl SdsService {
         respond: impl Fn(&mut Session, &Secrets, &NamespacedName) -> Option<R> + Send + Sync + 'static,
     ) -> Result<Response<Responses<R>>, Status> {
         let caller = CallerInfo::from_request(&request)?;
-        let full = |_| Status::resource_exhausted(format!("{MAX_STREAMS} streams are open already"));
-        let slot = self.streams.clone().try_acquire_owned().map_err(full)?;
+        let opened = self.slots.open(&self.callers, &caller)?;
         let (sender, receiver) = mpsc::channel(BUFFER);
         let service = self.clone();
         tokio::spawn(async move {
-            let _slot = slot;
-            if let Err(status) = service.serve(caller, request.into_inner(), respond, &sender).await {
+            if let Err(status) = service.serve(opened, caller, request.into_inner(), respond, &sender).await {
                 // An error means that the client has gone.
                 let _ = sender.send(Err(status)).await;
             }

@@ -2,12 +2,11 @@
 //!
 //! Source: <https://github.com/spiffe/spiffe/blob/main/standards/SPIFFE_Workload_API.md>. JWT-SVIDs are not issued.
 
-use std::{collections::HashMap, sync::Arc};
+use std::collections::HashMap;
 
 use futures::Stream;
 use mesh_model::resource::NamespacedName;
-use mesh_tls::Sources;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use xds_proto::spiffe::{
@@ -16,16 +15,12 @@ use xds_proto::spiffe::{
     X509svidResponse, spiffe_workload_api_server::SpiffeWorkloadApi,
 };
 
-use super::{CallerInfo, Callers, Secrets};
+use super::{CallerInfo, Callers, Secrets, Slots};
 use crate::engine::Engine;
 
 /// Section 3 "Transport" of the SPIFFE Workload API: has to be there with the value `true`, so that nobody who can be
 /// made to send a request somewhere (server-side request forgery) is taken for a caller.
 const HEADER: &str = "workload.spiffe.io";
-/// Streams of all workloads together.
-const MAX_STREAMS: usize = 4096;
-/// Of one workload.
-const MAX_OF_WORKLOAD: usize = 64;
 
 /// Serves certificates.
 #[derive(Clone)]
@@ -33,20 +28,18 @@ pub struct WorkloadApi {
     callers: Callers,
     secrets: Secrets,
     engine: Engine,
-    streams: Arc<Semaphore>,
-    by_workload: Sources<NamespacedName>,
+    slots: Slots,
 }
 
 impl WorkloadApi {
     /// Serves what `secrets` keeps to whom `callers` knows.
     pub fn new(callers: Callers, secrets: Secrets, engine: Engine) -> Self {
-        let streams = Arc::new(Semaphore::new(MAX_STREAMS));
-        Self { callers, secrets, engine, streams, by_workload: Sources::at_most(MAX_OF_WORKLOAD) }
+        Self { callers, secrets, engine, slots: Slots::default() }
     }
 
     /// Streams that are open.
     pub fn open_streams(&self) -> usize {
-        MAX_STREAMS.saturating_sub(self.streams.available_permits())
+        self.slots.taken()
     }
 
     /// A stream of answers: the first as soon as there is one, and another whenever it is another.
@@ -58,16 +51,12 @@ impl WorkloadApi {
         check_header(request)?;
         let caller = CallerInfo::from_request(request)?;
         let workload = self.callers.attested(&caller)?;
-        let full = |what: String| Status::resource_exhausted(format!("{what} are open already"));
-        let counted = self.by_workload.enter(workload.clone());
-        let counted = counted.ok_or_else(|| full(format!("{MAX_OF_WORKLOAD} streams of {workload}")))?;
-        let slot = self.streams.clone().try_acquire_owned();
-        let slot = slot.map_err(|_| full(format!("{MAX_STREAMS} streams")))?;
+        let slot = self.slots.take(&workload)?;
         self.secrets.keep(&workload);
         let (sender, receiver) = mpsc::channel(1);
         let service = self.clone();
         tokio::spawn(async move {
-            let _counted = (counted, slot);
+            let _slot = slot;
             if let Err(status) = service.serve(&caller, &workload, answer, &sender).await {
                 // An error means that the client has gone.
                 let _ = sender.send(Err(status)).await;

@@ -3,16 +3,16 @@
 use ebpf_shared::{Addr, epochs};
 
 use super::KernelError;
-use super::mapped::Mapped;
+use super::mapped::Counters;
 use super::pins::Pins;
 
 /// The array, in this process's memory: raising one is no system call. Like the write that it follows, it is seen by
 /// programs after that write.
-pub(super) struct Epochs(Mapped);
+pub(super) struct Epochs(Counters);
 
 impl Epochs {
     pub(super) fn open(pins: &Pins) -> Result<Self, KernelError> {
-        Mapped::open("EPOCHS", &pins.map("EPOCHS"), 2 * epochs::COUNT).map(Self)
+        Counters::open(&pins.map("EPOCHS"), epochs::COUNT).map(Self)
     }
 
     /// Has every established flow judged again on its next packet. Like the others, to be called *after* the write.

@@ -80,8 +80,8 @@ pub(crate) struct Strayed {
 pub(crate) fn strayed(bpffs_dir: &Path) -> Result<[Strayed; 2], KernelError> {
     let pins = Pins::at(bpffs_dir);
     let services = services(&pins)?;
-    let slots = services.slots(&Mapped::look("MAGLEV", &pins.map("MAGLEV"), limits::MAGLEV)?);
-    let words = services.words(&Mapped::look("SERVED", &pins.map("SERVED"), limits::SERVED_BITS / 32)?);
+    let slots = services.slots(&Mapped::look("MAGLEV", &pins.map("MAGLEV"), limits::MAGLEV)?)?;
+    let words = services.words(&Mapped::look("SERVED", &pins.map("SERVED"), limits::SERVED_BITS / 32)?)?;
     Ok([("MAGLEV", slots), ("SERVED", words)].map(|(map, (entries, astray))| Strayed {
         map,
         entries,

@@ -32,6 +32,7 @@
 mod classes;
 mod connected;
 pub mod dump;
+mod endpoints;
 mod epochs;
 mod error;
 mod events;
@@ -69,6 +70,7 @@ use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use ebpf_shared::{Direction, Metric, Reason, limits};
 
 pub use self::connected::Connections;
+pub use self::endpoints::Endpoints;
 pub use self::error::KernelError;
 pub use self::events::{EventRing, EventStream};
 pub use self::flows::FlowCounters;
@@ -89,21 +91,21 @@ pub use ebpf_shared;
 
 use self::epochs::Epochs;
 use self::host::HostTables;
-use self::mapped::Mapped;
+use self::mapped::{Counters, Mapped};
 use self::migrate::Migration;
 use self::services::ServiceTables;
 use crate::reset::Resetter;
 use ebpf_shared::nat::{NatKey, NatValue, NodeConfig};
-use ebpf_shared::{CapturedKey, ConnEntry, ConnKey, Endpoint, Netns, PeerKey, Proxy, RuleValue, Sides};
+use ebpf_shared::{CapturedKey, ConnEntry, ConnKey, Netns, PeerKey, Proxy, RuleValue, Sides};
 
 /// The loaded programs and their maps.
 ///
-/// Writes to `identities` and policy raise epochs, by which established connections that they concern are judged
-/// anew. An endpoint's write needs none: its connections know what it was.
+/// Writes to `identities`, `endpoints` and policy raise epochs, by which established connections that they concern are
+/// judged anew.
 pub struct Kernel {
     pub identities: Identities,
     /// By index of the host-side interface. An interface without an entry has no traffic.
-    pub endpoints: HashTable<u32, Endpoint>,
+    pub endpoints: Endpoints,
     /// For looking; written by the loader and the programs only.
     pub conntrack: HashTable<ConnKey, ConnEntry>,
     host: HostTables,
@@ -189,6 +191,7 @@ impl Kernel {
             sources: TrieTable::new("SOURCES", take(&mut programs, "SOURCES")?),
             maglev: Mapped::open("MAGLEV", &pins.map("MAGLEV"), limits::MAGLEV)?,
             served: Mapped::open("SERVED", &pins.map("SERVED"), limits::SERVED_BITS / 32)?,
+            epoch: Counters::open(&pins.map("BACKEND_EPOCH"), 2)?,
         })?;
         let mut kernel = Self {
             identities: Identities::new(
@@ -197,7 +200,10 @@ impl Kernel {
                 TrieTable::new("CIDRS", take(&mut programs, "CIDRS")?),
                 epochs.clone(),
             )?,
-            endpoints: HashTable::new("ENDPOINTS", take(&mut programs, "ENDPOINTS")?),
+            endpoints: Endpoints::new(
+                HashTable::new("ENDPOINTS", take(&mut programs, "ENDPOINTS")?),
+                epochs.clone(),
+            ),
             conntrack: HashTable::new("CONNTRACK", take(&mut programs, "CONNTRACK")?),
             host: HostTables::new(
                 HashTable::new("LOCALS", take(&mut programs, "LOCALS")?),
@@ -324,6 +330,7 @@ impl Kernel {
                 self.conntrack.delete(&key)?;
             }
         }
+        self.epochs.raise_all();
         Ok(())
     }
 

@@ -16,7 +16,7 @@ use ebpf_shared::{Addr, Backend, ServiceKey, ServiceValue, SockAddr, limits, nat
 use ipnet::IpNet;
 
 use super::identities::Cidr;
-use super::mapped::Mapped;
+use super::mapped::{Counters, Mapped};
 use super::slab::Slab;
 use super::table::Prefix;
 use super::{HashTable, KernelError, TrieTable};
@@ -39,6 +39,8 @@ pub struct Services {
     sources: TrieTable<Source, u8>,
     maglev: Mapped,
     served: Mapped,
+    /// For packets of flows whose backend has not been looked up lately.
+    epoch: Counters,
     slots: Slab,
     present: BTreeMap<ServiceKey, Present>,
     ids: BTreeSet<u32>,
@@ -110,6 +112,8 @@ pub(super) struct ServiceTables {
     pub(super) maglev: Mapped,
     /// As words: 32 bits each.
     pub(super) served: Mapped,
+    /// Two numbers of 64 bits.
+    pub(super) epoch: Counters,
 }
 
 /// A table's slots where many share them: then shares are within some percent of what they should be.
@@ -118,7 +122,7 @@ const FEW_SLOTS_PER_BACKEND: u32 = 32;
 impl Services {
     /// Takes over what an earlier agent has left, and removes what it had not finished.
     pub(super) fn recover(tables: ServiceTables) -> Result<Self, KernelError> {
-        let ServiceTables { services, mut backends, mut sources, maglev, served } = tables;
+        let ServiceTables { services, mut backends, mut sources, maglev, served, epoch } = tables;
         let mut slots = Slab::new(limits::MAGLEV);
         let (values, all_backends, all_sources) = (services.dump()?, backends.dump()?, sources.dump()?);
         // Of those that are not taken over as well: they are in the kernel until they are written anew.
@@ -133,6 +137,8 @@ impl Services {
         for source in all_sources.keys().filter(|source| !owners.contains(&source.service)) {
             sources.delete(source)?;
         }
+        // An agent that died between a write and its epoch has left it to this one.
+        epoch.increment(0);
         let mut bits = BTreeMap::new();
         for (key, present) in &present {
             note(&mut bits, present.bits(key));
@@ -142,7 +148,7 @@ impl Services {
         }
         for word in 0..limits::SERVED_BITS / 32 {
             let wanted = bits.get(&word).copied().unwrap_or(0);
-            if served.get(word) != wanted {
+            if served.get(word)? != wanted {
                 served.set(word, wanted)?;
             }
         }
@@ -152,6 +158,7 @@ impl Services {
             sources,
             maglev,
             served,
+            epoch,
             slots,
             present,
             ids,
@@ -179,13 +186,15 @@ impl Services {
             proxy_port: wanted.proxy_port,
             ..ServiceValue::default()
         };
-        if let Err(error) = self.prepare(key, wanted, &before, &mut after) {
+        let prepared = self.prepare(key, wanted, &before, &mut after);
+        if let Err(error) = prepared.and_then(|()| self.services.upsert(key, after.value)) {
             // The old entry stays in force, with what it leads to.
             self.forget(&before, &after)?;
-            return Err(error);
-        }
-        if let Err(error) = self.services.upsert(key, after.value) {
-            self.forget(&before, &after)?;
+            for (at, held) in &before.backends {
+                if after.backends.get(at).is_some_and(|now| now != held) {
+                    self.backends.upsert(held.0, held.1)?;
+                }
+            }
             return Err(error);
         }
         self.ids.insert(id);
@@ -260,7 +269,7 @@ impl Services {
     /// Bits are only set, until the next start: a superfluous one costs a lookup.
     fn mark(&self, bit: u32) -> Result<(), KernelError> {
         let word = bit / 32;
-        self.served.set(word, self.served.get(word) | 1 << (bit % 32))
+        self.served.set(word, self.served.get(word)? | 1 << (bit % 32))
     }
 
     /// A table as exact as there is room for.
@@ -302,6 +311,7 @@ impl Services {
         for (at, (number, _)) in &old.backends {
             if !kept.backends.contains_key(at) {
                 self.backends.delete(number)?;
+                self.epoch.increment(0);
                 self.numbers.remove(number);
             }
         }
@@ -360,29 +370,36 @@ impl ServicesSeen {
     }
 
     /// How many slots tables have, and those that lead elsewhere than the table of their service says.
-    pub(super) fn slots(&self, maglev: &Mapped) -> (usize, Vec<Astray>) {
+    pub(super) fn slots(&self, maglev: &Mapped) -> Result<(usize, Vec<Astray>), KernelError> {
         let (mut count, mut astray) = (0, Vec::new());
         for present in self.0.values().filter(|each| each.value.size > 1) {
             let value = present.value;
             count += value.size as usize;
             let wanted = maglev::table(&present.turns(), value.size);
-            let slots = (value.table..).zip(wanted).map(|(at, wanted)| (at, maglev.get(at), wanted));
-            astray.extend(slots.filter(|(_, found, wanted)| found != wanted));
+            for (at, wanted) in (value.table..).zip(wanted) {
+                let found = maglev.get(at)?;
+                if found != wanted {
+                    astray.push((at, found, wanted));
+                }
+            }
         }
-        (count, astray)
+        Ok((count, astray))
     }
 
     /// How many words have bits of services, and those that lack one. More bits than are needed do no harm.
-    pub(super) fn words(&self, served: &Mapped) -> (usize, Vec<Astray>) {
+    pub(super) fn words(&self, served: &Mapped) -> Result<(usize, Vec<Astray>), KernelError> {
         let mut words = BTreeMap::new();
         for (key, present) in &self.0 {
             note(&mut words, present.bits(key));
         }
-        let lacks = |(word, wanted): (&u32, &u32)| {
-            let found = served.get(*word);
-            (found & wanted != *wanted).then_some((*word, found, found | wanted))
-        };
-        (words.len(), words.iter().filter_map(lacks).collect())
+        let mut lacking = Vec::new();
+        for (word, wanted) in &words {
+            let found = served.get(*word)?;
+            if found & wanted != *wanted {
+                lacking.push((*word, found, found | wanted));
+            }
+        }
+        Ok((words.len(), lacking))
     }
 }
 

@@ -301,4 +301,68 @@ mod tests {
         node.endpoints.insert(9, Endpoint { incarnation: 1, ..node.endpoints[&9] });
         assert!(!answers(&mut node, protocol::TCP, tcp::ACK, 2));
     }
+
+    #[test]
+    fn what_goes_on_at_once_is_what_would_be_let_pass_without_a_word() {
+        let now = 100_000 * SECOND;
+        let mut goes = 0;
+        let bytes = |bits: u32, at: u32| (bits >> at & 1) as u8;
+        let reasons = [0, 1, 2, 4, 15, 21, 22];
+        let ages = [0, SECOND, SECOND + 1, 61 * SECOND, 9_000 * SECOND];
+        for (cut, age, bits) in reasons
+            .into_iter()
+            .flat_map(|cut| ages.map(|age| (cut, age)))
+            .flat_map(|(cut, age)| (0..1 << 9).map(move |bits| (cut, age, bits)))
+        {
+            let mut node = node();
+            let protocol = if bytes(bits, 0) == 0 { protocol::TCP } else { protocol::UDP };
+            let packet = answer(protocol, if protocol == protocol::TCP { tcp::ACK } else { 0 });
+            let is_reply = bytes(bits, 1) != 0;
+            let forward = ConnKey::of(9, &node.endpoints[&9], &packet, Direction::Egress);
+            let entry = ConnEntry {
+                seen: now - age,
+                stamp: node.policy.epoch + u64::from(bytes(bits, 2)),
+                class: 1 + u32::from(bytes(bits, 3)),
+                cut,
+                answered: bytes(bits, 4),
+                closed_forward: bytes(bits, 5),
+                closed_reply: bytes(bits, 6),
+                midstream: bytes(bits, 7),
+                twin: bytes(bits, 8),
+                ..ConnEntry::default()
+            };
+            let key = if is_reply { forward.answered() } else { forward };
+            node.connections.0.insert(key, entry);
+            if entry.twin != 0 {
+                node.connections.0.insert(key.answered(), ConnEntry { cut: 2, ..entry });
+            }
+            let basis = ebpf_shared::conntrack::Basis { stamp: node.policy.epoch, class: 1 };
+            if !entry.goes_on(basis, is_reply, now) {
+                continue;
+            }
+            goes += 1;
+            let before = node.connections.clone();
+            let decision = node.decide(9, Direction::Egress, &packet, now);
+            assert!(decision.is_settled(), "{entry:?}");
+            assert_eq!(decision.ruling.reason, Reason::Forwarded, "{entry:?}");
+            assert_eq!(node.connections, before, "{entry:?}");
+        }
+        assert!(goes > 100, "{goes}");
+    }
+
+    #[test]
+    fn flows_that_both_sides_have_begun_are_known_for_it() {
+        let mut node = Emulation::default();
+        node.endpoints.insert(9, Endpoint { identity: 300, class: 1, v4: POD, ..Endpoint::default() });
+        let entry = compile(&Defaults::default(), &[], &mut RuleSets::default());
+        node.policy.put_class(1, &entry, &RuleSets::default());
+        assert!(asks(&mut node, protocol::TCP, tcp::SYN, 0));
+        assert!(node.connections.0.values().all(|entry| entry.twin == 0));
+        assert!(answers(&mut node, protocol::TCP, tcp::SYN, 1));
+        let twins =
+            |node: &Emulation| node.connections.0.values().map(|entry| entry.twin).collect::<Vec<_>>();
+        assert_eq!(twins(&node), [1, 1]);
+        assert!(asks(&mut node, protocol::TCP, tcp::SYN, 2));
+        assert_eq!(twins(&node), [1, 1], "one that is opened anew has its twin still");
+    }
 }

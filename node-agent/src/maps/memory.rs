@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use ebpf_shared::{Direction, Metric, Reason};
 
 use super::{MapError, Maps};
-use crate::desired::{Desired, MapOp};
+use crate::desired::{Desired, Limits, MapOp};
 
 /// Remembers what it was told.
 #[derive(Debug, Clone, Default)]
@@ -16,6 +16,10 @@ pub(crate) struct MemoryMaps {
     pub(crate) attached: BTreeSet<u32>,
     /// The next so many writes fail.
     pub(crate) failures: u32,
+    /// The next so many writes of services fail.
+    pub(crate) service_failures: u32,
+    /// How much fits, if it is not what fits in the kernel.
+    pub(crate) limits: Option<Limits>,
 }
 
 impl Maps for MemoryMaps {
@@ -23,10 +27,18 @@ impl Maps for MemoryMaps {
         Ok(self.held.clone())
     }
 
+    fn limits(&self) -> Limits {
+        self.limits.unwrap_or(Limits::KERNEL)
+    }
+
     fn execute(&mut self, ops: &[MapOp]) -> Result<(), (usize, MapError)> {
         for (place, op) in ops.iter().enumerate() {
             if self.failures > 0 {
                 self.failures -= 1;
+                return Err((place, MapError { what: format!("{op:?}"), reason: "told to fail".into() }));
+            }
+            if op.is_of_service() && self.service_failures > 0 {
+                self.service_failures -= 1;
                 return Err((place, MapError { what: format!("{op:?}"), reason: "told to fail".into() }));
             }
             op.apply(&mut self.held);

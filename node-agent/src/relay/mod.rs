@@ -3,12 +3,11 @@
 
 mod seen;
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc};
 
 use futures::Stream;
-use mesh_model::resource::NamespacedName;
 use seen::Seen;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataValue, transport::Channel};
 use xds_client::REVISION_METADATA;
@@ -27,19 +26,15 @@ use xds_proto::envoy::service::{
 use crate::{
     bootstrap::Upstream,
     engine::Engine,
-    identity::{CallerInfo, Callers},
+    identity::{CallerInfo, Callers, Opened, Slots},
 };
 
 /// gRPC metadata by which the control plane learns for whom the agent asks.
 pub const WORKLOAD_METADATA: &str = "x-isthmus-workload";
-/// Streams of all workloads together.
-const MAX_STREAMS: usize = 4096;
 /// Messages in flight, each way. A side that does not read holds up the other, and nobody else.
 const BUFFER: usize = 8;
 /// Largest message, either way.
 pub const MAX_MESSAGE: usize = 16 << 20;
-/// A stream that says nothing at all is ended.
-const FIRST_REQUEST: Duration = Duration::from_secs(30);
 
 /// Carries streams.
 #[derive(Clone)]
@@ -47,7 +42,7 @@ pub struct Relay {
     callers: Callers,
     upstream: Upstream,
     engine: Engine,
-    streams: Arc<Semaphore>,
+    slots: Slots,
     seen: Arc<Seen>,
 }
 
@@ -56,18 +51,12 @@ type Responses<R> = Pin<Box<dyn Stream<Item = Result<R, Status>> + Send>>;
 impl Relay {
     /// Carries the streams of whom `callers` knows.
     pub fn new(callers: Callers, upstream: Upstream, engine: Engine) -> Self {
-        Self {
-            callers,
-            upstream,
-            engine,
-            streams: Arc::new(Semaphore::new(MAX_STREAMS)),
-            seen: Arc::default(),
-        }
+        Self { callers, upstream, engine, slots: Slots::default(), seen: Arc::default() }
     }
 
     /// Streams of proxies that are carried.
     pub fn open_streams(&self) -> usize {
-        MAX_STREAMS.saturating_sub(self.streams.available_permits())
+        self.slots.taken()
     }
 
     fn open<K: Kind>(
@@ -75,13 +64,11 @@ impl Relay {
         request: Request<Streaming<K::Request>>,
     ) -> Result<Response<Responses<K::Response>>, Status> {
         let caller = CallerInfo::from_request(&request)?;
-        let full = |_| Status::resource_exhausted(format!("{MAX_STREAMS} streams are open already"));
-        let slot = self.streams.clone().try_acquire_owned().map_err(full)?;
+        let opened = self.slots.open(&self.callers, &caller)?;
         let (sender, receiver) = mpsc::channel(BUFFER);
         let relay = self.clone();
         tokio::spawn(async move {
-            let _slot = slot;
-            if let Err(status) = relay.carry::<K>(caller, request, &sender).await {
+            if let Err(status) = relay.carry::<K>(opened, caller, request, &sender).await {
                 tracing::debug!(%status, "relayed stream ended");
                 // An error means that the client has gone.
                 let _ = sender.send(Err(status)).await;
@@ -92,6 +79,7 @@ impl Relay {
 
     async fn carry<K: Kind>(
         &self,
+        opened: Opened,
         caller: CallerInfo,
         from_client: Request<Streaming<K::Request>>,
         to_client: &mpsc::Sender<Result<K::Response, Status>>,
@@ -99,11 +87,13 @@ impl Relay {
         let said = from_client.metadata().get(REVISION_METADATA);
         let said: Option<u64> = said.and_then(|value| value.to_str().ok()?.parse().ok());
         let mut from_client = from_client.into_inner();
-        let first = tokio::time::timeout(FIRST_REQUEST, from_client.message())
-            .await
-            .map_err(|_| Status::deadline_exceeded(format!("no request within {FIRST_REQUEST:?}")))??;
-        let Some(first) = first else { return Ok(()) };
-        let workload = self.callers.workload(&caller, K::node_id(&first))?;
+        let first = self.slots.first(opened, &self.callers, &caller, &mut from_client, K::node_id);
+        let first = tokio::select! {
+            first = first => first?,
+            () = to_client.closed() => None,
+        };
+        let Some((first, stream)) = first else { return Ok(()) };
+        let workload = stream.workload();
 
         let channel =
             self.upstream.connect().await.map_err(|error| Status::unavailable(error.to_string()))?;
@@ -114,7 +104,7 @@ impl Relay {
             .map_err(|_| Status::internal("the workload's name is no metadata value"))?;
         request.metadata_mut().insert(WORKLOAD_METADATA, name);
         self.seen.retain(|workload| self.callers.is_here(workload));
-        if let Some(revision) = said.max(self.seen.of(&workload)) {
+        if let Some(revision) = said.max(self.seen.of(workload)) {
             request.metadata_mut().insert(REVISION_METADATA, revision.into());
         }
         let mut from_server = match K::call(channel, request).await {
@@ -125,6 +115,7 @@ impl Relay {
         // Both ways at once: one that is held up must not hold up the other.
         let up = async {
             while let Some(message) = from_client.message().await? {
+                stream.attest()?;
                 if to_server.send(message).await.is_err() {
                     return Err(Status::unavailable("the control plane ended the stream"));
                 }
@@ -135,7 +126,9 @@ impl Relay {
             loop {
                 match from_server.message().await {
                     Ok(Some(message)) => {
-                        self.seen.note(&workload, K::version(&message));
+                        // It may be another's by now that has the name.
+                        stream.attest()?;
+                        self.seen.note(workload, K::version(&message));
                         if to_client.send(Ok(message)).await.is_err() {
                             return Ok(());
                         }
@@ -150,12 +143,14 @@ impl Relay {
             }
         };
         let gone = async {
-            while self.callers.is_here(&workload) {
+            loop {
+                if let Err(status) = stream.attest() {
+                    return status;
+                }
                 if changes.changed().await.is_err() {
                     return Status::unavailable("the agent is stopping");
                 }
             }
-            gone_status(&workload)
         };
         tokio::select! {
             ended = up => ended,
@@ -177,10 +172,6 @@ impl Relay {
             }
         }
     }
-}
-
-fn gone_status(workload: &NamespacedName) -> Status {
-    Status::permission_denied(format!("{workload} does not run here any more"))
 }
 
 /// One of the two variants of ADS, or LRS.

@@ -15,7 +15,9 @@ pub use resources::{
     Address, Asked, Bundle, Class, Entity, Host, L7, Local, NodeRoute, Peer, Readiness, Resources, Rule,
     TYPES, Touched,
 };
-pub use services::{BackendState, Frontend, FrontendKind, HostPort, Service, ServiceBackend, ServicePort};
+pub use services::{
+    BackendState, Frontend, FrontendKind, HostPort, Named, Service, ServiceBackend, ServicePort,
+};
 
 #[cfg(test)]
 pub(crate) use resources::tests::update as update_fixture;

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    sync::LazyLock,
+    sync::{Arc, LazyLock},
     time::Duration,
 };
 
@@ -267,7 +267,8 @@ pub struct Resources {
     /// By node: only this one is told of.
     pub hosts: BTreeMap<String, Host>,
     pub classes: BTreeMap<u32, Class>,
-    pub services: BTreeMap<NamespacedName, Service>,
+    /// (Shared, so that who has looked before sees at once which are the same.)
+    pub services: BTreeMap<NamespacedName, Arc<Service>>,
     pub bundles: BTreeMap<TrustDomain, Bundle>,
     pub nodes: BTreeMap<String, NodeRoute>,
     /// Ports of this node that the container runtime wants to lead to pods here. (The control plane knows nothing of
@@ -311,7 +312,8 @@ impl Resources {
                 }
             }
         } else if is(&type_url::<wire::Service>()) {
-            merge(&mut self.services, update, parse::name, services::service)?;
+            let shared = |name: &str, told| services::service(name, told).map(Arc::new);
+            merge(&mut self.services, update, parse::name, shared)?;
             touched.services = true;
         } else if is(&type_url::<wire::TrustBundle>()) {
             merge(&mut self.bundles, update, parse::trust_domain, parse::bundle)?;

@@ -2,13 +2,15 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
+use ebpf_shared::limits;
 use ipnet::IpNet;
 use xds_proto::isthmus::agent::v1 as wire;
 
 use super::parse::{MAX_LIST, ParseError, addresses, at_most, bad, ip, is_mapped, port, protocol};
+use crate::config::dns_label;
 
-/// Most backends of one service port.
-const MAX_BACKENDS: usize = 4_096;
+/// Most backends of one service port and address family: what the kernel's tables have room for.
+const MAX_BACKENDS: usize = limits::BACKENDS_PER_SERVICE as usize;
 /// Most zones that a backend is meant for: clouds have fewer.
 const MAX_ZONES: usize = 64;
 
@@ -32,6 +34,25 @@ pub struct Service {
     pub prefer_same_zone: bool,
     /// Backends of other nodes answer clients outside by themselves.
     pub direct: bool,
+    /// DNS answers its endpoints.
+    pub headless: bool,
+    /// It is offered to peers.
+    pub exported: bool,
+    /// Only peers have it.
+    pub imported: bool,
+    /// Where this node tells by HTTP whether it has endpoints of it; 0: nowhere.
+    pub health_port: u16,
+    /// Endpoints that are ready, of a headless service without ports.
+    pub named: Vec<Named>,
+}
+
+/// An endpoint that has a name and no port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Named {
+    pub address: IpAddr,
+    /// Empty: its address is its name.
+    pub hostname: Box<str>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -42,6 +63,8 @@ pub struct ServicePort {
     /// 0: none.
     pub proxy_port: u16,
     pub backends: Vec<ServiceBackend>,
+    /// Empty: it has none.
+    pub name: String,
 }
 
 /// An address, other than a virtual one, that leads to a service's port.
@@ -78,6 +101,8 @@ pub struct ServiceBackend {
     pub state: BackendState,
     /// For whose clients it is meant; empty: everybody's.
     pub hint_zones: BTreeSet<String>,
+    /// Below the name of a headless service; empty: its address is its name.
+    pub hostname: Box<str>,
 }
 
 impl Default for ServiceBackend {
@@ -90,6 +115,7 @@ impl Default for ServiceBackend {
             zone: String::new(),
             state: BackendState::Active,
             hint_zones: BTreeSet::new(),
+            hostname: Box::default(),
         }
     }
 }
@@ -149,7 +175,51 @@ pub(super) fn service(resource: &str, message: wire::Service) -> Result<Service,
         source_ranges,
         prefer_same_zone: message.prefer_same_zone,
         direct: forwarding == wire::Forwarding::Dsr,
+        headless: message.headless,
+        exported: message.exported,
+        imported: message.imported,
+        health_port: u16::try_from(message.health_check_port).map_err(|_| {
+            let wanted = "expected a port up to 65535, or 0";
+            bad(resource, "health_check_port", message.health_check_port, wanted)
+        })?,
+        named: named(resource, &message)?,
     })
+}
+
+fn named(resource: &str, message: &wire::Service) -> Result<Vec<Named>, ParseError> {
+    at_most(resource, "named", &message.named, 2 * MAX_BACKENDS)?;
+    let mut named = Vec::new();
+    for told in &message.named {
+        let address = ip(resource, "named.address", &told.address)?;
+        let hostname = hostname(resource, "named.hostname", &told.hostname)?;
+        if state(resource, "named.state", told.state, message.publish_not_ready)? == BackendState::Active {
+            named.push(Named { address, hostname });
+        }
+    }
+    Ok(named)
+}
+
+/// Empty, or a label: as it is put into names.
+fn hostname(resource: &str, field: &'static str, text: &str) -> Result<Box<str>, ParseError> {
+    if !text.is_empty() && dns_label(text).is_err() {
+        return Err(bad(resource, field, text, "expected a DNS label"));
+    }
+    Ok(text.into())
+}
+
+fn state(
+    resource: &str,
+    field: &'static str,
+    number: i32,
+    publish_not_ready: bool,
+) -> Result<BackendState, ParseError> {
+    match wire::State::try_from(number) {
+        Ok(wire::State::NotReady) if publish_not_ready => Ok(BackendState::Active),
+        Ok(wire::State::Active) => Ok(BackendState::Active),
+        Ok(wire::State::Terminating) => Ok(BackendState::Terminating),
+        Ok(wire::State::NotReady) => Ok(BackendState::NotReady),
+        Err(_) => Err(bad(resource, field, number, "expected one of the states of isthmus.agent.v1")),
+    }
 }
 
 fn service_port(
@@ -157,16 +227,23 @@ fn service_port(
     message: &wire::ServicePort,
     publish_not_ready: bool,
 ) -> Result<ServicePort, ParseError> {
-    at_most(resource, "ports.backends", &message.backends, MAX_BACKENDS)?;
-    at_most(resource, "ports.further", &message.further, MAX_BACKENDS)?;
+    // Of both families, before anything is read.
+    at_most(resource, "ports.backends", &message.backends, 2 * MAX_BACKENDS)?;
+    at_most(resource, "ports.further", &message.further, 2 * MAX_BACKENDS)?;
     let wanted = "expected a port up to 65535, or 0";
     let told = message.backends.iter().chain(&message.further);
+    let backends = told.map(|told| backend(resource, told, publish_not_ready));
+    let backends = backends.collect::<Result<Vec<_>, _>>()?;
+    let (v4, v6): (Vec<_>, Vec<_>) = backends.iter().partition(|backend| backend.address.is_ipv4());
+    at_most(resource, "ports.backends and further, IPv4,", &v4, MAX_BACKENDS)?;
+    at_most(resource, "ports.backends and further, IPv6,", &v6, MAX_BACKENDS)?;
     Ok(ServicePort {
         port: port(resource, "ports.port", message.port)?,
         protocol: with_ports(resource, "ports.protocol", message.protocol)?,
         proxy_port: u16::try_from(message.proxy_port)
             .map_err(|_| bad(resource, "ports.proxy_port", message.proxy_port, wanted))?,
-        backends: told.map(|told| backend(resource, told, publish_not_ready)).collect::<Result<_, _>>()?,
+        backends,
+        name: String::from(hostname(resource, "ports.name", &message.name)?),
     })
 }
 
@@ -176,22 +253,15 @@ fn backend(
     publish_not_ready: bool,
 ) -> Result<ServiceBackend, ParseError> {
     at_most(resource, "ports.backends.hint_zones", &message.hint_zones, MAX_ZONES)?;
-    let wanted = "expected one of the states of isthmus.agent.v1";
-    let state = match wire::State::try_from(message.state) {
-        Ok(wire::State::NotReady) if publish_not_ready => BackendState::Active,
-        Ok(wire::State::Active) => BackendState::Active,
-        Ok(wire::State::Terminating) => BackendState::Terminating,
-        Ok(wire::State::NotReady) => BackendState::NotReady,
-        Err(_) => return Err(bad(resource, "ports.backends.state", message.state, wanted)),
-    };
     Ok(ServiceBackend {
         address: ip(resource, "ports.backends.address", &message.address)?,
         port: port(resource, "ports.backends.port", message.port)?,
         weight: message.weight,
         priority: message.priority,
         zone: message.zone.clone(),
-        state,
+        state: state(resource, "ports.backends.state", message.state, publish_not_ready)?,
         hint_zones: message.hint_zones.iter().cloned().collect(),
+        hostname: hostname(resource, "ports.backends.hostname", &message.hostname)?,
     })
 }
 
@@ -286,6 +356,14 @@ mod tests {
             ],
             source_ranges: vec!["192.0.2.7/24".into()],
             forwarding: wire::Forwarding::Dsr as i32,
+            named: vec![
+                wire::Backend { address: "10.1.0.4".into(), hostname: "db-0".into(), ..Default::default() },
+                wire::Backend {
+                    address: "10.1.0.5".into(),
+                    state: wire::State::NotReady as i32,
+                    ..Default::default()
+                },
+            ],
             ..Default::default()
         }
     }
@@ -300,8 +378,10 @@ mod tests {
         let states: Vec<_> = read.ports[0].backends.iter().map(|backend| backend.state).collect();
         assert_eq!(states, [BackendState::Active, BackendState::NotReady]);
         let early = wire::Service { publish_not_ready: true, ..message() };
-        let states = service("shop/pay", early).unwrap().ports[0].backends.len();
-        assert_eq!(states, 2);
+        assert_eq!((read.named.len(), &*read.named[0].hostname), (1, "db-0"));
+        let early = service("shop/pay", early).unwrap();
+        assert_eq!((early.ports[0].backends.len(), early.named.len()), (2, 2));
+        assert!(early.ports[0].backends.iter().all(|backend| backend.state == BackendState::Active));
     }
 
     #[test]
@@ -319,8 +399,38 @@ mod tests {
             (spoil(|m| m.ports[0].further[0].state = 9), "ports.backends.state"),
             (spoil(|m| m.source_ranges.push("::ffff:10.0.0.0/104".into())), "source_ranges"),
             (spoil(|m| m.forwarding = 7), "forwarding"),
+            (spoil(|m| m.ports[0].name = "a.b".into()), "ports.name"),
+            (spoil(|m| m.ports[0].backends[0].hostname = "a b".into()), "ports.backends.hostname"),
+            (spoil(|m| m.named[0].address = "x".into()), "named.address"),
+            (spoil(|m| m.named[0].hostname = "A".into()), "named.hostname"),
+            (spoil(|m| m.health_check_port = 70_000), "health_check_port"),
         ] {
             assert!(error.contains(field), "{error}");
+        }
+    }
+
+    #[test]
+    fn backends_that_no_table_has_room_for_are_refused_with_the_service() {
+        let told = |backends: u32, further: u32, v6: u32| {
+            let backend = |address: IpAddr| wire::Backend {
+                address: address.to_string(),
+                port: 8080,
+                ..Default::default()
+            };
+            let v4 = |n: u32| backend(std::net::Ipv4Addr::from(0x0a01_0000 + n).into());
+            let mut message = message();
+            message.ports[0].backends = (0..backends).map(v4).collect();
+            message.ports[0].further = (backends..backends + further).map(v4).collect();
+            let v6 =
+                (0..v6).map(|n| backend(std::net::Ipv6Addr::from(0xfd_u128 << 120 | u128::from(n)).into()));
+            message.ports[0].backends.extend(v6);
+            service("shop/pay", message)
+        };
+        assert!(told(4_000, 96, 4_096).is_ok(), "a table each");
+        for (backends, further, v6, family) in [(4_000, 97, 0, "IPv4"), (1, 0, 4_097, "IPv6")] {
+            let error = told(backends, further, v6).unwrap_err().to_string();
+            let expected = format!("{family}, has 4097 entries, at most 4096 are allowed");
+            assert!(error.contains("shop/pay") && error.contains(&expected), "{error}");
         }
     }
 

@@ -57,8 +57,6 @@ fn cases() -> Vec<Case> {
     let case = |map, fits, refused, undo| Case { map, fits, pods: 0, before: Vec::new(), refused, undo };
     let many: Vec<String> = (10..30).map(|last| format!("10.1.2.{last}")).collect();
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
-    let services = |each: &[(&str, wire::Service)]| update(each, &[]);
-    let no_services = || vec![update::<wire::Service>(&[], &["shop/a", "shop/b", "shop/c", "shop/d"])];
     let sidecar = |ports: u32, pod: String| wire::LocalEndpoint {
         sidecar: true,
         captured_ports: (1..=ports)
@@ -84,17 +82,6 @@ fn cases() -> Vec<Case> {
         ),
         case("PEERS", 6, seven((0..9).map(|id| rule(true, 400 + id, "", 80)).collect()), back()),
         case("RULES", 40, seven((0..50).map(|port| rule(true, 300, "", 1001 + 2 * port)).collect()), back()),
-        case(
-            "SERVICES",
-            3,
-            services(&["a", "b", "c", "d"].map(|name| {
-                let number = name.as_bytes()[0] - b'a' + 1;
-                (["shop/a", "shop/b", "shop/c", "shop/d"][usize::from(number - 1)], service(number, 1, 0))
-            })),
-            no_services(),
-        ),
-        case("BACKENDS", 6, services(&[("shop/a", service(1, 7, 0))]), no_services()),
-        case("SOURCES", 4, services(&[("shop/a", service(1, 1, 5))]), no_services()),
         Case {
             pods: 5,
             ..case("ENDPOINTS", 5, locals(5, |number| local(&format!("p{number}"), 7)), vec![no_locals(5)])
@@ -165,6 +152,68 @@ fn a_map_that_is_full_is_named_nothing_changes_and_a_new_pod_is_closed_until_the
             }
         }
         println!("{shown}");
+    });
+}
+
+/// What doesn't fit in which map of services, of which so many entries are free.
+fn services() -> [(&'static str, u32, Vec<(&'static str, wire::Service)>); 3] {
+    let all = ["shop/a", "shop/b", "shop/c", "shop/d"];
+    [
+        ("SERVICES", 3, all.into_iter().zip((1..5).map(|number| service(number, 1, 0))).collect()),
+        ("BACKENDS", 6, vec![(all[0], service(1, 7, 0)), (all[1], service(2, 2, 0))]),
+        ("SOURCES", 4, vec![(all[0], service(1, 1, 5))]),
+    ]
+}
+
+#[test]
+fn a_full_map_of_services_stops_no_denial_no_pod_and_no_other_service() {
+    in_sandbox(|sandbox| {
+        let mut world = World::new(sandbox, &SIZES);
+        let open = || update(&[("7", class(7, vec![rule(true, 300, "", 80)]))], &[]);
+        world.history.push(open());
+        let agent = world.agent();
+        for (map, fits, told) in services() {
+            assert_eq!(world.verdicts(), "100010", "{map}");
+            let nack = agent.apply(&update(&told, &[])).expect_err(map);
+            assert!(nack.contains(map) && nack.contains(&format!("room for {fits} ")), "{nack}");
+            assert!(nack.contains("writing service "), "{nack}");
+            // The alert.
+            assert_eq!((agent.full_map(), agent.is_behind()), (Some(map), true));
+            assert_eq!(world.wrong(&agent), Vec::<String>::new(), "{map}");
+            let served = agent.kernel(|kernel, _| {
+                kernel.services.keys().map(|key| key.address.to_string()).collect::<Vec<_>>()
+            });
+            let others: Vec<String> = match map {
+                "SERVICES" => (1..4).map(|number| format!("10.101.0.{number}")).collect(),
+                "BACKENDS" => vec!["10.101.0.2".into()],
+                // At its virtual address nobody asks for sources.
+                _ => vec!["10.101.0.1".into(), "203.0.113.1".into()],
+            };
+            assert_eq!(served, others, "{map}");
+            let deny = vec![rule(true, 300, "", 80), rule(false, 300, "", 80)];
+            agent.apply(&update(&[("7", class(7, deny))], &[])).unwrap();
+            assert_eq!(world.verdicts(), "000000", "{map}: the denial is in force");
+            agent.apply(&update(&[("shop/late", local("late", 7))], &[])).unwrap();
+            agent.add_pod(name("late"), pod(99, 200)).unwrap();
+            assert!(agent.enforced(&name("late")).is_some(), "{map}: the new pod has traffic");
+            assert!(
+                agent.retry().is_ok() && agent.full_map() == Some(map),
+                "there is no more room than before"
+            );
+            // The next agent finds the same.
+            let next = world.newborn();
+            assert!(next.kernel(|kernel, _| kernel.services.len()) == others.len());
+            let names: Vec<_> = told.iter().map(|(name, _)| *name).collect();
+            agent.apply(&update::<wire::Service>(&[], &names)).unwrap();
+            assert_eq!((agent.full_map(), agent.is_behind()), (None, false), "{map}");
+            agent.remove_pod(&name("late")).unwrap();
+            agent.apply(&update::<wire::LocalEndpoint>(&[], &["shop/late"])).unwrap();
+            agent.apply(&open()).unwrap();
+            for _ in 0..3 {
+                agent.collect().unwrap();
+            }
+            assert_eq!(world.wrong(&agent), Vec::<String>::new(), "{map}");
+        }
     });
 }
 

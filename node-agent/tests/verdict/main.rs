@@ -547,6 +547,47 @@ fn truncated_and_contradicting_packets_are_dropped() {
 }
 
 #[test]
+fn what_is_wrong_with_a_packet_is_found_in_the_middle_of_a_flow() {
+    in_both(|sandbox, net| {
+        let mut node = Node::with_policy(sandbox, DENY_INGRESS, &[]);
+        let opening = syn((net.pod, 4000), (net.friend, 80));
+        node.expect(Egress, &frame(&opening), Reason::Forwarded);
+        let reply = answer(&opening, tcp::ACK);
+        node.expect_known(Ingress, &reply);
+        let known = more(&opening, tcp::ACK);
+        let good = frame(&known);
+        for _ in 0..3 {
+            node.expect_known(Egress, &known);
+            node.expect_known(Ingress, &reply);
+        }
+        node.expect(Egress, &good[..good.len() - 1], Reason::Malformed);
+        let upper = good.len() - 20;
+        let length = if net.pod.is_ipv4() { (14 + 3, 39) } else { (14 + 5, 19) };
+        for (at, value) in [(14, 0x55), length, (upper + 12, 0x40), (upper + 12, 0x60), (upper + 13, 0)] {
+            let mut bad = good.clone();
+            bad[at] = value;
+            node.expect(Egress, &bad, Reason::Malformed);
+        }
+        let borrowed = packet(TCP, (net.stranger, 4000), (net.friend, 80), tcp::ACK);
+        node.expect(Egress, &frame(&borrowed), Reason::SpoofedSource);
+        let elsewhere = packet(TCP, (net.friend, 80), (net.stranger, 4000), tcp::ACK);
+        node.expect(Ingress, &frame(&elsewhere), Reason::WrongDestination);
+        for _ in 0..3 {
+            node.expect_known(Egress, &known);
+        }
+        // Whatever changes is seen by the next packet.
+        let before = node.kernel.endpoints.get(&LO).expect("readable").expect("there");
+        node.kernel.endpoints.upsert(LO, Endpoint { incarnation: 1, ..before }).expect("writable");
+        node.expect(Ingress, &frame(&reply), Reason::DefaultDeny);
+        node.kernel.endpoints.upsert(LO, before).expect("writable");
+        node.expect_known(Ingress, &reply);
+        node.expect_known(Egress, &known);
+        node.kernel.endpoints.delete(&LO).expect("removable");
+        node.expect(Egress, &good, Reason::UnknownEndpoint);
+    });
+}
+
+#[test]
 fn a_closed_connection_is_opened_anew_and_told_again() {
     in_both(|sandbox, net| {
         let mut node = Node::with_policy(sandbox, DENY_EGRESS, &[]);

@@ -150,6 +150,10 @@ pub struct MeshService {
 pub struct Delivery {
     pub exposure: Exposure,
     pub headless: bool,
+    /// Only peers have it.
+    pub imported: bool,
+    /// Endpoints of a headless service without ports, which has names all the same. Their port is 0.
+    pub named: Vec<MeshEndpoint>,
     pub node_ports: Vec<NodePort>,
     pub health_check_port: Option<u16>,
 }

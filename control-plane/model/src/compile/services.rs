@@ -94,6 +94,8 @@ impl<'a> Builder<'a, '_> {
             local.spiffe_ids.extend(remote.spiffe_ids);
             ports.push(self.port(name, &port.name, port.port, port.protocol, port.app_protocol, local));
         }
+        let is_bare = service.headless && service.ports.is_empty();
+        let named = if is_bare { self.named_endpoints(wanted, &members, &slices) } else { Vec::new() };
         self.add_imported_ports(name, offers, &mut ports);
         MeshService {
             name: name.clone(),
@@ -105,6 +107,8 @@ impl<'a> Builder<'a, '_> {
             delivery: Delivery {
                 exposure: service.exposure.clone(),
                 headless: service.headless,
+                imported: false,
+                named,
                 node_ports: allocation.map(|a| a.node_ports.clone()).unwrap_or_default(),
                 health_check_port: allocation.and_then(|a| a.health_check_port),
             },
@@ -120,7 +124,7 @@ impl<'a> Builder<'a, '_> {
             second_ip: None,
             ports,
             exported: false,
-            delivery: Delivery::default(),
+            delivery: Delivery { imported: true, ..Delivery::default() },
             // The same service there and here, so what the older export says of namespaces holds in both.
             visibility: offers.first().map(|(_, service)| service.visibility.clone()).unwrap_or_default(),
         }
@@ -279,6 +283,44 @@ impl<'a> Builder<'a, '_> {
         }
         let endpoints: Vec<MeshEndpoint> = found.into_values().collect();
         Places { endpoints, second_family: second.into_values().collect(), spiffe_ids }
+    }
+
+    /// Endpoints of a service without ports, for their names alone.
+    fn named_endpoints(
+        &self,
+        wanted: Wanted,
+        members: &[(&Workload, &MeshWorkload)],
+        slices: &[&EndpointSlice],
+    ) -> Vec<MeshEndpoint> {
+        let mut found: BTreeMap<IpAddr, MeshEndpoint> = BTreeMap::new();
+        let endpoint =
+            |ip: IpAddr, ready: bool, workload: Option<&MeshWorkload>, place: Place| MeshEndpoint {
+                address: SocketAddr::new(ip, 0),
+                weight: 1,
+                priority: 0,
+                cluster: self.input.cluster.name.clone(),
+                ready: ready || wanted.publish,
+                workload: workload.map(|w| w.name.clone()),
+                mtls: false,
+                place,
+            };
+        for (workload, compiled) in members {
+            let Some(binding) = &compiled.binding else { continue };
+            let hostname = Some(&workload.meta.name.name).filter(|name| is_dns_label(name)).cloned();
+            let place = Place { hostname, ..self.place_of(compiled) };
+            for ip in &binding.addresses {
+                let made = || endpoint(*ip, binding.ready, Some(compiled), place.clone());
+                found.entry(*ip).or_insert_with(made);
+            }
+        }
+        for listed in slices.iter().flat_map(|slice| &slice.endpoints) {
+            for ip in &listed.addresses {
+                let workload = self.lookup.at(*ip);
+                let place = self.slice_place(listed, workload);
+                found.entry(*ip).or_insert_with(|| endpoint(*ip, listed.ready, workload, place));
+            }
+        }
+        found.into_values().collect()
     }
 
     fn place_of(&self, workload: &MeshWorkload) -> Place {

@@ -28,7 +28,20 @@ pub fn service(service: &MeshService) -> wire::Service {
         headless: delivery.headless,
         publish_not_ready: exposure.publish_not_ready,
         health_check_port: delivery.health_check_port.unwrap_or(0).into(),
+        exported: service.exported,
+        imported: delivery.imported,
+        named: delivery.named.iter().map(named).collect(),
     }
+}
+
+/// Of a headless service without ports.
+fn named(endpoint: &MeshEndpoint) -> wire::Backend {
+    let state = match endpoint.ready {
+        true => wire::State::Active,
+        false if endpoint.place.draining => wire::State::Terminating,
+        false => wire::State::NotReady,
+    };
+    backend(endpoint, state)
 }
 
 fn virtual_ips(service: &MeshService) -> impl Iterator<Item = IpAddr> {
@@ -51,6 +64,7 @@ fn service_port(port: &MeshServicePort) -> wire::ServicePort {
         port: u32::from(port.port),
         protocol: protocol(port.protocol) as i32,
         proxy_port: u32::from(port.proxy_port),
+        name: port.name.clone(),
         further: further.collect(),
         backends: first.iter().map(|e| backend(e, wire::State::Active)).collect(),
     }
@@ -160,6 +174,7 @@ mod tests {
             proxy_port: 16_384,
             backends: vec![backend],
             further: Vec::new(),
+            name: "http".to_owned(),
         };
         let frontend = wire::Frontend {
             kind: Kind::ClusterIp as i32,
@@ -195,9 +210,9 @@ mod tests {
                 dsr: true,
                 ..Exposure::default()
             },
-            headless: false,
             node_ports: vec![NodePort { port: 80, protocol: Protocol::Tcp, node_port: 30_080 }],
             health_check_port: Some(31_000),
+            ..Delivery::default()
         };
         let told = service(&mesh);
         let ways: Vec<(Kind, &str, u32)> =

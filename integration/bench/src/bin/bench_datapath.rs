@@ -1,6 +1,9 @@
 //! `make bench-datapath`: what the kernel data plane adds, beside plain links and routes, nftables and iptables.
 
-use std::path::PathBuf;
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, ensure};
 use bench::{
@@ -56,14 +59,21 @@ fn main() -> Result<()> {
     ensure!(scale.rounds > 0, "--rounds: at least one");
     let areas = if arguments.areas.is_empty() { Area::value_variants() } else { &arguments.areas };
     let mut rows: Vec<Row> = Vec::new();
+    let start = Instant::now();
     for area in areas {
         let spinner = ProgressBar::new_spinner();
         if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} {elapsed}") {
             spinner.set_style(style);
         }
-        spinner.enable_steady_tick(std::time::Duration::from_millis(500));
+        spinner.enable_steady_tick(Duration::from_millis(500));
         let shown = spinner.clone();
-        let found = measure(*area, &scale, move |what| shown.set_message(what));
+        let found = measure(*area, &scale, move |what| {
+            // Nobody sees a spinner in a log.
+            if shown.is_hidden() {
+                eprintln!("{:4} s  {what}", start.elapsed().as_secs());
+            }
+            shown.set_message(what);
+        });
         spinner.finish_and_clear();
         rows.extend(found);
         // What was measured is kept, whatever becomes of the rest.

@@ -35,9 +35,10 @@ pub(super) fn measure(sandbox: &Sandbox, scale: &Scale, says: &dyn Fn(String)) -
     agent.state.put_all(addresses);
     // And what the node itself has.
     agent.wait("the addresses are in the kernel", |agent| hosts(&agent.status()) > endpoints);
-    says(format!("memory: idle for {} s", scale.idle_s));
+    says("memory: until it comes to rest".into());
     // The cache is written behind.
-    std::thread::sleep(Duration::from_secs(scale.idle_s.min(5)));
+    agent.wait("nothing is left to be done", |agent| is_at_rest(agent.process.id()));
+    says(format!("memory: idle for {} s", scale.idle_s));
     let after = resident(&agent);
     let (start, time) = (busy(agent.process.id()), Duration::from_secs(scale.idle_s));
     std::thread::sleep(time);
@@ -72,6 +73,14 @@ fn busy(process: u32) -> u64 {
         text.split_whitespace().next()?.parse::<u64>().ok()
     });
     times.sum()
+}
+
+/// Whether a process has next to nothing to do: within a moment, no more than 2 % of a core.
+fn is_at_rest(process: u32) -> bool {
+    const MOMENT: Duration = Duration::from_millis(500);
+    let start = busy(process);
+    std::thread::sleep(MOMENT);
+    busy(process).saturating_sub(start) < MOMENT.as_nanos() as u64 / 50
 }
 
 /// The most memory that was ever resident, in MB.

@@ -21,8 +21,9 @@ pub(crate) struct Serve {
     version: String,
     #[arg(long, default_value = "")]
     cluster: String,
+    /// Once or several times.
     #[arg(long, default_value = "0.0.0.0:8080")]
-    listen: SocketAddr,
+    listen: Vec<SocketAddr>,
     /// Made once the port is bound.
     #[arg(long)]
     ready_file: Option<PathBuf>,
@@ -41,15 +42,26 @@ async fn echo(socket: UdpSocket, name: String) {
 
 impl Serve {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
-        let listener = TcpListener::bind(self.listen).await?;
-        tokio::spawn(echo(UdpSocket::bind(self.listen).await?, self.name.clone()));
+        let mut listeners = Vec::new();
+        for address in &self.listen {
+            listeners.push(TcpListener::bind(address).await?);
+            tokio::spawn(echo(UdpSocket::bind(address).await?, self.name.clone()));
+        }
         if let Some(file) = &self.ready_file {
             std::fs::write(file, b"")?;
         }
         let serve = Arc::new(self);
+        let doors = listeners.into_iter().map(|listener| tokio::spawn(Arc::clone(&serve).door(listener)));
+        for door in doors.collect::<Vec<_>>() {
+            door.await?;
+        }
+        Ok(())
+    }
+
+    async fn door(self: Arc<Self>, listener: TcpListener) {
         loop {
             let Ok((stream, peer)) = listener.accept().await else { continue };
-            let serve = Arc::clone(&serve);
+            let serve = Arc::clone(&self);
             tokio::spawn(async move {
                 let service = service_fn(move |request| {
                     let answer = serve.answer(&request, peer);

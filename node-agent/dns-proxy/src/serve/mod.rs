@@ -1,5 +1,6 @@
 //! Moves queries and answers between pods and servers.
 
+mod cluster;
 mod slots;
 mod sockets;
 mod tcp;
@@ -20,6 +21,7 @@ use crate::{
     message::{Code, Question},
     released,
 };
+pub use cluster::{Cluster, ClusterListeners};
 use slots::Slots;
 pub use sockets::Listeners;
 

@@ -101,7 +101,7 @@ async fn exchange(
 }
 
 /// A message with its length before it; `None`: the other side is done.
-async fn read(stream: &mut TcpStream, limit: usize) -> io::Result<Option<Vec<u8>>> {
+pub(super) async fn read(stream: &mut TcpStream, limit: usize) -> io::Result<Option<Vec<u8>>> {
     let length = match stream.read_u16().await {
         Ok(length) => usize::from(length),
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),

@@ -3,6 +3,7 @@
 
 pub mod ipv4;
 mod ipv6;
+pub mod plain;
 mod transport;
 
 use aya_ebpf::programs::TcContext;

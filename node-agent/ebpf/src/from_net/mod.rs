@@ -9,5 +9,5 @@ use crate::nat::at_place;
 
 #[classifier]
 pub fn from_net(ctx: TcContext) -> i32 {
-    at_place(&ctx, place::FROM_NET)
+    at_place::<{ place::FROM_NET }>(&ctx)
 }

@@ -9,5 +9,5 @@ use crate::nat::at_place;
 
 #[classifier]
 pub fn pod_asks(ctx: TcContext) -> i32 {
-    at_place(&ctx, place::FROM_POD)
+    at_place::<{ place::FROM_POD }>(&ctx)
 }

@@ -1,11 +1,12 @@
 //! The maps of translations, as the shared lines use them.
 
+use aya_ebpf::helpers::bpf_ktime_get_ns;
 use ebpf_shared::nat::{NatKey, NatMaps, NatValue, NodeConfig};
 use ebpf_shared::service::{AffinityKey, AffinityValue, SourceKey};
 use ebpf_shared::{Addr, Backend, ServiceKey, ServiceMaps, ServiceValue};
 
 use crate::balance::KernelServices;
-use crate::maps::{CONFIG, NAT};
+use crate::maps::{BACKEND_EPOCH, CONFIG, NAT};
 use crate::overlay;
 
 const BPF_NOEXIST: u64 = 1;
@@ -58,6 +59,20 @@ impl NatMaps for KernelNat {
     #[inline(always)]
     fn set_nat(&mut self, key: &NatKey, value: &NatValue, is_new: bool) -> bool {
         NAT.insert(key, value, if is_new { BPF_NOEXIST } else { 0 }).is_ok()
+    }
+
+    #[inline(always)]
+    fn remove_nat(&mut self, key: &NatKey) {
+        // One that was displaced meanwhile is gone as well.
+        let _ = NAT.remove(key);
+    }
+
+    #[inline(always)]
+    fn turn_over(&mut self) {
+        if let Some(epoch) = BACKEND_EPOCH.get_ptr_mut(1) {
+            // SAFETY: a valid pointer; volatile, as programs on other CPUs may be writing. The time is never what was there.
+            unsafe { core::ptr::write_volatile(epoch, bpf_ktime_get_ns()) };
+        }
     }
 
     #[inline(always)]

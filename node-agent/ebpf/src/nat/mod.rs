@@ -2,6 +2,7 @@
 //! what the pod sends, and after the one on what it gets: policy is about backends, whichever way one was asked.
 
 mod direct;
+pub mod known;
 mod maps;
 mod rewrite;
 
@@ -10,7 +11,7 @@ use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_redirect_neigh, bpf_redirect_peer}
 use aya_ebpf::programs::TcContext;
 use ebpf_shared::nat::{
     Arrival, NatMaps, Outcome, Tuple, answer_for, begin as begin_with, go_on as go_on_with, loopback, place,
-    way,
+    supersede, way,
 };
 use ebpf_shared::packet::{Kind, Packet, protocol};
 use ebpf_shared::service::address_bit;
@@ -37,19 +38,27 @@ pub struct Stage {
 
 const NO: u32 = 0;
 const YES: u32 = 1;
+/// It is not, but it opens a connection.
+const PAST: u32 = 2;
 
 /// All that is done with a packet at one of [`place`].
 #[inline(always)]
-pub fn at_place(ctx: &TcContext, place: u8) -> i32 {
-    let Some(stage) = STAGE.get_ptr_mut(0) else { return NEXT };
+pub fn at_place<const PLACE: u8>(ctx: &TcContext) -> i32 {
     let skb = ctx.skb.skb;
-    // SAFETY: the context is valid as long as the program runs. The stage is this CPU's own, and programs of this type
-    // don't interrupt each other on one CPU.
+    // SAFETY: the context is valid as long as the program runs.
+    let known = unsafe { known::translate::<PLACE>(skb) };
+    if known != known::ASK {
+        return known as i32;
+    }
+    let Some(stage) = STAGE.get_ptr_mut(0) else { return NEXT };
+    // SAFETY: as above. The stage is this CPU's own, and programs of this type don't interrupt each other on one CPU.
     unsafe {
-        if look(skb, stage, u32::from(place)) == NO {
+        let is_asked = look(skb, stage, u32::from(PLACE));
+        if is_asked == NO {
             return NEXT;
         }
-        if go_on(stage) == NO && begin(stage) == NO {
+        if is_asked == PAST || (go_on(stage) == NO && begin(stage) == NO) {
+            go_past(stage);
             return NEXT;
         }
         finish(skb, stage) as i32
@@ -73,7 +82,8 @@ unsafe fn look(skb: *mut __sk_buff, stage: *mut Stage, place: u32) -> u32 {
     // what it quotes, and that is asked for what comes in.
     let Ok(Frame::Ip(ip)) = frame::classify(&ctx, Direction::Ingress) else { return NO };
     let asked = if place == place::TO_NET { &ip.src } else { &ip.dst };
-    if place != place::TO_POD && !is_served(address_bit(asked)) {
+    let is_served = place == place::TO_POD || is_served(address_bit(asked));
+    if !is_served && !(place == place::FROM_POD && is_translated(ifindex)) {
         return NO;
     }
     // A borrowed address: the verdict drops it.
@@ -84,14 +94,14 @@ unsafe fn look(skb: *mut __sk_buff, stage: *mut Stage, place: u32) -> u32 {
         return NO;
     };
     let frame::Placed { at: upper, has_upper, .. } = placed;
-    let known = packet.protocol == protocol::TCP || packet.protocol == protocol::UDP;
-    if !known || !concerns(place, &packet) {
-        return NO;
-    }
     let is_v4 = packet.dst.is_v4();
     let Ok(mac) = ctx.load::<[u8; 6]>(frame::SENDER) else { return NO };
     // SAFETY: no preconditions.
     stage.arrival = Arrival::of(&packet, place, ifindex, mac, unsafe { bpf_ktime_get_ns() });
+    let known = packet.protocol == protocol::TCP || packet.protocol == protocol::UDP;
+    if !known || !is_served || !concerns(place, &packet) {
+        return if packet.opens() { PAST } else { NO };
+    }
     stage.outer = Tuple { src: ip.src, dst: ip.dst, src_port: 0, dst_port: 0 };
     stage.layout = Layout { is_v4, upper, has_upper, protocol: packet.protocol };
     if place == place::FROM_NET && packet.opens() && direct::has_option(is_v4, upper) {
@@ -125,6 +135,16 @@ unsafe fn begin(stage: *mut Stage) -> u32 {
     let stage = unsafe { &mut *stage };
     stage.outcome = begin_with(&mut KernelNat, &stage.arrival);
     if stage.outcome.way == way::PASS { NO } else { YES }
+}
+
+/// Of what is about no service: it may have the ends of what was.
+///
+/// # Safety
+/// The stage.
+#[inline(never)]
+unsafe fn go_past(stage: *mut Stage) {
+    // SAFETY: as the caller says.
+    supersede(&mut KernelNat, unsafe { &(*stage).arrival });
 }
 
 /// Changes the packet, and says where it goes.

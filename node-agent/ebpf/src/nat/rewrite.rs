@@ -3,10 +3,12 @@
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::helpers::bpf_csum_diff;
 use aya_ebpf::programs::TcContext;
+use ebpf_shared::Addr;
 use ebpf_shared::nat::Tuple;
 use ebpf_shared::packet::protocol;
 
 use crate::frame::ETHERNET;
+use crate::frame::plain::{HEADER4, HEADER6, Plain};
 
 /// Where things are.
 #[derive(Clone, Copy)]
@@ -43,6 +45,77 @@ pub fn packet(ctx: &TcContext, layout: &Layout, from: &Tuple, to: &Tuple) -> Don
         ctx.store(layout.upper, &wire_ports(to), 0)?;
     }
     addresses(ctx, layout.is_v4, ETHERNET, change, to)
+}
+
+/// As [`packet`], of a frame whose headers follow on each other: addresses and ports are written at once.
+#[inline(always)]
+pub fn plain(ctx: &TcContext, packet: &Plain, to: &Tuple) -> Done {
+    let change = addresses_differ(packet, to);
+    let ports = [to.src_port.to_be(), to.dst_port.to_be()];
+    let was = [packet.src_port, packet.dst_port];
+    let is_v4 = packet.is_v4;
+    let upper = ETHERNET + if is_v4 { HEADER4 } else { HEADER6 };
+    let (checksum, mangled) = match packet.protocol {
+        protocol::TCP => (upper + 16, 0),
+        _ => (upper + 6, MANGLED),
+    };
+    ctx.l4_csum_replace(checksum, 0, u64::from(change), PSEUDO | mangled)?;
+    if ports != was {
+        let word = |ports: [u16; 2]| u64::from(ports[0]) | u64::from(ports[1]) << 16;
+        ctx.l4_csum_replace(checksum, word(was), word(ports), 4 | mangled)?;
+    }
+    if is_v4 {
+        let checksum = !folded(u32::from(!packet.checksum), change);
+        let (src, dst) = (to.src.low().to_be(), to.dst.low().to_be());
+        ctx.store(ETHERNET + IPV4_CHECKSUM, &Ends4 { checksum, src, dst, ports }, 0)
+    } else {
+        ctx.store(ETHERNET + 8, &Ends6 { src: to.src, dst: to.dst, ports }, 0)
+    }
+}
+
+/// What lies at the end of an IPv4 header without options and after it.
+#[repr(C, packed)]
+struct Ends4 {
+    checksum: u16,
+    src: u32,
+    dst: u32,
+    ports: [u16; 2],
+}
+
+/// The same of IPv6.
+#[repr(C)]
+struct Ends6 {
+    src: Addr,
+    dst: Addr,
+    ports: [u16; 2],
+}
+
+/// As [`addresses_changed`].
+#[inline(always)]
+fn addresses_differ(from: &Plain, to: &Tuple) -> u32 {
+    let mut sum = 0_u64;
+    for (was, is) in [(&from.src, &to.src), (&from.dst, &to.dst)] {
+        let (was, is) = (was.words(), is.words());
+        let mut differ = |word: usize| sum += u64::from(!was[word]) + u64::from(is[word]);
+        differ(3);
+        // (What IPv4 addresses have before that here is on both sides.)
+        if !from.is_v4 {
+            differ(0);
+            differ(1);
+            differ(2);
+        }
+    }
+    sum = (sum & 0xffff_ffff) + (sum >> 32);
+    (sum as u32).wrapping_add((sum >> 32) as u32)
+}
+
+/// The sum of two as checksums have it (RFC 1071), in 16 bits.
+#[inline(always)]
+const fn folded(a: u32, b: u32) -> u16 {
+    let sum = a as u64 + b as u64;
+    let sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    ((sum & 0xffff) + (sum >> 16)) as u16
 }
 
 /// Makes an ICMP error about a packet of the other direction one about the packet as its sender knows it. `from` and `to`

@@ -9,5 +9,5 @@ use crate::nat::at_place;
 
 #[classifier]
 pub fn to_net(ctx: TcContext) -> i32 {
-    at_place(&ctx, place::TO_NET)
+    at_place::<{ place::TO_NET }>(&ctx)
 }

@@ -8,5 +8,5 @@ use crate::nat::at_place;
 
 #[classifier]
 pub fn pod_answered(ctx: TcContext) -> i32 {
-    at_place(&ctx, place::TO_POD)
+    at_place::<{ place::TO_POD }>(&ctx)
 }

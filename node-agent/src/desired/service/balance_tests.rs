@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 
 use ebpf_shared::balance::{Ask, Choice, balance};
 use ebpf_shared::nat::{
-    Arrival, NatKey, NatMaps, NatValue, NodeConfig, Outcome, Tuple, loopback, place, translate, way,
+    Arrival, NatKey, NatMaps, NatValue, NodeConfig, Outcome, Tuple, go_on, loopback, place, translate, way,
 };
 use ebpf_shared::packet::protocol::{TCP, UDP};
 use ebpf_shared::service::{AffinityKey, AffinityValue, SourceKey};
@@ -111,6 +111,10 @@ impl NatMaps for Emulation {
         true
     }
 
+    fn remove_nat(&mut self, key: &NatKey) {
+        self.nat.remove(key);
+    }
+
     fn is_tunnelled(&self, addr: &Addr) -> bool {
         self.tunnelled.contains(addr)
     }
@@ -136,7 +140,7 @@ fn backends() -> impl Strategy<Value = Vec<ServiceBackend>> {
             zone: ["", "a", "b"][usize::from(zone)].into(),
             state: [BackendState::Active, BackendState::Terminating, BackendState::NotReady]
                 [usize::from(state)],
-            hint_zones: Default::default(),
+            ..ServiceBackend::default()
         })
         .collect()
     })
@@ -153,7 +157,7 @@ prop_compose! {
     ) -> Service {
         Service {
             addresses: vec![VIP.into()],
-            ports: vec![ServicePort { port: 80, protocol: TCP, proxy_port: 0, backends }],
+            ports: vec![ServicePort { port: 80, protocol: TCP, proxy_port: 0, backends, ..ServicePort::default() }],
             frontends: vec![Frontend {
                 kind: FrontendKind::LoadBalancer,
                 address: Some(BALANCER.into()),
@@ -166,7 +170,7 @@ prop_compose! {
             external_local,
             source_ranges: if ranged { vec!["198.51.100.0/24".parse().unwrap()] } else { Vec::new() },
             prefer_same_zone,
-            direct: false,
+            ..Service::default()
         }
     }
 }
@@ -202,7 +206,7 @@ proptest! {
         let mut resources = Resources::default();
         let route = NodeRoute { tunnel: None, address: OWN, address6: None, addresses: Vec::new(), pod_cidrs: Vec::new(), zone: "a".into() };
         resources.nodes.insert("n1".into(), route);
-        resources.services.insert(NamespacedName::new("shop", "pay"), service.clone());
+        resources.services.insert(NamespacedName::new("shop", "pay"), service.clone().into());
         let addresses = PodAddresses { v4: Ipv4Addr::new(10, 1, 1, 1), v6: None };
         let pod = Pod { addresses, ifindex: 1, netns_cookie: 1 };
         let pods = BTreeMap::from([(NamespacedName::new("shop", "pay-0"), pod)]);
@@ -489,4 +493,63 @@ fn a_half_that_was_displaced_is_put_back_and_one_that_is_taken_is_given_up() {
     assert!(maps.nat.contains_key(&key), "put back");
     maps.nat.get_mut(&key).unwrap().tuple.dst_port = 7;
     assert_ne!(ask(&mut maps, 6 * SECOND), real, "another flow has the port");
+}
+
+#[test]
+fn a_connection_past_the_service_has_its_own_answers_once_the_one_through_it_is_closed() {
+    for (place, back, client, asked) in [
+        (place::FROM_POD, place::TO_POD, [10, 1, 1, 9], VIP),
+        (place::FROM_NET, place::TO_NET, [198, 51, 100, 1], OWN),
+    ] {
+        let mut maps = node(&[(1, true)]);
+        let tuple = from(client, 1_000, asked);
+        let opening = Arrival { opens: true, ..arrival(tuple, TCP, place, 1) };
+        let real = translate(&mut maps, &opening).tuple;
+        let answer = arrival(real.reversed(), TCP, back, 2);
+        let direct = |now| Arrival { opens: true, ..arrival(real, TCP, place, now) };
+        assert_eq!(translate(&mut maps, &direct(2)), Outcome::PASS);
+        assert!(translate(&mut maps, &answer).is_translated(), "while that is open, answers are its own");
+        translate(&mut maps, &Arrival { closes: true, ..arrival(tuple, TCP, place, 3) });
+        assert!(translate(&mut maps, &Arrival { now: 4, ..answer }).is_translated(), "the last ones as well");
+        assert_eq!(translate(&mut maps, &direct(5)), Outcome::PASS);
+        assert_eq!(translate(&mut maps, &Arrival { now: 6, ..answer }), Outcome::PASS);
+        // And again through the service, from the same port.
+        assert_eq!(translate(&mut maps, &Arrival { now: 7, ..opening }).tuple, real);
+        assert_eq!(translate(&mut maps, &Arrival { now: 8, ..answer }).tuple, tuple.reversed());
+    }
+}
+
+#[test]
+fn what_is_translated_at_once_is_what_would_be_translated_with_nothing_noted() {
+    let now = 100_000 * SECOND;
+    let mut goes = 0;
+    let ages = [0, SECOND, SECOND + 1, 121 * SECOND];
+    for (age, bits) in ages.into_iter().flat_map(|age| (0..1 << 6).map(move |bits| (age, bits))) {
+        let mut maps = node(&[(1, true)]);
+        let bit = |at: u32| (bits >> at & 1) as u8;
+        let protocol = if bit(0) == 0 { TCP } else { UDP };
+        let forward = from([10, 1, 1, 9], 1_000, VIP);
+        let real = translate(&mut maps, &arrival(forward, protocol, place::FROM_POD, 1)).tuple;
+        let is_reply = bit(1) != 0;
+        let (tuple, place) =
+            if is_reply { (real.reversed(), place::TO_POD) } else { (forward, place::FROM_POD) };
+        let key = NatKey { tuple, protocol, place, padding: 0 };
+        let entry = maps.nat.get_mut(&key).unwrap();
+        entry.seen = now - age;
+        (entry.answered, entry.closed) = (bit(2), bit(3));
+        entry.way = if bit(4) == 0 { way::ROUTED } else { way::OUT };
+        if bit(5) != 0 {
+            maps.nat.retain(|known, _| *known == key);
+        }
+        let entry = maps.nat[&key];
+        if !entry.goes_on(now) {
+            continue;
+        }
+        goes += 1;
+        let before = maps.nat.clone();
+        let outcome = go_on(&mut maps, &arrival(tuple, protocol, place, now));
+        assert_eq!((outcome.way, outcome.tuple), (way::ROUTED, entry.tuple), "{entry:?}");
+        assert_eq!(maps.nat, before, "{entry:?}");
+    }
+    assert!(goes > 20, "{goes}");
 }

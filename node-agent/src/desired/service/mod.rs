@@ -108,6 +108,20 @@ pub fn services(
     table
 }
 
+/// Address, port and protocol of all that leads to a service.
+pub fn claims(service: &Service, own: PodAddresses) -> Vec<(IpAddr, u16, u8)> {
+    let addresses = service.addresses.iter();
+    let of = |address: &IpAddr| {
+        let address = *address;
+        service.ports.iter().map(move |port| (address, port.port, port.protocol))
+    };
+    let others = service.frontends.iter().flat_map(|told| {
+        let at: Vec<IpAddr> = told.address.map_or_else(|| own.iter().collect(), |address| vec![address]);
+        at.into_iter().map(|address| (address, told.port, told.protocol))
+    });
+    addresses.flat_map(of).chain(others).collect()
+}
+
 type Table = BTreeMap<ServiceFrontend, ServiceEntry>;
 
 fn here(resources: &Resources, own: PodAddresses, pods: &BTreeMap<NamespacedName, Pod>) -> Here {

@@ -155,7 +155,8 @@ impl Side {
 
     fn step(&mut self, inputs: Inputs<'_>, touched: &Touched) {
         let ops = self.planner.plan(inputs, touched, &self.maps).unwrap();
-        ops.iter().for_each(|op| op.apply(&mut self.maps));
+        let services = self.planner.take_services();
+        ops.iter().chain(&services).for_each(|op| op.apply(&mut self.maps));
         self.planner.done(&self.maps, !self.sees_all);
         let ops = self.planner.collect(&self.maps);
         ops.iter().for_each(|op| op.apply(&mut self.maps));
@@ -172,8 +173,6 @@ fn heard() -> Resources {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
-
     #[test]
     fn what_is_planned_from_little_is_what_is_planned_from_everything(steps in steps()) {
         let mut resources = heard();

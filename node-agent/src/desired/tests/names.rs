@@ -18,7 +18,7 @@ pub(super) fn patterns() -> impl Strategy<Value = Peer> {
     proptest::sample::select(all).prop_map(|text| Peer::Name(NamePattern::parse(text).unwrap()))
 }
 
-fn told() -> impl Strategy<Value = Told> {
+pub(super) fn told() -> impl Strategy<Value = Told> {
     proptest::collection::btree_map((0..CALLERS.len(), 0..NAMES.len()), any::<bool>(), 0..12)
 }
 
@@ -49,8 +49,6 @@ pub(super) fn some() -> Names {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
-
     #[test]
     fn while_names_come_lapse_and_go_every_verdict_is_the_old_or_the_new_one(
         setup in setups(),
