@@ -161,7 +161,8 @@ proptest! {
 
 #[test]
 fn an_agent_that_has_heard_nothing_leaves_what_the_kernel_says_of_names() {
-    let told = Told::from([((4, 0), true), ((5, 0), true), ((9, 0), false), ((10, 0), true), ((10, 1), false)]);
+    let told =
+        Told::from([((4, 0), true), ((5, 0), true), ((9, 0), false), ((10, 0), true), ((10, 1), false)]);
     let mut setup = ([only_named("a.test"), only_named("*.test")], [Some(1), Some(2)], [None; 3]);
     let world = World::new(&setup, &told);
     let mut node = Node { maps: Desired::default(), dictionary: Dictionary::default() };
