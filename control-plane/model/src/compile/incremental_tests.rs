@@ -17,7 +17,7 @@ use super::{
     compile_numbered,
     generate_cilium::cilium_policy,
     generate_cluster::cluster_policy,
-    policy_tests::policy_spec,
+    generate_network::policy_spec,
     world::{TestCluster, named},
 };
 use crate::{
