@@ -15,7 +15,7 @@ struct World {
 /// What of it changes.
 #[derive(Debug, Clone)]
 enum Change {
-    Policy([Class; 2]),
+    Policy(Box<[Class; 2]>),
     Pods([Option<u32>; 2]),
     Callers([Option<u32>; 3]),
     Names(Told),
@@ -34,7 +34,7 @@ fn changes() -> impl Strategy<Value = Change> {
 fn of_rules_and_names() -> impl Strategy<Value = Change> {
     let class = || proptest::option::of(1u32..=2);
     prop_oneof![
-        3 => [classes(), classes()].prop_map(Change::Policy),
+        3 => [classes(), classes()].prop_map(|classes| Change::Policy(classes.into())),
         1 => [class(), class()].prop_map(Change::Pods),
         2 => names::told().prop_map(Change::Names),
     ]
@@ -50,7 +50,7 @@ impl World {
         let mut names = self.names.clone();
         let mut gone = None;
         match change.clone() {
-            Change::Policy(classes) => setup.0 = classes,
+            Change::Policy(classes) => setup.0 = *classes,
             Change::Pods(pods) => setup.1 = pods,
             Change::Callers(callers) => setup.2 = callers,
             Change::Names(told) => names = names::names(&told),
@@ -174,7 +174,8 @@ fn an_agent_that_has_heard_nothing_leaves_what_the_kernel_says_of_names() {
     node.go(&silent, usize::MAX).unwrap();
     assert_eq!((&node.maps.lingering, &verdicts(&node.maps)), (&held.lingering, &before));
     // And goes on from there when it hears.
-    let changed = world.changed(&mut setup, &Change::Policy([only_named("*.test"), only_named("b.test")]));
+    let changed =
+        world.changed(&mut setup, &Change::Policy([only_named("*.test"), only_named("b.test")].into()));
     node.go(&changed, usize::MAX).unwrap();
     assert_eq!(verdicts(&node.maps), from_nothing(&changed));
 }
