@@ -117,10 +117,16 @@ proptest! {
         setup in setups(),
         told in names::told(),
         change in changes(),
+        hears in any::<bool>(),
         died in proptest::collection::vec(0usize..40, 1..4),
     ) {
-        let old = World::new(&setup, &told);
-        let new = old.changed(&mut setup.clone(), &change);
+        let mut old = World::new(&setup, &told);
+        let mut new = old.changed(&mut setup.clone(), &change);
+        // What an agent before has left of workloads stays then; of names and CIDRs nothing does.
+        if let (false, Change::Policy(classes)) = (hears, change) {
+            old.resources = resources(&setup);
+            new.resources = resources(&(*classes, setup.1, setup.2));
+        }
         let (before, after) = (from_nothing(&old), from_nothing(&new));
         let mut node = Node { maps: Desired::default(), dictionary: Dictionary::default() };
         node.go(&old, usize::MAX)?;
