@@ -3,13 +3,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test says by panicking what went wrong")]
 
+#[path = "support/old_format.rs"]
+mod old_format;
 mod support;
 
 use std::{
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
-    path::{Path, PathBuf},
-    process::Command,
+    path::PathBuf,
     sync::{
         Arc, Condvar, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
@@ -18,38 +19,16 @@ use std::{
     time::Duration,
 };
 
-use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, Map, MapData};
-use aya::programs::links::FdLink;
-use aya::programs::tc::TcAttachOptions;
-use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
-use aya::{Ebpf, EbpfLoader};
+use aya::maps::{Array, Map, MapData};
+use aya::programs::{SchedClassifier, TcAttachType};
 use ebpf_shared::{Addr, Direction, Endpoint, limits};
 use node_agent::cni::Netns;
 use node_agent::kernel::Kernel;
 use node_agent::kernel::rules::Defaults;
+use old_format::OldPod;
 use support::policy::{DENY_EGRESS, DENY_INGRESS, Writer, defaults, rule};
 use support::{Sandbox, in_sandbox, run};
 
-const MAPS: [&str; 17] = [
-    "FORMAT",
-    "GENERATION",
-    "HOSTS",
-    "CIDRS",
-    "ENDPOINTS",
-    "CLASSES",
-    "POLICY",
-    "CONNTRACK",
-    "FRAGMENTS",
-    "SERVICES",
-    "BACKENDS",
-    "REVERSE",
-    "NETNS",
-    "CAPTURED",
-    "EVENTS",
-    "LOST",
-    "METRICS",
-];
 const SERVER: Pod = Pod { number: 5, identity: 300 };
 const CLIENT: Pod = Pod { number: 6, identity: 301 };
 const STRANGER: Pod = Pod { number: 7, identity: 302 };
@@ -104,66 +83,17 @@ impl Pod {
 
 /// What the release with format 2 leaves in the kernel.
 fn old_release(sandbox: &Sandbox) {
-    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/format-2.o.gz");
-    let unpacked = Command::new("gzip").arg("-dc").arg(fixture).output().unwrap();
-    assert!(unpacked.status.success());
     let bpffs = sandbox.bpffs();
     std::fs::create_dir_all(&bpffs).unwrap();
     run(&["mount", "-t", "bpf", "bpf", bpffs.to_str().unwrap()]);
-    for dir in ["maps", "links"] {
-        std::fs::create_dir(bpffs.join(dir)).unwrap();
-    }
-    let mut loader = EbpfLoader::new();
-    for name in MAPS {
-        loader.map_pin_path(name, bpffs.join("maps").join(name));
-    }
-    let mut programs = loader.load(&unpacked.stdout).unwrap();
-    for name in ["from_pod", "to_pod"] {
-        let program: &mut SchedClassifier = programs.program_mut(name).unwrap().try_into().unwrap();
-        program.load().unwrap();
-    }
-    fill_old(&mut programs);
-    for name in ["from_pod", "to_pod"] {
-        let program: &mut SchedClassifier = programs.program_mut(name).unwrap().try_into().unwrap();
-        let place = if name == "from_pod" { TcAttachType::Ingress } else { TcAttachType::Egress };
-        for pod in ALL {
-            let order = TcAttachOptions::TcxOrder(LinkOrder::first());
-            let id = program.attach_with_options(&pod.host(), place, order).unwrap();
-            let link: FdLink = program.take_link(id).unwrap().try_into().unwrap();
-            link.pin(bpffs.join("links").join(format!("tc-{}-{name}", pod.ifindex()))).unwrap();
-        }
-    }
-}
-
-fn fill_old(programs: &mut Ebpf) {
-    let mut format: Array<MapData, u32> = programs.take_map("FORMAT").unwrap().try_into().unwrap();
-    format.set(0, 2, 0).unwrap();
-    let mut cidrs: LpmTrie<MapData, Addr, u32> = programs.take_map("CIDRS").unwrap().try_into().unwrap();
-    cidrs.insert(&Key::new(Addr::V4_BITS, Addr::v4(ebpf_shared::Ip4::UNSPECIFIED)), 0, 0).unwrap();
-    let mut hosts: HashMap<MapData, Addr, u32> = programs.take_map("HOSTS").unwrap().try_into().unwrap();
-    let mut endpoints: HashMap<MapData, u32, [u8; 48]> =
-        programs.take_map("ENDPOINTS").unwrap().try_into().unwrap();
-    for pod in ALL {
-        hosts.insert(Addr::from(pod.address()), pod.identity, 0).unwrap();
-        let mut endpoint = [0; 48];
-        endpoint[0..4].copy_from_slice(&pod.identity.to_ne_bytes());
-        endpoint[4..8].copy_from_slice(&pod.class().to_ne_bytes());
-        endpoint[26..28].copy_from_slice(&[0xff, 0xff]);
-        endpoint[28..32].copy_from_slice(&pod.address().octets());
-        endpoints.insert(pod.ifindex(), endpoint, 0).unwrap();
-    }
-    let mut classes: HashMap<MapData, u32, [u32; 3]> =
-        programs.take_map("CLASSES").unwrap().try_into().unwrap();
-    classes.insert(1, [0, 0, 0], 0).unwrap();
-    // Denies ingress and egress by default.
-    classes.insert(2, [3, 0, 0], 0).unwrap();
-    let mut policy: LpmTrie<MapData, [u8; 12], [u32; 2]> =
-        programs.take_map("POLICY").unwrap().try_into().unwrap();
-    let mut allowed = [0; 12];
-    allowed[0..4].copy_from_slice(&2u32.to_ne_bytes());
-    allowed[4..8].copy_from_slice(&CLIENT.identity.to_ne_bytes());
-    allowed[8] = Direction::Ingress as u8;
-    policy.insert(&Key::new(80, allowed), [1, 1], 0).unwrap();
+    let pods = ALL.map(|pod| OldPod {
+        host: pod.host(),
+        address: pod.address(),
+        identity: pod.identity,
+        incarnation: 0,
+        class: pod.class(),
+    });
+    old_format::leave(&bpffs, &pods, CLIENT.identity);
 }
 
 /// The same in this release's maps.

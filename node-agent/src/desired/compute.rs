@@ -176,13 +176,19 @@ fn keep(ifindex: u32, number: u32, current: &Desired, desired: &mut Desired) {
         return;
     };
     let mut class = class.clone();
-    // CIDRs that others name from now on are to it what was there before.
-    for (net, identity) in desired.identities.iter() {
-        if identity & LOCAL != 0 && !current.identities.has(*identity) {
-            let sides = class.sides(current.identities.identity(net));
-            if sides != class.sides(*identity) {
-                class.peers.insert(*identity, sides);
-            }
+    // CIDRs and names that others name from now on are to it what was there before.
+    let held: BTreeSet<u32> = current.lingering.values().copied().collect();
+    let is_new = |identity: u32| {
+        identity & LOCAL != 0 && !current.identities.has(identity) && !held.contains(&identity)
+    };
+    let begins = desired.identities.iter().map(|(net, identity)| (*identity, *net, None));
+    let lasts = desired.lingering.iter().map(|(address, identity)| {
+        (*identity, IpNet::from(*address), current.lingering.get(address).copied())
+    });
+    for (identity, net, lasting) in begins.chain(lasts).filter(|(identity, ..)| is_new(*identity)) {
+        let sides = class.sides(lasting.unwrap_or_else(|| current.identities.identity(&net)));
+        if sides != class.sides(identity) {
+            class.peers.insert(identity, sides);
         }
     }
     desired.classes.insert(number, class);

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test says by panicking what went wrong")]
 
+#[path = "../support/old_format.rs"]
+mod old_format;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -11,6 +13,7 @@ mod names;
 mod outage;
 mod proxy;
 mod spiffe;
+mod upgrade;
 
 use std::{
     io::{Read, Write},
@@ -22,7 +25,7 @@ use std::{
 };
 
 use control_plane::{State, eventually, identity};
-use node_agent::cni::Netns;
+use node_agent::{cni::Netns, dns::lock};
 use serde_json::{Value, json};
 use support::{Sandbox, in_sandbox, run};
 use xds_proto::isthmus::{agent::v1 as wire, bootstrap::v1::Flow};
@@ -167,6 +170,8 @@ impl Drop for Host<'_> {
             let _ = child.kill();
             let _ = child.wait();
         }
+        // It outlives its agent.
+        let _ = lock::end(&lock::path(&self.dir.join("state/dns")));
     }
 }
 

@@ -14,7 +14,7 @@ use xds_proto::isthmus::agent::v1 as wire;
 
 use crate::{
     Host,
-    control_plane::{State, eventually},
+    control_plane::{State, eventually, eventually_within},
     name, netns, run,
     support::in_sandbox,
 };
@@ -202,11 +202,9 @@ fn story(host: &mut Host<'_>, state: &Arc<State>, zone: &Zone) {
     assert_eq!(lingering(host), [true, true]);
     drop(connections);
     // Twice the time for which a closed connection is remembered.
-    let deadline = Instant::now() + Duration::from_secs(40);
-    while lingering(host) != [false, false] {
-        assert!(Instant::now() < deadline, "nobody is connected any more");
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    eventually_within(Duration::from_secs(40), "nobody is connected any more", || {
+        (lingering(host) == [false, false]).then_some(())
+    });
     assert_eq!(reaches(3), [true, true], "by its other name");
     let (fine, text) = host.agent(&["maps", "verify", "--socket", host.socket().to_str().unwrap()]);
     assert!(fine, "{text}");

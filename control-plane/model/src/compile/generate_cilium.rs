@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::policy_tests::labels;
+use super::generate_network::labels;
 
 fn selector() -> impl Strategy<Value = Value> {
     let expression = prop_oneof![

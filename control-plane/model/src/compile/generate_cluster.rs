@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::policy_tests::{labels, namespace_selector};
+use super::generate_network::{labels, namespace_selector};
 
 fn pods() -> impl Strategy<Value = Value> {
     let labels = prop_oneof![2 => Just(json!({})), 3 => labels().prop_map(|l| json!({"matchLabels": l}))];

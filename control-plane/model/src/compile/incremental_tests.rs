@@ -17,7 +17,8 @@ use super::{
     compile_numbered,
     generate_cilium::cilium_policy,
     generate_cluster::cluster_policy,
-    policy_tests::{a_namespace, policy_spec},
+    generate_network::policy_spec,
+    policy_tests::a_namespace,
     world::{TestCluster, named},
 };
 use crate::{

@@ -13,6 +13,8 @@ mod flatten;
 mod generate_cilium;
 #[cfg(test)]
 mod generate_cluster;
+#[cfg(test)]
+mod generate_network;
 mod incremental;
 #[cfg(test)]
 mod incremental_tests;

@@ -15,7 +15,7 @@ struct World {
 /// What of it changes.
 #[derive(Debug, Clone)]
 enum Change {
-    Policy([Class; 2]),
+    Policy(Box<[Class; 2]>),
     Pods([Option<u32>; 2]),
     Callers([Option<u32>; 3]),
     Names(Told),
@@ -34,7 +34,7 @@ fn changes() -> impl Strategy<Value = Change> {
 fn of_rules_and_names() -> impl Strategy<Value = Change> {
     let class = || proptest::option::of(1u32..=2);
     prop_oneof![
-        3 => [classes(), classes()].prop_map(Change::Policy),
+        3 => [classes(), classes()].prop_map(|classes| Change::Policy(classes.into())),
         1 => [class(), class()].prop_map(Change::Pods),
         2 => names::told().prop_map(Change::Names),
     ]
@@ -50,7 +50,7 @@ impl World {
         let mut names = self.names.clone();
         let mut gone = None;
         match change.clone() {
-            Change::Policy(classes) => setup.0 = classes,
+            Change::Policy(classes) => setup.0 = *classes,
             Change::Pods(pods) => setup.1 = pods,
             Change::Callers(callers) => setup.2 = callers,
             Change::Names(told) => names = names::names(&told),
@@ -117,10 +117,16 @@ proptest! {
         setup in setups(),
         told in names::told(),
         change in changes(),
+        hears in any::<bool>(),
         died in proptest::collection::vec(0usize..40, 1..4),
     ) {
-        let old = World::new(&setup, &told);
-        let new = old.changed(&mut setup.clone(), &change);
+        let mut old = World::new(&setup, &told);
+        let mut new = old.changed(&mut setup.clone(), &change);
+        // What an agent before has left of workloads stays then; of names and CIDRs nothing does.
+        if let (false, Change::Policy(classes)) = (hears, change) {
+            old.resources = resources(&setup);
+            new.resources = resources(&(*classes, setup.1, setup.2));
+        }
         let (before, after) = (from_nothing(&old), from_nothing(&new));
         let mut node = Node { maps: Desired::default(), dictionary: Dictionary::default() };
         node.go(&old, usize::MAX)?;
@@ -174,7 +180,8 @@ fn an_agent_that_has_heard_nothing_leaves_what_the_kernel_says_of_names() {
     node.go(&silent, usize::MAX).unwrap();
     assert_eq!((&node.maps.lingering, &verdicts(&node.maps)), (&held.lingering, &before));
     // And goes on from there when it hears.
-    let changed = world.changed(&mut setup, &Change::Policy([only_named("*.test"), only_named("b.test")]));
+    let changed =
+        world.changed(&mut setup, &Change::Policy([only_named("*.test"), only_named("b.test")].into()));
     node.go(&changed, usize::MAX).unwrap();
     assert_eq!(verdicts(&node.maps), from_nothing(&changed));
 }

@@ -121,3 +121,19 @@ fn addresses_keep_their_numbers_over_a_restart() {
         "{delta:?}"
     );
 }
+
+#[test]
+fn a_class_that_is_kept_says_of_lapsed_names_that_others_name_what_it_said() {
+    let denying = |text: &str| only(Peer::Name(NamePattern::parse(text).unwrap()), false);
+    let old = ([denying("c.other"), denying("a.test")], [Some(2), Some(2)], [None; 3]);
+    // Of the first pod nothing is told any more, and nothing of all pods was heard: it keeps what it has.
+    let new = (old.0.clone(), [None, Some(1)], old.2);
+    walk(&resources(&old), &resources(&new)).unwrap();
+    let mut dictionary = Dictionary::default();
+    let before = computed(&resources(&old), &Desired::default(), &mut dictionary);
+    let after = computed(&resources(&new), &before, &mut dictionary);
+    assert_ne!(before.lingering, after.lingering);
+    let of_first =
+        |maps: &Desired| verdicts(maps).into_iter().filter(|(key, _)| key.0 == 1).collect::<Verdicts>();
+    assert_eq!(of_first(&before), of_first(&after));
+}
