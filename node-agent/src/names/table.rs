@@ -1,7 +1,7 @@
 //! Names by address, with an end.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     net::IpAddr,
     sync::Arc,
     time::Duration,
@@ -15,6 +15,29 @@ pub const MAX_ENTRIES: usize = 100_000;
 pub const MAX_LAPSED: usize = ebpf_shared::limits::LINGERING as usize;
 /// Addresses of one name.
 pub const MAX_ADDRESSES_OF_A_NAME: usize = 1000;
+/// Pairs that one pod's answers have brought.
+pub const MAX_OF_A_POD: usize = 10_000;
+/// A name holds no longer than this after an answer, whatever the answer says.
+pub const MAX_TTL: Duration = Duration::from_secs(24 * 3600);
+
+/// Whose answer brought a pair; `None`: that is not known any more.
+pub type Holder = Option<IpAddr>;
+
+/// What an answer changed.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Learnt {
+    /// Addresses whose names changed.
+    pub changed: BTreeSet<IpAddr>,
+    /// There is no room for all of the answer: nothing of it was noted that was not known before.
+    pub is_refused: bool,
+}
+
+/// What is known of a pair.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    until: u64,
+    holder: Holder,
+}
 
 /// A name, at an address, until a time (Unix seconds).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -28,80 +51,100 @@ pub struct Place {
 /// Which names an address has. Many names may share one, and a name may have many.
 ///
 /// A name that has ended is *lapsed*: nothing new is allowed by it, and it stays until nobody is connected to the address
-/// any more. Full, it forgets what would end first: that was told the longest ago, as DNS counts.
+/// any more.
+///
+/// Each pair counts for the pod whose answer brought it, or, if several were told, for the one that has the fewest. A
+/// pod that has its share forgets what ends first of its own; where all is full, the pod that has the most does. What is being
+/// told is never what is forgotten.
 #[derive(Clone, Debug, Default)]
 pub struct Names {
     /// Unix seconds: what ended until then is lapsed.
     looked_at: u64,
     /// Pairs that were forgotten before their time, as there was no room.
     forgotten: u64,
-    by_address: BTreeMap<IpAddr, BTreeMap<Arc<str>, u64>>,
+    by_address: BTreeMap<IpAddr, BTreeMap<Arc<str>, Known>>,
     by_name: HashMap<Arc<str>, BTreeSet<(u64, IpAddr)>>,
     by_end: BTreeSet<Place>,
+    by_holder: HashMap<Holder, BTreeSet<Place>>,
 }
 
 impl Names {
-    /// Notes where a name is. An end that is earlier than the known one changes nothing: the answer that said it
-    /// holds longer was told too.
-    ///
-    /// Answers with the addresses whose names changed.
+    /// Notes where a name is, by an answer to a pod. An end that is earlier than the known one changes nothing: the answer that
+    /// said it holds longer was told too.
     pub fn learn(
         &mut self,
+        holder: Holder,
         name: &str,
         addresses: &[(IpAddr, Duration)],
         now: u64,
         floor: Duration,
-    ) -> BTreeSet<IpAddr> {
+    ) -> Learnt {
+        let told: BTreeSet<IpAddr> = addresses.iter().map(|(address, _)| *address).collect();
+        let is_new = |address: &&IpAddr| self.place(name, **address).is_none();
+        let new: Vec<IpAddr> = told.iter().filter(is_new).copied().collect();
         let mut changed = BTreeSet::new();
         for (address, holds) in addresses {
-            let until = now.saturating_add((*holds).max(floor).as_secs());
-            if self.put(name, *address, until) {
+            let until = now.saturating_add((*holds).min(MAX_TTL).max(floor).as_secs());
+            if self.put(name, *address, until, holder) {
                 changed.insert(*address);
             }
         }
-        changed.extend(self.forget_surplus(name));
-        changed
+        let is_told = |place: &Place| &*place.name == name && told.contains(&place.address);
+        let is_refused = !self.forget_surplus(name, holder, is_told, &mut changed);
+        if is_refused {
+            for address in new {
+                if let Some(place) = self.place(name, address) {
+                    self.remove(&place);
+                }
+            }
+        }
+        Learnt { changed, is_refused }
     }
 
     /// Takes in what an earlier agent noted.
-    pub fn recall(&mut self, place: &Place) {
-        self.put(&place.name, place.address, place.until);
-        self.forget_surplus(&place.name);
+    pub fn recall(&mut self, place: &Place, holder: Holder) {
+        self.put(&place.name, place.address, place.until, holder);
+        self.forget_surplus(&place.name, holder, |_| false, &mut BTreeSet::new());
     }
 
     /// True: the address did not have the name, or no more.
-    fn put(&mut self, name: &str, address: IpAddr, until: u64) -> bool {
+    fn put(&mut self, name: &str, address: IpAddr, until: u64, holder: Holder) -> bool {
         let known = self.by_address.get(&address).and_then(|names| names.get_key_value(name));
-        let known = known.map(|(name, end)| (name.clone(), *end));
-        match known {
-            Some((_, end)) if end >= until => false,
-            Some((name, end)) => {
-                self.remove(&Place { until: end, address, name: name.clone() });
-                self.insert(Place { until, address, name });
-                end <= self.looked_at && until > self.looked_at
-            }
-            None => {
-                let shared = self.by_name.get_key_value(name).map(|(name, _)| name.clone());
-                let name = shared.unwrap_or_else(|| name.into());
-                self.insert(Place { until, address, name });
-                true
-            }
+        let Some((name, known)) = known.map(|(name, known)| (name.clone(), *known)) else {
+            let shared = self.by_name.get_key_value(name).map(|(name, _)| name.clone());
+            let name = shared.unwrap_or_else(|| name.into());
+            self.insert(Place { until, address, name }, holder);
+            return true;
+        };
+        let latest = until.max(known.until);
+        let fewest = if self.held(known.holder) > self.held(holder) { holder } else { known.holder };
+        if latest != known.until || fewest != known.holder {
+            self.remove(&Place { until: known.until, address, name: name.clone() });
+            self.insert(Place { until: latest, address, name }, fewest);
         }
+        known.until <= self.looked_at && latest > self.looked_at
     }
 
-    fn insert(&mut self, place: Place) {
+    fn insert(&mut self, place: Place, holder: Holder) {
         let Place { until, address, name } = place.clone();
-        self.by_address.entry(address).or_default().insert(name.clone(), until);
+        self.by_address.entry(address).or_default().insert(name.clone(), Known { until, holder });
         self.by_name.entry(name).or_default().insert((until, address));
+        self.by_holder.entry(holder).or_default().insert(place.clone());
         self.by_end.insert(place);
     }
 
     fn remove(&mut self, place: &Place) {
         self.by_end.remove(place);
         if let Some(names) = self.by_address.get_mut(&place.address) {
-            names.remove(&place.name);
+            let holder = names.remove(&place.name).and_then(|known| known.holder);
             if names.is_empty() {
                 self.by_address.remove(&place.address);
+            }
+            if let Some(held) = self.by_holder.get_mut(&holder) {
+                held.remove(place);
+                if held.is_empty() {
+                    self.by_holder.remove(&holder);
+                }
             }
         }
         if let Some(addresses) = self.by_name.get_mut(&place.name) {
@@ -112,23 +155,48 @@ impl Names {
         }
     }
 
-    fn forget_surplus(&mut self, name: &str) -> BTreeSet<IpAddr> {
-        let mut forgotten = BTreeSet::new();
-        while let Some((name, addresses)) = self.by_name.get_key_value(name)
-            && addresses.len() > MAX_ADDRESSES_OF_A_NAME
-            && let Some((until, address)) = addresses.first().copied()
-        {
-            let place = Place { until, address, name: name.clone() };
-            self.forget_early(&place);
-            forgotten.insert(address);
-        }
-        while self.by_end.len() > MAX_ENTRIES
-            && let Some(place) = self.by_end.first().cloned()
-        {
+    /// Pairs that count for a pod.
+    fn held(&self, holder: Holder) -> usize {
+        self.by_holder.get(&holder).map_or(0, BTreeSet::len)
+    }
+
+    /// Whose answer brought a pair.
+    pub fn holder(&self, place: &Place) -> Holder {
+        self.by_address.get(&place.address)?.get(&place.name)?.holder
+    }
+
+    /// Makes room, but not of what is being told. False: there is not enough.
+    fn forget_surplus(
+        &mut self,
+        name: &str,
+        holder: Holder,
+        is_told: impl Fn(&Place) -> bool,
+        forgotten: &mut BTreeSet<IpAddr>,
+    ) -> bool {
+        loop {
+            let of_name = || {
+                let (name, addresses) = self.by_name.get_key_value(name)?;
+                (addresses.len() > MAX_ADDRESSES_OF_A_NAME).then(|| {
+                    let places = addresses.iter();
+                    let place =
+                        |(until, address): &_| Place { until: *until, address: *address, name: name.clone() };
+                    places.map(place).find(|place| !is_told(place))
+                })
+            };
+            let first = |held: &BTreeSet<Place>| held.iter().find(|place| !is_told(place)).cloned();
+            let of_pod = || {
+                let held = self.by_holder.get(&holder).filter(|_| holder.is_some())?;
+                (held.len() > MAX_OF_A_POD).then(|| first(held))
+            };
+            let of_all = || {
+                let most = || self.by_holder.values().max_by_key(|held| held.len());
+                (self.by_end.len() > MAX_ENTRIES).then(|| most().and_then(first))
+            };
+            let Some(surplus) = of_name().or_else(of_pod).or_else(of_all) else { return true };
+            let Some(place) = surplus else { return false };
             self.forget_early(&place);
             forgotten.insert(place.address);
         }
-        forgotten
     }
 
     fn forget_early(&mut self, place: &Place) {
@@ -155,11 +223,28 @@ impl Names {
         let ended: Vec<Place> = self.ended().cloned().collect();
         let news = ended.iter().filter(|place| place.until > before).map(|place| place.address);
         let mut changed: BTreeSet<IpAddr> = news.collect();
-        for place in ended.iter().take(ended.len().saturating_sub(MAX_LAPSED)) {
-            self.forget_early(place);
+        for place in self.surplus(&ended, MAX_LAPSED) {
+            self.forget_early(&place);
             changed.insert(place.address);
         }
         changed
+    }
+
+    /// What has to go of these so that no more than `most` are left: of whoever has the most of them.
+    fn surplus(&self, ended: &[Place], most: usize) -> Vec<Place> {
+        let mut by_holder: BTreeMap<Holder, VecDeque<&Place>> = BTreeMap::new();
+        let mut surplus = Vec::new();
+        if ended.len() > most {
+            for place in ended {
+                by_holder.entry(self.holder(place)).or_default().push_back(place);
+            }
+        }
+        while ended.len() - surplus.len() > most {
+            let greatest = by_holder.values_mut().max_by_key(|held| held.len());
+            let Some(place) = greatest.and_then(VecDeque::pop_front) else { break };
+            surplus.push(place.clone());
+        }
+        surplus
     }
 
     /// Addresses with names that have lapsed.
@@ -198,9 +283,9 @@ impl Names {
         let Some(names) = self.by_address.get(&address) else { return (live, lasting) };
         for pattern in patterns {
             let end = if pattern.is_exact() {
-                names.get(pattern.as_str()).copied()
+                names.get(pattern.as_str()).map(|known| known.until)
             } else {
-                names.iter().filter(|(name, _)| pattern.matches(name)).map(|(_, end)| *end).max()
+                names.iter().filter(|(name, _)| pattern.matches(name)).map(|(_, known)| known.until).max()
             };
             let Some(end) = end else { continue };
             lasting.insert(pattern);
@@ -218,8 +303,8 @@ impl Names {
 
     /// A name at an address.
     pub fn place(&self, name: &str, address: IpAddr) -> Option<Place> {
-        let (name, until) = self.by_address.get(&address)?.get_key_value(name)?;
-        Some(Place { until: *until, address, name: name.clone() })
+        let (name, known) = self.by_address.get(&address)?.get_key_value(name)?;
+        Some(Place { until: known.until, address, name: name.clone() })
     }
 
     /// Every address that has a name.
@@ -256,8 +341,19 @@ mod tests {
         IpAddr::from([198, 51, high, low])
     }
 
+    /// A pod of the node.
+    fn pod(last: u8) -> Holder {
+        Some([10, 1, 1, last].into())
+    }
+
+    fn learn_of(names: &mut Names, holder: Holder, name: &str, last: u16, holds: u64, now: u64) -> bool {
+        let learnt = names.learn(holder, name, &[(at(last), Duration::from_secs(holds))], now, FLOOR);
+        assert!(!learnt.is_refused);
+        !learnt.changed.is_empty()
+    }
+
     fn learn(names: &mut Names, name: &str, last: u16, holds: u64, now: u64) -> bool {
-        !names.learn(name, &[(at(last), Duration::from_secs(holds))], now, FLOOR).is_empty()
+        learn_of(names, pod(2), name, last, holds, now)
     }
 
     fn patterns(texts: &[&str]) -> Vec<NamePattern> {
@@ -328,21 +424,74 @@ mod tests {
         for last in 0..many {
             learn(&mut names, "a.test", last, 60 + u64::from(last), 1000);
         }
-        let changed = names.learn("a.test", &[(at(5000), Duration::from_secs(3600))], 1000, FLOOR);
-        assert_eq!(changed, [at(0), at(5000)].into());
+        let learnt = names.learn(pod(3), "a.test", &[(at(5000), Duration::from_secs(3600))], 1000, FLOOR);
+        assert_eq!(learnt.changed, [at(0), at(5000)].into());
         assert_eq!((names.len(), names.forgotten()), (MAX_ADDRESSES_OF_A_NAME, 1));
     }
 
     #[test]
-    fn of_too_many_names_those_go_that_end_first() {
+    fn what_is_being_told_stays_though_it_ends_first() {
         let mut names = Names::default();
-        for i in 0..MAX_ENTRIES {
-            learn(&mut names, &format!("{i}.test"), 1, 100 + i as u64, 1000);
+        let many = u16::try_from(MAX_ADDRESSES_OF_A_NAME).unwrap();
+        for last in 0..many {
+            learn(&mut names, "a.test", last, 3600, 1000);
         }
-        learn(&mut names, "new.test", 2, 3600, 1000);
-        assert_eq!(names.len(), MAX_ENTRIES);
-        assert!(names.names_of(at(1)).all(|name| name != "0.test"));
-        assert_eq!(names.names_of(at(2)).collect::<Vec<_>>(), ["new.test"]);
+        assert!(learn(&mut names, "a.test", 5000, 0, 1000));
+        assert!(names.place("a.test", at(5000)).is_some() && names.len() == MAX_ADDRESSES_OF_A_NAME);
+        // What fits in no way is refused as a whole.
+        let all: Vec<_> = (6000..=6000 + many).map(|last| (at(last), FLOOR)).collect();
+        assert!(names.learn(pod(2), "b.test", &all, 1000, FLOOR).is_refused);
+        assert!(names.addresses().all(|address| names.place("b.test", address).is_none()));
+    }
+
+    #[test]
+    fn a_name_holds_for_a_day_at_most_after_an_answer() {
+        let mut names = Names::default();
+        learn(&mut names, "a.test", 1, u64::from(u32::MAX), 1000);
+        assert!(names.is_due(1000 + MAX_TTL.as_secs()));
+    }
+
+    /// Names of a pod, one address each, some of it shared.
+    fn flood(names: &mut Names, holder: Holder, count: usize, holds: u64) {
+        for i in 0..count {
+            let name = format!("{i}.{holder:?}.test");
+            learn_of(names, holder, &name, 1, holds, 1000);
+        }
+    }
+
+    #[test]
+    fn a_pod_with_its_share_forgets_its_own_names_and_nobody_elses() {
+        let mut names = Names::default();
+        learn_of(&mut names, pod(3), "honest.test", 7, 0, 1000);
+        // Asked by the flooder first: it counts for whoever has fewer.
+        learn_of(&mut names, pod(2), "first.test", 8, 0, 1000);
+        learn_of(&mut names, pod(2), "also.test", 9, 0, 1000);
+        learn_of(&mut names, pod(3), "first.test", 8, 0, 1000);
+        flood(&mut names, pod(2), 2 * MAX_OF_A_POD, 3600);
+        assert_eq!(names.len(), MAX_OF_A_POD + 2);
+        let is_known = |name, last| names.place(name, at(last)).is_some();
+        assert!(is_known("honest.test", 7) && is_known("first.test", 8) && !is_known("also.test", 9));
+        assert_eq!(names.forgotten() as usize, MAX_OF_A_POD + 1);
+    }
+
+    #[test]
+    fn where_all_is_full_whoever_has_the_most_forgets() {
+        let mut names = Names::default();
+        let pods = u8::try_from(MAX_ENTRIES / MAX_OF_A_POD).unwrap();
+        flood(&mut names, pod(99), MAX_OF_A_POD / 2, 0);
+        for last in 1..=pods {
+            flood(&mut names, pod(last), MAX_OF_A_POD, 3600);
+        }
+        assert_eq!((names.len(), names.held(pod(99))), (MAX_ENTRIES, MAX_OF_A_POD / 2));
+        flood(&mut names, pod(100), 10, 0);
+        assert_eq!((names.len(), names.held(pod(100))), (MAX_ENTRIES, 10));
+        // So with names that have lapsed.
+        for _ in 0..2 {
+            names.lapse(1060);
+        }
+        assert_eq!((names.held(pod(99)), names.held(pod(100))), (MAX_OF_A_POD / 2, 10));
+        names.lapse(4600);
+        assert_eq!((names.len(), names.held(pod(100))), (MAX_LAPSED, 10));
     }
 
     #[test]
@@ -351,20 +500,20 @@ mod tests {
         learn(&mut before, "a.test", 1, 60, 1000);
         learn(&mut before, "b.test", 1, 90, 1000);
         let mut after = Names::default();
-        before.places().for_each(|place| after.recall(place));
-        assert!(before.places().eq(after.places()));
+        before.places().for_each(|place| after.recall(place, before.holder(place)));
+        assert!(before.places().eq(after.places()) && after.held(pod(2)) == 2);
     }
 
     proptest! {
         #[test]
-        fn its_three_orders_agree_whatever_happens(
+        fn its_orders_agree_whatever_happens(
             steps in prop::collection::vec((0..4u8, 0..5u16, 0..5u16, 0..200u64), 0..80),
         ) {
             let mut names = Names::default();
             let mut now = 1000;
             for (what, name, last, amount) in steps {
                 if what < 3 {
-                    learn(&mut names, &format!("{name}.test"), last, amount, now);
+                    learn_of(&mut names, pod(what), &format!("{name}.test"), last, amount, now);
                 } else {
                     now += amount;
                     names.lapse(now);
@@ -373,9 +522,12 @@ mod tests {
                 }
                 let of_addresses: usize = names.by_address.values().map(BTreeMap::len).sum();
                 let of_names: usize = names.by_name.values().map(BTreeSet::len).sum();
-                prop_assert_eq!((of_addresses, of_names), (names.len(), names.len()));
+                let of_pods: usize = names.by_holder.values().map(BTreeSet::len).sum();
+                prop_assert_eq!((of_addresses, of_names, of_pods), (names.len(), names.len(), names.len()));
                 for place in names.places() {
-                    prop_assert_eq!(names.by_address[&place.address].get(&place.name), Some(&place.until));
+                    let known = names.by_address[&place.address][&place.name];
+                    prop_assert_eq!(known.until, place.until);
+                    prop_assert!(names.by_holder[&known.holder].contains(place));
                     prop_assert!(names.by_name[&place.name].contains(&(place.until, place.address)));
                 }
             }
