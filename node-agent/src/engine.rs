@@ -7,6 +7,7 @@ mod services;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
+    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -20,7 +21,8 @@ use xds_proto::{isthmus::agent::v1::HostEndpoint, type_url};
 
 use crate::{
     desired::{Desired, Dictionary, EndpointEntry, Inputs, Listens, MapOp, Planner, Pod, PodAddresses},
-    maps::{MapError, Maps},
+    kernel::{Around, KernelError},
+    maps::{MapError, Maps, Verified, verify_around},
     names::Names,
     subscribe::{HostPort, Resources, Touched},
 };
@@ -327,6 +329,16 @@ impl Engine {
     pub fn kernel<T>(&self, look: impl FnOnce(&Desired, &Dictionary) -> T) -> T {
         let inner = self.lock();
         look(&inner.current, inner.planner.dictionary())
+    }
+
+    /// Compares the kernel with what it is to hold. Nothing is written meanwhile: what is compared is one moment.
+    ///
+    /// # Errors
+    /// A map can't be read.
+    pub fn verify(&self, bpffs: &Path) -> Result<Vec<Verified>, KernelError> {
+        let inner = self.lock();
+        let pods = inner.pods.values().map(|pod| pod.ifindex).collect();
+        verify_around(bpffs, &inner.current, &Around { pods, ..inner.maps.around() })
     }
 
     /// Changes whenever resources, pods or the kernel did.
