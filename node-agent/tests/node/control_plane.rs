@@ -169,6 +169,23 @@ impl State {
         self.ready.lock().unwrap().get(workload) == Some(&true)
     }
 
+    /// As what a workload was last reported.
+    pub fn told_ready(&self, workload: &str) -> Option<bool> {
+        self.ready.lock().unwrap().get(workload).copied()
+    }
+
+    /// Takes a workload to be elsewhere, and forgets whether it is ready.
+    pub fn lose(&self, workload: &str) {
+        let elsewhere = agent::WorkloadAddress {
+            name: workload.into(),
+            addresses: vec!["10.1.9.9".into()],
+            identity: 300,
+            ..Default::default()
+        };
+        self.ready.lock().unwrap().remove(workload);
+        self.put(workload, &elsewhere);
+    }
+
     pub fn flows(&self) -> Vec<Flow> {
         self.flows.lock().unwrap().clone()
     }
@@ -394,13 +411,18 @@ impl AggregatedDiscoveryService for Fake {
 }
 
 /// Waits for something without a fixed delay: looks again at short intervals, up to ten seconds.
-pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+pub fn eventually<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+    within(Duration::from_secs(10), what, look)
+}
+
+/// The same, however long it may take.
+pub fn within<T>(time: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = std::time::Instant::now() + time;
     loop {
         if let Some(found) = look() {
             return found;
         }
-        assert!(std::time::Instant::now() < deadline, "not within 10 s: {what}");
+        assert!(std::time::Instant::now() < deadline, "not within {time:?}: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
