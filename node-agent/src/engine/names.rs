@@ -151,7 +151,7 @@ impl Inner {
         let canonical = addresses.iter().map(|(address, holds)| (address.to_canonical(), *holds));
         let addresses: Vec<_> = canonical.filter(|(address, _)| is_somewhere(address)).collect();
         let learnt = self.names.learn(Some(holder), name, &addresses, now, self.kept.floor);
-        let mut changed = learnt.changed;
+        let (mut changed, learnt_new) = (learnt.changed, learnt.new);
         if learnt.is_refused {
             self.names_changed(changed)?;
             return Err(AdmitError::Full(addresses.len()));
@@ -167,8 +167,21 @@ impl Inner {
             Some(log) => log.note(&learnt, &self.names),
             None => Ok(()),
         };
-        self.names_changed(changed)?;
+        let written = self.names_changed(changed);
+        if written.is_err() && self.full.is_some() {
+            self.withdraw(name, &learnt_new)?;
+        }
+        written?;
         Ok(logged?)
+    }
+
+    /// What has no room in the kernel is forgotten at once: names must not keep policy from being written.
+    fn withdraw(&mut self, name: &str, new: &BTreeSet<IpAddr>) -> Result<(), AdmitError> {
+        self.names.withdraw(name, new);
+        if let Some(log) = &mut self.kept.log {
+            log.rewrite(&self.names)?;
+        }
+        Ok(self.names_changed(new.clone())?)
     }
 
     fn names_changed(&mut self, changed: BTreeSet<IpAddr>) -> Result<(), MapError> {

@@ -91,6 +91,40 @@ fn service(last: u8, backends: u8) -> wire::Service {
 }
 
 #[test]
+fn an_answer_that_has_no_room_in_the_kernel_is_refused_and_keeps_no_policy_out() {
+    let limits = crate::desired::Limits { hosts: 3, ..crate::desired::Limits::KERNEL };
+    let maps = MemoryMaps { limits: Some(limits), ..MemoryMaps::default() };
+    let engine = Engine::new(Ipv4Addr::new(192, 0, 2, 1), Box::new(maps)).unwrap();
+    let pod = Pod { addresses: Ipv4Addr::new(10, 1, 1, 2).into(), ifindex: 5, netns_cookie: 9 };
+    engine.add_pod(name(), pod).unwrap();
+    engine.apply(&update(&[("shop/pay", local())], &[])).unwrap();
+    let rule = wire::PolicyRule {
+        direction: wire::Direction::Egress as i32,
+        action: wire::Action::QualifiedAllow as i32,
+        name: Some(wire::NamePattern { pattern: "*".into(), ..Default::default() }),
+        ..Default::default()
+    };
+    let class = |deny| wire::PolicyClass {
+        id: 7,
+        default_deny_egress: true,
+        default_deny_ingress: deny,
+        rules: vec![rule.clone()],
+        ..Default::default()
+    };
+    engine.apply(&update(&[("7", class(false))], &[])).unwrap();
+    engine.apply(&update::<wire::WorkloadAddress>(&[], &["shop/gone"])).unwrap();
+    let at = |n: u8| (IpAddr::from([198, 51, 100, n]), Duration::from_secs(3_600));
+    let asks: IpAddr = [10, 1, 1, 2].into();
+    engine.admit(asks, "a.test", &[at(1)], 1_000).unwrap();
+    let many: Vec<_> = (1..9).map(at).collect();
+    let refused = engine.admit(asks, "a.test", &many, 1_000).unwrap_err().to_string();
+    assert!(refused.contains("HOSTS"), "{refused}");
+    assert_eq!((engine.names_known().0, engine.is_behind()), (1, false), "what was told before is known");
+    engine.apply(&update(&[("7", class(true))], &[])).unwrap();
+    assert!(engine.is_current(&name()) && !engine.is_behind());
+}
+
+#[test]
 fn a_service_that_does_not_fit_keeps_out_neither_policy_nor_pods_nor_other_services() {
     let limits = crate::desired::Limits { services: 2, backends: 4, ..crate::desired::Limits::KERNEL };
     let maps = MemoryMaps { limits: Some(limits), ..MemoryMaps::default() };

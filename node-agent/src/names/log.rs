@@ -96,10 +96,16 @@ impl Log {
         let text: String = learnt.iter().map(|place| line(place, names)).collect();
         self.file.write_all(text.as_bytes()).map_err(|error| failed(&self.path, error))?;
         self.lines += learnt.len();
-        if self.lines > 2 * names.len() + SLACK {
-            self.file = rewrite(&self.path, names).map_err(|error| failed(&self.path, error))?;
-            self.lines = names.len();
-        }
+        if self.lines > 2 * names.len() + SLACK { self.rewrite(names) } else { Ok(()) }
+    }
+
+    /// Writes down what `names` holds, and nothing else.
+    ///
+    /// # Errors
+    /// It is not on disk.
+    pub fn rewrite(&mut self, names: &Names) -> Result<(), LogError> {
+        self.file = rewrite(&self.path, names).map_err(|error| failed(&self.path, error))?;
+        self.lines = names.len();
         Ok(())
     }
 }

@@ -28,6 +28,8 @@ pub type Holder = Option<IpAddr>;
 pub struct Learnt {
     /// Addresses whose names changed.
     pub changed: BTreeSet<IpAddr>,
+    /// Those that did not have the name before.
+    pub new: BTreeSet<IpAddr>,
     /// There is no room for all of the answer: nothing of it was noted that was not known before.
     pub is_refused: bool,
 }
@@ -81,7 +83,7 @@ impl Names {
     ) -> Learnt {
         let told: BTreeSet<IpAddr> = addresses.iter().map(|(address, _)| *address).collect();
         let is_new = |address: &&IpAddr| self.place(name, **address).is_none();
-        let new: Vec<IpAddr> = told.iter().filter(is_new).copied().collect();
+        let mut new: BTreeSet<IpAddr> = told.iter().filter(is_new).copied().collect();
         let mut changed = BTreeSet::new();
         for (address, holds) in addresses {
             let until = now.saturating_add((*holds).min(MAX_TTL).max(floor).as_secs());
@@ -92,13 +94,18 @@ impl Names {
         let is_told = |place: &Place| &*place.name == name && told.contains(&place.address);
         let is_refused = !self.forget_surplus(name, holder, is_told, &mut changed);
         if is_refused {
-            for address in new {
-                if let Some(place) = self.place(name, address) {
-                    self.remove(&place);
-                }
+            self.withdraw(name, &std::mem::take(&mut new));
+        }
+        Learnt { changed, new, is_refused }
+    }
+
+    /// Takes back that a name is at these addresses: nobody was told.
+    pub fn withdraw(&mut self, name: &str, addresses: &BTreeSet<IpAddr>) {
+        for address in addresses {
+            if let Some(place) = self.place(name, *address) {
+                self.remove(&place);
             }
         }
-        Learnt { changed, is_refused }
     }
 
     /// Takes in what an earlier agent noted.
