@@ -16,7 +16,7 @@ use crate::{
     engine::Engine,
     flows::{Queue, Ring},
     identity::{Callers, Secrets},
-    maps::{Verified, fill, verify},
+    maps::{Verified, fill},
     stop::stays,
     subscribe::Progress,
     tunnel,
@@ -164,7 +164,7 @@ impl Agent for StatusService {
         self.callers.operator(&request)?;
         let (engine, bpffs) = (self.engine.clone(), self.bpffs.clone());
         // Nothing is written meanwhile: what is compared is one moment.
-        let look = move || engine.kernel(|kernel, _| verify(&bpffs, kernel));
+        let look = move || engine.verify(&bpffs);
         let verified = tokio::task::spawn_blocking(look).await;
         let verified = verified.map_err(|error| Status::internal(error.to_string()))?;
         let verified = verified.map_err(|error| Status::internal(error.to_string()))?;

@@ -134,7 +134,7 @@ impl Metrics {
         )?;
         page.gauges(
             "isthmus_agent_map_full",
-            "1 for a map of the kernel that has no room for what the control plane told; nothing is changed until it has",
+            "1 for a map of the kernel that has no room for what the control plane told: of policy nothing is changed until it has, of services those that fit are",
             engine.full_map().map(|map| (label("map", map), flag(true))),
         )?;
         let (names, lapsed, forgotten) = engine.names_known();

@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use aya::Pod;
@@ -11,16 +13,19 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData};
 use ebpf_shared::{
     Addr, Backend, CapturedKey, ConnEntry, ConnKey, Endpoint, Netns, PeerKey, ReverseKey, RuleKey, RuleValue,
-    ServiceKey, ServiceValue, Sides, SockAddr, limits, service::ReverseValue,
+    ServiceKey, ServiceValue, Sides, SockAddr, limits, nat::NodeConfig, overlay::Hop, service::ReverseValue,
 };
+use ipnet::IpNet;
 use node_agent::{
     config::{DumpArgs, Output},
-    desired::{Desired, EndpointEntry, NetnsEntry, PodAddresses},
-    kernel::Kernel,
-    maps::verify,
+    desired::{
+        Desired, EndpointEntry, NetnsEntry, PodAddresses, Scope, ServedBackend, ServiceEntry, ServiceFrontend,
+    },
+    kernel::{Around, Kernel},
+    maps::{verify, verify_around},
     maps_cli,
 };
-use support::{Sandbox, in_sandbox};
+use support::{Sandbox, in_sandbox, run};
 
 const POD: Addr = Addr::v4(ebpf_shared::Ip4::from_be(u32::from_ne_bytes([10, 1, 1, 2])));
 
@@ -135,6 +140,148 @@ fn an_entry_that_is_missing_or_has_another_value_is_found_with_both_values() {
         assert_eq!((hosts[0].found.as_str(), hosts[0].wanted.as_str()), ("identity 301", "identity 300"));
         assert_eq!(hosts[0].key, "address 10.1.1.2");
         assert_eq!((of("ENDPOINTS")[0].found.as_str(), of("ENDPOINTS").len()), ("nothing", 1));
+    });
+}
+
+/// A service of so many backends at `10.101.0.1`, in the kernel and as it is to be.
+fn serve(kernel: &mut Kernel, desired: &mut Desired, port: u16, backends: u8) -> ServiceKey {
+    let served = ServedBackend { weight: 1, chosen: true, here: false };
+    let backends = (0..backends).map(|last| (([10, 1, 2, last], 8080).into(), served)).collect();
+    let entry = ServiceEntry { affinity_seconds: 60, backends, ..ServiceEntry::default() };
+    let address = IpAddr::from([10, 101, 0, 1]);
+    let key = ServiceKey::new(address.into(), port, 6, 0);
+    kernel.services.put(key, &entry).unwrap();
+    let frontend = ServiceFrontend { address, port, protocol: 6, scope: Scope::Inside };
+    desired.services.insert(frontend, entry);
+    key
+}
+
+#[test]
+fn every_field_of_a_service_is_compared_with_what_its_backends_make_of_it() {
+    in_sandbox(|sandbox| {
+        let (mut kernel, mut desired) = node(sandbox);
+        let bpffs = sandbox.bpffs();
+        let [none, one, two, other] = [(80, 0), (81, 1), (82, 2), (83, 2)]
+            .map(|(port, count)| serve(&mut kernel, &mut desired, port, count));
+        assert_eq!(wrong(&bpffs, &desired), Vec::<&str>::new());
+        let mut services: HashMap<MapData, ServiceKey, ServiceValue> =
+            Map::HashMap(pinned(&bpffs, "SERVICES")).try_into().unwrap();
+        let of_other = services.get(&other, 0).unwrap();
+        type Change = Box<dyn Fn(&mut ServiceValue)>;
+        let changes: [(ServiceKey, Change); 9] = [
+            (none, Box::new(|value| value.size = 1)),
+            (one, Box::new(|value| value.size = 0)),
+            (one, Box::new(|value| value.only += 1)),
+            (two, Box::new(|value| value.size = 0)),
+            (two, Box::new(|value| value.size -= 1)),
+            // Of its own size, and another one's.
+            (two, Box::new(move |value| value.table = of_other.table)),
+            (two, Box::new(|value| value.affinity_seconds = 61)),
+            (two, Box::new(|value| value.flags |= ServiceValue::DIRECT)),
+            (two, Box::new(|value| value.proxy_port = 15_001)),
+        ];
+        for (number, (key, change)) in changes.iter().enumerate() {
+            let right = services.get(key, 0).unwrap();
+            let mut value = right;
+            change(&mut value);
+            services.insert(key, value, 0).unwrap();
+            assert!(wrong(&bpffs, &desired).contains(&"SERVICES"), "{number}");
+            services.insert(key, right, 0).unwrap();
+            assert_eq!(wrong(&bpffs, &desired), Vec::<&str>::new(), "{number}");
+        }
+    });
+}
+
+/// A node with a pod at its loopback interface, and one interface to the outside, as it is set up.
+#[test]
+fn how_the_node_is_set_up_is_compared_as_well() {
+    in_sandbox(|sandbox| {
+        let (mut kernel, desired) = node(sandbox);
+        run(&["ip", "link", "add", "up0", "type", "veth", "peer", "name", "up1"]);
+        let config = NodeConfig { v4: POD, first_port: 40_000, last_port: 50_000, ..NodeConfig::default() };
+        kernel.set_net(&["up0".to_owned()], config, None).unwrap();
+        let at: IpAddr = [192, 0, 2, 1].into();
+        kernel.set_locals(&[at].into()).unwrap();
+        kernel.set_control(&[SocketAddr::new(at, 9443)].into()).unwrap();
+        let hop = Hop { v4: Addr::from(at), ..Hop::default() };
+        let net: IpNet = "10.1.2.0/24".parse().unwrap();
+        kernel.set_hops(&[(net, hop)].into()).unwrap();
+        let pod = kernel.attach_pod("lo").unwrap();
+        let bpffs = sandbox.bpffs();
+        let around = Around { pods: [pod].into(), ..kernel.around() };
+        let wrong = || -> Vec<(&str, String)> {
+            let verified = verify_around(&bpffs, &desired, &around).unwrap();
+            let all = verified
+                .into_iter()
+                .flat_map(|map| map.differences.into_iter().map(move |each| (map.map, each.key)));
+            all.collect()
+        };
+        let maps = || wrong().into_iter().map(|(map, _)| map).collect::<Vec<_>>();
+        assert_eq!(wrong(), []);
+        let of = |around: &Around| verify_around(&bpffs, &desired, around).unwrap();
+        let programs = of(&around).into_iter().find(|map| map.map == "programs").unwrap();
+        assert_eq!(programs.entries, 6 + 4 + 10, "of the pod, the interface and the sockets");
+
+        let hash = |name: &str| Map::HashMap(pinned(&bpffs, name));
+        let stray = Addr::from(IpAddr::from([203, 0, 113, 7]));
+        // Beside the right one; under the number of another one; without a number.
+        for number in [2u32, 1, 0] {
+            let take_out = spoil(hash("LOCALS"), stray, number);
+            assert!(maps().contains(&"LOCALS"), "{number}");
+            take_out();
+        }
+        let take_out = spoil(hash("CONTROL"), SockAddr::new(stray, 80), 1u8);
+        assert_eq!(maps(), ["CONTROL"]);
+        take_out();
+        let mut nodes: LpmTrie<MapData, Addr, Hop> =
+            Map::LpmTrie(pinned(&bpffs, "NODES")).try_into().unwrap();
+        let key = Key::new(96 + 24, Addr::from(net.addr()));
+        nodes.insert(&key, Hop { flags: Hop::HERE, ..hop }, 0).unwrap();
+        assert_eq!(maps(), ["NODES"]);
+        nodes.insert(&key, hop, 0).unwrap();
+        let mut guarded: Array<MapData, u32> = Map::Array(pinned(&bpffs, "GUARDED")).try_into().unwrap();
+        guarded.set(0, 1, 0).unwrap();
+        assert_eq!(maps(), ["GUARDED"]);
+        guarded.set(0, 0, 0).unwrap();
+        let mut configs: Array<MapData, NodeConfig> =
+            Map::Array(pinned(&bpffs, "CONFIG")).try_into().unwrap();
+        let right = configs.get(&0, 0).unwrap();
+        configs.set(0, NodeConfig { first_port: 1, ..right }, 0).unwrap();
+        assert_eq!(maps(), ["CONFIG"]);
+        configs.set(0, right, 0).unwrap();
+        assert_eq!(wrong(), []);
+
+        // The programs of two places the wrong way round, and one that is gone.
+        let pin = |name: &str| bpffs.join("links").join(name);
+        let [from, host, aside] =
+            ["from_pod", "host_in", "aside"].map(|name| pin(&format!("tc-{pod}-{name}")));
+        let swap = || {
+            for (one, two) in [(&from, &aside), (&host, &from), (&aside, &host)] {
+                std::fs::rename(one, two).unwrap();
+            }
+        };
+        swap();
+        let link = |name: &str| ("programs", format!("link tc-{pod}-{name}"));
+        assert_eq!(wrong(), [link("from_pod"), link("host_in")]);
+        swap();
+        assert_eq!(wrong(), []);
+        std::fs::remove_file(&host).unwrap();
+        assert_eq!(wrong(), [link("host_in")]);
+        kernel.attach_pod("lo").unwrap();
+        assert_eq!(wrong(), []);
+        run(&["ip", "link", "delete", "up0"]);
+        let gone: Vec<_> = wrong();
+        assert_eq!(gone.len(), 4, "what they were at is gone: {gone:?}");
+        // Another agent's programs are none of this one's, and without its numbers the names are what counts.
+        let other = Around {
+            programs: around.programs.keys().map(|name| (name.clone(), 1)).collect(),
+            ..around.clone()
+        };
+        let programs = |around: &Around| {
+            of(around).into_iter().find(|map| map.map == "programs").unwrap().differences.len()
+        };
+        assert_eq!(programs(&other), 6 + 4 + 10);
+        assert_eq!(programs(&Around { programs: BTreeMap::new(), ..around.clone() }), 4);
     });
 }
 

@@ -103,6 +103,7 @@ impl Creator {
         self.registry.lock().update(endpoint.clone())?;
         self.tell_gateways();
         self.engine.attach(&endpoint.host_interface, endpoint.ifindex)?;
+        self.engine.lead_ports(endpoint.workload.clone(), super::ports_of(&endpoint));
         self.engine.add_pod(endpoint.workload.clone(), super::pod_of(&endpoint))?;
         Ok(endpoint)
     }

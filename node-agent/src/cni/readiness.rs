@@ -49,8 +49,6 @@ impl Seen {
 struct Watched {
     of: Endpoint,
     seen: Seen,
-    /// What the control plane was told.
-    told: Option<bool>,
     due: Instant,
     under_way: bool,
 }
@@ -67,9 +65,10 @@ pub async fn probe_for_ever(service: CniService) {
                 known.under_way = false;
                 known.due = Instant::now() + how.period;
                 let ready = known.seen.take(answered, how.failures);
-                if known.told != Some(ready) && report(&service.upstream, &of.workload, of.addresses(), ready).await.is_ok() {
+                let told = service.told_ready().get(&of.workload).copied();
+                if told != Some(ready) && report(&service.upstream, &of.workload, of.addresses(), ready).await.is_ok() {
                     tracing::info!(workload = %of.workload, ready, "readiness changed");
-                    known.told = Some(ready);
+                    service.told_ready().insert(of.workload.clone(), ready);
                 }
                 continue;
             }
@@ -77,6 +76,7 @@ pub async fn probe_for_ever(service: CniService) {
         let pods: Vec<_> = service.creator.registry.lock().iter().filter(|pod| pod.ready).cloned().collect();
         watched
             .retain(|workload, known| pods.iter().any(|pod| pod.workload == *workload && *pod == known.of));
+        service.told_ready().retain(|workload, _| watched.contains_key(workload));
         for pod in pods {
             let Some(how) = service.readiness(&pod.workload) else {
                 // Not told of (any more): when it is again, the control plane has forgotten what it was told.
@@ -85,7 +85,9 @@ pub async fn probe_for_ever(service: CniService) {
             };
             let Some(how) = how else {
                 // One that had a probe and has none any more is ready.
-                if watched.get(&pod.workload).is_some_and(|known| known.told != Some(true))
+                let told = service.told_ready().get(&pod.workload).copied();
+                if watched.contains_key(&pod.workload)
+                    && told != Some(true)
                     && report(&service.upstream, &pod.workload, pod.addresses(), true).await.is_err()
                 {
                     continue;
@@ -96,7 +98,6 @@ pub async fn probe_for_ever(service: CniService) {
             let known = watched.entry(pod.workload.clone()).or_insert_with(|| Watched {
                 of: pod.clone(),
                 seen: Seen::default(),
-                told: None,
                 due: Instant::now(),
                 under_way: false,
             });
@@ -112,8 +113,18 @@ pub async fn probe_for_ever(service: CniService) {
     }
 }
 
+/// An answer by one of its addresses is enough: an application may serve one family only.
 async fn probe(pod: &Endpoint, how: &Readiness) -> bool {
-    let target = SocketAddr::new(pod.address.into(), how.port);
+    let addresses = pod.addresses();
+    let asked = addresses.iter().map(|address| {
+        Box::pin(
+            async move { probe_at(SocketAddr::new(address, how.port), how).await.then_some(()).ok_or(()) },
+        )
+    });
+    futures::future::select_ok(asked).await.is_ok()
+}
+
+async fn probe_at(target: SocketAddr, how: &Readiness) -> bool {
     let Ok(mut stream) = TcpStream::connect(target).await else { return false };
     let Asked::Http(path) = &how.asked else { return true };
     let request = format!(
@@ -153,6 +164,23 @@ mod tests {
         let ready: Vec<_> = answers.map(|answered| seen.take(answered, 3)).into();
         assert_eq!(ready, [false, true, true, true, true, true, true, false, false, true]);
         assert!(!Seen::default().take(false, 0), "never was");
+    }
+
+    #[tokio::test]
+    async fn an_answer_by_either_family_is_one() {
+        use std::net::{Ipv4Addr, Ipv6Addr};
+        let pod = crate::cni::registry_fixture("c1", "shop/pay");
+        let pod = Endpoint { address: Ipv4Addr::LOCALHOST, address6: Some(Ipv6Addr::LOCALHOST), ..pod };
+        for own in [SocketAddr::from((Ipv6Addr::LOCALHOST, 0)), SocketAddr::from((Ipv4Addr::LOCALHOST, 0))] {
+            let listener = tokio::net::TcpListener::bind(own).await.unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let how = Readiness { asked: Asked::Tcp, port, period: LOOK, failures: 1 };
+            assert!(probe(&pod, &how).await, "{own}");
+            let other = Endpoint { address6: own.is_ipv4().then_some(Ipv6Addr::LOCALHOST), ..pod.clone() };
+            assert_eq!(probe(&other, &how).await, own.is_ipv4());
+            drop(listener);
+            assert!(!probe(&pod, &how).await, "nobody listens any more");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The agent's half of the CNI plugin, on its socket.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -53,6 +53,8 @@ pub struct CniService {
     busy: Arc<StdMutex<BTreeSet<EndpointKey>>>,
     untold: Arc<StdMutex<BTreeSet<NamespacedName>>>,
     unannounced: Arc<StdMutex<BTreeSet<NamespacedName>>>,
+    /// What the control plane was last told of pods that are probed.
+    told_ready: Arc<StdMutex<BTreeMap<NamespacedName, bool>>>,
 }
 
 /// Marks an endpoint as being worked on, until dropped.
@@ -77,7 +79,8 @@ impl CniService {
     ) -> Self {
         let slots = Arc::new(Semaphore::new(MAX_CONCURRENT));
         let (busy, untold, unannounced) = (Arc::default(), Arc::default(), Arc::default());
-        Self { creator, upstream, callers, secrets, stream, slots, busy, untold, unannounced }
+        let told_ready = Arc::default();
+        Self { creator, upstream, callers, secrets, stream, slots, busy, untold, unannounced, told_ready }
     }
 
     /// Whether the control plane is there to be told something.
@@ -220,6 +223,17 @@ impl CniService {
         self.creator.engine.resources(of)
     }
 
+    /// What the control plane was last told of pods that are probed.
+    pub(super) fn told_ready(&self) -> MutexGuard<'_, BTreeMap<NamespacedName, bool>> {
+        self.told_ready.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the control plane is to be told of a pod that it has lost.
+    pub(super) fn is_ready(&self, workload: &NamespacedName) -> bool {
+        let told = self.told_ready().get(workload).copied();
+        ready_again(self.readiness(workload).as_ref().map(Option::as_ref), told)
+    }
+
     async fn is_there(&self, endpoint: &Endpoint) -> Result<bool, Status> {
         self.creator.is_there(endpoint).await.map_err(|error| refuse_create(&error.into()))
     }
@@ -340,6 +354,16 @@ fn unready(
     (!is_connected).then(|| (code::NOT_AVAILABLE, what.to_owned()))
 }
 
+/// A pod that is probed is as the last probe left it, and one that is not known yet waits until it is known whether it is
+/// probed. PURE.
+fn ready_again(how: Option<Option<&Readiness>>, told: Option<bool>) -> bool {
+    match how {
+        Some(None) => true,
+        Some(Some(_)) => told == Some(true),
+        None => false,
+    }
+}
+
 /// What an ADD means for a container that is known on this interface.
 enum Again {
     /// It is the same call once more.
@@ -411,6 +435,22 @@ async fn joined<T>(task: tokio::task::JoinHandle<Result<T, Status>>) -> Result<R
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pod_that_is_told_of_again_is_no_readier_than_its_probe_says() {
+        let probe = Readiness {
+            asked: crate::subscribe::Asked::Tcp,
+            port: 80,
+            period: Duration::from_secs(1),
+            failures: 1,
+        };
+        assert!(ready_again(Some(None), None));
+        assert_eq!(
+            [None, Some(false), Some(true)].map(|told| ready_again(Some(Some(&probe)), told)),
+            [false, false, true]
+        );
+        assert!(!ready_again(None, Some(true)));
+    }
 
     #[test]
     fn status_tells_what_keeps_new_pods_out_from_what_concerns_those_that_are_there() {

@@ -66,9 +66,11 @@ async fn announce(service: &CniService) {
         // Being made, or gone.
         let Some(pod) = pod else { continue };
         // With a probe it is told to be ready when that has succeeded.
-        let ready = service.readiness(&workload) == Some(None);
-        match report(&service.upstream, &workload, pod.addresses(), ready).await {
-            Ok(()) => drop(service.unannounced().remove(&workload)),
+        let readiness = service.readiness(&workload);
+        match report(&service.upstream, &workload, pod.addresses(), readiness == Some(None)).await {
+            Ok(()) if readiness.is_some() => drop(service.unannounced().remove(&workload)),
+            // Whether it is probed is yet to be heard.
+            Ok(()) => {}
             Err(status) => {
                 tracing::warn!(%workload, reason = status.message(), "the control plane has not heard of the pod");
             }
@@ -86,9 +88,17 @@ async fn remind(service: &CniService, endpoint: &Endpoint) {
             || resources.addresses.get(&endpoint.workload).is_some_and(is_elsewhere)
     });
     if is_unknown && service.is_connected() {
-        let told = report(&service.upstream, &endpoint.workload, endpoint.addresses(), true).await;
-        if let Err(status) = told {
-            tracing::warn!(workload = %endpoint.workload, reason = status.message(), "the pod has no traffic");
+        let (workload, is_probed) = (&endpoint.workload, service.readiness(&endpoint.workload));
+        let told =
+            report(&service.upstream, workload, endpoint.addresses(), service.is_ready(workload)).await;
+        // Whatever a probe finds is news from now on.
+        service.told_ready().remove(workload);
+        match told {
+            Err(status) => {
+                tracing::warn!(%workload, reason = status.message(), "the pod has no traffic");
+            }
+            Ok(()) if is_probed.is_none() => drop(service.unannounced().insert(workload.clone())),
+            Ok(()) => {}
         }
     }
 }

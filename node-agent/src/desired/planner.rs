@@ -118,6 +118,18 @@ impl Planner {
         Some(dns_rules(inputs, ground, own, &self.dictionary))
     }
 
+    /// Whether a policy of this node names it: by the last plan, or by what was told since that has not been planned.
+    pub fn names_it(&self, resources: &Resources, name: &str) -> bool {
+        let known = self.known.as_ref().map(|known| &known.ground);
+        match known.or(self.base.as_ref().map(|(ground, _)| ground)) {
+            Some(ground) => ground.names().any(|pattern| pattern.matches(name)),
+            None => {
+                let mut mentions = Mentions::in_use(resources).into_values();
+                mentions.any(|each| each.names.iter().any(|pattern| pattern.matches(name)))
+            }
+        }
+    }
+
     /// The writes that make of what the kernel holds what it is to hold, but for [services](Self::take_services).
     ///
     /// # Errors

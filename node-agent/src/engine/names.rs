@@ -23,6 +23,8 @@ pub enum AdmitError {
     Log(#[from] LogError),
     #[error(transparent)]
     Kernel(#[from] MapError),
+    #[error("{0} addresses of a name at once: there is no room for so many")]
+    Full(usize),
 }
 
 /// What is kept of names, and how long at least.
@@ -51,12 +53,19 @@ impl Engine {
         inner.kept = Kept { log: Some(log), floor, ..Kept::default() };
     }
 
-    /// A pod is about to be told where a name is: returns when the kernel lets pods there, as far as policy allows the name.
+    /// A pod is about to be told where a name is: returns when the kernel lets pods there, as far as policy allows the name. What
+    /// no policy of this node names is not remembered.
     ///
     /// # Errors
     /// It does not, or a restart would forget it.
-    pub fn admit(&self, name: &str, addresses: &[(IpAddr, Duration)], now: u64) -> Result<(), AdmitError> {
-        let result = self.lock().admit(name, addresses, now);
+    pub fn admit(
+        &self,
+        pod: IpAddr,
+        name: &str,
+        addresses: &[(IpAddr, Duration)],
+        now: u64,
+    ) -> Result<(), AdmitError> {
+        let result = self.lock().admit(pod, name, addresses, now);
         self.tell();
         result
     }
@@ -122,13 +131,31 @@ impl Engine {
 }
 
 impl Inner {
-    fn admit(&mut self, name: &str, addresses: &[(IpAddr, Duration)], now: u64) -> Result<(), AdmitError> {
+    fn admit(
+        &mut self,
+        pod: IpAddr,
+        name: &str,
+        addresses: &[(IpAddr, Duration)],
+        now: u64,
+    ) -> Result<(), AdmitError> {
+        if !self.planner.names_it(&self.resources, name) {
+            return Ok(());
+        }
+        // One share for all addresses of a pod.
+        let pod = pod.to_canonical();
+        let owner = self.pods.values().find(|known| known.addresses.has(pod));
+        let holder = owner.map_or(pod, |known| known.addresses.v4.into());
         // No packet goes there.
         let is_somewhere =
             |address: &IpAddr| !address.is_unspecified() && !address.is_loopback() && !address.is_multicast();
         let canonical = addresses.iter().map(|(address, holds)| (address.to_canonical(), *holds));
         let addresses: Vec<_> = canonical.filter(|(address, _)| is_somewhere(address)).collect();
-        let mut changed = self.names.learn(name, &addresses, now, self.kept.floor);
+        let learnt = self.names.learn(Some(holder), name, &addresses, now, self.kept.floor);
+        let (mut changed, learnt_new) = (learnt.changed, learnt.new);
+        if learnt.is_refused {
+            self.names_changed(changed)?;
+            return Err(AdmitError::Full(addresses.len()));
+        }
         // What was refused before is tried again before anybody is told of it.
         changed.extend(
             addresses.iter().map(|(address, _)| *address).filter(|at| self.kept.unwritten.contains(at)),
@@ -140,8 +167,21 @@ impl Inner {
             Some(log) => log.note(&learnt, &self.names),
             None => Ok(()),
         };
-        self.names_changed(changed)?;
+        let written = self.names_changed(changed);
+        if written.is_err() && self.full.is_some() {
+            self.withdraw(name, &learnt_new)?;
+        }
+        written?;
         Ok(logged?)
+    }
+
+    /// What has no room in the kernel is forgotten at once: names must not keep policy from being written.
+    fn withdraw(&mut self, name: &str, new: &BTreeSet<IpAddr>) -> Result<(), AdmitError> {
+        self.names.withdraw(name, new);
+        if let Some(log) = &mut self.kept.log {
+            log.rewrite(&self.names)?;
+        }
+        Ok(self.names_changed(new.clone())?)
     }
 
     fn names_changed(&mut self, changed: BTreeSet<IpAddr>) -> Result<(), MapError> {
@@ -150,7 +190,7 @@ impl Inner {
             let count = forgotten - self.kept.forgotten;
             tracing::warn!(
                 count,
-                "too many names: those that would end first are forgotten, and what was connected by them is cut"
+                "too many names: of the pod that has the most, those that would end first are forgotten, and what was connected by them is cut"
             );
             self.kept.forgotten = forgotten;
         }

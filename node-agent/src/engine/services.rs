@@ -116,7 +116,7 @@ impl Inner {
             return self.write();
         }
         self.look_again()?;
-        let ops = std::mem::take(&mut self.refused.writes).into_values().map(|(op, _)| op).collect();
+        let ops = self.refused.writes.values().map(|(op, _)| op.clone()).collect();
         self.serve(ops);
         Ok(())
     }

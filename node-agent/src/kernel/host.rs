@@ -39,6 +39,7 @@ impl Kernel {
     /// # Errors
     /// The kernel refused.
     pub fn set_locals(&mut self, wanted: &BTreeSet<IpAddr>) -> Result<(), KernelError> {
+        self.around.locals = Some(wanted.clone());
         let wanted: BTreeSet<Addr> = wanted.iter().map(|address| (*address).into()).collect();
         let held = self.host.locals.dump()?;
         let mut taken: BTreeSet<u32> = held.values().copied().collect();
@@ -59,6 +60,7 @@ impl Kernel {
     /// # Errors
     /// The kernel refused.
     pub fn set_control(&mut self, wanted: &BTreeSet<SocketAddr>) -> Result<(), KernelError> {
+        self.around.control = Some(wanted.clone());
         let wanted: BTreeSet<SockAddr> =
             wanted.iter().map(|at| SockAddr::new(at.ip().to_canonical().into(), at.port())).collect();
         let held: BTreeMap<SockAddr, u8> = self.host.control.dump()?;

@@ -250,7 +250,7 @@ fn attach(programs: &mut Ebpf, pins: &Pins, ifname: &str, places: &[Place]) -> R
 pub(super) fn attach_tunnel(programs: &mut Ebpf, pins: &Pins, ifname: &str) -> Result<u32, KernelError> {
     let ifindex = index(ifname)?;
     for place in TUNNEL {
-        let link = format!("tunnel-{ifindex}-{}", place.program);
+        let link = tunnel_link_name(ifindex, place.program);
         if !replace(programs, pins, &link, place.program)? {
             attach_at(programs, pins, ifname, &link, place)?;
         }
@@ -285,6 +285,36 @@ fn detach(pins: &Pins, ifindex: u32, places: &[Place]) -> Result<(), KernelError
         pins::remove_link(&pins.link(&link_name(ifindex, place.program)))?;
     }
     Ok(())
+}
+
+/// The links of a pod's door, with their programs.
+pub(super) fn door_links(ifindex: u32) -> impl Iterator<Item = (String, &'static str)> {
+    DOOR.into_iter().map(move |place| (link_name(ifindex, place.program), place.program))
+}
+
+/// Those of an interface of the node.
+pub(super) fn net_links(ifindex: u32, cut: Option<ShortCut>) -> impl Iterator<Item = (String, &'static str)> {
+    let places = NET.into_iter().map(move |place| (link_name(ifindex, place.program), place.program));
+    places.chain(cut.map(|cut| (short_cut_name(ifindex, cut), NET_XDP)))
+}
+
+/// Those of the tunnel's device where clients outside are served.
+pub(super) fn net_of_tunnel_links(ifindex: u32) -> impl Iterator<Item = (String, &'static str)> {
+    NET_OF_TUNNEL.into_iter().map(move |place| (link_name(ifindex, place.program), place.program))
+}
+
+/// Those of the tunnel's device.
+pub(super) fn tunnel_links(ifindex: u32) -> impl Iterator<Item = (String, &'static str)> {
+    TUNNEL.into_iter().map(move |place| (tunnel_link_name(ifindex, place.program), place.program))
+}
+
+/// Those of a cgroup.
+pub(super) fn socket_links(cgroup: &Cgroup) -> impl Iterator<Item = (String, &'static str)> {
+    SOCKET_HOOKS.into_iter().map(|hook| (format!("cgroup-{}-{hook}", cgroup.inode), hook))
+}
+
+fn tunnel_link_name(ifindex: u32, program: &str) -> String {
+    format!("tunnel-{ifindex}-{program}")
 }
 
 fn link_name(ifindex: u32, program: &str) -> String {

@@ -89,7 +89,7 @@ pub(crate) fn strayed(bpffs_dir: &Path) -> Result<[Strayed; 2], KernelError> {
     }))
 }
 
-fn services(pins: &Pins) -> Result<ServicesSeen, KernelError> {
+pub(super) fn services(pins: &Pins) -> Result<ServicesSeen, KernelError> {
     let (backends, sources) = (hash(pins, "BACKENDS")?, trie::<Source, _>(pins, "SOURCES")?);
     Ok(ServicesSeen::new(hash(pins, "SERVICES")?, &backends, &sources))
 }

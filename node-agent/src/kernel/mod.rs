@@ -29,6 +29,7 @@
 //! [`crate::desired`] for the order of the others. A service is replaced in one write, its new backends being
 //! there already: see [`Services`].
 
+mod around;
 mod classes;
 mod connected;
 pub mod dump;
@@ -69,6 +70,8 @@ use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use ebpf_shared::{Direction, Metric, Reason, limits};
 
+pub use self::around::Around;
+pub(crate) use self::around::{bare, misshapen};
 pub use self::connected::Connections;
 pub use self::endpoints::Endpoints;
 pub use self::error::KernelError;
@@ -96,7 +99,9 @@ use self::migrate::Migration;
 use self::services::ServiceTables;
 use crate::reset::Resetter;
 use ebpf_shared::nat::{NatKey, NatValue, NodeConfig};
+use ebpf_shared::overlay::Hop;
 use ebpf_shared::{CapturedKey, ConnEntry, ConnKey, Netns, PeerKey, Proxy, RuleValue, Sides};
+use ipnet::IpNet;
 
 /// The loaded programs and their maps.
 ///
@@ -134,6 +139,7 @@ pub struct Kernel {
     cgroup: PathBuf,
     migration: Option<Migration>,
     grace: Grace,
+    around: Around,
 }
 
 impl Kernel {
@@ -179,6 +185,7 @@ impl Kernel {
         epochs.raise_all();
 
         links::load_programs(&mut programs)?;
+        let open = cgroup.clone();
         let migration = older.map(|from| Migration::new(from, cgroup.clone()));
         if migration.is_none() {
             links::take_over(&programs, &pins)?;
@@ -235,8 +242,10 @@ impl Kernel {
             cgroup: cgroup_dir.to_owned(),
             migration,
             grace: Grace::off(),
+            around: Around::default(),
         };
         kernel.guard_host()?;
+        kernel.around.places = links::socket_links(&open).collect();
         if kernel.migration.is_none() {
             kernel.write_format()?;
         }
@@ -270,7 +279,9 @@ impl Kernel {
     /// Puts the programs of the tunnel on its device, which is looked up in the caller's network namespace, and says its
     /// index. Those that are there already are kept.
     pub fn attach_tunnel(&mut self, ifname: &str) -> Result<u32, KernelError> {
-        links::attach_tunnel(&mut self.programs, &self.pins, ifname)
+        let ifindex = links::attach_tunnel(&mut self.programs, &self.pins, ifname)?;
+        self.around.places.extend(links::tunnel_links(ifindex));
+        Ok(ifindex)
     }
 
     /// Takes the doors off an interface; what is not there is no error. From then on its traffic is not
@@ -293,16 +304,20 @@ impl Kernel {
         let first = ifnames.first().map(|ifname| links::index(ifname)).transpose()?;
         let node = NodeConfig { ifindex: first.unwrap_or(0), ..node };
         let tunnel = Some(node.tunnel).filter(|ifindex| *ifindex != 0 && first.is_some());
+        self.around.config = Some(node);
         self.config.set(0, node, 0).map_err(error)?;
         for addr in [node.v4, node.v6].iter().filter(|addr| !addr.is_unspecified()) {
             self.services.watch(addr)?;
         }
         let mut keep = BTreeSet::new();
         for ifname in ifnames {
-            keep.insert(links::attach_net(&mut self.programs, &self.pins, ifname)?);
+            let ifindex = links::attach_net(&mut self.programs, &self.pins, ifname)?;
+            self.around.places.extend(links::net_links(ifindex, cut));
+            keep.insert(ifindex);
         }
         if let Some(tunnel) = tunnel {
             links::attach_net_of_tunnel(&mut self.programs, &self.pins, tunnel)?;
+            self.around.places.extend(links::net_of_tunnel_links(tunnel));
             keep.insert(tunnel);
         }
         links::detach_net_all_but(&self.pins, &keep)?;
@@ -311,6 +326,15 @@ impl Kernel {
             links::attach_short_cut(&mut self.programs, &self.pins, ifname, *cut)?;
         }
         Ok(())
+    }
+
+    /// Says which node has which addresses, for the tunnel: these and no others.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn set_hops(&mut self, hops: &BTreeMap<IpNet, Hop>) -> Result<(), KernelError> {
+        self.around.hops = Some(hops.clone());
+        self.nodes.set(hops)
     }
 
     /// How many entries fit into the maps that the agent writes, by name.

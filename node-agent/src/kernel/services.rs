@@ -353,6 +353,9 @@ fn gather<'a>(
 /// The services of an agent that need not run, read from their maps.
 pub(super) struct ServicesSeen(BTreeMap<ServiceKey, Present>);
 
+/// A service, what its entry says, and what it is to say.
+pub(crate) type Misshapen = (ServiceKey, String, String);
+
 /// A slot of `MAGLEV` or a bit of `SERVED` that is not what its service needs: its place, what is there, what is to be.
 pub(crate) type Astray = (u32, u32, u32);
 
@@ -369,13 +372,37 @@ impl ServicesSeen {
         self.0.iter().map(|(key, present)| (*key, present.entry())).collect()
     }
 
+    /// Services whose entry leads elsewhere than to their backends: what its size, its table or its only backend is, and what
+    /// is to be.
+    pub(super) fn misshapen(&self) -> Vec<Misshapen> {
+        let mut slots = Slab::new(limits::MAGLEV);
+        let mut wrong = Vec::new();
+        for (key, present) in &self.0 {
+            let (value, turns) = (present.value, present.turns());
+            let wanted = match turns.as_slice() {
+                [] => (value.size != 0).then(|| "size 0: it has no backend".to_owned()),
+                [only] => ((value.size, value.only) != (1, only.number))
+                    .then(|| format!("size 1, only backend {}", only.number)),
+                turns if !has_size(turns, value.size) => Some(format!("a size for {} backends", turns.len())),
+                _ => (!slots.claim(value.table, value.size)).then(|| "slots of its own".to_owned()),
+            };
+            let found = format!("size {}, table {}, only backend {}", value.size, value.table, value.only);
+            wrong.extend(wanted.map(|wanted| (*key, found, wanted)));
+        }
+        wrong
+    }
+
     /// How many slots tables have, and those that lead elsewhere than the table of their service says.
     pub(super) fn slots(&self, maglev: &Mapped) -> Result<(usize, Vec<Astray>), KernelError> {
         let (mut count, mut astray) = (0, Vec::new());
-        for present in self.0.values().filter(|each| each.value.size > 1) {
-            let value = present.value;
+        for present in self.0.values() {
+            let (value, turns) = (present.value, present.turns());
+            // Of another size there is no table at all: see [`Self::misshapen`].
+            if !has_size(&turns, value.size) || value.table.checked_add(value.size).is_none() {
+                continue;
+            }
             count += value.size as usize;
-            let wanted = maglev::table(&present.turns(), value.size);
+            let wanted = maglev::table(&turns, value.size);
             for (at, wanted) in (value.table..).zip(wanted) {
                 let found = maglev.get(at)?;
                 if found != wanted {
@@ -401,6 +428,11 @@ impl ServicesSeen {
         }
         Ok((words.len(), lacking))
     }
+}
+
+/// Whether a table of these may have so many slots.
+fn has_size(turns: &[Turn], size: u32) -> bool {
+    turns.len() > 1 && maglev::sizes(turns.len()).any(|known| known == size)
 }
 
 /// A number that nobody has. 0 is nobody's.

@@ -8,6 +8,7 @@ use std::path::Path;
 
 /// linux/bpf.h, `enum bpf_cmd`.
 const BPF_OBJ_GET: libc::c_int = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_LINK_UPDATE: libc::c_int = 29;
 const BPF_LINK_DETACH: libc::c_int = 34;
 
@@ -52,6 +53,52 @@ fn open(path: &Path, file_flags: u32) -> io::Result<OwnedFd> {
     let fd = bpf(BPF_OBJ_GET, &attr)?;
     // SAFETY: the call returned a new descriptor that nobody else has.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// linux/bpf.h, `union bpf_attr`, "anonymous struct used by BPF_OBJ_GET_INFO_BY_FD".
+#[repr(C)]
+#[derive(Default)]
+struct InfoByFd {
+    bpf_fd: u32,
+    info_len: u32,
+    info: u64,
+}
+
+/// The head of linux/bpf.h, `struct bpf_link_info`.
+#[repr(C, align(8))]
+#[derive(Default)]
+pub(super) struct LinkInfo {
+    kind: u32,
+    id: u32,
+    /// Number of the program behind it.
+    pub(super) program: u32,
+    padding: u32,
+    /// What it is attached to: of a cgroup 8 bytes, of an interface the first 4.
+    place: [u32; 2],
+}
+
+impl LinkInfo {
+    /// linux/bpf.h, `BPF_LINK_TYPE_CGROUP`.
+    const CGROUP: u32 = 3;
+
+    /// Whether what it was attached to is there, and it was not detached.
+    pub(super) fn is_attached(&self) -> bool {
+        let [low, high] = self.place;
+        if self.kind == Self::CGROUP { low | high != 0 } else { low != 0 }
+    }
+}
+
+/// What the kernel says of a link.
+pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
+    let mut info = LinkInfo::default();
+    let attr = InfoByFd {
+        bpf_fd: link.as_raw_fd() as u32,
+        // The kernel tells no more than there is room for.
+        info_len: size_of::<LinkInfo>() as u32,
+        info: std::ptr::from_mut(&mut info) as u64,
+    };
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &attr)?;
+    Ok(info)
 }
 
 /// Replaces the program behind a link: each packet or call meets the old one or the new one.

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use super::{MapError, Maps, endpoint_value};
 use crate::{
     desired::{Desired, EndpointEntry, Limits, MapOp, NetnsEntry, PodAddresses, Scope, ServiceFrontend},
-    kernel::{Gone, Held, Kernel, KernelError},
+    kernel::{Around, Gone, Held, Kernel, KernelError},
 };
 
 /// The real maps.
@@ -160,6 +160,10 @@ impl Maps for KernelMaps {
         })
     }
 
+    fn around(&self) -> Around {
+        self.kernel.around()
+    }
+
     fn lost_events(&mut self) -> u64 {
         self.kernel.lost().unwrap_or(0)
     }
@@ -177,7 +181,7 @@ impl Maps for KernelMaps {
             what: format!("writing {} ranges of nodes", hops.len()),
             reason: causes(&error),
         };
-        self.kernel.nodes.set(hops).map_err(refused)
+        self.kernel.set_hops(hops).map_err(refused)
     }
 
     fn set_host(

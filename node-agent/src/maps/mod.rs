@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use thiserror::Error;
 
 use crate::desired::{Desired, Limits, MapOp};
+use crate::kernel::Around;
 
 mod kernel;
 #[cfg(test)]
@@ -22,7 +23,7 @@ pub use kernel::KernelMaps;
 pub(crate) use memory::MemoryMaps;
 pub use offline::{OnPaper, verify_offline};
 pub(crate) use verify::endpoint_value;
-pub use verify::{Difference, Verified, fill, verify};
+pub use verify::{Difference, Verified, fill, verify, verify_around};
 
 /// A write or a call that the kernel refused.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -90,6 +91,11 @@ pub trait Maps: Send {
     /// The kernel refused. The same once more goes on from there.
     fn finish_migration(&mut self) -> Result<(), MapError> {
         Ok(())
+    }
+
+    /// What the kernel is to hold beside what is [written](Self::execute), as far as that is known.
+    fn around(&self) -> Around {
+        Around::default()
     }
 
     /// Flow events that found no room, ever.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Context;
 
-use super::{MapError, Maps, Verified, verify};
+use super::{MapError, Maps, Verified};
 use crate::{
     bootstrap::NodeState,
     cni::{Registry, pod_of, ports_of},
@@ -80,5 +80,5 @@ pub fn verify_offline(state_dir: &Path, bpffs: &Path) -> anyhow::Result<Vec<Veri
     }
     engine.set_gateways(registry.gateways());
     engine.synchronise()?;
-    Ok(engine.kernel(|desired, _| verify(bpffs, desired))?)
+    Ok(engine.verify(bpffs)?)
 }

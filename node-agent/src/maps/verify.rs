@@ -5,19 +5,23 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
     path::Path,
 };
 
-use ebpf_shared::{Addr, Backend, CapturedKey, Endpoint, Netns, PeerKey, Proxy, Sides, identity, limits};
+use ebpf_shared::{
+    Addr, Backend, CapturedKey, Endpoint, Netns, PeerKey, Proxy, Sides, SockAddr, host::INTERFACE, identity,
+    limits,
+};
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use crate::{
     desired::{Desired, EndpointEntry},
     kernel::{
-        Cidr, KernelError, RulePrefix,
+        Around, Cidr, KernelError, RulePrefix, bare,
         dump::{self, Entry, plain},
-        service_flags, strayed,
+        misshapen, service_flags, strayed,
     },
 };
 
@@ -64,12 +68,30 @@ pub(crate) fn endpoint_value(entry: &EndpointEntry) -> Endpoint {
 /// # Errors
 /// One can't be read.
 pub fn verify(bpffs: &Path, desired: &Desired) -> Result<Vec<Verified>, KernelError> {
+    verify_around(bpffs, desired, &Around::default())
+}
+
+/// The same, and through how the node is set up: its own addresses, the other nodes, and where programs are attached.
+///
+/// # Errors
+/// A map can't be read.
+pub fn verify_around(bpffs: &Path, desired: &Desired, around: &Around) -> Result<Vec<Verified>, KernelError> {
     let mut maps: BTreeMap<&'static str, Entries> = BTreeMap::new();
     for how in dump::all() {
         let entries = dump::dump(bpffs, how.as_ref())?;
         maps.insert(how.name(), entries.into_iter().map(|entry| (entry.key_text(), entry)).collect());
     }
-    let mut verified = compare(&maps, desired);
+    let mut verified = compare(&maps, desired, around);
+    let misshapen = misshapen(bpffs)?.into_iter().map(|(key, found, wanted)| {
+        let at = SocketAddr::new(key.addr.into(), key.port);
+        Difference { key: format!("service {at}/{}/{}", key.protocol, key.scope), found, wanted }
+    });
+    if let Some(services) = verified.iter_mut().find(|verified| verified.map == "SERVICES") {
+        services.differences.extend(misshapen);
+    }
+    let (entries, bare) = bare(bpffs, around);
+    let of = |(link, found, wanted)| Difference { key: format!("link {link}"), found, wanted };
+    verified.push(Verified { map: "programs", entries, differences: bare.into_iter().map(of).collect() });
     // What services need of the arrays that they have in common: by themselves arrays have no entries.
     verified.extend(strayed(bpffs)?.map(|strayed| {
         let differences = strayed.astray.iter().map(|(at, found, wanted)| Difference {
@@ -84,8 +106,9 @@ pub fn verify(bpffs: &Path, desired: &Desired) -> Result<Vec<Verified>, KernelEr
 }
 
 /// PURE.
-fn compare(maps: &BTreeMap<&'static str, Entries>, desired: &Desired) -> Vec<Verified> {
+fn compare(maps: &BTreeMap<&'static str, Entries>, desired: &Desired, around: &Around) -> Vec<Verified> {
     let mut exact = exact(desired);
+    exact.extend(set_up(desired, around));
     exact.extend(services(desired));
     let names = names(maps);
     let verified = maps.iter().map(|(map, found)| {
@@ -93,6 +116,14 @@ fn compare(maps: &BTreeMap<&'static str, Entries>, desired: &Desired) -> Vec<Ver
             Some(wanted) => differences(&named(map, found, &names), wanted),
             None => Vec::new(),
         };
+        let mut numbers = BTreeSet::new();
+        let shared =
+            |entry: &&Entry| *map == "LOCALS" && !numbers.insert(plain(&field(&entry.value, "number")));
+        differences.extend(found.values().filter(shared).map(|entry| Difference {
+            key: entry.key_text(),
+            found: entry.value_text(),
+            wanted: "a number of its own".to_owned(),
+        }));
         differences.extend(found.values().filter_map(|entry| {
             let wrong = wrong(map, entry)?;
             Some(Difference { key: entry.key_text(), found: entry.value_text(), wanted: wrong })
@@ -149,6 +180,31 @@ fn exact(desired: &Desired) -> BTreeMap<&'static str, Entries> {
     ])
 }
 
+/// What is known of how the node is set up.
+fn set_up(desired: &Desired, around: &Around) -> BTreeMap<&'static str, Entries> {
+    let by_key = |entries: Vec<Entry>| entries.into_iter().map(|entry| (entry.key_text(), entry)).collect();
+    let is_guarded = desired.endpoints.contains_key(&INTERFACE);
+    let mut known = BTreeMap::from([("GUARDED", by_key(vec![dump::guarded(0, &u32::from(is_guarded))]))]);
+    if let Some(config) = &around.config {
+        known.insert("CONFIG", by_key(vec![dump::config(0, config)]));
+    }
+    if let Some(hops) = &around.hops {
+        let hops = hops.iter().map(|(net, hop)| dump::node(&Cidr::from(*net), hop));
+        known.insert("NODES", by_key(hops.collect()));
+    }
+    if let Some(locals) = &around.locals {
+        // By what number each is known, is nobody's business.
+        let local =
+            |address: &IpAddr| Entry { key: dump::host(&(*address).into(), &0).key, value: Vec::new() };
+        known.insert("LOCALS", by_key(locals.iter().map(local).collect()));
+    }
+    if let Some(control) = &around.control {
+        let at = |at: &SocketAddr| SockAddr::new(at.ip().to_canonical().into(), at.port());
+        known.insert("CONTROL", by_key(control.iter().map(|told| dump::control(&at(told), &1)).collect()));
+    }
+    known
+}
+
 fn is_host(net: &IpNet) -> bool {
     net.prefix_len() == net.max_prefix_len()
 }
@@ -178,6 +234,10 @@ fn wrong(map: &str, entry: &Entry) -> Option<String> {
     let says = |holds: bool, sentence: &str| (!holds).then(|| sentence.to_owned());
     match map {
         "FORMAT" => says(value("format") == limits::FORMAT, "the format of this release"),
+        "LOCALS" => {
+            let number = value("number").as_u64().unwrap_or(0);
+            says((1..=u64::from(u16::MAX)).contains(&number), "a number from 1 to 65535")
+        }
         "CONNTRACK" => {
             let flags = ["answered", "closed_forward", "closed_reply", "midstream"];
             let holds =
@@ -252,6 +312,7 @@ fn named(map: &str, found: &Entries, names: &BTreeMap<String, String>) -> Entrie
             key: vec![owner(&field(&entry.value, "service_id")), ("backend", field(&entry.value, "backend"))],
             value: pick(&entry.value, &["weight", "flags"]),
         },
+        "LOCALS" => Entry { key: entry.key.clone(), value: Vec::new() },
         "SOURCES" => Entry {
             key: vec![owner(&field(&entry.key, "service_id")), ("from", field(&entry.key, "from"))],
             value: Vec::new(),

@@ -13,7 +13,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Names, Place};
+use super::{Holder, Names, Place};
 use crate::persist;
 
 /// Lines beyond twice the entries, after which the file is written anew.
@@ -49,12 +49,9 @@ struct Line {
     name: String,
     address: IpAddr,
     until: u64,
-}
-
-impl From<&Place> for Line {
-    fn from(place: &Place) -> Self {
-        Self { name: place.name.to_string(), address: place.address, until: place.until }
-    }
+    /// For which pod it counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pod: Holder,
 }
 
 /// The file `names.jsonl` in the agent's state directory.
@@ -80,8 +77,8 @@ impl Log {
         let mut names = Names::default();
         for line in bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
             match serde_json::from_slice::<Line>(line) {
-                Ok(Line { name, address, until }) => {
-                    names.recall(&Place { until, address, name: name.into() });
+                Ok(Line { name, address, until, pod }) => {
+                    names.recall(&Place { until, address, name: name.into() }, pod);
                 }
                 Err(error) => tracing::warn!(%error, file = %path.display(), "a line is passed over"),
             }
@@ -96,24 +93,32 @@ impl Log {
     /// # Errors
     /// It is not on disk; then a restart would forget it, so nobody may be told.
     pub fn note(&mut self, learnt: &[Place], names: &Names) -> Result<(), LogError> {
-        let text: String = learnt.iter().map(line).collect();
+        let text: String = learnt.iter().map(|place| line(place, names)).collect();
         self.file.write_all(text.as_bytes()).map_err(|error| failed(&self.path, error))?;
         self.lines += learnt.len();
-        if self.lines > 2 * names.len() + SLACK {
-            self.file = rewrite(&self.path, names).map_err(|error| failed(&self.path, error))?;
-            self.lines = names.len();
-        }
+        if self.lines > 2 * names.len() + SLACK { self.rewrite(names) } else { Ok(()) }
+    }
+
+    /// Writes down what `names` holds, and nothing else.
+    ///
+    /// # Errors
+    /// It is not on disk.
+    pub fn rewrite(&mut self, names: &Names) -> Result<(), LogError> {
+        self.file = rewrite(&self.path, names).map_err(|error| failed(&self.path, error))?;
+        self.lines = names.len();
         Ok(())
     }
 }
 
-fn line(place: &Place) -> String {
-    // (A name, an address and a number: nothing in it can fail.)
-    serde_json::to_string(&Line::from(place)).map(|text| text + "\n").unwrap_or_default()
+fn line(place: &Place, names: &Names) -> String {
+    let Place { until, address, name } = place;
+    let line = Line { name: name.to_string(), address: *address, until: *until, pod: names.holder(place) };
+    // (A name, addresses and a number: nothing in it can fail.)
+    serde_json::to_string(&line).map(|text| text + "\n").unwrap_or_default()
 }
 
 fn rewrite(path: &Path, names: &Names) -> io::Result<File> {
-    let text: String = names.places().map(line).collect();
+    let text: String = names.places().map(|place| line(place, names)).collect();
     persist::write_private(path, text.as_bytes())?;
     OpenOptions::new().append(true).mode(0o600).open(path)
 }
@@ -130,7 +135,7 @@ mod tests {
 
     fn learn(log: &mut Log, names: &mut Names, name: &str, now: u64) {
         let addresses = [([198, 51, 100, 1].into(), Duration::from_secs(60))];
-        names.learn(name, &addresses, now, Duration::ZERO);
+        names.learn(Some([10, 1, 1, 2].into()), name, &addresses, now, Duration::ZERO);
         let learnt: Vec<Place> = names.places().filter(|place| &*place.name == name).cloned().collect();
         log.note(&learnt, names).unwrap();
     }
@@ -145,6 +150,7 @@ mod tests {
         drop(log);
         let (_, recalled) = Log::open(dir.path()).unwrap();
         assert!(recalled.places().eq(names.places()));
+        assert!(recalled.places().all(|place| recalled.holder(place) == Some([10, 1, 1, 2].into())));
         assert!(recalled.is_due(1060) && !recalled.is_due(1059));
     }
 

@@ -12,4 +12,4 @@ pub use keep::keep_for_ever;
 pub use service::DnsService;
 
 pub use log::{Log, LogError};
-pub use table::{MAX_ADDRESSES_OF_A_NAME, MAX_ENTRIES, Names, Place};
+pub use table::{Holder, Learnt, MAX_ADDRESSES_OF_A_NAME, MAX_ENTRIES, MAX_OF_A_POD, MAX_TTL, Names, Place};

@@ -54,6 +54,10 @@ impl Dns for DnsService {
         if request.name.len() > mesh_model::policy::MAX_NAME {
             return Err(Status::invalid_argument(format!("name: {} characters", request.name.len())));
         }
+        let pod: IpAddr = request
+            .pod
+            .parse()
+            .map_err(|_| Status::invalid_argument(format!("pod: {:?} is no address", request.pod)))?;
         if request.addresses.len() > MAX_ADDRESSES_OF_A_NAME {
             let count = request.addresses.len();
             return Err(Status::invalid_argument(format!("addresses: {count} of one name")));
@@ -67,7 +71,7 @@ impl Dns for DnsService {
         }
         let engine = self.engine.clone();
         let admitted =
-            tokio::task::spawn_blocking(move || engine.admit(&request.name, &addresses, unix_now()));
+            tokio::task::spawn_blocking(move || engine.admit(pod, &request.name, &addresses, unix_now()));
         match admitted.await {
             Ok(Ok(())) => Ok(Response::new(DnsAdmitResponse {})),
             Ok(Err(error)) => Err(Status::internal(error.to_string())),

@@ -1,7 +1,7 @@
 //! Names by address, with an end.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     net::IpAddr,
     sync::Arc,
     time::Duration,
@@ -15,6 +15,31 @@ pub const MAX_ENTRIES: usize = 100_000;
 pub const MAX_LAPSED: usize = ebpf_shared::limits::LINGERING as usize;
 /// Addresses of one name.
 pub const MAX_ADDRESSES_OF_A_NAME: usize = 1000;
+/// Pairs that one pod's answers have brought.
+pub const MAX_OF_A_POD: usize = 10_000;
+/// A name holds no longer than this after an answer, whatever the answer says.
+pub const MAX_TTL: Duration = Duration::from_secs(24 * 3600);
+
+/// Whose answer brought a pair; `None`: that is not known any more.
+pub type Holder = Option<IpAddr>;
+
+/// What an answer changed.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Learnt {
+    /// Addresses whose names changed.
+    pub changed: BTreeSet<IpAddr>,
+    /// Those that did not have the name before.
+    pub new: BTreeSet<IpAddr>,
+    /// There is no room for all of the answer: nothing of it was noted that was not known before.
+    pub is_refused: bool,
+}
+
+/// What is known of a pair.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    until: u64,
+    holder: Holder,
+}
 
 /// A name, at an address, until a time (Unix seconds).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -28,80 +53,105 @@ pub struct Place {
 /// Which names an address has. Many names may share one, and a name may have many.
 ///
 /// A name that has ended is *lapsed*: nothing new is allowed by it, and it stays until nobody is connected to the address
-/// any more. Full, it forgets what would end first: that was told the longest ago, as DNS counts.
+/// any more.
+///
+/// Each pair counts for the pod whose answer brought it, or, if several were told, for the one that has the fewest. A
+/// pod that has its share forgets what ends first of its own; where all is full, the pod that has the most does. What is being
+/// told is never what is forgotten.
 #[derive(Clone, Debug, Default)]
 pub struct Names {
     /// Unix seconds: what ended until then is lapsed.
     looked_at: u64,
     /// Pairs that were forgotten before their time, as there was no room.
     forgotten: u64,
-    by_address: BTreeMap<IpAddr, BTreeMap<Arc<str>, u64>>,
+    by_address: BTreeMap<IpAddr, BTreeMap<Arc<str>, Known>>,
     by_name: HashMap<Arc<str>, BTreeSet<(u64, IpAddr)>>,
     by_end: BTreeSet<Place>,
+    by_holder: HashMap<Holder, BTreeSet<Place>>,
 }
 
 impl Names {
-    /// Notes where a name is. An end that is earlier than the known one changes nothing: the answer that said it
-    /// holds longer was told too.
-    ///
-    /// Answers with the addresses whose names changed.
+    /// Notes where a name is, by an answer to a pod. An end that is earlier than the known one changes nothing: the answer that
+    /// said it holds longer was told too.
     pub fn learn(
         &mut self,
+        holder: Holder,
         name: &str,
         addresses: &[(IpAddr, Duration)],
         now: u64,
         floor: Duration,
-    ) -> BTreeSet<IpAddr> {
+    ) -> Learnt {
+        let told: BTreeSet<IpAddr> = addresses.iter().map(|(address, _)| *address).collect();
+        let is_new = |address: &&IpAddr| self.place(name, **address).is_none();
+        let mut new: BTreeSet<IpAddr> = told.iter().filter(is_new).copied().collect();
         let mut changed = BTreeSet::new();
         for (address, holds) in addresses {
-            let until = now.saturating_add((*holds).max(floor).as_secs());
-            if self.put(name, *address, until) {
+            let until = now.saturating_add((*holds).min(MAX_TTL).max(floor).as_secs());
+            if self.put(name, *address, until, holder) {
                 changed.insert(*address);
             }
         }
-        changed.extend(self.forget_surplus(name));
-        changed
+        let is_told = |place: &Place| &*place.name == name && told.contains(&place.address);
+        let is_refused = !self.forget_surplus(name, holder, is_told, &mut changed);
+        if is_refused {
+            self.withdraw(name, &std::mem::take(&mut new));
+        }
+        Learnt { changed, new, is_refused }
     }
 
-    /// Takes in what an earlier agent noted.
-    pub fn recall(&mut self, place: &Place) {
-        self.put(&place.name, place.address, place.until);
-        self.forget_surplus(&place.name);
-    }
-
-    /// True: the address did not have the name, or no more.
-    fn put(&mut self, name: &str, address: IpAddr, until: u64) -> bool {
-        let known = self.by_address.get(&address).and_then(|names| names.get_key_value(name));
-        let known = known.map(|(name, end)| (name.clone(), *end));
-        match known {
-            Some((_, end)) if end >= until => false,
-            Some((name, end)) => {
-                self.remove(&Place { until: end, address, name: name.clone() });
-                self.insert(Place { until, address, name });
-                end <= self.looked_at && until > self.looked_at
-            }
-            None => {
-                let shared = self.by_name.get_key_value(name).map(|(name, _)| name.clone());
-                let name = shared.unwrap_or_else(|| name.into());
-                self.insert(Place { until, address, name });
-                true
+    /// Takes back that a name is at these addresses: nobody was told.
+    pub fn withdraw(&mut self, name: &str, addresses: &BTreeSet<IpAddr>) {
+        for address in addresses {
+            if let Some(place) = self.place(name, *address) {
+                self.remove(&place);
             }
         }
     }
 
-    fn insert(&mut self, place: Place) {
+    /// Takes in what an earlier agent noted.
+    pub fn recall(&mut self, place: &Place, holder: Holder) {
+        self.put(&place.name, place.address, place.until, holder);
+        self.forget_surplus(&place.name, holder, |_| false, &mut BTreeSet::new());
+    }
+
+    /// True: the address did not have the name, or no more.
+    fn put(&mut self, name: &str, address: IpAddr, until: u64, holder: Holder) -> bool {
+        let known = self.by_address.get(&address).and_then(|names| names.get_key_value(name));
+        let Some((name, known)) = known.map(|(name, known)| (name.clone(), *known)) else {
+            let shared = self.by_name.get_key_value(name).map(|(name, _)| name.clone());
+            let name = shared.unwrap_or_else(|| name.into());
+            self.insert(Place { until, address, name }, holder);
+            return true;
+        };
+        let latest = until.max(known.until);
+        let fewest = if self.held(known.holder) > self.held(holder) { holder } else { known.holder };
+        if latest != known.until || fewest != known.holder {
+            self.remove(&Place { until: known.until, address, name: name.clone() });
+            self.insert(Place { until: latest, address, name }, fewest);
+        }
+        known.until <= self.looked_at && latest > self.looked_at
+    }
+
+    fn insert(&mut self, place: Place, holder: Holder) {
         let Place { until, address, name } = place.clone();
-        self.by_address.entry(address).or_default().insert(name.clone(), until);
+        self.by_address.entry(address).or_default().insert(name.clone(), Known { until, holder });
         self.by_name.entry(name).or_default().insert((until, address));
+        self.by_holder.entry(holder).or_default().insert(place.clone());
         self.by_end.insert(place);
     }
 
     fn remove(&mut self, place: &Place) {
         self.by_end.remove(place);
         if let Some(names) = self.by_address.get_mut(&place.address) {
-            names.remove(&place.name);
+            let holder = names.remove(&place.name).and_then(|known| known.holder);
             if names.is_empty() {
                 self.by_address.remove(&place.address);
+            }
+            if let Some(held) = self.by_holder.get_mut(&holder) {
+                held.remove(place);
+                if held.is_empty() {
+                    self.by_holder.remove(&holder);
+                }
             }
         }
         if let Some(addresses) = self.by_name.get_mut(&place.name) {
@@ -112,23 +162,48 @@ impl Names {
         }
     }
 
-    fn forget_surplus(&mut self, name: &str) -> BTreeSet<IpAddr> {
-        let mut forgotten = BTreeSet::new();
-        while let Some((name, addresses)) = self.by_name.get_key_value(name)
-            && addresses.len() > MAX_ADDRESSES_OF_A_NAME
-            && let Some((until, address)) = addresses.first().copied()
-        {
-            let place = Place { until, address, name: name.clone() };
-            self.forget_early(&place);
-            forgotten.insert(address);
-        }
-        while self.by_end.len() > MAX_ENTRIES
-            && let Some(place) = self.by_end.first().cloned()
-        {
+    /// Pairs that count for a pod.
+    fn held(&self, holder: Holder) -> usize {
+        self.by_holder.get(&holder).map_or(0, BTreeSet::len)
+    }
+
+    /// Whose answer brought a pair.
+    pub fn holder(&self, place: &Place) -> Holder {
+        self.by_address.get(&place.address)?.get(&place.name)?.holder
+    }
+
+    /// Makes room, but not of what is being told. False: there is not enough.
+    fn forget_surplus(
+        &mut self,
+        name: &str,
+        holder: Holder,
+        is_told: impl Fn(&Place) -> bool,
+        forgotten: &mut BTreeSet<IpAddr>,
+    ) -> bool {
+        loop {
+            let of_name = || {
+                let (name, addresses) = self.by_name.get_key_value(name)?;
+                (addresses.len() > MAX_ADDRESSES_OF_A_NAME).then(|| {
+                    let places = addresses.iter();
+                    let place =
+                        |(until, address): &_| Place { until: *until, address: *address, name: name.clone() };
+                    places.map(place).find(|place| !is_told(place))
+                })
+            };
+            let first = |held: &BTreeSet<Place>| held.iter().find(|place| !is_told(place)).cloned();
+            let of_pod = || {
+                let held = self.by_holder.get(&holder).filter(|_| holder.is_some())?;
+                (held.len() > MAX_OF_A_POD).then(|| first(held))
+            };
+            let of_all = || {
+                let most = || self.by_holder.values().max_by_key(|held| held.len());
+                (self.by_end.len() > MAX_ENTRIES).then(|| most().and_then(first))
+            };
+            let Some(surplus) = of_name().or_else(of_pod).or_else(of_all) else { return true };
+            let Some(place) = surplus else { return false };
             self.forget_early(&place);
             forgotten.insert(place.address);
         }
-        forgotten
     }
 
     fn forget_early(&mut self, place: &Place) {
@@ -155,11 +230,28 @@ impl Names {
         let ended: Vec<Place> = self.ended().cloned().collect();
         let news = ended.iter().filter(|place| place.until > before).map(|place| place.address);
         let mut changed: BTreeSet<IpAddr> = news.collect();
-        for place in ended.iter().take(ended.len().saturating_sub(MAX_LAPSED)) {
-            self.forget_early(place);
+        for place in self.surplus(&ended, MAX_LAPSED) {
+            self.forget_early(&place);
             changed.insert(place.address);
         }
         changed
+    }
+
+    /// What has to go of these so that no more than `most` are left: of whoever has the most of them.
+    fn surplus(&self, ended: &[Place], most: usize) -> Vec<Place> {
+        let mut by_holder: BTreeMap<Holder, VecDeque<&Place>> = BTreeMap::new();
+        let mut surplus = Vec::new();
+        if ended.len() > most {
+            for place in ended {
+                by_holder.entry(self.holder(place)).or_default().push_back(place);
+            }
+        }
+        while ended.len() - surplus.len() > most {
+            let greatest = by_holder.values_mut().max_by_key(|held| held.len());
+            let Some(place) = greatest.and_then(VecDeque::pop_front) else { break };
+            surplus.push(place.clone());
+        }
+        surplus
     }
 
     /// Addresses with names that have lapsed.
@@ -198,9 +290,9 @@ impl Names {
         let Some(names) = self.by_address.get(&address) else { return (live, lasting) };
         for pattern in patterns {
             let end = if pattern.is_exact() {
-                names.get(pattern.as_str()).copied()
+                names.get(pattern.as_str()).map(|known| known.until)
             } else {
-                names.iter().filter(|(name, _)| pattern.matches(name)).map(|(_, end)| *end).max()
+                names.iter().filter(|(name, _)| pattern.matches(name)).map(|(_, known)| known.until).max()
             };
             let Some(end) = end else { continue };
             lasting.insert(pattern);
@@ -218,8 +310,8 @@ impl Names {
 
     /// A name at an address.
     pub fn place(&self, name: &str, address: IpAddr) -> Option<Place> {
-        let (name, until) = self.by_address.get(&address)?.get_key_value(name)?;
-        Some(Place { until: *until, address, name: name.clone() })
+        let (name, known) = self.by_address.get(&address)?.get_key_value(name)?;
+        Some(Place { until: known.until, address, name: name.clone() })
     }
 
     /// Every address that has a name.
@@ -244,141 +336,5 @@ impl Names {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    use proptest::prelude::*;
-
-    const FLOOR: Duration = Duration::from_secs(60);
-
-    fn at(last: u16) -> IpAddr {
-        let [high, low] = last.to_be_bytes();
-        IpAddr::from([198, 51, high, low])
-    }
-
-    fn learn(names: &mut Names, name: &str, last: u16, holds: u64, now: u64) -> bool {
-        !names.learn(name, &[(at(last), Duration::from_secs(holds))], now, FLOOR).is_empty()
-    }
-
-    fn patterns(texts: &[&str]) -> Vec<NamePattern> {
-        texts.iter().map(|text| NamePattern::parse(text).unwrap()).collect()
-    }
-
-    #[test]
-    fn an_address_has_all_names_that_were_told_of_it() {
-        let mut names = Names::default();
-        assert!(learn(&mut names, "a.example.com", 1, 30, 1000));
-        assert!(learn(&mut names, "b.example.com", 1, 30, 1000));
-        assert!(!learn(&mut names, "b.example.com", 1, 30, 1000), "nothing new");
-        let known = patterns(&["a.example.com", "c.example.com", "*.example.com", "*.example.net"]);
-        let found = [&known[0], &known[2]].into();
-        assert_eq!(names.patterns_of(at(1), &known), (found, [&known[0], &known[2]].into()));
-        assert!(names.patterns_of(at(2), &known).1.is_empty());
-    }
-
-    #[test]
-    fn a_name_holds_for_the_floor_at_least_and_for_the_longest_time_that_was_told() {
-        let mut names = Names::default();
-        learn(&mut names, "short.test", 1, 0, 1000);
-        assert!(!names.is_due(1059) && names.lapse(1059).is_empty());
-        assert!(names.is_due(1060));
-        learn(&mut names, "short.test", 1, 300, 1000);
-        learn(&mut names, "short.test", 1, 100, 1000);
-        assert!(names.lapse(1299).is_empty());
-        assert_eq!(names.lapse(1300), [at(1)].into());
-        assert!(learn(&mut names, "short.test", 1, 60, 1300), "it is there once more");
-    }
-
-    #[test]
-    fn a_name_outlives_its_end_for_what_is_there_and_allows_nothing_new() {
-        let mut names = Names::default();
-        learn(&mut names, "a.test", 1, 60, 1000);
-        learn(&mut names, "b.test", 1, 90, 1000);
-        learn(&mut names, "a.test", 2, 60, 1000);
-        assert_eq!(names.lapse(1060), [at(1), at(2)].into());
-        let known = patterns(&["a.test", "b.test"]);
-        let (live, lasting) = names.patterns_of(at(1), &known);
-        assert_eq!((live, lasting), ([&known[1]].into(), [&known[0], &known[1]].into()));
-        assert_eq!(names.lapsed(), [at(1), at(2)].into());
-        assert!(names.lapse(1061).is_empty(), "that was said already");
-        assert_eq!(names.forget(&[at(2), at(3)].into()), [at(2)].into());
-        assert_eq!(names.addresses().collect::<Vec<_>>(), [at(1)]);
-        assert_eq!(names.forget(&[at(1)].into()), [at(1)].into());
-        assert_eq!(names.names_of(at(1)).collect::<Vec<_>>(), ["b.test"]);
-        names.lapse(2000);
-        names.forget(&[at(1)].into());
-        assert!(names.is_empty() && names.by_name.is_empty() && names.by_address.is_empty());
-    }
-
-    #[test]
-    fn what_ended_while_no_agent_was_there_is_kept_only_where_the_kernel_knows_it() {
-        let mut names = Names::default();
-        for last in 1..=3 {
-            learn(&mut names, "a.test", last, 60 * u64::from(last), 1000);
-        }
-        names.resume(1130, |address| address == at(1));
-        assert_eq!(names.addresses().collect::<Vec<_>>(), [at(1), at(3)]);
-        assert_eq!((names.lapsed(), names.forgotten()), ([at(1)].into(), 0));
-    }
-
-    #[test]
-    fn of_too_many_addresses_of_a_name_those_go_that_end_first() {
-        let mut names = Names::default();
-        let many = u16::try_from(MAX_ADDRESSES_OF_A_NAME).unwrap();
-        for last in 0..many {
-            learn(&mut names, "a.test", last, 60 + u64::from(last), 1000);
-        }
-        let changed = names.learn("a.test", &[(at(5000), Duration::from_secs(3600))], 1000, FLOOR);
-        assert_eq!(changed, [at(0), at(5000)].into());
-        assert_eq!((names.len(), names.forgotten()), (MAX_ADDRESSES_OF_A_NAME, 1));
-    }
-
-    #[test]
-    fn of_too_many_names_those_go_that_end_first() {
-        let mut names = Names::default();
-        for i in 0..MAX_ENTRIES {
-            learn(&mut names, &format!("{i}.test"), 1, 100 + i as u64, 1000);
-        }
-        learn(&mut names, "new.test", 2, 3600, 1000);
-        assert_eq!(names.len(), MAX_ENTRIES);
-        assert!(names.names_of(at(1)).all(|name| name != "0.test"));
-        assert_eq!(names.names_of(at(2)).collect::<Vec<_>>(), ["new.test"]);
-    }
-
-    #[test]
-    fn what_is_recalled_is_as_it_was() {
-        let mut before = Names::default();
-        learn(&mut before, "a.test", 1, 60, 1000);
-        learn(&mut before, "b.test", 1, 90, 1000);
-        let mut after = Names::default();
-        before.places().for_each(|place| after.recall(place));
-        assert!(before.places().eq(after.places()));
-    }
-
-    proptest! {
-        #[test]
-        fn its_three_orders_agree_whatever_happens(
-            steps in prop::collection::vec((0..4u8, 0..5u16, 0..5u16, 0..200u64), 0..80),
-        ) {
-            let mut names = Names::default();
-            let mut now = 1000;
-            for (what, name, last, amount) in steps {
-                if what < 3 {
-                    learn(&mut names, &format!("{name}.test"), last, amount, now);
-                } else {
-                    now += amount;
-                    names.lapse(now);
-                    names.forget(&[at(last)].into());
-                    prop_assert!(!names.lapsed().contains(&at(last)));
-                }
-                let of_addresses: usize = names.by_address.values().map(BTreeMap::len).sum();
-                let of_names: usize = names.by_name.values().map(BTreeSet::len).sum();
-                prop_assert_eq!((of_addresses, of_names), (names.len(), names.len()));
-                for place in names.places() {
-                    prop_assert_eq!(names.by_address[&place.address].get(&place.name), Some(&place.until));
-                    prop_assert!(names.by_name[&place.name].contains(&(place.until, place.address)));
-                }
-            }
-        }
-    }
-}
+#[path = "table_tests.rs"]
+mod tests;

@@ -155,8 +155,11 @@ fn a_map_that_is_full_is_named_nothing_changes_and_a_new_pod_is_closed_until_the
     });
 }
 
+/// Services by their names.
+type Told = Vec<(&'static str, wire::Service)>;
+
 /// What doesn't fit in which map of services, of which so many entries are free.
-fn services() -> [(&'static str, u32, Vec<(&'static str, wire::Service)>); 3] {
+fn services() -> [(&'static str, u32, Told); 3] {
     let all = ["shop/a", "shop/b", "shop/c", "shop/d"];
     [
         ("SERVICES", 3, all.into_iter().zip((1..5).map(|number| service(number, 1, 0))).collect()),

@@ -7,13 +7,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use node_agent::cni::Netns;
 use serde_json::{Value, json};
-use xds_proto::isthmus::agent::v1::{LocalEndpoint, Readiness};
+use xds_proto::isthmus::agent::v1::{LocalEndpoint, Readiness, Service, WorkloadAddress};
 
 use crate::{
     Host, attempts,
-    control_plane::{State, eventually, local},
-    greeted, links, name, netns, run, serve_in,
+    control_plane::{State, eventually, identity, local, within},
+    greeted, links, name, netns, run, serve_in, six,
 };
 
 /// Pods that come at once.
@@ -44,6 +45,18 @@ fn readiness(state: &Arc<State>) {
     // What answers there is no HTTP.
     probe(Readiness { http_port: 9090, http_path: "/healthz".into(), ..Default::default() });
     eventually("the answer is none", || (!state.is_ready("shop/evil")).then_some(()));
+    // Told of again, because the control plane has lost it, it is no readier than before.
+    let evil: Ipv4Addr = state.reported("shop/evil").unwrap().parse().unwrap();
+    state.lose("shop/evil");
+    let told = eventually_within(Duration::from_secs(30), "it is told of again", || state.told_ready("shop/evil"));
+    assert!(!told, "the probe fails");
+    let found = WorkloadAddress {
+        name: "shop/evil".into(),
+        addresses: vec![evil.to_string(), six(evil).to_string()],
+        identity: identity("evil"),
+        ..Default::default()
+    };
+    state.put("shop/evil", &found);
     state.put("shop/evil", &local("shop", "evil"));
     eventually("it is not asked any more", || state.is_ready("shop/evil").then_some(()));
 }
@@ -85,7 +98,21 @@ fn ptp(pod: &str, address: &str) -> Value {
     inside(&["link", "set", "eth0", "up"]);
     inside(&["route", "add", "10.1.1.1", "dev", "eth0", "scope", "link"]);
     inside(&["route", "add", "default", "via", "10.1.1.1"]);
-    result("vethp", pod, address, "10.1.1.1")
+    let (node, own) = ("fd00:1::1ff", six(address.parse().unwrap()).to_string());
+    run(&["ip", "address", "add", &format!("{node}/128"), "dev", "vethp", "nodad"]);
+    run(&["ip", "route", "add", &own, "dev", "vethp"]);
+    inside(&["address", "add", &format!("{own}/128"), "dev", "eth0", "nodad"]);
+    inside(&["route", "add", node, "dev", "eth0"]);
+    inside(&["route", "add", "default", "via", node, "dev", "eth0"]);
+    both(result("vethp", pod, address, "10.1.1.1"))
+}
+
+/// The same with the IPv6 address that the pod has.
+fn both(mut result: Value) -> Value {
+    let ips = result["prevResult"]["ips"].as_array_mut().unwrap();
+    let four = ips[0]["address"].as_str().unwrap().trim_end_matches("/32").parse().unwrap();
+    ips.push(json!({ "interface": 1, "address": format!("{}/128", six(four)), "gateway": "fd00:1::1ff" }));
+    result
 }
 
 fn result(host_end: &str, pod: &str, address: &str, gateway: &str) -> Value {
@@ -104,13 +131,14 @@ fn chain_after_ptp(host: &Host<'_>, state: &Arc<State>) {
     let address = Ipv4Addr::new(10, 1, 1, 200);
     let previous = ptp("payptp", "10.1.1.200");
     serve_in("payptp", 8080);
-    let from = |pod: &str| attempts(pod, address, 8080)[0];
-    assert!(from("evil"), "as long as nobody guards it");
+    let from = |pod: &str| attempts(pod, address, 8080);
+    // (A moment goes by until the kernel is sure of its own addresses.)
+    eventually("anybody may, as long as nobody guards it", || (from("evil") == [true, true]).then_some(()));
 
     // What is not as it was said to be is refused, and left as it is.
     for (wrong, word) in [
-        (result("vethp", "payptp", "10.1.1.201", "10.1.1.1"), "10.1.1.201"),
-        (result("vethp", "payptp", "10.9.9.9", "10.1.1.1"), "10.1.1.0/24"),
+        (both(result("vethp", "payptp", "10.1.1.201", "10.1.1.1")), "10.1.1.201"),
+        (both(result("vethp", "payptp", "10.9.9.9", "10.1.1.1")), "10.1.1.0/24"),
         (json!({ "prevResult": "x" }), "no result"),
     ] {
         let (fine, answer) = chained("ADD", &wrong);
@@ -118,21 +146,40 @@ fn chain_after_ptp(host: &Host<'_>, state: &Arc<State>) {
     }
     assert_eq!(state.reported("shop/payptp"), None);
 
-    let (fine, answer) = chained("ADD", &previous);
+    // Services are heard of, so what the node's ports lead to is known as well.
+    state.put("shop/none", &Service { name: "shop/none".into(), ..Default::default() });
+    let mut wanted = previous.clone();
+    let port = json!({ "hostPort": 8088, "containerPort": 8080, "protocol": "tcp" });
+    wanted["runtimeConfig"] = json!({ "portMappings": [port] });
+    let (fine, answer) = chained("ADD", &wanted);
     assert!(fine && answer == previous["prevResult"], "{answer}");
     assert_eq!(state.reported("shop/payptp"), Some("10.1.1.200".into()));
-    assert!(from("web") && !from("evil"), "its policy holds");
-    assert!(greeted(SocketAddr::new(IpAddr::V4(address), 8080)), "the node, as 10.1.1.1, may");
-    assert!(chained("ADD", &previous).0, "the same once more");
+    assert_eq!((from("web"), from("evil")), ([true, true], [false, false]), "its policy holds");
+    let by_port = |pod: &str| {
+        let inside = Netns::open(&netns(pod)).unwrap();
+        ["192.0.2.1:8088", "[2001:db8::1]:8088"].map(|node| {
+            let node: SocketAddr = node.parse().unwrap();
+            inside.run(move || greeted(node)).unwrap()
+        })
+    };
+    assert_eq!(
+        (by_port("web"), by_port("evil")),
+        ([true, true], [false, false]),
+        "the node's port leads to it"
+    );
+    for address in [IpAddr::V4(address), six(address).into()] {
+        assert!(greeted(SocketAddr::new(address, 8080)), "the node may: {address}");
+    }
+    assert!(chained("ADD", &wanted).0, "the same once more");
     assert!(chained("CHECK", &previous).0);
-    let (fine, answer) = chained("CHECK", &result("vethp", "payptp", "10.1.1.201", "10.1.1.1"));
+    let (fine, answer) = chained("CHECK", &both(result("vethp", "payptp", "10.1.1.201", "10.1.1.1")));
     assert!(!fine && answer["code"] == 101, "{answer}");
 
     // The other plugin's things are there after DEL, and closed until that plugin removes them.
     assert!(chained("DEL", &previous).0 && chained("DEL", &previous).0);
     assert_eq!(state.reported("shop/payptp"), None);
     run(&["ip", "link", "show", "vethp"]);
-    assert!(!from("web") && !from("evil"));
+    assert_eq!((from("web"), by_port("web")), ([false, false], [false, false]));
     run(&["ip", "link", "delete", "vethp"]);
     let pins = host.sandbox.bpffs().join("links");
     let doors = || std::fs::read_dir(&pins).unwrap().flatten().filter(is_door).count();

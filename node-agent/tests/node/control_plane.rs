@@ -169,6 +169,23 @@ impl State {
         self.ready.lock().unwrap().get(workload) == Some(&true)
     }
 
+    /// As what a workload was last reported.
+    pub fn told_ready(&self, workload: &str) -> Option<bool> {
+        self.ready.lock().unwrap().get(workload).copied()
+    }
+
+    /// Takes a workload to be elsewhere, and forgets whether it is ready.
+    pub fn lose(&self, workload: &str) {
+        let elsewhere = agent::WorkloadAddress {
+            name: workload.into(),
+            addresses: vec!["10.1.9.9".into()],
+            identity: 300,
+            ..Default::default()
+        };
+        self.ready.lock().unwrap().remove(workload);
+        self.put(workload, &elsewhere);
+    }
+
     pub fn flows(&self) -> Vec<Flow> {
         self.flows.lock().unwrap().clone()
     }

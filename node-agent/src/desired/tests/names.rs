@@ -26,7 +26,7 @@ pub(super) fn names(told: &Told) -> Names {
     let mut names = Names::default();
     for ((caller, name), live) in told {
         let holds = Duration::from_secs(if *live { 2 * NOW } else { NOW / 2 });
-        names.learn(NAMES[*name], &[(CALLERS[*caller], holds)], 0, Duration::ZERO);
+        names.learn(None, NAMES[*name], &[(CALLERS[*caller], holds)], 0, Duration::ZERO);
     }
     names.lapse(NOW);
     names

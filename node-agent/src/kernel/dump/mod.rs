@@ -12,7 +12,9 @@ use std::path::Path;
 use aya::maps::MapData;
 use serde_json::{Map, Value};
 
-pub(crate) use self::shown::{captured, cidr, class, endpoint, host, netns, peer, proxy, rule};
+pub(crate) use self::shown::{
+    captured, cidr, class, config, control, endpoint, guarded, host, netns, node, peer, proxy, rule,
+};
 use super::{KernelError, pins::Pins, sys};
 
 /// Names and values, in the order in which they are shown.
@@ -91,6 +93,10 @@ pub fn all() -> Vec<Box<dyn Dump>> {
         hash("CAPTURED", shown::captured),
         hash("PROXIES", shown::proxy),
         trie("NODES", shown::node),
+        hash("LOCALS", shown::local),
+        hash("CONTROL", shown::control),
+        array("GUARDED", shown::guarded),
+        array("CONFIG", shown::config),
         hash("NAT", shown::translation),
         per_cpu("METRICS", shown::metric),
         per_cpu("SUPPRESSED", shown::metric),

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use ebpf_shared::{
     Addr, Backend, CapturedKey, ConnEntry, ConnKey, Direction, Endpoint, Metric, Netns, PeerKey, Proxy,
     Reason, ReverseKey, RuleRef, RuleValue, ServiceKey, ServiceValue, Sides, SockAddr, metrics,
-    nat::{NatKey, NatValue, Tuple},
+    nat::{NatKey, NatValue, NodeConfig, Tuple},
     overlay::Hop,
     service::{AffinityKey, AffinityValue, ReverseValue},
 };
@@ -110,9 +110,33 @@ pub(crate) fn rule(prefix: &RulePrefix, value: &RuleValue) -> Entry {
     entry(key, value)
 }
 
-pub(super) fn node(cidr: &Cidr, hop: &Hop) -> Entry {
+pub(crate) fn node(cidr: &Cidr, hop: &Hop) -> Entry {
     let value = [("ipv4", address(hop.v4)), ("ipv6", address(hop.v6)), ("flags", json!(hop.flags))];
     entry([("cidr", IpNet::from(*cidr).to_string().into())], value)
+}
+
+pub(super) fn local(addr: &Addr, number: &u32) -> Entry {
+    entry([("address", address(*addr))], [("number", json!(number))])
+}
+
+pub(crate) fn control(at: &SockAddr, _: &u8) -> Entry {
+    entry([("address", socket(at))], [])
+}
+
+pub(crate) fn guarded(_: u32, guarded: &u32) -> Entry {
+    entry([], [("guarded", json!(guarded))])
+}
+
+pub(crate) fn config(_: u32, config: &NodeConfig) -> Entry {
+    let value = [
+        ("ipv4", address(config.v4)),
+        ("ipv6", address(config.v6)),
+        ("first_port", json!(config.first_port)),
+        ("last_port", json!(config.last_port)),
+        ("interface", json!(config.ifindex)),
+        ("tunnel", json!(config.tunnel)),
+    ];
+    entry([], value)
 }
 
 pub(super) fn translation(key: &NatKey, value: &NatValue) -> Entry {
