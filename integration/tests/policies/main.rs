@@ -9,6 +9,7 @@
 mod case;
 mod mesh;
 mod probe;
+mod standing;
 mod tables;
 
 use std::time::Instant;
@@ -42,6 +43,10 @@ fn packets_explanations_and_flows_agree_with_what_policies_say() {
         }
     }
     wrong.extend(case::untold(&mesh, &told).unwrap());
+    match standing::cut(&mesh) {
+        Ok(connections) => println!("{connections} connections that stand, of which policies cut some"),
+        Err(error) => wrong.push(format!("connections that stand: {error:#}")),
+    }
     drop(mesh);
     assert!(wrong.is_empty(), "{} are wrong:\n{}", wrong.len(), wrong.join("\n"));
     assert!(!told.is_empty());

@@ -5,6 +5,7 @@ use std::{
     io::{Read, Write},
     mem::MaybeUninit,
     net::{IpAddr, Ipv6Addr, SocketAddr},
+    sync::atomic::{AtomicU16, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -42,6 +43,9 @@ impl What {
         }
     }
 }
+
+/// Tells what has no port of its own apart, as a flow and where it arrives.
+static NUMBER: AtomicU16 = AtomicU16::new(40_000);
 
 /// What became of it.
 #[derive(Debug)]
@@ -120,8 +124,8 @@ fn echo(source: Option<IpAddr>, to: IpAddr, patience: Duration) -> Result<Came> 
     let (protocol, request, reply) = if v6 { (Protocol::ICMPV6, 128, 129) } else { (Protocol::ICMPV4, 8, 0) };
     let socket = socket(Type::RAW, protocol, source, to)?;
     socket.connect(&SocketAddr::new(to, 0).into())?;
-    let mark = std::process::id() as u8;
-    let mut message = [request, 0, 0, 0, mark, 7, 0, 1, b'e', b'c', b'h', b'o'];
+    let [high, low] = NUMBER.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+    let mut message = [request, 0, 0, 0, high, low, 0, 1, b'e', b'c', b'h', b'o'];
     // RFC 1071; of IPv6 the kernel does it, which knows the addresses.
     let sum: u32 = message.chunks(2).map(|two| u32::from(two[0]) << 8 | u32::from(two[1])).sum();
     let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
@@ -129,7 +133,7 @@ fn echo(source: Option<IpAddr>, to: IpAddr, patience: Duration) -> Result<Came> 
     let through = socket.send(&message).is_ok()
         && arrives(&socket, patience, |packet| {
             let said = if v6 { packet } else { packet.get(20..).unwrap_or_default() };
-            said.first() == Some(&reply) && said.get(4..6) == Some(&[mark, 7])
+            said.first() == Some(&reply) && said.get(4..6) == Some(&[high, low])
         })?;
     Ok(Came { through, source_port: 0 })
 }
@@ -143,7 +147,7 @@ pub fn sctp(
 ) -> Result<Came> {
     let protocol = Protocol::from(132);
     let ear = within(at, || socket(Type::RAW, protocol, Some(to), to))?;
-    let source_port = 40_000 + port % 1000;
+    let source_port = NUMBER.fetch_add(1, Ordering::Relaxed);
     // RFC 9260: ports, tag, checksum (nobody looks at it on the way), and a chunk INIT.
     let mut init = [0_u8; 32];
     init[..2].copy_from_slice(&source_port.to_be_bytes());

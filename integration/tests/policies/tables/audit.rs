@@ -61,7 +61,7 @@ batch -> tried tcp 8080  audit default-deny-ingress
 batch -> tried echo      audit default-deny-ingress
 db    -> tried tcp 8080  audit ciliumnetworkpolicy/shop/of-the-tried#ingressDeny[0]
 tried -> api   tcp 8080  audit default-deny-egress
-tried -> out   udp 8080  audit default-deny-egress
+tried -> out   tcp 8080  audit default-deny-egress
 ",
     },
     Case {

@@ -142,7 +142,7 @@ web   -> api tcp 8080 yes ingress[0]
 batch -> api tcp 8080 yes -
 out   -> api tcp 8080 yes -
 out   -> api tcp 9001 no  ingressDeny[0]
-out   -> api udp/4 9001 no  ingressDeny[0]
+out   -> api udp 9001 no  ingressDeny[0]
 ",
     },
     Case {

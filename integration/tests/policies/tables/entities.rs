@@ -1,5 +1,6 @@
 //! Entities. `db` runs beside the gateway, so that the other node is `n2` to it; `api` runs on that one, and knows `n1` as
-//! the gateway.
+//! the gateway. By IPv4 a pod beside the gateway sees its own node as the gateway, which the reference evaluator does not take
+//! for the node: such asks are of IPv6 alone.
 
 use crate::case::Case;
 
@@ -17,7 +18,7 @@ out   -> db  tcp 8080   yes specs[0].ingress[0]
 out   -> db  echo       yes specs[0].ingress[0]
 api   -> db  tcp 8080   no  specs[0].default-deny-ingress
 n2    -> db  tcp 8080   no  specs[0].default-deny-ingress
-n1    -> db  tcp 8080   yes own-node
+n1    -> db  tcp/6 8080 yes own-node
 web   -> out tcp 8080   yes specs[1].egress[0]
 web   -> admin tcp 8080 no  specs[1].default-deny-egress
 web   -> n2  tcp 8080   no  specs[1].default-deny-egress
@@ -72,7 +73,7 @@ n2    -> db  echo     yes specs[0].ingress[0]
 api   -> db  tcp 8080 no  specs[0].default-deny-ingress
 out   -> db  tcp 8080 no  specs[0].default-deny-ingress
 web   -> n2  tcp 8080 yes specs[1].egress[0]
-web   -> n1  tcp 8080 yes own-node
+web   -> n1  tcp/6 8080 yes own-node
 web   -> api tcp 8080 no  specs[1].default-deny-egress
 tried -> n2  tcp 8080 audit specs[2].egressDeny[0]
 ",
@@ -84,16 +85,16 @@ tried -> n2  tcp 8080 audit specs[2].egressDeny[0]
 {apiVersion: cilium.io/v2, kind: CiliumNetworkPolicy, metadata: {name: host, namespace: shop}, specs: [
  {endpointSelector: {matchLabels: {app: api}}, ingress: [{fromEntities: [host]}]},
  {endpointSelector: {matchLabels: {app: batch}}, ingressDeny: [{fromEntities: [host]}], egressDeny: [{toEntities: [host]}]},
- {endpointSelector: {matchLabels: {app: db}}, ingressDeny: [{fromEntities: [health]}]}]}",
+ {endpointSelector: {matchLabels: {app: db}}, enableDefaultDeny: {ingress: false}, ingressDeny: [{fromEntities: [health]}]}]}",
         asks: "
 n2    -> api   tcp 8080 yes own-node
 web   -> api   tcp 8080 no  specs[0].default-deny-ingress
 out   -> api   tcp 8080 no  specs[0].default-deny-ingress
 n2    -> batch tcp 8080 no  specs[1].ingressDeny[0]
 n2    -> batch echo     no  specs[1].ingressDeny[0]
-web   -> batch tcp 8080 yes -
+web   -> batch tcp 8080 no  specs[1].default-deny-ingress
 batch -> n2    tcp 8080 no  specs[1].egressDeny[0]
-n1    -> db    tcp 8080 no  specs[2].ingressDeny[0]
+n1    -> db    tcp/6 8080 no  specs[2].ingressDeny[0]
 n2    -> db    tcp 8080 yes -
 ",
     },
@@ -111,7 +112,7 @@ out   -> api tcp 9000 no  specs[0].default-deny-ingress
 web   -> db  tcp 9000 no  specs[1].ingressDeny[0]
 out   -> db  tcp 9000 no  specs[1].ingressDeny[0]
 n1    -> db  tcp 9000 no  specs[1].ingressDeny[0]
-web   -> db  tcp 9001 yes -
+web   -> db  tcp 9001 no  specs[1].default-deny-ingress
 ",
     },
     Case {
@@ -128,8 +129,8 @@ web   -> out   tcp 8443 no  specs[0].default-deny-egress
 out2  -> batch tcp 8080 yes specs[1].ingress[0]
 out   -> batch tcp 8080 no  specs[1].default-deny-ingress
 n1    -> api   tcp/4 8080 yes specs[2].ingress[0]
-web   -> api   tcp 8080 no  specs[2].default-deny-ingress
-web   -> db    tcp 8080 no  specs[3].default-deny-ingress
+batch -> api   tcp 8080 no  specs[2].default-deny-ingress
+batch -> db    tcp 8080 no  specs[3].default-deny-ingress
 out   -> db    tcp 8080 no  specs[3].default-deny-ingress
 ",
     },
