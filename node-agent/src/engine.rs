@@ -19,6 +19,7 @@ use xds_proto::{isthmus::agent::v1::HostEndpoint, type_url};
 
 use crate::{
     desired::{Desired, Dictionary, EndpointEntry, Inputs, Listens, MapOp, Planner, Pod, PodAddresses},
+    health::{self, Health},
     maps::{MapError, Maps},
     names::Names,
     subscribe::{HostPort, Resources, Touched},
@@ -48,6 +49,8 @@ struct Inner {
     pods: BTreeMap<NamespacedName, Pod>,
     /// Further addresses of the node, by which it speaks to pods that other plugins have made.
     gateways: BTreeSet<IpAddr>,
+    /// Of these, those that never go.
+    own: BTreeSet<IpAddr>,
     /// What DNS has told pods of this node.
     names: Names,
     kept: Kept,
@@ -80,6 +83,7 @@ impl Engine {
             resources: Resources::default(),
             pods: BTreeMap::new(),
             gateways: BTreeSet::new(),
+            own: BTreeSet::new(),
             names: Names::default(),
             kept: Kept::default(),
             current,
@@ -247,7 +251,15 @@ impl Engine {
     /// Says which further addresses are the node's own. Takes effect with the next change.
     pub fn set_gateways(&self, gateways: BTreeSet<IpAddr>) {
         let mut inner = self.lock();
-        inner.gateways = gateways;
+        inner.gateways = &gateways | &inner.own;
+        inner.touched.nodes = true;
+    }
+
+    /// Says which addresses are the node's own as well, for good. Takes effect with the next change.
+    pub fn set_own(&self, own: BTreeSet<IpAddr>) {
+        let mut inner = self.lock();
+        inner.gateways.extend(&own);
+        inner.own = own;
         inner.touched.nodes = true;
     }
 
@@ -315,6 +327,12 @@ impl Engine {
     pub fn kernel<T>(&self, look: impl FnOnce(&Desired, &Dictionary) -> T) -> T {
         let inner = self.lock();
         look(&inner.current, inner.planner.dictionary())
+    }
+
+    /// What is said of services at their health ports.
+    pub fn health(&self) -> BTreeMap<u16, Health> {
+        let inner = self.lock();
+        health::told(&inner.resources, &inner.pods)
     }
 
     /// Changes whenever resources, pods or the kernel did.

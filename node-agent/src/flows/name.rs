@@ -219,13 +219,19 @@ mod tests {
         };
         let service = |front, backends: Vec<ServiceBackend>| Service {
             addresses: vec![[10, 96, 0, front].into()],
-            ports: vec![ServicePort { port: 80, protocol: 6, proxy_port: 0, backends, ..ServicePort::default() }],
+            ports: vec![ServicePort {
+                port: 80,
+                protocol: 6,
+                proxy_port: 0,
+                backends,
+                ..ServicePort::default()
+            }],
             ..Service::default()
         };
         let mut resources = resources();
         resources
             .services
-            .insert(NamespacedName::new("shop", "pay"), service(1, vec![backend(7), backend(8)]));
+            .insert(NamespacedName::new("shop", "pay"), service(1, vec![backend(7), backend(8)]).into());
         resources.services.insert(NamespacedName::new("shop", "all"), service(2, vec![backend(8)]).into());
         let names = Names::of("n1", &resources);
         let asked = |last: [u8; 4], port| {

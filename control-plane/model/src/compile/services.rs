@@ -271,16 +271,17 @@ impl<'a> Builder<'a, '_> {
         slices: &[&EndpointSlice],
     ) -> Vec<MeshEndpoint> {
         let mut found: BTreeMap<IpAddr, MeshEndpoint> = BTreeMap::new();
-        let endpoint = |ip: IpAddr, ready: bool, workload: Option<&MeshWorkload>, place: Place| MeshEndpoint {
-            address: SocketAddr::new(ip, 0),
-            weight: 1,
-            priority: 0,
-            cluster: self.input.cluster.name.clone(),
-            ready: ready || wanted.publish,
-            workload: workload.map(|w| w.name.clone()),
-            mtls: false,
-            place,
-        };
+        let endpoint =
+            |ip: IpAddr, ready: bool, workload: Option<&MeshWorkload>, place: Place| MeshEndpoint {
+                address: SocketAddr::new(ip, 0),
+                weight: 1,
+                priority: 0,
+                cluster: self.input.cluster.name.clone(),
+                ready: ready || wanted.publish,
+                workload: workload.map(|w| w.name.clone()),
+                mtls: false,
+                place,
+            };
         for (workload, compiled) in members {
             let Some(binding) = &compiled.binding else { continue };
             let hostname = Some(&workload.meta.name.name).filter(|name| is_dns_label(name)).cloned();
@@ -320,6 +321,7 @@ impl<'a> Builder<'a, '_> {
             hint_zones: listed.hint_zones.clone(),
             hostname: listed.hostname.clone(),
             by_gateway: false,
+            elsewhere: false,
         }
     }
 
@@ -347,7 +349,7 @@ impl<'a> Builder<'a, '_> {
                 ready: service.ready_endpoints > 0,
                 workload: None,
                 mtls,
-                place: Place { by_gateway: mtls, ..Place::default() },
+                place: Place { by_gateway: mtls, elsewhere: true, ..Place::default() },
             };
             let mut by_packets = false;
             for at in service.entries_of(port, protocol) {

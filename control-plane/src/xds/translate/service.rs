@@ -81,8 +81,7 @@ fn backend(endpoint: &MeshEndpoint, state: wire::State) -> wire::Backend {
         zone: place.zone.clone().unwrap_or_default(),
         node: place.node.clone().unwrap_or_default(),
         state: state as i32,
-        // This one.
-        cluster: String::new(),
+        cluster: if place.elsewhere { endpoint.cluster.clone() } else { String::new() },
         hint_zones: place.hint_zones.clone(),
         hostname: place.hostname.clone().unwrap_or_default(),
     }

@@ -61,9 +61,7 @@ pub fn answer(zone: &Zone, domains: &Domains, over: Transport, query: &[u8]) -> 
     }
     let Some(labels) = labels(question.name()) else { return Reply::Forward };
     let found = lookup(zone, domains, &labels, question.query_type());
-    if found != Found::Elsewhere
-        && matches!(question.query_type(), RecordType::AXFR | RecordType::IXFR)
-    {
+    if found != Found::Elsewhere && matches!(question.query_type(), RecordType::AXFR | RecordType::IXFR) {
         return bare(&asked, ResponseCode::Refused);
     }
     match found {
@@ -141,7 +139,9 @@ fn whole(
     }
     records.truncate(MAX_ADDRESSES);
     let owner = question.name();
-    message.add_answers(records.into_iter().filter_map(|data| Some(Record::from_rdata(owner.clone(), TTL, rdata(data)?))));
+    message.add_answers(
+        records.into_iter().filter_map(|data| Some(Record::from_rdata(owner.clone(), TTL, rdata(data)?))),
+    );
     message.add_additionals(further.iter().filter_map(|(name, address)| {
         let name = Name::from_ascii(name).ok()?;
         Some(Record::from_rdata(name, TTL, rdata(Data::Address(*address))?))

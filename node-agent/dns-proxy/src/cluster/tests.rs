@@ -40,11 +40,19 @@ fn zone() -> Zone {
     ];
     put(
         "db",
-        NamedService { headless: true, exported: true, ports: vec![port("sql", members)], ..NamedService::default() },
+        NamedService {
+            headless: true,
+            exported: true,
+            ports: vec![port("sql", members)],
+            ..NamedService::default()
+        },
     );
     let bare = vec![endpoint("10.1.1.9", Some("one"), 0)];
     put("bare", NamedService { headless: true, endpoints: bare, ..NamedService::default() });
-    put("empty", NamedService { headless: true, ports: vec![port("sql", vec![])], ..NamedService::default() });
+    put(
+        "empty",
+        NamedService { headless: true, ports: vec![port("sql", vec![])], ..NamedService::default() },
+    );
     put(
         "far",
         NamedService {
@@ -125,7 +133,8 @@ fn named_ports_have_service_records_with_the_addresses_beside_them() {
         ["0 100 5432 10-1-2-3.db.shop.svc.cluster.local.", "0 100 5432 db-0.db.shop.svc.cluster.local."]
     );
     let message =
-        reply(&zone(), Transport::Udp, &query("_sql._tcp.db.shop.svc.cluster.local.", RecordType::SRV)).unwrap();
+        reply(&zone(), Transport::Udp, &query("_sql._tcp.db.shop.svc.cluster.local.", RecordType::SRV))
+            .unwrap();
     assert_eq!(message.additionals.len(), 3);
     for missing in ["_sql._udp.db", "_http._tcp.db", "__tcp.web", "_._tcp.web", "_udp.db"] {
         assert!(is_missing(&format!("{missing}.shop.svc.cluster.local.")), "{missing}");
@@ -136,7 +145,9 @@ fn named_ports_have_service_records_with_the_addresses_beside_them() {
 
 #[test]
 fn a_name_that_is_not_there_is_told_from_one_without_such_a_record() {
-    for missing in ["none.shop.svc", "web.none.svc", "none.svc", "shop", "web.shop", "a.b.c.shop.svc", "x.pod"] {
+    for missing in
+        ["none.shop.svc", "web.none.svc", "none.svc", "shop", "web.shop", "a.b.c.shop.svc", "x.pod"]
+    {
         assert!(is_missing(&format!("{missing}.cluster.local.")), "{missing}");
     }
     assert!(is_missing("empty.shop.svc.cluster.local."), "nobody is ready");

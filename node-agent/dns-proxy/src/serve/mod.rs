@@ -21,8 +21,8 @@ use crate::{
     message::{Code, Question},
     released,
 };
-use slots::Slots;
 pub use cluster::{Cluster, ClusterListeners};
+use slots::Slots;
 pub use sockets::Listeners;
 
 /// As long as stub resolvers wait for one server (`resolv.conf`'s `timeout`).

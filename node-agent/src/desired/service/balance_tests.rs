@@ -136,7 +136,7 @@ fn backends() -> impl Strategy<Value = Vec<ServiceBackend>> {
             zone: ["", "a", "b"][usize::from(zone)].into(),
             state: [BackendState::Active, BackendState::Terminating, BackendState::NotReady]
                 [usize::from(state)],
-            hint_zones: Default::default(),
+            ..ServiceBackend::default()
         })
         .collect()
     })
@@ -166,7 +166,7 @@ prop_compose! {
             external_local,
             source_ranges: if ranged { vec!["198.51.100.0/24".parse().unwrap()] } else { Vec::new() },
             prefer_same_zone,
-            direct: false,
+            ..Service::default()
         }
     }
 }

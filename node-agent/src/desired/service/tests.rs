@@ -22,7 +22,13 @@ fn service() -> Service {
     let backends = ["10.1.1.2", "10.1.2.2", "fd00:1:0:1::2", "fd00:1:0:2::2"].map(backend).to_vec();
     Service {
         addresses: vec!["10.101.0.1".parse().unwrap(), "fd00:2::1".parse().unwrap()],
-        ports: vec![ServicePort { port: 80, protocol: TCP, proxy_port: 0, backends, ..ServicePort::default() }],
+        ports: vec![ServicePort {
+            port: 80,
+            protocol: TCP,
+            proxy_port: 0,
+            backends,
+            ..ServicePort::default()
+        }],
         ..Service::default()
     }
 }
