@@ -266,6 +266,12 @@ mod tests {
             ]
         );
         assert_eq!((port.backends[0].zone.as_str(), port.backends[0].node.as_str()), ("a", "n1"));
+        // A peer's is told as one.
+        let elsewhere = Place { elsewhere: true, ..Place::default() };
+        mesh.ports[0].endpoints.push(endpoint("198.51.100.8:30080", true, 2, elsewhere));
+        let clusters: Vec<_> = service(&mesh).ports[0].further.iter().map(|b| b.cluster.clone()).collect();
+        assert_eq!(clusters, ["", "", "west"]);
+        mesh.ports[0].endpoints.pop();
         mesh.delivery.headless = true;
         let further = of(&service(&mesh).ports[0].further);
         assert!(
