@@ -11,6 +11,7 @@ use dns_proxy::{
     cluster::{Domains, Zone},
     serve::{Cluster, ClusterListeners},
 };
+use mesh_model::resource::NamespacedName;
 use tokio::sync::watch;
 use tokio_stream::StreamExt;
 use tonic::Streaming;
@@ -108,27 +109,31 @@ async fn connect(socket: &Path, request: DnsNamesRequest) -> Result<Streaming<Dn
 /// Takes what is told until the stream ends.
 async fn take(mut stream: Streaming<DnsNames>, cluster: &Cluster) {
     while let Some(Ok(told)) = stream.next().await {
+        // All of them are put together beside those that are answered.
+        let fresh = told.whole.then(|| {
+            let mut zone = Zone::default();
+            put(&mut zone, &told);
+            zone
+        });
         let mut zone = cluster.zone.write().unwrap_or_else(PoisonError::into_inner);
-        put(&mut zone, &told);
+        match fresh {
+            Some(fresh) => *zone = fresh,
+            None => put(&mut zone, &told),
+        }
     }
 }
 
 fn put(zone: &mut Zone, told: &DnsNames) {
-    let mut fresh = Zone::default();
-    let into = if told.whole { &mut fresh } else { &mut *zone };
     for wire in &told.services {
         match named::read(wire) {
-            Some((name, service)) => into.put(name, service),
+            Some((name, service)) => zone.put(name, service),
             None => tracing::error!(name = wire.name, "what is told of a service can't be read"),
         }
     }
     for name in &told.gone {
-        if let Some(name) = mesh_model::resource::NamespacedName::parse(name) {
-            into.remove(&name);
+        if let Some(name) = NamespacedName::parse(name) {
+            zone.remove(&name);
         }
-    }
-    if told.whole {
-        *zone = fresh;
     }
 }
 
