@@ -144,7 +144,6 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     engine.keep_names(Log::open(&args.state_dir).context("names")?, floor, unix_now());
     // Before any policy for the node itself is in force.
     let served: BTreeSet<IpAddr> = args.cluster_dns.addresses.iter().copied().collect();
-    engine.set_own(served.clone());
     let mut known = Known::with(served.clone());
     known.refresh(&host, &upstream, &engine, true).await.context("this node's addresses")?;
     let cache = Cache::new(&args.state_dir).context("resource cache")?;

@@ -49,8 +49,6 @@ struct Inner {
     pods: BTreeMap<NamespacedName, Pod>,
     /// Further addresses of the node, by which it speaks to pods that other plugins have made.
     gateways: BTreeSet<IpAddr>,
-    /// Of these, those that never go.
-    own: BTreeSet<IpAddr>,
     /// What DNS has told pods of this node.
     names: Names,
     kept: Kept,
@@ -83,7 +81,6 @@ impl Engine {
             resources: Resources::default(),
             pods: BTreeMap::new(),
             gateways: BTreeSet::new(),
-            own: BTreeSet::new(),
             names: Names::default(),
             kept: Kept::default(),
             current,
@@ -251,15 +248,7 @@ impl Engine {
     /// Says which further addresses are the node's own. Takes effect with the next change.
     pub fn set_gateways(&self, gateways: BTreeSet<IpAddr>) {
         let mut inner = self.lock();
-        inner.gateways = &gateways | &inner.own;
-        inner.touched.nodes = true;
-    }
-
-    /// Says which addresses are the node's own as well, for good. Takes effect with the next change.
-    pub fn set_own(&self, own: BTreeSet<IpAddr>) {
-        let mut inner = self.lock();
-        inner.gateways.extend(&own);
-        inner.own = own;
+        inner.gateways = gateways;
         inner.touched.nodes = true;
     }
 

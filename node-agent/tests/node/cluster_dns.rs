@@ -14,7 +14,7 @@ use crate::{
     Host,
     control_plane::{State, eventually},
     name,
-    names::{A, AAAA, ask, proxy},
+    names::{A, AAAA, REFUSED, ask, proxy},
     netns, on_a_node, run,
 };
 
@@ -95,18 +95,20 @@ fn story(host: &mut Host<'_>, state: &Arc<State>) {
     state.declare("mesh/gw");
     state.declare("shop/pay");
     state.put("1", &wire::PolicyClass { id: 1, ..Default::default() });
-    // The pod may go nowhere but to its node, at DNS's port.
-    let rules = [wire::Protocol::Udp, wire::Protocol::Tcp].map(|protocol| wire::PolicyRule {
-        direction: wire::Direction::Egress as i32,
-        action: wire::Action::QualifiedAllow as i32,
-        entity: wire::Entity::Host as i32,
-        protocol: protocol as i32,
-        port: 53,
-        provenance: "ciliumnetworkpolicy/shop/dns#egress[0]".into(),
-        ..Default::default()
+    // The pod may go nowhere but there, at DNS's port.
+    let servers = ["169.254.20.10/32", "fd69::10/128"].map(|cidr| {
+        [wire::Protocol::Udp, wire::Protocol::Tcp].map(|protocol| wire::PolicyRule {
+            direction: wire::Direction::Egress as i32,
+            action: wire::Action::Allow as i32,
+            cidr: cidr.into(),
+            protocol: protocol as i32,
+            port: 53,
+            provenance: "ciliumnetworkpolicy/shop/dns#egress[0]".into(),
+            ..Default::default()
+        })
     });
-    let class =
-        wire::PolicyClass { id: 2, default_deny_egress: true, rules: rules.into(), ..Default::default() };
+    let rules = servers.concat();
+    let class = wire::PolicyClass { id: 2, default_deny_egress: true, rules, ..Default::default() };
     state.put("2", &class);
     state.put("shop/web", &web());
     state.put("shop/db", &db(vec![backend("10.1.2.3", "db-0"), backend("fd00:1::203", "db-0")]));
@@ -167,6 +169,25 @@ fn story(host: &mut Host<'_>, state: &Arc<State>) {
     });
     let (fine, text) = host.agent(&["status", "--socket", host.socket().to_str().unwrap()]);
     assert!(fine && text.contains("cluster DNS     answers at 169.254.20.10, fd69::10\n"), "{text}");
+
+    // Where policy says which names may be asked for, the proxy asks on.
+    let mut judged = class.clone();
+    let only = wire::NamePattern { pattern: "**.cluster.local".into(), ..Default::default() };
+    for rule in &mut judged.rules {
+        rule.action = wire::Action::QualifiedAllow as i32;
+        rule.l7 = Some(wire::L7 { dns: vec![only.clone()], ..Default::default() });
+    }
+    state.put("2", &judged);
+    eventually("the proxy judges", || (ask(FOUR, "www.example.com", A, false)?.0 == REFUSED).then_some(()));
+    for (server, tcp) in [(FOUR, false), (FOUR, true), (SIX, false), (SIX, true)] {
+        eventually("the proxy asks on", || {
+            (told(server, "web.shop.svc.cluster.local", A, tcp)? == sorted(&["10.101.0.1"])).then_some(())
+        });
+    }
+    state.put("2", &class);
+    eventually("it does not any more", || {
+        (told(FOUR, "www.example.com", A, false)? == sorted(&["192.0.2.99"])).then_some(())
+    });
 
     // Without an agent, and by a process that has begun without one.
     let process = proxy(host);

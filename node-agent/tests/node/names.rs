@@ -23,7 +23,7 @@ const FOUR: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 53));
 const SIX: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 5, 0, 0, 0, 0, 0x53));
 pub const A: u16 = 1;
 pub const AAAA: u16 = 28;
-const REFUSED: u8 = 5;
+pub const REFUSED: u8 = 5;
 const SERVER_FAILURE: u8 = 2;
 
 /// The addresses of a host outside, by its number.
