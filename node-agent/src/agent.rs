@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs,
+    net::IpAddr,
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
@@ -42,6 +43,7 @@ use crate::{
     dns,
     engine::Engine,
     flows::{self, Collector, Namer, NodeFlows, Queue, Ring},
+    health,
     host::Known,
     identity::{Callers, SdsService, Secrets, WorkloadApi, attest, cgroup_path, report_trust_for_ever},
     kernel::{self, Grace, Kernel, ShortCut},
@@ -51,7 +53,7 @@ use crate::{
     masquerade,
     metrics::Metrics,
     migrate::{self, Waiting},
-    names::{self, DnsService, Log},
+    names::{self, Answering, DnsService, Log},
     persist,
     relay::{MAX_MESSAGE, Relay},
     routes::{self, RouteKeeper},
@@ -96,6 +98,13 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let own_pods: Vec<IpNet> =
         [Some(state.pod_cidr.into()), pod_cidr6.map(IpNet::V6)].into_iter().flatten().collect();
 
+    if let Some(taken) = args.cluster_dns.addresses.iter().find(|address| {
+        let service_cidr = IpNet::V4(state.service_cidr);
+        own_pods.iter().chain([&service_cidr]).any(|range| range.contains(*address))
+    }) {
+        anyhow::bail!("--cluster-dns {taken}: is of a range for pods or services, one of which may have it");
+    }
+
     let identity = shared_identity(Some(certified(state.identity()?)?));
     let bundles = shared_bundles(own_bundle(&state)?);
     let replicas = if args.replicas.is_empty() { state.replicas.clone() } else { args.replicas.clone() };
@@ -134,7 +143,8 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let floor = Duration::from_secs(args.dns_min_ttl.into());
     engine.keep_names(Log::open(&args.state_dir).context("names")?, floor, unix_now());
     // Before any policy for the node itself is in force.
-    let mut known = Known::default();
+    let served: BTreeSet<IpAddr> = args.cluster_dns.addresses.iter().copied().collect();
+    let mut known = Known::with(served.clone());
     known.refresh(&host, &upstream, &engine, true).await.context("this node's addresses")?;
     let cache = Cache::new(&args.state_dir).context("resource cache")?;
     let held = cache.adopt(|update| engine.load(update)).context("resource cache")?;
@@ -151,6 +161,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         addresses,
         slice: state.pod_cidr,
         slices: pod_cidr6.map(|slice6| (state.pod_cidr, slice6)),
+        names: (!args.cluster_dns.addresses.is_empty()).then(|| args.cluster_dns.clone()),
     };
     // Pods have routes as well.
     for made in [Made::Routes, Made::Tables] {
@@ -158,6 +169,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     }
     let older = engine.migrates_from();
     routes::to_proxy::ensure(&host, pod_cidr6.is_some()).await.context("the way to proxies of this node")?;
+    routes::to_itself::ensure(&host, &served).await.context("--cluster-dns")?;
     let mut waiting = Waiting::new();
     let lost = adopt(&creator, older.is_some().then_some(&mut waiting)).await?;
     // Now the kernel is what cache and pods say, and what an earlier agent left beside it is gone.
@@ -228,6 +240,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         Collector { engine: engine.clone(), namer: namer.clone(), ring: ring.clone(), queue: queue.clone() };
     tasks.spawn(collector.clone().collect_for_ever(events));
     tasks.spawn(names::keep_for_ever(engine.clone(), connections));
+    tasks.spawn(health::keep_for_ever(engine.clone()));
     tasks.spawn(flows::report_for_ever(queue.clone(), upstream.clone()));
     tasks.spawn(report_facts_for_ever(args.facts.clone(), args.tunnel.kind(), upstream.clone()));
     tasks.spawn(cni::watch_for_ever(cni.clone()));
@@ -283,10 +296,20 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         socket: args.socket.clone(),
         bpffs: args.bpffs.clone(),
         state_dir: dns_dir,
+        agent_state: args.state_dir.clone(),
+        mesh_domain: state.mesh_domain.clone(),
+        cluster: state.cluster.clone(),
+        names: args.cluster_dns.clone(),
         starts: Arc::default(),
     };
     let dns_starts = supervisor.starts.clone();
-    let dns = DnsService { engine: engine.clone(), callers: callers.clone(), flows: collector };
+    let answering = Answering::new(&args.cluster_dns.addresses);
+    let dns = DnsService {
+        engine: engine.clone(),
+        callers: callers.clone(),
+        flows: collector,
+        answering: answering.clone(),
+    };
     tasks.spawn(supervisor.keep_for_ever(engine.clone()));
     let limit = MAX_MESSAGE;
     let relay = Relay::new(callers.clone(), upstream.clone(), engine.clone());
@@ -305,6 +328,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         progress,
         bpffs: args.bpffs.clone(),
         way: (args.tunnel, mtu),
+        answering,
         stop: asked_to_stop.clone(),
     };
     if let Some(path) = &args.spiffe_socket {

@@ -10,7 +10,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind
 use clustermesh::token_source::TOKEN_VARIABLE;
 use mesh_model::resource::NamespacedName;
 
-use crate::{bootstrap::NodeFactsArgs, kernel::ShortCut};
+use crate::{bootstrap::NodeFactsArgs, dns::ClusterDnsArgs, kernel::ShortCut};
 
 /// Programs the kernel of one node, creates pods and serves their identity.
 #[derive(Debug, Parser)]
@@ -121,6 +121,8 @@ pub struct RunArgs {
     /// Names that policies allow hold for this long at least, whatever DNS says: programs use addresses for a while.
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub dns_min_ttl: u32,
+    #[command(flatten)]
+    pub cluster_dns: ClusterDnsArgs,
     /// Asks the kernel to be quick while a pod's programs are attached and while its interface goes
     /// (/sys/kernel/rcu_expedited, for about a millisecond): CPUs are interrupted, as they are by other changes of
     /// interfaces. Without, each pod takes some 50 ms longer to come, and to go.
@@ -401,6 +403,29 @@ mod tests {
         assert_eq!(run.gateway_cgroups, [(NamespacedName::new("mesh", "gw"), "gw.service".into())]);
         for wrong in ["mesh/other=x", "mesh/gw", "mesh/gw=", "gw=x"] {
             assert!(with(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn names_of_services_are_answered_where_it_is_said() {
+        let cli = parse(&["--cluster-dns", "169.254.20.10", "--cluster-dns", "fd69::10"]).unwrap();
+        let Command::Run(run) = cli.command else { panic!("not run") };
+        assert_eq!((run.cluster_dns.addresses.len(), run.cluster_dns.domain.as_str()), (2, "cluster.local"));
+        let words = run.cluster_dns.words();
+        let again = Cli::parse_checked(
+            ["node-agent", "dns", "--bpffs", "/b", "--state-dir", "/s/dns", "--agent-state", "/s"]
+                .map(std::ffi::OsString::from)
+                .into_iter()
+                .chain(words),
+        );
+        let Command::Dns(args) = again.unwrap().command else { panic!("not dns") };
+        assert_eq!(args.names, run.cluster_dns, "the process is told the same");
+        for wrong in [
+            &["--cluster-dns", "127.0.0.1"][..],
+            &["--cluster-dns-upstream", "192.0.2.1"],
+            &["--cluster-domain", "Cluster.local"],
+        ] {
+            assert!(parse(wrong).is_err(), "{wrong:?}");
         }
     }
 

@@ -23,6 +23,7 @@ use xds_proto::{isthmus::agent::v1::HostEndpoint, type_url};
 
 use crate::{
     desired::{Desired, Dictionary, EndpointEntry, Inputs, Listens, MapOp, Planner, Pod, PodAddresses},
+    health::{self, Health},
     kernel::{Around, KernelError},
     maps::{MapError, Maps, Verified, verify_around},
     names::Names,
@@ -341,6 +342,12 @@ impl Engine {
         let inner = self.lock();
         let pods = inner.pods.values().map(|pod| pod.ifindex).collect();
         verify_around(bpffs, &inner.current, &Around { pods, ..inner.maps.around() })
+    }
+
+    /// What is said of services at their health ports.
+    pub fn health(&self) -> BTreeMap<u16, Health> {
+        let inner = self.lock();
+        health::told(&inner.resources, &inner.pods)
     }
 
     /// Changes whenever resources, pods or the kernel did.

@@ -17,11 +17,18 @@ const ASK_EVERY: u32 = 30;
 /// All that is known now. A replica whose name has no address at the moment keeps those that it had.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Known {
+    /// On no interface, and the node's all the same.
+    further: BTreeSet<IpAddr>,
     locals: BTreeSet<IpAddr>,
     control: BTreeSet<SocketAddr>,
 }
 
 impl Known {
+    /// Nothing but these addresses, which are on no interface.
+    pub fn with(further: BTreeSet<IpAddr>) -> Self {
+        Self { further, ..Self::default() }
+    }
+
     /// Looks, and tells the kernel if something is another. Names are asked for only where `ask` says so.
     ///
     /// # Errors
@@ -43,7 +50,8 @@ impl Known {
                 }
             }
         }
-        let fresh = Self { locals: net.addresses().await?, control };
+        let locals = &net.addresses().await? | &self.further;
+        let fresh = Self { further: self.further.clone(), locals, control };
         if fresh != *self {
             engine.set_host(&fresh.locals, &fresh.control)?;
             *self = fresh;

@@ -16,6 +16,7 @@ pub mod dns;
 pub mod engine;
 pub mod flows;
 pub mod grpc;
+pub mod health;
 pub mod host;
 pub mod identity;
 pub mod kernel;

@@ -17,6 +17,7 @@ use crate::{
     flows::{Queue, Ring},
     identity::{Callers, Secrets},
     maps::{Verified, fill},
+    names::Answering,
     stop::stays,
     subscribe::Progress,
     tunnel,
@@ -42,6 +43,8 @@ pub struct StatusService {
     pub bpffs: PathBuf,
     /// How packets get to other nodes, and the MTU of pods made from now on.
     pub way: (tunnel::Mode, u32),
+    /// Names of services.
+    pub answering: Answering,
     /// Ends the agent.
     pub stop: CancellationToken,
 }
@@ -154,6 +157,7 @@ impl Agent for StatusService {
             maps: fill.collect(),
             pods_closed: count(self.closed()),
             connectivity: Some(self.connectivity()),
+            cluster_dns: self.answering.status(),
         }))
     }
 

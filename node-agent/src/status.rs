@@ -4,7 +4,7 @@ use std::{io::Write, path::Path};
 
 use crate::local::rfc3339;
 use xds_proto::isthmus::local::v1::{
-    AgentStatusRequest, AgentStatusResponse, Connectivity, agent_client::AgentClient,
+    AgentStatusRequest, AgentStatusResponse, ClusterDns, Connectivity, agent_client::AgentClient,
 };
 
 /// Asks the agent and prints what it says.
@@ -38,6 +38,9 @@ fn render(status: &AgentStatusResponse, mut out: impl Write) -> std::io::Result<
     }
     if let Some(way) = &status.connectivity {
         connectivity(way, &mut out)?;
+    }
+    if let Some(dns) = &status.cluster_dns {
+        cluster_dns(dns, &mut out)?;
     }
     writeln!(
         out,
@@ -103,6 +106,14 @@ fn connectivity(way: &Connectivity, out: &mut impl Write) -> std::io::Result<()>
     Ok(())
 }
 
+fn cluster_dns(dns: &ClusterDns, out: &mut impl Write) -> std::io::Result<()> {
+    let at = dns.addresses.join(", ");
+    match dns.trouble.as_str() {
+        "" => writeln!(out, "cluster DNS     answers at {at}"),
+        trouble => writeln!(out, "NO CLUSTER DNS  at {at}: {trouble}"),
+    }
+}
+
 /// From nine tenths on: the alert of docs/metrics.md.
 fn is_nearly_full(entries: u64, limit: u64) -> bool {
     entries.saturating_mul(10) >= limit.saturating_mul(9)
@@ -136,6 +147,21 @@ mod tests {
         ] {
             assert!(text.contains(words), "{words} is not in\n{text}");
         }
+    }
+
+    #[test]
+    fn whether_names_of_services_are_answered_is_said() {
+        let said = |trouble: &str| {
+            let addresses = vec!["169.254.20.10".into(), "fd69::10".into()];
+            let mut out = Vec::new();
+            cluster_dns(&ClusterDns { addresses, trouble: trouble.into() }, &mut out).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        assert_eq!(said(""), "cluster DNS     answers at 169.254.20.10, fd69::10\n");
+        assert_eq!(
+            said("169.254.20.10:53: Address already in use"),
+            "NO CLUSTER DNS  at 169.254.20.10, fd69::10: 169.254.20.10:53: Address already in use\n"
+        );
     }
 
     #[test]

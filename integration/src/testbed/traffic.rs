@@ -1,6 +1,12 @@
 //! Requests from a cluster's pods to its services, and what a replica or an agent counts of them.
 
-use std::{net::SocketAddr, process::Child, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    process::Child,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -9,6 +15,8 @@ use super::{Cluster, Place, Testbed, wait_until};
 
 /// Where each replica and each agent serves its metrics, in its own network namespace.
 pub(super) const METRICS: &str = "127.0.0.1:9464";
+/// For what a loaded machine takes its time with.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 impl Cluster {
     /// Calls a service of the namespace `shop` from a pod, by the service's virtual IP.
@@ -27,7 +35,7 @@ impl Cluster {
     pub fn load(&self, bed: &Testbed, from: &str, service: &str, more: &[&str]) -> Result<Load> {
         let words = self.words(service, more)?;
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        Ok(Load(Some(self.pod(from)?.call_in_background(bed, &words)?)))
+        Ok(Load { client: Some(self.pod(from)?.call_in_background(bed, &words)?), progress: None })
     }
 
     /// Calls until one request succeeds: configuration reaches proxies a moment after it was accepted.
@@ -72,8 +80,13 @@ impl Cluster {
     ) -> Result<Load> {
         let to = to.to_string();
         let host: &[&str] = if client == "call" { &["--host", "shop"] } else { &[] };
-        let args = [&["--to", to.as_str()][..], host, more].concat();
-        Ok(Load(Some(self.pod(from)?.shop_in_background(bed, client, &args)?)))
+        static CLIENTS: AtomicU64 = AtomicU64::new(0);
+        let number = CLIENTS.fetch_add(1, Ordering::Relaxed);
+        let progress = bed.folder().join(format!("progress-{number}"));
+        let written = progress.display().to_string();
+        let args = [&["--to", to.as_str(), "--progress", &written][..], host, more].concat();
+        let client = Some(self.pod(from)?.shop_in_background(bed, client, &args)?);
+        Ok(Load { client, progress: Some(progress) })
     }
 
     fn words(&self, service: &str, more: &[&str]) -> Result<Vec<String>> {
@@ -87,15 +100,37 @@ impl Cluster {
 
 /// A client in the background. Dropping it ends it.
 #[derive(Debug)]
-pub struct Load(Option<Child>);
+pub struct Load {
+    client: Option<Child>,
+    /// Where it writes how many answers it has had.
+    progress: Option<PathBuf>,
+}
 
 impl Load {
+    /// Waits until it has had so many answers more than now.
+    ///
+    /// # Errors
+    /// When they don't come.
+    pub fn goes_on(&self, answers: u64) -> Result<()> {
+        let wanted = self.answers().unwrap_or(0) + answers;
+        wait_until(&format!("{answers} answers more"), PATIENCE, || {
+            let had = self.answers()?;
+            ensure!(had >= wanted, "{had} of {wanted}");
+            Ok(Some(()))
+        })
+    }
+
+    fn answers(&self) -> Result<u64> {
+        let file = self.progress.as_ref().context("it tells of no progress")?;
+        Ok(std::fs::read_to_string(file)?.trim().parse()?)
+    }
+
     /// What it reports, once it has ended.
     ///
     /// # Errors
     /// When it failed to run.
     pub fn report(mut self) -> Result<Value> {
-        let output = self.0.take().context("the client runs")?.wait_with_output()?;
+        let output = self.client.take().context("the client runs")?.wait_with_output()?;
         let why = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "shop failed: {}", why.trim());
         serde_json::from_slice(&output.stdout).context("shop printed no JSON")
@@ -104,7 +139,7 @@ impl Load {
 
 impl Drop for Load {
     fn drop(&mut self) {
-        if let Some(mut client) = self.0.take() {
+        if let Some(mut client) = self.client.take() {
             // An error means that it has ended by itself.
             let _ = client.kill();
             let _ = client.wait();

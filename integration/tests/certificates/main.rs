@@ -10,14 +10,15 @@ mod load;
 mod mesh;
 mod revocation;
 mod rotation;
+#[path = "../support/mod.rs"]
+mod support;
 mod thief;
 
-use integration::story::{self, Outcome, Printed, Step, World};
+use integration::story::{Step, World};
 
 #[test]
 fn certificates_are_revoked_and_replaced_under_traffic_in_two_clusters() {
-    if std::env::var_os("SKIP_PRIVILEGED").is_some_and(|value| value == "1") {
-        println!("skipped: needs root and eBPF, and SKIP_PRIVILEGED=1 is set");
+    if !support::may_run() {
         return;
     }
     let steps = [
@@ -31,16 +32,5 @@ fn certificates_are_revoked_and_replaced_under_traffic_in_two_clusters() {
         Step { title: "Both roots are replaced under traffic", vital: false, run: rotation::rotate },
         Step { title: "An Envoy's load reaches the control plane", vital: false, run: load::report },
     ];
-    let mut mesh = World::new().unwrap();
-    let told = story::tell(&steps, &mut mesh, &Printed);
-    drop(mesh);
-    let failed: Vec<_> = told
-        .iter()
-        .filter_map(|t| match &t.outcome {
-            Outcome::Failed(why) => Some(format!("{}: {why}", t.title)),
-            Outcome::NotRun => Some(format!("{}: not run", t.title)),
-            Outcome::Proved(_) => None,
-        })
-        .collect();
-    assert!(failed.is_empty(), "{}", failed.join("\n"));
+    support::prove(&steps, World::new().unwrap());
 }

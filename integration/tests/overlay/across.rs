@@ -56,7 +56,7 @@ pub fn failover(world: &mut World, narrator: &dyn Narrator) -> Result<Vec<String
     let until = stop.display().to_string();
     let words = ["--until", &until, "-n", "100000000", "-c", "4", "--pause-ms", "3", "--new-connections"];
     let load = west.client(&world.bed, "web", "call", to, &words)?;
-    std::thread::sleep(Duration::from_millis(500));
+    load.goes_on(50)?;
     for (retired, cluster) in [(true, "east"), (false, "west")] {
         let all = ["store-1", "store-2"].map(|name| store(name, retired)).join("---\n");
         west.apply_text(&all)?;

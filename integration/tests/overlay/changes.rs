@@ -1,6 +1,6 @@
 //! Traffic while everything changes.
 
-use std::{path::PathBuf, time::Duration};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use integration::{
@@ -76,6 +76,11 @@ impl Traffic {
         Ok(Self { stop, clients })
     }
 
+    /// Every client has answers from now on.
+    fn goes_on(&self) -> Result<()> {
+        self.clients.iter().try_for_each(|(what, load)| load.goes_on(60).with_context(|| what.clone()))
+    }
+
     /// Nothing is lost, and what began goes on.
     fn end(self) -> Result<String> {
         std::fs::write(&self.stop, b"")?;
@@ -124,13 +129,13 @@ pub fn policies(world: &mut World, narrator: &dyn Narrator) -> Result<Vec<String
 pub fn agents(world: &mut World, narrator: &dyn Narrator) -> Result<Vec<String>> {
     let (bed, west) = world.west_mut()?;
     let traffic = Traffic::start(bed, west, "agents")?;
-    std::thread::sleep(Duration::from_millis(500));
+    traffic.goes_on()?;
     for node in 1..=west.plan.nodes {
         narrator.progress(&format!("the agent of node {node}"));
         west.agents.remove(&node).context("the agent runs")?.kill();
         west.start_agent(bed, node)?;
     }
-    std::thread::sleep(Duration::from_millis(500));
+    traffic.goes_on()?;
     Ok(vec![format!("both agents killed, their successors replaced the programs: {}", traffic.end()?)])
 }
 
@@ -140,14 +145,16 @@ pub fn backends(world: &mut World, _: &dyn Narrator) -> Result<Vec<String>> {
     let until = stop.display().to_string();
     let words = ["--until", &until, "-n", "100000000", "-c", "6", "--pause-ms", "3", "--timeout-ms", "10000"];
     let loads = of_store(west)?.map(|to| west.client(&world.bed, "web", "call", to, &words));
-    std::thread::sleep(Duration::from_secs(1));
+    let loads = loads.into_iter().collect::<Result<Vec<_>>>()?;
+    loads.iter().try_for_each(|load| load.goes_on(100))?;
     // It lives on, and is none of the service's any more.
     apply(west, &store("store-2", true))?;
-    std::thread::sleep(Duration::from_secs(2));
+    // More than one each, whoever of them has had to move.
+    loads.iter().try_for_each(|load| load.goes_on(600))?;
     std::fs::write(&stop, b"")?;
     let mut proof = Vec::new();
     for load in loads {
-        let report = load?.report()?;
+        let report = load.report()?;
         ensure!(report.pointer("/last/version").and_then(Value::as_str) == Some("v1"), "{report}");
         let failed = count(&report, "/failed");
         ensure!(failed <= 6, "of 6 connections {failed} requests failed: {report}");

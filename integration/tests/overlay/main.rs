@@ -8,14 +8,15 @@
 
 mod across;
 mod changes;
+#[path = "../support/mod.rs"]
+mod support;
 mod ways;
 
-use integration::story::{self, Outcome, Printed, Step, World};
+use integration::story::{Step, World};
 
 #[test]
 fn packets_cross_nodes_and_clusters_while_everything_changes() {
-    if std::env::var_os("SKIP_PRIVILEGED").is_some_and(|value| value == "1") {
-        println!("skipped: needs root and eBPF, and SKIP_PRIVILEGED=1 is set");
+    if !support::may_run() {
         return;
     }
     let steps = [
@@ -42,16 +43,5 @@ fn packets_cross_nodes_and_clusters_while_everything_changes() {
             run: across::failover,
         },
     ];
-    let mut world = World::new().unwrap();
-    let told = story::tell(&steps, &mut world, &Printed);
-    drop(world);
-    let failed: Vec<_> = told
-        .iter()
-        .filter_map(|t| match &t.outcome {
-            Outcome::Failed(why) => Some(format!("{}: {why}", t.title)),
-            Outcome::NotRun => Some(format!("{}: not run", t.title)),
-            Outcome::Proved(_) => None,
-        })
-        .collect();
-    assert!(failed.is_empty(), "{}", failed.join("\n"));
+    support::prove(&steps, World::new().unwrap());
 }

@@ -18,6 +18,7 @@ use super::{
 use crate::{
     cni_plugin::PreviousError,
     desired::{Pod, PodAddresses},
+    dns::ClusterDnsArgs,
     engine::Engine,
     kernel::Grace,
     maps::MapError,
@@ -108,6 +109,8 @@ pub(crate) struct Creator {
     pub(crate) slice: Ipv4Net,
     /// The node's slices, if its pods have IPv6.
     pub(crate) slices: Option<(Ipv4Net, Ipv6Net)>,
+    /// Who answers names of services, if this node does: for pods' `resolv.conf`.
+    pub(crate) names: Option<ClusterDnsArgs>,
 }
 
 impl Creator {

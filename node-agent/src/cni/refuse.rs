@@ -8,6 +8,7 @@ use super::{Endpoint, EndpointKey, GATEWAY, GATEWAY6, NetnsError, RegistryError,
 use crate::{
     cni_plugin::{PreviousError, code},
     config::dns_label,
+    dns::ClusterDnsArgs,
 };
 
 /// A status whose metadata carries the CNI error code.
@@ -72,7 +73,7 @@ pub(super) fn workload(request: &CniRequest) -> Result<NamespacedName, Status> {
     Ok(NamespacedName::new(&request.namespace, &request.pod))
 }
 
-pub(super) fn answer(endpoint: &Endpoint) -> CniAddResponse {
+pub(super) fn answer(endpoint: &Endpoint, names: Option<&ClusterDnsArgs>) -> CniAddResponse {
     CniAddResponse {
         address: format!("{}/32", endpoint.address),
         gateway: GATEWAY.to_string(),
@@ -82,7 +83,14 @@ pub(super) fn answer(endpoint: &Endpoint) -> CniAddResponse {
         mac: mac_text(endpoint.host_mac),
         mtu: endpoint.mtu,
         sandbox_mac: mac_text(endpoint.pod_mac),
+        nameservers: names.iter().flat_map(|names| &names.addresses).map(ToString::to_string).collect(),
+        search: names.map(|names| search(&endpoint.workload.namespace, &names.domain)).unwrap_or_default(),
     }
+}
+
+/// As the kubelet has it (`ClusterFirst`).
+fn search(namespace: &str, domain: &str) -> Vec<String> {
+    vec![format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain.to_owned()]
 }
 
 fn mac_text(mac: [u8; 6]) -> String {

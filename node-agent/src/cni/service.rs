@@ -120,7 +120,7 @@ impl CniService {
             let same = found.as_ref().map_or(!known.chained, |found| found.is(&known))
                 && known.host_ports == host_ports;
             match again(&known, &workload, &netns, same, self.is_there(&known).await?) {
-                Again::Answer => return Ok(answer(&known)),
+                Again::Answer => return Ok(answer(&known, self.creator.names.as_ref())),
                 Again::Refuse(error) => return Err(refuse_create(&error.into())),
                 Again::Anew => self.released(&known).await?,
             }
@@ -158,7 +158,7 @@ impl CniService {
             return Err(refuse(code::IO, Code::Internal, error.to_string()));
         }
         tracing::info!(workload = %ready.workload, address = %ready.address, "pod created");
-        Ok(answer(&ready))
+        Ok(answer(&ready, self.creator.names.as_ref()))
     }
 
     /// Tells the control plane, which may refuse; makes the pod; and waits until what was answered is enforced.

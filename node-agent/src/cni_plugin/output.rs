@@ -49,8 +49,16 @@ pub fn add_result(invocation: &Invocation, answer: &CniAddResponse) -> Value {
         "interfaces": [host, sandbox],
         "ips": ips,
         "routes": routes,
-        "dns": {},
+        "dns": dns(answer),
     })
+}
+
+/// How the pod is to resolve names, if its node answers them; else the runtime knows.
+fn dns(answer: &CniAddResponse) -> Value {
+    if answer.nameservers.is_empty() {
+        return json!({});
+    }
+    json!({ "nameservers": answer.nameservers, "search": answer.search, "options": ["ndots:5"] })
 }
 
 /// The answer to ADD where another plugin has made the interface: what that one answered.
@@ -86,6 +94,8 @@ mod tests {
             mac: "02:00:00:00:00:01".into(),
             sandbox_mac: "02:00:00:00:00:02".into(),
             mtu: 1500,
+            nameservers: vec!["169.254.20.10".into()],
+            search: vec!["shop.svc.cluster.local".into()],
         };
         add_result(&parse(&environment, config.as_bytes()).unwrap(), &answer)
     }
@@ -101,6 +111,10 @@ mod tests {
         assert_eq!(new["interfaces"][1]["mtu"], 1500);
         assert_eq!(new["interfaces"][1]["sandbox"], "/run/netns/x");
         assert_eq!(new["ips"][0]["interface"], 1);
+        assert_eq!(
+            new["dns"],
+            json!({ "nameservers": ["169.254.20.10"], "search": ["shop.svc.cluster.local"], "options": ["ndots:5"] })
+        );
         assert_eq!(new["ips"][0]["address"], "10.1.1.2/32");
         assert_eq!(
             new["ips"][1],

@@ -2,8 +2,9 @@
 //! the agent, and is taken over by the next one.
 
 use std::{
+    ffi::OsString,
     fs, io,
-    os::unix::{fs::MetadataExt, process::CommandExt},
+    os::unix::{ffi::OsStrExt, fs::MetadataExt, process::CommandExt},
     path::PathBuf,
     process::{Command, Stdio},
     sync::{
@@ -15,7 +16,7 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use super::lock;
+use super::{args::ClusterDnsArgs, lock};
 use crate::engine::Engine;
 
 /// This program, also after its file was replaced.
@@ -38,6 +39,14 @@ pub struct Supervisor {
     pub bpffs: PathBuf,
     /// The proxy's own.
     pub state_dir: PathBuf,
+    /// The agent's.
+    pub agent_state: PathBuf,
+    /// The mesh's domain.
+    pub mesh_domain: String,
+    /// The cluster's name.
+    pub cluster: String,
+    /// Names of services, if they are to be answered.
+    pub names: ClusterDnsArgs,
     /// How often it was started by this agent.
     pub starts: Arc<AtomicU64>,
 }
@@ -48,7 +57,7 @@ impl Supervisor {
         let mut changes = engine.changes();
         loop {
             changes.borrow_and_update();
-            if engine.needs_dns_proxy() || self.is_there() {
+            if !self.names.addresses.is_empty() || engine.needs_dns_proxy() || self.is_there() {
                 break;
             }
             if changes.changed().await.is_err() {
@@ -77,10 +86,10 @@ impl Supervisor {
     async fn run(&self) -> io::Result<()> {
         let path = lock::path(&self.state_dir);
         if let Some(process) = lock::holder(&path)? {
-            if is_same_program(process) {
+            if is_same_program(process) && self.is_as_wanted(process) {
                 tracing::info!(process, "the DNS proxy of the agent before goes on");
             } else {
-                tracing::info!(process, "the DNS proxy is of another release");
+                tracing::info!(process, "the DNS proxy is of another release, or is to serve otherwise");
                 let ending = path.clone();
                 blocking(move || lock::end(&ending)).await?;
                 self.start().await?;
@@ -94,8 +103,7 @@ impl Supervisor {
     async fn start(&self) -> io::Result<()> {
         self.starts.fetch_add(1, Ordering::Relaxed);
         let mut command = Command::new(MYSELF);
-        command.arg0("node-agent").arg("dns").arg("--socket").arg(&self.socket);
-        command.arg("--bpffs").arg(&self.bpffs).arg("--state-dir").arg(&self.state_dir);
+        command.arg0("node-agent").args(self.words());
         // A signal to the agent's group is none to it.
         command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null());
         let mut child = tokio::process::Command::from(command).spawn()?;
@@ -117,6 +125,33 @@ impl Supervisor {
         // Reaped when it ends; it is not ended with the agent.
         tokio::spawn(async move { child.wait().await });
         Ok(())
+    }
+}
+
+impl Supervisor {
+    /// Its command line.
+    fn words(&self) -> Vec<OsString> {
+        let mut words: Vec<OsString> = vec!["dns".into()];
+        for (flag, path) in
+            [("--socket", &self.socket), ("--bpffs", &self.bpffs), ("--state-dir", &self.state_dir)]
+        {
+            words.extend([flag.into(), path.into()]);
+        }
+        if !self.names.addresses.is_empty() {
+            words.extend(["--agent-state".into(), (&self.agent_state).into()]);
+            words.extend(["--mesh-domain".into(), (&self.mesh_domain).into()]);
+            words.extend(["--cluster".into(), (&self.cluster).into()]);
+            words.extend(self.names.words());
+        }
+        words
+    }
+
+    /// Whether a process has been started with the same words.
+    fn is_as_wanted(&self, process: u32) -> bool {
+        let Ok(line) = fs::read(format!("/proc/{process}/cmdline")) else { return false };
+        let wanted: Vec<u8> = self.words().iter().flat_map(|word| [word.as_bytes(), &[0]].concat()).collect();
+        let end = line.iter().position(|byte| *byte == 0).map_or(line.len(), |end| end + 1);
+        line.get(end..) == Some(&wanted)
     }
 }
 

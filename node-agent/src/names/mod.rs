@@ -3,11 +3,13 @@
 //! Policies allow names, the kernel knows addresses. [`Names`] (pure) remembers which names an address has and until
 //! when; [`Log`] keeps that over a restart of the agent, because the kernel keeps its entries too.
 
+mod cluster;
 mod keep;
 mod log;
 mod service;
 mod table;
 
+pub use cluster::Answering;
 pub use keep::keep_for_ever;
 pub use service::DnsService;
 

@@ -7,10 +7,14 @@ use tokio::sync::mpsc;
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 use xds_proto::isthmus::local::v1::{
-    DnsAdmitRequest, DnsAdmitResponse, DnsFollowRequest, DnsNote, DnsNoteResponse, DnsRules, dns_server::Dns,
+    DnsAdmitRequest, DnsAdmitResponse, DnsFollowRequest, DnsNames, DnsNamesRequest, DnsNote, DnsNoteResponse,
+    DnsRules, dns_server::Dns,
 };
 
-use super::MAX_ADDRESSES_OF_A_NAME;
+use super::{
+    MAX_ADDRESSES_OF_A_NAME,
+    cluster::{self, Answering},
+};
 use crate::{
     bootstrap::unix_now,
     desired::Listens,
@@ -30,11 +34,21 @@ pub struct DnsService {
     pub callers: Callers,
     /// Takes queries as flows.
     pub flows: Collector,
+    /// Names of services.
+    pub answering: Answering,
 }
 
 #[tonic::async_trait]
 impl Dns for DnsService {
     type FollowStream = ReceiverStream<Result<DnsRules, Status>>;
+    type NamesStream = ReceiverStream<Result<DnsNames, Status>>;
+
+    async fn names(&self, request: Request<DnsNamesRequest>) -> Result<Response<Self::NamesStream>, Status> {
+        self.callers.operator(&request)?;
+        let (to, told) = mpsc::channel(1);
+        tokio::spawn(cluster::tell(self.engine.clone(), self.answering.clone(), request.into_inner(), to));
+        Ok(Response::new(ReceiverStream::new(told)))
+    }
 
     async fn follow(
         &self,

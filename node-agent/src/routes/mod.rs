@@ -1,5 +1,6 @@
 //! Routes to the pods of other nodes: by their underlay addresses (direct routing), or into the tunnel.
 
+pub mod to_itself;
 mod to_nodes;
 pub mod to_proxy;
 

@@ -103,6 +103,8 @@ pub struct ServiceBackend {
     pub hint_zones: BTreeSet<String>,
     /// Below the name of a headless service; empty: its address is its name.
     pub hostname: Box<str>,
+    /// It is in another cluster.
+    pub elsewhere: bool,
 }
 
 impl Default for ServiceBackend {
@@ -116,6 +118,7 @@ impl Default for ServiceBackend {
             state: BackendState::Active,
             hint_zones: BTreeSet::new(),
             hostname: Box::default(),
+            elsewhere: false,
         }
     }
 }
@@ -262,6 +265,7 @@ fn backend(
         state: state(resource, "ports.backends.state", message.state, publish_not_ready)?,
         hint_zones: message.hint_zones.iter().cloned().collect(),
         hostname: hostname(resource, "ports.backends.hostname", &message.hostname)?,
+        elsewhere: !message.cluster.is_empty(),
     })
 }
 

@@ -13,7 +13,7 @@ use xds_proto::isthmus::agent::v1::{LocalEndpoint, Readiness, Service, WorkloadA
 
 use crate::{
     Host, attempts,
-    control_plane::{State, eventually, identity, local, within},
+    control_plane::{State, eventually, eventually_within, identity, local},
     greeted, links, name, netns, run, serve_in, six,
 };
 

@@ -8,7 +8,9 @@ mod old_format;
 mod support;
 
 mod attachments;
+mod cluster_dns;
 mod control_plane;
+mod health;
 mod names;
 mod outage;
 mod proxy;
@@ -173,6 +175,30 @@ impl Drop for Host<'_> {
         // It outlives its agent.
         let _ = lock::end(&lock::path(&self.dir.join("state/dns")));
     }
+}
+
+/// A node of its own with a control plane, whose agent the story starts, with these arguments more.
+fn on_a_node(more: &'static [&'static str], story: impl FnOnce(&mut Host<'_>, &Arc<State>) + Send + 'static) {
+    in_sandbox(move |sandbox| {
+        std::fs::create_dir_all("/run/netns").unwrap();
+        run(&["mount", "-t", "tmpfs", "tmpfs", "/run/netns"]);
+        run(&["ip", "link", "add", "up0", "type", "veth", "peer", "name", "up1"]);
+        run(&["ip", "address", "add", "192.0.2.1/32", "dev", "up0"]);
+        run(&["ip", "address", "add", "2001:db8::1/128", "dev", "up0", "nodad"]);
+        run(&["ip", "link", "set", "up0", "up"]);
+        run(&["ip", "link", "set", "up1", "up"]);
+        mesh_tls::install_provider();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let state = State::new();
+        runtime.spawn(state.clone().serve());
+        let dir = tempfile::tempdir().unwrap();
+        let mut host = Host { sandbox, dir: dir.path().to_owned(), token: state.token(), agent: None, more };
+        story(&mut host, &state);
+        let cgroup = host.gateway_cgroup();
+        drop(host);
+        let _ = std::fs::remove_dir(cgroup);
+    });
 }
 
 fn name(pod: &str) -> String {

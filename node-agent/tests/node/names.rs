@@ -21,9 +21,9 @@ use crate::{
 
 const FOUR: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 53));
 const SIX: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 5, 0, 0, 0, 0, 0x53));
-const A: u16 = 1;
-const AAAA: u16 = 28;
-const REFUSED: u8 = 5;
+pub const A: u16 = 1;
+pub const AAAA: u16 = 28;
+pub const REFUSED: u8 = 5;
 const SERVER_FAILURE: u8 = 2;
 
 /// The addresses of a host outside, by its number.
@@ -248,7 +248,7 @@ fn lock(host: &Host<'_>) -> PathBuf {
 }
 
 /// The number of the DNS proxy's process.
-fn proxy(host: &Host<'_>) -> u32 {
+pub fn proxy(host: &Host<'_>) -> u32 {
     std::fs::read_to_string(lock(host)).unwrap().parse().unwrap()
 }
 
@@ -360,7 +360,7 @@ fn labels(message: &[u8], mut at: usize) -> (String, usize) {
 }
 
 /// Asks from inside the pod: the response code and the addresses, if there is an answer.
-fn ask(server: IpAddr, name: &str, kind: u16, tcp: bool) -> Option<(u8, Vec<IpAddr>)> {
+pub fn ask(server: IpAddr, name: &str, kind: u16, tcp: bool) -> Option<(u8, Vec<IpAddr>)> {
     let mut query = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
     for label in name.split('.') {
         query.push(u8::try_from(label.len()).unwrap());

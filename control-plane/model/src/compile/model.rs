@@ -213,6 +213,8 @@ pub struct MeshEndpoint {
 pub struct Place {
     /// It is a peer's gateway: only a proxy can speak to it.
     pub by_gateway: bool,
+    /// It is a peer's.
+    pub elsewhere: bool,
     /// It ends, and serves those whom it serves until then.
     pub draining: bool,
     pub node: Option<String>,

@@ -91,6 +91,8 @@ fn an_exported_service_gains_its_peers_endpoints_and_identities_behind_its_own()
     assert_eq!(places, [(0, "west", true), (1, "east", true)], "a gateway known by name only is left out");
     assert_eq!(port.spiffe_ids.len(), 2);
     assert_eq!(port.packet_backends().count(), 1, "packets can't go to a gateway");
+    assert_eq!(port.endpoints.iter().map(|e| e.place.elsewhere).collect::<Vec<_>>(), [false, true]);
+    assert!(!model.services[&named("shop/pay")].delivery.imported, "it is this cluster's as well");
 }
 
 #[test]
@@ -315,6 +317,40 @@ fn headless_services_have_no_virtual_ip_and_datagram_ports_no_listener() {
     assert!(dns.virtual_ip.is_none());
     assert_eq!((dns.ports[0].protocol, dns.ports[0].proxy_port), (Protocol::Udp, 0));
     assert!(!dns.ports[0].endpoints[0].mtls);
+}
+
+#[test]
+fn a_headless_service_without_ports_names_its_endpoints_all_the_same() {
+    let mut cluster = shop();
+    cluster
+        .apply(json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "shop", "name": "peers"},
+            "spec": {"clusterIP": "None", "selector": {"app": "pay"}},
+        }))
+        .apply(json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+            "metadata": {"namespace": "shop", "name": "peers-1", "labels": {"kubernetes.io/service-name": "peers"}},
+            "addressType": "IPv4",
+            "endpoints": [{"addresses": ["203.0.113.5"], "hostname": "far", "conditions": {"ready": false}}],
+        }));
+    let model = cluster.compile();
+    let peers = &model.services[&named("shop/peers")];
+    let named_endpoints: Vec<_> = peers
+        .delivery
+        .named
+        .iter()
+        .map(|e| (e.address.to_string(), e.place.hostname.clone().unwrap(), e.ready))
+        .collect();
+    assert!(peers.ports.is_empty());
+    assert_eq!(
+        named_endpoints,
+        [
+            ("10.1.1.3:0".to_owned(), "pay-1".to_owned(), true),
+            ("203.0.113.5:0".to_owned(), "far".to_owned(), false)
+        ]
+    );
+    // One with ports says it there.
+    assert!(model.services[&named("shop/pay")].delivery.named.is_empty());
 }
 
 fn slice(

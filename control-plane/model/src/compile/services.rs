@@ -343,6 +343,7 @@ impl<'a> Builder<'a, '_> {
             hint_zones: listed.hint_zones.clone(),
             hostname: listed.hostname.clone(),
             by_gateway: false,
+            elsewhere: false,
         }
     }
 
@@ -370,7 +371,7 @@ impl<'a> Builder<'a, '_> {
                 ready: service.ready_endpoints > 0,
                 workload: None,
                 mtls,
-                place: Place { by_gateway: mtls, ..Place::default() },
+                place: Place { by_gateway: mtls, elsewhere: true, ..Place::default() },
             };
             let mut by_packets = false;
             for at in service.entries_of(port, protocol) {

@@ -80,8 +80,7 @@ fn backend(endpoint: &MeshEndpoint, state: wire::State) -> wire::Backend {
         zone: place.zone.clone().unwrap_or_default(),
         node: place.node.clone().unwrap_or_default(),
         state: state as i32,
-        // This one.
-        cluster: String::new(),
+        cluster: if place.elsewhere { endpoint.cluster.clone() } else { String::new() },
         hint_zones: place.hint_zones.clone(),
         hostname: place.hostname.clone().unwrap_or_default(),
     }
@@ -267,5 +266,10 @@ mod tests {
             ]
         );
         assert_eq!((port.backends[0].zone.as_str(), port.backends[0].node.as_str()), ("a", "n1"));
+        // A peer's is told as one.
+        let elsewhere = Place { elsewhere: true, ..Place::default() };
+        mesh.ports[0].endpoints.push(endpoint("198.51.100.8:30080", true, 2, elsewhere));
+        let clusters: Vec<_> = service(&mesh).ports[0].further.iter().map(|b| b.cluster.clone()).collect();
+        assert_eq!(clusters, ["", "", "west"]);
     }
 }

@@ -43,6 +43,9 @@ pub(crate) struct Call {
     /// Goes on until this file exists.
     #[arg(long)]
     until: Option<PathBuf>,
+    /// Writes there how many requests were answered so far.
+    #[arg(long)]
+    progress: Option<PathBuf>,
     /// Pause of each worker between two requests.
     #[arg(long, default_value_t = 0)]
     pause_ms: u64,
@@ -122,7 +125,12 @@ impl Call {
                 connection = None;
             }
             let elapsed = start.elapsed();
-            report.lock().unwrap_or_else(std::sync::PoisonError::into_inner).count(outcome, elapsed);
+            let answered = {
+                let mut report = report.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                report.count(outcome, elapsed);
+                report.ok
+            };
+            crate::tell(self.progress.as_deref(), answered);
             if self.pause_ms > 0 {
                 tokio::time::sleep(Duration::from_millis(self.pause_ms)).await;
             }

@@ -21,6 +21,9 @@ pub(crate) struct Datagrams {
     /// Goes on until this file exists.
     #[arg(long)]
     until: Option<PathBuf>,
+    /// Writes there how many were answered so far.
+    #[arg(long)]
+    progress: Option<PathBuf>,
     /// Pause between two.
     #[arg(long, default_value_t = 2)]
     pause_ms: u64,
@@ -63,6 +66,7 @@ impl Datagrams {
             }
             let next = Instant::now() + Duration::from_millis(self.pause_ms);
             self.receive(&socket, next, &mut report, &mut open, false).await;
+            crate::tell(self.progress.as_deref(), report.answered);
         }
         let end = Instant::now() + Duration::from_millis(self.grace_ms);
         self.receive(&socket, end, &mut report, &mut open, true).await;

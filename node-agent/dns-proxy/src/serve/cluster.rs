@@ -69,9 +69,8 @@ fn open(at: SocketAddr, kind: SockType) -> io::Result<OwnedFd> {
     }
     // One flag for both families: it belongs to the socket, whichever level sets it.
     setsockopt(&socket, sockopt::IpFreebind, &true)?;
-    if kind == SockType::Stream {
-        setsockopt(&socket, sockopt::ReuseAddr, &true)?;
-    }
+    // (Of UDP: the proxy answers in this address's name as well, to pods that ask it by way of the proxy.)
+    setsockopt(&socket, sockopt::ReuseAddr, &true)?;
     bind(socket.as_raw_fd(), &SockaddrStorage::from(at))?;
     if kind == SockType::Stream {
         listen(&socket, Backlog::new(BACKLOG)?)?;

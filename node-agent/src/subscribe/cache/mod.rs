@@ -57,6 +57,11 @@ impl Cache {
         TYPES.iter().filter_map(|type_url| self.load_type(type_url)).collect()
     }
 
+    /// The services among it.
+    pub fn services(&self) -> Option<Update> {
+        self.load_type(&xds_proto::type_url::<xds_proto::isthmus::agent::v1::Service>())
+    }
+
     fn load_type(&self, type_url: &str) -> Option<Update> {
         let path = self.path(type_url);
         let held = match log::read(&path, type_url) {
