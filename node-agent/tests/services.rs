@@ -3,19 +3,23 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use ebpf_shared::nat::NodeConfig;
+use ebpf_shared::nat::{NatKey, NodeConfig};
+use ebpf_shared::overlay::Hop;
 use ebpf_shared::packet::protocol::{TCP, UDP};
 use ebpf_shared::service::scope;
 use ebpf_shared::{Reason, ServiceKey};
+use ipnet::IpNet;
 use node_agent::desired::{ServedBackend, ServiceEntry};
 use node_agent::kernel::rules::Defaults;
 use node_agent::kernel::{Kernel, ShortCut};
+use support::frames::{DESTINATION, extended, frame, syn};
 use support::pods::{BOTH, Family, Netns, Pod, forward};
 use support::policy::Writer;
 use support::{Sandbox, in_sandbox, run};
@@ -124,6 +128,13 @@ fn address(ifname: &str, v4: IpAddr, v6: IpAddr) {
 
 fn route(to: IpAddr, via: IpAddr) {
     run(&["ip", "route", "add", &to.to_string(), "via", &via.to_string()]);
+}
+
+/// A node without a tunnel to it.
+fn routed(at: fn(Addresses) -> IpAddr) -> BTreeMap<IpNet, Hop> {
+    let [v4, v6] = BOTH.map(|family| at(of(family)));
+    let hop = Hop { v4: v4.into(), v6: v6.into(), flags: Hop::ROUTED, padding: 0 };
+    [v4, v6].map(|at| (at.into(), hop)).into()
 }
 
 /// A service of backends with equal shares.
@@ -441,6 +452,7 @@ fn a_backend_of_another_node_answers_by_itself_where_the_service_asks_for_that()
     in_sandbox(|sandbox| {
         let mut scene = Scene::new(sandbox);
         let (mut second, pod) = second_node(sandbox, &scene.other);
+        second.nodes.set(&routed(|at| at.node)).expect("writable");
         for family in BOTH {
             route(pod.addr(family), of(family).other);
             let backend = pod.at(family, PORT);
@@ -470,6 +482,85 @@ fn a_backend_of_another_node_answers_by_itself_where_the_service_asks_for_that()
         }
         let halves = scene.kernel.nat.dump().expect("readable");
         assert!(halves.iter().filter(|(key, _)| key.protocol == TCP).all(|(_, half)| half.is_reply == 0));
+    });
+}
+
+/// A segment that opens a connection, and says whom its sender has asked first.
+fn telling(client: SocketAddr, backend: SocketAddr, asked: SocketAddr) -> Vec<u8> {
+    let opening = syn((client.ip(), client.port()), (backend.ip(), backend.port()));
+    match asked.ip() {
+        IpAddr::V4(addr) => {
+            let mut bytes = frame(&opening);
+            let option = [&[0x9a, 8], &asked.port().to_be_bytes()[..], &addr.octets()].concat();
+            bytes.splice(34..34, option);
+            (bytes[14], bytes[17]) = (0x47, bytes[17] + 8);
+            bytes
+        }
+        IpAddr::V6(addr) => {
+            let rest = [&[2, 0x1e, 18], &addr.octets()[..], &asked.port().to_be_bytes(), &[1, 0]].concat();
+            extended(&opening, &[(DESTINATION, rest)])
+        }
+    }
+}
+
+/// By what address a backend answers whoever says that they asked there first, if by any but its own.
+fn said(kernel: &Kernel, client: (IpAddr, u16), backend: SocketAddr, asked: (IpAddr, u16)) -> Option<IpAddr> {
+    let frame = telling(client.into(), backend, asked.into());
+    kernel.time_program("from_net", &frame, 1).expect("runs");
+    let halves = kernel.nat.dump().expect("readable");
+    let of_client = |key: &NatKey| (IpAddr::from(key.tuple.dst), key.tuple.dst_port) == client;
+    let half = halves.iter().find(|(key, _)| of_client(key));
+    half.map(|(_, half)| half.tuple.src.into())
+}
+
+#[test]
+fn nobody_has_a_node_answer_by_another_address_than_a_service_s() {
+    in_sandbox(|sandbox| {
+        let mut scene = Scene::new(sandbox);
+        for family in BOTH {
+            let Addresses { node, other, client, balancer, .. } = of(family);
+            scene.kernel.nodes.set(&BTreeMap::new()).expect("writable");
+            let (backend, stranger) = (scene.one.at(family, PORT), scene.two.at(family, PORT));
+            scene.put(
+                node,
+                NODE_PORT,
+                scope::OUTSIDE,
+                &ServiceEntry { direct: true, ..served(&[(backend, true)]) },
+            );
+            // Both are served, so that both are looked at.
+            scene.put(balancer, 80, scope::OUTSIDE, &served(&[(backend, true), (stranger, true)]));
+            assert_eq!(
+                said(&scene.kernel, (client, 1), backend, (other, NODE_PORT)),
+                None,
+                "{family:?}: nobody knows that it is a node"
+            );
+            assert_eq!(
+                said(&scene.kernel, (client, 3), backend, (balancer, 80)),
+                None,
+                "{family:?}: is not answered directly"
+            );
+            assert_eq!(
+                said(&scene.kernel, (client, 4), backend, (node, NODE_PORT)),
+                Some(node),
+                "{family:?}: its own"
+            );
+            scene.kernel.nodes.set(&routed(|at| at.other)).expect("writable");
+            assert_eq!(
+                said(&scene.kernel, (client, 5), backend, (other, NODE_PORT)),
+                Some(other),
+                "{family:?}"
+            );
+            assert_eq!(
+                said(&scene.kernel, (client, 6), stranger, (other, NODE_PORT)),
+                None,
+                "{family:?}: no backend of the service"
+            );
+            assert_eq!(
+                said(&scene.kernel, (client, 7), backend, (client, NODE_PORT)),
+                None,
+                "{family:?}: no node"
+            );
+        }
     });
 }
 

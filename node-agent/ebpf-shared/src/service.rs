@@ -129,6 +129,14 @@ impl SourceKey {
     pub const BITS: u32 = Self::FIXED_BITS + Addr::BITS;
 }
 
+/// Key of `ANSWERERS`: a backend of this node that answers its clients directly, and whose. The value is 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(C)]
+pub struct AnswererKey {
+    pub service: u32,
+    pub at: SockAddr,
+}
+
 /// An address and a port.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(C)]
@@ -223,6 +231,7 @@ mod tests {
         assert_eq!(size_of::<AffinityKey>(), 4 + 16);
         assert_eq!(size_of::<AffinityValue>(), 8 + 4 + 4);
         assert_eq!(size_of::<SourceKey>(), 4 + 16);
+        assert_eq!(size_of::<AnswererKey>(), 4 + 20);
         assert_eq!(size_of::<ReverseValue>(), 20 + 4 + 8);
         assert_eq!(size_of::<SockAddr>(), 16 + 2 + 2);
         assert_eq!(size_of::<ReverseKey>(), 8 + 20 + 4);

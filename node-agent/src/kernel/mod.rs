@@ -187,6 +187,7 @@ impl Kernel {
             services: HashTable::new("SERVICES", take(&mut programs, "SERVICES")?),
             backends: HashTable::new("BACKENDS", take(&mut programs, "BACKENDS")?),
             sources: TrieTable::new("SOURCES", take(&mut programs, "SOURCES")?),
+            answerers: HashTable::new("ANSWERERS", take(&mut programs, "ANSWERERS")?),
             maglev: Mapped::open("MAGLEV", &pins.map("MAGLEV"), limits::MAGLEV)?,
             served: Mapped::open("SERVED", &pins.map("SERVED"), limits::SERVED_BITS / 32)?,
         })?;

@@ -6,7 +6,7 @@ use super::KernelError;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/isthmus-ebpf.o"));
 
 /// Every map whose contents outlive a program: these are pinned.
-pub(super) const MAPS: [&str; 34] = [
+pub(super) const MAPS: [&str; 35] = [
     "FORMAT",
     "EPOCHS",
     "HOSTS",
@@ -28,6 +28,7 @@ pub(super) const MAPS: [&str; 34] = [
     "BACKENDS",
     "AFFINITY",
     "SOURCES",
+    "ANSWERERS",
     "NAT",
     "TRANSLATED",
     "CONFIG",

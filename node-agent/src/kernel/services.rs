@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use aya::maps::lpm_trie::Key;
-use ebpf_shared::service::{SourceKey, address_bit, scope};
+use ebpf_shared::service::{AnswererKey, SourceKey, address_bit, scope};
 use ebpf_shared::{Addr, Backend, ServiceKey, ServiceValue, SockAddr, limits, nat};
 use ipnet::IpNet;
 
@@ -37,6 +37,7 @@ pub struct Services {
     services: HashTable<ServiceKey, ServiceValue>,
     backends: HashTable<u32, Backend>,
     sources: TrieTable<Source, u8>,
+    answerers: HashTable<AnswererKey, u8>,
     maglev: Mapped,
     served: Mapped,
     slots: Slab,
@@ -65,6 +66,14 @@ impl Present {
 
     fn numbers(&self) -> impl Iterator<Item = u32> + '_ {
         self.backends.values().map(|(number, _)| *number)
+    }
+
+    /// Backends that may answer by its address what another node was asked.
+    fn answerers(&self) -> BTreeSet<AnswererKey> {
+        let is_direct = self.value.flags & ServiceValue::DIRECT != 0;
+        let here = |(_, backend): &&(u32, Backend)| is_direct && backend.flags & Backend::HERE != 0;
+        let key = |(_, backend): &(u32, Backend)| AnswererKey { service: self.value.id, at: backend.at };
+        self.backends.values().filter(here).map(key).collect()
     }
 
     /// What says in `SERVED` that packets to it, and to its backends here, are to be looked at.
@@ -100,6 +109,7 @@ pub(super) struct ServiceTables {
     pub(super) services: HashTable<ServiceKey, ServiceValue>,
     pub(super) backends: HashTable<u32, Backend>,
     pub(super) sources: TrieTable<Source, u8>,
+    pub(super) answerers: HashTable<AnswererKey, u8>,
     /// As words: a slot each.
     pub(super) maglev: Mapped,
     /// As words: 32 bits each.
@@ -112,7 +122,7 @@ const FEW_SLOTS_PER_BACKEND: u32 = 32;
 impl Services {
     /// Takes over what an earlier agent has left, and removes what it had not finished.
     pub(super) fn recover(tables: ServiceTables) -> Result<Self, KernelError> {
-        let ServiceTables { services, mut backends, mut sources, maglev, served } = tables;
+        let ServiceTables { services, mut backends, mut sources, mut answerers, maglev, served } = tables;
         let mut slots = Slab::new(limits::MAGLEV);
         let (values, all_backends, all_sources) = (services.dump()?, backends.dump()?, sources.dump()?);
         // Of those that are not taken over as well: they are in the kernel until they are written anew.
@@ -126,6 +136,14 @@ impl Services {
         let owners: BTreeSet<u32> = present.values().map(|present| present.value.id).collect();
         for source in all_sources.keys().filter(|source| !owners.contains(&source.service)) {
             sources.delete(source)?;
+        }
+        let held = answerers.keys()?;
+        let wanted: BTreeSet<AnswererKey> = present.values().flat_map(Present::answerers).collect();
+        for key in wanted.difference(&held) {
+            answerers.upsert(*key, 1)?;
+        }
+        for key in held.difference(&wanted) {
+            answerers.delete(key)?;
         }
         let mut bits = BTreeMap::new();
         for (key, present) in &present {
@@ -144,6 +162,7 @@ impl Services {
             services,
             backends,
             sources,
+            answerers,
             maglev,
             served,
             slots,
@@ -241,6 +260,9 @@ impl Services {
         for net in &wanted.sources {
             self.sources.upsert(&Source { service: after.value.id, net: *net }, 1)?;
         }
+        for key in after.answerers().difference(&before.answerers()) {
+            self.answerers.upsert(*key, 1)?;
+        }
         for bit in after.bits(&key) {
             self.mark(bit)?;
         }
@@ -299,6 +321,9 @@ impl Services {
                 self.backends.delete(number)?;
                 self.numbers.remove(number);
             }
+        }
+        for key in old.answerers().difference(&kept.answerers()) {
+            self.answerers.delete(key)?;
         }
         for net in old.sources.difference(&kept.sources) {
             self.sources.delete(&Source { service: value.id, net: *net })?;

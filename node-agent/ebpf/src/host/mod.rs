@@ -171,7 +171,7 @@ fn is_spared(packet: &Packet) -> bool {
 #[inline(always)]
 fn is_node(addr: &Addr) -> bool {
     match NODES.get(Key::new(Addr::BITS, *addr)) {
-        Some(hop) => hop.sends_from(addr),
+        Some(hop) => (hop.is_here() || hop.is_tunnelled()) && hop.sends_from(addr),
         None => false,
     }
 }

@@ -1,11 +1,11 @@
 //! The maps of translations, as the shared lines use them.
 
 use ebpf_shared::nat::{NatKey, NatMaps, NatValue, NodeConfig};
-use ebpf_shared::service::{AffinityKey, AffinityValue, SourceKey};
+use ebpf_shared::service::{AffinityKey, AffinityValue, AnswererKey, SourceKey};
 use ebpf_shared::{Addr, Backend, ServiceKey, ServiceMaps, ServiceValue};
 
 use crate::balance::KernelServices;
-use crate::maps::{CONFIG, NAT};
+use crate::maps::{ANSWERERS, CONFIG, NAT};
 use crate::overlay;
 
 const BPF_NOEXIST: u64 = 1;
@@ -71,8 +71,22 @@ impl NatMaps for KernelNat {
     #[inline(always)]
     fn is_tunnelled(&self, addr: &Addr) -> bool {
         match overlay::hop(addr) {
-            Some(hop) => !hop.is_here(),
+            Some(hop) => hop.is_tunnelled(),
             None => false,
         }
+    }
+
+    #[inline(always)]
+    fn is_other_node(&self, addr: &Addr) -> bool {
+        match overlay::hop(addr) {
+            Some(hop) => !hop.is_here() && hop.sends_from(addr),
+            None => false,
+        }
+    }
+
+    #[inline(always)]
+    fn answers(&self, key: &AnswererKey) -> bool {
+        // SAFETY: only whether it is there is asked.
+        unsafe { ANSWERERS.get(key) }.is_some()
     }
 }
