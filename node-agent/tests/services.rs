@@ -286,7 +286,7 @@ fn clients_outside_reach_backends_of_the_node_as_themselves() {
         for family in BOTH {
             let backend = scene.one.at(family, PORT);
             let asked = serve(&scene.one.netns, backend);
-            let entry = ServiceEntry { local_only: true, ..served(&[(backend, true)]) };
+            let entry = served(&[(backend, true)]);
             for (at, port) in [(of(family).node, NODE_PORT), (of(family).balancer, 80)] {
                 scene.put(at, port, scope::OUTSIDE, &entry);
                 ask(&scene.client, SocketAddr::new(at, port));

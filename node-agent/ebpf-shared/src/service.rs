@@ -27,6 +27,13 @@ impl ServiceKey {
         Self { addr, port, protocol, scope }
     }
 
+    /// What stands for an address of a service in flow events: never 0. Two of them may have the same.
+    #[inline(always)]
+    pub const fn told(addr: &Addr, port: u16, protocol: u8) -> u32 {
+        let ports = (port as u32) << 8 | protocol as u32;
+        maglev::tuple(&[addr.words(), [ports, 0, 0, 0]]) | 1
+    }
+
     /// Where in `SERVED` the bit of its address is, of either scope.
     #[inline(always)]
     pub const fn bit(&self) -> u32 {
@@ -66,8 +73,6 @@ impl ServiceValue {
     pub const SOURCES: u32 = 1;
     /// A backend on another node answers the client by itself.
     pub const DIRECT: u32 = 2;
-    /// Backends of other nodes are not for it.
-    pub const LOCAL: u32 = 4;
 }
 
 /// Value of `BACKENDS`; the key is a number that is never given out twice while the node is up.

@@ -97,7 +97,6 @@ impl Present {
             proxy_port: self.value.proxy_port,
             affinity_seconds: self.value.affinity_seconds,
             direct: is(ServiceValue::DIRECT),
-            local_only: is(ServiceValue::LOCAL),
             sources: self.sources.clone(),
             backends: backends.collect(),
         }
@@ -423,9 +422,7 @@ fn flag(set: bool, flag: u32) -> u32 {
 }
 
 pub(crate) fn flags(entry: &ServiceEntry) -> u32 {
-    flag(!entry.sources.is_empty(), ServiceValue::SOURCES)
-        | flag(entry.direct, ServiceValue::DIRECT)
-        | flag(entry.local_only, ServiceValue::LOCAL)
+    flag(!entry.sources.is_empty(), ServiceValue::SOURCES) | flag(entry.direct, ServiceValue::DIRECT)
 }
 
 /// What says in `SERVED` that an address is a service's.
