@@ -6,19 +6,32 @@ use aya_ebpf::helpers::{bpf_get_socket_cookie, bpf_ktime_get_ns};
 use aya_ebpf::programs::TcContext;
 use ebpf_shared::nat::{NatKey, Tuple, place};
 use ebpf_shared::packet::{Kind, protocol};
-use ebpf_shared::{Direction, ReverseKey, ServiceKey, SockAddr};
+use ebpf_shared::{Direction, Packet, ReverseKey, ServiceKey, SockAddr};
 
 use crate::maps::{NAT, REVERSE, SCRATCH};
 
-/// The number of its address; 0: none. For news only, as it costs two lookups.
+/// Notes in `SCRATCH` what stands for its address; 0: none. Of news only, as it costs two lookups.
 ///
 /// # Safety
 /// A context, and `SCRATCH` is written.
 #[inline(never)]
-pub unsafe fn service(skb: *mut __sk_buff, direction: u32, is_reply: u32) -> u32 {
-    let Some(scratch) = SCRATCH.get_ptr(0) else { return 0 };
-    // SAFETY: this CPU's own, see `crate::verdict`.
-    let packet = unsafe { &(*scratch).seen.packet };
+pub unsafe fn note(skb: *mut __sk_buff, direction: u32) -> u32 {
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return 0 };
+    // SAFETY: as the caller says; this CPU's own, see `crate::verdict`.
+    unsafe {
+        if core::ptr::read_volatile(&raw const (*scratch).decision.is_news) {
+            let is_reply = core::ptr::read_volatile(&raw const (*scratch).decision.is_reply);
+            let service = service(skb, &(*scratch).seen.packet, direction, u32::from(is_reply));
+            core::ptr::write_volatile(&raw mut (*scratch).service, service);
+        }
+    }
+    0
+}
+
+/// # Safety
+/// A context.
+#[inline(always)]
+unsafe fn service(skb: *mut __sk_buff, packet: &Packet, direction: u32, is_reply: u32) -> u32 {
     let has_ports = matches!(packet.protocol, protocol::TCP | protocol::UDP | protocol::SCTP);
     if !has_ports || !matches!(packet.kind, Kind::Plain) {
         return 0;
