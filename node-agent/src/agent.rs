@@ -226,15 +226,13 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let route_keeper =
         RouteKeeper { node: state.node.clone(), addresses, own_pods: own_pods.clone(), tunnel };
     tasks.spawn(route_keeper.keep_for_ever(host, engine.clone()));
-    if tunnel.is_some() {
-        tasks.spawn(tunnel::keep_for_ever(
-            engine.clone(),
-            state.node.clone(),
-            addresses,
-            own_pods.clone(),
-            args.tunnel,
-        ));
-    }
+    tasks.spawn(tunnel::keep_for_ever(
+        engine.clone(),
+        state.node.clone(),
+        addresses,
+        own_pods.clone(),
+        args.tunnel,
+    ));
     tasks.spawn(masquerade::keep_for_ever(engine.clone(), own_pods, args.masquerade_exclude.clone()));
     let collector =
         Collector { engine: engine.clone(), namer: namer.clone(), ring: ring.clone(), queue: queue.clone() };

@@ -6,9 +6,9 @@ mod support;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ebpf_shared::packet::icmp::{ECHO, ECHO6};
+use ebpf_shared::packet::icmp::{self, ECHO, ECHO6};
 use ebpf_shared::packet::{protocol, tcp};
-use ebpf_shared::{Direction, Endpoint, Packet, Reason, identity};
+use ebpf_shared::{Direction, Endpoint, Kind, Packet, Reason, identity};
 use ipnet::IpNet;
 use node_agent::kernel::Kernel;
 use node_agent::kernel::rules::{DefaultDeny, Defaults, Rule, compile};
@@ -18,11 +18,11 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use support::frames::{
-    DESTINATION, HOP_BY_HOP, ROUTING, answer, echo, error_about, extended, fragment, frame, icmp_of,
-    listener, on_link, packet, padding, piece, transport,
+    answer, echo, error_about, extended, frame, icmp_of, listener, on_link, packet, piece, query, transport,
 };
 use support::policy::{Writer, defaults};
-use support::reference::{Look, Pieces, look};
+use support::reference::{Look, Pieces, look, message as message_of};
+use support::strange::{header, mutate};
 use support::{cases, in_sandbox};
 
 const LO: u32 = 1;
@@ -72,6 +72,9 @@ fn pod_for(peer: IpAddr) -> IpAddr {
 /// Few, and at the edges of prefixes, so that rules overlap.
 const PORTS: [u16; 8] = [1, 79, 80, 81, 1023, 1024, 8080, 65535];
 
+/// Types of ICMP of either family: queries and their answers, errors, and others.
+const TYPES: [u8; 13] = [8, 13, 42, 0, 14, 3, 11, 40, 128, 129, 160, 2, 144];
+
 #[derive(Clone, Debug)]
 struct Policy {
     defaults: Defaults,
@@ -99,6 +102,7 @@ fn little_change(rng: &mut StdRng, policy: &Policy) -> Policy {
 fn rule(rng: &mut StdRng, policy_id: u32) -> Rule {
     let mut port = || *PORTS.choose(rng).expect("not empty");
     let (a, b) = (port(), port());
+    let kind = u16::from(*TYPES.choose(rng).expect("not empty")) << 8;
     let ports = [
         None,
         Some(a..=a),
@@ -106,6 +110,7 @@ fn rule(rng: &mut StdRng, policy_id: u32) -> Rule {
         Some(0..=b),
         Some(ECHO..=ECHO | 0xff),
         Some(ECHO6..=ECHO6),
+        Some(kind..=kind | 0xff),
     ];
     Rule {
         direction: direction(rng),
@@ -142,12 +147,32 @@ fn traffic(rng: &mut StdRng, direction: Direction) -> Packet {
     let (from, to) = (port(), port());
     let flags = [tcp::SYN, tcp::SYN | tcp::ACK, tcp::ACK, tcp::FIN | tcp::ACK, tcp::RST];
     let flags = *flags.choose(rng).expect("not empty");
-    match rng.random_range(0..8) {
+    // Identifiers may be what types look like.
+    let from =
+        if rng.random_bool(0.3) { u16::from(*TYPES.choose(rng).expect("not empty")) << 8 } else { from };
+    match rng.random_range(0..10) {
         0 => echo(src, dst, from),
         1 => answer(&echo(dst, src, from), 0),
+        8 => message(rng, src, dst, from),
+        9 => {
+            let asked = if dst.is_ipv4() { [8, 13, 15, 17, 42] } else { [128, 139, 160, 128, 139] };
+            answer(&query(dst, src, *asked.choose(rng).expect("not empty"), from), 0)
+        }
         2 | 3 => packet(protocol::UDP, (src, from), (dst, to), 0),
         4 => packet(protocol::SCTP, (src, from), (dst, to), 0),
         _ => packet(protocol::TCP, (src, from), (dst, to), flags),
+    }
+}
+
+/// A query of any type, or a message that is neither an answer nor an error.
+fn message(rng: &mut StdRng, src: IpAddr, dst: IpAddr, from: u16) -> Packet {
+    loop {
+        let kind = *TYPES.choose(rng).expect("not empty");
+        match icmp::role(dst.is_ipv4(), kind) {
+            icmp::QUERY => return query(src, dst, kind, from),
+            icmp::MESSAGE => return query(src, dst, kind, 0),
+            _ => {}
+        }
     }
 }
 
@@ -185,13 +210,9 @@ fn oracle(policy: &Policy, direction: Direction, identity: u32, protocol: u8, po
     }
 }
 
-/// What policy calls the port of a packet that begins a flow.
-fn asked(packet: &Packet, port: u16) -> u16 {
-    match packet.protocol {
-        protocol::ICMP => ECHO,
-        protocol::ICMPV6 => ECHO6,
-        _ => port,
-    }
+/// What policy calls the port of a packet that belongs to no flow.
+fn asked(packet: &Packet) -> u16 {
+    if packet.kind == Kind::EchoReply { icmp::answer_to(packet.src_port) } else { packet.dst_port }
 }
 
 fn emulation(policy: &Policy, class: u32) -> Emulation {
@@ -225,7 +246,7 @@ fn the_maps_say_of_new_flows_what_the_policy_says() {
                 for (protocol, port) in [protocol::TCP, protocol::UDP, protocol::SCTP]
                     .into_iter()
                     .flat_map(|protocol| PORTS.map(|port| (protocol, port)))
-                    .chain([(icmp_of(&peer.into()), 0)])
+                    .chain(TYPES.map(|kind| (icmp_of(&peer.into()), u16::from(kind) << 8)))
                 {
                     let (src, dst) = match direction {
                         Direction::Ingress => ((peer, 40000), (pod_for(peer), port)),
@@ -234,7 +255,7 @@ fn the_maps_say_of_new_flows_what_the_policy_says() {
                     let opening = packet(protocol, src, dst, tcp::SYN);
                     node.connections.0.clear();
                     let ruling = node.decide(LO, direction, &opening, 0).ruling;
-                    let expected = oracle(&policy, direction, identity, protocol, asked(&opening, port));
+                    let expected = oracle(&policy, direction, identity, protocol, port);
                     assert_eq!(ruling.reason, expected, "{opening:?} under {policy:#?}");
                     // Whoever is named did decide.
                     if let Some(rule) = rules.get(&ruling.policy_id).filter(|_| expected != Reason::Audited) {
@@ -275,9 +296,10 @@ fn a_connection_outlives_neither_its_permission_nor_its_end() {
                 Direction::Egress => packet.dst.into(),
             };
             let identity = PEERS.iter().find(|(addr, _)| *addr == peer).expect("a peer").1;
-            let port = |port| asked(&packet, port);
-            let own = oracle(&current, way, identity, packet.protocol, port(packet.dst_port));
-            let answered = oracle(&current, way.opposite(), identity, packet.protocol, port(packet.src_port));
+            let own = oracle(&current, way, identity, packet.protocol, asked(&packet));
+            let answered = oracle(&current, way.opposite(), identity, packet.protocol, packet.src_port);
+            // What asks answers nothing, whatever its identifier.
+            assert!(!(decision.is_reply && packet.is_message()), "{way:?} {packet:?}");
             let allowed = if decision.is_reply { answered } else { own };
             assert!(allowed.passes(), "{way:?} {packet:?} under {current:#?}");
         }
@@ -299,7 +321,7 @@ fn the_kernel_decides_as_the_emulation_does() {
         let mut writer = Writer::default();
         let mut judged = BTreeMap::<Reason, u32>::new();
         let (mut edited, mut moved) = (0, 0);
-        for _ in 0..cases(60) {
+        for _ in 0..cases(90) {
             kernel.forget_connections(LO).expect("removable");
             for (net, identity) in identities() {
                 kernel.identities.upsert(&net, identity).expect("writable");
@@ -421,36 +443,6 @@ fn honest(rng: &mut StdRng, way: Direction) -> Vec<u8> {
     }
 }
 
-fn header(rng: &mut StdRng, place: u32) -> (u8, Vec<u8>) {
-    match rng.random_range(0..12) {
-        0 => fragment(0, rng.random_bool(0.3), rng.random_range(0..4)),
-        1 => (ROUTING, vec![0, rng.random_range(0..4), u8::from(rng.random_bool(0.3)), 0, 0, 0, 0]),
-        2 => padding(*[50, 51, 59, 135, 139, 140].choose(rng).expect("not empty"), 0),
-        3 => padding(HOP_BY_HOP, 0),
-        _ if place == 0 => padding(HOP_BY_HOP, rng.random_range(0..2)),
-        _ => padding(DESTINATION, rng.random_range(0..3)),
-    }
-}
-
-/// Spoils a frame, or leaves it.
-fn mutate(rng: &mut StdRng, frame: &mut Vec<u8>) {
-    for _ in 0..rng.random_range(0..4) {
-        // Mostly where the headers are.
-        let end = if rng.random_bool(0.7) { frame.len().min(14 + 64) } else { frame.len() };
-        let at = rng.random_range(14..end.max(15));
-        if let Some(byte) = frame.get_mut(at) {
-            let near = [0, 1, 6, 17, 43, 44, 58, 60, 128, 255, *byte ^ 1, byte.wrapping_add(1)];
-            *byte = if rng.random_bool(0.7) { *near.choose(rng).expect("not empty") } else { rng.random() };
-        }
-    }
-    match rng.random_range(0..10) {
-        // A test run wants the IP header whole.
-        0 => frame.truncate(rng.random_range(if frame[12] == 8 { 34 } else { 54 }..=frame.len())),
-        1 => frame.extend(std::iter::repeat_n(rng.random::<u8>(), rng.random_range(1..40))),
-        _ => {}
-    }
-}
-
 #[test]
 fn frames_that_no_honest_host_sends_are_read_as_the_reference_reads_them() {
     in_sandbox(|sandbox| {
@@ -482,6 +474,16 @@ fn frames_that_no_honest_host_sends_are_read_as_the_reference_reads_them() {
                 ports: None,
                 policy_id: 2,
             },
+            Rule {
+                direction: Direction::Ingress,
+                allow: true,
+                audit: false,
+                redirect: None,
+                identity: 301,
+                protocol: protocol::ICMP,
+                ports: Some(3 << 8..=3 << 8 | 0xff),
+                policy_id: 3,
+            },
         ];
         let policy = Policy { defaults: defaults(3, 101, 102), rules };
         let mut node = emulation(&policy, 7);
@@ -503,7 +505,10 @@ fn frames_that_no_honest_host_sends_are_read_as_the_reference_reads_them() {
                 Look::Link => (true, None),
                 Look::Refused(reason) => (false, Some((reason as u8, 0, false))),
                 Look::Packet(packet) => {
-                    let decision = node.decide(LO, way, &packet, 0);
+                    let decision = match message_of(&frame, &packet, way) {
+                        Some(message) => node.decide_message(LO, way, &packet, &message, 0),
+                        None => node.decide(LO, way, &packet, 0),
+                    };
                     let tells = (decision.ruling.reason as u8, decision.ruling.policy_id, decision.is_reply);
                     (decision.ruling.passes(), decision.is_news.then_some(tells))
                 }

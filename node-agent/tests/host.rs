@@ -8,13 +8,13 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use ebpf_shared::host::INTERFACE;
+use ebpf_shared::host::{FOREIGN, INTERFACE};
 use ebpf_shared::identity::{HOST, REMOTE_NODE, WORLD};
 use ebpf_shared::nat::NodeConfig;
 use ebpf_shared::overlay::{Hop, PORT};
 use ebpf_shared::packet::protocol::{ANY, ICMP, ICMPV6, TCP, UDP};
 use ebpf_shared::packet::tcp;
-use ebpf_shared::{Addr, Direction, Endpoint, Packet, Reason};
+use ebpf_shared::{Addr, ConnEntry, ConnKey, Direction, Endpoint, Packet, Reason};
 use node_agent::kernel::Kernel;
 use node_agent::kernel::rules::{Defaults, Rule};
 use node_agent::kernel::verdict::Emulation;
@@ -393,6 +393,53 @@ fn real_packets_of_the_node_meet_its_policy_and_those_that_it_forwards_do_not() 
         for family in BOTH {
             let at = SocketAddr::new(of(family).node, 22);
             assert!(says(&scene.client.run(move || connect(at, BEFORE)).expect("no policy"), BEFORE));
+        }
+    });
+}
+
+#[test]
+fn what_passes_under_the_node_s_address_is_no_way_to_the_node() {
+    in_sandbox(|sandbox| {
+        let mut scene = Scene::new(sandbox);
+        run(&[
+            "nft",
+            "add table inet m; add chain inet m out { type nat hook postrouting priority srcnat; }; \
+              add rule inet m out oifname net ip saddr 10.1.0.0/16 masquerade; \
+              add rule inet m out oifname net ip6 saddr fd00:1::/64 masquerade",
+        ]);
+        scene.select(2, DENY_INGRESS, &[]);
+        const PORT: u16 = 7_777;
+        for family in BOTH {
+            let Addresses { node, client, .. } = of(family);
+            let outside = scene.client.run(move || UdpSocket::bind((client, 53)).expect("free"));
+            let at = scene.pod.at(family, PORT);
+            let inside = scene.pod.run(move || UdpSocket::bind(at).expect("free"));
+            for socket in [&outside, &inside] {
+                socket.set_read_timeout(Some(BEFORE)).expect("a time");
+            }
+            inside.send_to(b"x", (client, 53)).expect("sent");
+            let (_, from) = outside.recv_from(&mut [0; 4]).expect("masqueraded");
+            assert_eq!(from, SocketAddr::new(node, PORT));
+            let flow = |kernel: &Kernel| {
+                let flows = kernel.conntrack.dump().expect("readable");
+                let own = |key: &ConnKey| (key.peer, key.own_port) == (Addr::from(client), PORT);
+                flows.into_iter().find(|(key, _)| own(key)).expect("noted")
+            };
+            let (key, entry) = flow(&scene.kernel);
+            assert_eq!(entry.class, FOREIGN);
+            let aged = |seconds: u64| ConnEntry { seen: entry.seen - seconds * 1_000_000_000, ..entry };
+            scene.kernel.conntrack.upsert(key, aged(10)).expect("writable");
+            outside.send_to(b"x", from).expect("sent");
+            inside.recv_from(&mut [0; 4]).expect("an answer is the pod's");
+            assert_eq!(flow(&scene.kernel).1.seen, aged(10).seen, "{family:?}: not kept up from outside");
+            let answer = frame(&udp((client, 53), (node, PORT)));
+            assert!(scene.kernel.try_host_frame(Ingress, &answer).expect("runs"), "{family:?}: still known");
+            // The pod has been silent for so long that the stack would give its answers to the node.
+            scene.kernel.conntrack.upsert(key, aged(26)).expect("writable");
+            assert!(!scene.kernel.try_host_frame(Ingress, &answer).expect("runs"), "{family:?}: the node's");
+            inside.send_to(b"x", (client, 53)).expect("sent");
+            outside.recv_from(&mut [0; 4]).expect("as before");
+            assert!(scene.kernel.try_host_frame(Ingress, &answer).expect("runs"), "{family:?}: known anew");
         }
     });
 }

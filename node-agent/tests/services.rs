@@ -3,19 +3,24 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use ebpf_shared::nat::NodeConfig;
+use ebpf_shared::nat::{NatKey, NodeConfig};
+use ebpf_shared::overlay::Hop;
 use ebpf_shared::packet::protocol::{TCP, UDP};
 use ebpf_shared::service::scope;
 use ebpf_shared::{Reason, ServiceKey};
+use ipnet::IpNet;
 use node_agent::desired::{ServedBackend, ServiceEntry};
 use node_agent::kernel::rules::Defaults;
 use node_agent::kernel::{Kernel, ShortCut};
+use support::frames::{DESTINATION, extended, frame, syn};
 use support::pods::{BOTH, Family, Netns, Pod, forward};
 use support::policy::Writer;
 use support::{Sandbox, in_sandbox, run};
@@ -51,7 +56,7 @@ struct Scene {
     two: Pod,
     client: Netns,
     other: Netns,
-    _wire: Netns,
+    wire: Netns,
 }
 
 impl Scene {
@@ -91,7 +96,7 @@ impl Scene {
         other.run(|| address("other", of(Family::V4).other, of(Family::V6).other));
         let node = config(of(Family::V4).node, of(Family::V6).node);
         kernel.set_net(&["net".to_owned()], node, None).expect("attachable");
-        Self { kernel, one, two, client, other, _wire: wire }
+        Self { kernel, one, two, client, other, wire }
     }
 
     fn put(&mut self, at: IpAddr, port: u16, scope: u8, entry: &ServiceEntry) {
@@ -125,6 +130,13 @@ fn address(ifname: &str, v4: IpAddr, v6: IpAddr) {
 
 fn route(to: IpAddr, via: IpAddr) {
     run(&["ip", "route", "add", &to.to_string(), "via", &via.to_string()]);
+}
+
+/// A node without a tunnel to it.
+fn routed(at: fn(Addresses) -> IpAddr) -> BTreeMap<IpNet, Hop> {
+    let [v4, v6] = BOTH.map(|family| at(of(family)));
+    let hop = Hop { v4: v4.into(), v6: v6.into(), flags: Hop::ROUTED, padding: 0 };
+    [v4, v6].map(|at| (at.into(), hop)).into()
 }
 
 /// A service of backends with equal shares.
@@ -256,6 +268,55 @@ fn whoever_asks_a_backend_itself_from_the_port_of_an_ended_connection_to_its_ser
 }
 
 #[test]
+fn an_event_says_which_service_was_asked_and_of_a_call_to_a_pod_none() {
+    in_sandbox(|sandbox| {
+        let mut scene = Scene::new(sandbox);
+        let mut events = scene.kernel.events().expect("not taken yet");
+        for family in BOTH {
+            let Addresses { vip, node, client, .. } = of(family);
+            let backend = scene.two.at(family, PORT);
+            let _asked = serve(&scene.two.netns, backend);
+            scene.put(vip, 80, scope::INSIDE, &served(&[(backend, true)]));
+            scene.put(node, NODE_PORT, scope::OUTSIDE, &served(&[(backend, true)]));
+            while events.try_next().is_some() {}
+            let doors = [scene.one.ifindex, scene.two.ifindex];
+            let number = |at: IpAddr, port| ServiceKey::told(&at.into(), port, TCP);
+            let mut told = |from: IpAddr| {
+                let all: Vec<_> = std::iter::from_fn(|| events.try_next()).collect();
+                let tcp = all.iter().filter(|event| event.protocol == TCP && IpAddr::from(event.src) == from);
+                doors.map(|door| tcp.clone().find(|event| event.ifindex == door).map(|event| event.service))
+            };
+            let (one, own) = (&scene.one.netns, scene.one.addr(family));
+            ask(one, backend);
+            assert_eq!(told(own), [Some(0), Some(0)], "{family:?}: the pod itself");
+            ask(one, SocketAddr::new(vip, 80));
+            assert_eq!(told(own)[0], Some(number(vip, 80)), "{family:?}: by packets");
+            ask_by_hooked_socket(sandbox, one, SocketAddr::new(vip, 80));
+            assert_eq!(told(own)[0], Some(number(vip, 80)), "{family:?}: by a socket");
+            ask_by_hooked_socket(sandbox, one, backend);
+            assert_eq!(told(own)[0], Some(0), "{family:?}: the pod itself by a socket");
+            ask(&scene.client, SocketAddr::new(node, NODE_PORT));
+            assert_eq!(told(client), [None, Some(number(node, NODE_PORT))], "{family:?}: from outside");
+        }
+    });
+}
+
+/// A process of the hooked cgroup asks from somewhere, and is answered.
+fn ask_by_hooked_socket(sandbox: &Sandbox, netns: &Netns, at: SocketAddr) {
+    let procs = sandbox.cgroup.join("cgroup.procs");
+    let script =
+        format!("exec 3<>/dev/tcp/{}/{} && echo x >&3 && read -r -t 5 answer <&3", at.ip(), at.port());
+    let status = netns.run(move || {
+        let mut command = std::process::Command::new("bash");
+        command.args(["-c", &script]);
+        // SAFETY: between fork and exec only one small file is written; the path was allocated before.
+        unsafe { command.pre_exec(move || std::fs::write(&procs, "0")) };
+        command.status()
+    });
+    assert!(status.expect("bash starts").success(), "{at}");
+}
+
+#[test]
 fn a_pod_reaches_itself_through_its_service() {
     in_sandbox(|sandbox| {
         let mut scene = Scene::new(sandbox);
@@ -320,7 +381,7 @@ fn clients_outside_reach_backends_of_the_node_as_themselves() {
         for family in BOTH {
             let backend = scene.one.at(family, PORT);
             let asked = serve(&scene.one.netns, backend);
-            let entry = ServiceEntry { local_only: true, ..served(&[(backend, true)]) };
+            let entry = served(&[(backend, true)]);
             for (at, port) in [(of(family).node, NODE_PORT), (of(family).balancer, 80)] {
                 scene.put(at, port, scope::OUTSIDE, &entry);
                 ask(&scene.client, SocketAddr::new(at, port));
@@ -454,7 +515,7 @@ fn the_next_agent_goes_on_with_the_flows_and_lets_go_of_interfaces_that_it_is_no
         scene.put(at.ip(), at.port(), scope::OUTSIDE, &served(&[(backend, false)]));
         let stream = connect(&scene.client, at).expect("served");
         exchange(&stream, 100).expect("answered");
-        let Scene { kernel, one: _one, two: _two, client, other: _other, _wire: _kept } = scene;
+        let Scene { kernel, one: _one, two: _two, client, other: _other, wire: _kept } = scene;
         drop(kernel);
         exchange(&stream, 100).expect("nobody is needed");
         let mut kernel = Kernel::load(&sandbox.bpffs(), &sandbox.cgroup).expect("the programs load");
@@ -486,6 +547,7 @@ fn a_backend_of_another_node_answers_by_itself_where_the_service_asks_for_that()
     in_sandbox(|sandbox| {
         let mut scene = Scene::new(sandbox);
         let (mut second, pod) = second_node(sandbox, &scene.other);
+        second.nodes.set(&routed(|at| at.node)).expect("writable");
         for family in BOTH {
             route(pod.addr(family), of(family).other);
             let backend = pod.at(family, PORT);
@@ -518,20 +580,115 @@ fn a_backend_of_another_node_answers_by_itself_where_the_service_asks_for_that()
     });
 }
 
+/// A segment that opens a connection, and says whom its sender has asked first.
+fn telling(client: SocketAddr, backend: SocketAddr, asked: SocketAddr) -> Vec<u8> {
+    let opening = syn((client.ip(), client.port()), (backend.ip(), backend.port()));
+    match asked.ip() {
+        IpAddr::V4(addr) => {
+            let mut bytes = frame(&opening);
+            let option = [&[0x9a, 8], &asked.port().to_be_bytes()[..], &addr.octets()].concat();
+            bytes.splice(34..34, option);
+            (bytes[14], bytes[17]) = (0x47, bytes[17] + 8);
+            bytes
+        }
+        IpAddr::V6(addr) => {
+            let rest = [&[2, 0x1e, 18], &addr.octets()[..], &asked.port().to_be_bytes(), &[1, 0]].concat();
+            extended(&opening, &[(DESTINATION, rest)])
+        }
+    }
+}
+
+/// By what address a backend answers whoever says that they asked there first, if by any but its own.
+fn said(kernel: &Kernel, client: (IpAddr, u16), backend: SocketAddr, asked: (IpAddr, u16)) -> Option<IpAddr> {
+    let frame = telling(client.into(), backend, asked.into());
+    kernel.time_program("from_net", &frame, 1).expect("runs");
+    let halves = kernel.nat.dump().expect("readable");
+    let of_client = |key: &NatKey| (IpAddr::from(key.tuple.dst), key.tuple.dst_port) == client;
+    let half = halves.iter().find(|(key, _)| of_client(key));
+    half.map(|(_, half)| half.tuple.src.into())
+}
+
+#[test]
+fn nobody_has_a_node_answer_by_another_address_than_a_service_s() {
+    in_sandbox(|sandbox| {
+        let mut scene = Scene::new(sandbox);
+        for family in BOTH {
+            let Addresses { node, other, client, balancer, .. } = of(family);
+            scene.kernel.nodes.set(&BTreeMap::new()).expect("writable");
+            let (backend, stranger) = (scene.one.at(family, PORT), scene.two.at(family, PORT));
+            scene.put(
+                node,
+                NODE_PORT,
+                scope::OUTSIDE,
+                &ServiceEntry { direct: true, ..served(&[(backend, true)]) },
+            );
+            // Both are served, so that both are looked at.
+            scene.put(balancer, 80, scope::OUTSIDE, &served(&[(backend, true), (stranger, true)]));
+            assert_eq!(
+                said(&scene.kernel, (client, 1), backend, (other, NODE_PORT)),
+                None,
+                "{family:?}: nobody knows that it is a node"
+            );
+            assert_eq!(
+                said(&scene.kernel, (client, 3), backend, (balancer, 80)),
+                None,
+                "{family:?}: is not answered directly"
+            );
+            assert_eq!(
+                said(&scene.kernel, (client, 4), backend, (node, NODE_PORT)),
+                Some(node),
+                "{family:?}: its own"
+            );
+            scene.kernel.nodes.set(&routed(|at| at.other)).expect("writable");
+            assert_eq!(
+                said(&scene.kernel, (client, 5), backend, (other, NODE_PORT)),
+                Some(other),
+                "{family:?}"
+            );
+            assert_eq!(
+                said(&scene.kernel, (client, 6), stranger, (other, NODE_PORT)),
+                None,
+                "{family:?}: no backend of the service"
+            );
+            assert_eq!(
+                said(&scene.kernel, (client, 7), backend, (client, NODE_PORT)),
+                None,
+                "{family:?}: no node"
+            );
+        }
+    });
+}
+
 /// Has an interface of this thread's namespace send whole packets with whole checksums, as they come from a wire: what
 /// stays on one machine has neither.
 fn as_from_a_wire(ifname: &str) {
-    /// linux/ethtool.h, `struct ethtool_value`, and the commands for checksums, scatter-gather and segmentation.
+    // Checksums, scatter-gather and segmentation.
+    ethtool(ifname, &[0x17, 0x19, 0x1f, 0x24], 0);
+}
+
+/// Has one end of a link take what the driver of the other end sends by itself: it does if it has a program of its own.
+fn as_a_wire(sandbox: &Sandbox, wire: &Netns) -> Kernel {
+    let (bpffs, cgroup) = (sandbox.bpffs().join("wire"), sandbox.cgroup.clone());
+    wire.run(move || {
+        let mut kernel = Kernel::load(&bpffs, &cgroup).expect("the programs load");
+        let nobody = NodeConfig::default();
+        kernel.set_net(&["net-end".to_owned()], nobody, Some(ShortCut::Driver)).expect("attachable");
+        kernel
+    })
+}
+
+/// Switches features by the commands of linux/ethtool.h.
+fn ethtool(ifname: &str, commands: &[u32], data: u32) {
+    /// `struct ethtool_value`.
     #[repr(C)]
     struct Value {
         command: u32,
         data: u32,
     }
-    const OFF: [u32; 4] = [0x17, 0x19, 0x1f, 0x24];
     const SIOCETHTOOL: libc::c_ulong = 0x8946;
     let socket = UdpSocket::bind("127.0.0.1:0").expect("free");
-    for command in OFF {
-        let mut value = Value { command, data: 0 };
+    for command in commands {
+        let mut value = Value { command: *command, data };
         // SAFETY: all zero is a valid request.
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
         for (to, from) in request.ifr_name.iter_mut().zip(ifname.bytes()) {
@@ -546,12 +703,22 @@ fn as_from_a_wire(ifname: &str) {
 
 #[test]
 fn the_short_cut_changes_nothing_but_the_way() {
-    in_sandbox(|sandbox| {
+    short_cut(ShortCut::Generic);
+}
+
+#[test]
+fn neither_does_the_one_in_the_driver() {
+    short_cut(ShortCut::Driver);
+}
+
+fn short_cut(cut: ShortCut) {
+    in_sandbox(move |sandbox| {
         let mut scene = Scene::new(sandbox);
+        let _kept = matches!(cut, ShortCut::Driver).then(|| as_a_wire(sandbox, &scene.wire));
         scene.client.run(|| as_from_a_wire("client"));
         scene.other.run(|| as_from_a_wire("other"));
         let node = config(of(Family::V4).node, of(Family::V6).node);
-        scene.kernel.set_net(&["net".to_owned()], node, Some(ShortCut::Generic)).expect("attachable");
+        scene.kernel.set_net(&["net".to_owned()], node, Some(cut)).expect("attachable");
         for family in BOTH {
             let backend = SocketAddr::new(of(family).other, PORT);
             let asked = serve(&scene.other, backend);

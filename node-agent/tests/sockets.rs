@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, TcpListener
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ebpf_shared::ServiceKey;
 use ebpf_shared::packet::protocol::{TCP, UDP};
@@ -352,6 +352,16 @@ fn a_client_stays_with_its_backend_while_the_service_asks_for_it() {
             kernel.services.put(key, &draining).expect("writable");
             let next: BTreeSet<_> = (0..12).map(|_| in_cgroup(sandbox, ask)).collect();
             assert!(next.len() == 1 && next != answers, "{next:?} after {answers:?}");
+            // Nor when it has been away for long enough.
+            kernel
+                .services
+                .put(key, &ServiceEntry { affinity_seconds: 1, ..service.clone() })
+                .expect("writable");
+            let (first, began) = (in_cgroup(sandbox, ask), Instant::now());
+            while in_cgroup(sandbox, ask) == first {
+                assert!(began.elapsed() < Duration::from_secs(60), "always {first}");
+                std::thread::sleep(Duration::from_millis(1_100));
+            }
             kernel.services.put(key, &service).expect("writable");
             let answers: BTreeSet<_> = (0..24).map(|_| in_cgroup(sandbox, ask)).collect();
             assert!(answers.len() > 1, "{answers:?}");
@@ -384,7 +394,7 @@ fn the_next_agent_finds_services_as_they_are_and_what_was_left_unfinished_goes()
         let mut service = at4(&[serve("one"), serve("two"), serve("three")]);
         service.sources = ["192.0.2.0/24", "2001:db8::/32"].map(|net| net.parse().expect("a CIDR")).into();
         kernel.services.put(key(TCP), &service).expect("writable");
-        let other = ServiceEntry { affinity_seconds: 7, direct: true, local_only: true, ..at6(&[1, 2]) };
+        let other = ServiceEntry { affinity_seconds: 7, direct: true, ..at6(&[1, 2]) };
         kernel.services.put(key6(TCP), &other).expect("writable");
         drop(kernel);
         let mut kernel = load(sandbox);

@@ -8,6 +8,7 @@
 //! Of the two addresses only the peer's is kept: the other one is the pod's own of the same family, which the
 //! programs have checked before they look here. So both families have one key, little longer than IPv4's was.
 
+use crate::host::FOREIGN;
 use crate::packet::{protocol, tcp};
 use crate::{Addr, Direction, Endpoint, Packet, Reason, Ruling};
 
@@ -103,6 +104,9 @@ impl ConnEntry {
     pub const SHORT: u64 = 60 * SECOND;
     /// UDP that was answered (RFC 4787, REQ-5 asks for 2 minutes, recommends 5).
     pub const UDP_ANSWERED: u64 = 300 * SECOND;
+    /// What only passes under an address of the node's ([`FOREIGN`]) and has no connections: less than the 30 s after which
+    /// Linux (`nf_conntrack_udp_timeout`) no longer knows whose the answers are, and takes them for the node's own.
+    pub const FOREIGN: u64 = 25 * SECOND;
     /// An open TCP connection: longer than the 7,200 s after which Linux probes an idle one.
     pub const TCP_OPEN: u64 = 8_000 * SECOND;
     /// A TCP connection that both sides have closed.
@@ -135,6 +139,7 @@ impl ConnEntry {
         let answered = self.answered != 0 || self.midstream != 0 || self.is_redirected();
         match protocol {
             protocol::TCP if self.closed_forward != 0 && self.closed_reply != 0 => Self::TCP_CLOSED,
+            _ if self.class == FOREIGN && protocol != protocol::TCP => Self::FOREIGN,
             protocol::TCP | protocol::SCTP if answered || self.is_cut() => Self::TCP_OPEN,
             protocol::UDP if answered => Self::UDP_ANSWERED,
             _ => Self::SHORT,
@@ -274,6 +279,19 @@ mod tests {
         entry.note(&packet(tcp::SYN | tcp::ACK), true, 5);
         assert!(entry.is_alive(ConnEntry::TCP_OPEN, protocol::TCP));
         assert!(!entry.is_alive(ConnEntry::TCP_OPEN + 5, protocol::TCP));
+    }
+
+    #[test]
+    fn a_flow_that_is_not_the_node_s_is_forgotten_before_linux_forgets_it() {
+        let entry = ConnEntry { class: FOREIGN, answered: 1, ..ConnEntry::default() };
+        for protocol in [protocol::UDP, protocol::ICMP, protocol::ICMPV6, protocol::SCTP] {
+            assert!(entry.is_alive(ConnEntry::FOREIGN - 1, protocol));
+            assert!(!entry.is_alive(ConnEntry::FOREIGN, protocol), "{protocol}");
+        }
+        const { assert!(ConnEntry::FOREIGN + ConnEntry::COARSENESS < 30 * SECOND) };
+        assert!(entry.is_alive(ConnEntry::FOREIGN, protocol::TCP), "an opening is never taken for an answer");
+        let own = ConnEntry { class: 1, ..entry };
+        assert!(own.is_alive(ConnEntry::FOREIGN, protocol::UDP));
     }
 
     #[test]

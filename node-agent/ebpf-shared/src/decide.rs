@@ -16,6 +16,12 @@
 //! conntrack, or because the entry was displaced) passes only if policy allows a flow *in both directions*:
 //! nobody knows which side began. Pods without policy don't notice; others reconnect.
 //!
+//! ## ICMP
+//!
+//! A query and its answers are a flow, and the errors about a flow belong to it: they follow it, whatever policy says of
+//! their types. Any other message is a flow of its own, without answers. An answer or an error of which nobody knows the flow is
+//! judged like such a message ([`of_no_flow`]): by its own type, and by who sent it.
+//!
 //! ## Flows that go by a proxy
 //!
 //! Where policy lets a flow only through a proxy ([`crate::redirect`]), what the pod sends is handed to the proxy's sockets, and
@@ -27,7 +33,7 @@
 //! policy forbids. Datagrams change over at once.
 
 use crate::conntrack::Basis;
-use crate::packet::{Kind, icmp, protocol};
+use crate::packet::{Kind, protocol};
 use crate::policy::Question;
 use crate::redirect::{NO_SLOT, Proxies};
 use crate::{
@@ -203,6 +209,45 @@ pub fn settle<C: Conntrack, X: Proxies>(
     by_proxy(proxies, scene, packet, decision)
 }
 
+/// An ICMP message as it is, whatever flow it may belong to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Message {
+    /// Whom it comes from; of one that the pod sends, whom it goes to.
+    pub peer: crate::Addr,
+    /// `type << 8 | code`.
+    pub icmp: u16,
+    /// 0: there is nothing to judge it by.
+    pub is_whole: u16,
+}
+
+/// The last of [`decide`], after [`settle`]: of what answers or tells of a flow that nobody knows.
+#[inline(always)]
+pub fn of_no_flow<P: PolicyMaps>(
+    policy: &P,
+    scene: &Scene<'_>,
+    message: &Message,
+    decision: Decision,
+) -> Decision {
+    if !matches!(decision.ruling.reason, Reason::UnrelatedIcmp) || message.is_whole == 0 {
+        return decision;
+    }
+    let question = Question {
+        class: scene.endpoint.class,
+        direction: scene.direction,
+        identity: peer_identity(policy, &message.peer),
+        protocol: if message.peer.is_v4() { protocol::ICMP } else { protocol::ICMPV6 },
+        port: message.icmp,
+    };
+    let ruling = judge(policy, &question);
+    let ruling = if scene.endpoint.is_audited() { ruling.audited() } else { ruling };
+    // No proxy takes ICMP.
+    if matches!(ruling.reason, Reason::Redirected) {
+        return decision;
+    }
+    Decision { ruling, is_reply: false, is_news: true }
+}
+
 /// Carries out a redirect.
 #[inline(always)]
 fn by_proxy<X: Proxies>(proxies: &mut X, scene: &Scene<'_>, packet: &Packet, decision: Decision) -> Decision {
@@ -242,12 +287,7 @@ fn rule<P: PolicyMaps>(
             false => peer_identity(policy, peer),
         },
         protocol: packet.protocol,
-        // An echo's identifier is no port, and only an echo begins a flow.
-        port: match packet.protocol {
-            protocol::ICMP => icmp::ECHO,
-            protocol::ICMPV6 => icmp::ECHO6,
-            _ => port,
-        },
+        port,
     };
     let mut ruling = judge(policy, &question);
     // With a proxy, there is no doubt who is to get it.

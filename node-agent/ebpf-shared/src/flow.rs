@@ -197,7 +197,8 @@ pub struct FlowEvent {
     pub dst_identity: u32,
     /// The rule or default deny that decided, as the agent numbered it; 0: none.
     pub policy_id: u32,
-    /// The service that the client asked for, as the agent numbered it; 0: none that the kernel knows of.
+    /// Which address of a service the client asked at ([`crate::ServiceKey::told`]), where it was translated on this node;
+    /// 0: none that the kernel knows of.
     pub service: u32,
     /// Bytes of the frame, with its Ethernet header.
     pub bytes: u32,

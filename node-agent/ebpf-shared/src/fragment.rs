@@ -24,7 +24,7 @@ pub struct Head {
     pub src_port: u16,
     pub dst_port: u16,
     pub protocol: u8,
-    /// 1: an ICMP echo reply.
+    /// 1: the answer to an ICMP query.
     pub is_echo_reply: u8,
     /// Where the first piece ends, in units of 8 bytes. A piece that begins before could replace what was judged
     /// (RFC 1858, RFC 5722).

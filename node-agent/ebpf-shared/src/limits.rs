@@ -46,6 +46,8 @@ pub const TRANSLATED: u32 = 4_096;
 pub const AFFINITY: u32 = 65_536;
 /// Ranges of addresses that may ask for a service, over all services.
 pub const SOURCES: u32 = 65_536;
+/// Backends of this node, for each address of a service that is answered directly.
+pub const ANSWERERS: u32 = 65_536;
 /// Sockets that talk to a service address and may ask whom they talk to.
 pub const REVERSE: u32 = 131_072;
 /// Slots of proxies; their numbers are less.

@@ -22,7 +22,7 @@
 
 use crate::balance::{Ask, Choice, balance};
 use crate::packet::{Kind, protocol, tcp};
-use crate::service::scope;
+use crate::service::{AnswererKey, scope};
 use crate::{Addr, Backend, Ip4, Packet, Reason, ServiceKey, ServiceMaps, ServiceValue, SockAddr, maglev};
 
 const SECOND: u64 = 1_000_000_000;
@@ -214,6 +214,10 @@ pub trait NatMaps: ServiceMaps {
     fn node(&self) -> NodeConfig;
     /// Whether an address is one of the other nodes' or their pods', and there is a tunnel to them.
     fn is_tunnelled(&self, addr: &Addr) -> bool;
+    /// Whether an address is another node's own.
+    fn is_other_node(&self, addr: &Addr) -> bool;
+    /// Whether a backend of this node may answer the clients of a service directly.
+    fn answers(&self, key: &AnswererKey) -> bool;
 
     /// The interface by which a backend elsewhere is reached.
     #[inline(always)]
@@ -502,15 +506,34 @@ pub fn begin<M: NatMaps>(maps: &mut M, arrival: &Arrival) -> Outcome {
     }
 }
 
-/// Takes note of whom a client of another node's asked, so that a backend here answers in its name. False if there is no
-/// such service that is answered directly: nobody else may choose by what address a node speaks.
+/// Takes note of whom a client of another node's asked, so that a backend here answers in its name. False if that is no
+/// address of a service that is answered directly and has the backend, or if the client is being answered in another name:
+/// nobody else may choose by what address a node speaks.
 #[inline(always)]
 pub fn answer_for<M: NatMaps>(maps: &mut M, arrival: &Arrival, asked: SockAddr) -> bool {
     let node = maps.node();
-    let own = if asked.addr.is_v4() { node.v4 } else { node.v6 };
-    // Of a node port, this node has its own address only.
-    let known = is_direct(maps, asked.addr, asked.port) || is_direct(maps, own, asked.port);
     let tuple = arrival.tuple;
+    // (In the tunnel, nodes are believed for other addresses: see above.)
+    let is_from_tunnel = node.tunnel != 0 && arrival.ifindex == node.tunnel;
+    if is_from_tunnel || asked.addr.is_v4() != tuple.dst.is_v4() {
+        return false;
+    }
+    // Of a node port, this node has its own address only; the same is served at those of the others.
+    let at = if maps.is_other_node(&asked.addr) {
+        if asked.addr.is_v4() { node.v4 } else { node.v6 }
+    } else {
+        asked.addr
+    };
+    let backend = SockAddr::new(tuple.dst, tuple.dst_port);
+    let known = match maps.service(&ServiceKey::new(at, asked.port, protocol::TCP, scope::OUTSIDE)) {
+        Some(service) if service.flags & ServiceValue::DIRECT != 0 => {
+            maps.answers(&AnswererKey { service: service.id, at: backend })
+        }
+        _ => false,
+    };
+    if !known {
+        return false;
+    }
     let answer = tuple.reversed();
     let key = NatKey { tuple: answer, protocol: arrival.protocol, place: place::TO_NET, padding: 0 };
     let entry = NatValue {
@@ -520,15 +543,13 @@ pub fn answer_for<M: NatMaps>(maps: &mut M, arrival: &Arrival, asked: SockAddr) 
         is_reply: 1,
         ..NatValue::default()
     };
-    known && asked.addr.is_v4() == tuple.dst.is_v4() && maps.set_nat(&key, &entry, false)
-}
-
-#[inline(always)]
-fn is_direct<M: NatMaps>(maps: &M, addr: Addr, port: u16) -> bool {
-    match maps.service(&ServiceKey::new(addr, port, protocol::TCP, scope::OUTSIDE)) {
-        Some(service) => service.flags & ServiceValue::DIRECT != 0,
+    let is_taken = match maps.nat(&key) {
+        Some(half) => {
+            half.tuple != entry.tuple && half.closed == 0 && half.is_alive(arrival.now, arrival.protocol)
+        }
         None => false,
-    }
+    };
+    !is_taken && maps.set_nat(&key, &entry, false)
 }
 
 /// Ports that are tried before a packet is dropped; its sender tries again.

@@ -26,6 +26,8 @@ impl Hop {
     pub const HERE: u32 = 1;
     /// Packets go there over IPv6.
     pub const BY_IPV6: u32 = 2;
+    /// There is no tunnel to it: routes lead there.
+    pub const ROUTED: u32 = 4;
 
     #[inline(always)]
     pub const fn is_here(&self) -> bool {
@@ -35,6 +37,12 @@ impl Hop {
     #[inline(always)]
     pub const fn is_by_ipv6(&self) -> bool {
         self.flags & Self::BY_IPV6 != 0
+    }
+
+    /// Whether it is another node, at the other end of the tunnel.
+    #[inline(always)]
+    pub const fn is_tunnelled(&self) -> bool {
+        self.flags & (Self::HERE | Self::ROUTED) == 0
     }
 
     /// Whether a packet with this source on the underlay comes from the node.

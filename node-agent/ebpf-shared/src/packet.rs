@@ -13,13 +13,69 @@ pub mod protocol {
     pub const SCTP: u8 = 132;
 }
 
-/// What policy calls ICMP messages: `type << 8 | code`. Echo requests are the only ones that begin a flow; their answers and
-/// the errors about a flow belong to it.
+/// What policy calls ICMP messages: `type << 8 | code`. Answers to a query, and errors about a flow, belong to that flow; a
+/// message of any other type, and one of these of which nobody knows the flow, is judged by its own type.
 pub mod icmp {
     /// RFC 792.
     pub const ECHO: u16 = 8 << 8;
     /// RFC 4443.
     pub const ECHO6: u16 = 128 << 8;
+
+    /// What part a type has, one of the constants below (IANA, "ICMP Type Numbers", "ICMPv6 type Numbers").
+    #[inline(always)]
+    pub const fn role(is_v4: bool, kind: u8) -> u8 {
+        if is_v4 {
+            match kind {
+                8 | 13 | 15 | 17 | 42 => QUERY,
+                0 | 14 | 16 | 18 | 43 => ANSWER,
+                3 | 11 | 12 => ERROR,
+                5 | 9 => LINK,
+                _ => MESSAGE,
+            }
+        } else {
+            match kind {
+                128 | 139 | 160 => QUERY,
+                129 | 140 | 161 => ANSWER,
+                1..=4 => ERROR,
+                // The first is nobody's, and would look like no port at all.
+                0 | 133..=137 => LINK,
+                _ => MESSAGE,
+            }
+        }
+    }
+
+    /// Concerns nobody but its receiver.
+    pub const MESSAGE: u8 = 0;
+    /// Has an identifier, and is answered with it: echo, timestamp, information, address mask, extended echo (RFC 8335),
+    /// node information (RFC 4620).
+    pub const QUERY: u8 = 1;
+    pub const ANSWER: u8 = 2;
+    /// Quotes the head of a packet: destination unreachable, packet too big, time exceeded, parameter problem.
+    pub const ERROR: u8 = 3;
+    /// Says to those on a link who is there and where to send what: redirects, what routers advertise, and all of
+    /// neighbour discovery (RFC 4861). Nowhere but on a link, whatever policy says.
+    pub const LINK: u8 = 4;
+
+    /// A query's identifier as flows know it: two neighbours are one, so that none looks like a type, and no query like the
+    /// answer to another of the other side.
+    #[inline(always)]
+    pub const fn identifier(told: u16) -> u16 {
+        told | 1
+    }
+
+    /// What is answered by a type, without its code: that is not always the same.
+    #[inline(always)]
+    pub const fn asked_by(answer: u8) -> u16 {
+        let query = if answer == 0 { 8 } else { answer - 1 };
+        (query as u16) << 8
+    }
+
+    /// What a query is answered by.
+    #[inline(always)]
+    pub const fn answer_to(asked: u16) -> u16 {
+        let kind = (asked >> 8) as u8;
+        if kind == 8 { 0 } else { (kind.wrapping_add(1) as u16) << 8 }
+    }
 }
 
 /// RFC 9293, section 3.1.
@@ -32,8 +88,9 @@ pub mod tcp {
 
 /// A packet of either family, parsed.
 ///
-/// For an ICMP echo, the identifier stands where a client's port would: in `src_port` of a request, in
-/// `dst_port` of a reply, with 0 on the other side. So a reply is the reversed tuple, as everywhere else.
+/// For an ICMP query, the identifier ([`icmp::identifier`]) stands where a client's port would, and its type where a server's would: in `src_port`
+/// and `dst_port` of the query, in `dst_port` and `src_port` of its answer. So an answer is the reversed tuple, as everywhere
+/// else. Of queries the code is left out. Other messages have type and code (`type << 8 | code`) in `dst_port`, and 0 in `src_port`.
 ///
 /// For an ICMP error, addresses and ports are those of the packet that it quotes, which travelled the other
 /// way.
@@ -54,7 +111,7 @@ pub struct Packet {
 pub enum Kind {
     /// Begins a flow or belongs to one.
     Plain = 0,
-    /// An ICMP echo reply: belongs to a flow, never begins one.
+    /// The answer to an ICMP query: belongs to a flow, never begins one.
     EchoReply = 1,
     /// An ICMP error: tells of a flow.
     Error = 2,
@@ -65,6 +122,13 @@ impl Packet {
     #[inline(always)]
     pub fn opens(&self) -> bool {
         self.is_tcp_segment() && self.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN
+    }
+
+    /// Whether it is an ICMP message that answers nothing: it is of no flow that the other side began.
+    #[inline(always)]
+    pub const fn is_message(&self) -> bool {
+        (self.protocol == protocol::ICMP || self.protocol == protocol::ICMPV6)
+            && matches!(self.kind, Kind::Plain)
     }
 
     #[inline(always)]
@@ -107,6 +171,26 @@ mod tests {
         assert!(!tcp_packet(tcp::ACK).opens());
         assert!(!Packet { protocol: protocol::UDP, ..tcp_packet(tcp::SYN) }.opens());
         assert!(!Packet { kind: Kind::Error, ..tcp_packet(tcp::SYN) }.opens());
+    }
+
+    #[test]
+    fn an_answer_is_told_by_its_type() {
+        for is_v4 in [true, false] {
+            for kind in 0..=u8::MAX {
+                match icmp::role(is_v4, kind) {
+                    icmp::QUERY => {
+                        let answer = (icmp::answer_to(u16::from(kind) << 8) >> 8) as u8;
+                        assert_eq!(icmp::role(is_v4, answer), icmp::ANSWER, "{kind}");
+                    }
+                    icmp::ANSWER => {
+                        let asked = icmp::asked_by(kind);
+                        assert_eq!(icmp::role(is_v4, (asked >> 8) as u8), icmp::QUERY, "{kind}");
+                        assert_eq!(icmp::answer_to(asked), u16::from(kind) << 8);
+                    }
+                    _ => {}
+                }
+            }
+        }
     }
 
     #[test]

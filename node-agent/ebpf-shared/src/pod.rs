@@ -28,6 +28,7 @@ pod!(
     service::AffinityKey,
     service::AffinityValue,
     service::SourceKey,
+    service::AnswererKey,
     service::ReverseValue,
     nat::NatKey,
     nat::NatValue,

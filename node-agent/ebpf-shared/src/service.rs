@@ -27,6 +27,13 @@ impl ServiceKey {
         Self { addr, port, protocol, scope }
     }
 
+    /// What stands for an address of a service in flow events: never 0. Two of them may have the same.
+    #[inline(always)]
+    pub const fn told(addr: &Addr, port: u16, protocol: u8) -> u32 {
+        let ports = (port as u32) << 8 | protocol as u32;
+        maglev::tuple(&[addr.words(), [ports, 0, 0, 0]]) | 1
+    }
+
     /// Where in `SERVED` the bit of its address is, of either scope.
     #[inline(always)]
     pub const fn bit(&self) -> u32 {
@@ -66,8 +73,6 @@ impl ServiceValue {
     pub const SOURCES: u32 = 1;
     /// A backend on another node answers the client by itself.
     pub const DIRECT: u32 = 2;
-    /// Backends of other nodes are not for it.
-    pub const LOCAL: u32 = 4;
 }
 
 /// Value of `BACKENDS`; the key is a number that is never given out twice while the node is up.
@@ -127,6 +132,14 @@ impl SourceKey {
     /// Bits before those of the address.
     pub const FIXED_BITS: u32 = 32;
     pub const BITS: u32 = Self::FIXED_BITS + Addr::BITS;
+}
+
+/// Key of `ANSWERERS`: a backend of this node that answers its clients directly, and whose. The value is 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(C)]
+pub struct AnswererKey {
+    pub service: u32,
+    pub at: SockAddr,
 }
 
 /// An address and a port.
@@ -223,6 +236,7 @@ mod tests {
         assert_eq!(size_of::<AffinityKey>(), 4 + 16);
         assert_eq!(size_of::<AffinityValue>(), 8 + 4 + 4);
         assert_eq!(size_of::<SourceKey>(), 4 + 16);
+        assert_eq!(size_of::<AnswererKey>(), 4 + 20);
         assert_eq!(size_of::<ReverseValue>(), 20 + 4 + 8);
         assert_eq!(size_of::<SockAddr>(), 16 + 2 + 2);
         assert_eq!(size_of::<ReverseKey>(), 8 + 20 + 4);

@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::TcContext;
 use ebpf_shared::decide::peer_identity;
-use ebpf_shared::packet::{Kind, protocol};
+use ebpf_shared::packet::{Kind, icmp};
 use ebpf_shared::{
     Addr, Decision, Direction, Endpoint, FlowCell, FlowEvent, FlowKind, Packet, Reason, Verdict, metrics,
 };
@@ -33,11 +33,13 @@ pub fn tell(
     packet: &Packet,
     now: u64,
     decision: &Decision,
+    service: u32,
 ) {
     let (src_identity, dst_identity) = match direction {
         Direction::Egress => (endpoint.identity, peer_identity(policy, &packet.dst)),
         Direction::Ingress => (peer_identity(policy, &packet.src), endpoint.identity),
     };
+    let (src_port, dst_port, icmp) = ports(packet);
     let event = FlowEvent {
         time: now,
         ifindex,
@@ -46,11 +48,11 @@ pub fn tell(
         src_identity,
         dst_identity,
         policy_id: decision.ruling.policy_id,
-        service: 0,
+        service,
         bytes: ctx.len(),
-        src_port: packet.src_port,
-        dst_port: packet.dst_port,
-        icmp: icmp(packet),
+        src_port,
+        dst_port,
+        icmp,
         protocol: packet.protocol,
         direction: direction as u8,
         verdict: Verdict::of(decision.ruling.reason) as u8,
@@ -64,15 +66,16 @@ pub fn tell(
     emit(&event, direction, decision.ruling.reason);
 }
 
-/// Type and code of the only ICMP messages that are flows: echoes and their replies.
+/// Ports, and type and code of an ICMP message, which is no port.
 #[inline(always)]
-fn icmp(packet: &Packet) -> u16 {
-    let is_reply = matches!(packet.kind, Kind::EchoReply);
-    match (packet.protocol, is_reply) {
-        (protocol::ICMP, false) => 8 << 8,
-        (protocol::ICMPV6, false) => 128 << 8,
-        (protocol::ICMPV6, true) => 129 << 8,
-        _ => 0,
+fn ports(packet: &Packet) -> (u16, u16, u16) {
+    let Packet { src_port, dst_port, .. } = *packet;
+    if packet.is_message() {
+        return (src_port, 0, dst_port);
+    }
+    match packet.kind {
+        Kind::EchoReply => (0, dst_port, icmp::answer_to(src_port)),
+        _ => (src_port, dst_port, 0),
     }
 }
 

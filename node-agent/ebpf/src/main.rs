@@ -5,6 +5,7 @@
 #![no_std]
 #![no_main]
 
+mod asked;
 mod balance;
 mod conntrack;
 mod established;

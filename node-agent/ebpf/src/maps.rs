@@ -6,7 +6,7 @@ use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, LruPerCpuHashMap, PerC
 use ebpf_shared::fragment::{FragmentKey, Head};
 use ebpf_shared::nat::{NatKey, NatValue, NodeConfig};
 use ebpf_shared::overlay::Hop;
-use ebpf_shared::service::{AffinityKey, AffinityValue, ReverseValue, Slots, SourceKey};
+use ebpf_shared::service::{AffinityKey, AffinityValue, AnswererKey, ReverseValue, Slots, SourceKey};
 use ebpf_shared::{
     Addr, Backend, CapturedKey, ConnEntry, ConnKey, Endpoint, FlowCell, FlowKind, Metric, Netns, PeerKey,
     Proxy, ReverseKey, RuleKey, RuleValue, ServiceKey, ServiceValue, Sides, SockAddr, epochs, limits,
@@ -89,6 +89,11 @@ pub static AFFINITY: LruHashMap<AffinityKey, AffinityValue> =
 
 #[map]
 pub static SOURCES: LpmTrie<SourceKey, u8> = LpmTrie::with_max_entries(limits::SOURCES, 0);
+
+/// Who may answer by an address of a service, see `ebpf_shared::nat::answer_for`.
+#[map]
+pub static ANSWERERS: HashMap<AnswererKey, u8> =
+    HashMap::with_max_entries(limits::ANSWERERS, BPF_F_NO_PREALLOC);
 
 #[map]
 pub static REVERSE: LruHashMap<ReverseKey, ReverseValue> = LruHashMap::with_max_entries(limits::REVERSE, 0);

@@ -39,7 +39,7 @@ pub fn to_overlay(ctx: TcContext) -> i32 {
     if !here.is_here() {
         return refuse(&ctx, Direction::Egress, Some(&ip), Reason::TunnelSource);
     }
-    if there.is_here() {
+    if !there.is_tunnelled() {
         return refuse(&ctx, Direction::Egress, Some(&ip), Reason::TunnelTarget);
     }
     // SAFETY: plain integers, for which all zeros is a value.
@@ -88,7 +88,7 @@ pub fn from_overlay(ctx: TcContext) -> i32 {
         Err(reason) => return refuse(&ctx, Direction::Ingress, None, reason),
     };
     match hop(&ip.src) {
-        Some(there) if !there.is_here() && there.sends_from(&outer) => {}
+        Some(there) if there.is_tunnelled() && there.sends_from(&outer) => {}
         _ => return refuse(&ctx, Direction::Ingress, Some(&ip), Reason::TunnelSource),
     }
     match hop(&ip.dst) {

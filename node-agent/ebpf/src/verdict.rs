@@ -3,10 +3,11 @@
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::TcContext;
-use ebpf_shared::decide::{Scene, settle, weigh};
+use ebpf_shared::decide::{Message, Scene, of_no_flow, settle, weigh};
 use ebpf_shared::redirect::NO_SLOT;
 use ebpf_shared::{Addr, Decision, Direction, Endpoint, Kind, Packet, Reason, Ruling, overlay};
 
+use crate::asked;
 use crate::conntrack::KernelConntrack;
 use crate::established;
 use crate::flow;
@@ -96,8 +97,13 @@ unsafe fn look(
     if let Some(reason) = reason {
         return refuse(ctx, ifindex, direction, Some(&ip), now, reason);
     }
-    let parsed = frame::parse(ctx, &ip, ifindex, direction);
-    let parsed = parsed.and_then(|(packet, is_piece)| forget_how(packet, is_piece, direction, mark));
+    let parsed = frame::parse_placed(ctx, &ip, ifindex, direction);
+    let parsed = parsed.and_then(|(packet, placed)| {
+        if !matches!(packet.kind, Kind::Plain) {
+            note_message(&frame::message(ctx, &ip, &placed, direction));
+        }
+        forget_how(packet, placed.is_piece, direction, mark)
+    });
     let Seen { packet, claimed, is_piece } = match parsed {
         Ok(seen) => seen,
         Err(reason) => return refuse(ctx, ifindex, direction, Some(&ip), now, reason),
@@ -139,10 +145,19 @@ unsafe fn conclude(skb: *mut __sk_buff, way: u32) -> u32 {
     let scene = Scene { ifindex, endpoint, direction, now, from_proxy, is_piece: seen.is_piece != 0 };
     let mut proxies = KernelProxies { ctx: &ctx };
     let decision = settle(&mut KernelConntrack, &mut proxies, &scene, &seen.packet, decision);
+    // SAFETY: as above. By way of the map, so that what follows is walked once.
+    let decision = unsafe {
+        core::ptr::write_volatile(&raw mut (*scratch).decision, decision);
+        judge_message(skb, way);
+        asked::note(skb, way);
+        core::ptr::read_volatile(&raw const (*scratch).decision)
+    };
+    let policy = KernelPolicy { claimed: seen.claimed };
     flow::count(&ctx, direction, decision.ruling.reason);
     if decision.is_news {
-        let policy = KernelPolicy { claimed: seen.claimed };
-        flow::tell(&ctx, &policy, ifindex, endpoint, direction, &seen.packet, now, &decision);
+        // SAFETY: as above.
+        let service = unsafe { core::ptr::read_volatile(&raw const (*scratch).service) };
+        flow::tell(&ctx, &policy, ifindex, endpoint, direction, &seen.packet, now, &decision, service);
     }
     if !decision.ruling.passes() {
         return DROP as u32;
@@ -155,13 +170,55 @@ unsafe fn conclude(skb: *mut __sk_buff, way: u32) -> u32 {
     if is_aside { redirect::set_aside(&ctx, ifindex) as u32 } else { NEXT as u32 }
 }
 
+#[inline(always)]
+fn note_message(message: &Message) {
+    if let Some(scratch) = SCRATCH.get_ptr_mut(0) {
+        // SAFETY: this CPU's own, see `forget_how`.
+        unsafe { core::ptr::write_volatile(&raw mut (*scratch).message, *message) };
+    }
+}
+
+/// Decides anew on what answers or tells of a flow that nobody knows.
+///
+/// # Safety
+/// A context, and `SCRATCH` is written.
+#[inline(never)]
+unsafe fn judge_message(skb: *mut __sk_buff, way: u32) -> u32 {
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return 0 };
+    let direction = if way == Direction::Egress as u32 { Direction::Egress } else { Direction::Ingress };
+    // SAFETY: as the caller says; this CPU's own.
+    unsafe {
+        let scene = Scene {
+            ifindex: (*skb).ifindex,
+            endpoint: &(*scratch).endpoint,
+            direction,
+            now: 0,
+            from_proxy: false,
+            is_piece: false,
+        };
+        let message = core::ptr::read_volatile(&raw const (*scratch).message);
+        let before = core::ptr::read_volatile(&raw const (*scratch).decision);
+        if !matches!(before.ruling.reason, Reason::UnrelatedIcmp) {
+            return 0;
+        }
+        // Who an address is says the map: anybody may tell of a flow.
+        let after = of_no_flow(&KernelPolicy { claimed: 0 }, &scene, &message, before);
+        core::ptr::write_volatile(&raw mut (*scratch).decision, after);
+    }
+    0
+}
+
 /// What lies in [`SCRATCH`].
 #[repr(C)]
 pub struct Scratch {
     pub seen: Seen,
     pub ruling: Ruling,
-    decision: Decision,
+    pub decision: Decision,
     endpoint: Endpoint,
+    /// Of news: [`ebpf_shared::FlowEvent::service`].
+    pub service: u32,
+    /// Of what answers or tells of a flow; else of an earlier packet.
+    message: Message,
 }
 
 /// What the verdict is about.

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use ebpf_shared::{Direction, FlowEvent, Reason, Verdict, packet::protocol};
+use ebpf_shared::{Direction, FlowEvent, Reason, ServiceKey, Verdict, packet::protocol};
 use xds_proto::isthmus::bootstrap::v1::{Flow, FlowPeer};
 
 use super::Record;
@@ -14,8 +14,10 @@ pub struct Names {
     pub(super) node: String,
     workloads: BTreeMap<IpAddr, String>,
     accounts: BTreeMap<u32, String>,
-    /// By address, port and protocol of a way in, or of a backend that is of one service only.
-    services: BTreeMap<(IpAddr, u16, u8), Option<String>>,
+    /// By address, port and protocol of a way in.
+    services: BTreeMap<(IpAddr, u16, u8), String>,
+    /// By what stands for that in events; `None`: for those of two services.
+    told: BTreeMap<u32, Option<String>>,
     /// Host-side interfaces of pods.
     interfaces: BTreeMap<u32, String>,
 }
@@ -40,33 +42,35 @@ impl Names {
     }
 
     fn add_services(&mut self, resources: &Resources) {
-        let mut fronts = BTreeMap::new();
+        let own = resources.nodes.get(&self.node);
+        let own: Vec<IpAddr> = own.into_iter().flat_map(|node| node.all_addresses()).collect();
         for (name, service) in &resources.services {
+            let name = name.to_string();
             for port in &service.ports {
                 for address in &service.addresses {
-                    fronts.insert((*address, port.port, port.protocol), Some(name.to_string()));
+                    self.add_front(*address, port.port, port.protocol, &name);
                 }
                 let further = service.frontends.iter().filter(|front| front.service_port == port.port);
                 for front in further.filter(|front| front.protocol == port.protocol) {
-                    // A port of every node is told by the backend.
-                    if let Some(address) = front.address {
-                        fronts.insert((address, front.port, port.protocol), Some(name.to_string()));
+                    // None: at every address of the node.
+                    for address in front.address.iter().chain(own.iter().filter(|_| front.address.is_none()))
+                    {
+                        self.add_front(*address, front.port, port.protocol, &name);
                     }
-                }
-                for backend in &port.backends {
-                    // A backend of two services may have been asked for by either.
-                    let known = self.services.entry((backend.address, backend.port, port.protocol));
-                    known
-                        .and_modify(|one| {
-                            if one.as_ref().is_some_and(|one| *one != name.to_string()) {
-                                *one = None;
-                            }
-                        })
-                        .or_insert_with(|| Some(name.to_string()));
                 }
             }
         }
-        self.services.append(&mut fronts);
+    }
+
+    fn add_front(&mut self, address: IpAddr, port: u16, protocol: u8, name: &str) {
+        self.services.insert((address, port, protocol), name.to_owned());
+        let told = self.told.entry(ServiceKey::told(&address.into(), port, protocol));
+        told.and_modify(|one| {
+            if one.as_deref() != Some(name) {
+                *one = None;
+            }
+        })
+        .or_insert_with(|| Some(name.to_owned()));
     }
 
     /// With the interfaces of these pods.
@@ -85,12 +89,15 @@ impl Names {
         }
     }
 
-    /// The service that the client of a flow asked for, as far as that can be told from where it went.
+    /// The service that the client of a flow asked for: as the kernel says, which translated it; or where nothing has, by
+    /// its address. What is sent to a backend may have been meant for it alone.
     fn service(&self, event: &FlowEvent) -> String {
+        if event.service != 0 {
+            return self.told.get(&event.service).cloned().flatten().unwrap_or_default();
+        }
         let (server, port) =
             if event.is_reply == 0 { (event.dst, event.dst_port) } else { (event.src, event.src_port) };
-        let found = self.services.get(&(server.into(), port, event.protocol));
-        found.cloned().flatten().unwrap_or_default()
+        self.services.get(&(server.into(), port, event.protocol)).cloned().unwrap_or_default()
     }
 
     /// Namespaces of the workloads at both ends of a flow.
@@ -210,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_is_known_by_its_way_in_or_by_a_backend_that_is_no_others() {
+    fn a_service_is_known_by_what_was_asked_and_not_by_who_answers() {
         let backend = |last| ServiceBackend {
             address: [10, 1, 1, last].into(),
             port: 8080,
@@ -234,16 +241,16 @@ mod tests {
             .insert(NamespacedName::new("shop", "pay"), service(1, vec![backend(7), backend(8)]).into());
         resources.services.insert(NamespacedName::new("shop", "all"), service(2, vec![backend(8)]).into());
         let names = Names::of("n1", &resources);
-        let asked = |last: [u8; 4], port| {
-            let event = FlowEvent { dst: Ipv4Addr::from(last).into(), dst_port: port, ..event() };
+        let asked = |last: [u8; 4], port, service| {
+            let event = FlowEvent { dst: Ipv4Addr::from(last).into(), dst_port: port, service, ..event() };
             names.name(&Record::one(7, event), "").service
         };
-        assert_eq!(asked([10, 96, 0, 1], 80), "shop/pay");
-        assert_eq!(asked([10, 1, 1, 7], 8080), "shop/pay");
-        assert_eq!(asked([10, 1, 1, 8], 8080), "", "either may have been meant");
-        assert_eq!(asked([10, 1, 1, 7], 9090), "");
-        let answer =
-            FlowEvent { src: Ipv4Addr::new(10, 1, 1, 7).into(), src_port: 8080, is_reply: 1, ..event() };
-        assert_eq!(names.name(&Record::one(7, answer), "").service, "shop/pay");
+        let told = |last: u8| ServiceKey::told(&Ipv4Addr::new(10, 96, 0, last).into(), 80, 6);
+        assert_eq!(asked([10, 96, 0, 1], 80, 0), "shop/pay");
+        assert_eq!(asked([10, 1, 1, 7], 8080, told(1)), "shop/pay");
+        assert_eq!(asked([10, 1, 1, 8], 8080, told(1)), "shop/pay", "a backend of two");
+        assert_eq!(asked([10, 1, 1, 8], 8080, told(2)), "shop/all");
+        assert_eq!(asked([10, 1, 1, 7], 8080, 0), "", "the pod itself was asked");
+        assert_eq!(asked([10, 1, 1, 7], 8080, 5), "", "a service that is gone");
     }
 }

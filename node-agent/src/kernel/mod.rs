@@ -66,7 +66,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aya::maps::{Array, Map, MapData, PerCpuArray};
-use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
+use aya::programs::{Program, SchedClassifier, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use ebpf_shared::{Direction, Metric, Reason, limits};
 
@@ -196,6 +196,7 @@ impl Kernel {
             services: HashTable::new("SERVICES", take(&mut programs, "SERVICES")?),
             backends: HashTable::new("BACKENDS", take(&mut programs, "BACKENDS")?),
             sources: TrieTable::new("SOURCES", take(&mut programs, "SOURCES")?),
+            answerers: HashTable::new("ANSWERERS", take(&mut programs, "ANSWERERS")?),
             maglev: Mapped::open("MAGLEV", &pins.map("MAGLEV"), limits::MAGLEV)?,
             served: Mapped::open("SERVED", &pins.map("SERVED"), limits::SERVED_BITS / 32)?,
             epoch: Counters::open(&pins.map("BACKEND_EPOCH"), 2)?,
@@ -434,6 +435,27 @@ impl Kernel {
             .test_run(TestRunOptions { data_in: Some(frame), repeat: times, ..TestRunOptions::default() })
             .map_err(|source| KernelError::program(name, source))?;
         Ok((result.return_value, result.duration))
+    }
+}
+
+impl Kernel {
+    /// Runs one of the programs of interfaces, the short cut among them, on a frame: what it returned, and the frame that it
+    /// left.
+    pub fn run_program(&self, name: &'static str, frame: &[u8]) -> Result<(u32, Vec<u8>), KernelError> {
+        let program = self.programs.program(name).ok_or(KernelError::Missing { what: "program", name })?;
+        // With room for what a program adds.
+        let mut left = vec![0; frame.len() + 256];
+        let options =
+            TestRunOptions { data_in: Some(frame), data_out: Some(&mut left), ..TestRunOptions::default() };
+        let error = |source| KernelError::program(name, source);
+        let result = match program {
+            Program::Xdp(program) => program.test_run(options),
+            Program::SchedClassifier(program) => program.test_run(options),
+            _ => return Err(KernelError::Missing { what: "program of an interface", name }),
+        }
+        .map_err(error)?;
+        left.truncate(result.data_size_out as usize);
+        Ok((result.return_value, left))
     }
 }
 

@@ -29,6 +29,7 @@ pub(super) const MAPS: [&str; 35] = [
     "BACKEND_EPOCH",
     "AFFINITY",
     "SOURCES",
+    "ANSWERERS",
     "NAT",
     "TRANSLATED",
     "CONFIG",

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use aya::maps::lpm_trie::Key;
-use ebpf_shared::service::{SourceKey, address_bit, scope};
+use ebpf_shared::service::{AnswererKey, SourceKey, address_bit, scope};
 use ebpf_shared::{Addr, Backend, ServiceKey, ServiceValue, SockAddr, limits, nat};
 use ipnet::IpNet;
 
@@ -37,6 +37,7 @@ pub struct Services {
     services: HashTable<ServiceKey, ServiceValue>,
     backends: HashTable<u32, Backend>,
     sources: TrieTable<Source, u8>,
+    answerers: HashTable<AnswererKey, u8>,
     maglev: Mapped,
     served: Mapped,
     /// For packets of flows whose backend has not been looked up lately.
@@ -75,6 +76,14 @@ impl Present {
         gone.map(|(at, (number, _))| Gone { number: *number, protocol: key.protocol, at: *at }).collect()
     }
 
+    /// Backends that may answer by its address what another node was asked.
+    fn answerers(&self) -> BTreeSet<AnswererKey> {
+        let is_direct = self.value.flags & ServiceValue::DIRECT != 0;
+        let here = |(_, backend): &&(u32, Backend)| is_direct && backend.flags & Backend::HERE != 0;
+        let key = |(_, backend): &(u32, Backend)| AnswererKey { service: self.value.id, at: backend.at };
+        self.backends.values().filter(here).map(key).collect()
+    }
+
     /// What says in `SERVED` that packets to it, and to its backends here, are to be looked at.
     fn bits(&self, key: &ServiceKey) -> Vec<u32> {
         let here = self.backends.values().filter(|(_, backend)| backend.flags & Backend::HERE != 0);
@@ -96,7 +105,6 @@ impl Present {
             proxy_port: self.value.proxy_port,
             affinity_seconds: self.value.affinity_seconds,
             direct: is(ServiceValue::DIRECT),
-            local_only: is(ServiceValue::LOCAL),
             sources: self.sources.clone(),
             backends: backends.collect(),
         }
@@ -108,6 +116,7 @@ pub(super) struct ServiceTables {
     pub(super) services: HashTable<ServiceKey, ServiceValue>,
     pub(super) backends: HashTable<u32, Backend>,
     pub(super) sources: TrieTable<Source, u8>,
+    pub(super) answerers: HashTable<AnswererKey, u8>,
     /// As words: a slot each.
     pub(super) maglev: Mapped,
     /// As words: 32 bits each.
@@ -122,7 +131,7 @@ const FEW_SLOTS_PER_BACKEND: u32 = 32;
 impl Services {
     /// Takes over what an earlier agent has left, and removes what it had not finished.
     pub(super) fn recover(tables: ServiceTables) -> Result<Self, KernelError> {
-        let ServiceTables { services, mut backends, mut sources, maglev, served, epoch } = tables;
+        let ServiceTables { services, mut backends, mut sources, mut answerers, maglev, served, epoch } = tables;
         let mut slots = Slab::new(limits::MAGLEV);
         let (values, all_backends, all_sources) = (services.dump()?, backends.dump()?, sources.dump()?);
         // Of those that are not taken over as well: they are in the kernel until they are written anew.
@@ -136,6 +145,14 @@ impl Services {
         let owners: BTreeSet<u32> = present.values().map(|present| present.value.id).collect();
         for source in all_sources.keys().filter(|source| !owners.contains(&source.service)) {
             sources.delete(source)?;
+        }
+        let held = answerers.keys()?;
+        let wanted: BTreeSet<AnswererKey> = present.values().flat_map(Present::answerers).collect();
+        for key in wanted.difference(&held) {
+            answerers.upsert(*key, 1)?;
+        }
+        for key in held.difference(&wanted) {
+            answerers.delete(key)?;
         }
         // An agent that died between a write and its epoch has left it to this one.
         epoch.increment(0);
@@ -156,6 +173,7 @@ impl Services {
             services,
             backends,
             sources,
+            answerers,
             maglev,
             served,
             epoch,
@@ -255,6 +273,9 @@ impl Services {
         for net in &wanted.sources {
             self.sources.upsert(&Source { service: after.value.id, net: *net }, 1)?;
         }
+        for key in after.answerers().difference(&before.answerers()) {
+            self.answerers.upsert(*key, 1)?;
+        }
         for bit in after.bits(&key) {
             self.mark(bit)?;
         }
@@ -314,6 +335,9 @@ impl Services {
                 self.epoch.increment(0);
                 self.numbers.remove(number);
             }
+        }
+        for key in old.answerers().difference(&kept.answerers()) {
+            self.answerers.delete(key)?;
         }
         for net in old.sources.difference(&kept.sources) {
             self.sources.delete(&Source { service: value.id, net: *net })?;
@@ -452,9 +476,7 @@ fn flag(set: bool, flag: u32) -> u32 {
 }
 
 pub(crate) fn flags(entry: &ServiceEntry) -> u32 {
-    flag(!entry.sources.is_empty(), ServiceValue::SOURCES)
-        | flag(entry.direct, ServiceValue::DIRECT)
-        | flag(entry.local_only, ServiceValue::LOCAL)
+    flag(!entry.sources.is_empty(), ServiceValue::SOURCES) | flag(entry.direct, ServiceValue::DIRECT)
 }
 
 /// What says in `SERVED` that an address is a service's.

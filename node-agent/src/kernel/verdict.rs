@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use ebpf_shared::decide::Scene;
+use ebpf_shared::decide::{Message, Scene, of_no_flow};
+use ebpf_shared::packet::icmp;
 use ebpf_shared::{
     Addr, ConnEntry, ConnKey, Conntrack, Decision, Direction, Endpoint, Kind, Packet, PeerKey, PolicyMaps,
     Proxies, Reason, RuleKey, RuleValue, Ruling, Sides, decide,
@@ -120,8 +121,42 @@ impl Emulation {
         self.decide_of(ifindex, direction, packet, now, false)
     }
 
+    /// The same of a packet that answers or tells of a flow, being this ICMP message.
+    pub fn decide_message(
+        &mut self,
+        ifindex: u32,
+        direction: Direction,
+        packet: &Packet,
+        message: &Message,
+        now: u64,
+    ) -> Decision {
+        let decision = self.weigh(ifindex, direction, packet, now, false);
+        let Some(endpoint) = self.endpoints.get(&ifindex) else { return decision };
+        let scene = Scene { ifindex, endpoint, direction, now, from_proxy: false, is_piece: false };
+        of_no_flow(&self.policy, &scene, message, decision)
+    }
+
     /// The same of a packet that a proxy may have sent.
     pub fn decide_of(
+        &mut self,
+        ifindex: u32,
+        direction: Direction,
+        packet: &Packet,
+        now: u64,
+        from_proxy: bool,
+    ) -> Decision {
+        if !matches!(packet.kind, Kind::EchoReply) {
+            return self.weigh(ifindex, direction, packet, now, from_proxy);
+        }
+        let peer = match direction {
+            Direction::Ingress => packet.src,
+            Direction::Egress => packet.dst,
+        };
+        let message = Message { peer, icmp: icmp::answer_to(packet.src_port), is_whole: 1 };
+        self.decide_message(ifindex, direction, packet, &message, now)
+    }
+
+    fn weigh(
         &mut self,
         ifindex: u32,
         direction: Direction,

@@ -115,7 +115,8 @@ pub fn connectivity(resources: &Resources, node: &str, mode: Mode, mtu: u32) -> 
     Connectivity { mode: mode.name().into(), mtu, nodes: nodes.collect() }
 }
 
-/// Who has which addresses: ranges of pods, and the nodes' own, from which nodes call pods. PURE.
+/// Who has which addresses: ranges of pods, and the nodes' own, from which nodes call pods; of nodes without a tunnel the
+/// own only. PURE.
 pub fn hops(
     resources: &Resources,
     node: &str,
@@ -126,18 +127,18 @@ pub fn hops(
     let mut table = BTreeMap::new();
     let by = if mode == Mode::VxlanIpv6 { Hop::BY_IPV6 } else { 0 };
     for (name, other) in resources.nodes.iter().filter(|(name, _)| *name != node) {
-        match reach(other, mode) {
-            Reach::Tunnel => {}
-            Reach::Routes => continue,
+        let routed = match reach(other, mode) {
+            Reach::Tunnel => 0,
+            Reach::Routes => Hop::ROUTED,
             Reach::Nothing(why) => {
                 tracing::debug!(node = name, why, "can't be reached");
                 continue;
             }
-        }
+        };
         let v6 = other.address6.map_or(Addr::UNSPECIFIED, Addr::from);
-        let hop = Hop { v4: other.address.into(), v6, flags: by, padding: 0 };
+        let hop = Hop { v4: other.address.into(), v6, flags: by | routed, padding: 0 };
         let addresses = [Some(IpAddr::V4(other.address)), other.address6.map(IpAddr::V6)];
-        let nets = other.pod_cidrs.iter().copied();
+        let nets = other.pod_cidrs.iter().copied().filter(|_| routed == 0);
         table.extend(nets.chain(addresses.into_iter().flatten().map(IpNet::from)).map(|net| (net, hop)));
     }
     // Last, so that no other node's word is taken about what is here.
@@ -216,7 +217,16 @@ mod tests {
         let mut resources = resources();
         let own = PodAddresses { v4: [192, 0, 2, 1].into(), v6: None };
         resources.nodes.get_mut("n2").unwrap().tunnel = Some(Tunnel::Direct);
-        assert!(!hops(&resources, "n1", own, &[], Mode::Vxlan).contains_key(&net("10.1.2.0/24")));
+        for mode in [Mode::Vxlan, Mode::Direct] {
+            let table = hops(&resources, "n1", own, &[], mode);
+            assert!(!table.contains_key(&net("10.1.2.0/24")), "{mode:?}");
+            let there = table[&net("192.0.2.2/32")];
+            assert_eq!(
+                (there.flags, there.is_tunnelled()),
+                (Hop::ROUTED, false),
+                "{mode:?}: a node all the same"
+            );
+        }
         let said = |mode| {
             let said = connectivity(&resources, "n1", mode, 1_450);
             (said.mode, said.nodes[0].way.clone(), said.nodes[0].address.clone())

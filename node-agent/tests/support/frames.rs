@@ -1,6 +1,6 @@
 //! Ethernet frames of both families, made by hand.
 
-use ebpf_shared::packet::{protocol, tcp};
+use ebpf_shared::packet::{icmp, protocol, tcp};
 use ebpf_shared::{Addr, Kind, Packet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -52,7 +52,15 @@ pub fn is_icmp(packet: &Packet) -> bool {
 
 pub fn echo(src: impl Into<IpAddr>, dst: impl Into<IpAddr>, identifier: u16) -> Packet {
     let dst = dst.into();
-    packet(icmp_of(&dst.into()), (src, identifier), (dst, 0), 0)
+    query(src, dst, if dst.is_ipv4() { 8 } else { 128 }, identifier)
+}
+
+/// An ICMP query of any type; of a type that is none, a message (then without an identifier).
+pub fn query(src: impl Into<IpAddr>, dst: impl Into<IpAddr>, kind: u8, identifier: u16) -> Packet {
+    let dst = dst.into();
+    let is_query = icmp::role(dst.is_ipv4(), kind) == icmp::QUERY;
+    let identifier = if is_query { icmp::identifier(identifier) } else { identifier };
+    packet(icmp_of(&dst.into()), (src, identifier), (dst, u16::from(kind) << 8), 0)
 }
 
 /// What answers a packet, with these TCP flags.
@@ -172,12 +180,12 @@ pub fn ipv6(packet: &Packet, next_header: u8, payload: &[u8]) -> Vec<u8> {
 pub fn transport(packet: &Packet) -> Vec<u8> {
     let mut bytes = Vec::new();
     if is_icmp(packet) {
-        let [request, reply] = if packet.protocol == protocol::ICMP { [8, 0] } else { [128, 129] };
-        let (kind, identifier) = match packet.kind {
-            Kind::EchoReply => (reply, packet.dst_port),
-            _ => (request, packet.src_port),
+        let (message, identifier) = match packet.kind {
+            Kind::EchoReply => (icmp::answer_to(packet.src_port), packet.dst_port),
+            _ => (packet.dst_port, packet.src_port),
         };
-        bytes.extend([kind, 0, 0, 0]);
+        bytes.extend(message.to_be_bytes());
+        bytes.extend([0, 0]);
         bytes.extend(identifier.to_be_bytes());
         bytes.extend([0, 1]);
         return bytes;

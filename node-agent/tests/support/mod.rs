@@ -7,6 +7,7 @@ pub mod frames;
 pub mod pods;
 pub mod policy;
 pub mod reference;
+pub mod strange;
 
 use std::fs;
 use std::path::{Path, PathBuf};

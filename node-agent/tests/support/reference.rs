@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use ebpf_shared::decide::Message;
 use ebpf_shared::packet::{protocol, tcp};
 use ebpf_shared::{Addr, Direction, Endpoint, Kind, Packet, Reason};
 
@@ -215,9 +216,8 @@ fn transport(ip: &Ip<'_>, way: Direction) -> Parsed<Packet> {
     if bytes.len() < least {
         return Err(Reason::Malformed);
     }
-    let [request, reply, errors] = match ip.protocol {
-        protocol::ICMP => [vec![8], vec![0], vec![3, 11, 12]],
-        protocol::ICMPV6 => [vec![128], vec![129], vec![1, 2, 3, 4]],
+    match ip.protocol {
+        protocol::ICMP | protocol::ICMPV6 => {}
         _ => {
             packet.src_port = word(bytes, 0) as u16;
             packet.dst_port = word(bytes, 2) as u16;
@@ -232,18 +232,87 @@ fn transport(ip: &Ip<'_>, way: Direction) -> Parsed<Packet> {
             }
             return Ok(packet);
         }
-    };
-    if request.contains(&bytes[0]) {
-        packet.src_port = word(bytes, 4) as u16;
-    } else if reply.contains(&bytes[0]) {
-        packet.dst_port = word(bytes, 4) as u16;
-        packet.kind = Kind::EchoReply;
-    } else if errors.contains(&bytes[0]) {
+    }
+    let of = types(ip.is_v4);
+    if of.errors.contains(&bytes[0]) {
         return quoted(ip, way);
-    } else {
+    } else if of.link.contains(&bytes[0]) {
         return Err(Reason::UnsupportedIcmp);
+    } else if !asks(bytes, &of, &mut packet) {
+        packet.dst_port = word(bytes, 0) as u16;
     }
     Ok(packet)
+}
+
+/// Types of ICMP.
+struct Types {
+    /// Each with its answer.
+    queries: &'static [(u8, u8)],
+    errors: &'static [u8],
+    link: &'static [u8],
+}
+
+fn types(is_v4: bool) -> Types {
+    if is_v4 {
+        let queries = &[(8, 0), (13, 14), (15, 16), (17, 18), (42, 43)];
+        Types { queries, errors: &[3, 11, 12], link: &[5, 9] }
+    } else {
+        let queries = &[(128, 129), (139, 140), (160, 161)];
+        Types { queries, errors: &[1, 2, 3, 4], link: &[0, 133, 134, 135, 136, 137] }
+    }
+}
+
+/// Whether an ICMP message is a query or the answer to one: then the packet is filled in.
+fn asks(bytes: &[u8], of: &Types, packet: &mut Packet) -> bool {
+    let identifier = word(bytes, 4) as u16 | 1;
+    for (query, answer) in of.queries {
+        let asked = u16::from(*query) << 8;
+        if bytes[0] == *query {
+            (packet.src_port, packet.dst_port) = (identifier, asked);
+            return true;
+        }
+        if bytes[0] == *answer {
+            (packet.src_port, packet.dst_port, packet.kind) = (asked, identifier, Kind::EchoReply);
+            return true;
+        }
+    }
+    false
+}
+
+/// The ICMP message that a frame is, if it is one that is judged by itself where nobody knows its flow.
+pub fn message(frame: &[u8], packet: &Packet, way: Direction) -> Option<Message> {
+    let body = &frame[14..];
+    let is_v4 = word(frame, 12) == 0x0800;
+    let (src, dst) = if is_v4 {
+        (v4_addr(&body[12..]), v4_addr(&body[16..]))
+    } else {
+        (v6_addr(&body[8..]).into(), v6_addr(&body[24..]).into())
+    };
+    let peer = if way == Direction::Ingress { src } else { dst };
+    if packet.kind == Kind::Plain {
+        return None;
+    }
+    // A later piece does not say.
+    let icmp = upper(body, is_v4).map_or(0, |at| word(at, 0) as u16);
+    Some(Message { peer, icmp, is_whole: u16::from(upper(body, is_v4).is_some()) })
+}
+
+/// What is behind the IP headers of a packet that was understood; `None`: of a later piece.
+fn upper(body: &[u8], is_v4: bool) -> Option<&[u8]> {
+    if is_v4 {
+        let is_later = word(body, 6) & 0x1fff != 0;
+        return (!is_later).then(|| &body[usize::from(body[0] & 15) * 4..]);
+    }
+    let (mut next, mut at) = (body[6], 40);
+    while [0, 43, 44, 60].contains(&next) {
+        if next == 44 && word(body, at + 2) & !7 != 0 {
+            return None;
+        }
+        let length = if next == 44 { 8 } else { 8 * (1 + usize::from(body[at + 1])) };
+        next = body[at];
+        at += length;
+    }
+    Some(&body[at..])
 }
 
 fn quoted(ip: &Ip<'_>, way: Direction) -> Parsed<Packet> {
@@ -285,16 +354,17 @@ fn quoted(ip: &Ip<'_>, way: Direction) -> Parsed<Packet> {
     }
     let bytes = &inner[header..];
     let mut packet = Packet { src, dst, protocol, kind: Kind::Error, ..plain(ip) };
-    let [request, reply] = if ip.is_v4 { [8, 0] } else { [128, 129] };
     match protocol {
         protocol::TCP | protocol::UDP | protocol::SCTP => {
             packet.src_port = word(bytes, 0) as u16;
             packet.dst_port = word(bytes, 2) as u16;
         }
-        protocol::ICMP if ip.is_v4 && bytes[0] == request => packet.src_port = word(bytes, 4) as u16,
-        protocol::ICMP if ip.is_v4 && bytes[0] == reply => packet.dst_port = word(bytes, 4) as u16,
-        protocol::ICMPV6 if !ip.is_v4 && bytes[0] == request => packet.src_port = word(bytes, 4) as u16,
-        protocol::ICMPV6 if !ip.is_v4 && bytes[0] == reply => packet.dst_port = word(bytes, 4) as u16,
+        protocol::ICMP | protocol::ICMPV6 if (protocol == protocol::ICMP) == ip.is_v4 => {
+            if !asks(bytes, &types(ip.is_v4), &mut packet) {
+                return Err(Reason::UnrelatedIcmp);
+            }
+            packet.kind = Kind::Error;
+        }
         _ => return Err(Reason::UnrelatedIcmp),
     }
     Ok(packet)

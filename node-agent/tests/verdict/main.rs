@@ -13,7 +13,7 @@ use ebpf_shared::{Addr, Direction, Endpoint, FlowEvent, Kind, Packet, Reason};
 use node_agent::kernel::rules::{DefaultDeny, Defaults, Rule};
 use node_agent::kernel::{EventRing, Kernel};
 use support::frames::{
-    ETHERNET, answer, echo, error_about, ethernet, frame, more, packet, piece, syn, transport, udp,
+    ETHERNET, answer, echo, error_about, ethernet, frame, more, packet, piece, query, syn, transport, udp,
 };
 use support::policy::{DENY_EGRESS, DENY_INGRESS, Writer, defaults, rule};
 use support::{Sandbox, in_sandbox};
@@ -348,7 +348,7 @@ fn pings_are_answered_and_unasked_answers_dropped() {
         node.expect(Ingress, &frame(&ping), Reason::Forwarded);
         node.expect_known(Egress, &answer(&ping, 0));
         node.expect(Ingress, &frame(&echo(net.stranger, net.pod, 77)), Reason::DefaultDeny);
-        node.expect(Ingress, &frame(&answer(&echo(net.pod, net.friend, 78), 0)), Reason::UnrelatedIcmp);
+        node.expect(Ingress, &frame(&answer(&echo(net.pod, net.stranger, 78), 0)), Reason::DefaultDeny);
         // A redirect would change the pod's routes.
         let mut redirect = frame(&ping);
         redirect[ETHERNET + net.header] = net.redirect;
@@ -432,7 +432,7 @@ fn an_icmp_error_passes_if_it_is_about_a_flow_that_does() {
         let mut node = Node::with_policy(sandbox, DENY_INGRESS | DENY_EGRESS, &rules);
         let query = udp((net.pod, 5000), (net.friend, 53));
         let [unreachable, exceeded] = net.errors;
-        node.expect(Ingress, &error_about(net.router, &query, unreachable), Reason::UnrelatedIcmp);
+        node.expect(Ingress, &error_about(net.router, &query, unreachable), Reason::DefaultDeny);
         node.expect(Egress, &frame(&query), Reason::Forwarded);
         assert_eq!(node.told(Ingress, &error_about(net.router, &query, unreachable)), None);
         assert_eq!(node.told(Ingress, &error_about(net.router, &query, exceeded)), None);
@@ -447,6 +447,67 @@ fn an_icmp_error_passes_if_it_is_about_a_flow_that_does() {
         node.expect(Ingress, &error, Reason::UnrelatedIcmp);
         node.change_policy(8, DENY_INGRESS | DENY_EGRESS, &[]);
         node.expect(Ingress, &error_about(net.router, &query, unreachable), Reason::DefaultDeny);
+    });
+}
+
+#[test]
+fn icmp_of_any_type_is_judged_by_its_type_unless_it_belongs_to_a_flow() {
+    in_both(|sandbox, net| {
+        let is_v4 = net.icmp == protocol::ICMP;
+        // A query that is no echo, a message that nobody answers, an error.
+        let [asks, says, fails] = if is_v4 { [13, 40, 3] } else { [139, 144, 2] };
+        let rule = |kind: u8, id| {
+            let kind = u16::from(kind) << 8;
+            allow(Ingress, FRIEND_IDENTITY, net.icmp, Some((kind, kind | 0xff)), id)
+        };
+        let mut node = Node::with_policy(sandbox, DENY_INGRESS | DENY_EGRESS, &[rule(asks, 1)]);
+        let question = query(net.friend, net.pod, asks, 5);
+        node.expect(Ingress, &frame(&question), Reason::Forwarded);
+        node.expect_known(Egress, &answer(&question, 0));
+        node.expect_known(Ingress, &question);
+        // Another identifier, another type, another sender, the other way.
+        node.expect(Egress, &frame(&answer(&query(net.friend, net.pod, asks, 6), 0)), Reason::DefaultDeny);
+        node.expect(Egress, &frame(&answer(&echo(net.friend, net.pod, 5), 0)), Reason::DefaultDeny);
+        node.expect(Ingress, &frame(&echo(net.friend, net.pod, 5)), Reason::DefaultDeny);
+        node.expect(Ingress, &frame(&query(net.friend, net.pod, says, 0)), Reason::DefaultDeny);
+        node.expect(Ingress, &frame(&query(net.stranger, net.pod, asks, 5)), Reason::DefaultDeny);
+        node.expect(Egress, &frame(&query(net.pod, net.friend, asks, 5)), Reason::DefaultDeny);
+        // An error about the flow follows it, one about another does not pass by it.
+        assert_eq!(node.told(Egress, &error_about(net.pod, &question, fails)), None);
+        let other = udp((net.pod, 5000), (net.friend, 53));
+        let error = error_about(net.friend, &other, fails);
+        node.expect(Ingress, &error, Reason::DefaultDeny);
+
+        node.change_policy(8, DENY_INGRESS | DENY_EGRESS, &[rule(says, 2), rule(fails, 3)]);
+        node.expect(Ingress, &frame(&question), Reason::DefaultDeny);
+        node.expect(Ingress, &frame(&query(net.friend, net.pod, says, 0)), Reason::Forwarded);
+        node.expect(Ingress, &error, Reason::Forwarded);
+        // By who sends it, and not by whom it says to tell of.
+        node.expect(Ingress, &error_about(net.router, &other, fails), Reason::DefaultDeny);
+        node.change_policy(9, 0, &[Rule { allow: false, ..rule(fails, 4) }]);
+        node.expect(Ingress, &error, Reason::PolicyDenied);
+        node.expect(Ingress, &error_about(net.router, &other, fails), Reason::Forwarded);
+        node.expect(Ingress, &frame(&query(net.friend, net.pod, asks, 7)), Reason::Forwarded);
+    });
+}
+
+#[test]
+fn an_identifier_that_looks_like_a_type_makes_no_answer_of_a_question() {
+    in_both(|sandbox, net| {
+        let mut node = Node::with_policy(sandbox, DENY_INGRESS, &[]);
+        let identifier = if net.icmp == protocol::ICMP { ECHO } else { ECHO6 };
+        for identifier in [identifier, 0] {
+            let told = |packet: Packet| {
+                let mut bytes = frame(&packet);
+                let at = ETHERNET + net.header + 4;
+                bytes[at..at + 2].copy_from_slice(&identifier.to_be_bytes());
+                bytes
+            };
+            let asked = echo(net.pod, net.friend, identifier);
+            node.expect(Egress, &told(asked), Reason::Forwarded);
+            node.expect(Ingress, &told(echo(net.friend, net.pod, identifier)), Reason::DefaultDeny);
+            assert_eq!(node.told(Ingress, &told(answer(&asked, 0))), None);
+        }
     });
 }
 

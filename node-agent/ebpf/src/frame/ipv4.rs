@@ -1,10 +1,10 @@
 //! IPv4 and ICMP.
 
 use aya_ebpf::programs::TcContext;
-use ebpf_shared::packet::{Packet, protocol};
+use ebpf_shared::packet::Packet;
 use ebpf_shared::{Addr, Direction, Ip4, Reason};
 
-use super::transport::{self, EchoTypes};
+use super::transport;
 use super::{ETHERNET, Ip, Upper};
 
 /// RFC 791, section 3.1; every field as on the wire.
@@ -26,7 +26,6 @@ pub struct Ip4Header {
 const LEAST: usize = size_of::<Ip4Header>();
 const MORE_FRAGMENTS: u16 = 0x2000;
 const FRAGMENT_OFFSET: u16 = 0x1fff;
-const ECHO: EchoTypes = EchoTypes { protocol: protocol::ICMP, request: 8, reply: 0 };
 
 impl Ip4Header {
     /// Length in bytes, options included; below 20 if the header is not valid.
@@ -74,17 +73,10 @@ pub fn upper(ip: &Ip, frame: usize) -> Result<Upper, Reason> {
     })
 }
 
-/// RFC 792: an echo is a flow of its own, an error belongs to the flow that it quotes.
+/// RFC 792: a query and its answer are a flow, an error belongs to the flow that it quotes.
 #[inline(always)]
 pub fn icmp(ctx: &TcContext, upper: &Upper, direction: Direction, packet: &mut Packet) -> Result<(), Reason> {
-    match transport::icmp_type(ctx, upper)? {
-        kind if kind == ECHO.request || kind == ECHO.reply => {
-            transport::echo(ctx, upper.at, kind == ECHO.reply, packet)
-        }
-        // Destination unreachable, time exceeded, parameter problem.
-        3 | 11 | 12 => quoted(ctx, upper, direction, packet),
-        _ => Err(Reason::UnsupportedIcmp),
-    }
+    if transport::icmp(ctx, upper, true, packet)? { quoted(ctx, upper, direction, packet) } else { Ok(()) }
 }
 
 /// Reads the head of the packet that an error quotes: its IP header and 8 bytes more.
@@ -105,5 +97,5 @@ fn quoted(ctx: &TcContext, upper: &Upper, direction: Direction, packet: &mut Pac
     packet.src = src;
     packet.dst = dst;
     packet.protocol = ip.protocol;
-    transport::quoted(ctx, at + header, &ECHO, packet)
+    transport::quoted(ctx, at + header, true, packet)
 }

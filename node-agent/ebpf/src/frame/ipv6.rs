@@ -4,7 +4,7 @@ use aya_ebpf::programs::TcContext;
 use ebpf_shared::packet::{Packet, protocol};
 use ebpf_shared::{Addr, Direction, Reason};
 
-use super::transport::{self, EchoTypes};
+use super::transport;
 use super::{ETHERNET, Frame, Ip, Upper};
 
 /// RFC 8200, section 3; every field as on the wire.
@@ -37,8 +37,6 @@ mod extension {
 
 /// Most extension headers of one packet: RFC 8200 (section 4.1) names six, each once but for destination options.
 const MOST: u32 = 6;
-
-const ECHO: EchoTypes = EchoTypes { protocol: protocol::ICMPV6, request: 128, reply: 129 };
 
 impl Ip6Header {
     #[inline(always)]
@@ -172,17 +170,10 @@ pub fn upper(ctx: &TcContext, ip: &Ip, frame: usize) -> Result<Upper, Reason> {
     Ok(upper)
 }
 
-/// RFC 4443: an echo is a flow of its own, an error belongs to the flow that it quotes.
+/// RFC 4443: as in IPv4.
 #[inline(always)]
 pub fn icmp(ctx: &TcContext, upper: &Upper, direction: Direction, packet: &mut Packet) -> Result<(), Reason> {
-    match transport::icmp_type(ctx, upper)? {
-        kind if kind == ECHO.request || kind == ECHO.reply => {
-            transport::echo(ctx, upper.at, kind == ECHO.reply, packet)
-        }
-        // Destination unreachable, packet too big, time exceeded, parameter problem.
-        1..=4 => quoted(ctx, upper, direction, packet),
-        _ => Err(Reason::UnsupportedIcmp),
-    }
+    if transport::icmp(ctx, upper, false, packet)? { quoted(ctx, upper, direction, packet) } else { Ok(()) }
 }
 
 /// Reads the head of the packet that an error quotes: its IP header, a fragment header if it was the first piece of a
@@ -214,5 +205,5 @@ fn quoted(ctx: &TcContext, upper: &Upper, direction: Direction, packet: &mut Pac
         packet.protocol = head[0];
         inner += 8;
     }
-    transport::quoted(ctx, inner, &ECHO, packet)
+    transport::quoted(ctx, inner, false, packet)
 }

@@ -7,6 +7,7 @@ pub mod plain;
 mod transport;
 
 use aya_ebpf::programs::TcContext;
+use ebpf_shared::decide::Message;
 use ebpf_shared::fragment::{FragmentKey, Head};
 use ebpf_shared::packet::{Kind, Packet, protocol, tcp};
 use ebpf_shared::{Addr, Direction, Reason};
@@ -84,6 +85,19 @@ pub fn classify(ctx: &TcContext, direction: Direction) -> Result<Frame, Reason> 
             Err(_) => Err(Reason::Malformed),
         },
         _ => Err(Reason::UnsupportedEthertype),
+    }
+}
+
+/// The ICMP message that a packet is, apart from the flow that it belongs to.
+#[inline(always)]
+pub fn message(ctx: &TcContext, ip: &Ip, placed: &Placed, direction: Direction) -> Message {
+    let peer = match direction {
+        Direction::Ingress => ip.src,
+        Direction::Egress => ip.dst,
+    };
+    match ctx.load::<[u8; 2]>(placed.at) {
+        Ok(head) if placed.has_upper => Message { peer, icmp: u16::from_be_bytes(head), is_whole: 1 },
+        _ => Message { peer, icmp: 0, is_whole: 0 },
     }
 }
 

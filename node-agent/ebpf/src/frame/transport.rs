@@ -1,7 +1,7 @@
 //! Transport headers, of a packet and of the packet that an error quotes.
 
 use aya_ebpf::programs::TcContext;
-use ebpf_shared::packet::{Kind, Packet, protocol};
+use ebpf_shared::packet::{Kind, Packet, icmp, protocol};
 use ebpf_shared::{Direction, Reason};
 
 use super::Upper;
@@ -54,48 +54,53 @@ fn read_ports(ctx: &TcContext, at: usize, packet: &mut Packet) -> Result<(), Rea
 /// Bytes of an ICMP header, of both families.
 pub const ICMP: usize = 8;
 
-/// The type of an ICMP message.
+/// Reads an ICMP message. True: it is an error, and what it quotes is still to be read.
 #[inline(always)]
-pub fn icmp_type(ctx: &TcContext, upper: &Upper) -> Result<u8, Reason> {
+pub fn icmp(ctx: &TcContext, upper: &Upper, is_v4: bool, packet: &mut Packet) -> Result<bool, Reason> {
     if upper.payload < ICMP {
         return Err(Reason::Malformed);
     }
-    ctx.load::<u8>(upper.at).map_err(|_| Reason::Malformed)
+    let Ok([kind, code]) = ctx.load::<[u8; 2]>(upper.at) else { return Err(Reason::Malformed) };
+    match icmp::role(is_v4, kind) {
+        icmp::ERROR => return Ok(true),
+        icmp::LINK => return Err(Reason::UnsupportedIcmp),
+        icmp::QUERY => query(ctx, upper.at, kind, false, packet)?,
+        icmp::ANSWER => query(ctx, upper.at, kind, true, packet)?,
+        _ => packet.dst_port = u16::from(kind) << 8 | u16::from(code),
+    }
+    Ok(false)
 }
 
-/// An echo's identifier, at the same place in both families.
+/// Reads a query's identifier, at the same place in all of them.
 #[inline(always)]
-pub fn echo(ctx: &TcContext, at: usize, is_reply: bool, packet: &mut Packet) -> Result<(), Reason> {
+fn query(ctx: &TcContext, at: usize, kind: u8, is_answer: bool, packet: &mut Packet) -> Result<(), Reason> {
     let Ok(identifier) = ctx.load::<u16>(at + 4) else { return Err(Reason::Malformed) };
-    let identifier = u16::from_be(identifier);
-    if is_reply {
+    let identifier = icmp::identifier(u16::from_be(identifier));
+    if is_answer {
+        packet.src_port = icmp::asked_by(kind);
         packet.dst_port = identifier;
         packet.kind = Kind::EchoReply;
     } else {
         packet.src_port = identifier;
+        packet.dst_port = u16::from(kind) << 8;
     }
     Ok(())
-}
-
-/// The types of an echo and of its reply.
-pub struct EchoTypes {
-    pub protocol: u8,
-    pub request: u8,
-    pub reply: u8,
 }
 
 /// Reads the first 8 bytes of the transport header that an error quotes; addresses and protocol of the quoted packet
 /// have been written to `packet`.
 #[inline(always)]
-pub fn quoted(ctx: &TcContext, at: usize, icmp: &EchoTypes, packet: &mut Packet) -> Result<(), Reason> {
+pub fn quoted(ctx: &TcContext, at: usize, is_v4: bool, packet: &mut Packet) -> Result<(), Reason> {
+    let of_family = if is_v4 { protocol::ICMP } else { protocol::ICMPV6 };
     match packet.protocol {
         protocol::TCP | protocol::UDP | protocol::SCTP => read_ports(ctx, at, packet)?,
-        echoes if echoes == icmp.protocol => {
+        messages if messages == of_family => {
             let Ok(kind) = ctx.load::<u8>(at) else { return Err(Reason::Malformed) };
-            if kind != icmp.request && kind != icmp.reply {
-                return Err(Reason::UnrelatedIcmp);
+            match icmp::role(is_v4, kind) {
+                icmp::QUERY => query(ctx, at, kind, false, packet)?,
+                icmp::ANSWER => query(ctx, at, kind, true, packet)?,
+                _ => return Err(Reason::UnrelatedIcmp),
             }
-            echo(ctx, at, kind == icmp.reply, packet)?;
         }
         _ => return Err(Reason::UnrelatedIcmp),
     }

@@ -13,7 +13,7 @@ use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::TcContext;
-use ebpf_shared::decide::Scene;
+use ebpf_shared::decide::{Message, Scene, of_no_flow};
 use ebpf_shared::host::INTERFACE;
 use ebpf_shared::packet::{Kind, Packet, protocol};
 use ebpf_shared::{Addr, Direction, Endpoint, NoProxies, Reason, SockAddr, decide, overlay};
@@ -35,7 +35,8 @@ pub struct HostStage {
     endpoint: Endpoint,
     /// The identity that the overlay vouches for; 0: none.
     claimed: u32,
-    padding: u32,
+    /// Of what answers or tells of a flow; else of an earlier packet.
+    message: Message,
     now: u64,
 }
 
@@ -120,8 +121,13 @@ unsafe fn look(skb: *mut __sk_buff, stage: *mut HostStage, direction: u32) -> u3
     if ip.is_discovery || is_of_the_link(&ctx, &ip) {
         return PASS;
     }
-    stage.packet = match frame::parse(&ctx, &ip, ifindex, direction) {
-        Ok((packet, _)) => packet,
+    stage.packet = match frame::parse_placed(&ctx, &ip, ifindex, direction) {
+        Ok((packet, placed)) => {
+            if !matches!(packet.kind, Kind::Plain) {
+                stage.message = frame::message(&ctx, &ip, &placed, direction);
+            }
+            packet
+        }
         // A protocol without ports: judged by the addresses, as far as rules are about all protocols.
         Err(Reason::UnsupportedProtocol) => Packet {
             src: ip.src,
@@ -171,7 +177,7 @@ fn is_spared(packet: &Packet) -> bool {
 #[inline(always)]
 fn is_node(addr: &Addr) -> bool {
     match NODES.get(Key::new(Addr::BITS, *addr)) {
-        Some(hop) => hop.sends_from(addr),
+        Some(hop) => (hop.is_here() || hop.is_tunnelled()) && hop.sends_from(addr),
         None => false,
     }
 }
@@ -204,9 +210,10 @@ unsafe fn judge(skb: *mut __sk_buff, stage: *mut HostStage, direction: u32) -> u
     };
     let policy = KernelPolicy { claimed: stage.claimed };
     let decision = decide(&policy, &mut KernelConntrack, &mut NoProxies, &scene, &packet);
+    let decision = of_no_flow(&policy, &scene, &stage.message, decision);
     flow::count(&ctx, direction, decision.ruling.reason);
     if decision.is_news {
-        flow::tell(&ctx, &policy, INTERFACE, &stage.endpoint, direction, &packet, stage.now, &decision);
+        flow::tell(&ctx, &policy, INTERFACE, &stage.endpoint, direction, &packet, stage.now, &decision, 0);
     }
     if decision.ruling.passes() { NEXT as u32 } else { DROP as u32 }
 }

@@ -2,7 +2,9 @@
 //!
 //! The node's packets have a socket where they go out; those that it forwards under its own address (pods that leave the
 //! mesh, containers of other engines) have none. Such a flow is noted, so that its answers are known where they come in,
-//! where nothing has translated them back yet.
+//! where nothing has translated them back yet. Only what goes out keeps that up (but for TCP, where nobody's answer is an
+//! opening): else whoever is outside could go on with such a flow after the stack has forgotten it, and be at the node's own
+//! socket at that port.
 //!
 //! A connection in its middle that nobody has noted began before policy selected the node. Its socket is asked for: if
 //! another listens at its port, it was accepted there, else it was opened from here, and it is judged accordingly.
@@ -52,7 +54,9 @@ pub unsafe fn is_others(skb: *mut __sk_buff, stage: *mut HostStage, direction: u
         let entry = unsafe { &mut *entry };
         if entry.is_alive(now, packet.protocol) {
             if (comes_in && entry.class == FOREIGN) || is_sockless {
-                touch(entry, now);
+                if !comes_in || packet.protocol == protocol::TCP {
+                    touch(entry, now);
+                }
                 return YES;
             }
             return NO;
@@ -63,7 +67,9 @@ pub unsafe fn is_others(skb: *mut __sk_buff, stage: *mut HostStage, direction: u
         let entry = unsafe { &mut *entry };
         if entry.is_alive(now, packet.protocol) {
             if (comes_in || is_sockless) && entry.class == FOREIGN {
-                touch(entry, now);
+                if !comes_in || packet.protocol == protocol::TCP {
+                    touch(entry, now);
+                }
                 return YES;
             }
             return NO;

@@ -2,11 +2,11 @@
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use ebpf_shared::nat::{NatKey, NatMaps, NatValue, NodeConfig};
-use ebpf_shared::service::{AffinityKey, AffinityValue, SourceKey};
+use ebpf_shared::service::{AffinityKey, AffinityValue, AnswererKey, SourceKey};
 use ebpf_shared::{Addr, Backend, ServiceKey, ServiceMaps, ServiceValue};
 
 use crate::balance::KernelServices;
-use crate::maps::{BACKEND_EPOCH, CONFIG, NAT};
+use crate::maps::{ANSWERERS, BACKEND_EPOCH, CONFIG, NAT};
 use crate::overlay;
 
 const BPF_NOEXIST: u64 = 1;
@@ -86,8 +86,22 @@ impl NatMaps for KernelNat {
     #[inline(always)]
     fn is_tunnelled(&self, addr: &Addr) -> bool {
         match overlay::hop(addr) {
-            Some(hop) => !hop.is_here(),
+            Some(hop) => hop.is_tunnelled(),
             None => false,
         }
+    }
+
+    #[inline(always)]
+    fn is_other_node(&self, addr: &Addr) -> bool {
+        match overlay::hop(addr) {
+            Some(hop) => !hop.is_here() && hop.sends_from(addr),
+            None => false,
+        }
+    }
+
+    #[inline(always)]
+    fn answers(&self, key: &AnswererKey) -> bool {
+        // SAFETY: only whether it is there is asked.
+        unsafe { ANSWERERS.get(key) }.is_some()
     }
 }

@@ -80,7 +80,9 @@ fn short_cut(ctx: &XdpContext) -> Option<u32> {
             if ip.version_and_length != SIMPLE || u16::from_be(ip.fragment) & PIECE != 0 || ip.ttl <= 1 {
                 return None;
             }
-            let key = key(ctx, ETHERNET + 20, ip.protocol, Addr::v4(ip.src), Addr::v4(ip.dst))?;
+            let payload = usize::from(u16::from_be(ip.total_length)).checked_sub(20)?;
+            let ends = Ends { src: Addr::v4(ip.src), dst: Addr::v4(ip.dst) };
+            let key = key(ctx, ETHERNET + 20, payload, ip.protocol, &ends)?;
             let cut = find(ctx, &key)?;
             let change = cut.change(true);
             let ip = at::<Ip4Header>(ctx, ETHERNET)?;
@@ -94,10 +96,14 @@ fn short_cut(ctx: &XdpContext) -> Option<u32> {
         }
         IPV6 => {
             let ip = at::<Ip6Header>(ctx, ETHERNET)?;
-            if ip.hop_limit <= 1 {
+            let ends = Ends { src: addr(&ip.src), dst: addr(&ip.dst) };
+            // An IPv4 address in IPv6's clothes is nobody's here either.
+            let is_v6 = u32::from_be(ip.version_class_flow) >> 28 == 6;
+            if !is_v6 || ip.hop_limit <= 1 || ends.src.is_v4() || ends.dst.is_v4() {
                 return None;
             }
-            let key = key(ctx, ETHERNET + 40, ip.next_header, addr(&ip.src), addr(&ip.dst))?;
+            let payload = usize::from(u16::from_be(ip.payload_length));
+            let key = key(ctx, ETHERNET + 40, payload, ip.next_header, &ends)?;
             let cut = find(ctx, &key)?;
             let ip = at::<Ip6Header>(ctx, ETHERNET)?;
             ip.src = halves(&cut.to.src);
@@ -132,19 +138,33 @@ impl Cut {
     }
 }
 
+struct Ends {
+    src: Addr,
+    dst: Addr,
+}
+
+/// What a packet is found by, if it is whole: `payload` is what the IP header says of bytes from `upper` on.
 #[inline(always)]
-fn key(ctx: &XdpContext, upper: usize, proto: u8, src: Addr, dst: Addr) -> Option<NatKey> {
+fn key(ctx: &XdpContext, upper: usize, payload: usize, proto: u8, ends: &Ends) -> Option<NatKey> {
+    let frame = ctx.data_end() - ctx.data();
+    // SAFETY: a valid reference. Volatile, so that no pointer is compared by it: the verifier follows those of fixed offsets.
+    if upper + payload > unsafe { core::ptr::read_volatile(&frame) } {
+        return None;
+    }
     let ports = match proto {
         protocol::TCP => {
             let head = at::<Tcp>(ctx, upper)?;
-            if head.flags & (tcp::SYN | tcp::FIN | tcp::RST) != 0 {
+            let header = usize::from(head.offset >> 4) * 4;
+            let is_plain = head.flags & (tcp::SYN | tcp::FIN | tcp::RST | tcp::ACK) == tcp::ACK;
+            if !is_plain || header < size_of::<Tcp>() || header > payload {
                 return None;
             }
             head.ports
         }
-        protocol::UDP => at::<Udp>(ctx, upper)?.ports,
+        protocol::UDP if payload >= size_of::<Udp>() => at::<Udp>(ctx, upper)?.ports,
         _ => return None,
     };
+    let Ends { src, dst } = *ends;
     let tuple = Tuple { src, dst, src_port: u16::from_be(ports[0]), dst_port: u16::from_be(ports[1]) };
     Some(NatKey { tuple, protocol: proto, place: place::FROM_NET, padding: 0 })
 }

@@ -6,10 +6,11 @@ use std::net::Ipv4Addr;
 
 use ebpf_shared::balance::{Ask, Choice, balance};
 use ebpf_shared::nat::{
-    Arrival, NatKey, NatMaps, NatValue, NodeConfig, Outcome, Tuple, go_on, loopback, place, translate, way,
+    Arrival, NatKey, NatMaps, NatValue, NodeConfig, Outcome, Tuple, answer_for, go_on, loopback, place,
+    translate, way,
 };
 use ebpf_shared::packet::protocol::{TCP, UDP};
-use ebpf_shared::service::{AffinityKey, AffinityValue, SourceKey};
+use ebpf_shared::service::{AffinityKey, AffinityValue, AnswererKey, SourceKey};
 use ebpf_shared::{Addr, Backend, Reason, ServiceKey, ServiceMaps, ServiceValue, SockAddr};
 use proptest::prelude::*;
 
@@ -27,6 +28,7 @@ struct Emulation {
     nat: BTreeMap<NatKey, NatValue>,
     node: NodeConfig,
     tunnelled: Vec<Addr>,
+    other_nodes: Vec<Addr>,
 }
 
 impl Emulation {
@@ -117,6 +119,15 @@ impl NatMaps for Emulation {
 
     fn is_tunnelled(&self, addr: &Addr) -> bool {
         self.tunnelled.contains(addr)
+    }
+
+    fn is_other_node(&self, addr: &Addr) -> bool {
+        self.other_nodes.contains(addr)
+    }
+
+    fn answers(&self, key: &AnswererKey) -> bool {
+        let is = |backend: &Backend| backend.service == key.service && backend.at == key.at;
+        self.backends.values().any(|backend| backend.flags & Backend::HERE != 0 && is(backend))
     }
 
     fn node(&self) -> NodeConfig {
@@ -384,6 +395,54 @@ proptest! {
             prop_assert_eq!(translate(&mut maps, &error), back);
         }
     }
+}
+
+#[test]
+fn a_node_answers_only_by_addresses_of_a_service_that_has_the_backend() {
+    const OTHER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+    let mut maps = node(&[(1, true), (2, true)]);
+    (maps.node.ifindex, maps.node.tunnel) = (3, 7);
+    maps.other_nodes.push(OTHER.into());
+    let direct = |id| ServiceValue { id, flags: ServiceValue::DIRECT, ..ServiceValue::default() };
+    // A node port of the first backend, a load balancer of both, and one that is not answered directly.
+    maps.services.insert(ServiceKey::new(OWN.into(), 80, TCP, 1), direct(2));
+    maps.services.insert(ServiceKey::new(BALANCER.into(), 80, TCP, 1), direct(3));
+    maps.services
+        .insert(ServiceKey::new(BALANCER.into(), 81, TCP, 1), ServiceValue { flags: 0, ..direct(4) });
+    let at = |last| SockAddr::new(Ipv4Addr::new(10, 1, 1, last).into(), 8080);
+    for (number, (last, service)) in (10..).zip([(1, 2), (1, 3), (2, 3), (1, 4)]) {
+        let backend = Backend { at: at(last), service, weight: 1, flags: Backend::HERE };
+        maps.backends.insert(number, backend);
+    }
+    let to = |last, port| {
+        let client = from([198, 51, 100, 1], 1_000, Ipv4Addr::new(10, 1, 1, last));
+        arrival(Tuple { dst_port: port, ..client }, TCP, place::FROM_NET, 1)
+    };
+    let asked = |addr: Ipv4Addr, port| SockAddr::new(addr.into(), port);
+    let strange = Ipv4Addr::new(8, 8, 8, 8);
+    for (arrival, asked, expected) in [
+        (to(1, 8080), asked(OTHER, 80), true),
+        (to(1, 8080), asked(OWN, 80), true),
+        (to(2, 8080), asked(BALANCER, 80), true),
+        (to(1, 8080), asked(strange, 80), false),
+        (to(1, 8080), asked(OTHER, 81), false),
+        (to(1, 8080), asked(BALANCER, 81), false),
+        // Others' backends, other ports of a backend.
+        (to(2, 8080), asked(OTHER, 80), false),
+        (to(3, 8080), asked(BALANCER, 80), false),
+        (to(1, 22), asked(BALANCER, 80), false),
+        (Arrival { ifindex: 7, ..to(1, 8080) }, asked(BALANCER, 80), false),
+    ] {
+        maps.nat.clear();
+        assert_eq!(answer_for(&mut maps, &arrival, asked), expected, "{asked:?} of {:?}", arrival.tuple);
+        assert_eq!(maps.nat.len(), usize::from(expected));
+    }
+    // Whom it is answering by one name, nobody has it answer by another.
+    assert!(answer_for(&mut maps, &to(1, 8080), asked(OTHER, 80)));
+    assert!(answer_for(&mut maps, &to(1, 8080), asked(OTHER, 80)), "the same once more");
+    assert!(!answer_for(&mut maps, &to(1, 8080), asked(BALANCER, 80)));
+    maps.nat.values_mut().for_each(|half| half.closed = 1);
+    assert!(answer_for(&mut maps, &to(1, 8080), asked(BALANCER, 80)), "another connection");
 }
 
 #[test]

@@ -70,8 +70,6 @@ pub struct ServiceEntry {
     pub affinity_seconds: u32,
     /// A backend elsewhere answers the client by itself.
     pub direct: bool,
-    /// Backends elsewhere are not for it.
-    pub local_only: bool,
     /// Who may ask; empty: anybody.
     pub sources: BTreeSet<IpNet>,
     /// All of the address's family. Those that are not chosen keep the connections that they have.
@@ -207,7 +205,6 @@ fn entry(
         proxy_port: port.proxy_port,
         affinity_seconds: service.affinity_seconds,
         direct: false,
-        local_only: wishes.local_only,
         sources: BTreeSet::new(),
         backends: backends.collect(),
     }

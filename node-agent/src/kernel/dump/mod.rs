@@ -87,6 +87,7 @@ pub fn all() -> Vec<Box<dyn Dump>> {
         hash("SERVICES", shown::service),
         hash("BACKENDS", shown::backend),
         trie("SOURCES", shown::source),
+        hash("ANSWERERS", shown::answerer),
         hash("AFFINITY", shown::affinity),
         hash("REVERSE", shown::reverse),
         hash("NETNS", shown::netns),

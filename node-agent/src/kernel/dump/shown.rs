@@ -7,7 +7,7 @@ use ebpf_shared::{
     Reason, ReverseKey, RuleRef, RuleValue, ServiceKey, ServiceValue, Sides, SockAddr, metrics,
     nat::{NatKey, NatValue, NodeConfig, Tuple},
     overlay::Hop,
-    service::{AffinityKey, AffinityValue, ReverseValue},
+    service::{AffinityKey, AffinityValue, AnswererKey, ReverseValue},
 };
 use ipnet::IpNet;
 use serde_json::{Value, json};
@@ -195,6 +195,10 @@ pub(super) fn service(key: &ServiceKey, value: &ServiceValue) -> Entry {
         ("proxy_port", json!(value.proxy_port)),
     ];
     entry(key, value)
+}
+
+pub(super) fn answerer(key: &AnswererKey, _: &u8) -> Entry {
+    entry([("service_id", json!(key.service)), ("backend", socket(&key.at))], [])
 }
 
 pub(super) fn backend(number: &u32, backend: &Backend) -> Entry {
