@@ -13,6 +13,7 @@ use crate::frame::{self, Frame, Ip};
 use crate::maps::{ENDPOINTS, SCRATCH};
 use crate::policy::KernelPolicy;
 use crate::redirect::{self, KernelProxies};
+use crate::refuse;
 
 /// Lets the next program on the interface, if there is one, have its say.
 const NEXT: i32 = TC_ACT_UNSPEC;
@@ -20,6 +21,8 @@ const DROP: i32 = TC_ACT_SHOT;
 
 /// No verdict yet: [`conclude`] is to find it.
 const UNSETTLED: u32 = 0x100;
+/// Dropped, and the pod is to be told so.
+const REFUSED: u32 = 0x101;
 
 /// Decides on a frame; `addressed` says why the endpoint may not send or be sent it, if so.
 #[inline(always)]
@@ -31,14 +34,15 @@ pub fn at_door(
     let skb = ctx.skb.skb;
     // SAFETY: the context is valid as long as the program runs.
     unsafe {
-        if matches!(direction, Direction::Egress) && redirect::come_aside(ctx, (*skb).mark) {
-            return NEXT;
-        }
         let verdict = match direction {
             Direction::Ingress => begin::<false>(skb, addressed),
             Direction::Egress => begin::<true>(skb, addressed),
         };
-        if verdict == UNSETTLED { conclude(skb, direction as u32) as i32 } else { verdict as i32 }
+        let verdict = if verdict == UNSETTLED { conclude(skb, direction as u32) } else { verdict };
+        if matches!(direction, Direction::Egress) && verdict == REFUSED {
+            return refuse::answer(skb) as i32;
+        }
+        verdict as i32
     }
 }
 
@@ -88,6 +92,9 @@ unsafe fn look(
     if let Some(reason) = reason {
         return refuse(ctx, ifindex, direction, Some(&ip), now, reason);
     }
+    if matches!(direction, Direction::Egress) {
+        note_led(ctx);
+    }
     let parsed = frame::parse(ctx, &ip, ifindex, direction);
     let parsed = parsed.and_then(|(packet, is_piece)| forget_how(packet, is_piece, direction, mark));
     let Seen { packet, claimed, is_piece } = match parsed {
@@ -97,7 +104,7 @@ unsafe fn look(
 
     let from_proxy = matches!(direction, Direction::Ingress) && redirect::is_of_proxy(mark);
     let scene = Scene { ifindex, endpoint, direction, now, from_proxy, is_piece: is_piece != 0 };
-    let policy = KernelPolicy { claimed };
+    let policy = KernelPolicy { claimed, from_pod: matches!(direction, Direction::Egress) };
     let decision = weigh(&policy, &mut KernelConntrack, &scene, &packet);
     if decision.is_settled() {
         flow::count(ctx, direction, decision.ruling.reason);
@@ -133,18 +140,21 @@ unsafe fn conclude(skb: *mut __sk_buff, way: u32) -> u32 {
     let decision = settle(&mut KernelConntrack, &mut proxies, &scene, &seen.packet, decision);
     flow::count(&ctx, direction, decision.ruling.reason);
     if decision.is_news {
-        let policy = KernelPolicy { claimed: seen.claimed };
+        let policy = KernelPolicy { claimed: seen.claimed, from_pod: false };
         flow::tell(&ctx, &policy, ifindex, endpoint, direction, &seen.packet, now, &decision);
     }
     if !decision.ruling.passes() {
-        return DROP as u32;
+        let is_told = matches!(direction, Direction::Egress)
+            && matches!(decision.ruling.reason, Reason::ProxyGone)
+            && matches!(seen.packet.kind, Kind::Plain);
+        return if is_told { REFUSED } else { DROP as u32 };
     }
     // Redirected without a slot: an answer to what a proxy asked.
     let is_aside = matches!(direction, Direction::Ingress)
         && matches!(decision.ruling.reason, Reason::Redirected)
         && decision.ruling.proxy == NO_SLOT
         && !from_proxy;
-    if is_aside { redirect::set_aside(&ctx, ifindex) as u32 } else { NEXT as u32 }
+    if is_aside { redirect::set_aside(&ctx) as u32 } else { NEXT as u32 }
 }
 
 /// What lies in [`SCRATCH`].
@@ -152,6 +162,8 @@ unsafe fn conclude(skb: *mut __sk_buff, way: u32) -> u32 {
 pub struct Scratch {
     pub seen: Seen,
     pub ruling: Ruling,
+    /// [`ebpf_shared::Led::words`], of what a pod sends.
+    pub led: [u32; 5],
     decision: Decision,
     endpoint: Endpoint,
 }
@@ -186,6 +198,26 @@ fn forget_how(packet: Packet, is_piece: bool, direction: Direction, mark: u32) -
             Seen { packet, claimed, is_piece: is_piece as u32 },
         );
         Ok(core::ptr::read_volatile(&raw const (*scratch).seen))
+    }
+}
+
+/// Keeps what `pod_asks` has told of the service that a packet goes to.
+#[inline(always)]
+fn note_led(ctx: &TcContext) {
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return };
+    // SAFETY: the context is valid as long as the program runs; the other is this CPU's own, see `forget_how`. (Field by field:
+    // the context can't be read otherwise.)
+    unsafe {
+        let (from, to) = (&raw const (*ctx.skb.skb).cb, &raw mut (*scratch).led);
+        let word = |at: usize| core::ptr::read_volatile(from.cast::<u32>().add(at));
+        let first = word(0);
+        core::ptr::write_volatile(&raw mut (*to)[0], first);
+        if first != 0 {
+            core::ptr::write_volatile(&raw mut (*to)[1], word(1));
+            core::ptr::write_volatile(&raw mut (*to)[2], word(2));
+            core::ptr::write_volatile(&raw mut (*to)[3], word(3));
+            core::ptr::write_volatile(&raw mut (*to)[4], word(4));
+        }
     }
 }
 

@@ -86,6 +86,7 @@ impl Present {
         });
         ServiceEntry {
             proxy_port: self.value.proxy_port,
+            redirect: self.value.redirect,
             affinity_seconds: self.value.affinity_seconds,
             direct: is(ServiceValue::DIRECT),
             local_only: is(ServiceValue::LOCAL),
@@ -171,6 +172,7 @@ impl Services {
             affinity_seconds: wanted.affinity_seconds,
             flags: flags(wanted),
             proxy_port: wanted.proxy_port,
+            redirect: wanted.redirect,
             ..ServiceValue::default()
         };
         if let Err(error) = self.prepare(key, wanted, &before, &mut after) {

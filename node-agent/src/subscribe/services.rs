@@ -5,6 +5,8 @@ use std::{collections::BTreeSet, net::IpAddr};
 use ipnet::IpNet;
 use xds_proto::isthmus::agent::v1 as wire;
 
+use crate::redirect;
+
 use super::parse::{MAX_LIST, ParseError, addresses, at_most, bad, ip, is_mapped, port, protocol};
 
 /// Most backends of one service port.
@@ -32,6 +34,8 @@ pub struct Service {
     pub prefer_same_zone: bool,
     /// Backends of other nodes answer clients outside by themselves.
     pub direct: bool,
+    /// The name of the node's proxy by which pods reach the virtual addresses; empty: they reach the backends themselves.
+    pub redirect: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -149,7 +153,16 @@ pub(super) fn service(resource: &str, message: wire::Service) -> Result<Service,
         source_ranges,
         prefer_same_zone: message.prefer_same_zone,
         direct: forwarding == wire::Forwarding::Dsr,
+        redirect: proxy_name(resource, message.redirect)?,
     })
+}
+
+fn proxy_name(resource: &str, name: String) -> Result<String, ParseError> {
+    if name.is_empty() || redirect::is_name(&name) {
+        return Ok(name);
+    }
+    let shown: String = name.chars().take(redirect::MAX_NAME).collect();
+    Err(bad(resource, "redirect", shown, "expected the name of a proxy, a DNS label"))
 }
 
 fn service_port(

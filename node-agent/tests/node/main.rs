@@ -10,6 +10,7 @@ mod control_plane;
 mod names;
 mod outage;
 mod proxy;
+mod redirect;
 mod spiffe;
 
 use std::{

@@ -14,7 +14,7 @@ use ebpf_shared::nat::{
 };
 use ebpf_shared::packet::{Kind, Packet, protocol};
 use ebpf_shared::service::address_bit;
-use ebpf_shared::{Addr, Direction, Reason, ServiceKey, limits};
+use ebpf_shared::{Addr, Direction, Led, Reason, ServiceKey, SockAddr, limits};
 
 use self::maps::KernelNat;
 use self::rewrite::Layout;
@@ -43,6 +43,10 @@ const YES: u32 = 1;
 pub fn at_place(ctx: &TcContext, place: u8) -> i32 {
     let Some(stage) = STAGE.get_ptr_mut(0) else { return NEXT };
     let skb = ctx.skb.skb;
+    if place == place::FROM_POD {
+        // SAFETY: the context is valid as long as the program runs.
+        unsafe { lead(skb, &Led::NOWHERE) };
+    }
     // SAFETY: the context is valid as long as the program runs. The stage is this CPU's own, and programs of this type
     // don't interrupt each other on one CPU.
     unsafe {
@@ -139,6 +143,12 @@ unsafe fn finish(skb: *mut __sk_buff, stage: *mut Stage) -> u32 {
     let Stage { arrival, outer, layout, outcome } = stage;
     let Outcome { tuple: to, way, ifindex: out, .. } = outcome;
     let way = *way;
+    if way == way::LED {
+        let led = Led { backend: SockAddr::new(to.dst, to.dst_port), slot: *out as u16 };
+        // SAFETY: as the caller says.
+        unsafe { lead(skb, &led) };
+        return NEXT as u32;
+    }
     if !outcome.is_translated() {
         return refuse(&ctx, ifindex, arrival, outer, outcome.reason);
     }
@@ -172,6 +182,26 @@ unsafe fn finish(skb: *mut __sk_buff, stage: *mut Stage) -> u32 {
         // SAFETY: no parameters.
         _ if is_sent => unsafe { bpf_redirect_neigh(*out, core::ptr::null_mut(), 0, 0) as u32 },
         _ => NEXT as u32,
+    }
+}
+
+/// Tells the program behind this one which service a packet goes to, if a proxy of the node has it.
+///
+/// # Safety
+/// A context.
+#[inline(always)]
+unsafe fn lead(skb: *mut __sk_buff, led: &Led) {
+    let [first, a, b, c, d] = led.words();
+    // SAFETY: as the caller says; word by word, as the kernel wants it.
+    unsafe {
+        let at = (&raw mut (*skb).cb).cast::<u32>();
+        core::ptr::write_volatile(at, first);
+        if first != 0 {
+            core::ptr::write_volatile(at.add(1), a);
+            core::ptr::write_volatile(at.add(2), b);
+            core::ptr::write_volatile(at.add(3), c);
+            core::ptr::write_volatile(at.add(4), d);
+        }
     }
 }
 
