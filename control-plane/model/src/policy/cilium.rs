@@ -58,7 +58,10 @@ fn side(prefix: &str, own: &str, direction: Direction, side: &CiliumSide) -> Opt
             action,
             peers: peers(entry, own),
             ports: ports(entry),
-            l7: (!entry.dns.is_empty()).then(|| L7::Dns(entry.dns.clone())),
+            l7: match &entry.proxy {
+                Some(proxy) => Some(L7::Proxy(proxy.clone())),
+                None => (!entry.dns.is_empty()).then(|| L7::Dns(entry.dns.clone())),
+            },
             provenance: Arc::from(format!("{prefix}{}{suffix}[{i}]", direction.as_str())),
         })
     });
