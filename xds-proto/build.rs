@@ -14,6 +14,7 @@ const FILES: &[&str] = &[
     "isthmus/federation/v1/federation.proto",
     "isthmus/local/v1/dns.proto",
     "isthmus/local/v1/local.proto",
+    "isthmus/local/v1/redirect.proto",
     "isthmus/raft/v1/raft.proto",
     "flow/flow.proto",
     "observer/observer.proto",

@@ -29,7 +29,10 @@ use xds_proto::{
         load_stats::v3::load_reporting_service_server::LoadReportingServiceServer,
         secret::v3::secret_discovery_service_server::SecretDiscoveryServiceServer,
     },
-    isthmus::local::v1::{agent_server::AgentServer, cni_server::CniServer, dns_server::DnsServer},
+    isthmus::local::v1::{
+        agent_server::AgentServer, cni_server::CniServer, dns_server::DnsServer,
+        redirects_server::RedirectsServer,
+    },
     spiffe::spiffe_workload_api_server::SpiffeWorkloadApiServer,
 };
 
@@ -55,6 +58,7 @@ use crate::{
     migrate::{self, Waiting},
     names::{self, Answering, DnsService, Log},
     persist,
+    redirect::Registrar,
     relay::{MAX_MESSAGE, Relay},
     routes::{self, RouteKeeper},
     subscribe::{Cache, Progress, Subscriber, log_connection_for_ever, subscribe_for_ever},
@@ -310,6 +314,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     };
     tasks.spawn(supervisor.keep_for_ever(engine.clone()));
     let limit = MAX_MESSAGE;
+    let redirects = Registrar::new(engine.clone(), callers.clone());
     let relay = Relay::new(callers.clone(), upstream.clone(), engine.clone());
     let sds = SdsService::new(callers.clone(), secrets.clone(), engine.clone());
     let asked_to_stop = CancellationToken::new();
@@ -353,6 +358,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         .add_service(CniServer::new(cni))
         .add_service(AgentServer::new(status))
         .add_service(DnsServer::new(dns))
+        .add_service(RedirectsServer::new(redirects))
         .add_service(LoadReportingServiceServer::new(relay.clone()).max_decoding_message_size(limit))
         .add_service(AggregatedDiscoveryServiceServer::new(relay).max_decoding_message_size(limit))
         .add_service(SecretDiscoveryServiceServer::new(sds).max_decoding_message_size(limit))

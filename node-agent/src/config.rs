@@ -39,6 +39,8 @@ pub enum Command {
     Maps(MapsCommand),
     /// Write what gRPC's own xDS clients of this pod need (GRPC_XDS_BOOTSTRAP), and keep its certificate fresh.
     GrpcBootstrap(crate::grpc::GrpcArgs),
+    /// Run a proxy that policies and services may name, and tell the agent of it for as long as it runs.
+    Redirect(crate::redirect::RedirectArgs),
     /// Remove everything that agents with these directories made in this network namespace.
     Cleanup(CleanupArgs),
 }

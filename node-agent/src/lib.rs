@@ -29,6 +29,7 @@ pub mod metrics;
 pub mod migrate;
 pub mod names;
 mod persist;
+pub mod redirect;
 pub mod relay;
 pub mod reset;
 pub mod routes;

@@ -5,7 +5,7 @@ use std::{io::IsTerminal, process::ExitCode};
 use node_agent::{
     agent, cleanup,
     config::{Cli, Command, MapsCommand},
-    dns, grpc, maps_cli, status, stop,
+    dns, grpc, maps_cli, redirect, status, stop,
 };
 use tracing_subscriber::EnvFilter;
 
@@ -32,6 +32,7 @@ async fn main() -> ExitCode {
         Command::Maps(MapsCommand::Dump(args)) => maps_cli::print(&args, std::io::stdout().lock()),
         Command::Maps(MapsCommand::Verify(args)) => maps_cli::verify(&args, std::io::stdout().lock()).await,
         Command::GrpcBootstrap(args) => grpc::keep(args).await,
+        Command::Redirect(args) => redirect::run(args).await,
         Command::Cleanup(args) => cleanup::cleanup(&args).await,
     };
     match result {

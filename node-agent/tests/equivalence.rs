@@ -128,6 +128,14 @@ fn rule(rng: &mut StdRng, policy_id: u32) -> Rule {
     }
 }
 
+/// Some of what is allowed, is so only by a proxy, which is not there.
+fn led(rng: &mut StdRng, mut policy: Policy) -> Policy {
+    for rule in policy.rules.iter_mut().filter(|rule| rule.allow) {
+        rule.redirect = rng.random_bool(0.3).then_some(7);
+    }
+    policy
+}
+
 fn direction(rng: &mut StdRng) -> Direction {
     if rng.random_bool(0.5) { Direction::Ingress } else { Direction::Egress }
 }
@@ -326,7 +334,8 @@ fn the_kernel_decides_as_the_emulation_does() {
             for (net, identity) in identities() {
                 kernel.identities.upsert(&net, identity).expect("writable");
             }
-            let mut current = policy(&mut rng);
+            let drawn = policy(&mut rng);
+            let mut current = led(&mut rng, drawn);
             let mut node = emulation(&current, class + 1);
             let mut change = Some(current.clone());
             for turn in 0..100 {
@@ -335,7 +344,10 @@ fn the_kernel_decides_as_the_emulation_does() {
                     kernel.flows.forget_kinds().expect("removable");
                 }
                 match rng.random_range(0..50) {
-                    0 => change = Some(policy(&mut rng)),
+                    0 => {
+                        let drawn = policy(&mut rng);
+                        change = Some(led(&mut rng, drawn));
+                    }
                     1 | 2 => change = Some(little_change(&mut rng, &current)),
                     // An address becomes somebody else's, or nobody's.
                     3 => {
@@ -400,6 +412,7 @@ fn the_kernel_decides_as_the_emulation_does() {
             Reason::PolicyDenied,
             Reason::SpoofedSource,
             Reason::Audited,
+            Reason::ProxyGone,
         ];
         for reason in reached {
             assert!(judged.get(&reason).is_some_and(|count| *count > 50), "{judged:?}");

@@ -16,7 +16,7 @@ use ebpf_shared::packet::protocol::{TCP, UDP};
 use ebpf_shared::service::scope;
 use node_agent::desired::{ServedBackend, ServiceEntry};
 use node_agent::kernel::Kernel;
-use support::{Sandbox, in_sandbox};
+use support::{Sandbox, in_sandbox, run};
 
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 101, 0, 1);
 const VIP6: Ipv6Addr = Ipv6Addr::new(0xfd00, 2, 0, 0, 0, 0, 0, 1);
@@ -296,6 +296,35 @@ fn with_a_sidecar_a_service_is_reached_through_the_proxy() {
         assert_eq!(in_cgroup(sandbox, "connect 10.101.0.1:80"), "proxy as 10.101.0.1:80");
         kernel.remove_sidecar(netns_cookie()).expect("removable");
         assert_eq!(in_cgroup(sandbox, "connect 10.101.0.1:80"), "ConnectionRefused");
+    });
+}
+
+#[test]
+fn a_service_that_is_led_to_a_proxy_of_the_node_is_left_to_the_program_at_the_pod_s_door() {
+    in_sandbox(|sandbox| {
+        let mut kernel = load(sandbox);
+        run(&["ip", "addr", "add", "10.101.0.1/32", "dev", "lo"]);
+        run(&["ip", "addr", "add", "fd00:2::1/128", "dev", "lo", "nodad"]);
+        // As if the door had it: whoever is asked for is met.
+        let at: [IpAddr; 2] = [VIP.into(), VIP6.into()];
+        for address in at {
+            let listener = TcpListener::bind((address, PORT)).expect("free");
+            std::thread::spawn(move || {
+                for mut stream in listener.incoming().flatten() {
+                    let _ = stream.write_all(b"untouched");
+                }
+            });
+        }
+        let services = [at4(&[serve("backend")]), at6(&[serve_at(Ipv6Addr::LOCALHOST.into(), "backend")])];
+        for ((key, service), address) in [key(TCP), key6(TCP)].into_iter().zip(services).zip(at) {
+            let to = SocketAddr::new(address, PORT);
+            kernel.services.put(key, &service).expect("writable");
+            assert_eq!(in_cgroup(sandbox, &format!("connect {to}")), format!("backend as {to}"));
+            let led = ServiceEntry { redirect: 7, ..service };
+            kernel.services.put(key, &led).expect("writable");
+            assert_eq!(kernel.services.entries().get(&key), Some(&led));
+            assert_eq!(in_cgroup(sandbox, &format!("connect {to}")), format!("untouched as {to}"));
+        }
     });
 }
 

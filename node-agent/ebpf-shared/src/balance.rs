@@ -7,6 +7,7 @@
 
 use crate::maglev;
 use crate::packet::protocol;
+use crate::redirect::{Led, NO_SLOT};
 use crate::service::{AffinityKey, AffinityValue, SourceKey};
 use crate::{Addr, Backend, ServiceKey, ServiceValue, SockAddr};
 
@@ -32,6 +33,8 @@ pub struct Ask {
 pub enum Choice {
     /// Where it was sent to: that is no service.
     NotAService,
+    /// Where it was sent to: there a proxy of the node has it, for which the program at the pod's door sees.
+    ByProxy(Led),
     /// To the listener of the sidecar, on loopback.
     Proxy(u16),
     To(Target),
@@ -118,5 +121,8 @@ fn look<M: ServiceMaps>(maps: &mut M, ask: &Ask) -> Choice {
 
 #[inline(always)]
 fn to(number: u32, backend: &Backend, service: &ServiceValue) -> Choice {
+    if service.redirect != NO_SLOT {
+        return Choice::ByProxy(Led { backend: backend.at, slot: service.redirect });
+    }
     Choice::To(Target { number, at: backend.at, flags: backend.flags, service_flags: service.flags })
 }

@@ -35,7 +35,7 @@
 use crate::conntrack::Basis;
 use crate::packet::{Kind, protocol};
 use crate::policy::Question;
-use crate::redirect::{NO_SLOT, Proxies};
+use crate::redirect::{Led, NO_SLOT, Proxies};
 use crate::{
     ConnEntry, ConnKey, Conntrack, Direction, Endpoint, Packet, PolicyMaps, Reason, Ruling, identity, judge,
 };
@@ -141,7 +141,9 @@ pub fn weigh<P: PolicyMaps, C: Conntrack>(
             let was_audited = entry.is_audited();
             let was_redirected =
                 matches!(Reason::from_entry(entry.cut), Reason::Redirected | Reason::ProxyGone);
-            if opens || entry.basis() != basis {
+            // What it is judged by is told of what the pod sends only, and a proxy sends nothing that was not asked for.
+            let waits = was_redirected && is_reply && (scene.from_proxy || is_error);
+            if opens || (entry.basis() != basis && !waits) {
                 let midstream = entry.midstream != 0 && !opens;
                 let mut ruling = rule(policy, scene, packet, went, is_reply, midstream, !opens);
                 let stays = matches!(ruling.reason, Reason::Redirected) && ruling.proxy == entry.proxy;
@@ -191,19 +193,21 @@ pub fn settle<C: Conntrack, X: Proxies>(
     packet: &Packet,
     decision: Decision,
 ) -> Decision {
-    // Of no flow that goes on, and yet not the beginning of one: maybe it answers what a proxy has asked in the pod's name.
+    // Of no flow that goes on, and yet not the beginning of one: maybe it answers what a proxy has asked in the pod's name. It may
+    // have done so from the port from which the pod asked the proxy.
+    let is_redirected = matches!(decision.ruling.reason, Reason::Redirected);
     let may_be_answer = matches!(scene.direction, Direction::Ingress)
-        && decision.is_news
+        && (decision.is_news || is_redirected)
         && !scene.from_proxy
         && !packet.opens();
     if may_be_answer && proxies.take_answer(packet) {
-        if decision.ruling.passes() {
+        if decision.is_news && decision.ruling.passes() {
             connections.remove(&ConnKey::of(scene.ifindex, scene.endpoint, packet, went(scene, packet)));
         }
         let ruling = Ruling { reason: Reason::Redirected, policy_id: 0, proxy: NO_SLOT };
         return Decision { ruling, is_reply: true, is_news: false };
     }
-    if !matches!(decision.ruling.reason, Reason::Redirected) {
+    if !is_redirected {
         return decision;
     }
     by_proxy(proxies, scene, packet, decision)
@@ -289,9 +293,17 @@ fn rule<P: PolicyMaps>(
         protocol: packet.protocol,
         port,
     };
+    let led = match question.direction {
+        Direction::Egress => policy.led(),
+        Direction::Ingress => Led::NOWHERE,
+    };
+    if led.slot != NO_SLOT {
+        question.identity = peer_identity(policy, &led.backend.addr);
+        question.port = led.backend.port;
+    }
     let mut ruling = judge(policy, &question);
     // With a proxy, there is no doubt who is to get it.
-    if midstream && ruling.passes() && !matches!(ruling.reason, Reason::Redirected) {
+    if led.slot == NO_SLOT && midstream && ruling.passes() && !matches!(ruling.reason, Reason::Redirected) {
         question.direction = question.direction.opposite();
         question.port = if is_reply { packet.dst_port } else { packet.src_port };
         let other = judge(policy, &question);
@@ -299,7 +311,13 @@ fn rule<P: PolicyMaps>(
             ruling = other;
         }
     }
-    if scene.endpoint.is_audited() { ruling.audited() } else { ruling }
+    if scene.endpoint.is_audited() {
+        ruling = ruling.audited();
+    }
+    if led.slot != NO_SLOT && ruling.passes() && !matches!(ruling.reason, Reason::Redirected) {
+        ruling = Ruling { reason: Reason::Redirected, proxy: led.slot, ..ruling };
+    }
+    ruling
 }
 
 /// The identity behind an address.

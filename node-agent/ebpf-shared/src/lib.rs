@@ -44,7 +44,7 @@ pub use packet::{Kind, Packet};
 pub use policy::{
     Direction, PeerKey, PolicyMaps, Question, RuleKey, RuleRef, RuleValue, Ruling, Sides, judge,
 };
-pub use redirect::{NoProxies, Proxies, Proxy};
+pub use redirect::{Led, NoProxies, Proxies, Proxy};
 pub use service::{Backend, CapturedKey, Netns, ReverseKey, ServiceKey, ServiceValue, SockAddr};
 
 #[cfg(feature = "user")]

@@ -22,6 +22,7 @@
 
 use crate::balance::{Ask, Choice, balance};
 use crate::packet::{Kind, protocol, tcp};
+use crate::redirect::Led;
 use crate::service::{AnswererKey, scope};
 use crate::{Addr, Backend, Ip4, Packet, Reason, ServiceKey, ServiceMaps, ServiceValue, SockAddr, maglev};
 
@@ -54,6 +55,8 @@ pub mod way {
     pub const PASS: u8 = 4;
     /// It goes nowhere.
     pub const DROP: u8 = 5;
+    /// It is not translated, but goes to a proxy of the node; what the verdict is to be about is in the tuple.
+    pub const LED: u8 = 6;
 }
 
 /// Both ends of a packet.
@@ -276,7 +279,7 @@ impl Arrival {
 #[repr(C)]
 pub struct Outcome {
     pub tuple: Tuple,
-    /// Where it goes out, see [`NatValue::ifindex`].
+    /// Where it goes out, see [`NatValue::ifindex`]; or the proxy's slot.
     pub ifindex: u32,
     /// One of [`way`].
     pub way: u8,
@@ -298,6 +301,14 @@ impl Outcome {
     #[inline(always)]
     pub const fn drop(reason: Reason) -> Self {
         Self { way: way::DROP, reason, ..Self::PASS }
+    }
+
+    #[inline(always)]
+    const fn led(led: Led) -> Self {
+        let mut to = Self { way: way::LED, ifindex: led.slot as u32, ..Self::PASS };
+        to.tuple.dst = led.backend.addr;
+        to.tuple.dst_port = led.backend.port;
+        to
     }
 
     #[inline(always)]
@@ -460,6 +471,7 @@ pub fn begin<M: NatMaps>(maps: &mut M, arrival: &Arrival) -> Outcome {
     };
     let target = match balance(maps, &ask) {
         Choice::NotAService | Choice::Proxy(_) => return Outcome::PASS,
+        Choice::ByProxy(led) => return Outcome::led(led),
         Choice::NoBackend => return Outcome::drop(Reason::NoBackend),
         Choice::SourceRange => return Outcome::drop(Reason::SourceRange),
         Choice::To(target) => target,

@@ -25,6 +25,7 @@
 //! A ruleset is written before anything refers to it, and removed when no running program can have its number any more.
 
 use crate::Reason;
+use crate::redirect::Led;
 
 /// Which way, seen from the pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -201,6 +202,12 @@ pub trait PolicyMaps {
     /// That which the address has for flows that are there already, where it is another than for new ones;
     /// [`crate::identity::ANY`]: it is the same. So a connection outlives the DNS answer that it was made by.
     fn lingering(&self, addr: &crate::Addr) -> u32;
+    /// The service that the packet goes to, if pods reach that by a proxy of the node only. Of what a pod sends.
+    #[inline(always)]
+    fn led(&self) -> Led {
+        Led::NOWHERE
+    }
+
     /// The same ruling. In the kernel, the verifier forgets here by which way it came about, and walks what follows once.
     #[inline(always)]
     fn forget_why(&self, ruling: Ruling) -> Ruling {

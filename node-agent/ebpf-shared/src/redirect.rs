@@ -8,7 +8,7 @@
 //!
 //! Marks on packets end where a packet leaves the node's network namespace, so no pod can have set one.
 
-use crate::Packet;
+use crate::{Addr, Packet, SockAddr};
 
 /// Of all sockets of proxies (`SO_MARK`), and so of what they send. Answers to pods pass by it.
 pub const MARK: u32 = 0xa300_0000;
@@ -17,8 +17,6 @@ pub const TO_PROXY: u32 = 0xa200_0000;
 /// The same, of answers to what a proxy asked in a pod's name, on the last part of their way: to netfilter they belong to
 /// no connection.
 pub const TO_PROXY_UNTRACKED: u32 = TO_PROXY | 1;
-/// On answers to what a proxy asked in a pod's name, from the pod's outer door to its inner one.
-pub const ASIDE: u32 = 0xa400_0000;
 
 /// No proxy: what is to go there goes nowhere.
 pub const NO_SLOT: u16 = 0;
@@ -59,6 +57,33 @@ impl Proxy {
             return 0;
         }
         if packet.dst.is_v4() { self.v4 } else { self.v6 }
+    }
+}
+
+/// A service that pods reach by a proxy: policy is about its backends, and so about one of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Led {
+    pub backend: SockAddr,
+    /// The proxy's; [`NO_SLOT`]: there is no such service.
+    pub slot: u16,
+}
+
+impl Led {
+    /// No such service.
+    pub const NOWHERE: Self = Self { backend: SockAddr::new(Addr::UNSPECIFIED, 0), slot: NO_SLOT };
+
+    /// As the program that finds the service tells it to the one that judges: in the packet's control block, where the
+    /// first word is 0 for [`Led::NOWHERE`].
+    #[inline(always)]
+    pub const fn words(&self) -> [u32; 5] {
+        let [a, b, c, d] = self.backend.addr.words();
+        [(self.slot as u32) << 16 | self.backend.port as u32, a, b, c, d]
+    }
+
+    #[inline(always)]
+    pub const fn of_words([first, a, b, c, d]: [u32; 5]) -> Self {
+        let addr = Addr::from_words([a, b, c, d]);
+        Self { backend: SockAddr::new(addr, first as u16), slot: (first >> 16) as u16 }
     }
 }
 
@@ -128,8 +153,15 @@ mod tests {
     }
 
     #[test]
+    fn what_one_program_tells_the_other_is_what_that_hears() {
+        let led = Led { backend: SockAddr::new(Addr::from_words([1, 2, 3, 4]), 0xfedc), slot: 0x8001 };
+        assert_eq!(Led::of_words(led.words()), led);
+        assert_eq!(Led::NOWHERE.words()[0], 0);
+    }
+
+    #[test]
     fn marks_are_told_apart_by_their_upper_byte() {
-        let upper = [MARK, TO_PROXY, ASIDE, crate::overlay::mark(300)].map(|mark| mark >> 24);
+        let upper = [MARK, TO_PROXY, crate::overlay::mark(300)].map(|mark| mark >> 24);
         assert!(upper.iter().enumerate().all(|(at, mark)| !upper[..at].contains(mark)));
         assert_eq!(TO_PROXY_UNTRACKED >> 24, TO_PROXY >> 24);
     }

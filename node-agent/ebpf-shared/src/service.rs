@@ -65,7 +65,8 @@ pub struct ServiceValue {
     pub flags: u32,
     /// Loopback port of the sidecar's listener for it, for pods that have a sidecar; 0: none.
     pub proxy_port: u16,
-    pub padding: u16,
+    /// Slot of the proxy by which pods reach it, see [`crate::redirect`]; 0: they reach its backends themselves.
+    pub redirect: u16,
 }
 
 impl ServiceValue {

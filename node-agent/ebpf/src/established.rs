@@ -85,7 +85,7 @@ unsafe fn goes_on(skb: *mut __sk_buff, direction: Direction) -> bool {
     };
     // SAFETY: no preconditions.
     let tick = unsafe { bpf_jiffies64() };
-    let policy = KernelPolicy { claimed: 0 };
+    let policy = KernelPolicy { claimed: 0, from_pod: false };
     let is_recent = recent.is_of(&packet, ifindex)
         && tick.wrapping_sub(recent.tick) < TICKS
         && recent.stamp == policy.stamp(recent.class, peer);
@@ -162,7 +162,7 @@ fn look(packet: &Plain, peer: &Addr, ifindex: u32, direction: Direction) -> Opti
     if !endpoint.owns(own) {
         return None;
     }
-    let stamp = KernelPolicy { claimed: 0 }.stamp(endpoint.class, peer);
+    let stamp = KernelPolicy { claimed: 0, from_pod: false }.stamp(endpoint.class, peer);
     let basis = Basis { stamp, class: endpoint.judged_as() };
     let (own_port, peer_port) = (u16::from_be(own_port), u16::from_be(peer_port));
     // Clients' ports are mostly the higher ones.

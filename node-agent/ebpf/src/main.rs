@@ -21,6 +21,7 @@ mod net_xdp;
 mod overlay;
 mod policy;
 mod redirect;
+mod refuse;
 mod socket;
 mod to_net;
 mod to_pod;

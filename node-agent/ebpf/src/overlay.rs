@@ -44,7 +44,7 @@ pub fn to_overlay(ctx: TcContext) -> i32 {
     }
     // SAFETY: plain integers, for which all zeros is a value.
     let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
-    key.tunnel_id = overlay::carried(KernelPolicy { claimed: 0 }.identity(&ip.src));
+    key.tunnel_id = overlay::carried(KernelPolicy { claimed: 0, from_pod: false }.identity(&ip.src));
     key.tunnel_ttl = 64;
     let flags = if there.is_by_ipv6() {
         key.__bindgen_anon_1.remote_ipv6 = there.v6.words();

@@ -1,13 +1,15 @@
 //! The policy maps, as the shared verdict reads them.
 
 use aya_ebpf::maps::lpm_trie::Key;
-use ebpf_shared::{Addr, PeerKey, PolicyMaps, RuleKey, RuleValue, Ruling, Sides, epochs, identity};
+use ebpf_shared::{Addr, Led, PeerKey, PolicyMaps, RuleKey, RuleValue, Ruling, Sides, epochs, identity};
 
 use crate::maps::{CIDRS, CLASSES, EPOCHS, HOSTS, LINGERING, PEERS, RULES, SCRATCH};
 
 pub struct KernelPolicy {
     /// The peer's identity, if it came with the packet through the tunnel; 0: it did not.
     pub claimed: u32,
+    /// It is asked about what a pod sends: then `SCRATCH` says which service that goes to.
+    pub from_pod: bool,
 }
 
 impl PolicyMaps for KernelPolicy {
@@ -47,6 +49,17 @@ impl PolicyMaps for KernelPolicy {
             Some(known) => *known,
             None => identity::ANY,
         }
+    }
+
+    #[inline(always)]
+    fn led(&self) -> Led {
+        if !self.from_pod {
+            return Led::NOWHERE;
+        }
+        // There always is one.
+        let Some(scratch) = SCRATCH.get_ptr(0) else { return Led::NOWHERE };
+        // SAFETY: this CPU's own, see `forget_why`.
+        Led::of_words(unsafe { core::ptr::read_volatile(&raw const (*scratch).led) })
     }
 
     #[inline(always)]

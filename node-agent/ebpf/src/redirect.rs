@@ -3,14 +3,14 @@
 //! Each step is a function of its own, so that the verdict's stack, which is short, is not theirs as well. The packet is the
 //! one in `SCRATCH`.
 
-use aya_ebpf::bindings::{__sk_buff, BPF_F_INGRESS, bpf_sock, bpf_sock_tuple};
+use aya_ebpf::bindings::{__sk_buff, BPF_F_INGRESS, TC_ACT_SHOT, bpf_sock, bpf_sock_tuple};
 use aya_ebpf::helpers::{
     bpf_redirect, bpf_sk_assign, bpf_sk_fullsock, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release,
     bpf_skc_lookup_tcp,
 };
 use aya_ebpf::programs::TcContext;
 use ebpf_shared::packet::{Kind, Packet, protocol};
-use ebpf_shared::redirect::{ASIDE, MARK, TO_PROXY, TO_PROXY_UNTRACKED};
+use ebpf_shared::redirect::{MARK, TO_PROXY, TO_PROXY_UNTRACKED};
 use ebpf_shared::{Addr, Ip4, Proxies};
 
 use crate::maps::{LOOKUP, PROXIES, SCRATCH};
@@ -19,8 +19,9 @@ use crate::maps::{LOOKUP, PROXIES, SCRATCH};
 const HERE: u64 = u64::MAX;
 /// `TCP_LISTEN`.
 const LISTEN: u32 = 10;
-/// `PACKET_HOST`: it is for this host.
-const FOR_HOST: u32 = 0;
+/// `lo`: the first link of every network namespace, and its link address.
+const LOOPBACK: u32 = 1;
+const NOBODY: [u8; 6] = [0; 6];
 /// The upper byte of a mark says whose it is.
 const OWNER: u32 = 0xff00_0000;
 /// `::1`, as on the wire.
@@ -57,24 +58,17 @@ pub fn is_of_proxy(mark: u32) -> bool {
 }
 
 /// Sends a packet that is on its way to a pod to the proxy instead. Sockets are given packets where they come in, so
-/// it comes in once more, by the pod's own interface.
+/// it comes in once more, by `lo`: the pod's own interface has no address, so that reverse-path filtering, if only a loose one,
+/// would take it for a stray there.
 #[inline(always)]
-pub fn set_aside(ctx: &TcContext, ifindex: u32) -> i32 {
-    ctx.set_mark(ASIDE);
-    // SAFETY: no preconditions.
-    unsafe { bpf_redirect(ifindex, u64::from(BPF_F_INGRESS)) as i32 }
-}
-
-/// The other half of [`set_aside`]. False: it is not such a packet.
-#[inline(always)]
-pub fn come_aside(ctx: &TcContext, mark: u32) -> bool {
-    if mark != ASIDE {
-        return false;
-    }
+pub fn set_aside(ctx: &TcContext) -> i32 {
     ctx.set_mark(TO_PROXY_UNTRACKED);
-    // It bears the pod's link address. (If that fails, the stack drops it.)
-    let _ = ctx.change_type(FOR_HOST);
-    true
+    // What bears another link address than its interface is not for this host.
+    if ctx.store(0, &NOBODY, 0).is_err() {
+        return TC_ACT_SHOT;
+    }
+    // SAFETY: no preconditions.
+    unsafe { bpf_redirect(LOOPBACK, u64::from(BPF_F_INGRESS)) as i32 }
 }
 
 /// Gives a packet from a pod to the proxy of a slot.
@@ -154,11 +148,7 @@ unsafe fn give_to_listener(skb: *mut __sk_buff, packet: &Packet, port: u16) -> b
     let is_tcp = packet.protocol == protocol::TCP;
     // SAFETY: as above.
     unsafe {
-        let socket = if is_tcp {
-            bpf_sk_lookup_tcp(skb.cast(), tuple, size, HERE, 0)
-        } else {
-            bpf_sk_lookup_udp(skb.cast(), tuple, size, HERE, 0)
-        };
+        let socket = look_up(skb, tuple, size, is_tcp);
         if socket.is_null() {
             return false;
         }
@@ -194,11 +184,7 @@ unsafe fn is_awaited(skb: *mut __sk_buff) -> u32 {
     let Some((tuple, size)) = way.tuple() else { return NO };
     // SAFETY: as above.
     unsafe {
-        let socket = if is_tcp {
-            bpf_sk_lookup_tcp(skb.cast(), tuple, size, HERE, 0)
-        } else {
-            bpf_sk_lookup_udp(skb.cast(), tuple, size, HERE, 0)
-        };
+        let socket = look_up(skb, tuple, size, is_tcp);
         if socket.is_null() {
             return NO;
         }
@@ -206,6 +192,22 @@ unsafe fn is_awaited(skb: *mut __sk_buff) -> u32 {
         let is_ours = !listens && is_bound(socket, way.dst, is_v4) && is_marked(socket);
         bpf_sk_release(socket.cast());
         if is_ours { YES } else { NO }
+    }
+}
+
+/// The socket of this node that would get such a packet, to be released; null if none would.
+///
+/// # Safety
+/// A context, and a tuple of this size.
+#[inline(always)]
+unsafe fn look_up(skb: *mut __sk_buff, tuple: *mut bpf_sock_tuple, size: u32, is_tcp: bool) -> *mut bpf_sock {
+    // SAFETY: as the caller says.
+    unsafe {
+        if is_tcp {
+            bpf_sk_lookup_tcp(skb.cast(), tuple, size, HERE, 0)
+        } else {
+            bpf_sk_lookup_udp(skb.cast(), tuple, size, HERE, 0)
+        }
     }
 }
 

@@ -15,6 +15,7 @@ use crate::frame::{self, Frame, Ip};
 use crate::maps::{ENDPOINTS, SCRATCH};
 use crate::policy::KernelPolicy;
 use crate::redirect::{self, KernelProxies};
+use crate::refuse;
 
 /// Lets the next program on the interface, if there is one, have its say.
 const NEXT: i32 = TC_ACT_UNSPEC;
@@ -22,6 +23,8 @@ const DROP: i32 = TC_ACT_SHOT;
 
 /// No verdict yet: [`conclude`] is to find it.
 const UNSETTLED: u32 = 0x100;
+/// Dropped, and the pod is to be told so.
+const REFUSED: u32 = 0x101;
 
 /// Decides on a frame; `addressed` says why the endpoint may not send or be sent it, if so.
 #[inline(always)]
@@ -33,11 +36,10 @@ pub fn at_door(
     let skb = ctx.skb.skb;
     // SAFETY: the context is valid as long as the program runs.
     unsafe {
-        if matches!(direction, Direction::Egress) && redirect::come_aside(ctx, (*skb).mark) {
-            return NEXT;
-        }
         let passes = match direction {
             Direction::Ingress => established::passes::<false>(skb),
+            // What is for a proxy is judged by another address than it bears.
+            Direction::Egress if is_led(skb) => 0,
             Direction::Egress => established::passes::<true>(skb),
         };
         if passes != 0 {
@@ -47,7 +49,11 @@ pub fn at_door(
             Direction::Ingress => begin::<false>(skb, addressed),
             Direction::Egress => begin::<true>(skb, addressed),
         };
-        if verdict == UNSETTLED { conclude(skb, direction as u32) as i32 } else { verdict as i32 }
+        let verdict = if verdict == UNSETTLED { conclude(skb, direction as u32) } else { verdict };
+        if matches!(direction, Direction::Egress) && verdict == REFUSED {
+            return refuse::answer(skb) as i32;
+        }
+        verdict as i32
     }
 }
 
@@ -97,6 +103,9 @@ unsafe fn look(
     if let Some(reason) = reason {
         return refuse(ctx, ifindex, direction, Some(&ip), now, reason);
     }
+    if matches!(direction, Direction::Egress) {
+        note_led(ctx);
+    }
     let parsed = frame::parse_placed(ctx, &ip, ifindex, direction);
     let parsed = parsed.and_then(|(packet, placed)| {
         if !matches!(packet.kind, Kind::Plain) {
@@ -111,7 +120,7 @@ unsafe fn look(
 
     let from_proxy = matches!(direction, Direction::Ingress) && redirect::is_of_proxy(mark);
     let scene = Scene { ifindex, endpoint, direction, now, from_proxy, is_piece: is_piece != 0 };
-    let policy = KernelPolicy { claimed };
+    let policy = KernelPolicy { claimed, from_pod: matches!(direction, Direction::Egress) };
     let decision = weigh(&policy, &mut KernelConntrack, &scene, &packet);
     if decision.is_settled() {
         flow::count(ctx, direction, decision.ruling.reason);
@@ -152,7 +161,7 @@ unsafe fn conclude(skb: *mut __sk_buff, way: u32) -> u32 {
         asked::note(skb, way);
         core::ptr::read_volatile(&raw const (*scratch).decision)
     };
-    let policy = KernelPolicy { claimed: seen.claimed };
+    let policy = KernelPolicy { claimed: seen.claimed, from_pod: false };
     flow::count(&ctx, direction, decision.ruling.reason);
     if decision.is_news {
         // SAFETY: as above.
@@ -160,14 +169,17 @@ unsafe fn conclude(skb: *mut __sk_buff, way: u32) -> u32 {
         flow::tell(&ctx, &policy, ifindex, endpoint, direction, &seen.packet, now, &decision, service);
     }
     if !decision.ruling.passes() {
-        return DROP as u32;
+        let is_told = matches!(direction, Direction::Egress)
+            && matches!(decision.ruling.reason, Reason::ProxyGone)
+            && matches!(seen.packet.kind, Kind::Plain);
+        return if is_told { REFUSED } else { DROP as u32 };
     }
     // Redirected without a slot: an answer to what a proxy asked.
     let is_aside = matches!(direction, Direction::Ingress)
         && matches!(decision.ruling.reason, Reason::Redirected)
         && decision.ruling.proxy == NO_SLOT
         && !from_proxy;
-    if is_aside { redirect::set_aside(&ctx, ifindex) as u32 } else { NEXT as u32 }
+    if is_aside { redirect::set_aside(&ctx) as u32 } else { NEXT as u32 }
 }
 
 #[inline(always)]
@@ -202,7 +214,7 @@ unsafe fn judge_message(skb: *mut __sk_buff, way: u32) -> u32 {
             return 0;
         }
         // Who an address is says the map: anybody may tell of a flow.
-        let after = of_no_flow(&KernelPolicy { claimed: 0 }, &scene, &message, before);
+        let after = of_no_flow(&KernelPolicy { claimed: 0, from_pod: false }, &scene, &message, before);
         core::ptr::write_volatile(&raw mut (*scratch).decision, after);
     }
     0
@@ -213,6 +225,8 @@ unsafe fn judge_message(skb: *mut __sk_buff, way: u32) -> u32 {
 pub struct Scratch {
     pub seen: Seen,
     pub ruling: Ruling,
+    /// [`ebpf_shared::Led::words`], of what a pod sends.
+    pub led: [u32; 5],
     pub decision: Decision,
     endpoint: Endpoint,
     /// Of news: [`ebpf_shared::FlowEvent::service`].
@@ -251,6 +265,36 @@ fn forget_how(packet: Packet, is_piece: bool, direction: Direction, mark: u32) -
             Seen { packet, claimed, is_piece: is_piece as u32 },
         );
         Ok(core::ptr::read_volatile(&raw const (*scratch).seen))
+    }
+}
+
+/// Whether a packet goes to a service that a proxy has.
+///
+/// # Safety
+/// A context.
+#[inline(always)]
+unsafe fn is_led(skb: *mut __sk_buff) -> bool {
+    // SAFETY: as the caller says.
+    unsafe { core::ptr::read_volatile((&raw const (*skb).cb).cast::<u32>()) != 0 }
+}
+
+/// Keeps what `pod_asks` has told of the service that a packet goes to.
+#[inline(always)]
+fn note_led(ctx: &TcContext) {
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return };
+    // SAFETY: the context is valid as long as the program runs; the other is this CPU's own, see `forget_how`. (Field by field:
+    // the context can't be read otherwise.)
+    unsafe {
+        let (from, to) = (&raw const (*ctx.skb.skb).cb, &raw mut (*scratch).led);
+        let word = |at: usize| core::ptr::read_volatile(from.cast::<u32>().add(at));
+        let first = word(0);
+        core::ptr::write_volatile(&raw mut (*to)[0], first);
+        if first != 0 {
+            core::ptr::write_volatile(&raw mut (*to)[1], word(1));
+            core::ptr::write_volatile(&raw mut (*to)[2], word(2));
+            core::ptr::write_volatile(&raw mut (*to)[3], word(3));
+            core::ptr::write_volatile(&raw mut (*to)[4], word(4));
+        }
     }
 }
 

@@ -13,11 +13,15 @@ pub struct SysctlError {
     error: io::Error,
 }
 
-/// The node forwards between its pods and its underlay.
+/// The node forwards between its pods and its underlay. No packet is given to a socket before it is routed (IPv6 has the same
+/// settings): one to a pod for which a proxy of the node waits in the pod's name ([`ebpf_shared::redirect`]) would be
+/// dropped on its way to the pod's door, because what is forwarded may have no socket.
 ///
 /// # Errors
 /// Not allowed to.
 pub fn prepare_host() -> Result<(), SysctlError> {
+    set("ipv4/tcp_early_demux", "0")?;
+    set("ipv4/udp_early_demux", "0")?;
     set("ipv4/ip_forward", "1")
 }
 

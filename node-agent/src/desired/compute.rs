@@ -126,12 +126,12 @@ pub(super) fn on_ground(
         let sets = entry.rulesets().filter_map(|by| Some((by.set, dictionary.rulesets.get(by)?.clone())));
         desired.rulesets.extend(sets);
     }
-    desired.proxies = dictionary.proxies.entries().clone();
     desired.services = if resources.heard::<wire::Service>() {
-        services(resources, node, pods)
+        services(resources, node, pods, &mut |name| dictionary.proxy_slot(name))
     } else {
         current.services.clone()
     };
+    desired.proxies = dictionary.proxies.entries().clone();
     (desired, ground)
 }
 

@@ -228,7 +228,10 @@ impl Planner {
         }
         // They depend on which pods are here, too.
         if touched.services || !touched.pods.is_empty() || !touched.locals.is_empty() {
-            delta.services = changes(&current.services, &services(resources, node, pods));
+            delta.services = changes(
+                &current.services,
+                &services(resources, node, pods, &mut |name| self.dictionary.proxy_slot(name)),
+            );
         }
         let is_small = touched.classes.is_empty() && touched.locals.is_empty() && touched.pods.is_empty();
         if is_small && !is_new {

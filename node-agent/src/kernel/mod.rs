@@ -412,7 +412,8 @@ impl Kernel {
         times: u32,
     ) -> Result<(bool, Duration), KernelError> {
         let (returned, time) = self.time_program(links::door(direction), frame, times)?;
-        Ok((returned != TC_ACT_SHOT, time))
+        // What is sent elsewhere is a refusal, or an answer that a proxy waits for: neither goes on.
+        Ok((returned != TC_ACT_SHOT && returned != TC_ACT_REDIRECT, time))
     }
 
     /// As [`Self::try_frame`], for the node itself.
@@ -469,6 +470,7 @@ pub fn guarded(bpffs_dir: &Path) -> Result<BTreeSet<u32>, KernelError> {
 }
 
 const TC_ACT_SHOT: u32 = 2;
+const TC_ACT_REDIRECT: u32 = 7;
 
 /// Maps that the agent writes entry by entry.
 const WRITTEN: [&str; 11] = [

@@ -6,7 +6,7 @@ use super::KernelError;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/isthmus-ebpf.o"));
 
 /// Every map whose contents outlive a program: these are pinned.
-pub(super) const MAPS: [&str; 35] = [
+pub(super) const MAPS: [&str; 36] = [
     "FORMAT",
     "EPOCHS",
     "HOSTS",

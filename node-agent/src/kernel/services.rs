@@ -103,6 +103,7 @@ impl Present {
         });
         ServiceEntry {
             proxy_port: self.value.proxy_port,
+            redirect: self.value.redirect,
             affinity_seconds: self.value.affinity_seconds,
             direct: is(ServiceValue::DIRECT),
             sources: self.sources.clone(),
@@ -202,6 +203,7 @@ impl Services {
             affinity_seconds: wanted.affinity_seconds,
             flags: flags(wanted),
             proxy_port: wanted.proxy_port,
+            redirect: wanted.redirect,
             ..ServiceValue::default()
         };
         let prepared = self.prepare(key, wanted, &before, &mut after);

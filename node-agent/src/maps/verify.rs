@@ -268,6 +268,7 @@ fn services(desired: &Desired) -> BTreeMap<&'static str, Entries> {
             ("affinity_seconds", json!(service.affinity_seconds)),
             ("flags", json!(flags)),
             ("proxy_port", json!(service.proxy_port)),
+            ("redirect", json!(service.redirect)),
         ];
         put(&mut services, vec![("service", json!(name))], value);
         for (at, served) in &service.backends {
@@ -306,7 +307,7 @@ fn named(map: &str, found: &Entries, names: &BTreeMap<String, String>) -> Entrie
     let one = |entry: &Entry| match map {
         "SERVICES" => Entry {
             key: vec![("service", json!(service_name(entry)))],
-            value: pick(&entry.value, &["affinity_seconds", "flags", "proxy_port"]),
+            value: pick(&entry.value, &["affinity_seconds", "flags", "proxy_port", "redirect"]),
         },
         "BACKENDS" => Entry {
             key: vec![owner(&field(&entry.value, "service_id")), ("backend", field(&entry.value, "backend"))],

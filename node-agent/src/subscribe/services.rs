@@ -6,6 +6,8 @@ use ebpf_shared::limits;
 use ipnet::IpNet;
 use xds_proto::isthmus::agent::v1 as wire;
 
+use crate::redirect;
+
 use super::parse::{MAX_LIST, ParseError, addresses, at_most, bad, ip, is_mapped, port, protocol};
 use crate::config::dns_label;
 
@@ -34,6 +36,8 @@ pub struct Service {
     pub prefer_same_zone: bool,
     /// Backends of other nodes answer clients outside by themselves.
     pub direct: bool,
+    /// The name of the node's proxy by which pods reach the virtual addresses; empty: they reach the backends themselves.
+    pub redirect: String,
     /// DNS answers its endpoints.
     pub headless: bool,
     /// It is offered to peers.
@@ -178,6 +182,7 @@ pub(super) fn service(resource: &str, message: wire::Service) -> Result<Service,
         source_ranges,
         prefer_same_zone: message.prefer_same_zone,
         direct: forwarding == wire::Forwarding::Dsr,
+        redirect: proxy_name(resource, message.redirect)?,
         headless: message.headless,
         exported: message.exported,
         imported: message.imported,
@@ -223,6 +228,15 @@ fn state(
         Ok(wire::State::NotReady) => Ok(BackendState::NotReady),
         Err(_) => Err(bad(resource, field, number, "expected one of the states of isthmus.agent.v1")),
     }
+}
+
+
+fn proxy_name(resource: &str, name: String) -> Result<String, ParseError> {
+    if name.is_empty() || redirect::is_name(&name) {
+        return Ok(name);
+    }
+    let shown: String = name.chars().take(redirect::MAX_NAME).collect();
+    Err(bad(resource, "redirect", shown, "expected the name of a proxy, a DNS label"))
 }
 
 fn service_port(

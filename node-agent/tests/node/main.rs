@@ -14,6 +14,7 @@ mod health;
 mod names;
 mod outage;
 mod proxy;
+mod redirect;
 mod spiffe;
 mod upgrade;
 

@@ -6,6 +6,7 @@
 pub mod frames;
 pub mod pods;
 pub mod policy;
+pub mod proxy;
 pub mod reference;
 pub mod strange;
 

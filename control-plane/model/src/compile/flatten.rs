@@ -207,14 +207,23 @@ impl Tiers<'_> {
     }
 }
 
-/// What all that allow admit together: everything, if one of them does.
+/// What all that allow admit together: everything, if one of them does. Of several that name proxies, the first name has
+/// it, and before those that name DNS names: nobody else knows what a proxy admits.
 fn joined<'a>(all: impl Iterator<Item = Option<&'a L7>>) -> Option<L7> {
     let mut names = BTreeSet::new();
+    let mut proxies = BTreeSet::new();
     for l7 in all {
-        let L7::Dns(more) = l7?;
-        names.extend(more.iter().cloned());
+        match l7? {
+            L7::Dns(more) => names.extend(more.iter().cloned()),
+            L7::Proxy(name) => {
+                proxies.insert(name);
+            }
+        }
     }
-    Some(L7::Dns(names.into_iter().collect()))
+    Some(match proxies.first() {
+        Some(proxy) => L7::Proxy((*proxy).clone()),
+        None => L7::Dns(names.into_iter().collect()),
+    })
 }
 
 /// Writes functions down as rules.

@@ -66,7 +66,10 @@ fn side(prefix: &str, home: Home<'_>, direction: Direction, side: &CiliumSide) -
             action,
             peers: peers(entry, home),
             ports: ports(entry),
-            l7: (!entry.dns.is_empty()).then(|| L7::Dns(entry.dns.clone())),
+            l7: match &entry.proxy {
+                Some(proxy) => Some(L7::Proxy(proxy.clone())),
+                None => (!entry.dns.is_empty()).then(|| L7::Dns(entry.dns.clone())),
+            },
             provenance: Arc::from(format!("{prefix}{}{suffix}[{i}]", direction.as_str())),
         })
     });

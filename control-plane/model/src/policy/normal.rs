@@ -108,6 +108,8 @@ pub struct NormalRule {
 /// What somebody who reads the traffic judges.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub enum L7 {
+    /// The proxy of this name, of the workload's node.
+    Proxy(String),
     /// Names that may be asked for.
     Dns(Vec<NamePattern>),
 }

@@ -77,7 +77,7 @@ pub const COVERAGE: &[Coverage] = &[
     row(Workload, "spec.ports[].hostIP", Yes, r#""192.0.2.7""#, "with hostPort; absent: every address of the node"),
     row(Workload, "status", Ignored, "{}", ""),
 
-    row(Service, "metadata.annotations", Yes, r#"{"networking.istio.io/exportTo":".,pay"}"#, "exportTo: who may know of it; isthmus.io/overflow: on or off; isthmus.io/forwarding: snat or dsr; the rest is kept"),
+    row(Service, "metadata.annotations", Yes, r#"{"networking.istio.io/exportTo":".,pay"}"#, "exportTo: who may know of it; isthmus.io/overflow: on or off; isthmus.io/forwarding: snat or dsr; isthmus.io/redirect: a proxy of the node; the rest is kept"),
     row(Service, "spec.selector", Yes, r#"{"app":"x"}"#, ""),
     row(Service, "spec.ports[].name", Yes, r#""http""#, ""),
     row(Service, "spec.ports[].port", Yes, "80", ""),
@@ -247,7 +247,9 @@ pub const COVERAGE: &[Coverage] = &[
     row(CiliumNetworkPolicy, "spec.egress[].toPorts[].rules.kafka", Refused, r#"[{}]"#, ""),
     row(CiliumNetworkPolicy, "spec.egress[].toPorts[].rules.l7proto", Refused, r#""x""#, ""),
     row(CiliumNetworkPolicy, "spec.egress[].toPorts[].rules.l7", Refused, r#"[{}]"#, ""),
-    row(CiliumNetworkPolicy, "spec.egress[].toPorts[].listener", Refused, r#"{}"#, ""),
+    row(CiliumNetworkPolicy, "spec.egress[].toPorts[].listener.name", Yes, r#""l7""#, "a proxy that registers at agents by this name"),
+    row(CiliumNetworkPolicy, "spec.egress[].toPorts[].listener.envoyConfig", Refused, r#"{}"#, ""),
+    row(CiliumNetworkPolicy, "spec.egress[].toPorts[].listener.priority", Refused, "1", ""),
     row(CiliumNetworkPolicy, "spec.egress[].toPorts[].terminatingTLS", Refused, r#"{}"#, ""),
     row(CiliumNetworkPolicy, "spec.egress[].toPorts[].originatingTLS", Refused, r#"{}"#, ""),
     row(CiliumNetworkPolicy, "spec.egress[].toPorts[].serverNames", Refused, r#"["a"]"#, ""),
@@ -413,7 +415,8 @@ mod tests {
                 put(value, &format!("{list}.{peers}"), json!([{"namespaces": {}}]));
             }
         }
-        if let Some((entry, _)) = field.split_once(".toPorts[].rules") {
+        let needs_ports = [".toPorts[].rules", ".toPorts[].listener"];
+        if let Some((entry, _)) = needs_ports.iter().find_map(|field_of| field.split_once(field_of)) {
             put(value, &format!("{entry}.toPorts[].ports"), json!([{"port": "53"}]));
         }
         for (list, least) in [

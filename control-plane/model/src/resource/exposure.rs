@@ -14,6 +14,10 @@ use super::{
 
 /// On a Service: `snat`, which is the default, or `dsr` (the backend answers the client directly).
 pub const FORWARDING_ANNOTATION: &str = "isthmus.io/forwarding";
+/// On a Service: the name of the proxy of their node by which pods reach its virtual IPs, with all that it does to calls.
+pub const REDIRECT_ANNOTATION: &str = "isthmus.io/redirect";
+/// As of a DNS label.
+const MAX_PROXY_NAME: usize = 63;
 
 /// Node ports, inclusive: Kubernetes' default range.
 pub const NODE_PORTS: (u16, u16) = (30_000, 32_767);
@@ -57,6 +61,8 @@ pub struct Exposure {
     pub same_zone_first: bool,
     /// From the annotation `isthmus.io/forwarding`.
     pub dsr: bool,
+    /// From the annotation `isthmus.io/redirect`.
+    pub redirect: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -259,6 +265,7 @@ impl WireExposure {
             publish_not_ready: self.publish_not_ready_addresses.unwrap_or(false),
             same_zone_first: self.zone_first(at)?,
             dsr: forwarding(meta)?,
+            redirect: redirect(meta)?,
             kind,
             external_ips,
             external_local,
@@ -409,6 +416,28 @@ fn forwarding(meta: &Meta) -> Result<bool, Fault> {
         &at,
         [("snat", false), ("dsr", true)],
     )
+}
+
+fn redirect(meta: &Meta) -> Result<Option<String>, Fault> {
+    let Some(name) = meta.annotations.get(REDIRECT_ANNOTATION) else { return Ok(None) };
+    let at = At::new("metadata").field("annotations").key(REDIRECT_ANNOTATION);
+    if !is_proxy_name(name) {
+        return at.refuse(name, PROXY_NAME);
+    }
+    Ok(Some(name.clone()))
+}
+
+/// What is wrong with what is no [`is_proxy_name`].
+pub(super) const PROXY_NAME: &str = "must be the name of a proxy: a DNS label other than 'dns'";
+
+/// Whether a proxy of nodes may be called so. (`dns` is the agents' own, which knows nothing of services.)
+pub(super) fn is_proxy_name(name: &str) -> bool {
+    let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    (1..=MAX_PROXY_NAME).contains(&name.len())
+        && name.chars().all(inner)
+        && !name.starts_with('-')
+        && !name.ends_with('-')
+        && name != "dns"
 }
 
 /// False if nothing is said.

@@ -58,7 +58,8 @@ pub use endpoint_slice::PRIORITY_ANNOTATION;
 pub use error::ObjectError;
 pub use export_to::{EXPORT_TO_ANNOTATION, Visibility};
 pub use exposure::{
-    Exposure, FORWARDING_ANNOTATION, Families, FamilyPolicy, IpFamily, NODE_PORTS, ServiceType,
+    Exposure, FORWARDING_ANNOTATION, Families, FamilyPolicy, IpFamily, NODE_PORTS, REDIRECT_ANNOTATION,
+    ServiceType,
 };
 pub use key::{Kind, NameParts, NamespacedName, ObjectKey};
 pub use label_query::LabelQuery;

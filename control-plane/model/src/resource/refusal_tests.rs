@@ -219,6 +219,11 @@ fn services_refuse_what_the_mesh_does_not_do() {
     let mut direct = service(json!({"ports": [{"port": 80}]}));
     direct["metadata"]["annotations"] = json!({"isthmus.io/forwarding": "tunnel"});
     refused(&direct, "metadata.annotations[isthmus.io/forwarding]", "snat or dsr");
+    for name in ["", "L7", "a.b", "dns"] {
+        let mut led = service(json!({"ports": [{"port": 80}]}));
+        led["metadata"]["annotations"] = json!({"isthmus.io/redirect": name});
+        refused(&led, "metadata.annotations[isthmus.io/redirect]", "name of a proxy");
+    }
     refused(&with("clusterIP", json!("x")), "spec.clusterIP", "IP address");
     refused(&with("ports", json!([])), "spec.ports", "required");
     refused(&with("ports", json!([{"port": 80}, {"port": 81}])), "spec.ports[0].name", "several ports");

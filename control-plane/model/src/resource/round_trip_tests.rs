@@ -250,6 +250,9 @@ fn service() -> impl Strategy<Value = Object> {
             if exposure.dsr {
                 meta.annotations.insert(FORWARDING_ANNOTATION.to_owned(), "dsr".to_owned());
             }
+            if let Some(proxy) = &exposure.redirect {
+                meta.annotations.insert(REDIRECT_ANNOTATION.to_owned(), proxy.clone());
+            }
             Object::Service(Service { meta, selector, ports, cluster_ip, headless, visibility, exposure })
         },
     )
@@ -291,6 +294,7 @@ fn exposure(ports: &mut [ServicePort], ip: Option<IpAddr>, headless: bool, seed:
         publish_not_ready: bit(13),
         same_zone_first: bit(14),
         dsr: bit(15),
+        redirect: bit(16).then(|| "l7".to_owned()),
     }
 }
 

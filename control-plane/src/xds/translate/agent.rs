@@ -158,6 +158,7 @@ fn name(pattern: &NamePattern) -> wire::NamePattern {
 
 fn l7(l7: &L7) -> wire::L7 {
     match l7 {
+        L7::Proxy(proxy) => wire::L7 { proxy: proxy.clone(), ..Default::default() },
         L7::Dns(names) => wire::L7 { dns: names.iter().map(name).collect(), ..Default::default() },
     }
 }

@@ -26,6 +26,7 @@ pub fn service(service: &MeshService) -> wire::Service {
         prefer_same_zone: exposure.same_zone_first,
         forwarding: if exposure.dsr { wire::Forwarding::Dsr } else { wire::Forwarding::Snat } as i32,
         headless: delivery.headless,
+        redirect: exposure.redirect.clone().unwrap_or_default(),
         publish_not_ready: exposure.publish_not_ready,
         health_check_port: delivery.health_check_port.unwrap_or(0).into(),
         exported: service.exported,

@@ -11,7 +11,7 @@ use nix::sys::socket::{
     AddressFamily, Backlog, ControlMessageOwned, MsgFlags, SockFlag, SockType, SockaddrIn, SockaddrIn6,
     SockaddrStorage, bind, listen, recvmsg, sendto, setsockopt, socket, sockopt,
 };
-use tokio::net::{TcpListener, UdpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 1024;
@@ -83,6 +83,22 @@ fn transparent(family: IpAddr, kind: SockType) -> io::Result<OwnedFd> {
     // The programs take a socket for a proxy's by this, and so what it sends for a proxy's answer.
     setsockopt(&socket, sockopt::Mark, &MARK)?;
     Ok(socket)
+}
+
+/// Asks a server in a pod's name, from a port of the kernel's choice.
+pub(super) async fn datagrams_as(pod: IpAddr, server: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = transparent(pod, SockType::Datagram)?;
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(pod, 0)))?;
+    let socket = UdpSocket::from_std(std::net::UdpSocket::from(socket))?;
+    socket.connect(server).await?;
+    Ok(socket)
+}
+
+/// The same over a connection.
+pub(super) async fn connection_as(pod: IpAddr, server: SocketAddr) -> io::Result<TcpStream> {
+    let socket = transparent(pod, SockType::Stream)?;
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(pod, 0)))?;
+    TcpSocket::from_std_stream(std::net::TcpStream::from(socket)).connect(server).await
 }
 
 /// A datagram: its length, who sent it, and to whom.

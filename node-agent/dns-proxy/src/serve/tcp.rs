@@ -8,7 +8,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Proxy, Reply};
+use super::{Proxy, Reply, sockets};
 use crate::{
     Ask, Event, Gate, Outcome, Sight, Transport, Way, ask,
     message::{self, MAX_QUERY, Question},
@@ -87,7 +87,7 @@ async fn exchange(
     // Taken, so that a connection on which anything failed is not used again.
     let mut stream = match upstream.take() {
         Some(stream) => stream,
-        None => timeout(CONNECT, TcpStream::connect(server)).await??,
+        None => timeout(CONNECT, sockets::connection_as(pod.ip(), server)).await??,
     };
     let id = rand::random();
     message::renumber(&mut query, id);

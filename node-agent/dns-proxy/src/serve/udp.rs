@@ -1,10 +1,6 @@
 //! Queries in datagrams.
 
-use std::{
-    io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::Arc,
-};
+use std::{io, net::SocketAddr, sync::Arc};
 
 use tokio::net::UdpSocket;
 
@@ -73,19 +69,14 @@ async fn forward<G: Gate, S: Sight>(proxy: Arc<Proxy<G, S>>, question: Question,
     send(server, pod, &answer);
 }
 
-/// Asks from a port and under a number that nobody can guess.
+/// Asks in the pod's name, from a port and under a number that nobody can guess.
 async fn exchange(
     question: &Question,
     mut query: Vec<u8>,
     pod: SocketAddr,
     server: SocketAddr,
 ) -> io::Result<Reply> {
-    let any: IpAddr = match server {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    let socket = UdpSocket::bind((any, 0)).await?;
-    socket.connect(server).await?;
+    let socket = sockets::datagrams_as(pod.ip(), server).await?;
     let id = rand::random();
     message::renumber(&mut query, id);
     socket.send(&query).await?;

@@ -14,10 +14,12 @@ use std::{
     thread::JoinHandle,
 };
 
+use ebpf_shared::redirect::MARK;
 use hickory_proto::{
     op::{Message, MessageType},
     rr::{RData, Record, rdata::A},
 };
+
 use nix::sched::{CloneFlags, setns, unshare};
 
 const POD: [&str; 2] = ["10.1.0.2", "fd00:1::2"];
@@ -99,7 +101,12 @@ impl Network {
         let (v4, v6) =
             (rule("ipv4", "ip", format!("127.0.0.1:{port}")), rule("ipv6", "ip6", format!("[::1]:{port}")));
         let hook = "type filter hook prerouting priority mangle;";
-        let table = format!("table inet to_proxy {{\nchain prerouting {{\n{hook}\n{v4}{v6}}}\n}}\n");
+        // Answers to what the proxy asks in the pod's name.
+        let answers = format!(
+            "iifname server meta l4proto {{ tcp, udp }} socket transparent 1 socket mark {MARK:#x} \
+             meta mark set 1 accept\n"
+        );
+        let table = format!("table inet to_proxy {{\nchain prerouting {{\n{hook}\n{answers}{v4}{v6}}}\n}}\n");
         let status = Command::new("nft").arg(table).status().expect("nft");
         assert!(status.success(), "nft: {status}");
     }
@@ -145,6 +152,7 @@ fn serve_udp(at: SocketAddr, reached: &AtomicUsize, ready: &mpsc::Sender<()>) {
     ready.send(()).expect("waited for");
     let mut buffer = [0; 4096];
     while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+        assert!(is_pod(from), "{from} asks");
         reached.fetch_add(1, Ordering::SeqCst);
         let _ = socket.send_to(&answer(&buffer[..length]), from);
     }
@@ -154,6 +162,7 @@ fn serve_tcp(at: SocketAddr, reached: &AtomicUsize, ready: &mpsc::Sender<()>) {
     let listener = TcpListener::bind(at).expect("free");
     ready.send(()).expect("waited for");
     for mut stream in listener.incoming().flatten() {
+        assert!(stream.peer_addr().is_ok_and(is_pod), "a stranger asks");
         let mut length = [0; 2];
         while stream.read_exact(&mut length).is_ok() {
             let mut query = vec![0; u16::from_be_bytes(length).into()];
@@ -164,6 +173,11 @@ fn serve_tcp(at: SocketAddr, reached: &AtomicUsize, ready: &mpsc::Sender<()>) {
             stream.write_all(&[&length, answer.as_slice()].concat()).expect("taken");
         }
     }
+}
+
+/// Whom alone servers see.
+fn is_pod(from: SocketAddr) -> bool {
+    POD.iter().any(|pod| pod.parse() == Ok(from.ip()))
 }
 
 /// One address; two for names that begin with "two".

@@ -99,7 +99,7 @@ unsafe fn look(skb: *mut __sk_buff, stage: *mut HostStage, direction: u32) -> u3
     // SAFETY: no preconditions.
     stage.now = unsafe { bpf_ktime_get_ns() };
     // For or from a proxy of this node: the pod's policy has decided. Marks end at a pod's door.
-    if matches!(mark >> 24, 0xa2..=0xa4) {
+    if matches!(mark >> 24, 0xa2 | 0xa3) {
         return PASS;
     }
     let ip = match frame::classify(&ctx, direction) {
@@ -208,7 +208,7 @@ unsafe fn judge(skb: *mut __sk_buff, stage: *mut HostStage, direction: u32) -> u
         from_proxy: false,
         is_piece: false,
     };
-    let policy = KernelPolicy { claimed: stage.claimed };
+    let policy = KernelPolicy { claimed: stage.claimed, from_pod: false };
     let decision = decide(&policy, &mut KernelConntrack, &mut NoProxies, &scene, &packet);
     let decision = of_no_flow(&policy, &scene, &stage.message, decision);
     flow::count(&ctx, direction, decision.ruling.reason);

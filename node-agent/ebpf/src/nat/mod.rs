@@ -15,7 +15,7 @@ use ebpf_shared::nat::{
 };
 use ebpf_shared::packet::{Kind, Packet, protocol};
 use ebpf_shared::service::address_bit;
-use ebpf_shared::{Addr, Direction, Reason, ServiceKey, limits};
+use ebpf_shared::{Addr, Direction, Led, Reason, ServiceKey, SockAddr, limits};
 
 use self::maps::KernelNat;
 use self::rewrite::Layout;
@@ -45,7 +45,11 @@ const PAST: u32 = 2;
 #[inline(always)]
 pub fn at_place<const PLACE: u8>(ctx: &TcContext) -> i32 {
     let skb = ctx.skb.skb;
-    // SAFETY: the context is valid as long as the program runs.
+    if PLACE == place::FROM_POD {
+        // SAFETY: the context is valid as long as the program runs.
+        unsafe { lead(skb, &Led::NOWHERE) };
+    }
+    // SAFETY: as above.
     let known = unsafe { known::translate::<PLACE>(skb) };
     if known != known::ASK {
         return known as i32;
@@ -159,6 +163,12 @@ unsafe fn finish(skb: *mut __sk_buff, stage: *mut Stage) -> u32 {
     let Stage { arrival, outer, layout, outcome } = stage;
     let Outcome { tuple: to, way, ifindex: out, .. } = outcome;
     let way = *way;
+    if way == way::LED {
+        let led = Led { backend: SockAddr::new(to.dst, to.dst_port), slot: *out as u16 };
+        // SAFETY: as the caller says.
+        unsafe { lead(skb, &led) };
+        return NEXT as u32;
+    }
     if !outcome.is_translated() {
         return refuse(&ctx, ifindex, arrival, outer, outcome.reason);
     }
@@ -192,6 +202,26 @@ unsafe fn finish(skb: *mut __sk_buff, stage: *mut Stage) -> u32 {
         // SAFETY: no parameters.
         _ if is_sent => unsafe { bpf_redirect_neigh(*out, core::ptr::null_mut(), 0, 0) as u32 },
         _ => NEXT as u32,
+    }
+}
+
+/// Tells the program behind this one which service a packet goes to, if a proxy of the node has it.
+///
+/// # Safety
+/// A context.
+#[inline(always)]
+unsafe fn lead(skb: *mut __sk_buff, led: &Led) {
+    let [first, a, b, c, d] = led.words();
+    // SAFETY: as the caller says; word by word, as the kernel wants it.
+    unsafe {
+        let at = (&raw mut (*skb).cb).cast::<u32>();
+        core::ptr::write_volatile(at, first);
+        if first != 0 {
+            core::ptr::write_volatile(at.add(1), a);
+            core::ptr::write_volatile(at.add(2), b);
+            core::ptr::write_volatile(at.add(3), c);
+            core::ptr::write_volatile(at.add(4), d);
+        }
     }
 }
 

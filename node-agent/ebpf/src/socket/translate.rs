@@ -67,7 +67,7 @@ fn forward(ctx: &SockAddrContext, wanted: SockAddr) -> Translation {
         has_sidecar: is_sidecar_pod(netns),
     };
     let (real, backend) = match balance(&mut KernelServices, &ask) {
-        Choice::NotAService => return Translation::None,
+        Choice::NotAService | Choice::ByProxy(_) => return Translation::None,
         // Of IPv4 for every socket: one of IPv6 reaches it by the mapped form.
         Choice::Proxy(port) => (SockAddr::new(Addr::v4(Ip4::LOOPBACK), port), 0),
         Choice::To(target) => (target.at, target.number),

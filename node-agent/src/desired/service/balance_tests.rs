@@ -10,6 +10,7 @@ use ebpf_shared::nat::{
     translate, way,
 };
 use ebpf_shared::packet::protocol::{TCP, UDP};
+use ebpf_shared::redirect::NO_SLOT;
 use ebpf_shared::service::{AffinityKey, AffinityValue, AnswererKey, SourceKey};
 use ebpf_shared::{Addr, Backend, Reason, ServiceKey, ServiceMaps, ServiceValue, SockAddr};
 use proptest::prelude::*;
@@ -221,7 +222,7 @@ proptest! {
         let addresses = PodAddresses { v4: Ipv4Addr::new(10, 1, 1, 1), v6: None };
         let pod = Pod { addresses, ifindex: 1, netns_cookie: 1 };
         let pods = BTreeMap::from([(NamespacedName::new("shop", "pay-0"), pod)]);
-        let mut maps = Emulation::of(&services(&resources, OWN.into(), &pods));
+        let mut maps = Emulation::of(&services(&resources, OWN.into(), &pods, &mut |_| NO_SLOT));
 
         let (address, scope) = if outside { (BALANCER, Scope::Outside) } else { (VIP, Scope::Inside) };
         let local = if outside { service.external_local } else { service.internal_local };
@@ -246,7 +247,7 @@ proptest! {
                         prop_assert_eq!(again, Choice::To(target));
                         ask.now += 61_000_000_000;
                         // Long after, by the hash again.
-                        let fresh = balance(&mut Emulation { affinity: BTreeMap::new(), ..Emulation::of(&services(&resources, OWN.into(), &pods)) }, &ask);
+                        let fresh = balance(&mut Emulation { affinity: BTreeMap::new(), ..Emulation::of(&services(&resources, OWN.into(), &pods, &mut |_| NO_SLOT)) }, &ask);
                         prop_assert_eq!(balance(&mut maps, &ask), fresh);
                     }
                 }
@@ -611,4 +612,27 @@ fn what_is_translated_at_once_is_what_would_be_translated_with_nothing_noted() {
         assert_eq!(maps.nat, before, "{entry:?}");
     }
     assert!(goes > 20, "{goes}");
+}
+
+#[test]
+fn a_service_that_is_led_to_a_proxy_is_not_translated_and_says_by_which_backend_it_is_judged() {
+    const SLOT: u16 = 9;
+    let mut maps = node(&[(1, true), (3, false)]);
+    for service in maps.services.values_mut() {
+        service.redirect = SLOT;
+    }
+    let tuple = from([10, 1, 1, 9], 1_000, VIP);
+    let key = ServiceKey::new(VIP.into(), 80, TCP, Scope::Inside.number());
+    let ask = Ask { key, client: tuple.src, hash: tuple.hash(TCP), now: 1, has_sidecar: false };
+    let Choice::ByProxy(led) = balance(&mut maps, &ask) else { panic!("it is led") };
+    assert_eq!(led.slot, SLOT);
+    assert!(maps.backends.values().any(|backend| backend.at == led.backend));
+    let asked = translate(&mut maps, &arrival(tuple, TCP, place::FROM_POD, 1));
+    assert_eq!((asked.way, asked.ifindex), (way::LED, u32::from(SLOT)));
+    assert_eq!(SockAddr::new(asked.tuple.dst, asked.tuple.dst_port), led.backend);
+    assert!(!asked.is_translated() && maps.nat.is_empty());
+    // Without a backend there is nobody to be judged by.
+    maps.backends.clear();
+    let asked = translate(&mut maps, &arrival(tuple, TCP, place::FROM_POD, 1));
+    assert_eq!(asked, Outcome::drop(Reason::NoBackend));
 }

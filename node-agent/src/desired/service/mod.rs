@@ -12,7 +12,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use ebpf_shared::service::scope;
+use ebpf_shared::{redirect::NO_SLOT, service::scope};
 use ipnet::IpNet;
 use mesh_model::resource::NamespacedName;
 
@@ -66,6 +66,8 @@ impl Scope {
 pub struct ServiceEntry {
     /// Loopback port of the sidecar's listener; 0: none.
     pub proxy_port: u16,
+    /// Slot of the proxy by which pods reach it; 0: they reach its backends themselves.
+    pub redirect: u16,
     /// A client stays with its backend for so long; 0: it does not.
     pub affinity_seconds: u32,
     /// A backend elsewhere answers the client by itself.
@@ -88,16 +90,18 @@ pub struct ServedBackend {
 }
 
 /// Every address of every service. Where two services claim one, the virtual address wins before others, then the
-/// name that comes first.
+/// name that comes first. `slot` knows the slots of proxies.
 pub fn services(
     resources: &Resources,
     own: PodAddresses,
     pods: &BTreeMap<NamespacedName, Pod>,
+    slot: &mut dyn FnMut(&str) -> u16,
 ) -> BTreeMap<ServiceFrontend, ServiceEntry> {
     let here = here(resources, own, pods);
     let mut table = BTreeMap::new();
     for service in resources.services.values() {
-        virtual_addresses(service, &here, &mut table);
+        let redirect = if service.redirect.is_empty() { NO_SLOT } else { slot(&service.redirect) };
+        virtual_addresses(service, redirect, &here, &mut table);
     }
     for service in resources.services.values() {
         other_addresses(service, own, &here, &mut table);
@@ -128,7 +132,7 @@ fn here(resources: &Resources, own: PodAddresses, pods: &BTreeMap<NamespacedName
     Here { addresses, zone: me.map(|node| node.zone.clone()).unwrap_or_default() }
 }
 
-fn virtual_addresses(service: &Service, here: &Here, table: &mut Table) {
+fn virtual_addresses(service: &Service, redirect: u16, here: &Here, table: &mut Table) {
     let wishes = Wishes { local_only: service.internal_local, same_zone: service.prefer_same_zone };
     for address in &service.addresses {
         for port in &service.ports {
@@ -138,7 +142,9 @@ fn virtual_addresses(service: &Service, here: &Here, table: &mut Table) {
                 protocol: port.protocol,
                 scope: Scope::Inside,
             };
-            table.entry(frontend).or_insert_with(|| entry(service, port, *address, wishes, here));
+            table
+                .entry(frontend)
+                .or_insert_with(|| ServiceEntry { redirect, ..entry(service, port, *address, wishes, here) });
         }
     }
 }
@@ -203,6 +209,7 @@ fn entry(
     });
     ServiceEntry {
         proxy_port: port.proxy_port,
+        redirect: NO_SLOT,
         affinity_seconds: service.affinity_seconds,
         direct: false,
         sources: BTreeSet::new(),

@@ -13,6 +13,8 @@ const OWN: PodAddresses = PodAddresses {
     v6: Some(Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1)),
 };
 
+const SLOT: u16 = 9;
+
 fn backend(address: &str) -> ServiceBackend {
     ServiceBackend { address: address.parse().unwrap(), port: 8080, weight: 1, ..ServiceBackend::default() }
 }
@@ -51,7 +53,7 @@ fn resources(service: Service) -> Resources {
 }
 
 fn table(service: Service) -> Table {
-    services(&resources(service), OWN, &pods())
+    services(&resources(service), OWN, &pods(), &mut |_| SLOT)
 }
 
 fn at(table: &Table, address: &str, port: u16, scope: Scope) -> Option<ServiceEntry> {
@@ -142,7 +144,7 @@ fn a_host_port_leads_to_its_pod_and_the_first_claim_on_an_address_counts() {
         readiness: None,
     };
     resources.locals.insert(NamespacedName::new("shop", "pay-0"), local);
-    let table = services(&resources, OWN, &pods());
+    let table = services(&resources, OWN, &pods(), &mut |_| SLOT);
     for own in ["192.0.2.1", "2001:db8:1::1"] {
         for scope in [Scope::Inside, Scope::Outside] {
             let entry = at(&table, own, 9090, scope).unwrap();
@@ -155,7 +157,7 @@ fn a_host_port_leads_to_its_pod_and_the_first_claim_on_an_address_counts() {
     resources.locals.clear();
     resources.host_ports.insert(NamespacedName::new("shop", "pay-0"), vec![told(None, 7070, TCP)]);
     resources.host_ports.insert(NamespacedName::new("shop", "gone"), vec![told(None, 7071, TCP)]);
-    let table = services(&resources, OWN, &pods());
+    let table = services(&resources, OWN, &pods(), &mut |_| SLOT);
     assert_eq!(table.keys().filter(|key| key.port == 7070).count(), 4);
     assert!(!table.keys().any(|key| key.port == 7071));
 }
@@ -174,6 +176,20 @@ fn the_own_zone_is_the_one_that_the_control_plane_has_of_this_node() {
         zone: "b".into(),
     };
     resources.nodes.insert("n1".into(), node);
-    let table = services(&resources, OWN, &pods());
+    let table = services(&resources, OWN, &pods(), &mut |_| SLOT);
     assert_eq!(chosen(&at(&table, "10.101.0.1", 80, Scope::Inside).unwrap()), ["10.1.2.2"]);
+}
+
+#[test]
+fn a_service_that_is_led_to_a_proxy_is_so_at_its_virtual_addresses_only() {
+    let mut led = service();
+    led.redirect = "l7".into();
+    led.frontends = vec![frontend(FrontendKind::NodePort, None, 30_080)];
+    let table = table(led);
+    for (frontend, entry) in &table {
+        let is_virtual = frontend.port == 80;
+        assert_eq!(entry.redirect, if is_virtual { SLOT } else { NO_SLOT }, "{frontend:?}");
+        assert!(!entry.backends.is_empty(), "policy is about them");
+    }
+    assert!(table.values().any(|entry| entry.redirect == SLOT));
 }

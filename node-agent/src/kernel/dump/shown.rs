@@ -193,6 +193,7 @@ pub(super) fn service(key: &ServiceKey, value: &ServiceValue) -> Entry {
         ("affinity_seconds", json!(value.affinity_seconds)),
         ("flags", json!(value.flags)),
         ("proxy_port", json!(value.proxy_port)),
+        ("redirect", json!(value.redirect)),
     ];
     entry(key, value)
 }

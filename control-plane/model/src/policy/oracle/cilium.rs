@@ -41,7 +41,7 @@ pub(super) fn judge(
         }
         for (i, allow) in side.allow.iter().enumerate().filter(|(_, allow)| entry.matches(allow)) {
             said.permits.push(format!("{name}{word}[{i}]"));
-            said.permits_unread |= allow.dns.is_empty();
+            said.permits_unread |= allow.dns.is_empty() && allow.proxy.is_none();
         }
     }
 }

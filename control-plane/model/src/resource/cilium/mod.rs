@@ -76,6 +76,9 @@ pub struct CiliumEntry {
     /// `toPorts[].rules.dns`: names that may be asked for at these ports. Empty: whatever.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dns: Vec<NamePattern>,
+    /// `toPorts[].listener.name`: the proxy of the workload's node by which alone these ports are reached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<String>,
 }
 
 /// A type of ICMP.

@@ -79,6 +79,11 @@ fn entry(entry: &CiliumEntry, prefix: &str) -> Value {
             let names: Value = entry.dns.iter().map(name).collect();
             elements[0]["rules"] = json!({ "dns": names });
         }
+        if let Some(proxy) = &entry.proxy {
+            for element in elements.as_array_mut().into_iter().flatten() {
+                element["listener"] = json!({ "name": proxy });
+            }
+        }
         out.insert("toPorts".to_owned(), elements);
     }
     Value::Object(out)

@@ -249,6 +249,29 @@ fn names_are_patterns_and_those_that_may_be_asked_for_stand_with_ports_by_number
 }
 
 #[test]
+fn a_listener_is_a_proxy_of_the_node_for_egress() {
+    let entry = |listener: Value| json!({"toPorts": [{"ports": [{"port": "80"}], "listener": listener}]});
+    let egress = |rule: Value| cnp(json!({"endpointSelector": {}, "egress": [rule]}));
+    let rule = read(&egress(entry(json!({"name": "l7"})))).spec.unwrap();
+    assert_eq!(rule.egress.allow[0].proxy.as_deref(), Some("l7"));
+    let at = "spec.egress[0].toPorts[0].listener";
+    for name in ["", "L7", "a.b", "dns"] {
+        refused(&egress(entry(json!({ "name": name }))), &format!("{at}.name"), "name of a proxy");
+    }
+    refused(&egress(entry(json!({}))), &format!("{at}.name"), "required");
+    refused(&egress(entry(json!({"name": "a", "priority": 1}))), &format!("{at}.priority"), "not supported");
+    let config = json!({"name": "a", "envoyConfig": {"name": "x"}});
+    refused(&egress(entry(config)), &format!("{at}.envoyConfig"), "not supported");
+    refused(&ingress(entry(json!({"name": "a"}))), "spec.ingress[0].toPorts[0].listener", "egress");
+    let mut ruled = entry(json!({"name": "a"}));
+    ruled["toPorts"][0]["rules"] = json!({"dns": [{"matchPattern": "*"}]});
+    refused(&egress(ruled), at, "two entries");
+    let mut two = entry(json!({"name": "a"}));
+    two["toPorts"].as_array_mut().unwrap().push(json!({"ports": [{"port": "81"}]}));
+    refused(&egress(two), "spec.egress[0].toPorts[1].listener", "two entries");
+}
+
+#[test]
 fn only_a_policy_of_the_cluster_selects_nodes_and_says_less_of_them() {
     let of = |spec: Value| {
         json!({"apiVersion": "cilium.io/v2", "kind": "CiliumClusterwideNetworkPolicy", "metadata": {"name": "x"},

@@ -7,6 +7,7 @@ use super::{
     super::{
         Kind, Meta, PortRef, Protocol, check,
         error::{At, Fault},
+        exposure::{PROXY_NAME, is_proxy_name},
         network_policy::{MAX_COMBINATIONS, MAX_EXCEPTS, MAX_PEERS, MAX_RULES},
         port::{self, WirePort},
         selector::WireSelector,
@@ -149,13 +150,22 @@ struct WirePortRule {
     #[serde(default)]
     ports: Vec<WireCiliumPort>,
     rules: Option<WireL7>,
+    listener: Option<WireListener>,
     // Refused: they need a proxy.
-    listener: Option<IgnoredAny>,
     #[serde(rename = "terminatingTLS")]
     terminating_tls: Option<IgnoredAny>,
     #[serde(rename = "originatingTLS")]
     originating_tls: Option<IgnoredAny>,
     server_names: Option<IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct WireListener {
+    name: Option<String>,
+    // Refused.
+    envoy_config: Option<IgnoredAny>,
+    priority: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize)]
@@ -333,7 +343,7 @@ impl WireEntry {
         if self.to_fqdns.is_some() && place.nodes {
             return at_names.refuse("", "is not supported for nodes: what they ask of DNS is not seen");
         }
-        let (ports, dns) = to_ports(self.to_ports, place, &at.field("toPorts"))?;
+        let ToPorts { ports, dns, proxy } = to_ports(self.to_ports, place, &at.field("toPorts"))?;
         let field = |tail: &str| at.field(&format!("{}{tail}", if place.ingress { "from" } else { "to" }));
         let mut said: Vec<(&str, CiliumPeers)> = Vec::new();
         if let Some(list) = self.from_endpoints.or(self.to_endpoints) {
@@ -364,7 +374,7 @@ impl WireEntry {
             return field(second).refuse("", format!("can't stand beside {side}{first}: write two entries"));
         }
         let peers = peers.map_or(CiliumPeers::Unsaid, |(_, peers)| peers);
-        Ok(CiliumEntry { peers, ports, icmps, dns })
+        Ok(CiliumEntry { peers, ports, icmps, dns, proxy })
     }
 }
 
@@ -475,23 +485,56 @@ fn dns(
     each(list, &at_dns, WireName::parse)
 }
 
-fn to_ports(
-    wire: Vec<WirePortRule>,
-    place: Place<'_>,
-    at: &At,
-) -> Result<(Vec<CiliumPort>, Vec<NamePattern>), Fault> {
+impl WireListener {
+    /// All elements of `toPorts` name the same one, as an entry has one proxy.
+    fn parse(self, place: Place<'_>, has_rules: bool, at: &At) -> Result<String, Fault> {
+        at.unsupported(&[
+            ("envoyConfig", self.envoy_config.is_some()),
+            ("priority", self.priority.is_some()),
+        ])?;
+        if place.ingress || place.deny || place.nodes {
+            return at.refuse("", "is not supported here: only where egress of workloads is allowed");
+        }
+        if has_rules {
+            return at.refuse("", "can't stand beside rules: write two entries");
+        }
+        let at = at.field("name");
+        let Some(name) = self.name else { return Err(at.missing()) };
+        if !is_proxy_name(&name) {
+            return at.refuse(&name, PROXY_NAME);
+        }
+        Ok(name)
+    }
+}
+
+/// What `toPorts` says.
+struct ToPorts {
+    ports: Vec<CiliumPort>,
+    dns: Vec<NamePattern>,
+    proxy: Option<String>,
+}
+
+fn to_ports(wire: Vec<WirePortRule>, place: Place<'_>, at: &At) -> Result<ToPorts, Fault> {
     at.at_most(&wire, MAX_TO_PORTS)?;
     let mut out = Vec::new();
     let mut names = Vec::new();
+    let mut proxies: Vec<Option<String>> = Vec::new();
     let alone = wire.len() == 1;
     for (i, rule) in wire.into_iter().enumerate() {
         let at = at.index(i);
         at.unsupported(&[
-            ("listener", rule.listener.is_some()),
             ("terminatingTLS", rule.terminating_tls.is_some()),
             ("originatingTLS", rule.originating_tls.is_some()),
             ("serverNames", rule.server_names.is_some()),
         ])?;
+        let at_listener = at.field("listener");
+        let has_rules = rule.rules.is_some();
+        let proxy =
+            rule.listener.map(|listener| listener.parse(place, has_rules, &at_listener)).transpose()?;
+        if proxies.first().is_some_and(|first| *first != proxy) {
+            return at_listener.refuse("", "must be the same of all elements of toPorts: write two entries");
+        }
+        proxies.push(proxy);
         let at_ports = at.field("ports");
         if rule.ports.is_empty() {
             return Err(at_ports.missing());
@@ -509,7 +552,7 @@ fn to_ports(
             names = dns(rules, alone, &out, place, &at.field("rules"))?;
         }
     }
-    Ok((out, names))
+    Ok(ToPorts { ports: out, dns: names, proxy: proxies.into_iter().next().flatten() })
 }
 
 impl WireCiliumPort {
