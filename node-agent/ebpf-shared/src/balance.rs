@@ -15,17 +15,17 @@ const SECOND: u64 = 1_000_000_000;
 
 /// Who asks for what.
 #[derive(Clone, Copy, Debug)]
-pub struct Ask {
+pub struct Ask<Now, Sidecar> {
     pub key: ServiceKey,
     /// Its address; at sockets, which may have none yet, see [`Addr::of_cookie`]. (Source ranges are asked for only of
     /// those that come from outside.)
     pub client: Addr,
     /// Of the connection, or random.
     pub hash: u32,
-    /// `CLOCK_MONOTONIC`, nanoseconds.
-    pub now: u64,
-    /// The asker has a sidecar, which answers in place of the service.
-    pub has_sidecar: bool,
+    /// `CLOCK_MONOTONIC`, nanoseconds; asked for only where clients stay with their backend.
+    pub now: Now,
+    /// Whether the asker has a sidecar, which answers in place of the service; asked for only where one may.
+    pub has_sidecar: Sidecar,
 }
 
 /// Where it goes.
@@ -70,7 +70,7 @@ pub trait ServiceMaps {
 
 /// Chooses.
 #[inline(always)]
-pub fn balance<M: ServiceMaps>(maps: &mut M, ask: &Ask) -> Choice {
+pub fn balance<M: ServiceMaps>(maps: &mut M, ask: &Ask<impl Fn() -> u64, impl Fn() -> bool>) -> Choice {
     match look(maps, ask) {
         // Swapped meanwhile: see above.
         Choice::NoBackend => look(maps, ask),
@@ -79,9 +79,9 @@ pub fn balance<M: ServiceMaps>(maps: &mut M, ask: &Ask) -> Choice {
 }
 
 #[inline(always)]
-fn look<M: ServiceMaps>(maps: &mut M, ask: &Ask) -> Choice {
+fn look<M: ServiceMaps>(maps: &mut M, ask: &Ask<impl Fn() -> u64, impl Fn() -> bool>) -> Choice {
     let Some(service) = maps.service(&ask.key) else { return Choice::NotAService };
-    if ask.has_sidecar && service.proxy_port != 0 && ask.key.protocol == protocol::TCP {
+    if service.proxy_port != 0 && ask.key.protocol == protocol::TCP && (ask.has_sidecar)() {
         return Choice::Proxy(service.proxy_port);
     }
     if service.flags & ServiceValue::SOURCES != 0
@@ -94,14 +94,15 @@ fn look<M: ServiceMaps>(maps: &mut M, ask: &Ask) -> Choice {
     }
     let sticks = service.affinity_seconds != 0;
     let key = AffinityKey { service: service.id, client: ask.client };
+    let now = if sticks { (ask.now)() } else { 0 };
     if sticks
         && let Some(last) = maps.affinity(&key)
-        && ask.now.saturating_sub(last.seen) < u64::from(service.affinity_seconds) * SECOND
+        && now.saturating_sub(last.seen) < u64::from(service.affinity_seconds) * SECOND
         && let Some(backend) = maps.backend(last.backend)
         && backend.service == service.id
         && backend.flags & Backend::CHOSEN != 0
     {
-        maps.set_affinity(&key, &AffinityValue { seen: ask.now, ..last });
+        maps.set_affinity(&key, &AffinityValue { seen: now, ..last });
         return to(last.backend, &backend, &service);
     }
     let number = if service.size == 1 {
@@ -114,7 +115,7 @@ fn look<M: ServiceMaps>(maps: &mut M, ask: &Ask) -> Choice {
         return Choice::NoBackend;
     }
     if sticks {
-        maps.set_affinity(&key, &AffinityValue { seen: ask.now, backend: number, padding: 0 });
+        maps.set_affinity(&key, &AffinityValue { seen: now, backend: number, padding: 0 });
     }
     to(number, &backend, &service)
 }

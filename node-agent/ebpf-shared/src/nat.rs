@@ -466,8 +466,8 @@ pub fn begin<M: NatMaps>(maps: &mut M, arrival: &Arrival) -> Outcome {
         key: ServiceKey::new(tuple.dst, tuple.dst_port, arrival.protocol, scope),
         client: tuple.src,
         hash,
-        now: arrival.now,
-        has_sidecar: false,
+        now: || arrival.now,
+        has_sidecar: || false,
     };
     let target = match balance(maps, &ask) {
         Choice::NotAService | Choice::Proxy(_) => return Outcome::PASS,

@@ -260,10 +260,11 @@ impl<'a> Way<'a> {
                 self.push(Phase::Uncover, peer(class, *identity, meant));
             }
         }
-        for (identity, sides) in changes(&before.peers, &after.peers) {
-            if going.contains_key(&identity) {
-                continue;
-            }
+        let mut changed: Vec<_> = changes(&before.peers, &after.peers).into_iter().collect();
+        // What is to be gone goes first.
+        changed.sort_by_key(|(_, sides)| sides.is_some());
+        changed.retain(|(identity, _)| !going.contains_key(identity));
+        for (identity, sides) in changed {
             let phase = if self.has(identity) { Phase::Switch } else { Phase::Cover };
             self.push(phase, peer(class, identity, sides));
         }

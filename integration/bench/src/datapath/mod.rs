@@ -12,6 +12,7 @@ mod cni;
 #[allow(dead_code, clippy::unwrap_used, reason = "the tests of the agent look at all of it")]
 #[path = "../../../../node-agent/tests/node/control_plane.rs"]
 mod control_plane;
+mod empty;
 mod forward;
 mod kube_proxy;
 mod memory;

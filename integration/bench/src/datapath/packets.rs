@@ -1,6 +1,7 @@
 //! What a packet costs in the programs at a pod's door, by running the loaded ones on frames (`BPF_PROG_TEST_RUN`).
 //!
-//! * hot: one established flow, run again and again within one call; the least of some calls.
+//! * hot: one established flow, run again and again within one call; the least of some calls. What a program that does nothing
+//!   takes is in it, and in what two programs take together once.
 //! * spread: as many established flows, with another identity or service each, as there are; one call each.
 //! * cold: the same, with the processor's caches overwritten before each.
 //! * new: the first packet of a flow, which is judged and told of (or whose backend is chosen).
@@ -19,6 +20,7 @@ use node_agent::kernel::{EventRing, Kernel};
 use super::{
     area::Scale,
     count,
+    empty::Empty,
     node::{CLASS, POD, PORT, PORTS, allow, other, serve, virtual_address},
     support::{
         Sandbox,
@@ -155,7 +157,9 @@ pub(super) fn measure(sandbox: &Sandbox, scale: &Scale, says: &dyn Fn(String)) -
     says("packets: hot".into());
     // By size and program.
     let mut hot = vec![[const { Vec::new() }; 3]; sized.len()];
-    let mut again = Vec::new();
+    let (mut again, mut nothing) = (Vec::new(), Vec::new());
+    let empty = Empty::load().expect("a program that does nothing");
+    let any = sized[0].flows[0][0][1].clone();
     for round in 0..scale.rounds {
         for place in 0..sized.len() {
             let place = if round % 2 == 0 { place } else { sized.len() - 1 - place };
@@ -164,8 +168,11 @@ pub(super) fn measure(sandbox: &Sandbox, scale: &Scale, says: &dyn Fn(String)) -
             }
         }
         again.push(sized[0].hot(PROGRAMS[0], scale.repeats));
+        let runs = (0..RUNS).map(|_| empty.run(&any, scale.repeats / RUNS + 1).expect("a test run"));
+        nothing.push(runs.fold(f64::INFINITY, f64::min));
     }
     let mut rows = vec![Row::compared("A/A hot from_pod", "ns", &hot[0][0], &again, "itself", None)];
+    rows.push(Row::alone("a program that does nothing, hot", "ns", &nothing, None));
     let least = count(sized[0].size);
     for (sized, hot_here) in sized.iter().zip(&hot) {
         let size = count(sized.size);
@@ -180,8 +187,10 @@ pub(super) fn measure(sandbox: &Sandbox, scale: &Scale, says: &dyn Fn(String)) -
         for (place, program) in PROGRAMS.iter().enumerate() {
             row(program.what, &hot_here[place], &hot[0][place]);
         }
+        // One packet that meets both does not begin twice.
         let both = |times: &[Vec<f64>; 3]| -> Vec<f64> {
-            times[0].iter().zip(&times[2]).map(|(a, b)| a + b).collect()
+            let sums = times[0].iter().zip(&times[2]).zip(&nothing);
+            sums.map(|((policy, service), nothing)| policy + service - nothing).collect()
         };
         row("service and policy, from a pod", &both(hot_here), &both(&hot[0]));
     }

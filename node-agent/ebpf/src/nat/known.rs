@@ -106,8 +106,7 @@ pub unsafe fn translate<const PLACE: u8>(skb: *mut __sk_buff) -> u32 {
 impl Known {
     #[inline(always)]
     fn is_of(&self, packet: &Plain, ifindex: u32, place: u8) -> bool {
-        self.src == packet.src
-            && self.dst == packet.dst
+        established::is_between(packet, &self.src, &self.dst)
             && self.src_port == packet.src_port
             && self.dst_port == packet.dst_port
             && self.ifindex == ifindex

@@ -63,8 +63,8 @@ fn forward(ctx: &SockAddrContext, wanted: SockAddr) -> Translation {
         // SAFETY: no preconditions.
         hash: unsafe { bpf_get_prandom_u32() },
         // SAFETY: no preconditions.
-        now: unsafe { bpf_ktime_get_ns() },
-        has_sidecar: is_sidecar_pod(netns),
+        now: || unsafe { bpf_ktime_get_ns() },
+        has_sidecar: || is_sidecar_pod(netns),
     };
     let (real, backend) = match balance(&mut KernelServices, &ask) {
         Choice::NotAService | Choice::ByProxy(_) => return Translation::None,
@@ -75,10 +75,17 @@ fn forward(ctx: &SockAddrContext, wanted: SockAddr) -> Translation {
     };
     let key = ReverseKey::new(socket_cookie(ctx), real);
     let value = ReverseValue { believed: wanted, backend, netns };
-    // SAFETY: only compared; a datagram socket mostly finds here what it is about to write.
-    if unsafe { REVERSE.get(key) } != Some(&value) {
+    match REVERSE.get_ptr_mut(key) {
+        // A datagram socket mostly finds here what it is about to write, or what it has written of another service with the
+        // same backend. SAFETY: the kernel keeps the memory valid until the program ends. Whoever reads it meanwhile may
+        // see some of each, as he may where an entry is reused: see `backward`.
+        Some(held) => unsafe {
+            if *held != value {
+                core::ptr::write_volatile(held, value);
+            }
+        },
         // Without room the connection works all the same, but its program sees the backend's address.
-        let _ = REVERSE.insert(key, value, 0);
+        None => drop(REVERSE.insert(key, value, 0)),
     }
     Translation::To(real)
 }

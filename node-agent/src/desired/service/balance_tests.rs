@@ -1,6 +1,7 @@
 //! What the control plane tells, through what the kernel is to hold, to where a connection goes: the shared lines over
 //! plain collections, compared with a slow reading of what was told.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
@@ -229,12 +230,13 @@ proptest! {
         let allowed = allowed(&service, local);
         let mut met = BTreeSet::new();
         for client in 0..200_u8 {
+            let now = Cell::new(1);
             let mut ask = Ask {
                 key: ServiceKey::new(address.into(), 80, TCP, scope.number()),
                 client: Addr::from(Ipv4Addr::new(198, 51, 100, client)),
                 hash: u32::from(client) * 0x0147_ae14,
-                now: 1,
-                has_sidecar: false,
+                now: || now.get(),
+                has_sidecar: || false,
             };
             match balance(&mut maps, &ask) {
                 Choice::To(target) => {
@@ -245,7 +247,7 @@ proptest! {
                     let again = balance(&mut maps, &ask);
                     if service.affinity_seconds != 0 {
                         prop_assert_eq!(again, Choice::To(target));
-                        ask.now += 61_000_000_000;
+                        now.set(now.get() + 61_000_000_000);
                         // Long after, by the hash again.
                         let fresh = balance(&mut Emulation { affinity: BTreeMap::new(), ..Emulation::of(&services(&resources, OWN.into(), &pods, &mut |_| NO_SLOT)) }, &ask);
                         prop_assert_eq!(balance(&mut maps, &ask), fresh);
@@ -259,8 +261,8 @@ proptest! {
             key: ServiceKey::new(BALANCER.into(), 80, TCP, Scope::Outside.number()),
             client: Addr::from(Ipv4Addr::new(192, 0, 2, 77)),
             hash: 7,
-            now: 1,
-            has_sidecar: false,
+            now: || 1,
+            has_sidecar: || false,
         };
         let refused = balance(&mut maps, &stranger) == Choice::SourceRange;
         prop_assert_eq!(refused, !service.source_ranges.is_empty());
@@ -305,7 +307,7 @@ fn what_is_swapped_while_a_program_reads_is_read_again() {
     maps.slots = vec![6; 61];
     for old in [ServiceValue { only: 4, ..value }, ServiceValue { size: 61, table: 0, ..value }] {
         let mut swapped = Swapped { maps, old: std::cell::Cell::new(Some(old)) };
-        let ask = Ask { key, client: Addr::UNSPECIFIED, hash: 9, now: 1, has_sidecar: false };
+        let ask = Ask { key, client: Addr::UNSPECIFIED, hash: 9, now: || 1, has_sidecar: || false };
         let choice = balance(&mut swapped, &ask);
         assert!(matches!(choice, Choice::To(target) if target.at == at(5)), "{choice:?}");
         maps = swapped.maps;
