@@ -1,6 +1,8 @@
 //! The loaded programs against the same lines without a kernel, and those against an oracle that knows
 //! nothing of tries, prefixes or lookup order: generated policies and packets. The kernel's part needs root.
 
+#[path = "fixtures/strange.rs"]
+mod strange;
 mod support;
 
 use std::collections::BTreeMap;
@@ -17,12 +19,12 @@ use node_agent::kernel::verdict::Emulation;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
+use strange::{header, mutate};
 use support::frames::{
     answer, echo, error_about, extended, frame, icmp_of, listener, on_link, packet, piece, query, transport,
 };
 use support::policy::{Writer, defaults};
 use support::reference::{Look, Pieces, look, message as message_of};
-use support::strange::{header, mutate};
 use support::{cases, in_sandbox};
 
 const LO: u32 = 1;

@@ -1,6 +1,8 @@
 //! Frames that no honest host sends, at every program that meets frames (those of a pod's door that judge: see
 //! `equivalence.rs`): none passes what denies everything, and none is translated that is not understood. Needs root.
 
+#[path = "fixtures/strange.rs"]
+mod strange;
 mod support;
 
 use std::collections::BTreeMap;
@@ -19,10 +21,10 @@ use node_agent::kernel::rules::Defaults;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
+use strange::{header, mutate};
 use support::frames::{answer, echo, error_about, extended, frame, packet, piece, transport};
 use support::policy::{DENY_EGRESS, DENY_INGRESS, Writer, defaults};
 use support::reference::{Look, Pieces, look};
-use support::strange::{header, mutate};
 use support::{cases, in_sandbox};
 
 /// The loopback interface, which test runs happen at.

@@ -132,7 +132,8 @@ const FEW_SLOTS_PER_BACKEND: u32 = 32;
 impl Services {
     /// Takes over what an earlier agent has left, and removes what it had not finished.
     pub(super) fn recover(tables: ServiceTables) -> Result<Self, KernelError> {
-        let ServiceTables { services, mut backends, mut sources, mut answerers, maglev, served, epoch } = tables;
+        let ServiceTables { services, mut backends, mut sources, mut answerers, maglev, served, epoch } =
+            tables;
         let mut slots = Slab::new(limits::MAGLEV);
         let (values, all_backends, all_sources) = (services.dump()?, backends.dump()?, sources.dump()?);
         // Of those that are not taken over as well: they are in the kernel until they are written anew.

@@ -182,7 +182,6 @@ pub(super) fn service(resource: &str, message: wire::Service) -> Result<Service,
         source_ranges,
         prefer_same_zone: message.prefer_same_zone,
         direct: forwarding == wire::Forwarding::Dsr,
-        redirect: proxy_name(resource, message.redirect)?,
         headless: message.headless,
         exported: message.exported,
         imported: message.imported,
@@ -191,6 +190,7 @@ pub(super) fn service(resource: &str, message: wire::Service) -> Result<Service,
             bad(resource, "health_check_port", message.health_check_port, wanted)
         })?,
         named: named(resource, &message)?,
+        redirect: proxy_name(resource, message.redirect)?,
     })
 }
 
@@ -229,7 +229,6 @@ fn state(
         Err(_) => Err(bad(resource, field, number, "expected one of the states of isthmus.agent.v1")),
     }
 }
-
 
 fn proxy_name(resource: &str, name: String) -> Result<String, ParseError> {
     if name.is_empty() || redirect::is_name(&name) {

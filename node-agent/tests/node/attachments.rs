@@ -48,7 +48,8 @@ fn readiness(state: &Arc<State>) {
     // Told of again, because the control plane has lost it, it is no readier than before.
     let evil: Ipv4Addr = state.reported("shop/evil").unwrap().parse().unwrap();
     state.lose("shop/evil");
-    let told = eventually_within(Duration::from_secs(30), "it is told of again", || state.told_ready("shop/evil"));
+    let told =
+        eventually_within(Duration::from_secs(30), "it is told of again", || state.told_ready("shop/evil"));
     assert!(!told, "the probe fails");
     let found = WorkloadAddress {
         name: "shop/evil".into(),

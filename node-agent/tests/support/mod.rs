@@ -8,7 +8,6 @@ pub mod pods;
 pub mod policy;
 pub mod proxy;
 pub mod reference;
-pub mod strange;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -625,7 +625,7 @@ fn a_service_that_is_led_to_a_proxy_is_not_translated_and_says_by_which_backend_
     }
     let tuple = from([10, 1, 1, 9], 1_000, VIP);
     let key = ServiceKey::new(VIP.into(), 80, TCP, Scope::Inside.number());
-    let ask = Ask { key, client: tuple.src, hash: tuple.hash(TCP), now: 1, has_sidecar: false };
+    let ask = Ask { key, client: tuple.src, hash: tuple.hash(TCP), now: || 1, has_sidecar: || false };
     let Choice::ByProxy(led) = balance(&mut maps, &ask) else { panic!("it is led") };
     assert_eq!(led.slot, SLOT);
     assert!(maps.backends.values().any(|backend| backend.at == led.backend));
