@@ -245,7 +245,7 @@ mod tests {
             ..Place::default()
         };
         let gateway = Place { by_gateway: true, ..Place::default() };
-        let mesh = mesh_service(vec![
+        let mut mesh = mesh_service(vec![
             endpoint("10.1.1.3:8080", true, 0, place(false, "a")),
             endpoint("10.1.1.4:8080", false, 0, place(true, "a")),
             endpoint("10.1.1.5:8080", false, 0, place(false, "a")),
@@ -271,6 +271,6 @@ mod tests {
         let elsewhere = Place { elsewhere: true, ..Place::default() };
         mesh.ports[0].endpoints.push(endpoint("198.51.100.8:30080", true, 2, elsewhere));
         let clusters: Vec<_> = service(&mesh).ports[0].further.iter().map(|b| b.cluster.clone()).collect();
-        assert_eq!(clusters, ["", "", "west"]);
+        assert_eq!(clusters, ["", "", "", "west"]);
     }
 }
