@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use ebpf_shared::nat::NodeConfig;
 use ebpf_shared::packet::protocol::TCP;
+use ebpf_shared::redirect::NO_SLOT;
 use ebpf_shared::{Addr, ServiceKey};
 use mesh_model::resource::NamespacedName;
 use node_agent::desired::service::services;
@@ -130,6 +131,7 @@ impl Scene {
                 protocol: TCP,
                 proxy_port: 0,
                 backends: vec![backend(self.two.addr(family)), backend(far)],
+                ..ServicePort::default()
             }],
             frontends: vec![
                 front(FrontendKind::NodePort, None, NODE_PORT),
@@ -141,7 +143,7 @@ impl Scene {
 
     /// Has the kernel hold what these resources come to.
     fn tell(&mut self, service: Service) {
-        self.resources.services.insert(NamespacedName::new("shop", "pay"), service);
+        self.resources.services.insert(NamespacedName::new("shop", "pay"), service.into());
         self.write();
     }
 
@@ -155,7 +157,7 @@ impl Scene {
             (NamespacedName::new("shop", "one"), told(&self.one)),
             (NamespacedName::new("shop", "two"), told(&self.two)),
         ]);
-        let wanted: BTreeMap<ServiceKey, _> = services(&self.resources, NODE, &pods)
+        let wanted: BTreeMap<ServiceKey, _> = services(&self.resources, NODE, &pods, &mut |_| NO_SLOT)
             .into_iter()
             .map(|(at, entry)| {
                 (ServiceKey::new(at.address.into(), at.port, at.protocol, at.scope.number()), entry)
