@@ -85,10 +85,17 @@ fn transparent(family: IpAddr, kind: SockType) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
+/// In whose name a server is asked: the pod's, but for one at this node's own address (names of services). What that answers a pod
+/// does not come in by an interface, and would be the pod's.
+fn name(pod: IpAddr, server: SocketAddr) -> IpAddr {
+    let is_here = std::net::UdpSocket::bind((server.ip(), 0)).is_ok();
+    if is_here { server.ip() } else { pod }
+}
+
 /// Asks a server in a pod's name, from a port of the kernel's choice.
 pub(super) async fn datagrams_as(pod: IpAddr, server: SocketAddr) -> io::Result<UdpSocket> {
     let socket = transparent(pod, SockType::Datagram)?;
-    bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(pod, 0)))?;
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(name(pod, server), 0)))?;
     let socket = UdpSocket::from_std(std::net::UdpSocket::from(socket))?;
     socket.connect(server).await?;
     Ok(socket)
@@ -97,7 +104,7 @@ pub(super) async fn datagrams_as(pod: IpAddr, server: SocketAddr) -> io::Result<
 /// The same over a connection.
 pub(super) async fn connection_as(pod: IpAddr, server: SocketAddr) -> io::Result<TcpStream> {
     let socket = transparent(pod, SockType::Stream)?;
-    bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(pod, 0)))?;
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(name(pod, server), 0)))?;
     TcpSocket::from_std_stream(std::net::TcpStream::from(socket)).connect(server).await
 }
 
