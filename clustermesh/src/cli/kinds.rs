@@ -70,7 +70,7 @@ fn unknown(text: &str) -> Failure {
     Failure::usage(format!(
         "there is no kind {text:?}; use workload (wl), service (svc), endpointslice (eps), \
          networkpolicy (netpol), httproute, serviceexport (svcexport), sidecar, ciliumnetworkpolicy (cnp), \
-         ciliumclusterwidenetworkpolicy (ccnp), clusternetworkpolicy or all"
+         ciliumclusterwidenetworkpolicy (ccnp), clusternetworkpolicy, namespace (ns) or all"
     ))
 }
 
@@ -108,7 +108,12 @@ mod tests {
             [service(Some("pay")), target(Kind::NetworkPolicy, Some("x"))]
         );
         assert_eq!(parse(&words("svc,po,svc")).unwrap(), [service(None), target(Kind::Workload, None)]);
-        assert_eq!(parse(&words("all")).unwrap().len(), Kind::ALL.len() - 2, "none of the whole cluster");
+        let all = parse(&words("all")).unwrap();
+        assert!(all.contains(&target(Kind::HttpRoute, None)), "{all:?}");
+        for whole in [Kind::Namespace, Kind::CiliumClusterwideNetworkPolicy, Kind::ClusterNetworkPolicy] {
+            assert!(!all.contains(&target(whole, None)), "{whole:?} is of the whole cluster");
+        }
+        assert_eq!(all.len(), Kind::ALL.len() - 3);
         assert_eq!(
             parse(&words("httproutes.gateway.networking.k8s.io")).unwrap(),
             [target(Kind::HttpRoute, None)]
