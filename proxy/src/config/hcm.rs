@@ -4,29 +4,23 @@ use std::{sync::Arc, time::Duration};
 
 use http::HeaderValue;
 use serde::Serialize;
-use xds_proto::{
-    Name,
-    envoy::{
-        config::core::v3::{
-            Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions, KeepaliveSettings,
-            http_protocol_options,
-        },
-        extensions::filters::{
-            http::{rbac::v3::Rbac as WireRbac, router::v3::Router},
-            network::http_connection_manager::v3::{
-                HttpConnectionManager as WireHcm, HttpFilter, Rds, http_connection_manager as hcm,
-                http_filter,
-            },
-        },
+use xds_proto::envoy::{
+    config::core::v3::{
+        Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions, KeepaliveSettings,
+        http_protocol_options,
+    },
+    extensions::filters::network::http_connection_manager::v3::{
+        HttpConnectionManager as WireHcm, Rds, http_connection_manager as hcm,
     },
 };
 
 use super::{
     error::Path,
-    rbac, route,
-    wire::{Result, bool_or, duration_or, refuse, source, timeout_or, u32_or, unpack},
+    filters::{self, HttpFilter, Manager},
+    route,
+    wire::{Result, bool_or, duration_or, refuse, source, timeout_or, u32_or},
 };
-use crate::{limits, policy::Rbac, route::RouteTable};
+use crate::{limits, route::RouteTable};
 
 /// Which HTTP versions are spoken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -86,8 +80,8 @@ pub struct HttpManager {
     pub codec: Codec,
     /// See [`RouteSource`].
     pub routes: RouteSource,
-    /// Who may ask for what: all of these must permit a request.
-    pub access: Vec<Rbac>,
+    /// What requests pass, in this order, before the router.
+    pub filters: Vec<HttpFilter>,
     /// Whether the client's address is added to `x-forwarded-for`.
     pub append_forwarded_for: bool,
     /// `x-forwarded-client-cert` is set from the verified peer. It is removed from requests in any case.
@@ -198,7 +192,8 @@ pub(super) fn convert(path: &Path<'_>, wire: WireHcm) -> Result<HttpManager> {
         }
     }
     let uses_remote_address = bool_or(&use_remote_address, false);
-    let access = self::http_filters(&path.field("http_filters"), http_filters, uses_remote_address)?;
+    let filters =
+        filters::convert(&path.field("http_filters"), http_filters, Manager { uses_remote_address })?;
     let common = common(&path.field("common_http_protocol_options"), common_http_protocol_options)?;
     let kilobytes = u32_or(&max_request_headers_kb, limits::REQUEST_HEADERS_BYTES / 1024);
     if !(8..=8192).contains(&kilobytes) {
@@ -214,7 +209,7 @@ pub(super) fn convert(path: &Path<'_>, wire: WireHcm) -> Result<HttpManager> {
             other => return Err(path.field("codec_type").invalid(other, "is not AUTO, HTTP1 or HTTP2")),
         },
         routes: routes(path, route_specifier)?,
-        access,
+        filters,
         append_forwarded_for: uses_remote_address && !skip_xff_append,
         set_client_cert: client_cert(path, forward_client_cert_details, set_current_client_cert_details)?,
         generate_request_id: bool_or(&generate_request_id, true),
@@ -238,56 +233,6 @@ pub(super) fn convert(path: &Path<'_>, wire: WireHcm) -> Result<HttpManager> {
         accept_http_10: http1(&path.field("http_protocol_options"), http_protocol_options)?,
         h2: http2(&path.field("http2_protocol_options"), http2_protocol_options)?,
     })
-}
-
-/// Any number of RBAC filters, and the router at the end.
-fn http_filters(path: &Path<'_>, filters: Vec<HttpFilter>, uses_remote_address: bool) -> Result<Vec<Rbac>> {
-    let last = filters.len().checked_sub(1).ok_or_else(|| path.missing())?;
-    let mut access = Vec::new();
-    for (at, wire) in filters.into_iter().enumerate() {
-        let path = path.index(at);
-        let HttpFilter { name: _, is_optional: _, disabled, config_type } = wire;
-        refuse!(path; disabled);
-        let any = match config_type {
-            Some(http_filter::ConfigType::TypedConfig(any)) => any,
-            Some(http_filter::ConfigType::ConfigDiscovery(_)) => {
-                return Err(path.field("config_discovery").unsupported());
-            }
-            None => return Err(path.field("typed_config").missing()),
-        };
-        let config = path.field("typed_config");
-        if at != last && any.type_url == WireRbac::type_url() {
-            access.push(rbac::http(&config, unpack(&config, &any)?, uses_remote_address)?);
-            continue;
-        }
-        let router: Router = unpack(&config, &any)?;
-        if at != last {
-            return Err(path.invalid("router", "must be the last filter"));
-        }
-        self::router(&config, router)?;
-    }
-    Ok(access)
-}
-
-#[allow(deprecated)]
-fn router(path: &Path<'_>, wire: Router) -> Result<()> {
-    let Router {
-        // Statistics only.
-        dynamic_stats: _,
-        start_child_span,
-        upstream_log,
-        upstream_log_options,
-        // None of those headers is made here.
-        suppress_envoy_headers: _,
-        strict_check_headers,
-        respect_expected_rq_timeout,
-        suppress_grpc_request_failure_code_stats: _,
-        upstream_http_filters,
-        reject_connect_request_early_data: _,
-    } = wire;
-    refuse!(path; start_child_span, upstream_log, upstream_log_options, strict_check_headers,
-        respect_expected_rq_timeout, upstream_http_filters);
-    Ok(())
 }
 
 fn routes(path: &Path<'_>, wire: Option<hcm::RouteSpecifier>) -> Result<RouteSource> {

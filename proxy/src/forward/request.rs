@@ -9,7 +9,7 @@ use http::{
 use rand::Rng;
 
 use super::hops;
-use crate::config::HttpManager;
+use crate::{config::HttpManager, route::RequestView};
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -29,6 +29,19 @@ pub struct Head {
     pub path: PathAndQuery,
     /// Without `host`.
     pub headers: HeaderMap,
+}
+
+impl Head {
+    /// What routes are chosen by.
+    pub fn view(&self) -> RequestView<'_> {
+        RequestView {
+            method: self.method.as_str(),
+            scheme: self.scheme,
+            authority: self.authority.as_str(),
+            path_and_query: self.path.as_str(),
+            headers: &self.headers,
+        }
+    }
 }
 
 /// Why a request is not served.
@@ -175,7 +188,7 @@ mod tests {
             stat_prefix: String::new(),
             codec: Codec::Auto,
             routes: RouteSource::Inline(Arc::new(table)),
-            access: vec![],
+            filters: vec![],
             append_forwarded_for: true,
             set_client_cert: true,
             generate_request_id: true,

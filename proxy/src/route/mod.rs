@@ -11,5 +11,5 @@ pub use hosts::{HostError, HostIndex};
 pub use matching::{HeaderMatch, HeaderTest, PathMatch, QueryMatch, RequestView, RouteMatch};
 pub use rewrite::{redirect_location, rewrite_path};
 pub use table::{
-    Action, Destination, Direct, Forward, PathRedirect, Redirect, Route, RouteTable, VirtualHost,
+    Action, Destination, Direct, Forward, PathRedirect, Picked, Redirect, Route, RouteTable, VirtualHost,
 };
