@@ -1,15 +1,18 @@
 //! The way out: clusters, their endpoints, and connections to them.
 
+mod behalf;
 mod body;
 mod cluster;
 mod dial;
 mod host;
 mod lease;
 mod limit;
+mod originals;
 mod pool;
 mod replay;
 mod timer;
 
+pub use behalf::{Behalf, Source, behalf, on_behalf};
 pub use body::UpstreamBody;
 pub use cluster::UpstreamCluster;
 pub use dial::{ConnectError, ConnectFailure, dial};
