@@ -23,6 +23,7 @@ use crate::{
     forward::{Client, HttpChain, handle},
     io::Io,
     limits,
+    outbound::on_behalf,
 };
 
 /// What may be spoken.
@@ -75,7 +76,8 @@ pub(super) async fn serve(
                 state.requests.fetch_add(1, Ordering::Relaxed);
                 state.seen.fetch_add(1, Ordering::Relaxed);
                 let _serving = Serving(&state.requests);
-                Ok::<_, Infallible>(handle(&state.chain, &state.client, request).await)
+                let answer = handle(&state.chain, &state.client, request);
+                Ok::<_, Infallible>(on_behalf(state.client.connection.behalf, answer).await)
             }
         })
     };
