@@ -16,6 +16,7 @@ mod http;
 mod load;
 mod mtls;
 mod rbac;
+mod redirected;
 mod refusal;
 mod resources;
 mod store;
