@@ -22,6 +22,7 @@
 
 mod chain;
 mod cluster;
+mod edge;
 mod endpoint;
 mod error;
 mod hcm;
@@ -29,6 +30,7 @@ mod header_ops;
 mod listener;
 mod matcher;
 mod outlier;
+mod protocol;
 mod rbac;
 mod route;
 mod route_action;
@@ -40,8 +42,9 @@ mod wire;
 
 pub use chain::{ChainMatch, FilterChain, NetworkFilter, ServerName, Transport};
 pub use cluster::{Breakers, Cluster, Discovery};
+pub use edge::{Edge, EscapedSlashes, StripPort, Underscores};
 pub use error::{ConfigError, Path, Problem};
-pub use hcm::{Codec, H2Settings, HttpManager, RouteSource, ServerHeader};
+pub use hcm::{Codec, H2Settings, HttpManager, RouteSource, ServerHeader, Times};
 pub use listener::Listener;
 pub use matcher::{FullRegex, Text, TextMatch};
 pub use secret::{CertificateSecret, Secret, ValidationSecret};

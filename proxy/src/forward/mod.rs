@@ -4,9 +4,11 @@ mod answer;
 mod attempts;
 mod body;
 mod hops;
+mod path;
 mod reply;
 mod request;
 mod service;
+mod trust;
 
 pub use body::ResponseBody;
 pub use reply::{Reply, finish};

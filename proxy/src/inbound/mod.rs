@@ -2,11 +2,13 @@
 
 mod chain;
 mod connection;
+mod frames;
 mod framing;
 mod gate;
 mod http;
 mod listeners;
 mod select;
+mod watched;
 
 pub use chain::{ChainError, Chains};
 pub use listeners::{Bound, Listeners};
