@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+/// HTTP filters of a connection manager, and those that a route has settings for.
+pub const HTTP_FILTERS: usize = 64;
 /// Connections that one listener serves at a time. Further ones are closed at once.
 pub const LISTENER_CONNECTIONS: usize = 20_000;
 /// Largest request head, in bytes (Envoy's default: 60 KiB). `max_request_headers_kb` changes it.

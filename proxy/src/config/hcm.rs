@@ -4,27 +4,19 @@ use std::{sync::Arc, time::Duration};
 
 use http::HeaderValue;
 use serde::Serialize;
-use xds_proto::{
-    Name,
-    envoy::{
-        extensions::filters::{
-            http::{rbac::v3::Rbac as WireRbac, router::v3::Router},
-            network::http_connection_manager::v3::{
-                HttpConnectionManager as WireHcm, HttpFilter, Rds, http_connection_manager as hcm,
-                http_filter,
-            },
-        },
-    },
+use xds_proto::envoy::extensions::filters::network::http_connection_manager::v3::{
+    HttpConnectionManager as WireHcm, Rds, http_connection_manager as hcm,
 };
 
 pub(super) use super::protocol::http2;
 use super::{
     edge::{self, Edge},
     error::Path,
-    protocol, rbac, route,
-    wire::{Result, bool_or, refuse, source, timeout_or, u32_or, unpack},
+    filters::{self, HttpFilter, Manager},
+    protocol, route,
+    wire::{Result, bool_or, refuse, source, timeout_or, u32_or},
 };
-use crate::{limits, policy::Rbac, route::RouteTable};
+use crate::{limits, route::RouteTable};
 
 /// Which HTTP versions are spoken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -103,8 +95,8 @@ pub struct HttpManager {
     pub codec: Codec,
     /// See [`RouteSource`].
     pub routes: RouteSource,
-    /// Who may ask for what: all of these must permit a request.
-    pub access: Vec<Rbac>,
+    /// What requests pass, in this order, before the router.
+    pub filters: Vec<HttpFilter>,
     /// See [`Edge`].
     pub edge: Edge,
     /// See [`Times`].
@@ -214,7 +206,8 @@ pub(super) fn convert(path: &Path<'_>, wire: WireHcm) -> Result<HttpManager> {
         return Err(path.field("stream_error_on_invalid_http_message").unsupported());
     }
     let uses_remote_address = bool_or(&use_remote_address, false);
-    let access = self::http_filters(&path.field("http_filters"), http_filters, uses_remote_address)?;
+    let filters =
+        filters::convert(&path.field("http_filters"), http_filters, Manager { uses_remote_address })?;
     let common = protocol::common(&path.field("common_http_protocol_options"), common_http_protocol_options)?;
     let http1 = protocol::http1(&path.field("http_protocol_options"), http_protocol_options)?;
     let time = |field: &str, wire, default| timeout_or(&path.field(field), wire, default);
@@ -232,7 +225,7 @@ pub(super) fn convert(path: &Path<'_>, wire: WireHcm) -> Result<HttpManager> {
             other => return Err(path.field("codec_type").invalid(other, "is not AUTO, HTTP1 or HTTP2")),
         },
         routes: routes(path, route_specifier)?,
-        access,
+        filters,
         edge: Edge {
             use_remote_address: uses_remote_address,
             trusted_hops: xff_num_trusted_hops,
@@ -258,7 +251,11 @@ pub(super) fn convert(path: &Path<'_>, wire: WireHcm) -> Result<HttpManager> {
                 Some(limits::REQUEST_HEAD_TIMEOUT),
             )?,
             request: time("request_timeout", &request_timeout, None)?,
-            delayed_close: time("delayed_close_timeout", &delayed_close_timeout, Some(limits::DELAYED_CLOSE))?,
+            delayed_close: time(
+                "delayed_close_timeout",
+                &delayed_close_timeout,
+                Some(limits::DELAYED_CLOSE),
+            )?,
             connection: common.max_connection_duration,
             stream: common.max_stream_duration,
             requests: common.max_requests,
@@ -288,56 +285,6 @@ pub(super) fn convert(path: &Path<'_>, wire: WireHcm) -> Result<HttpManager> {
         default_host: http1.default_host,
         h2: http2(&path.field("http2_protocol_options"), http2_protocol_options)?,
     })
-}
-
-/// Any number of RBAC filters, and the router at the end.
-fn http_filters(path: &Path<'_>, filters: Vec<HttpFilter>, uses_remote_address: bool) -> Result<Vec<Rbac>> {
-    let last = filters.len().checked_sub(1).ok_or_else(|| path.missing())?;
-    let mut access = Vec::new();
-    for (at, wire) in filters.into_iter().enumerate() {
-        let path = path.index(at);
-        let HttpFilter { name: _, is_optional: _, disabled, config_type } = wire;
-        refuse!(path; disabled);
-        let any = match config_type {
-            Some(http_filter::ConfigType::TypedConfig(any)) => any,
-            Some(http_filter::ConfigType::ConfigDiscovery(_)) => {
-                return Err(path.field("config_discovery").unsupported());
-            }
-            None => return Err(path.field("typed_config").missing()),
-        };
-        let config = path.field("typed_config");
-        if at != last && any.type_url == WireRbac::type_url() {
-            access.push(rbac::http(&config, unpack(&config, &any)?, uses_remote_address)?);
-            continue;
-        }
-        let router: Router = unpack(&config, &any)?;
-        if at != last {
-            return Err(path.invalid("router", "must be the last filter"));
-        }
-        self::router(&config, router)?;
-    }
-    Ok(access)
-}
-
-#[allow(deprecated)]
-fn router(path: &Path<'_>, wire: Router) -> Result<()> {
-    let Router {
-        // Statistics only.
-        dynamic_stats: _,
-        start_child_span,
-        upstream_log,
-        upstream_log_options,
-        // None of those headers is made here.
-        suppress_envoy_headers: _,
-        strict_check_headers,
-        respect_expected_rq_timeout,
-        suppress_grpc_request_failure_code_stats: _,
-        upstream_http_filters,
-        reject_connect_request_early_data: _,
-    } = wire;
-    refuse!(path; start_child_span, upstream_log, upstream_log_options, strict_check_headers,
-        respect_expected_rq_timeout, upstream_http_filters);
-    Ok(())
 }
 
 fn upgrades(path: &Path<'_>, wire: Vec<hcm::UpgradeConfig>) -> Result<Vec<(String, bool)>> {

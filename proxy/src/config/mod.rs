@@ -8,7 +8,7 @@
 //! | `Listener` | `name`, `address` and `additional_addresses` (`socket_address`), `filter_chains`, `default_filter_chain`, `listener_filters` (`tls_inspector`), `listener_filters_timeout`, `continue_on_listener_filters_timeout`, `tcp_backlog_size`, `drain_type` DEFAULT, `bind_to_port` true |
 //! | `FilterChain` | `filter_chain_match` (`server_names`, `transport_protocol`), filters (`rbac` any number of times, then one other), `transport_socket`, `transport_socket_connect_timeout`, `name` |
 //! | network filters | `rbac` (see the head of `rbac.rs`), `http_connection_manager`, `tcp_proxy` |
-//! | HTTP filters | `rbac` (the same), and `router` as the last one |
+//! | HTTP filters | any number in any order, each with `typed_per_filter_config` (see `filters/`), and `router` as the last one |
 //! | transport sockets | `tls` (downstream, upstream), `raw_buffer` |
 //! | TLS | certificates and validation by SDS, SPIFFE validator or `trusted_ca`, URI SAN matchers, ALPN, TLS 1.3 |
 //! | `RouteConfiguration` | see the heads of `route.rs` and `route_action.rs` |
@@ -25,6 +25,7 @@ mod cluster;
 mod edge;
 mod endpoint;
 mod error;
+mod filters;
 mod hcm;
 mod header_ops;
 mod listener;
@@ -44,6 +45,7 @@ pub use chain::{ChainMatch, FilterChain, NetworkFilter, ServerName, Transport};
 pub use cluster::{Breakers, Cluster, Discovery};
 pub use edge::{Edge, EscapedSlashes, StripPort, Underscores};
 pub use error::{ConfigError, Path, Problem};
+pub use filters::{FilterKind, HttpFilter, RouteFilter, RouteFilters, RouteSettings};
 pub use hcm::{Codec, H2Settings, HttpManager, RouteSource, ServerHeader, Times};
 pub use listener::Listener;
 pub use matcher::{FullRegex, Text, TextMatch};

@@ -59,7 +59,7 @@ pub(super) fn network(path: &Path<'_>, wire: NetworkRbac) -> Result<Rbac> {
     filter(path, Scope::Network, &stat_prefix, rules, shadow_rules)
 }
 
-pub(super) fn http(path: &Path<'_>, wire: HttpRbac, uses_remote_address: bool) -> Result<Rbac> {
+pub(super) fn http(path: &Path<'_>, wire: HttpRbac, scope: Scope) -> Result<Rbac> {
     let HttpRbac {
         rules,
         rules_stat_prefix,
@@ -70,7 +70,7 @@ pub(super) fn http(path: &Path<'_>, wire: HttpRbac, uses_remote_address: bool) -
         track_per_rule_stats: _,
     } = wire;
     refuse!(path; matcher, shadow_matcher);
-    filter(path, Scope::Http { uses_remote_address }, &rules_stat_prefix, rules, shadow_rules)
+    filter(path, scope, &rules_stat_prefix, rules, shadow_rules)
 }
 
 fn filter(

@@ -3,6 +3,7 @@
 mod answer;
 mod attempts;
 mod body;
+mod filters;
 mod hops;
 mod path;
 mod reply;

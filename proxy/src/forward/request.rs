@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     config::{Edge, HttpManager, StripPort, Underscores},
-    route::split_port,
+    route::{RequestView, split_port},
 };
 
 const X_FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
@@ -39,6 +39,19 @@ pub struct Head {
     pub remote: SocketAddr,
     /// The client is one of one's own (`internal_address_config`).
     pub internal: bool,
+}
+
+impl Head {
+    /// What routes are chosen by.
+    pub fn view(&self) -> RequestView<'_> {
+        RequestView {
+            method: self.method.as_str(),
+            scheme: self.scheme,
+            authority: self.authority.as_str(),
+            path_and_query: self.path.as_str(),
+            headers: &self.headers,
+        }
+    }
 }
 
 /// Why a request is not served.
@@ -234,7 +247,7 @@ mod tests {
             stat_prefix: String::new(),
             codec: Codec::Auto,
             routes: RouteSource::Inline(Arc::new(table)),
-            access: vec![],
+            filters: vec![],
             edge: Edge { use_remote_address: true, append_forwarded_for: true, ..Edge::default() },
             times: Times {
                 request_headers: None,

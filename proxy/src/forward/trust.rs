@@ -189,7 +189,8 @@ mod tests {
 
     #[test]
     fn what_only_the_mesh_may_ask_for_is_removed_from_requests_of_strangers() {
-        let asked = [("x-envoy-retry-on", "5xx"), ("x-envoy-internal", "true"), ("x-envoy-decorator-operation", "x")];
+        let asked =
+            [("x-envoy-retry-on", "5xx"), ("x-envoy-internal", "true"), ("x-envoy-decorator-operation", "x")];
         let mut headers = map(&asked);
         believed(&outermost(), &mut headers);
         assert_eq!(headers.len(), 2, "{headers:?}");

@@ -71,6 +71,7 @@ impl Frames {
             self.preface += 1;
             bytes = rest;
         }
+        let mut flow = Flow::Measured;
         while !bytes.is_empty() {
             let step = self.skip.min(bytes.len());
             self.skip -= step;
@@ -85,11 +86,11 @@ impl Frames {
                 let [l0, l1, l2, kind, flags, ..] = self.head;
                 self.skip = u32::from_be_bytes([0, l0, l1, l2]) as usize;
                 if !self.allows(kind, flags, now) {
-                    return Flow::Flood;
+                    flow = Flow::Flood;
                 }
             }
         }
-        Flow::Measured
+        flow
     }
 
     fn allows(&mut self, kind: u8, flags: u8, now: Duration) -> bool {
@@ -105,7 +106,8 @@ impl Frames {
         }
         if self.left == 0 {
             let since = now.saturating_sub(self.filled).as_millis();
-            let more = u64::try_from(since).unwrap_or(u64::MAX).saturating_mul(limits::H2_CONTROL_FRAMES) / 1000;
+            let more =
+                u64::try_from(since).unwrap_or(u64::MAX).saturating_mul(limits::H2_CONTROL_FRAMES) / 1000;
             self.left = more.min(limits::H2_CONTROL_FRAMES);
             self.filled = now;
         }

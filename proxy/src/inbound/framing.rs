@@ -39,11 +39,12 @@ pub(super) struct Framing {
     last: u8,
     /// Heads that have begun.
     heads: u64,
+    spoiled: bool,
 }
 
 impl Framing {
     pub(super) fn new() -> Self {
-        Self { at: At::RequestLine, line: [0; CARRY], length: 0, last: 0, heads: 0 }
+        Self { at: At::RequestLine, line: [0; CARRY], length: 0, last: 0, heads: 0, spoiled: false }
     }
 
     /// Which head has begun and not ended, if one has.
@@ -54,6 +55,11 @@ impl Framing {
             At::Body(_) | At::ChunkSize | At::Chunk(_) | At::Trailer | At::Off => false,
         };
         within.then_some(self.heads)
+    }
+
+    /// Whether it has made something malformed.
+    pub(super) fn has_spoiled(&self) -> bool {
+        self.spoiled
     }
 
     /// Whether it looks at nothing any more.
@@ -101,6 +107,7 @@ impl Framing {
                     {
                         // No value may have it, so that the library refuses the head.
                         *byte = 0;
+                        self.spoiled = true;
                         self.at = At::Off;
                     }
                 }

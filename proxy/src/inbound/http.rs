@@ -135,8 +135,7 @@ pub(super) async fn serve(
     let longest = chain.manager.times.connection;
     let address = client.connection.remote;
     let active = Arc::new(AtomicUsize::new(0));
-    let io =
-        TokioIo::new(Watched::new(io, version != Version::Http2, &chain.manager.times, active.clone()));
+    let io = TokioIo::new(Watched::new(io, version != Version::Http2, &chain.manager.times, active.clone()));
     let state = Arc::new(Connection {
         chain,
         client,

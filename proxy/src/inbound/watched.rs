@@ -27,6 +27,9 @@ use crate::{config::Times, limits};
 const TOO_SLOW: &[u8] = b"HTTP/1.1 408 Request Timeout\r\ncontent-type: text/plain\r\ncontent-length: 22\r\n\
     connection: close\r\n\r\nrequest header timeout";
 
+/// The end of a head. The library judges a head that came in pieces only at its end, which a spoiled one may not have.
+const END: &[u8] = b"\r\n\r\n";
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Watched<T> {
@@ -41,6 +44,8 @@ pub(super) struct Watched<T> {
     head: Option<(u64, Pin<Box<Sleep>>)>,
     /// How much of [`TOO_SLOW`] has been written.
     too_slow: Option<usize>,
+    /// [`END`] is to be read next.
+    end_next: bool,
     written: bool,
     ended: bool,
     linger: Option<Duration>,
@@ -59,6 +64,7 @@ impl<T> Watched<T> {
             head_limit: times.request_headers,
             head: None,
             too_slow: None,
+            end_next: false,
             written: false,
             ended: false,
             linger: times.delayed_close,
@@ -77,7 +83,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Watched<T> {
 
     /// Whether the head that has begun takes too long.
     fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let (Some(limit), Some(number)) = (self.head_limit, self.framing.as_ref().and_then(Framing::head)) else {
+        let (Some(limit), Some(number)) = (self.head_limit, self.framing.as_ref().and_then(Framing::head))
+        else {
             self.head = None;
             return Poll::Pending;
         };
@@ -121,6 +128,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<T> {
         if let Some(from) = self.too_slow {
             return self.poll_refuse(cx, from);
         }
+        if self.end_next && buf.remaining() >= END.len() {
+            self.end_next = false;
+            buf.put_slice(END);
+            return Poll::Ready(Ok(()));
+        }
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.io).poll_read(cx, buf);
         if polled.is_ready() && buf.filled().len() == before {
@@ -143,6 +155,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<T> {
         {
             framing.scan(new);
             if framing.is_off() {
+                self.end_next = framing.has_spoiled();
                 self.framing = None;
             }
         }

@@ -1,6 +1,7 @@
 //! The way out: clusters, their endpoints, and connections to them.
 
 mod body;
+mod client_body;
 mod cluster;
 mod dial;
 mod host;
@@ -11,6 +12,7 @@ mod replay;
 mod timer;
 
 pub use body::UpstreamBody;
+pub use client_body::ClientBody;
 pub use cluster::UpstreamCluster;
 pub use dial::{ConnectError, ConnectFailure, dial};
 pub use host::Host;

@@ -56,13 +56,20 @@ pub struct Verdict {
     pub would_deny: Vec<Arc<str>>,
 }
 
+impl Rbac {
+    /// Asks this filter.
+    fn ask(&self, facts: Facts<'_>, verdict: &mut Verdict) {
+        let denied = |rules: &Rules| rules.denies(facts).map(|by| by.unwrap_or(&self.name).clone());
+        verdict.would_deny.extend(self.shadow.as_ref().and_then(denied));
+        verdict.denied = self.rules.as_ref().and_then(denied);
+    }
+}
+
 /// Asks one filter after the other until one denies.
-pub fn decide(filters: &[Rbac], facts: Facts<'_>) -> Verdict {
+pub fn decide<'a>(filters: impl IntoIterator<Item = &'a Rbac>, facts: Facts<'_>) -> Verdict {
     let mut verdict = Verdict::default();
     for filter in filters {
-        let denied = |rules: &Rules| rules.denies(facts).map(|by| by.unwrap_or(&filter.name).clone());
-        verdict.would_deny.extend(filter.shadow.as_ref().and_then(denied));
-        verdict.denied = filter.rules.as_ref().and_then(denied);
+        filter.ask(facts, &mut verdict);
         if verdict.denied.is_some() {
             break;
         }

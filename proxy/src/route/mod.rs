@@ -12,5 +12,5 @@ pub use matching::{HeaderMatch, HeaderTest, PathMatch, QueryMatch, RequestView, 
 pub(crate) use rewrite::split_port;
 pub use rewrite::{redirect_location, rewrite_path};
 pub use table::{
-    Action, Destination, Direct, Forward, PathRedirect, Redirect, Route, RouteTable, VirtualHost,
+    Action, Destination, Direct, Forward, PathRedirect, Picked, Redirect, Route, RouteTable, VirtualHost,
 };

@@ -235,7 +235,6 @@ async fn smuggling_and_unsupported_requests_are_refused_before_any_application_s
         ("GET / HTTP/1.0\r\nhost: a\r\n\r\n", "426"),
         ("GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade, close\r\nupgrade: websocket\r\n\r\n", "403"),
     ] {
-        eprintln!("{bytes:?}");
         let answer = raw(at, bytes.as_bytes()).await;
         assert!(
             answer.starts_with(&format!("HTTP/1.1 {status} "))

@@ -9,6 +9,7 @@ mod command_line;
 mod control;
 mod convert;
 mod failover;
+mod filters;
 mod gateway;
 mod http;
 mod load;

@@ -64,11 +64,7 @@ impl Drop for Origin {
     }
 }
 
-async fn serve(
-    mut stream: TcpStream,
-    does: Arc<impl Fn(&str) -> Does>,
-    seen: Arc<Mutex<Vec<u8>>>,
-) {
+async fn serve(mut stream: TcpStream, does: Arc<impl Fn(&str) -> Does>, seen: Arc<Mutex<Vec<u8>>>) {
     let mut unread = vec![];
     let mut space = [0; 4096];
     loop {

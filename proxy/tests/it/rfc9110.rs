@@ -30,7 +30,8 @@ async fn section_7_6_1_headers_of_one_connection_are_not_passed_on() {
 #[tokio::test]
 async fn section_7_6_3_via_names_this_proxy_in_both_directions() {
     let origin =
-        Origin::start(|_| Does::Answers("HTTP/1.1 200 OK\r\nvia: 1.1 cdn\r\ncontent-length: 0\r\n\r\n")).await;
+        Origin::start(|_| Does::Answers("HTTP/1.1 200 OK\r\nvia: 1.1 cdn\r\ncontent-length: 0\r\n\r\n"))
+            .await;
     let setup = setup(origin, |manager| manager.via = "1.1 isthmus".to_owned()).await;
     let mut request = get("/");
     request.headers_mut().insert("via", "1.0 fred".parse().unwrap());
@@ -103,7 +104,8 @@ async fn section_6_4_1_what_has_no_body_keeps_the_connection_in_step() {
     let request = "HEAD / HTTP/1.1\r\nhost: a\r\n\r\nGET /304 HTTP/1.1\r\nhost: a\r\n\r\n\
         GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
     let answer = raw(setup.at, request.as_bytes()).await;
-    let statuses: Vec<_> = answer.match_indices("HTTP/1.1 ").map(|(at, _)| &answer[at + 9..at + 12]).collect();
+    let statuses: Vec<_> =
+        answer.match_indices("HTTP/1.1 ").map(|(at, _)| &answer[at + 9..at + 12]).collect();
     assert_eq!(statuses, ["200", "304", "200"], "{answer}");
     assert!(answer.ends_with("\r\n\r\nok"), "{answer}");
 }

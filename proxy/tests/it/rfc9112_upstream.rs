@@ -61,8 +61,7 @@ async fn section_9_2_bytes_after_an_answer_are_not_taken_for_the_next_one() {
 
 #[tokio::test]
 async fn section_5_a_head_without_end_is_given_up() {
-    let long: &'static str =
-        format!("HTTP/1.1 200 OK\r\nx: {}\r\n\r\n", "y".repeat(300_000)).leak();
+    let long: &'static str = format!("HTTP/1.1 200 OK\r\nx: {}\r\n\r\n", "y".repeat(300_000)).leak();
     let many: &'static str = format!("HTTP/1.1 200 OK\r\n{}\r\n", "x: y\r\n".repeat(500)).leak();
     for answer in [long, many] {
         let setup = setup(Origin::start(move |_| Does::Answers(answer)).await, |_| {}).await;
