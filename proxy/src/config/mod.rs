@@ -57,7 +57,7 @@ pub use matcher::{FullRegex, Text, TextMatch};
 pub use secret::{CertificateSecret, Secret, ValidationSecret};
 pub use socket::{SocketOption, SocketOptions};
 pub use tcp_proxy::TcpProxy;
-pub use tls::{DownstreamTls, PeerMatch, SecretRef, TlsCommon, UpstreamTls};
+pub use tls::{DownstreamTls, PeerMatch, SecretRef, TlsCommon, UpstreamTls, Versions};
 pub use upstream::UpstreamProtocol;
 pub use wire::Source;
 

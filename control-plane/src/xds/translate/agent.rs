@@ -159,6 +159,8 @@ fn name(pattern: &NamePattern) -> wire::NamePattern {
 fn l7(l7: &L7) -> wire::L7 {
     match l7 {
         L7::Proxy(proxy) => wire::L7 { proxy: proxy.clone(), ..Default::default() },
+        // What is let through is that proxy's matter.
+        L7::Http(_) => wire::L7 { proxy: mesh_model::policy::NODE_PROXY.to_owned(), ..Default::default() },
         L7::Dns(names) => wire::L7 { dns: names.iter().map(name).collect(), ..Default::default() },
     }
 }

@@ -11,6 +11,7 @@ pub mod listener;
 mod node_proxy;
 pub mod peer;
 mod rbac;
+mod reader;
 pub mod route;
 mod scoped;
 pub mod secret;
