@@ -13,7 +13,8 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData};
 use ebpf_shared::{
     Addr, Backend, CapturedKey, ConnEntry, ConnKey, Endpoint, Netns, PeerKey, ReverseKey, RuleKey, RuleValue,
-    ServiceKey, ServiceValue, Sides, SockAddr, limits, nat::NodeConfig, overlay::Hop, service::ReverseValue,
+    ServiceKey, ServiceValue, Sides, SockAddr, Unnamed, limits, nat::NodeConfig, overlay::Hop,
+    service::ReverseValue,
 };
 use ipnet::IpNet;
 use node_agent::{
@@ -81,7 +82,7 @@ fn a_wrong_entry_in_any_map_is_found_and_named_by_its_map() {
         let all: Vec<Spoil<'_>> = vec![
             ("HOSTS", Box::new(|| spoil(hash("HOSTS"), Addr::UNSPECIFIED, 1u32))),
             ("ENDPOINTS", Box::new(|| spoil(hash("ENDPOINTS"), 1u32, Endpoint::default()))),
-            ("CLASSES", Box::new(|| spoil(hash("CLASSES"), 99u32, Sides::default()))),
+            ("CLASSES", Box::new(|| spoil(hash("CLASSES"), 99u32, Unnamed::default()))),
             (
                 "PEERS",
                 Box::new(|| spoil(hash("PEERS"), PeerKey { class: 99, identity: 1 }, Sides::default())),

@@ -100,7 +100,7 @@ use self::services::ServiceTables;
 use crate::reset::Resetter;
 use ebpf_shared::nat::{NatKey, NatValue, NodeConfig};
 use ebpf_shared::overlay::Hop;
-use ebpf_shared::{CapturedKey, ConnEntry, ConnKey, Netns, PeerKey, Proxy, RuleValue, Sides};
+use ebpf_shared::{CapturedKey, ConnEntry, ConnKey, Netns, PeerKey, Proxy, RuleValue, Sides, Unnamed};
 use ipnet::IpNet;
 
 /// The loaded programs and their maps.
@@ -114,7 +114,7 @@ pub struct Kernel {
     /// For looking; written by the loader and the programs only.
     pub conntrack: HashTable<ConnKey, ConnEntry>,
     host: HostTables,
-    classes: HashTable<u32, Sides>,
+    classes: HashTable<u32, Unnamed>,
     peers: HashTable<PeerKey, Sides>,
     rules: TrieTable<RulePrefix, RuleValue>,
     epochs: Arc<Epochs>,
