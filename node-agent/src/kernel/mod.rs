@@ -71,7 +71,7 @@ use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use ebpf_shared::{Direction, Metric, Reason, limits};
 
 pub use self::around::Around;
-pub(crate) use self::around::{bare, misshapen};
+pub(crate) use self::around::{bare, miscounted, misshapen};
 pub use self::connected::Connections;
 pub use self::endpoints::Endpoints;
 pub use self::error::KernelError;

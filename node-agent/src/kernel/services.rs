@@ -285,6 +285,11 @@ impl Services {
         Ok(())
     }
 
+    /// What the counter of removed backends is to be. (The programs have one beside it.)
+    pub(super) fn epochs_noted(&self) -> Vec<u64> {
+        self.epoch.noted().into_iter().take(1).collect()
+    }
+
     /// Has the programs look at packets to an address of this node: answers to translated packets go there.
     pub(super) fn watch(&self, addr: &Addr) -> Result<(), KernelError> {
         self.mark(address_bit(addr))
