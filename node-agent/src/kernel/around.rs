@@ -89,15 +89,15 @@ fn found(pins: &Pins, link: &str, program: &str, number: Option<&u32>) -> Result
 /// A counter, what it is, and what it is to be.
 pub(crate) type Miscounted = (u32, u64, u64);
 
+/// A map of counters, how many, and those that are wrong.
+pub(crate) type Counted = (&'static str, usize, Vec<Miscounted>);
+
 /// Counters by which flows know whether they are to be judged anew, and which are not what the agent has made of them:
 /// had one gone back, a flow could go on by a policy that is no more.
 ///
 /// # Errors
 /// A map can't be read.
-pub(crate) fn miscounted(
-    bpffs_dir: &Path,
-    around: &Around,
-) -> Result<Vec<(&'static str, usize, Vec<Miscounted>)>, KernelError> {
+pub(crate) fn miscounted(bpffs_dir: &Path, around: &Around) -> Result<Vec<Counted>, KernelError> {
     let pins = Pins::at(bpffs_dir);
     let one = |(name, wanted): (&&'static str, &Vec<u64>)| {
         let found = Counters::look(&pins.map(name), u32::try_from(wanted.len()).unwrap_or(u32::MAX))?.noted();

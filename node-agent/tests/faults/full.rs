@@ -323,7 +323,7 @@ fn how_the_node_is_set_up_is_written_as_far_as_there_is_room_told_of_and_keeps_o
             assert_eq!(held(), Some(usize::from(fits)), "{map}");
             // The alert.
             assert_eq!((agent.full_map(), agent.is_behind()), (Some(map), true));
-            assert_eq!(agent.is_policy_behind(), false, "{map}");
+            assert!(!agent.is_policy_behind(), "{map}");
             let deny = vec![rule(true, 300, "", 80), rule(false, 300, "", 80)];
             agent.apply(&update(&[("7", class(7, deny))], &[])).unwrap();
             assert_eq!(world.verdicts(), "000000", "{map}: the denial is in force");
