@@ -233,8 +233,8 @@ mod tests {
 
     use super::*;
     use crate::config::{Codec, EscapedSlashes, H2Settings, RouteSource, ServerHeader, Times};
-    use crate::{outbound::Behalf, policy::Connection};
     use crate::route::{HostIndex, RouteTable};
+    use crate::{outbound::Behalf, policy::Connection};
 
     pub(crate) fn manager() -> HttpManager {
         let table = RouteTable {
