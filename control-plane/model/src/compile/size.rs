@@ -12,7 +12,7 @@ use crate::{
     compile::class::Numbering,
     identity::IdentityNumber,
     limits::{MAX_CLASS_BYTES, MAX_CLASS_PEERS, MAX_CLASS_RULES, MAX_NODE_PEERS},
-    policy::{L7, NormalPolicy, PeerMatch, RuleAction},
+    policy::{L7, NODE_PROXY, NormalPolicy, PeerMatch, RuleAction},
     resource::NamespacedName,
 };
 
@@ -175,6 +175,8 @@ const BYTES: usize = 96;
 fn text(rule: &PolicyRule) -> usize {
     let l7 = match &rule.l7 {
         Some(L7::Proxy(name)) => name.len(),
+        // Agents lead what it says to the proxy; its rules go there.
+        Some(L7::Http(_)) => NODE_PROXY.len(),
         Some(L7::Dns(names)) => names.iter().map(|name| name.as_str().len() + 8).sum(),
         None => 0,
     };
