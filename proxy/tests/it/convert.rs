@@ -19,7 +19,7 @@ use xds_proto::{
         },
         r#type::matcher::v3::RegexMatcher,
     },
-    google::protobuf::{Any, BoolValue, Duration, UInt32Value},
+    google::protobuf::{Any, Duration, UInt32Value},
 };
 
 use crate::resources::*;
@@ -101,8 +101,14 @@ fn a_listener_is_refused_by_the_path_of_its_first_wrong_field() {
         (manager(|m| m.http_filters.clear()), format!("{in_hcm}.http_filters")),
         (manager(|m| m.codec_type = 3), format!("{in_hcm}.codec_type")),
         (manager(|m| m.forward_client_cert_details = 4), format!("{in_hcm}.forward_client_cert_details")),
-        (manager(|m| m.normalize_path = Some(BoolValue { value: true })), format!("{in_hcm}.normalize_path")),
-        (manager(|m| m.upgrade_configs.push(Default::default())), format!("{in_hcm}.upgrade_configs")),
+        (
+            manager(|m| m.path_with_escaped_slashes_action = 5),
+            format!("{in_hcm}.path_with_escaped_slashes_action"),
+        ),
+        (
+            manager(|m| m.upgrade_configs.push(Default::default())),
+            format!("{in_hcm}.upgrade_configs[0].upgrade_type"),
+        ),
         (
             manager(|m| m.stream_idle_timeout = Some(Duration { seconds: -1, nanos: 0 })),
             format!("{in_hcm}.stream_idle_timeout"),

@@ -160,6 +160,8 @@ pub enum Entity {
     Health,
     /// Addresses among the pods' that no workload has.
     Unmanaged,
+    /// Every workload. Of compiled rules: policies select them like others.
+    Workloads,
 }
 
 /// Services, by name or by their labels.

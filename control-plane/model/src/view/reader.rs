@@ -165,6 +165,9 @@ impl Places {
                 let except = [&self.mesh, &self.own_node, &self.other_nodes].into_iter().flatten().copied();
                 Destinations { blocks: None, except: except.collect() }
             }
+            RulePeer::Entity(Entity::Workloads) => {
+                Destinations::only(self.workloads.values().flatten().copied().collect())
+            }
             RulePeer::Entity(Entity::RemoteNode) => Destinations::only(self.other_nodes.clone()),
             RulePeer::Entity(Entity::Host | Entity::Health) => Destinations::only(self.own_node.clone()),
             // Not to be told from others by its address.
