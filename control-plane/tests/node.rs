@@ -136,6 +136,34 @@ async fn a_node_registers_binds_signs_and_is_told_of_its_endpoint() {
 }
 
 #[tokio::test]
+async fn a_proxy_of_the_node_is_told_of_what_is_led_to_its_name_and_follows_it() {
+    let mut cluster = Cluster::start("west").await;
+    cluster.apply(SHOP).await.unwrap();
+    let node = cluster.node("n1").await;
+    let led = |name: &str| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: pay, namespace: shop, annotations: \
+             {{isthmus.io/redirect: {name}}}}}\nspec: {{selector: {{app: pay}}, ports: [{{name: http, port: 80, \
+             targetPort: 8080, appProtocol: http}}]}}\n"
+        )
+    };
+    cluster.apply(&led("l7")).await.unwrap();
+    let types = || vec![type_url::<Listener>()];
+    let mut proxy = subscribe(&node, Some("~/l7"), types());
+    let listener: Listener = resource(&mut proxy, "node-proxy").await.decode().unwrap();
+    let matched = listener.filter_chains[0].filter_chain_match.as_ref().unwrap();
+    assert_eq!(matched.destination_port.as_ref().map(|port| port.value), Some(80));
+    assert_eq!(listener.filter_chains[0].name, "outbound|80|pay.shop|v4");
+    // Led to another name, it is the other's.
+    let mut other = subscribe(&node, Some("~/other"), types());
+    cluster.apply(&led("other")).await.unwrap();
+    resource(&mut other, "node-proxy").await;
+    let gone =
+        async { while !proxy.recv().await.unwrap().removed.iter().any(|name| name == "node-proxy") {} };
+    tokio::time::timeout(SOON, gone).await.unwrap();
+}
+
+#[tokio::test]
 async fn an_apply_that_waits_returns_when_the_agent_has_taken_the_change() {
     let mut cluster = Cluster::start("west").await;
     let node = cluster.node("n1").await;
