@@ -7,6 +7,8 @@ mod callers;
 pub mod cluster;
 pub mod endpoint;
 pub mod grpc;
+#[cfg(test)]
+mod large_classes;
 pub mod listener;
 pub mod peer;
 mod rbac;
