@@ -217,13 +217,12 @@ fn class_fits(resource: &str, rules: &[wire::PolicyRule]) -> Result<(), ParseErr
     if count <= MAX_CLASS_PEERS {
         return Ok(());
     }
-    let identities: BTreeSet<u32> =
-        rules.iter().flat_map(|rule| rule.identities.iter().copied().chain([rule.identity])).collect();
-    let cidrs: BTreeSet<&str> =
-        rules.iter().flat_map(|rule| rule.cidrs.iter().chain([&rule.cidr])).map(String::as_str).collect();
+    let identities = rules.iter().flat_map(|rule| rule.identities.iter().chain([&rule.identity]));
+    let identities: BTreeSet<u32> = identities.copied().filter(|identity| *identity != 0).collect();
+    let cidrs = rules.iter().flat_map(|rule| rule.cidrs.iter().chain([&rule.cidr]));
+    let cidrs: BTreeSet<&str> = cidrs.map(String::as_str).filter(|cidr| !cidr.is_empty()).collect();
     let count = identities.len() + cidrs.len();
-    // Nobody, in both.
-    if count > MAX_CLASS_PEERS + 2 {
+    if count > MAX_CLASS_PEERS {
         let (resource, field) = (resource.to_owned(), "peers of rules");
         return Err(ParseError::TooMany { resource, field, count, max: MAX_CLASS_PEERS });
     }
