@@ -16,6 +16,7 @@ use mesh_model::{
     records::Tunnel,
     resource::NamespacedName,
 };
+use mesh_tls::jwt::{JwtPublicKey, MAX_JWT_KEYS};
 use thiserror::Error;
 use xds_proto::isthmus::agent::v1 as wire;
 
@@ -414,7 +415,13 @@ fn icmp(resource: &str, message: &wire::PolicyRule, protocol: u8) -> Result<(u16
 
 pub(super) fn bundle(resource: &str, message: wire::TrustBundle) -> Result<Bundle, ParseError> {
     at_most(resource, "revoked", &message.revoked, MAX_REVOKED)?;
+    at_most(resource, "jwt_keys", &message.jwt_keys, MAX_JWT_KEYS)?;
     let domain = trust_domain(resource)?;
+    let jwt_keys = message.jwt_keys.iter().map(|point| {
+        JwtPublicKey::from_point(point)
+            .map_err(|error| bad(resource, "jwt_keys", error, "expected points of P-256"))
+    });
+    let jwt_keys = jwt_keys.collect::<Result<Vec<_>, _>>()?;
     let roots: Vec<_> = message.roots.iter().cloned().map(mesh_tls::CertificateDer::from).collect();
     mesh_tls::TrustBundles::new()
         .insert(domain, roots)
@@ -424,6 +431,7 @@ pub(super) fn bundle(resource: &str, message: wire::TrustBundle) -> Result<Bundl
         generation: message.generation,
         active_root: message.active_root,
         revoked: message.revoked.into_iter().collect(),
+        jwt_keys,
     })
 }
 

@@ -15,6 +15,7 @@ use mesh_model::{
     records::Tunnel,
     resource::NamespacedName,
 };
+use mesh_tls::jwt::JwtPublicKey;
 use xds_client::Update;
 use xds_proto::{isthmus::agent::v1 as wire, type_url};
 
@@ -211,6 +212,8 @@ pub struct Bundle {
     pub active_root: String,
     /// Registrations of nodes whose certificates are refused.
     pub revoked: BTreeSet<u64>,
+    /// That JWT-SVIDs are verified with.
+    pub jwt_keys: Vec<JwtPublicKey>,
 }
 
 impl Bundle {
