@@ -17,6 +17,7 @@ mod load;
 mod mtls;
 mod origin;
 mod rbac;
+mod redirected;
 mod refusal;
 mod resources;
 mod rfc9110;
