@@ -70,3 +70,7 @@ pub const BACKLOG: u32 = 1024;
 pub const LISTENER_DRAIN: Duration = Duration::from_secs(600);
 /// Buffer of each direction of a tunnelled connection, in bytes.
 pub const TCP_BUFFER: usize = 32 * 1024;
+/// Longest method of a request by which HTTP is recognised, in bytes.
+pub const METHOD_BYTES: usize = 32;
+/// Addresses that one ORIGINAL_DST cluster has connections to at a time.
+pub const ORIGINAL_ENDPOINTS: usize = 10_000;

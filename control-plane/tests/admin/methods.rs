@@ -41,6 +41,7 @@ pub const AGENTS: &[&str] = &[
     "local.v1.Dns.Admit",
     "local.v1.Dns.Note",
     "local.v1.Dns.Names",
+    "local.v1.Dns.Count",
     "local.v1.Redirects.Register",
 ];
 

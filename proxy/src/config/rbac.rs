@@ -211,7 +211,9 @@ fn principal(path: &Path<'_>, scope: Scope, wire: Principal) -> Result<Rule<Call
             let path = path.field("principal_name");
             Caller::Authenticated(principal_name.map(|wire| matcher::text(&path, wire)).transpose()?)
         }
-        Identifier::DirectRemoteIp(range) => Caller::Address(block(&path.field("direct_remote_ip"), range)?),
+        Identifier::DirectRemoteIp(range) => {
+            Caller::DirectAddress(block(&path.field("direct_remote_ip"), range)?)
+        }
         Identifier::SourceIp(range) => Caller::Address(block(&path.field("source_ip"), range)?),
         Identifier::RemoteIp(range) => {
             let path = path.field("remote_ip");
@@ -251,7 +253,7 @@ fn url_path(path: &Path<'_>, scope: Scope, wire: PathMatcher) -> Result<RequestT
     }
 }
 
-fn block(path: &Path<'_>, wire: CidrRange) -> Result<IpNet> {
+pub(super) fn block(path: &Path<'_>, wire: CidrRange) -> Result<IpNet> {
     let CidrRange { address_prefix, prefix_len } = wire;
     let address = address_prefix
         .parse()

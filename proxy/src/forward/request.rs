@@ -294,8 +294,10 @@ mod tests {
             connection: Connection {
                 local: "10.0.0.1:8080".parse().unwrap(),
                 remote: "[::ffff:10.0.0.9]:4000".parse().unwrap(),
+                direct: "[::ffff:10.0.0.9]:4000".parse().unwrap(),
                 peer: None,
                 server_name: None,
+                behalf: crate::outbound::Behalf::default(),
             },
             scheme: "http",
             certificate: cert.map(HeaderValue::from_static),

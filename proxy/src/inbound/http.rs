@@ -28,7 +28,7 @@ use crate::{
     forward::{Client, HttpChain, ResponseBody, handle},
     io::Io,
     limits,
-    outbound::BoxError,
+    outbound::{BoxError, on_behalf},
 };
 
 /// What may be spoken.
@@ -151,7 +151,8 @@ pub(super) async fn serve(
             let state = state.clone();
             async move {
                 let mut serving = Serving::begin(&state);
-                let response = handle(&state.chain, &state.client, request).await;
+                let answer = handle(&state.chain, &state.client, request);
+                let response = on_behalf(state.client.connection.behalf, answer).await;
                 serving.since = None;
                 Ok::<_, Infallible>(response.map(|body| Served { body, _serving: serving }))
             }

@@ -1,5 +1,6 @@
 //! The way out: clusters, their endpoints, and connections to them.
 
+mod behalf;
 mod body;
 mod client_body;
 mod cluster;
@@ -7,10 +8,12 @@ mod dial;
 mod host;
 mod lease;
 mod limit;
+mod originals;
 mod pool;
 mod replay;
 mod timer;
 
+pub use behalf::{Behalf, Source, behalf, on_behalf};
 pub use body::UpstreamBody;
 pub use client_body::ClientBody;
 pub use cluster::UpstreamCluster;

@@ -19,7 +19,7 @@ use xds_proto::{
         },
         r#type::matcher::v3::RegexMatcher,
     },
-    google::protobuf::{Any, BoolValue, Duration, UInt32Value},
+    google::protobuf::{Any, Duration, UInt32Value},
 };
 
 use crate::resources::*;
@@ -73,7 +73,13 @@ fn a_listener_is_refused_by_the_path_of_its_first_wrong_field() {
         (changed(good_listener(), |l| l.address = None), "address".into()),
         (changed(good_listener(), |l| l.access_log.push(AccessLog::default())), "access_log".into()),
         (changed(good_listener(), |l| l.filter_chains.clear()), "filter_chains".into()),
-        (changed(good_listener(), |l| l.transparent = Some(BoolValue { value: true })), "transparent".into()),
+        (changed(good_listener(), |l| l.enable_mptcp = true), "enable_mptcp".into()),
+        (
+            changed(good_listener(), |l| {
+                l.connection_balance_config = Some(Default::default());
+            }),
+            "connection_balance_config".into(),
+        ),
         (
             changed(good_listener(), |l| l.filter_chains.push(l.filter_chains[0].clone())),
             "filter_chains[1].filter_chain_match".into(),

@@ -8,6 +8,7 @@ mod client;
 mod command_line;
 mod control;
 mod convert;
+mod edge;
 mod failover;
 mod filters;
 mod gateway;

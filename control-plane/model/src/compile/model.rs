@@ -221,6 +221,8 @@ pub struct Place {
     pub zone: Option<String>,
     /// Zones whose clients are to have it; empty: all.
     pub hint_zones: Vec<String>,
+    /// Nodes whose clients are to have it; empty: all.
+    pub hint_nodes: Vec<String>,
     /// Below the name of a headless service.
     pub hostname: Option<String>,
 }

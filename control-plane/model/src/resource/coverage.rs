@@ -102,7 +102,7 @@ pub const COVERAGE: &[Coverage] = &[
     row(Service, "spec.loadBalancerClass", Refused, r#""x""#, ""),
     row(Service, "spec.loadBalancerSourceRanges", Yes, r#"["198.51.100.0/24"]"#, "of type LoadBalancer"),
     row(Service, "spec.allocateLoadBalancerNodePorts", Yes, "false", "of type LoadBalancer"),
-    row(Service, "spec.trafficDistribution", Partly, r#""PreferClose""#, "PreferClose, PreferSameZone; not PreferSameNode"),
+    row(Service, "spec.trafficDistribution", Yes, r#""PreferSameNode""#, ""),
     row(Service, "status.loadBalancer.ingress", Yes, r#"[{"ip":"192.0.2.9"}]"#, "ip alone; of type LoadBalancer"),
 
     row(EndpointSlice, "addressType", Partly, r#""IPv4""#, "not FQDN"),
@@ -116,7 +116,7 @@ pub const COVERAGE: &[Coverage] = &[
     row(EndpointSlice, "endpoints[].zone", Yes, r#""x""#, ""),
     row(EndpointSlice, "endpoints[].targetRef", Ignored, "{}", "workloads are recognised by address"),
     row(EndpointSlice, "endpoints[].hints.forZones", Yes, r#"[{"name":"a"}]"#, ""),
-    row(EndpointSlice, "endpoints[].hints.forNodes", Ignored, r#"[{"name":"a"}]"#, ""),
+    row(EndpointSlice, "endpoints[].hints.forNodes", Yes, r#"[{"name":"a"}]"#, ""),
     row(EndpointSlice, "endpoints[].deprecatedTopology", Ignored, "{}", ""),
     row(EndpointSlice, "ports[].name", Yes, r#""http""#, ""),
     row(EndpointSlice, "ports[].port", Yes, "80", "required"),

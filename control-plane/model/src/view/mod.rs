@@ -13,6 +13,7 @@ mod agent;
 mod gateway;
 mod grpc;
 pub mod names;
+mod node_proxy;
 mod peer;
 mod scope;
 mod sidecar;
@@ -21,6 +22,7 @@ pub use access::{Access, AccessRule, Caller, access};
 pub use agent::{AgentView, for_agent, has_address, local_workloads};
 pub use gateway::{GATEWAY_PORT, GatewayView, Passthrough, for_gateway, gateway_addresses, passthroughs_of};
 pub use grpc::{GrpcTarget, GrpcView, for_grpc, has_grpc, targets_of};
+pub use node_proxy::{LedCluster, LedPort, NodeProxyView, for_node_proxy, is_led, of_family};
 pub use peer::{PeerView, for_peer};
 pub use scope::{Reach, Scope};
 pub use sidecar::{

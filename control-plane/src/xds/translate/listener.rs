@@ -40,7 +40,18 @@ const INSPECT_TIMEOUT_MS: u64 = 5_000;
 
 /// The listener of one service port in the namespaces of its callers. The kernel rewrites `connect()` to it.
 pub fn outbound(name: &str, proxy_port: u16, protocol: AppProtocol) -> Listener {
-    let filter = match protocol {
+    Listener {
+        name: name.to_owned(),
+        address: Some(loopback(proxy_port)),
+        filter_chains: vec![FilterChain { filters: vec![to_service(name, protocol)], ..Default::default() }],
+        traffic_direction: TrafficDirection::Outbound as i32,
+        ..Default::default()
+    }
+}
+
+/// What serves the callers of a service port: by the routes, or to the cluster, of its name.
+pub(super) fn to_service(name: &str, protocol: AppProtocol) -> Filter {
+    match protocol {
         AppProtocol::Tcp => tcp_proxy(name, name),
         AppProtocol::Http | AppProtocol::Http2 | AppProtocol::Grpc => {
             let mut manager = http_manager(name);
@@ -52,13 +63,6 @@ pub fn outbound(name: &str, proxy_port: u16, protocol: AppProtocol) -> Listener 
             }));
             http_filter_of(&manager)
         }
-    };
-    Listener {
-        name: name.to_owned(),
-        address: Some(loopback(proxy_port)),
-        filter_chains: vec![FilterChain { filters: vec![filter], ..Default::default() }],
-        traffic_direction: TrafficDirection::Outbound as i32,
-        ..Default::default()
     }
 }
 

@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod endpoint;
 pub mod grpc;
 pub mod listener;
+mod node_proxy;
 pub mod peer;
 mod rbac;
 pub mod route;

@@ -22,7 +22,7 @@ use mesh_model::{
 use super::{
     admitted, agent,
     callers::Callers,
-    cluster, listener,
+    cluster, listener, node_proxy,
     shared::{Part, Shared, each, served},
 };
 use crate::xds::{Client, Encoded, ResourceSet, TypeResources, kinds};
@@ -53,6 +53,8 @@ struct Step {
     admitting: BTreeSet<u32>,
     /// What gateways forward to.
     exported: bool,
+    /// What is led to proxies of nodes.
+    led: bool,
 }
 
 /// What a client has, and what it was made of.
@@ -204,6 +206,8 @@ impl Translation {
             Client::Gateway { workload } => {
                 NamespacedName::parse(workload).and_then(|name| gateways_own(model, &name))
             }
+            // Of all nodes the same; but each makes its own, because few nodes' proxies change at a time.
+            Client::NodeProxy { proxy, .. } => Some(node_proxys_own(model, proxy)),
             Client::Peer { .. } => None,
         };
         own.unwrap_or(Own { stranger: true, ..Own::default() })
@@ -230,6 +234,7 @@ impl Common {
         let (callers, workload) = match client {
             Client::Agent { .. } => return Self::Part(Part::Agents),
             Client::Gateway { .. } => return Self::Part(Part::Gateways),
+            Client::NodeProxy { .. } => return Self::Part(Part::NodeProxies),
             Client::Peer { .. } => return Self::Nothing,
             Client::Proxy { workload, kind } => (Callers::Sidecars(*kind), workload),
             Client::Grpc { workload } => (Callers::Grpc, workload),
@@ -258,6 +263,11 @@ fn gateways_own(model: &MeshModel, workload: &NamespacedName) -> Option<Own> {
     let listener = listener::gateway(&view.listener, view.port, &view.passthroughs);
     let resources = listener.map(|message| Encoded::new(view.listener.as_str(), &message).into());
     Some(Own { resources: resources.into_iter().collect(), ..Own::default() })
+}
+
+fn node_proxys_own(model: &MeshModel, proxy: &str) -> Own {
+    let resources = node_proxy::resources(&view::for_node_proxy(model, proxy));
+    Own { resources: resources.into_iter().map(Arc::from).collect(), ..Own::default() }
 }
 
 /// The shared part with the own one put in. Types of which neither is another than before are the very same maps.
@@ -313,6 +323,7 @@ impl Step {
                 .collect(),
             admitting: BTreeSet::new(),
             exported: false,
+            led: false,
         };
         let concerned = admitted::concerned(old, new, changes);
         step.admitting = concerned.classes;
@@ -326,6 +337,7 @@ impl Step {
         for name in changes.services.changed.iter().chain(&changes.services.removed) {
             let both = [old.services.get(name), new.services.get(name)].map(|found| found.map(Arc::as_ref));
             step.exported |= both.into_iter().flatten().any(|service| service.exported);
+            step.led |= [old, new].into_iter().any(|model| view::is_led(model, name));
             let [before, now] = both.map(served);
             step.workloads
                 .extend(before.symmetric_difference(&now).map(|(workload, ..)| workload.to_string()));
@@ -345,6 +357,7 @@ impl Step {
                 }
                 Client::Grpc { workload } => self.workloads.contains(workload),
                 Client::Gateway { workload } => self.exported || self.workloads.contains(workload),
+                Client::NodeProxy { .. } => self.led,
                 Client::Peer { .. } => true,
             }
     }
