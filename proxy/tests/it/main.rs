@@ -25,4 +25,5 @@ mod rfc9112_upstream;
 mod rfc9113;
 mod store;
 mod update;
+mod upgrade;
 mod wire;
