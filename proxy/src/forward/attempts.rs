@@ -292,10 +292,10 @@ fn form(request: &mut Request<UpstreamBody>, head: &Head, http2: bool) {
 
 /// Counts a request while it lasts.
 #[derive(Debug)]
-struct ActiveCount(Arc<UpstreamCluster>);
+pub(super) struct ActiveCount(Arc<UpstreamCluster>);
 
 impl ActiveCount {
-    fn new(cluster: &Arc<UpstreamCluster>) -> Self {
+    pub(super) fn new(cluster: &Arc<UpstreamCluster>) -> Self {
         cluster.stats.active_requests.fetch_add(1, Ordering::Relaxed);
         Self(cluster.clone())
     }

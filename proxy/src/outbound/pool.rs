@@ -305,7 +305,7 @@ async fn open_http1(host: &Arc<Host>, io: Io, open: Open, generation: u64) -> Re
         .map_err(|e| broken(host, &e))?;
     let address = host.address;
     tokio::spawn(async move {
-        if let Err(error) = connection.await {
+        if let Err(error) = connection.with_upgrades().await {
             tracing::debug!(%address, %error, "upstream connection ended");
         }
         drop(open);

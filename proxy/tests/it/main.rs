@@ -26,4 +26,5 @@ mod rfc9112_upstream;
 mod rfc9113;
 mod store;
 mod update;
+mod upgrade;
 mod wire;
