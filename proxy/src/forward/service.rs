@@ -8,7 +8,7 @@ use std::{
 use arc_swap::ArcSwap;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version, header};
 use hyper::body::Incoming;
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, task::JoinSet};
 
 use super::{
     attempts::{self, Body, Done, Job},
@@ -44,6 +44,8 @@ pub struct HttpChain {
     pub stats: Arc<ListenerStats>,
     /// Everything that all chains have in common.
     pub shared: Arc<Shared>,
+    /// What goes on beside its requests.
+    pub helpers: JoinSet<()>,
 }
 
 /// A client's connection.

@@ -1,6 +1,7 @@
 //! The way out: clusters, their endpoints, and connections to them.
 
 mod body;
+mod call;
 mod client_body;
 mod cluster;
 mod dial;
@@ -12,7 +13,8 @@ mod replay;
 mod timer;
 
 pub use body::UpstreamBody;
-pub use client_body::ClientBody;
+pub use call::{CallError, Called, GrpcCluster, call, fetch};
+pub use client_body::{ClientBody, ReadError};
 pub use cluster::UpstreamCluster;
 pub use dial::{ConnectError, ConnectFailure, dial};
 pub use host::Host;

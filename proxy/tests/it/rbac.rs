@@ -351,6 +351,7 @@ fn in_policy(edit: impl FnOnce(&mut Policy)) -> String {
 }
 
 #[test]
+#[allow(deprecated)]
 fn what_is_not_supported_is_refused_by_its_path() {
     let permission = |rule| in_policy(|p| p.permissions[0].rule = Some(rule));
     let principal = |id| in_policy(|p| p.principals[0].identifier = Some(id));
@@ -363,7 +364,7 @@ fn what_is_not_supported_is_refused_by_its_path() {
     for (found, expected) in [
         (refused(|r| r.matcher = Some(Default::default())), "matcher".to_owned()),
         (refused(|r| r.delay_deny = Some(Duration::default())), "delay_deny".to_owned()),
-        (refused(|r| r.rules.as_mut().unwrap().action = 2), "rules.action".to_owned()),
+        (refused(|r| r.rules.as_mut().unwrap().action = 3), "rules.action".to_owned()),
         (
             refused(|r| r.shadow_rules = Some(Rbac { action: 9, ..Rbac::default() })),
             "shadow_rules.action".to_owned(),
@@ -382,7 +383,9 @@ fn what_is_not_supported_is_refused_by_its_path() {
         (permission(Rule::UrlPath(PathMatcher::default())), format!("{what}.url_path")),
         (permission(Rule::AndRules(Default::default())), format!("{what}.and_rules.rules")),
         (principal(Identifier::Header(Default::default())), format!("{who}.header")),
-        (principal(Identifier::FilterState(Default::default())), format!("{who}.filter_state")),
+        (principal(Identifier::FilterState(Default::default())), format!("{who}.filter_state.key")),
+        (principal(Identifier::Metadata(Default::default())), format!("{who}.metadata")),
+        (principal(Identifier::Custom(Default::default())), format!("{who}.custom.typed_config")),
         (principal(Identifier::OrIds(Set::default())), format!("{who}.or_ids.ids")),
         (
             principal(Identifier::DirectRemoteIp(range("10.0.0", 8))),
