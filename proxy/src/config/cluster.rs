@@ -15,7 +15,8 @@ use xds_proto::{
                 circuit_breakers::Thresholds,
                 cluster::{
                     ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig, LbConfig,
-                    LbPolicy, LeastRequestLbConfig, common_lb_config::LocalityConfigSpecifier,
+                    LbPolicy, LeastRequestLbConfig, OriginalDstLbConfig,
+                    common_lb_config::LocalityConfigSpecifier,
                 },
             },
             core::v3::{TransportSocket, transport_socket},
@@ -45,6 +46,8 @@ pub enum Discovery {
     Eds(String),
     /// With the cluster.
     Static(Arc<Assignment>),
+    /// Whom the client asked, before the kernel redirected it to a listener with `original_dst`.
+    OriginalDestination,
 }
 
 /// `CircuitBreakers` of priority DEFAULT.
@@ -169,7 +172,11 @@ pub(super) fn convert(path: &Path<'_>, wire: WireCluster) -> Result<Cluster> {
                 let wire = load_assignment.ok_or_else(|| assignment_path.missing())?;
                 Discovery::Static(Arc::new(endpoint::convert(&assignment_path, wire)?))
             }
-            _ => return Err(path.field("type").invalid(kind, "is not EDS or STATIC")),
+            Ok(DiscoveryType::OriginalDst) => {
+                refuse!(path; eds_cluster_config, load_assignment);
+                Discovery::OriginalDestination
+            }
+            _ => return Err(path.field("type").invalid(kind, "is not EDS, STATIC or ORIGINAL_DST")),
         },
         Some(ClusterDiscoveryType::ClusterType(_)) => return Err(path.field("cluster_type").unsupported()),
         None => return Err(path.field("type").missing()),
@@ -189,11 +196,15 @@ pub(super) fn convert(path: &Path<'_>, wire: WireCluster) -> Result<Cluster> {
         return Err(timeout_path.invalid("0s", "leaves no time to connect"));
     }
     let (panic_threshold, by_locality) = common_lb(&path.field("common_lb_config"), common_lb_config)?;
+    let policy = match discovery {
+        Discovery::OriginalDestination => original(path, lb_policy, lb_config)?,
+        Discovery::Eds(_) | Discovery::Static(_) => policy(path, lb_policy, lb_config)?,
+    };
     Ok(Cluster {
         name: name.into(),
         discovery,
         connect_timeout,
-        policy: policy(path, lb_policy, lb_config)?,
+        policy,
         panic_threshold,
         by_locality,
         tls,
@@ -249,6 +260,31 @@ fn policy(path: &Path<'_>, policy: i32, config: Option<LbConfig>) -> Result<Poli
         Ok(LbPolicy::LeastRequest) => Ok(Policy::LeastRequest { choices }),
         Ok(LbPolicy::Random) => Ok(Policy::Random),
         _ => Err(path.field("lb_policy").invalid(policy, "is not ROUND_ROBIN, LEAST_REQUEST or RANDOM")),
+    }
+}
+
+/// There is nothing to choose.
+fn original(path: &Path<'_>, policy: i32, config: Option<LbConfig>) -> Result<Policy> {
+    if LbPolicy::try_from(policy) != Ok(LbPolicy::ClusterProvided) {
+        return Err(path
+            .field("lb_policy")
+            .invalid(policy, "is not CLUSTER_PROVIDED, as ORIGINAL_DST needs"));
+    }
+    match config {
+        None => Ok(Policy::RoundRobin),
+        Some(LbConfig::OriginalDstLbConfig(wire)) => {
+            let path = path.field("original_dst_lb_config");
+            // Clients would be asked where to go, headers and all.
+            let OriginalDstLbConfig {
+                use_http_header,
+                http_header_name,
+                upstream_port_override,
+                metadata_key,
+            } = wire;
+            refuse!(path; use_http_header, http_header_name, upstream_port_override, metadata_key);
+            Ok(Policy::RoundRobin)
+        }
+        Some(_) => Err(path.field("lb_config").unsupported()),
     }
 }
 

@@ -33,12 +33,11 @@ use crate::policy::{Action, Caller, MetadataTest, Policy, Rbac, RequestTest, Rul
 
 /// What the rules may ask about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Scope {
+enum Scope {
     /// Connections.
     Network,
-    /// Requests. `remote_ip` is then the client's own address only if the connection manager uses that
-    /// (`use_remote_address`), and else what the client says.
-    Http { uses_remote_address: bool },
+    /// Requests.
+    Http,
 }
 
 pub(super) fn network(path: &Path<'_>, wire: NetworkRbac) -> Result<Rbac> {
@@ -61,7 +60,7 @@ pub(super) fn network(path: &Path<'_>, wire: NetworkRbac) -> Result<Rbac> {
     filter(path, Scope::Network, &stat_prefix, rules, shadow_rules)
 }
 
-pub(super) fn http(path: &Path<'_>, wire: HttpRbac, scope: Scope) -> Result<Rbac> {
+pub(super) fn http(path: &Path<'_>, wire: HttpRbac) -> Result<Rbac> {
     let HttpRbac {
         rules,
         rules_stat_prefix,
@@ -72,7 +71,7 @@ pub(super) fn http(path: &Path<'_>, wire: HttpRbac, scope: Scope) -> Result<Rbac
         track_per_rule_stats: _,
     } = wire;
     refuse!(path; matcher, shadow_matcher);
-    filter(path, scope, &rules_stat_prefix, rules, shadow_rules)
+    filter(path, Scope::Http, &rules_stat_prefix, rules, shadow_rules)
 }
 
 fn filter(
@@ -216,16 +215,11 @@ fn principal(path: &Path<'_>, scope: Scope, wire: Principal) -> Result<Rule<Call
             let path = path.field("principal_name");
             Caller::Authenticated(principal_name.map(|wire| matcher::text(&path, wire)).transpose()?)
         }
-        Identifier::DirectRemoteIp(range) => Caller::Address(block(&path.field("direct_remote_ip"), range)?),
-        Identifier::SourceIp(range) => Caller::Address(block(&path.field("source_ip"), range)?),
-        Identifier::RemoteIp(range) => {
-            let path = path.field("remote_ip");
-            if scope == (Scope::Http { uses_remote_address: false }) {
-                let reason = "would be what the client says: set use_remote_address, or use direct_remote_ip";
-                return Err(path.invalid(&range.address_prefix, reason));
-            }
-            Caller::Client(block(&path, range)?)
+        Identifier::DirectRemoteIp(range) => {
+            Caller::DirectAddress(block(&path.field("direct_remote_ip"), range)?)
         }
+        Identifier::SourceIp(range) => Caller::Address(block(&path.field("source_ip"), range)?),
+        Identifier::RemoteIp(range) => Caller::Client(block(&path.field("remote_ip"), range)?),
         Identifier::Header(wire) => {
             let path = path.field("header");
             in_requests(&path, scope)?;
@@ -244,7 +238,7 @@ fn principal(path: &Path<'_>, scope: Scope, wire: Principal) -> Result<Rule<Call
 /// In a network filter Envoy takes conditions on requests, and none holds; within a negation all do.
 fn in_requests(path: &Path<'_>, scope: Scope) -> Result<()> {
     match scope {
-        Scope::Http { .. } => Ok(()),
+        Scope::Http => Ok(()),
         Scope::Network => Err(path.invalid("network filter", "has no request to look at")),
     }
 }
@@ -314,7 +308,7 @@ fn custom(path: &Path<'_>, wire: TypedExtensionConfig) -> Result<Caller> {
     Ok(Caller::Authenticated(Some(text)))
 }
 
-fn block(path: &Path<'_>, wire: CidrRange) -> Result<IpNet> {
+pub(super) fn block(path: &Path<'_>, wire: CidrRange) -> Result<IpNet> {
     let CidrRange { address_prefix, prefix_len } = wire;
     let address = address_prefix
         .parse()

@@ -6,7 +6,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use hyper::body::Incoming;
 use tokio::{sync::oneshot, task::JoinSet};
 
@@ -69,19 +69,22 @@ pub async fn handle(
     let (parts, incoming) = request.into_parts();
     let http2_client = parts.version == Version::HTTP_2;
     let grpc = is_grpc(&parts.headers);
+    // What follows on this connection was not looked at (`inbound::framing`).
+    let last = parts.version < Version::HTTP_2
+        && (parts.method == Method::CONNECT || super::hops::asks_to_switch(&parts.headers));
     let mut record = AccessRecord::enabled(chain.shared.access_log)
         .then(|| Box::new(record(chain, client, &parts, start)));
-    let prepared = prepare(
-        parts,
-        &chain.manager,
-        client.scheme,
-        client.connection.remote,
-        client.certificate.as_ref(),
-        &mut rand::rng(),
-    );
+    let prepared = prepare(parts, &chain.manager, client, &mut rand::rng());
     let mut request_id = None;
     let mut response = match prepared {
-        Err(refusal) => Reply::new(refusal.status, refusal.text, Flag::BadRequest).response(false),
+        Err(refusal) => {
+            let mut response = Reply::new(refusal.status, refusal.text, Flag::BadRequest).response(false);
+            let location = refusal.location.and_then(|to| HeaderValue::try_from(to).ok());
+            if let Some(location) = location {
+                response.headers_mut().insert(header::LOCATION, location);
+            }
+            response
+        }
         Ok(head) => {
             if chain.manager.request_id_in_response {
                 request_id = head.headers.get(super::request::X_REQUEST_ID).cloned();
@@ -99,6 +102,9 @@ pub async fn handle(
         }
     };
     finish(&mut response, &chain.manager, request_id);
+    if last {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     chain.stats.codes.count(response.status().as_u16());
     match record {
         None => response,

@@ -8,10 +8,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     gate::Gate,
-    select::{FirstBytes, choose},
+    select::{Ends, FirstBytes, choose, reachable},
 };
 use crate::{
-    config::{FilterChain, HttpManager, Listener, NetworkFilter, RouteSource, TcpProxy},
+    config::{ChainMatch, FilterChain, HttpManager, Listener, NetworkFilter, RouteSource, TcpProxy},
     forward::{HttpChain, RouteSlot},
     keys::KeyCache,
     shared::Shared,
@@ -100,8 +100,16 @@ impl Chains {
         self.chains.iter().chain(&self.default)
     }
 
-    pub(super) fn choose(&self, first: &FirstBytes) -> Option<&Arc<Chain>> {
-        let at = choose(self.chains.iter().map(|c| &c.config.matches), first);
+    /// Whether the first bytes of a connection must be seen before a chain can be chosen; and if they turn out not to be TLS,
+    /// whether they must be seen to be HTTP.
+    pub(super) fn inspects(&self, ends: Ends) -> (bool, bool) {
+        let reachable = reachable(self.chains.iter().map(|c| &c.config.matches), ends);
+        let matches = || reachable.iter().filter_map(|at| self.chains.get(*at)).map(|c| &c.config.matches);
+        (matches().any(ChainMatch::inspects), matches().any(|m| !m.application_protocols.is_empty()))
+    }
+
+    pub(super) fn choose(&self, ends: Ends, first: &FirstBytes) -> Option<&Arc<Chain>> {
+        let at = choose(self.chains.iter().map(|c| &c.config.matches), ends, first);
         at.and_then(|at| self.chains.get(at)).or(self.default.as_ref())
     }
 

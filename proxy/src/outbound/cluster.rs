@@ -12,10 +12,10 @@ use std::{
 
 use arc_swap::ArcSwap;
 
-use super::{Host, Limit, Permit, host::ActiveRequest};
+use super::{Host, Limit, Permit, behalf, host::ActiveRequest, originals::Originals};
 use crate::{
     balance::{Assignment, Candidate, Failure, LevelConfig, Levels, Verdict, pick},
-    config::Cluster,
+    config::{Cluster, Discovery},
     telemetry::ClusterStats,
     tls::{ClientTls, Secrets},
 };
@@ -47,6 +47,8 @@ pub struct UpstreamCluster {
     pub(super) connections: Arc<Limit>,
     pub(super) pending: Arc<Limit>,
     hosts: ArcSwap<HostSet>,
+    /// Of an ORIGINAL_DST cluster.
+    originals: Originals,
     /// Held while `hosts` is replaced; never by requests that only choose.
     replacing: Mutex<()>,
     cursor: AtomicU64,
@@ -79,6 +81,7 @@ impl UpstreamCluster {
                 stale_at: None,
             }),
             replacing: Mutex::new(()),
+            originals: Originals::default(),
             // So that proxies that start together do not all begin with the same endpoint.
             cursor: AtomicU64::new(rand::random()),
             config,
@@ -148,6 +151,9 @@ impl UpstreamCluster {
 
     /// Chooses an endpoint; not one of those that were tried, while another is left.
     pub fn choose(&self, tried: &[Arc<Host>]) -> Option<Arc<Host>> {
+        if matches!(self.config.discovery, Discovery::OriginalDestination) {
+            return self.originals.at(behalf().asked?);
+        }
         let mut set = self.hosts.load();
         if let Some(stale_at) = set.stale_at {
             let now = Instant::now();
@@ -203,8 +209,9 @@ impl UpstreamCluster {
     /// Closes connections that nobody has used for a while.
     pub fn sweep(&self, now: Instant) {
         for host in &self.hosts.load().hosts {
-            host.pool.sweep(now, self.config.idle_timeout, self.generation());
+            host.sweep(now, self.config.idle_timeout, self.generation());
         }
+        self.originals.sweep(now, self.config.idle_timeout, self.generation());
     }
 
     pub(super) fn generation(&self) -> u64 {

@@ -2,10 +2,12 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::UpstreamCluster;
+use super::{
+    UpstreamCluster,
+    behalf::{self, Source},
+};
 use crate::{io::Io, tls::Offer};
 
 /// The kinds of failure.
@@ -50,13 +52,18 @@ impl ConnectError {
     }
 }
 
-/// Connects to an endpoint, with TLS where the cluster has it.
+/// Connects to an endpoint, in the name of `source` if one is given, with TLS where the cluster has it.
 ///
 /// # Errors
 /// See [`ConnectFailure`].
-pub async fn dial(cluster: &UpstreamCluster, address: SocketAddr, offer: Offer) -> Result<Io, ConnectError> {
+pub async fn dial(
+    cluster: &UpstreamCluster,
+    address: SocketAddr,
+    source: Option<Source>,
+    offer: Offer,
+) -> Result<Io, ConnectError> {
     let limit = cluster.config.connect_timeout;
-    match tokio::time::timeout(limit, connect(cluster, address, offer)).await {
+    match tokio::time::timeout(limit, connect(cluster, address, source, offer)).await {
         Ok(result) => result,
         Err(_) => Err(ConnectError::new(
             ConnectFailure::Timeout,
@@ -65,7 +72,12 @@ pub async fn dial(cluster: &UpstreamCluster, address: SocketAddr, offer: Offer) 
     }
 }
 
-async fn connect(cluster: &UpstreamCluster, address: SocketAddr, offer: Offer) -> Result<Io, ConnectError> {
+async fn connect(
+    cluster: &UpstreamCluster,
+    address: SocketAddr,
+    source: Option<Source>,
+    offer: Offer,
+) -> Result<Io, ConnectError> {
     if let Some(tls) = &cluster.tls
         && !tls.ready()
     {
@@ -73,7 +85,7 @@ async fn connect(cluster: &UpstreamCluster, address: SocketAddr, offer: Offer) -
         return Err(ConnectError::new(ConnectFailure::NotReady, reason));
     }
     let refused = |e: std::io::Error| ConnectError::new(ConnectFailure::Refused, format!("{address}: {e}"));
-    let stream = TcpStream::connect(address).await.map_err(refused)?;
+    let stream = behalf::connect(address, source).await.map_err(refused)?;
     // Small writes must not wait for each other's acknowledgement.
     stream.set_nodelay(true).map_err(refused)?;
     let Some(tls) = &cluster.tls else { return Ok(Io::Endpoint(stream)) };

@@ -1,5 +1,6 @@
 //! The way out: clusters, their endpoints, and connections to them.
 
+mod behalf;
 mod body;
 mod call;
 mod client_body;
@@ -8,10 +9,12 @@ mod dial;
 mod host;
 mod lease;
 mod limit;
+mod originals;
 mod pool;
 mod replay;
 mod timer;
 
+pub use behalf::{Behalf, Source, behalf, on_behalf};
 pub use body::UpstreamBody;
 pub use call::{CallError, Called, GrpcCluster, call, fetch};
 pub use client_body::{ClientBody, ReadError};

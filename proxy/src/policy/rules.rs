@@ -81,10 +81,12 @@ pub enum Target {
 pub enum Caller {
     /// Whoever has a certificate, or one with such a SPIFFE ID.
     Authenticated(Option<Text>),
-    /// The address of the other end.
+    /// The client's address: of the other end, or as its PROXY header has it.
     Address(IpNet),
     /// The address of the client behind the proxies that are trusted.
     Client(IpNet),
+    /// The address of the other end of the connection itself.
+    DirectAddress(IpNet),
     #[allow(missing_docs)]
     Request(RequestTest),
     #[allow(missing_docs)]
@@ -164,6 +166,7 @@ impl Caller {
                 .is_some_and(|peer| wanted.as_ref().is_none_or(|text| text.matches(peer))),
             Self::Address(block) => inside(block, connection.remote),
             Self::Client(block) => inside(block, client),
+            Self::DirectAddress(block) => inside(block, connection.direct),
             Self::Request(test) => test.holds(request),
             Self::Metadata(test) => test.holds(metadata),
         }

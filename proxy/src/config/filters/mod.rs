@@ -29,6 +29,7 @@ use xds_proto::{
 
 use super::{
     error::Path,
+    rbac as config_rbac,
     wire::{Result, refuse, unpack},
 };
 use crate::{
@@ -101,14 +102,8 @@ impl HttpFilter {
     }
 }
 
-/// What filters are told of the connection manager that they belong to.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Manager {
-    pub(super) uses_remote_address: bool,
-}
-
 /// Any number of filters, and the router at the end.
-pub(super) fn convert(path: &Path<'_>, wires: Vec<WireFilter>, manager: Manager) -> Result<Vec<HttpFilter>> {
+pub(super) fn convert(path: &Path<'_>, wires: Vec<WireFilter>) -> Result<Vec<HttpFilter>> {
     let last = wires.len().checked_sub(1).ok_or_else(|| path.missing())?;
     if wires.len() > limits::HTTP_FILTERS {
         return Err(path.invalid(wires.len(), format!("filters are more than {}", limits::HTTP_FILTERS)));
@@ -133,7 +128,7 @@ pub(super) fn convert(path: &Path<'_>, wires: Vec<WireFilter>, manager: Manager)
             }
             return Ok(filters);
         }
-        match kind(&config, &any, manager)? {
+        match kind(&config, &any)? {
             Some(kind) => filters.push(HttpFilter { name: name.into(), disabled, kind }),
             None if is_optional => {}
             None => return Err(config.unsupported_type(&any.type_url)),
@@ -144,10 +139,10 @@ pub(super) fn convert(path: &Path<'_>, wires: Vec<WireFilter>, manager: Manager)
 }
 
 /// `None`: there is no such filter here.
-fn kind(path: &Path<'_>, any: &Any, manager: Manager) -> Result<Option<FilterKind>> {
+fn kind(path: &Path<'_>, any: &Any) -> Result<Option<FilterKind>> {
     let url = any.type_url.as_str();
     Ok(Some(if url == WireRbac::type_url() {
-        FilterKind::Rbac(rbac::filter(path, unpack(path, any)?, manager)?)
+        FilterKind::Rbac(config_rbac::http(path, unpack(path, any)?)?)
     } else if url == JwtAuthentication::type_url() {
         FilterKind::Jwt(Arc::new(jwt::filter(path, unpack(path, any)?)?))
     } else if url == LocalRateLimit::type_url() {

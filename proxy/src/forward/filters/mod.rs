@@ -80,7 +80,7 @@ impl<'a> Exchange<'a> {
 
     /// The client behind the proxies that are trusted.
     fn remote(&self) -> std::net::SocketAddr {
-        self.client.connection.remote
+        self.request.head.remote
     }
 
     /// A filter changed what routes are chosen by.

@@ -11,8 +11,12 @@ pub(super) fn ask(exchange: &mut Exchange<'_>, rbac: &Rbac) -> Outcome {
     let stats = &exchange.chain.stats;
     let request = exchange.request.head.view();
     let connection = &exchange.client.connection;
-    let facts =
-        Facts { request: Some(&request), metadata: Some(&exchange.metadata), ..Facts::of(connection) };
+    let facts = Facts {
+        request: Some(&request),
+        metadata: Some(&exchange.metadata),
+        client: exchange.remote(),
+        connection,
+    };
     let verdict = decide([rbac], facts);
     for policy in &verdict.audited {
         AccessDenial::audit(&exchange.chain.listener, connection, policy);
