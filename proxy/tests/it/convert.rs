@@ -19,7 +19,7 @@ use xds_proto::{
         },
         r#type::matcher::v3::RegexMatcher,
     },
-    google::protobuf::{Any, BoolValue, Duration, UInt32Value},
+    google::protobuf::{Any, Duration, UInt32Value},
 };
 
 use crate::resources::*;
