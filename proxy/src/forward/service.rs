@@ -8,7 +8,10 @@ use std::{
 use arc_swap::ArcSwap;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use hyper::body::Incoming;
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+};
 
 use super::{
     attempts::{self, Body, Done, Job},
@@ -45,6 +48,8 @@ pub struct HttpChain {
     pub stats: Arc<ListenerStats>,
     /// Everything that all chains have in common.
     pub shared: Arc<Shared>,
+    /// What goes on beside its requests.
+    pub helpers: JoinSet<()>,
 }
 
 /// A client's connection.

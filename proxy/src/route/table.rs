@@ -7,7 +7,7 @@ use rand::Rng;
 use serde::Serialize;
 
 use super::{HeaderOps, HostIndex, RequestView, RouteMatch, rewrite::split_port};
-use crate::{config::RouteFilters, retry::RetryPolicy};
+use crate::{config::RouteFilters, policy::limit::RouteLimits, retry::RetryPolicy};
 
 /// `RouteConfiguration`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -45,6 +45,8 @@ pub struct Route {
     pub action: Action,
     /// Settings of filters.
     pub filters: Arc<RouteFilters>,
+    /// What its requests are counted as.
+    pub limits: RouteLimits,
 }
 
 /// What a route does.
@@ -166,14 +168,17 @@ pub struct Picked {
 }
 
 impl Picked {
+    /// The destination, if the route has any.
+    pub fn destination(&self) -> Option<&Destination> {
+        match &self.route.action {
+            Action::Forward(forward) => forward.destinations.get(self.destination),
+            Action::Redirect { .. } | Action::Direct { .. } => None,
+        }
+    }
+
     /// Settings of filters.
     pub fn filters(&self) -> &RouteFilters {
-        match &self.route.action {
-            Action::Forward(forward) => {
-                forward.destinations.get(self.destination).map_or(&self.route.filters, |d| &d.filters)
-            }
-            Action::Redirect { .. } | Action::Direct { .. } => &self.route.filters,
-        }
+        self.destination().map_or(&self.route.filters, |destination| &destination.filters)
     }
 }
 
