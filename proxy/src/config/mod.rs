@@ -20,14 +20,19 @@
 //! `traffic_direction`, `enable_reuse_port`, `cleanup_interval`, `dns_lookup_family`, `validate_clusters`, `decorator`,
 //! `initial_fetch_timeout`, `suppress_envoy_headers`, `wait_for_warm_on_init`, `track_cluster_stats`.
 
+mod balancing;
+mod breakers;
 mod chain;
 mod cluster;
 mod endpoint;
 mod error;
 mod hcm;
 mod header_ops;
+mod health_check;
+mod lb_extension;
 mod listener;
 mod matcher;
+mod metadata;
 mod outlier;
 mod rbac;
 mod route;
@@ -36,18 +41,23 @@ mod secret;
 mod tcp_proxy;
 mod tls;
 mod upstream;
+mod upstream_socket;
 mod wire;
 
+pub use balancing::{Balancing, Localities};
+pub use breakers::{Breakers, Priority, PriorityLimits, Retries};
 pub use chain::{ChainMatch, FilterChain, NetworkFilter, ServerName, Transport};
-pub use cluster::{Breakers, Cluster, Discovery};
+pub use cluster::{Cluster, Discovery};
 pub use error::{ConfigError, Path, Problem};
 pub use hcm::{Codec, H2Settings, HttpManager, RouteSource, ServerHeader};
+pub use health_check::{Checker, GrpcCheck, HealthCheck, HttpCheck};
 pub use listener::Listener;
 pub use matcher::{FullRegex, Text, TextMatch};
 pub use secret::{CertificateSecret, Secret, ValidationSecret};
 pub use tcp_proxy::TcpProxy;
 pub use tls::{DownstreamTls, PeerMatch, SecretRef, TlsCommon, UpstreamTls};
 pub use upstream::UpstreamProtocol;
+pub use upstream_socket::{Keepalive, SocketMatch, SocketOptions};
 pub use wire::Source;
 
 use xds_proto::envoy::config::{

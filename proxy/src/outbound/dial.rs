@@ -2,10 +2,9 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::UpstreamCluster;
+use super::{Host, UpstreamCluster, socket};
 use crate::{io::Io, tls::Offer};
 
 /// The kinds of failure.
@@ -54,9 +53,19 @@ impl ConnectError {
 ///
 /// # Errors
 /// See [`ConnectFailure`].
-pub async fn dial(cluster: &UpstreamCluster, address: SocketAddr, offer: Offer) -> Result<Io, ConnectError> {
+pub async fn dial(cluster: &UpstreamCluster, host: &Host, offer: Offer) -> Result<Io, ConnectError> {
+    dial_to(cluster, host.socket, host.address, offer).await
+}
+
+/// The same to any address, in one of the ways of the cluster.
+pub(super) async fn dial_to(
+    cluster: &UpstreamCluster,
+    socket: usize,
+    address: SocketAddr,
+    offer: Offer,
+) -> Result<Io, ConnectError> {
     let limit = cluster.config.connect_timeout;
-    match tokio::time::timeout(limit, connect(cluster, address, offer)).await {
+    match tokio::time::timeout(limit, connect(cluster, socket, address, offer)).await {
         Ok(result) => result,
         Err(_) => Err(ConnectError::new(
             ConnectFailure::Timeout,
@@ -65,18 +74,24 @@ pub async fn dial(cluster: &UpstreamCluster, address: SocketAddr, offer: Offer) 
     }
 }
 
-async fn connect(cluster: &UpstreamCluster, address: SocketAddr, offer: Offer) -> Result<Io, ConnectError> {
-    if let Some(tls) = &cluster.tls
+async fn connect(
+    cluster: &UpstreamCluster,
+    socket: usize,
+    address: SocketAddr,
+    offer: Offer,
+) -> Result<Io, ConnectError> {
+    let tls = cluster.tls(socket);
+    if let Some(tls) = tls
         && !tls.ready()
     {
         let reason = format!("certificate or roots of cluster {:?} have not arrived", cluster.config.name);
         return Err(ConnectError::new(ConnectFailure::NotReady, reason));
     }
     let refused = |e: std::io::Error| ConnectError::new(ConnectFailure::Refused, format!("{address}: {e}"));
-    let stream = TcpStream::connect(address).await.map_err(refused)?;
+    let stream = socket::connect(&cluster.config.socket, address).await.map_err(refused)?;
     // Small writes must not wait for each other's acknowledgement.
     stream.set_nodelay(true).map_err(refused)?;
-    let Some(tls) = &cluster.tls else { return Ok(Io::Endpoint(stream)) };
+    let Some(tls) = tls else { return Ok(Io::Endpoint(stream)) };
     let connector = TlsConnector::from(tls.config(offer));
     let stream = connector
         .connect(tls.server_name(address.ip()), stream)

@@ -1,22 +1,28 @@
 //! The way out: clusters, their endpoints, and connections to them.
 
 mod body;
+mod breakers;
 mod cluster;
 mod dial;
+mod health;
 mod host;
+mod host_set;
 mod lease;
 mod limit;
 mod pool;
 mod replay;
+mod socket;
+mod task;
 mod timer;
 
 pub use body::UpstreamBody;
-pub use cluster::UpstreamCluster;
+pub use breakers::{Breaker, Breakers};
+pub use cluster::{Ask, UpstreamCluster};
 pub use dial::{ConnectError, ConnectFailure, dial};
 pub use host::Host;
 pub use lease::{Lease, SendError};
 pub use limit::{Limit, Permit};
-pub use pool::{Want, acquire};
+pub use pool::{Want, acquire, acquire_as};
 pub use replay::ReplayHandle;
 pub use timer::{Deadline, IdleTimer};
 

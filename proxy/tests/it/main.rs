@@ -18,3 +18,4 @@ mod refusal;
 mod resources;
 mod store;
 mod update;
+mod upstream;

@@ -53,7 +53,7 @@ async fn a_bad_resource_is_refused_with_its_path_and_the_old_one_goes_on() {
     assert!(words.starts_with(&format!("resource \"out\": {path}: is not supported")), "{words}");
 
     let mut cluster = static_cluster("app", &[app.address]);
-    cluster.lb_policy = 5;
+    cluster.lb_policy = 6;
     control.set([named(cluster)]);
     let (type_url, words) = control.nack().await;
     assert_eq!(type_url, Cluster::type_url());
