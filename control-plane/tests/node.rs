@@ -19,8 +19,8 @@ use xds_proto::{
         admin::v1::{ApplyRequest, StatusRequest, admin_client::AdminClient},
         agent::v1::LocalEndpoint,
         bootstrap::v1::{
-            ReportEndpointRequest, SignWorkloadRequest, certificates_client::CertificatesClient,
-            endpoints_client::EndpointsClient,
+            RenewNodeRequest, ReportEndpointRequest, SignWorkloadRequest,
+            certificates_client::CertificatesClient, endpoints_client::EndpointsClient,
         },
     },
     type_url,
@@ -95,6 +95,14 @@ async fn a_node_registers_binds_signs_and_is_told_of_its_endpoint() {
     let node = cluster.node("n1").await;
     assert_eq!(spiffe_id(&node.answer.chain).to_string(), "spiffe://west.example/isthmus/node/n1");
     assert_eq!(node.answer.replicas, [cluster.door()]);
+    // Its flows are found by a name that it has whatever it asks for: now, and when it is renewed.
+    let mut certificates = CertificatesClient::new(node.channel.clone());
+    let request = RenewNodeRequest { csr: greedy_csr(&cluster) };
+    let renewed = certificates.renew_node(request).await.unwrap().into_inner();
+    for chain in [&node.answer.chain, &renewed.chain] {
+        let names = mesh_tls::dns_names(&chain[0].clone().into());
+        assert_eq!(names, ["n1.west.hubble-grpc.mesh.local"]);
+    }
 
     let bound =
         EndpointsClient::new(node.channel.clone()).report(report(&node, 5)).await.unwrap().into_inner();
@@ -108,6 +116,7 @@ async fn a_node_registers_binds_signs_and_is_told_of_its_endpoint() {
         bound.spiffe_id,
         "the model decides the name, not the request"
     );
+    assert!(mesh_tls::dns_names(&signed.chain[0].clone().into()).is_empty());
 
     let mut agent = subscribe(&node, None, vec![type_url::<LocalEndpoint>()]);
     let endpoint: LocalEndpoint = resource(&mut agent, "shop/pay-1").await.decode().unwrap();

@@ -171,8 +171,10 @@ fn permitted(access: &[Rbac], from: IpAddr, id: &str, at: SocketAddr) -> bool {
     let connection = Connection {
         local: at,
         remote: SocketAddr::new(from, 40_000),
+        direct: SocketAddr::new(from, 40_000),
         peer: Some(id.to_owned()),
         server_name: None,
+        behalf: Default::default(),
     };
     decide(access, Facts { connection: &connection, request: None }).denied.is_none()
 }

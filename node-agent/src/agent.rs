@@ -264,6 +264,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let node_flows = NodeFlows {
         node: state.node.clone(),
         cluster: state.cluster.clone(),
+        mesh_domain: state.mesh_domain.clone(),
         trust_domain: state.trust_domain.clone(),
         address: format!("unix://{}", hubble_socket.display()),
         tls: false,
@@ -274,11 +275,14 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         started: Instant::now(),
     };
     let hubble_listener = mesh_tls::grpc::bind_unix(&hubble_socket, 0o600)?;
-    let hubble_service = node_flows.clone().service();
+    let hubble_port = hubble.as_ref().map(TcpListener::local_addr).transpose()?.map(|at| at.port());
+    let peers = flows::Peers::new(node_flows.clone(), engine.clone(), hubble_port);
+    let (hubble_service, peer_service) = (node_flows.clone().service(), peers.clone().service());
     tasks.spawn(async move {
         let served = Server::builder()
             .concurrency_limit_per_connection(32)
             .add_service(hubble_service)
+            .add_service(peer_service)
             .serve_with_incoming(attest(hubble_listener))
             .await;
         tracing::error!(?served, "Hubble's socket is not served any more");
@@ -287,7 +291,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         let (identity, bundles) = (identity.clone(), bundles.clone());
         let over_tls = NodeFlows { address: listener.local_addr()?.to_string(), tls: true, ..node_flows };
         tasks.spawn(async move {
-            let served = flows::serve_tls(listener, identity, bundles, over_tls).await;
+            let served = flows::serve_tls(listener, identity, bundles, over_tls, peers).await;
             tracing::error!(?served, "--hubble is not served any more");
         });
     }

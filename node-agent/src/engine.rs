@@ -70,6 +70,8 @@ struct Inner {
     full: Option<&'static str>,
     /// Services that are not as they should be.
     refused: Refused,
+    /// Of how the node is set up, what is not as it should be: why, and the map that has no room.
+    unset: BTreeMap<SetUp, (MapError, Option<&'static str>)>,
     /// A write was refused half-way, so that `current` may not be what the kernel holds.
     is_unsure: bool,
     /// No interface of the node has the programs.
@@ -98,6 +100,7 @@ impl Engine {
             behind: None,
             full: None,
             refused: Refused::default(),
+            unset: BTreeMap::new(),
             is_unsure: false,
             has_no_net: false,
         };
@@ -194,9 +197,11 @@ impl Engine {
     /// Says which node has which addresses, for the tunnel.
     ///
     /// # Errors
-    /// The kernel refused.
+    /// The kernel refused, which is told of until a later call succeeds.
     pub fn set_hops(&self, hops: &BTreeMap<IpNet, Hop>) -> Result<(), MapError> {
-        self.lock().maps.set_hops(hops)
+        let mut inner = self.lock();
+        let result = inner.maps.set_hops(hops);
+        inner.note_set_up(SetUp::Nodes, result)
     }
 
     /// Says where the proxy of a name listens, if it is there, and writes it to the kernel: from then on, what policy
@@ -214,13 +219,15 @@ impl Engine {
     /// Says which addresses are this node's own, and where the control plane listens.
     ///
     /// # Errors
-    /// The kernel refused.
+    /// The kernel refused, which is told of until a later call succeeds.
     pub fn set_host(
         &self,
         locals: &BTreeSet<IpAddr>,
         control: &BTreeSet<SocketAddr>,
     ) -> Result<(), MapError> {
-        self.lock().maps.set_host(locals, control)
+        let mut inner = self.lock();
+        let result = inner.maps.set_host(locals, control);
+        inner.note_set_up(SetUp::Host, result)
     }
 
     /// Says that the programs are at no interface of the node: a policy for the node itself is refused.
@@ -248,7 +255,7 @@ impl Engine {
     /// The map that has no room for what the kernel is to hold.
     pub fn full_map(&self) -> Option<&'static str> {
         let inner = self.lock();
-        inner.full.or(inner.refused.full())
+        inner.full.or(inner.refused.full()).or(inner.unset.values().find_map(|(_, full)| *full))
     }
 
     /// The write that the kernel has refused, which is still to be made.
@@ -397,7 +404,24 @@ impl Engine {
     }
 }
 
+/// What of the node's own is told apart from resources.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum SetUp {
+    /// Where other nodes are.
+    Nodes,
+    /// Its own addresses, and those of the control plane.
+    Host,
+}
+
 impl Inner {
+    fn note_set_up(&mut self, what: SetUp, result: Result<(), MapError>) -> Result<(), MapError> {
+        match &result {
+            Ok(()) => self.unset.remove(&what),
+            Err(error) => self.unset.insert(what, (error.clone(), self.maps.full())),
+        };
+        result
+    }
+
     fn take(&mut self, update: &Update) -> Result<(), String> {
         if self.has_no_net && update.type_url == type_url::<HostEndpoint>() && !update.added.is_empty() {
             return Err(NO_NET.to_owned());

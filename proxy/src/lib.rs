@@ -9,6 +9,7 @@
 pub mod admin;
 pub mod balance;
 pub mod config;
+pub mod format;
 pub mod forward;
 pub mod gateway;
 pub mod inbound;

@@ -13,7 +13,7 @@ use xds_proto::isthmus::bootstrap::v1::{
     SignWorkloadResponse, certificates_server::Certificates,
 };
 
-use super::{CaError, NODE_TTL, trust};
+use super::{CaError, trust};
 use crate::{
     app::{App, read_status},
     authz::Action,
@@ -56,10 +56,10 @@ impl Certificates for CertificatesService {
             Status::permission_denied(format!("node {node} was removed: it must register again"))
         })?;
         still_registered(&state, shown_registration(request.extensions()), &node)?;
-        let id = SpiffeId::node(self.0.trust_domain(), &node);
+        let cluster =
+            state.cluster.as_ref().ok_or_else(|| Status::unavailable("the cluster is not initialised"))?;
         let csr = &request.get_ref().csr;
-        let chain =
-            self.0.ca.sign(csr, &id, record.registration, NODE_TTL, SystemTime::now()).map_err(ca_status)?;
+        let chain = self.0.ca.sign_node(csr, record, cluster, SystemTime::now()).map_err(ca_status)?;
         self.0.gate.has_signed("node");
         Ok(Response::new(RenewNodeResponse { chain }))
     }

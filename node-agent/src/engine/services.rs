@@ -123,7 +123,8 @@ impl Inner {
 
     /// What the kernel refused last.
     pub(super) fn behind(&self) -> Option<MapError> {
-        self.behind.clone().or_else(|| self.refused.error())
+        let unset = || self.unset.values().next().map(|(error, _)| error.clone());
+        self.behind.clone().or_else(|| self.refused.error()).or_else(unset)
     }
 
     /// Whether all addresses that an update tells of are in the kernel.

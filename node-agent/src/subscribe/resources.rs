@@ -140,8 +140,12 @@ pub enum L7 {
 pub enum Peer {
     Any,
     Identity(u32),
+    /// Any of them.
+    Identities(Box<[u32]>),
     /// An address outside the mesh.
     Cidr(IpNet),
+    /// An address outside the mesh, in any of them.
+    Cidrs(Box<[IpNet]>),
     Entity(Entity),
     /// Addresses outside the mesh that DNS has told a pod of this node for such a name.
     Name(NamePattern),
@@ -162,6 +166,8 @@ pub enum Entity {
     Health,
     /// Addresses of pods that nobody is known to have.
     Unmanaged,
+    /// Every workload of the mesh.
+    Workloads,
 }
 
 /// Another node, or this one.

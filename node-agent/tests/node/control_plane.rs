@@ -36,7 +36,7 @@ pub const DOOR: &str = "127.0.0.1:19443";
 const CHUNK: usize = 2_000;
 
 /// Type URL to name to the version in which it came, and the message.
-type Resources = BTreeMap<String, BTreeMap<String, (u64, Any)>>;
+type Resources = BTreeMap<String, BTreeMap<String, (u64, Option<Any>)>>;
 
 /// Shared by the services and the test, which gets copies: an assertion that failed with one of the locks held
 /// would take the services down with it, and their panics would be the loudest.
@@ -111,26 +111,45 @@ impl State {
         let mut all = self.resources.lock().unwrap();
         let version = *self.newest.borrow() + 1;
         for (name, message) in messages {
-            all.entry(message.type_url.clone()).or_default().insert(name, (version, message));
+            all.entry(message.type_url.clone()).or_default().insert(name, (version, Some(message)));
         }
         drop(all);
         self.newest.send_replace(version);
     }
 
-    /// What has come since a version, in responses of a bounded size.
+    /// There is no such resource any more.
+    pub fn take_back<M: Name>(&self, name: &str) {
+        let mut all = self.resources.lock().unwrap();
+        let version = *self.newest.borrow() + 1;
+        all.entry(M::type_url()).or_default().insert(name.to_owned(), (version, None));
+        drop(all);
+        self.newest.send_replace(version);
+    }
+
+    /// What has come and gone since a version, in responses of a bounded size.
     fn since(&self, sent: u64, version: u64) -> Vec<DeltaDiscoveryResponse> {
         let all = self.resources.lock().unwrap();
         let mut responses = Vec::new();
         for (type_url, resources) in all.iter() {
             let new = resources.iter().filter(|(_, (came, _))| *came > sent);
+            let (new, gone): (Vec<_>, Vec<_>) = new.partition(|(_, (_, message))| message.is_some());
             let new: Vec<Resource> = new
+                .into_iter()
                 .map(|(name, (came, message))| Resource {
                     name: name.clone(),
                     version: came.to_string(),
-                    resource: Some(message.clone()),
+                    resource: message.clone(),
                     ..Default::default()
                 })
                 .collect();
+            if !gone.is_empty() {
+                responses.push(DeltaDiscoveryResponse {
+                    type_url: type_url.clone(),
+                    nonce: format!("{version}-gone-{type_url}"),
+                    removed_resources: gone.into_iter().map(|(name, _)| name.clone()).collect(),
+                    ..Default::default()
+                });
+            }
             for (place, chunk) in new.chunks(CHUNK).enumerate() {
                 responses.push(DeltaDiscoveryResponse {
                     type_url: type_url.clone(),
@@ -410,9 +429,10 @@ impl AggregatedDiscoveryService for Fake {
     }
 }
 
-/// Waits for something without a fixed delay: looks again at short intervals, up to ten seconds.
+/// Waits for something without a fixed delay: looks again at short intervals, up to a minute: the kernel's verifier
+/// takes seconds over the programs of one agent, and other tests start agents at the same time.
 pub fn eventually<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
-    eventually_within(Duration::from_secs(10), what, look)
+    eventually_within(Duration::from_secs(60), what, look)
 }
 
 /// The same with another patience.

@@ -59,7 +59,7 @@ pub(super) fn network(path: &Path<'_>, wire: NetworkRbac) -> Result<Rbac> {
     filter(path, Scope::Network, &stat_prefix, rules, shadow_rules)
 }
 
-pub(super) fn http(path: &Path<'_>, wire: HttpRbac, uses_remote_address: bool) -> Result<Rbac> {
+pub(super) fn http(path: &Path<'_>, wire: HttpRbac, scope: Scope) -> Result<Rbac> {
     let HttpRbac {
         rules,
         rules_stat_prefix,
@@ -70,7 +70,7 @@ pub(super) fn http(path: &Path<'_>, wire: HttpRbac, uses_remote_address: bool) -
         track_per_rule_stats: _,
     } = wire;
     refuse!(path; matcher, shadow_matcher);
-    filter(path, Scope::Http { uses_remote_address }, &rules_stat_prefix, rules, shadow_rules)
+    filter(path, scope, &rules_stat_prefix, rules, shadow_rules)
 }
 
 fn filter(
@@ -211,7 +211,9 @@ fn principal(path: &Path<'_>, scope: Scope, wire: Principal) -> Result<Rule<Call
             let path = path.field("principal_name");
             Caller::Authenticated(principal_name.map(|wire| matcher::text(&path, wire)).transpose()?)
         }
-        Identifier::DirectRemoteIp(range) => Caller::Address(block(&path.field("direct_remote_ip"), range)?),
+        Identifier::DirectRemoteIp(range) => {
+            Caller::DirectAddress(block(&path.field("direct_remote_ip"), range)?)
+        }
         Identifier::SourceIp(range) => Caller::Address(block(&path.field("source_ip"), range)?),
         Identifier::RemoteIp(range) => {
             let path = path.field("remote_ip");
@@ -251,7 +253,7 @@ fn url_path(path: &Path<'_>, scope: Scope, wire: PathMatcher) -> Result<RequestT
     }
 }
 
-fn block(path: &Path<'_>, wire: CidrRange) -> Result<IpNet> {
+pub(super) fn block(path: &Path<'_>, wire: CidrRange) -> Result<IpNet> {
     let CidrRange { address_prefix, prefix_len } = wire;
     let address = address_prefix
         .parse()

@@ -13,6 +13,7 @@ use xds_proto::envoy::config::route::v3::{
 
 use super::{
     error::Path,
+    filters::{self, RouteFilters},
     header_ops::{self, REQUEST, RESPONSE},
     matcher::{self, Text, TextMatch},
     route_action::{self, Levels},
@@ -63,12 +64,13 @@ pub(super) fn convert(path: &Path<'_>, wire: RouteConfiguration) -> Result<Route
         route_specifiers,
     } = wire;
     refuse!(path; vhds, internal_only_headers, cluster_specifier_plugins, request_mirror_policies, vhost_header,
-        ignore_path_parameters_in_path_matching, typed_per_filter_config, route_specifiers,
+        ignore_path_parameters_in_path_matching, route_specifiers,
         max_direct_response_body_size_bytes);
     let table = Ops {
         request: header_ops::convert(path, &REQUEST, request_headers_to_add, request_headers_to_remove)?,
         response: header_ops::convert(path, &RESPONSE, response_headers_to_add, response_headers_to_remove)?,
     };
+    let filters = filters::layer(path, typed_per_filter_config, &Arc::default())?;
     let count: usize = virtual_hosts.iter().map(|v| v.routes.len()).sum();
     let list = path.field("virtual_hosts");
     if count > MAX_ROUTES {
@@ -85,13 +87,19 @@ pub(super) fn convert(path: &Path<'_>, wire: RouteConfiguration) -> Result<Route
         for (n, domain) in wire.domains.iter().enumerate() {
             index.insert(domain, at).map_err(|e| domains.index(n).invalid(domain, e))?;
         }
-        vhosts.push(vhost(&path, wire, &table, most_specific_header_mutations_wins)?);
+        vhosts.push(vhost(&path, wire, &table, &filters, most_specific_header_mutations_wins)?);
     }
     Ok(RouteTable { name, vhosts, ignore_port: ignore_port_in_host_matching, index })
 }
 
 #[allow(deprecated)]
-fn vhost(path: &Path<'_>, wire: WireVhost, table: &Ops, specific_wins: bool) -> Result<VirtualHost> {
+fn vhost(
+    path: &Path<'_>,
+    wire: WireVhost,
+    table: &Ops,
+    filters: &Arc<RouteFilters>,
+    specific_wins: bool,
+) -> Result<VirtualHost> {
     let WireVhost {
         name,
         domains,
@@ -118,7 +126,7 @@ fn vhost(path: &Path<'_>, wire: WireVhost, table: &Ops, specific_wins: bool) -> 
         metadata: _,
         route_specifiers,
     } = wire;
-    refuse!(path; matcher, require_tls, virtual_clusters, rate_limits, cors, typed_per_filter_config,
+    refuse!(path; matcher, require_tls, virtual_clusters, rate_limits, cors,
         retry_policy_typed_config, hedge_policy, include_is_timeout_retry_header, per_request_buffer_limit_bytes,
         request_body_buffer_limit, request_mirror_policies, route_specifiers);
     let ops = Ops {
@@ -129,7 +137,9 @@ fn vhost(path: &Path<'_>, wire: WireVhost, table: &Ops, specific_wins: bool) -> 
         Some(policy) => route_action::retry(&path.field("retry_policy"), policy)?,
         None => None,
     };
+    let filters = filters::layer(path, typed_per_filter_config, filters)?;
     let levels = Levels {
+        filters: &filters,
         table,
         vhost: &ops,
         specific_wins,
@@ -163,7 +173,7 @@ fn route(path: &Path<'_>, wire: WireRoute, levels: &Levels<'_>) -> Result<Route>
         route_specifiers,
         action,
     } = wire;
-    refuse!(path; typed_per_filter_config, tracing, per_request_buffer_limit_bytes, request_body_buffer_limit,
+    refuse!(path; tracing, per_request_buffer_limit_bytes, request_body_buffer_limit,
         route_specifiers);
     let ops = Ops {
         request: header_ops::convert(path, &REQUEST, request_headers_to_add, request_headers_to_remove)?,
@@ -172,7 +182,10 @@ fn route(path: &Path<'_>, wire: WireRoute, levels: &Levels<'_>) -> Result<Route>
     let match_path = path.field("match");
     let matches = route_match(&match_path, r#match.ok_or_else(|| match_path.missing())?)?;
     let action = action.ok_or_else(|| path.field("action").missing())?;
-    Ok(Route { name, matches, action: route_action::convert(path, action, &ops, levels)? })
+    let filters = filters::layer(path, typed_per_filter_config, levels.filters)?;
+    let levels = Levels { filters: &filters, ..*levels };
+    let action = route_action::convert(path, action, &ops, &levels)?;
+    Ok(Route { name, matches, action, filters })
 }
 
 fn route_match(path: &Path<'_>, wire: WireMatch) -> Result<RouteMatch> {

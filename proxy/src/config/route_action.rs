@@ -14,6 +14,7 @@ use xds_proto::envoy::config::route::v3::{
 
 use super::{
     error::Path,
+    filters::{self, RouteFilters},
     header_ops::{self, REQUEST, RESPONSE},
     route::Ops,
     wire::{Result, duration_or, inline, refuse, timeout_or, u32_or},
@@ -30,6 +31,8 @@ const MAX_DIRECT_BODY: usize = 4096;
 
 /// What the levels above a route add to it.
 pub(super) struct Levels<'a> {
+    /// Of all levels, down to the one at hand.
+    pub(super) filters: &'a Arc<RouteFilters>,
     pub(super) table: &'a Ops,
     pub(super) vhost: &'a Ops,
     pub(super) specific_wins: bool,
@@ -170,7 +173,14 @@ fn destinations(
         ClusterSpecifier::Cluster(name) if name.is_empty() => Err(path.field("cluster").missing()),
         ClusterSpecifier::Cluster(name) => {
             let Ops { request, response } = levels.all(ops);
-            Ok(vec![Destination { cluster: name.into(), weight: 1, request, response, host_rewrite: None }])
+            Ok(vec![Destination {
+                cluster: name.into(),
+                weight: 1,
+                request,
+                response,
+                host_rewrite: None,
+                filters: levels.filters.clone(),
+            }])
         }
         ClusterSpecifier::WeightedClusters(wire) => {
             weighted(&path.field("weighted_clusters"), wire, ops, levels)
@@ -212,7 +222,7 @@ fn weighted(
             typed_per_filter_config,
             host_rewrite_specifier,
         } = wire;
-        refuse!(path; cluster_header, metadata_match, typed_per_filter_config);
+        refuse!(path; cluster_header, metadata_match);
         if name.is_empty() {
             return Err(path.field("name").missing());
         }
@@ -235,7 +245,9 @@ fn weighted(
                 header_ops::host(&path.field("host_rewrite_literal"), &host)?
             }
         };
-        destinations.push(Destination { cluster: name.into(), weight, request, response, host_rewrite });
+        let filters = filters::layer(&path, typed_per_filter_config, levels.filters)?;
+        let cluster = name.into();
+        destinations.push(Destination { cluster, weight, request, response, host_rewrite, filters });
     }
     if sum == 0 || sum > u64::from(u32::MAX) {
         return Err(list.invalid(sum, "is the sum of the weights; it must be 1 to 4294967295"));

@@ -3,10 +3,13 @@
 mod answer;
 mod attempts;
 mod body;
+mod filters;
 mod hops;
+mod path;
 mod reply;
 mod request;
 mod service;
+mod trust;
 
 pub use body::ResponseBody;
 pub use reply::{Reply, finish};

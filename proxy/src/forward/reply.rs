@@ -123,6 +123,9 @@ pub fn finish(response: &mut Response<ResponseBody>, manager: &HttpManager, requ
         }
         ServerHeader::PassThrough => {}
     }
+    if let Some(via) = &manager.edge.via {
+        headers.append(header::VIA, via.clone());
+    }
     if let Some(id) = request_id {
         headers.insert(super::request::X_REQUEST_ID, id);
     }

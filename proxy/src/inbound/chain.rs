@@ -7,10 +7,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     gate::Gate,
-    select::{FirstBytes, choose},
+    select::{Ends, FirstBytes, choose, reachable},
 };
 use crate::{
-    config::{FilterChain, Listener, NetworkFilter, RouteSource, TcpProxy},
+    config::{ChainMatch, FilterChain, Listener, NetworkFilter, RouteSource, TcpProxy},
     forward::{HttpChain, RouteSlot},
     shared::Shared,
     telemetry::ListenerStats,
@@ -98,8 +98,16 @@ impl Chains {
         self.chains.iter().chain(&self.default)
     }
 
-    pub(super) fn choose(&self, first: &FirstBytes) -> Option<&Arc<Chain>> {
-        let at = choose(self.chains.iter().map(|c| &c.config.matches), first);
+    /// Whether the first bytes of a connection must be seen before a chain can be chosen; and if they turn out not to be TLS,
+    /// whether they must be seen to be HTTP.
+    pub(super) fn inspects(&self, ends: Ends) -> (bool, bool) {
+        let reachable = reachable(self.chains.iter().map(|c| &c.config.matches), ends);
+        let matches = || reachable.iter().filter_map(|at| self.chains.get(*at)).map(|c| &c.config.matches);
+        (matches().any(ChainMatch::inspects), matches().any(|m| !m.application_protocols.is_empty()))
+    }
+
+    pub(super) fn choose(&self, ends: Ends, first: &FirstBytes) -> Option<&Arc<Chain>> {
+        let at = choose(self.chains.iter().map(|c| &c.config.matches), ends, first);
         at.and_then(|at| self.chains.get(at)).or(self.default.as_ref())
     }
 

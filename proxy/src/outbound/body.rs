@@ -7,10 +7,9 @@ use std::{
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::sync::oneshot;
 
-use super::{BoxError, IdleTimer, replay::ReplayBody};
+use super::{BoxError, ClientBody, IdleTimer, replay::ReplayBody};
 
 /// A request's body.
 #[derive(Debug)]
@@ -37,7 +36,7 @@ pub(super) enum BodyError {
 /// A client's body.
 #[derive(Debug)]
 pub struct StreamBody {
-    incoming: Incoming,
+    incoming: ClientBody,
     idle: IdleTimer,
     /// Fires by being dropped.
     ended: Option<oneshot::Sender<()>>,
@@ -45,14 +44,14 @@ pub struct StreamBody {
 
 impl UpstreamBody {
     /// A client's body. `ended` is dropped when all of it has passed.
-    pub fn stream(incoming: Incoming, idle: IdleTimer, ended: oneshot::Sender<()>) -> StreamBody {
+    pub fn stream(incoming: ClientBody, idle: IdleTimer, ended: oneshot::Sender<()>) -> StreamBody {
         StreamBody { incoming, idle, ended: Some(ended) }
     }
 }
 
 impl StreamBody {
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        match Pin::new(&mut self.incoming).poll_frame(cx) {
+        match self.incoming.poll_next(cx) {
             Poll::Pending => match self.idle.poll_stalled(cx) {
                 Poll::Pending => Poll::Pending,
                 Poll::Ready(()) => Poll::Ready(Some(Err(BodyError::Stalled.into()))),

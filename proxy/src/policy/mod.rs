@@ -12,19 +12,23 @@ use std::{net::SocketAddr, sync::Arc};
 
 use serde::Serialize;
 
-use crate::route::RequestView;
+use crate::{outbound::Behalf, route::RequestView};
 
 /// What is known of a client's connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Connection {
     /// This end.
     pub local: SocketAddr,
-    /// The other end.
+    /// The client: the other end, or whom its PROXY header names.
     pub remote: SocketAddr,
+    /// The other end itself.
+    pub direct: SocketAddr,
     /// The SPIFFE ID of its certificate, if that was verified.
     pub peer: Option<String>,
     /// The server name that it asked for.
     pub server_name: Option<String>,
+    /// What the way out takes over of it.
+    pub behalf: Behalf,
 }
 
 /// What rules are about.
@@ -56,13 +60,20 @@ pub struct Verdict {
     pub would_deny: Vec<Arc<str>>,
 }
 
+impl Rbac {
+    /// Asks this filter.
+    fn ask(&self, facts: Facts<'_>, verdict: &mut Verdict) {
+        let denied = |rules: &Rules| rules.denies(facts).map(|by| by.unwrap_or(&self.name).clone());
+        verdict.would_deny.extend(self.shadow.as_ref().and_then(denied));
+        verdict.denied = self.rules.as_ref().and_then(denied);
+    }
+}
+
 /// Asks one filter after the other until one denies.
-pub fn decide(filters: &[Rbac], facts: Facts<'_>) -> Verdict {
+pub fn decide<'a>(filters: impl IntoIterator<Item = &'a Rbac>, facts: Facts<'_>) -> Verdict {
     let mut verdict = Verdict::default();
     for filter in filters {
-        let denied = |rules: &Rules| rules.denies(facts).map(|by| by.unwrap_or(&filter.name).clone());
-        verdict.would_deny.extend(filter.shadow.as_ref().and_then(denied));
-        verdict.denied = filter.rules.as_ref().and_then(denied);
+        filter.ask(facts, &mut verdict);
         if verdict.denied.is_some() {
             break;
         }
@@ -81,8 +92,10 @@ mod tests {
         Connection {
             local: "10.1.0.9:8080".parse().unwrap(),
             remote: SocketAddr::new(remote.parse().unwrap(), 40_000),
+            direct: SocketAddr::new(remote.parse().unwrap(), 40_000),
             peer: peer.map(str::to_owned),
             server_name: Some("80.pay.shop.svc.mesh.local".to_owned()),
+            behalf: Behalf::default(),
         }
     }
 
@@ -147,7 +160,7 @@ mod tests {
 
     #[test]
     fn ports_addresses_and_names_are_compared_with_the_right_end() {
-        let block = |text: &str| Rule::Test(Caller::Address(text.parse().unwrap()));
+        let block = |text: &str| Rule::Test(Caller::DirectAddress(text.parse().unwrap()));
         let target = |text: &str| Rule::Test(Target::Ip(text.parse().unwrap()));
         let port = |first, last| Rule::Test(Target::Ports(first, last));
         let name = Rule::Test(Target::ServerName(Text::new(TextMatch::Prefix("80.pay.".to_owned()))));

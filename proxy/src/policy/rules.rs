@@ -77,8 +77,10 @@ pub enum Target {
 pub enum Caller {
     /// Whoever has a certificate, or one with such a SPIFFE ID.
     Authenticated(Option<Text>),
-    /// The address of the other end.
+    /// The client's address: of the other end, or as its PROXY header has it.
     Address(IpNet),
+    /// The address of the other end of the connection itself.
+    DirectAddress(IpNet),
     #[allow(missing_docs)]
     Request(RequestTest),
 }
@@ -146,6 +148,7 @@ impl Caller {
                 .as_deref()
                 .is_some_and(|peer| wanted.as_ref().is_none_or(|text| text.matches(peer))),
             Self::Address(block) => inside(block, connection.remote),
+            Self::DirectAddress(block) => inside(block, connection.direct),
             Self::Request(test) => test.holds(request),
         }
     }

@@ -50,7 +50,7 @@ pub fn redirect_location(redirect: &Redirect, matched: &PathMatch, request: &Req
 }
 
 /// Host and port of an authority. An IPv6 address keeps its brackets.
-pub(super) fn split_port(authority: &str) -> (&str, Option<&str>) {
+pub(crate) fn split_port(authority: &str) -> (&str, Option<&str>) {
     match authority.rsplit_once(':') {
         Some((host, port))
             if !port.is_empty()

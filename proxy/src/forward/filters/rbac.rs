@@ -1,0 +1,20 @@
+//! Who may ask for what.
+
+use super::{Exchange, Outcome};
+use crate::{
+    forward::reply::Reply,
+    policy::{Facts, Rbac, decide},
+};
+
+pub(super) fn ask(exchange: &mut Exchange<'_>, rbac: &Rbac) -> Outcome {
+    let stats = &exchange.chain.stats;
+    let request = exchange.request.head.view();
+    let verdict = decide([rbac], Facts { connection: &exchange.client.connection, request: Some(&request) });
+    verdict.would_deny.iter().for_each(|policy| stats.shadow_denied.count(policy));
+    let policy = verdict.denied?;
+    stats.denied.count(&policy);
+    if let Some(record) = &mut exchange.record {
+        record.denied_by = Some(policy);
+    }
+    Some(Reply::access_denied().response(exchange.request.grpc))
+}
