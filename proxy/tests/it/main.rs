@@ -30,4 +30,5 @@ mod rfc9113;
 mod store;
 mod update;
 mod upgrade;
+mod upstream;
 mod wire;
