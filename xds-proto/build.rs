@@ -18,6 +18,7 @@ const FILES: &[&str] = &[
     "isthmus/raft/v1/raft.proto",
     "flow/flow.proto",
     "observer/observer.proto",
+    "peer/peer.proto",
     "relay/relay.proto",
     "spiffe/workload.proto",
 ];

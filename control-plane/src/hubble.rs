@@ -8,8 +8,13 @@ use std::{
 };
 
 use futures::StreamExt;
-use mesh_hubble::{About, Labels, Live, LiveStream, Naming, Observer, Opened, Order, Source, translate};
-use mesh_model::resource::{Kind, NamespacedName, Object, ObjectKey};
+use mesh_hubble::{
+    About, Labels, Live, LiveStream, Naming, Observer, Opened, Order, Source, names, translate,
+};
+use mesh_model::{
+    records::NodeRecord,
+    resource::{Kind, NamespacedName, Object, ObjectKey},
+};
 use mesh_store::State;
 use tonic::{Extensions, Status};
 use xds_proto::{
@@ -133,6 +138,10 @@ impl Source for ClusterFlows {
         let known = self.known();
         let agents: BTreeSet<String> = self.app.subscribers.agents().into_iter().collect();
         let level = self.app.flows.level();
+        let cluster = known.state.cluster.as_deref();
+        let server_name = |node: &NodeRecord| {
+            cluster.and_then(|cluster| names::of_node(&node.name, &cluster.name, &cluster.mesh_domain))
+        };
         let nodes = known.state.nodes.values().map(|node| Node {
             name: format!("{}/{}", known.cluster, node.name),
             address: node.address.to_string(),
@@ -143,7 +152,7 @@ impl Source for ClusterFlows {
                 NodeState::UnknownNodeState
             }
             .into(),
-            tls: Some(Tls { enabled: true, server_name: String::new() }),
+            tls: Some(Tls { enabled: true, server_name: server_name(node).unwrap_or_default() }),
             ..Node::default()
         });
         let nodes: Vec<Node> = nodes.collect();

@@ -5,6 +5,7 @@
 //! node, a control plane those of its cluster. Nothing here knows where a flow comes from.
 
 mod filter;
+pub mod names;
 mod observer;
 mod policy;
 mod reason;

@@ -104,6 +104,17 @@ pub fn registration(certificate: &CertificateDer<'_>) -> Option<u64> {
     crate::issue::registration_in(parse(certificate).ok()?.raw_serial())
 }
 
+/// The DNS names of a certificate; none if it can't be read.
+pub fn dns_names(certificate: &CertificateDer<'_>) -> Vec<String> {
+    let Ok(parsed) = parse(certificate) else { return Vec::new() };
+    let Ok(Some(names)) = parsed.subject_alternative_name() else { return Vec::new() };
+    let dns = names.value.general_names.iter().filter_map(|name| match name {
+        GeneralName::DNSName(name) => Some((*name).to_owned()),
+        _ => None,
+    });
+    dns.collect()
+}
+
 /// The root that a chain of leaf and issuer leads to, by signature alone: tells roots apart, and is no verification.
 pub fn root_of<'a, 'r>(
     chain: &[CertificateDer<'_>],

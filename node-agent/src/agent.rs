@@ -48,7 +48,10 @@ use crate::{
     flows::{self, Collector, Namer, NodeFlows, Queue, Ring},
     health,
     host::Known,
-    identity::{Callers, SdsService, Secrets, WorkloadApi, attest, cgroup_path, report_trust_for_ever},
+    identity::{
+        Callers, MAX_SPIFFE_REQUEST, SdsService, Secrets, Tokens, WorkloadApi, attest, cgroup_path,
+        report_trust_for_ever,
+    },
     kernel::{self, Grace, Kernel, ShortCut},
     local::StatusService,
     made::{Ledger, LedgerError, Made},
@@ -264,6 +267,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let node_flows = NodeFlows {
         node: state.node.clone(),
         cluster: state.cluster.clone(),
+        mesh_domain: state.mesh_domain.clone(),
         trust_domain: state.trust_domain.clone(),
         address: format!("unix://{}", hubble_socket.display()),
         tls: false,
@@ -274,11 +278,14 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         started: Instant::now(),
     };
     let hubble_listener = mesh_tls::grpc::bind_unix(&hubble_socket, 0o600)?;
-    let hubble_service = node_flows.clone().service();
+    let hubble_port = hubble.as_ref().map(TcpListener::local_addr).transpose()?.map(|at| at.port());
+    let peers = flows::Peers::new(node_flows.clone(), engine.clone(), hubble_port);
+    let (hubble_service, peer_service) = (node_flows.clone().service(), peers.clone().service());
     tasks.spawn(async move {
         let served = Server::builder()
             .concurrency_limit_per_connection(32)
             .add_service(hubble_service)
+            .add_service(peer_service)
             .serve_with_incoming(attest(hubble_listener))
             .await;
         tracing::error!(?served, "Hubble's socket is not served any more");
@@ -287,7 +294,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         let (identity, bundles) = (identity.clone(), bundles.clone());
         let over_tls = NodeFlows { address: listener.local_addr()?.to_string(), tls: true, ..node_flows };
         tasks.spawn(async move {
-            let served = flows::serve_tls(listener, identity, bundles, over_tls).await;
+            let served = flows::serve_tls(listener, identity, bundles, over_tls, peers).await;
             tracing::error!(?served, "--hubble is not served any more");
         });
     }
@@ -318,7 +325,12 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let relay = Relay::new(callers.clone(), upstream.clone(), engine.clone());
     let sds = SdsService::new(callers.clone(), secrets.clone(), engine.clone());
     let asked_to_stop = CancellationToken::new();
-    let spiffe = WorkloadApi::new(callers.clone(), secrets.clone(), engine.clone());
+    let spiffe = WorkloadApi::new(
+        callers.clone(),
+        secrets.clone(),
+        engine.clone(),
+        Tokens::new(upstream.clone(), engine.clone()),
+    );
     let status = StatusService {
         node: state.node.clone(),
         upstream,
@@ -335,7 +347,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         stop: asked_to_stop.clone(),
     };
     if let Some(path) = &args.spiffe_socket {
-        let api = SpiffeWorkloadApiServer::new(spiffe);
+        let api = SpiffeWorkloadApiServer::new(spiffe).max_decoding_message_size(MAX_SPIFFE_REQUEST);
         let served = Server::builder()
             .concurrency_limit_per_connection(SPIFFE_CALLS)
             .add_service(api)

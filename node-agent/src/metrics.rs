@@ -154,6 +154,11 @@ impl Metrics {
             "How often this agent has started the DNS proxy",
             self.dns_starts.load(Ordering::Relaxed),
         )?;
+        page.counters(
+            "isthmus_agent_cluster_dns_questions",
+            "Questions at --cluster-dns by what became of them",
+            self.status.answering.counts().map(|(fate, count)| (label("result", fate.name()), count)),
+        )?;
         let packets = engine.packets();
         let rows = |of: fn(&Metric) -> u64| {
             packets.iter().map(move |(direction, reason, metric)| (cell(*direction, *reason), of(metric)))
@@ -317,6 +322,7 @@ mod tests {
             "isthmus_agent_packet_bytes_total{direction=\"INGRESS\",reason=\"DEFAULT_DENY\"} 120",
             "isthmus_agent_endpoints{state=\"ready\"} 0",
             "isthmus_agent_streams{kind=\"relayed\"} 0",
+            "isthmus_agent_cluster_dns_questions_total{result=\"no-name\"} 0",
         ] {
             assert!(text.lines().any(|found| found.starts_with(line)), "{line} is not in\n{text}");
         }

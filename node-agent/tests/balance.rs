@@ -286,6 +286,22 @@ fn zones_and_tiers_say_who_is_asked() {
             });
             expect(zoned.clone(), names(["two", "far"]), "zones");
             expect(Service { prefer_same_zone: true, ..zoned }, names(["far"]), "the own zone");
+            let on = |nodes: [&str; 2]| {
+                with(&|backends| {
+                    for (backend, node) in backends.iter_mut().zip(nodes) {
+                        backend.zone = "a".into();
+                        backend.hint_nodes = [node.to_owned()].into();
+                    }
+                })
+            };
+            expect(on(["n1", "n2"]), names(["two"]), "hints for nodes");
+            expect(on(["n2", "n1"]), names(["far"]), "hints for nodes");
+            expect(on(["n2", "n3"]), names(["two", "far"]), "hints for no node here");
+            let near = Service { prefer_same_node: true, prefer_same_zone: true, ..service.clone() };
+            expect(near.clone(), names(["two"]), "the own node");
+            let mut away = near;
+            away.ports[0].backends[0].state = BackendState::NotReady;
+            expect(away, names(["far"]), "the own node has none");
             let tiers = |state| {
                 with(&move |backends| {
                     backends[0].state = state;

@@ -70,6 +70,10 @@ pub mod hubble {
         tonic::include_proto!("observer");
     }
     #[allow(missing_docs, clippy::all)]
+    pub mod peer {
+        tonic::include_proto!("peer");
+    }
+    #[allow(missing_docs, clippy::all)]
     pub mod relay {
         tonic::include_proto!("relay");
     }

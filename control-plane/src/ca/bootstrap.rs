@@ -68,13 +68,10 @@ impl Bootstrap for BootstrapService {
         let Granted::Node(record) = applied.granted else {
             return Err(Status::internal(format!("node {} was given no pod CIDR", request.node)));
         };
-        let chain = app
-            .ca
-            .sign(&request.csr, &id, record.registration, NODE_TTL, SystemTime::now())
-            .map_err(ca_status)?;
         let state = app.replica.linearizable().await.map_err(read_status)?;
         let cluster =
             state.cluster.as_ref().ok_or_else(|| Status::unavailable("the cluster is not initialised"))?;
+        let chain = app.ca.sign_node(&request.csr, &record, cluster, SystemTime::now()).map_err(ca_status)?;
         tracing::info!(
             node = %record.name, %address, pod_cidr = %record.pod_cidr, revision = state.revision, "registered a node"
         );

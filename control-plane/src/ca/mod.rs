@@ -10,6 +10,7 @@ pub mod bootstrap;
 pub mod certificates;
 mod error;
 pub(crate) mod files;
+pub mod jwt;
 pub mod keeper;
 mod keys;
 pub mod newcomer;
@@ -24,7 +25,11 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use mesh_model::identity::{SpiffeId, TrustDomain};
+use mesh_hubble::names;
+use mesh_model::{
+    identity::{SpiffeId, TrustDomain},
+    records::{ClusterInfo, NodeRecord},
+};
 use mesh_store::{Authority, Fingerprint, IssuerRecord, SealedKey, State, fingerprint_of};
 use mesh_tls::{
     CertificateDer, CertifiedKey, Identity, Life, SharedIdentity, certificate_info, certified, csr, issue,
@@ -53,6 +58,9 @@ pub struct Ca {
     /// The root of a cluster that was just made here.
     unsealed: ArcSwapOption<issue::Root>,
     own: SharedIdentity,
+    jwt: jwt::JwtKeys,
+    /// DNS names of the own certificate, as the state has them.
+    names: ArcSwap<Vec<String>>,
 }
 
 /// A signature that was verified.
@@ -123,6 +131,8 @@ impl Ca {
             sealing,
             unsealed: ArcSwapOption::from_pointee(unsealed),
             own: shared_identity(None),
+            jwt: jwt::JwtKeys::default(),
+            names: ArcSwap::default(),
         }))
     }
 
@@ -178,6 +188,11 @@ impl Ca {
         self.unsealed.load().as_ref().map(|root| fingerprint_of(root.certificate()))
     }
 
+    /// Keys that sign JWT-SVIDs.
+    pub fn jwt(&self) -> &jwt::JwtKeys {
+        &self.jwt
+    }
+
     /// The public half of the key that others seal to.
     pub fn sealing_key(&self) -> &[u8] {
         self.sealing.public()
@@ -197,6 +212,26 @@ impl Ca {
         now: SystemTime,
     ) -> Result<Vec<Vec<u8>>, CaError> {
         Ok(self.issuer.load().sign_for(csr, id, registration, ttl, now)?.iter().map(|c| c.to_vec()).collect())
+    }
+
+    /// As [`Ca::sign`], for a node: with the DNS name that its flows are served under, which follows from the node's name
+    /// and the cluster's and never from the request.
+    ///
+    /// # Errors
+    /// As [`Ca::sign`].
+    pub fn sign_node(
+        &self,
+        csr: &[u8],
+        node: &NodeRecord,
+        cluster: &ClusterInfo,
+        now: SystemTime,
+    ) -> Result<Vec<Vec<u8>>, CaError> {
+        let id = SpiffeId::node(&cluster.trust_domain, &node.name);
+        let names: Vec<String> =
+            names::of_node(&node.name, &cluster.name, &cluster.mesh_domain).into_iter().collect();
+        let issuer = self.issuer.load();
+        let chain = issuer.sign_named(csr, &id, &names, node.registration, NODE_TTL, now)?;
+        Ok(chain.iter().map(|c| c.to_vec()).collect())
     }
 
     /// The root that issuers are to be signed by now, with its key.
@@ -290,6 +325,12 @@ impl Ca {
     /// What could not be renewed; [`CaError::Expired`] if this replica can't go on without.
     pub fn refresh(&self, state: &State, now: SystemTime, jitter: f64) -> Result<bool, CaError> {
         let mut renewed = false;
+        let cluster = state.cluster.as_deref();
+        let name = cluster.and_then(|cluster| names::of_cluster(&cluster.name, &cluster.mesh_domain));
+        let names: Vec<String> = name.into_iter().collect();
+        let named = self.own.load().as_ref().and_then(|own| own.cert.first().map(mesh_tls::dns_names));
+        let named = named.is_some_and(|named| named == names);
+        self.names.store(Arc::new(names));
         if self.issuer_due_in(state, now, jitter).is_zero() {
             match self.renew_issuer(state, now) {
                 Ok(()) => renewed = true,
@@ -300,7 +341,7 @@ impl Ca {
                 Err(error) => tracing::warn!(%error, "the issuing certificate was not renewed"),
             }
         }
-        if self.own_due_in(now, jitter).is_zero() {
+        if !named || self.own_due_in(now, jitter).is_zero() {
             self.renew_own(now)?;
         }
         Ok(renewed)
@@ -313,7 +354,8 @@ impl Ca {
     pub fn renew_own(&self, now: SystemTime) -> Result<(), CaError> {
         let id = SpiffeId::replica(&self.replica.trust_domain, self.replica.id);
         let (request, key) = csr::generate(&id)?;
-        let mut chain = self.issuer.load().sign(&request, &id, NODE_TTL, now)?;
+        let issuer = self.issuer.load();
+        let mut chain = issuer.sign_named(&request, &id, &self.names.load(), 0, NODE_TTL, now)?;
         // Those who know us by a token's fingerprint must see the root.
         chain.extend(self.roots());
         self.own.store(Some(certified(Identity { chain, key })?));

@@ -109,6 +109,38 @@ fn the_authority_survives_a_restart_and_its_replica_verifies() {
 }
 
 #[test]
+fn a_replica_bears_the_name_of_its_cluster_as_soon_as_there_is_a_state_and_a_node_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let ca = made(folder.path());
+    let names = |ca: &Ca| mesh_tls::dns_names(&ca.own().load().as_ref().unwrap().cert[0]);
+    assert!(names(&ca).is_empty());
+    let store = Store::of(&ca);
+    ca.refresh(&store.0, SystemTime::now(), 0.0).unwrap();
+    assert_eq!(names(&ca), ["west.hubble-relay.mesh.local"]);
+    let own = ca.own().load_full();
+    ca.refresh(&store.0, SystemTime::now(), 0.0).unwrap();
+    assert!(Arc::ptr_eq(&own.unwrap(), &ca.own().load_full().unwrap()), "it has the name already");
+
+    let record = mesh_model::records::NodeRecord {
+        name: "n1".into(),
+        address: [10, 0, 0, 2].into(),
+        address6: None,
+        pod_cidr: "10.1.0.0/24".parse().unwrap(),
+        registration: 7,
+        facts: Default::default(),
+    };
+    let cluster = store.0.cluster.as_ref().unwrap();
+    // Whatever the request asks for.
+    let (csr, _) = csr::generate(&SpiffeId::node(&west(), "n2")).unwrap();
+    let chain = ca.sign_node(&csr, &record, cluster, SystemTime::now()).unwrap();
+    let leaf = CertificateDer::from(chain[0].clone());
+    assert_eq!(mesh_tls::dns_names(&leaf), ["n1.west.hubble-grpc.mesh.local"]);
+    assert_eq!(mesh_tls::registration(&leaf), Some(7));
+    let leaf = std::slice::from_ref(&leaf);
+    assert_eq!(mesh_tls::peer_spiffe_id(leaf).unwrap(), SpiffeId::node(&west(), "n1"));
+}
+
+#[test]
 fn once_sealed_the_key_is_nowhere_in_clear_and_every_replica_can_admit_another() {
     let folders: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
     let first = made(folders[0].path());

@@ -1,8 +1,10 @@
 //! The cluster's flows through Hubble's API.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use tonic::Streaming;
+use mesh_tls::ALPN_H2;
+use rustls::{ClientConfig, RootCertStore};
+use tonic::{Code, Streaming, transport::Channel};
 use xds_proto::{
     hubble::{
         flow::{Flow, FlowFilter, Verdict},
@@ -14,7 +16,7 @@ use xds_proto::{
     isthmus::bootstrap::v1::{Flow as Told, FlowPeer},
 };
 
-use crate::common::Cluster;
+use crate::{common::Cluster, roles::administrator};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -100,4 +102,51 @@ async fn the_cluster_s_flows_are_read_with_labels_and_followed_without_a_gap() {
     assert_eq!(names, ["bank", "shop"]);
     let events = client.get_agent_events(GetAgentEventsRequest::default()).await.unwrap_err();
     assert_eq!(events.code(), tonic::Code::Unimplemented);
+}
+
+/// A client that knows nothing of SPIFFE: it verifies the replica by the cluster's roots and a DNS name.
+async fn verifying(
+    cluster: &Cluster,
+    name: &str,
+    shown: Option<&mesh_tls::SharedIdentity>,
+) -> Result<Channel, mesh_tls::Error> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(cluster.running.app.ca.roots());
+    let builder = ClientConfig::builder_with_provider(mesh_tls::provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(roots);
+    let mut tls = match shown {
+        Some(identity) => {
+            let shown = identity.load_full().unwrap();
+            builder.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(shown)))
+        }
+        None => builder.with_no_client_auth(),
+    };
+    tls.alpn_protocols = vec![ALPN_H2.to_vec()];
+    mesh_tls::grpc::connect(&cluster.door(), Arc::new(tls), name).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_proves_its_name_to_clients_that_verify_by_it() {
+    let cluster = Cluster::start("west").await;
+    let name = "west.hubble-relay.mesh.local";
+    let (kim, _) = administrator(&cluster, "kim").await;
+    // It has the name as soon as there is a state that says what the cluster is called.
+    let named = async {
+        loop {
+            match verifying(&cluster, name, Some(&kim)).await {
+                Ok(channel) => break channel,
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    };
+    let channel = tokio::time::timeout(SOON, named).await.unwrap();
+    let status = ObserverClient::new(channel).server_status(ServerStatusRequest {}).await.unwrap();
+    assert_eq!(status.into_inner().max_flows, 16_384);
+    let error = verifying(&cluster, "n1.west.hubble-grpc.mesh.local", Some(&kim)).await.unwrap_err();
+    assert!(error.to_string().contains("not valid for name"), "{error}");
+    let channel = verifying(&cluster, name, None).await.unwrap();
+    let refused = ObserverClient::new(channel).server_status(ServerStatusRequest {}).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unauthenticated);
 }

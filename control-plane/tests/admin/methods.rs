@@ -40,6 +40,9 @@ pub const AGENTS: &[&str] = &[
     "local.v1.Dns.Follow",
     "local.v1.Dns.Admit",
     "local.v1.Dns.Note",
+    "local.v1.Dns.Names",
+    "local.v1.Dns.Count",
+    "local.v1.Redirects.Register",
 ];
 
 /// Services of Envoy's that somebody may look for here. ADS and its kin are asked of the server itself.

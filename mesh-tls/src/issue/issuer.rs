@@ -3,8 +3,8 @@
 use std::time::{Duration, SystemTime};
 
 use mesh_model::identity::{SpiffeId, TrustDomain};
-use rcgen::{ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, PublicKeyData};
-use rustls_pki_types::CertificateDer;
+use rcgen::{ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, PublicKeyData, SanType};
+use rustls_pki_types::{CertificateDer, DnsName};
 use time::OffsetDateTime;
 
 use super::{MAX_LEAF_TTL, key_from_pem, params, serial_of, trust_domain_of};
@@ -115,6 +115,23 @@ impl Issuer {
         ttl: Duration,
         now: SystemTime,
     ) -> Result<Vec<CertificateDer<'static>>, Error> {
+        self.sign_named(csr, id, &[], registration, ttl, now)
+    }
+
+    /// As [`Issuer::sign_for`], with DNS names as well: for servers whose clients go by those. Peers of the mesh go by
+    /// the SPIFFE ID alone (X.509-SVID section 2 allows both in one certificate).
+    ///
+    /// # Errors
+    /// As [`Issuer::sign`], or a name that is none.
+    pub fn sign_named(
+        &self,
+        csr: &[u8],
+        id: &SpiffeId,
+        dns_names: &[String],
+        registration: u64,
+        ttl: Duration,
+        now: SystemTime,
+    ) -> Result<Vec<CertificateDer<'static>>, Error> {
         if id.trust_domain() != &self.trust_domain {
             return Err(Error::Issue(format!("{id} is not of the trust domain {}", self.trust_domain)));
         }
@@ -131,6 +148,11 @@ impl Issuer {
         let key = verified_key(csr)?;
         let limit = not_after(&self.certificate, now)?;
         let mut params = params(id.path().trim_start_matches('/'), &id.to_string(), ttl, Some(limit), now)?;
+        for name in dns_names {
+            let bad = || Error::Issue(format!("{name:?} is no DNS name"));
+            DnsName::try_from(name.as_str()).map_err(|_| bad())?;
+            params.subject_alt_names.push(SanType::DnsName(name.as_str().try_into().map_err(|_| bad())?));
+        }
         if registration != 0 {
             params.serial_number = Some(serial_of(registration)?);
         }
@@ -253,6 +275,25 @@ mod tests {
         let (csr, _) = generate(&pay()).unwrap();
         for ttl in [Duration::ZERO, MAX_LEAF_TTL + Duration::from_secs(1)] {
             assert!(west.issuer.sign(&csr, &pay(), ttl, now()).is_err());
+        }
+    }
+
+    #[test]
+    fn dns_names_are_those_of_the_signer_and_the_identity_stays_the_one_uri() {
+        let west = Ca::new("west.example");
+        let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+        let mut params = rcgen::CertificateParams::new(vec!["victim.example".to_owned()]).unwrap();
+        params.subject_alt_names.push(SanType::URI("spiffe://west.example/x".try_into().unwrap()));
+        let csr = params.serialize_request(&key).unwrap();
+        let names = ["n1.west.hubble-grpc.mesh.local".to_owned()];
+        let chain = west.issuer.sign_named(csr.der(), &pay(), &names, 0, LEAF_TTL, now()).unwrap();
+        assert_eq!(crate::dns_names(&chain[0]), names);
+        assert_eq!(crate::peer_spiffe_id(&chain).unwrap(), pay());
+        let plain = west.issuer.sign(csr.der(), &pay(), LEAF_TTL, now()).unwrap();
+        assert!(crate::dns_names(&plain[0]).is_empty(), "the request asked for one");
+        for bad in ["", "a b", "*", "10.0.0.1", "a..b"] {
+            let bad = [bad.to_owned()];
+            assert!(west.issuer.sign_named(csr.der(), &pay(), &bad, 0, LEAF_TTL, now()).is_err(), "{bad:?}");
         }
     }
 

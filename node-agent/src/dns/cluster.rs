@@ -9,13 +9,15 @@ use std::{
 
 use dns_proxy::{
     cluster::{Domains, Zone},
-    serve::{Cluster, ClusterListeners},
+    serve::{Cluster, ClusterListeners, Fate},
 };
 use mesh_model::resource::NamespacedName;
 use tokio::sync::watch;
 use tokio_stream::StreamExt;
 use tonic::Streaming;
-use xds_proto::isthmus::local::v1::{DnsNames, DnsNamesRequest, dns_client::DnsClient};
+use xds_proto::isthmus::local::v1::{
+    DnsCount, DnsCountRequest, DnsNames, DnsNamesRequest, dns_client::DnsClient,
+};
 
 use super::{args::ClusterDnsArgs, named};
 use crate::subscribe::{Cache, Resources};
@@ -24,6 +26,8 @@ use crate::subscribe::{Cache, Resources};
 const RETRY: Duration = Duration::from_millis(200);
 /// Between attempts to listen, where another process does.
 const REBIND: Duration = Duration::from_secs(1);
+/// Between two reports of what became of questions.
+const REPORT: Duration = Duration::from_secs(1);
 /// Names of 20,000 services with their endpoints.
 const MAX_MESSAGE: usize = 128 << 20;
 /// Whom the node itself asks.
@@ -55,8 +59,42 @@ pub(super) async fn serve_for_ever(start: Start<'_>) {
     *cluster.zone.write().unwrap_or_else(PoisonError::into_inner) = recall(start.agent_state);
     let (tell, trouble) = watch::channel(String::new());
     let answering = answer_for_ever(cluster.clone(), sockets.clone(), tell);
+    let counting = count_for_ever(cluster.clone(), start.socket.clone());
     let following = follow_for_ever(cluster, start.socket, sockets, trouble);
-    tokio::join!(answering, following);
+    tokio::join!(answering, counting, following);
+}
+
+/// Tells the agent what became of questions. While it is away they are kept, for the next one.
+async fn count_for_ever(cluster: Arc<Cluster>, socket: PathBuf) {
+    let mut told = [0; Fate::ALL.len()];
+    let mut agent = None;
+    loop {
+        tokio::time::sleep(REPORT).await;
+        let now = cluster.counts.all();
+        let counts = more(told, now);
+        if counts.is_empty() {
+            continue;
+        }
+        if agent.is_none() {
+            agent = mesh_tls::grpc::connect_unix(&socket).await.ok().map(DnsClient::new);
+        }
+        let Some(client) = &mut agent else { continue };
+        match client.count(DnsCountRequest { counts }).await {
+            Ok(_) => told = now,
+            Err(status) => {
+                tracing::debug!(%status, "the agent is away: questions are counted on");
+                agent = None;
+            }
+        }
+    }
+}
+
+/// What is to be told of, in the order of [`Fate::ALL`].
+fn more(told: [u64; Fate::ALL.len()], now: [u64; Fate::ALL.len()]) -> Vec<DnsCount> {
+    let each = Fate::ALL.into_iter().zip(told.into_iter().zip(now));
+    each.filter(|(_, (told, now))| now > told)
+        .map(|(fate, (told, now))| DnsCount { fate: fate.name().to_owned(), more: now - told })
+        .collect()
 }
 
 async fn answer_for_ever(cluster: Arc<Cluster>, sockets: Vec<SocketAddr>, tell: watch::Sender<String>) {

@@ -6,7 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mesh_hubble::{About, Labels, Live, LiveStream, Naming, Observer, Opened, Order, Source, translate};
+use mesh_hubble::{
+    About, Labels, Live, LiveStream, Naming, Observer, Opened, Order, Source, names, translate,
+};
 use mesh_model::{
     identity::{Role, TrustDomain},
     resource::NamespacedName,
@@ -24,7 +26,7 @@ use xds_proto::hubble::{
     relay::NodeState,
 };
 
-use super::{Entry, KEPT, Namer, Names, Ring};
+use super::{Entry, KEPT, Namer, Names, Peers, Ring};
 use crate::identity::{CallerInfo, Callers};
 
 /// Entries that a follower takes at once.
@@ -39,6 +41,8 @@ pub struct NodeFlows {
     pub node: String,
     #[allow(missing_docs)]
     pub cluster: String,
+    #[allow(missing_docs)]
+    pub mesh_domain: String,
     #[allow(missing_docs)]
     pub trust_domain: TrustDomain,
     /// Where it is served, as GetNodes tells.
@@ -133,12 +137,13 @@ impl Source for NodeFlows {
         let level = self.ring.level();
         let uptime = self.started.elapsed();
         let name = format!("{}/{}", self.cluster, self.node);
+        let server_name = names::of_node(&self.node, &self.cluster, &self.mesh_domain).filter(|_| self.tls);
         let node = Node {
             name: name.clone(),
             version: format!("isthmus v{}", env!("CARGO_PKG_VERSION")),
             address: self.address.clone(),
             state: NodeState::NodeConnected.into(),
-            tls: Some(Tls { enabled: self.tls, server_name: String::new() }),
+            tls: Some(Tls { enabled: self.tls, server_name: server_name.unwrap_or_default() }),
             uptime_ns: u64::try_from(uptime.as_nanos()).unwrap_or(u64::MAX),
             num_flows: level.kept,
             max_flows: KEPT as u64,
@@ -191,7 +196,7 @@ impl Source for NodeFlows {
     }
 }
 
-/// Serves flows over mTLS, until the listener fails.
+/// Serves flows, and where those of other nodes are, over mTLS, until the listener fails.
 ///
 /// # Errors
 /// TLS can't be set up.
@@ -200,6 +205,7 @@ pub async fn serve_tls(
     identity: SharedIdentity,
     bundles: SharedBundles,
     flows: NodeFlows,
+    peers: Peers,
 ) -> anyhow::Result<()> {
     let client = ClientAuth::Required(PeerPolicy::TrustDomain(flows.trust_domain.clone()));
     let tls = server_config(identity, bundles, client, &[b"h2"])?;
@@ -207,6 +213,7 @@ pub async fn serve_tls(
         .concurrency_limit_per_connection(32)
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .add_service(flows.service())
+        .add_service(peers.service())
         .serve_with_incoming(incoming(listener, Arc::clone(&tls)))
         .await;
     served.map_err(Into::into)
@@ -215,3 +222,6 @@ pub async fn serve_tls(
 #[cfg(test)]
 #[path = "hubble_tests.rs"]
 mod tests;
+#[cfg(test)]
+#[path = "hubble_tls_tests.rs"]
+mod tls_tests;

@@ -30,14 +30,15 @@ const SECOND: u64 = 1_000_000_000;
 /// When the first flow was.
 const BEGAN: u64 = 1_790_000_000;
 
-struct Node {
-    dir: tempfile::TempDir,
-    flows: NodeFlows,
+pub(super) struct Node {
+    pub(super) dir: tempfile::TempDir,
+    pub(super) engine: Engine,
+    pub(super) flows: NodeFlows,
     client: ObserverClient<Channel>,
 }
 
 impl Node {
-    async fn start() -> Self {
+    pub(super) async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let engine = Engine::new(Ipv4Addr::new(192, 0, 2, 1), Box::new(MemoryMaps::default())).unwrap();
         let web = xds_proto::isthmus::agent::v1::WorkloadAddress {
@@ -53,11 +54,12 @@ impl Node {
         let flows = NodeFlows {
             node: "n1".into(),
             cluster: "west".into(),
+            mesh_domain: "mesh.local".into(),
             trust_domain: TrustDomain::parse("west.example").unwrap(),
             address: "unix:///somewhere".into(),
             tls: false,
             ring: Ring::default(),
-            namer: Namer::new("n1".into(), engine, registry.clone()),
+            namer: Namer::new("n1".into(), engine.clone(), registry.clone()),
             callers: Callers::new(registry, BTreeSet::new()).unwrap(),
             bundles: mesh_tls::shared_bundles(TrustBundles::new()),
             started: Instant::now(),
@@ -67,11 +69,11 @@ impl Node {
         let served = Server::builder().add_service(flows.clone().service());
         tokio::spawn(served.serve_with_incoming(attest(listener)));
         let channel = mesh_tls::grpc::connect_unix(&socket).await.unwrap();
-        Self { dir, flows, client: ObserverClient::new(channel) }
+        Self { dir, engine, flows, client: ObserverClient::new(channel) }
     }
 
     /// A flow in each second: even ports are dropped, odd ones pass.
-    fn flow(&self, port: u16) {
+    pub(super) fn flow(&self, port: u16) {
         let dropped = port.is_multiple_of(2);
         let event = FlowEvent {
             src: Ipv4Addr::new(10, 1, 0, 5).into(),

@@ -1,16 +1,21 @@
 //! What the process that answers names of services is told of them, and what it says of itself.
 
 use std::{
+    array,
     net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
+use dns_proxy::serve::Fate;
 use tokio::sync::mpsc;
 use tonic::Status;
 use xds_proto::isthmus::{
     agent::v1::Service,
-    local::v1::{ClusterDns, DnsNames, DnsNamesRequest},
+    local::v1::{ClusterDns, DnsCount, DnsNames, DnsNamesRequest},
 };
 
 use crate::{dns::named, engine::Engine};
@@ -24,6 +29,8 @@ pub struct Answering {
     /// At which they are to be.
     addresses: Arc<[IpAddr]>,
     heard: Arc<Mutex<Heard>>,
+    /// Questions that this agent was told of, as in [`Fate::ALL`].
+    counts: Arc<[AtomicU64; Fate::ALL.len()]>,
 }
 
 #[derive(Default)]
@@ -38,7 +45,37 @@ impl Answering {
     /// Nobody has said anything yet.
     pub fn new(addresses: &[IpAddr]) -> Self {
         let heard = Heard { count: 0, trouble: "the DNS process has not come yet".to_owned() };
-        Self { addresses: addresses.into(), heard: Arc::new(Mutex::new(heard)) }
+        Self {
+            addresses: addresses.into(),
+            heard: Arc::new(Mutex::new(heard)),
+            counts: Arc::new(array::from_fn(|_| AtomicU64::new(0))),
+        }
+    }
+
+    /// Questions by what became of them.
+    pub fn counts(&self) -> impl Iterator<Item = (Fate, u64)> {
+        Fate::ALL
+            .into_iter()
+            .zip(self.counts.iter())
+            .map(|(fate, count)| (fate, count.load(Ordering::Relaxed)))
+    }
+
+    /// So many more; all of them, or none.
+    ///
+    /// # Errors
+    /// A fate that is none.
+    pub(super) fn count(&self, more: &[DnsCount]) -> Result<(), Status> {
+        let place = |told: &DnsCount| Fate::ALL.iter().position(|fate| fate.name() == told.fate);
+        if let Some(strange) = more.iter().find(|told| place(told).is_none()) {
+            let shown: String = strange.fate.chars().take(40).collect();
+            return Err(Status::invalid_argument(format!("counts.fate: {shown:?} is none")));
+        }
+        for told in more {
+            if let Some(count) = place(told).and_then(|at| self.counts.get(at)) {
+                count.fetch_add(told.more, Ordering::Relaxed);
+            }
+        }
+        Ok(())
     }
 
     /// For status; `None` if it is not asked for.
@@ -101,6 +138,18 @@ pub(super) async fn tell(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn questions_add_up_and_a_fate_that_is_none_adds_nothing() {
+        let answering = Answering::new(&[]);
+        let told = |fate: &str, more| DnsCount { fate: fate.to_owned(), more };
+        answering.count(&[told("answered", 3), told("no-name", 1)]).unwrap();
+        answering.count(&[told("answered", 2)]).unwrap();
+        let refused = answering.count(&[told("answered", 9), told("eaten", 1)]).unwrap_err();
+        assert!(refused.message().contains("eaten"), "{refused:?}");
+        let counts: Vec<_> = answering.counts().filter(|(_, count)| *count > 0).collect();
+        assert_eq!(counts, [(Fate::Answered, 5), (Fate::NoName, 1)]);
+    }
 
     #[test]
     fn what_the_last_process_says_counts() {

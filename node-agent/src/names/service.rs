@@ -7,8 +7,8 @@ use tokio::sync::mpsc;
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 use xds_proto::isthmus::local::v1::{
-    DnsAdmitRequest, DnsAdmitResponse, DnsFollowRequest, DnsNames, DnsNamesRequest, DnsNote, DnsNoteResponse,
-    DnsRules, dns_server::Dns,
+    DnsAdmitRequest, DnsAdmitResponse, DnsCountRequest, DnsCountResponse, DnsFollowRequest, DnsNames,
+    DnsNamesRequest, DnsNote, DnsNoteResponse, DnsRules, dns_server::Dns,
 };
 
 use super::{
@@ -48,6 +48,12 @@ impl Dns for DnsService {
         let (to, told) = mpsc::channel(1);
         tokio::spawn(cluster::tell(self.engine.clone(), self.answering.clone(), request.into_inner(), to));
         Ok(Response::new(ReceiverStream::new(told)))
+    }
+
+    async fn count(&self, request: Request<DnsCountRequest>) -> Result<Response<DnsCountResponse>, Status> {
+        self.callers.operator(&request)?;
+        self.answering.count(&request.get_ref().counts)?;
+        Ok(Response::new(DnsCountResponse {}))
     }
 
     async fn follow(

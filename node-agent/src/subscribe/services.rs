@@ -14,7 +14,7 @@ use crate::config::dns_label;
 /// Most backends of one service port and address family: what the kernel's tables have room for.
 const MAX_BACKENDS: usize = limits::BACKENDS_PER_SERVICE as usize;
 /// Most zones that a backend is meant for: clouds have fewer.
-const MAX_ZONES: usize = 64;
+const MAX_HINTS: usize = 64;
 
 /// A service of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -34,6 +34,8 @@ pub struct Service {
     /// Who may ask at a load balancer's address; empty: anybody.
     pub source_ranges: Vec<IpNet>,
     pub prefer_same_zone: bool,
+    /// Before those of the zone.
+    pub prefer_same_node: bool,
     /// Backends of other nodes answer clients outside by themselves.
     pub direct: bool,
     /// The name of the node's proxy by which pods reach the virtual addresses; empty: they reach the backends themselves.
@@ -105,6 +107,8 @@ pub struct ServiceBackend {
     pub state: BackendState,
     /// For whose clients it is meant; empty: everybody's.
     pub hint_zones: BTreeSet<String>,
+    /// The same by node.
+    pub hint_nodes: BTreeSet<String>,
     /// Below the name of a headless service; empty: its address is its name.
     pub hostname: Box<str>,
     /// It is in another cluster.
@@ -121,6 +125,7 @@ impl Default for ServiceBackend {
             zone: String::new(),
             state: BackendState::Active,
             hint_zones: BTreeSet::new(),
+            hint_nodes: BTreeSet::new(),
             hostname: Box::default(),
             elsewhere: false,
         }
@@ -181,6 +186,7 @@ pub(super) fn service(resource: &str, message: wire::Service) -> Result<Service,
         external_local: message.external_local,
         source_ranges,
         prefer_same_zone: message.prefer_same_zone,
+        prefer_same_node: message.prefer_same_node,
         direct: forwarding == wire::Forwarding::Dsr,
         headless: message.headless,
         exported: message.exported,
@@ -268,7 +274,8 @@ fn backend(
     message: &wire::Backend,
     publish_not_ready: bool,
 ) -> Result<ServiceBackend, ParseError> {
-    at_most(resource, "ports.backends.hint_zones", &message.hint_zones, MAX_ZONES)?;
+    at_most(resource, "ports.backends.hint_zones", &message.hint_zones, MAX_HINTS)?;
+    at_most(resource, "ports.backends.hint_nodes", &message.hint_nodes, MAX_HINTS)?;
     Ok(ServiceBackend {
         address: ip(resource, "ports.backends.address", &message.address)?,
         port: port(resource, "ports.backends.port", message.port)?,
@@ -277,6 +284,7 @@ fn backend(
         zone: message.zone.clone(),
         state: state(resource, "ports.backends.state", message.state, publish_not_ready)?,
         hint_zones: message.hint_zones.iter().cloned().collect(),
+        hint_nodes: message.hint_nodes.iter().cloned().collect(),
         hostname: hostname(resource, "ports.backends.hostname", &message.hostname)?,
         elsewhere: !message.cluster.is_empty(),
     })

@@ -1,6 +1,7 @@
 """Reads flows with another gRPC implementation (C-core) and nothing of ours but the numbers in docs/hubble.md.
 
-usage: observe.py SOCKET DOCUMENT VERDICT COUNT: prints a flow a line, by the names of the document.
+usage: observe.py SOCKET DOCUMENT VERDICT COUNT [NAME DIR]: prints a flow a line, by the names of the document. With NAME, SOCKET is
+host:port, the server must prove that it is NAME, and DIR has ca.crt, tls.crt and tls.key.
 """
 import json
 import sys
@@ -77,10 +78,16 @@ def documented(path):
 
 
 def main():
-    socket, document, verdict, count = sys.argv[1:]
+    socket, document, verdict, count = sys.argv[1:5]
     number = documented(document)
-    # Without it C-core makes an authority of the socket's path, which is none.
-    channel = grpc.insecure_channel(f"unix:{socket}", options=[("grpc.default_authority", "localhost")])
+    if len(sys.argv) > 5:
+        name, folder = sys.argv[5:]
+        read = lambda file: open(f"{folder}/{file}", "rb").read()
+        shown = grpc.ssl_channel_credentials(read("ca.crt"), read("tls.key"), read("tls.crt"))
+        channel = grpc.secure_channel(socket, shown, options=[("grpc.ssl_target_name_override", name)])
+    else:
+        # Without it C-core makes an authority of the socket's path, which is none.
+        channel = grpc.insecure_channel(f"unix:{socket}", options=[("grpc.default_authority", "localhost")])
     service = "/observer.Observer/"
     status = channel.unary_unary(service + "ServerStatus")(b"", timeout=20)
     print(json.dumps({"kept": one(status, 1), "capacity": one(status, 2), "version": text(status, 8)}))

@@ -25,6 +25,7 @@ pub fn chains_ports_and_garbage(host: &Host<'_>, state: &Arc<State>, pay: Ipv4Ad
     assert!(fine && again["interfaces"][1]["mtu"] == 1400, "of the uplink: {again}");
     assert!(host.cni("STATUS", "pay").0);
     readiness(state);
+    limited(host, state, pay);
     ports(host, state);
     chain_after_ptp(host, state);
     chain_after_bridge(host, state);
@@ -60,6 +61,25 @@ fn readiness(state: &Arc<State>) {
     state.put("shop/evil", &found);
     state.put("shop/evil", &local("shop", "evil"));
     eventually("it is not asked any more", || state.is_ready("shop/evil").then_some(()));
+}
+
+/// STATUS, while a pod that is there has lost its traffic: it is no longer a workload.
+fn limited(host: &Host<'_>, state: &Arc<State>, pay: Ipv4Addr) {
+    assert!(host.cni("STATUS", "web").0);
+    assert_eq!(attempts("web", pay, 8080), [true, true]);
+    state.take_back::<LocalEndpoint>("shop/web");
+    let answer = eventually("it has no traffic", || {
+        let (fine, answer) = host.cni("STATUS", "web");
+        (!fine).then_some(answer)
+    });
+    assert_eq!(answer["code"], 51, "{answer}");
+    let text = answer["msg"].as_str().unwrap();
+    assert!(text.contains("1 of 3 pods have no traffic") && text.contains("shop/web"), "{answer}");
+    assert_eq!(answer["cniVersion"], "1.1.0");
+    assert_eq!(attempts("web", pay, 8080), [false, false]);
+    state.put("shop/web", &local("shop", "web"));
+    eventually("it has it again", || host.cni("STATUS", "web").0.then_some(()));
+    assert_eq!(attempts("web", pay, 8080), [true, true]);
 }
 
 fn ports(host: &Host<'_>, state: &Arc<State>) {

@@ -2,7 +2,8 @@
 
 use std::{
     collections::BTreeSet,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket},
+    io::{Read, Write},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream, UdpSocket},
     process::Command,
     sync::Arc,
 };
@@ -21,6 +22,8 @@ use crate::{
 const FOUR: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 20, 10));
 const SIX: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd69, 0, 0, 0, 0, 0, 0, 0x10));
 const NO_NAME: u8 = 3;
+/// Of the agent, in the test's own namespace.
+const METRICS: &str = "127.0.0.1:9464";
 
 #[test]
 fn pods_find_services_by_name() {
@@ -31,6 +34,8 @@ fn pods_find_services_by_name() {
         "fd69::10",
         "--cluster-dns-upstream",
         "127.0.0.1:5353",
+        "--metrics",
+        METRICS,
     ];
     on_a_node(more, |host, state| {
         story(host, state);
@@ -152,6 +157,12 @@ fn story(host: &mut Host<'_>, state: &Arc<State>) {
         assert_eq!(told(server, "www.example.com", A, false), Some(sorted(&["192.0.2.99"])));
     }
 
+    // All of it is counted. (Some may have been asked twice.)
+    for (result, least) in [("answered", 20), ("no-name", 8), ("forwarded", 2)] {
+        eventually("questions are counted", || (counted(result)? >= least).then_some(()));
+    }
+    assert_eq!([counted("malformed"), counted("crowded")], [Some(0); 2]);
+
     // With the C library, by short names.
     let found = |name: &str| resolved(host, name);
     assert_eq!(found("web"), ["10.101.0.1", "fd00:2::1"].map(|text| text.parse().unwrap()).into());
@@ -215,6 +226,16 @@ fn story(host: &mut Host<'_>, state: &Arc<State>) {
     alone.wait().unwrap();
     eventually("it is back", || (ask(FOUR, "web.shop.svc.cluster.local", A, false)?.0 == 0).then_some(()));
     drop(others);
+}
+
+/// Questions with this result, as the agent's metrics have it.
+fn counted(result: &str) -> Option<u64> {
+    let mut stream = TcpStream::connect(METRICS).ok()?;
+    stream.write_all(b"GET /metrics HTTP/1.0\r\nhost: localhost\r\n\r\n").ok()?;
+    let mut page = String::new();
+    stream.read_to_string(&mut page).ok()?;
+    let start = format!("isthmus_agent_cluster_dns_questions_total{{result=\"{result}\"}} ");
+    page.lines().find_map(|line| line.strip_prefix(&start)?.parse().ok())
 }
 
 /// What `getaddrinfo` says in the pod, whose `resolv.conf` is as the plugin said.

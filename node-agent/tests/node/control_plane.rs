@@ -5,7 +5,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex},
-    time::{Duration, SystemTime},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use clustermesh::token::{JoinToken, Purpose};
@@ -14,6 +14,7 @@ use mesh_model::identity::{SpiffeId, TrustDomain};
 use mesh_tls::{
     ALPN_H2, ClientAuth, Identity, TrustBundles, certified, csr, fingerprint,
     issue::{Issuer, LEAF_TTL, Root},
+    jwt::JwtKey,
     server_config, shared_bundles, shared_identity,
 };
 use tokio::sync::watch;
@@ -36,7 +37,7 @@ pub const DOOR: &str = "127.0.0.1:19443";
 const CHUNK: usize = 2_000;
 
 /// Type URL to name to the version in which it came, and the message.
-type Resources = BTreeMap<String, BTreeMap<String, (u64, Any)>>;
+type Resources = BTreeMap<String, BTreeMap<String, (u64, Option<Any>)>>;
 
 /// Shared by the services and the test, which gets copies: an assertion that failed with one of the locks held
 /// would take the services down with it, and their panics would be the loudest.
@@ -44,6 +45,7 @@ pub struct State {
     pub domain: TrustDomain,
     root: Root,
     issuer: Issuer,
+    pub jwt_key: JwtKey,
     resources: Mutex<Resources>,
     /// The newest version of them.
     newest: watch::Sender<u64>,
@@ -69,6 +71,7 @@ impl State {
         let state = Self {
             root,
             issuer: key.certified(certificate).unwrap(),
+            jwt_key: JwtKey::generate().unwrap(),
             resources: Mutex::default(),
             newest: watch::Sender::new(0),
             declared: Mutex::default(),
@@ -80,10 +83,13 @@ impl State {
             domain: domain.clone(),
         };
         let roots = vec![state.root.certificate().to_vec()];
-        state.put(
-            domain.as_str(),
-            &agent::TrustBundle { trust_domain: domain.to_string(), roots, ..Default::default() },
-        );
+        let bundle = agent::TrustBundle {
+            trust_domain: domain.to_string(),
+            roots,
+            jwt_keys: vec![state.jwt_key.public().point().to_vec()],
+            ..Default::default()
+        };
+        state.put(domain.as_str(), &bundle);
         Arc::new(state)
     }
 
@@ -111,26 +117,45 @@ impl State {
         let mut all = self.resources.lock().unwrap();
         let version = *self.newest.borrow() + 1;
         for (name, message) in messages {
-            all.entry(message.type_url.clone()).or_default().insert(name, (version, message));
+            all.entry(message.type_url.clone()).or_default().insert(name, (version, Some(message)));
         }
         drop(all);
         self.newest.send_replace(version);
     }
 
-    /// What has come since a version, in responses of a bounded size.
+    /// There is no such resource any more.
+    pub fn take_back<M: Name>(&self, name: &str) {
+        let mut all = self.resources.lock().unwrap();
+        let version = *self.newest.borrow() + 1;
+        all.entry(M::type_url()).or_default().insert(name.to_owned(), (version, None));
+        drop(all);
+        self.newest.send_replace(version);
+    }
+
+    /// What has come and gone since a version, in responses of a bounded size.
     fn since(&self, sent: u64, version: u64) -> Vec<DeltaDiscoveryResponse> {
         let all = self.resources.lock().unwrap();
         let mut responses = Vec::new();
         for (type_url, resources) in all.iter() {
             let new = resources.iter().filter(|(_, (came, _))| *came > sent);
+            let (new, gone): (Vec<_>, Vec<_>) = new.partition(|(_, (_, message))| message.is_some());
             let new: Vec<Resource> = new
+                .into_iter()
                 .map(|(name, (came, message))| Resource {
                     name: name.clone(),
                     version: came.to_string(),
-                    resource: Some(message.clone()),
+                    resource: message.clone(),
                     ..Default::default()
                 })
                 .collect();
+            if !gone.is_empty() {
+                responses.push(DeltaDiscoveryResponse {
+                    type_url: type_url.clone(),
+                    nonce: format!("{version}-gone-{type_url}"),
+                    removed_resources: gone.into_iter().map(|(name, _)| name.clone()).collect(),
+                    ..Default::default()
+                });
+            }
             for (place, chunk) in new.chunks(CHUNK).enumerate() {
                 responses.push(DeltaDiscoveryResponse {
                     type_url: type_url.clone(),
@@ -149,6 +174,7 @@ impl State {
             trust_domain: self.domain.to_string(),
             roots: vec![self.root.certificate().to_vec()],
             active_root: root_sha256.to_owned(),
+            jwt_keys: vec![self.jwt_key.public().point().to_vec()],
             ..Default::default()
         };
         self.put(self.domain.as_str(), &bundle);
@@ -271,6 +297,15 @@ impl certificates_server::Certificates for Fake {
         let request = request.into_inner();
         let id = SpiffeId::workload(&self.0.domain, &request.namespace, &request.workload);
         Ok(Response::new(SignWorkloadResponse { chain: self.0.sign(&request.csr, &id) }))
+    }
+
+    async fn sign_jwt(&self, request: Request<SignJwtRequest>) -> Result<Response<SignJwtResponse>, Status> {
+        let request = request.into_inner();
+        let id = SpiffeId::workload(&self.0.domain, &request.namespace, &request.workload);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let signed = self.0.jwt_key.sign(&id, &request.audiences, request.ttl_seconds.into(), now);
+        let (token, expires_unix) = signed.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        Ok(Response::new(SignJwtResponse { token, spiffe_id: id.to_string(), expires_unix }))
     }
 
     async fn renew_node(&self, _: Request<RenewNodeRequest>) -> Result<Response<RenewNodeResponse>, Status> {
@@ -410,9 +445,10 @@ impl AggregatedDiscoveryService for Fake {
     }
 }
 
-/// Waits for something without a fixed delay: looks again at short intervals, up to ten seconds.
+/// Waits for something without a fixed delay: looks again at short intervals, up to a minute: the kernel's verifier
+/// takes seconds over the programs of one agent, and other tests start agents at the same time.
 pub fn eventually<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
-    eventually_within(Duration::from_secs(10), what, look)
+    eventually_within(Duration::from_secs(60), what, look)
 }
 
 /// The same with another patience.

@@ -5,7 +5,9 @@ use std::{sync::Arc, time::Duration};
 use serde::Serialize;
 use xds_proto::envoy::config::cluster::v3::{
     Cluster as WireCluster,
-    cluster::{ClusterDiscoveryType, DiscoveryType, EdsClusterConfig},
+    cluster::{
+        ClusterDiscoveryType, DiscoveryType, EdsClusterConfig, LbConfig, LbPolicy, OriginalDstLbConfig,
+    },
 };
 
 use super::{
@@ -17,11 +19,11 @@ use super::{
     lb_extension, outlier,
     tls::UpstreamTls,
     upstream::{self, UpstreamProtocol},
-    upstream_socket::{self, SocketMatch, SocketOptions},
+    upstream_socket::{self, SocketMatch, UpstreamSocketOptions},
     wire::{Result, duration_or, refuse, source, u32_or},
 };
 use crate::{
-    balance::{Assignment, EjectionConfig},
+    balance::{Assignment, EjectionConfig, Policy},
     limits,
 };
 
@@ -33,6 +35,8 @@ pub enum Discovery {
     Eds(String),
     /// With the cluster.
     Static(Arc<Assignment>),
+    /// Whom the client asked, before the kernel redirected it to a listener with `original_dst`.
+    OriginalDestination,
 }
 
 /// `Cluster`.
@@ -54,8 +58,8 @@ pub struct Cluster {
     pub tls: Option<UpstreamTls>,
     /// Other ways to connect; the first that fits an endpoint's metadata is taken.
     pub socket_matches: Vec<SocketMatch>,
-    /// See [`SocketOptions`].
-    pub socket: SocketOptions,
+    /// See [`UpstreamSocketOptions`].
+    pub socket: UpstreamSocketOptions,
     /// See [`UpstreamProtocol`].
     pub protocol: UpstreamProtocol,
     /// A pooled connection without requests is closed after this.
@@ -167,7 +171,11 @@ pub(super) fn convert(path: &Path<'_>, wire: WireCluster) -> Result<Cluster> {
                 let wire = load_assignment.ok_or_else(|| assignment_path.missing())?;
                 Discovery::Static(Arc::new(endpoint::convert(&assignment_path, wire)?))
             }
-            _ => return Err(path.field("type").invalid(kind, "is not EDS or STATIC")),
+            Ok(DiscoveryType::OriginalDst) => {
+                refuse!(path; eds_cluster_config, load_assignment);
+                Discovery::OriginalDestination
+            }
+            _ => return Err(path.field("type").invalid(kind, "is not EDS, STATIC or ORIGINAL_DST")),
         },
         Some(ClusterDiscoveryType::ClusterType(_)) => return Err(path.field("cluster_type").unsupported()),
         None => return Err(path.field("type").missing()),
@@ -196,10 +204,14 @@ pub(super) fn convert(path: &Path<'_>, wire: WireCluster) -> Result<Cluster> {
         return Err(timeout_path.invalid("0s", "leaves no time to connect"));
     }
     let common = balancing::common(&path.field("common_lb_config"), common_lb_config)?;
-    let balancing = match load_balancing_policy {
+    let balancing = match (&discovery, load_balancing_policy) {
+        (Discovery::OriginalDestination, None) => original(path, lb_policy, lb_config)?,
+        (Discovery::OriginalDestination, Some(_)) => {
+            return Err(path.field("load_balancing_policy").unsupported());
+        }
         // Everything that the older fields say about the choice is ignored beside it, as in Envoy.
-        Some(wire) => lb_extension::convert(&path.field("load_balancing_policy"), wire)?,
-        None => balancing::legacy(path, lb_policy, lb_config, lb_subset_config, &common)?,
+        (_, Some(wire)) => lb_extension::convert(&path.field("load_balancing_policy"), wire)?,
+        (_, None) => balancing::legacy(path, lb_policy, lb_config, lb_subset_config, &common)?,
     };
     Ok(Cluster {
         name: name.into(),
@@ -236,4 +248,29 @@ fn eds(path: &Path<'_>, cluster: &str, wire: Option<EdsClusterConfig>) -> Result
     let EdsClusterConfig { eds_config, service_name } = wire.ok_or_else(|| path.missing())?;
     source(&path.field("eds_config"), eds_config, false)?;
     Ok(Discovery::Eds(if service_name.is_empty() { cluster.to_owned() } else { service_name }))
+}
+
+/// There is nothing to choose.
+fn original(path: &Path<'_>, policy: i32, config: Option<LbConfig>) -> Result<Balancing> {
+    if LbPolicy::try_from(policy) != Ok(LbPolicy::ClusterProvided) {
+        return Err(path
+            .field("lb_policy")
+            .invalid(policy, "is not CLUSTER_PROVIDED, as ORIGINAL_DST needs"));
+    }
+    match config {
+        None => {}
+        Some(LbConfig::OriginalDstLbConfig(wire)) => {
+            let path = path.field("original_dst_lb_config");
+            // Clients would be asked where to go, headers and all.
+            let OriginalDstLbConfig {
+                use_http_header,
+                http_header_name,
+                upstream_port_override,
+                metadata_key,
+            } = wire;
+            refuse!(path; use_http_header, http_header_name, upstream_port_override, metadata_key);
+        }
+        Some(_) => return Err(path.field("lb_config").unsupported()),
+    }
+    Ok(Balancing::of(Policy::RoundRobin))
 }

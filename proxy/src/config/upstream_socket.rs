@@ -51,7 +51,7 @@ pub struct Keepalive {
 
 /// Options of the kernel's sockets.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct SocketOptions {
+pub struct UpstreamSocketOptions {
     /// Connections come from here; of the first address of the endpoint's IP version. Port 0: the kernel's choice.
     pub sources: Vec<std::net::SocketAddr>,
     /// Also from addresses that this machine does not have.
@@ -92,8 +92,8 @@ pub(super) fn options(
     path: &Path<'_>,
     bind: Option<BindConfig>,
     connection: Option<UpstreamConnectionOptions>,
-) -> Result<SocketOptions> {
-    let mut options = SocketOptions::default();
+) -> Result<UpstreamSocketOptions> {
+    let mut options = UpstreamSocketOptions::default();
     if let Some(wire) = bind {
         self::bind(&path.field("upstream_bind_config"), wire, &mut options)?;
     }
@@ -112,7 +112,7 @@ pub(super) fn options(
 }
 
 #[allow(deprecated)]
-fn bind(path: &Path<'_>, wire: BindConfig, options: &mut SocketOptions) -> Result<()> {
+fn bind(path: &Path<'_>, wire: BindConfig, options: &mut UpstreamSocketOptions) -> Result<()> {
     let BindConfig {
         source_address,
         freebind,

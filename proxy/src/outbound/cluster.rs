@@ -12,11 +12,12 @@ use std::{
 use arc_swap::ArcSwap;
 
 use super::{
-    Host, Limit, Permit,
+    Host, Limit, Permit, behalf,
     breakers::{Breaker, Breakers},
     health::Checkers,
     host::ActiveRequest,
     host_set::HostSet,
+    originals::Originals,
     task::Task,
 };
 use crate::{
@@ -24,7 +25,7 @@ use crate::{
         Assignment, Circumstances, Draw, EjectionConfig, Failure, Health, Metadata, Place, Verdict, outliers,
         pick,
     },
-    config::{Cluster, Priority},
+    config::{Cluster, Discovery, Priority},
     telemetry::ClusterStats,
     tls::{ClientTls, Secrets},
 };
@@ -59,6 +60,8 @@ pub struct UpstreamCluster {
     pub retries: Arc<Limit>,
     hosts: ArcSwap<HostSet>,
     place: ArcSwap<Place>,
+    /// Of an ORIGINAL_DST cluster.
+    originals: Originals,
     /// Held while `hosts` is replaced; never by requests that only choose.
     replacing: Mutex<()>,
     checkers: Checkers,
@@ -95,6 +98,7 @@ impl UpstreamCluster {
             replacing: Mutex::new(()),
             checkers: Checkers::default(),
             judging: OnceLock::new(),
+            originals: Originals::default(),
             // So that proxies that start together do not all begin with the same endpoint.
             cursor: AtomicU64::new(rand::random()),
             config,
@@ -166,6 +170,9 @@ impl UpstreamCluster {
 
     /// Chooses an endpoint for a request.
     pub fn choose_for(&self, ask: &Ask<'_>) -> Option<Arc<Host>> {
+        if matches!(self.config.discovery, Discovery::OriginalDestination) {
+            return self.originals.at(behalf().asked?, self.config.socket_matches.len());
+        }
         let mut set = self.hosts.load();
         if let Some(stale_at) = set.stale_at {
             let now = Instant::now();
@@ -306,8 +313,10 @@ impl UpstreamCluster {
     /// Closes connections that nobody has used for a while.
     pub fn sweep(&self, now: Instant) {
         for host in &self.hosts.load().hosts {
-            host.pool.sweep(now, &self.config, self.generation(host));
+            host.sweep(now, &self.config, self.generation(host));
         }
+        let generation = self.tls(self.config.socket_matches.len()).map_or(0, ClientTls::generation);
+        self.originals.sweep(now, &self.config, generation);
     }
 
     pub(super) fn tls(&self, socket: usize) -> Option<&ClientTls> {

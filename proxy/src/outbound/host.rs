@@ -1,6 +1,7 @@
 //! An endpoint, with what this proxy knows of it. It outlives updates that keep its address.
 
 use std::{
+    collections::HashMap,
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -11,10 +12,11 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-use super::pool::Pool;
+use super::{behalf::Source, pool::Pool};
 use crate::balance::{
     Check, CheckTiming, Checked, Circumstances, Ejection, EjectionConfig, Failure, Reason, Sample, Verdict,
 };
+use crate::config::Cluster;
 
 /// Requests of an interval.
 #[derive(Debug, Default)]
@@ -53,6 +55,10 @@ pub struct Host {
     /// Which of the cluster's ways to connect is for it.
     pub(super) socket: usize,
     pub(super) pool: Pool,
+    /// In whose name it is asked.
+    pub(super) source: Option<Source>,
+    /// The same endpoint as it is asked in others' names: what it is sent for one goes over no connection of another.
+    in_names: Mutex<HashMap<Source, Arc<Host>>>,
     active: AtomicU64,
     /// Whether failures are counted that a success would reset: successes then need no lock.
     marred: AtomicBool,
@@ -73,6 +79,8 @@ impl Host {
             address,
             socket,
             pool: Pool::default(),
+            source: None,
+            in_names: Mutex::default(),
             active: AtomicU64::new(0),
             marred: AtomicBool::new(false),
             answers: Tally::default(),
@@ -183,9 +191,30 @@ impl Host {
         self.state().ejection.eject(reason, enforcing, config, circumstances)
     }
 
+    /// The endpoint as it is asked in the name of `source`. What is known of its health stays with this one.
+    pub(super) fn in_name_of(self: &Arc<Self>, source: Option<Source>) -> Arc<Self> {
+        let Some(source) = source else { return self.clone() };
+        let now = Instant::now();
+        let mut known = self.in_names.lock().unwrap_or_else(PoisonError::into_inner);
+        let other = || Arc::new(Self { source: Some(source), ..Self::new(self.address, self.socket, now) });
+        known.entry(source).or_insert_with(other).clone()
+    }
+
+    /// Closes connections that nobody has used for a while.
+    pub(super) fn sweep(&self, now: Instant, config: &Cluster, generation: u64) {
+        self.pool.sweep(now, config, generation);
+        let mut known = self.in_names.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|_, host| {
+            host.pool.sweep(now, config, generation);
+            // One that a request has just got hold of has more than one owner.
+            host.pool.connections() > 0 || Arc::strong_count(host) > 1
+        });
+    }
+
     /// Connections that are open to it.
     pub fn connections(&self) -> usize {
-        self.pool.connections()
+        let known = self.in_names.lock().unwrap_or_else(PoisonError::into_inner);
+        self.pool.connections() + known.values().map(|host| host.pool.connections()).sum::<usize>()
     }
 
     /// Ends when the connections that are open now are to be closed.
@@ -197,6 +226,8 @@ impl Host {
     pub(super) fn close(&self) {
         let former = std::mem::take(&mut *self.closing.lock().unwrap_or_else(PoisonError::into_inner));
         former.cancel();
+        let known = self.in_names.lock().unwrap_or_else(PoisonError::into_inner);
+        known.values().for_each(|host| host.close());
     }
 }
 

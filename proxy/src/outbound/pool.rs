@@ -15,7 +15,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::sync::{Notify, watch};
 
 use super::{
-    Host, Lease, Permit, UpstreamBody, UpstreamCluster,
+    Host, Lease, Permit, UpstreamBody, UpstreamCluster, behalf,
     dial::{ConnectError, ConnectFailure, chose_http2, dial},
     lease::{H1Lease, H2Lease},
 };
@@ -201,6 +201,7 @@ pub async fn acquire_as(
     want: Want,
     priority: Priority,
 ) -> Result<Lease, ConnectError> {
+    let host = &host.in_name_of(behalf().source);
     if let Some(lease) = existing(cluster, host, want, false).await {
         return Ok(lease);
     }
@@ -327,7 +328,7 @@ async fn connect(
         Want::Any => Offer::Any,
     };
     let result = async {
-        let io = dial(cluster, host, offer).await?;
+        let io = dial(cluster, host, host.source, offer).await?;
         if want == Want::Http2 || (want == Want::Any && chose_http2(&io)) {
             host.pool.speaks_http1.store(false, Ordering::Release);
             open_http2(host, io, open, generation).await
@@ -396,7 +397,7 @@ async fn open_http1(host: &Arc<Host>, io: Io, open: Open, generation: u64) -> Re
         .handshake(TokioIo::new(io))
         .await
         .map_err(|e| broken(host, &e))?;
-    run(host, connection, open);
+    run(host, connection.with_upgrades(), open);
     let now = Instant::now();
     let idle = IdleH1 { sender, generation, since: now, born: now, requests: 0 };
     Ok(Lease::H1(H1Lease::new(idle, host.clone(), false)))

@@ -126,6 +126,7 @@ impl Store {
             let assignment = match &cluster.discovery {
                 Discovery::Static(assignment) => Some(assignment.clone()),
                 Discovery::Eds(name) => self.endpoints.get(name).cloned(),
+                Discovery::OriginalDestination => None,
             };
             if let Some(assignment) = assignment {
                 effects.push(Effect::SetEndpoints(cluster.name.clone(), assignment));

@@ -31,12 +31,12 @@ use xds_proto::{
         },
         r#type::v3::{Int64Range, Percent},
     },
-    google::protobuf::{BoolValue, Duration, Struct, UInt32Value, Value, value::Kind},
+    google::protobuf::{Duration, Struct, UInt32Value, Value, value::Kind},
 };
 
 use crate::{
     backend::Backend,
-    client::{get1, send},
+    client::get1,
     control::{Control, named},
     resources::*,
 };
@@ -348,7 +348,10 @@ async fn each_endpoint_is_connected_to_in_the_way_its_metadata_asks_for() {
 async fn connections_end_after_the_requests_they_may_have_and_hosts_have_limits_of_their_own() {
     let app = Backend::start("app").await;
     let mut few = static_cluster("app", &[app.address]);
-    few.max_requests_per_connection = number(2);
+    #[allow(deprecated)]
+    {
+        few.max_requests_per_connection = number(2);
+    }
     few.circuit_breakers = Some(CircuitBreakers {
         per_host_thresholds: vec![Thresholds { max_connections: number(1), ..Thresholds::default() }],
         thresholds: vec![Thresholds { track_remaining: true, ..Thresholds::default() }],
@@ -403,5 +406,4 @@ async fn retries_have_a_budget() {
     while stats.retries.load(Ordering::SeqCst) == 0 {
         assert_eq!(get1(at, "/status/503").await.status, 503);
     }
-    let _ = (send, BoolValue::default());
 }

@@ -221,6 +221,8 @@ pub struct Place {
     pub zone: Option<String>,
     /// Zones whose clients are to have it; empty: all.
     pub hint_zones: Vec<String>,
+    /// Nodes whose clients are to have it; empty: all.
+    pub hint_nodes: Vec<String>,
     /// Below the name of a headless service.
     pub hostname: Option<String>,
 }
@@ -277,7 +279,7 @@ pub struct MeshRoute {
 }
 
 /// The L3/L4 policy that endpoints with equal policy share.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[allow(missing_docs)]
 pub struct PolicyClass {
     pub id: u32,
@@ -288,6 +290,8 @@ pub struct PolicyClass {
     pub ingress_audit_default: Option<String>,
     pub egress_audit_default: Option<String>,
     pub rules: Vec<PolicyRule>,
+    /// It comes to more rules than anybody could be told of, so many at least: none is here, and everything is denied.
+    pub unexpanded: Option<usize>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

@@ -412,7 +412,7 @@ fn an_endpoint_that_ends_is_told_until_it_serves_no_more() {
         json!({}),
         json!([
             {"addresses": ["203.0.113.1"], "conditions": conditions(true), "zone": "a", "nodeName": "n7",
-             "hints": {"forZones": [{"name": "b"}]}},
+             "hints": {"forZones": [{"name": "b"}], "forNodes": [{"name": "n7"}, {"name": "n8"}]}},
             {"addresses": ["203.0.113.2"], "conditions": conditions(false)},
         ]),
     ));
@@ -422,6 +422,7 @@ fn an_endpoint_that_ends_is_told_until_it_serves_no_more() {
     assert!(place.draining && !endpoints[0].ready && !endpoints[1].place.draining);
     assert_eq!((place.zone.as_deref(), place.node.as_deref()), (Some("a"), Some("n7")));
     assert_eq!(place.hint_zones, ["b"]);
+    assert_eq!(place.hint_nodes, ["n7", "n8"]);
 }
 
 #[test]

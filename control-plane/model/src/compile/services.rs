@@ -341,6 +341,7 @@ impl<'a> Builder<'a, '_> {
             node: listed.node.clone().or(known.node),
             zone: listed.zone.clone().or(known.zone),
             hint_zones: listed.hint_zones.clone(),
+            hint_nodes: listed.hint_nodes.clone(),
             hostname: listed.hostname.clone(),
             by_gateway: false,
             elsewhere: false,

@@ -16,7 +16,8 @@ use super::{
 const MAX_ENDPOINTS: usize = 1000;
 const MAX_PORTS: usize = 100;
 const MAX_ADDRESSES: usize = 100;
-const MAX_ZONES: usize = 8;
+/// Zones, and nodes, that an endpoint is meant for.
+const MAX_HINTS: usize = 8;
 /// Greatest priority.
 const MAX_PRIORITY: u8 = 7;
 
@@ -64,17 +65,16 @@ struct WireConditions {
 
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[allow(dead_code)]
 struct WireHints {
     #[serde(default)]
-    for_zones: Vec<WireZone>,
-    // Accepted and dropped.
-    for_nodes: Option<IgnoredAny>,
+    for_zones: Vec<WireHint>,
+    #[serde(default)]
+    for_nodes: Vec<WireHint>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct WireZone {
+struct WireHint {
     name: String,
 }
 
@@ -151,10 +151,15 @@ impl WireEndpoint {
             check::dns_subdomain(node, &at.field("nodeName"))?;
         }
         let at_zones = at.field("hints").field("forZones");
-        at_zones.at_most(&self.hints.for_zones, MAX_ZONES)?;
+        at_zones.at_most(&self.hints.for_zones, MAX_HINTS)?;
         let hints = self.hints.for_zones.into_iter().enumerate();
         let hints = hints.map(|(i, zone)| place(Some(zone.name), &at_zones.index(i).field("name")));
         let hints: Vec<Option<String>> = hints.collect::<Result<_, _>>()?;
+        let at_nodes = at.field("hints").field("forNodes");
+        at_nodes.at_most(&self.hints.for_nodes, MAX_HINTS)?;
+        for (i, node) in self.hints.for_nodes.iter().enumerate() {
+            check::dns_subdomain(&node.name, &at_nodes.index(i).field("name"))?;
+        }
         let zone = place(self.zone, &at.field("zone"))?;
         let at = at.field("addresses");
         at.at_most(&self.addresses, MAX_ADDRESSES)?;
@@ -179,6 +184,7 @@ impl WireEndpoint {
             node: self.node_name,
             zone,
             hint_zones: hints.into_iter().flatten().collect(),
+            hint_nodes: self.hints.for_nodes.into_iter().map(|node| node.name).collect(),
         })
     }
 }
@@ -226,9 +232,10 @@ fn render_endpoint(endpoint: &SliceEndpoint) -> Value {
     for (field, value) in said.into_iter().filter_map(|(field, value)| Some((field, value.as_ref()?))) {
         out[field] = json!(value);
     }
-    if !endpoint.hint_zones.is_empty() {
-        let zones: Vec<Value> = endpoint.hint_zones.iter().map(|zone| json!({"name": zone})).collect();
-        out["hints"] = json!({"forZones": zones});
+    for (field, names) in [("forZones", &endpoint.hint_zones), ("forNodes", &endpoint.hint_nodes)] {
+        if !names.is_empty() {
+            out["hints"][field] = names.iter().map(|name| json!({"name": name})).collect();
+        }
     }
     out
 }

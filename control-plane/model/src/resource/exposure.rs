@@ -59,6 +59,9 @@ pub struct Exposure {
     pub publish_not_ready: bool,
     /// `trafficDistribution`: endpoints of the client's zone go before others.
     pub same_zone_first: bool,
+    /// `trafficDistribution: PreferSameNode`: those of the client's node before those, too.
+    #[serde(default)]
+    pub same_node_first: bool,
     /// From the annotation `isthmus.io/forwarding`.
     pub dsr: bool,
     /// From the annotation `isthmus.io/redirect`.
@@ -248,6 +251,7 @@ impl WireExposure {
                 .field("externalTrafficPolicy")
                 .refuse("Local", "is for services that have a way in from outside: a type or externalIPs");
         }
+        let (zone_first, node_first) = self.nearest_first(at)?;
         let exposure = Exposure {
             load_balancer_ip: self.load_balancer_ip(kind, at)?,
             ingress_ips: status.unwrap_or_default().addresses(kind)?,
@@ -263,7 +267,8 @@ impl WireExposure {
             families: self.families(addresses, at)?,
             second_ip: addresses.get(1).copied(),
             publish_not_ready: self.publish_not_ready_addresses.unwrap_or(false),
-            same_zone_first: self.zone_first(at)?,
+            same_zone_first: zone_first,
+            same_node_first: node_first,
             dsr: forwarding(meta)?,
             redirect: redirect(meta)?,
             kind,
@@ -375,13 +380,15 @@ impl WireExposure {
         Ok(Families { listed, policy })
     }
 
-    fn zone_first(&self, at: &At) -> Result<bool, Fault> {
+    /// Whether endpoints of the client's zone, and of its node, go before others.
+    fn nearest_first(&self, at: &At) -> Result<(bool, bool), Fault> {
         match self.traffic_distribution.as_deref() {
-            None => Ok(false),
-            Some("PreferClose" | "PreferSameZone") => Ok(true),
+            None => Ok((false, false)),
+            Some("PreferClose" | "PreferSameZone") => Ok((true, false)),
+            Some("PreferSameNode") => Ok((true, true)),
             Some(text) => at
                 .field("trafficDistribution")
-                .refuse(text, "is not supported; supported are PreferClose and PreferSameZone"),
+                .refuse(text, "must be PreferSameNode, PreferSameZone or PreferClose"),
         }
     }
 }
@@ -506,7 +513,9 @@ pub(super) fn render(exposure: &Exposure, out: &mut Map<String, Value>) {
     if exposure.publish_not_ready {
         put("publishNotReadyAddresses", json!(true));
     }
-    if exposure.same_zone_first {
+    if exposure.same_node_first {
+        put("trafficDistribution", json!("PreferSameNode"));
+    } else if exposure.same_zone_first {
         put("trafficDistribution", json!("PreferSameZone"));
     }
 }

@@ -192,9 +192,9 @@ fn services_refuse_what_the_mesh_does_not_do() {
         "type",
     );
     refused(
-        &with("trafficDistribution", json!("PreferSameNode")),
+        &with("trafficDistribution", json!("PreferSameRack")),
         "spec.trafficDistribution",
-        "not supported",
+        "must be PreferSameNode",
     );
     let affinity = |seconds: i64| {
         service(json!({"ports": [{"port": 80}], "sessionAffinity": "ClientIP",
@@ -263,6 +263,10 @@ fn endpoint_slices_must_name_their_service_and_keep_to_their_address_type() {
     refused(&with("zone", json!("-a")), "endpoints[0].zone", "must be");
     let hints = json!({"forZones": [{"name": "-"}]});
     refused(&with("hints", hints), "endpoints[0].hints.forZones[0].name", "must be");
+    let hints = json!({"forNodes": [{"name": "N1"}]});
+    refused(&with("hints", hints), "endpoints[0].hints.forNodes[0].name", "must be");
+    let many: Vec<Value> = (0..9).map(|i| json!({"name": format!("n{i}")})).collect();
+    refused(&with("hints", json!({"forNodes": many})), "endpoints[0].hints.forNodes", "8");
     let mut later = slice("IPv4", owner(), "10.0.0.1");
     later["metadata"]["annotations"] = json!({"isthmus.io/priority": "8"});
     refused(&later, "metadata.annotations[isthmus.io/priority]", "0 to 7");

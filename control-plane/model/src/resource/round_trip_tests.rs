@@ -293,6 +293,7 @@ fn exposure(ports: &mut [ServicePort], ip: Option<IpAddr>, headless: bool, seed:
         second_ip,
         publish_not_ready: bit(13),
         same_zone_first: bit(14),
+        same_node_first: bit(14) && bit(17),
         dsr: bit(15),
         redirect: bit(16).then(|| "l7".to_owned()),
     }
@@ -467,6 +468,7 @@ fn slice() -> impl Strategy<Value = Object> {
                                 node: Some("n1.example".to_owned()),
                                 zone: Some("a".to_owned()),
                                 hint_zones: vec!["a".to_owned(), "b".to_owned()],
+                                hint_nodes: vec!["n1.example".to_owned()],
                                 ..plain
                             },
                         }

@@ -288,6 +288,9 @@ pub struct SliceEndpoint {
     /// `hints.forZones`: whose clients are to have it; empty: all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hint_zones: Vec<String>,
+    /// `hints.forNodes`: the same by node.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hint_nodes: Vec<String>,
 }
 
 impl SliceEndpoint {
@@ -302,6 +305,7 @@ impl SliceEndpoint {
             node: None,
             zone: None,
             hint_zones: Vec::new(),
+            hint_nodes: Vec::new(),
         }
     }
 }

@@ -24,6 +24,7 @@ pub fn service(service: &MeshService) -> wire::Service {
         external_local: exposure.external_local,
         source_ranges: exposure.source_ranges.iter().map(ToString::to_string).collect(),
         prefer_same_zone: exposure.same_zone_first,
+        prefer_same_node: exposure.same_node_first,
         forwarding: if exposure.dsr { wire::Forwarding::Dsr } else { wire::Forwarding::Snat } as i32,
         headless: delivery.headless,
         redirect: exposure.redirect.clone().unwrap_or_default(),
@@ -83,6 +84,7 @@ fn backend(endpoint: &MeshEndpoint, state: wire::State) -> wire::Backend {
         state: state as i32,
         cluster: if place.elsewhere { endpoint.cluster.clone() } else { String::new() },
         hint_zones: place.hint_zones.clone(),
+        hint_nodes: place.hint_nodes.clone(),
         hostname: place.hostname.clone().unwrap_or_default(),
     }
 }
@@ -207,6 +209,7 @@ mod tests {
                 internal_local: true,
                 external_local: true,
                 same_zone_first: true,
+                same_node_first: true,
                 dsr: true,
                 ..Exposure::default()
             },
@@ -228,6 +231,7 @@ mod tests {
             ]
         );
         assert!(told.internal_local && told.external_local && told.prefer_same_zone);
+        assert!(told.prefer_same_node);
         assert_eq!((told.affinity_seconds, told.health_check_port), (60, 31_000));
         assert_eq!((told.forwarding(), told.source_ranges.len()), (wire::Forwarding::Dsr, 1));
         mesh.second_ip = Some("fd00:2::1".parse().unwrap());

@@ -18,7 +18,11 @@ use tokio::{
     time::timeout,
 };
 
-use super::{slots::Slots, tcp::read};
+use super::{
+    counts::{Counts, Fate},
+    slots::Slots,
+    tcp::read,
+};
 use crate::{
     Transport,
     cluster::{Domains, Reply, Zone, answer, failure},
@@ -82,6 +86,8 @@ fn open(at: SocketAddr, kind: SockType) -> io::Result<OwnedFd> {
 pub struct Cluster {
     /// What is known; written by whoever is told.
     pub zone: RwLock<Zone>,
+    /// What became of questions.
+    pub counts: Counts,
     domains: Domains,
     upstreams: Vec<SocketAddr>,
     slots: Slots,
@@ -92,7 +98,13 @@ impl Cluster {
     /// refused.
     #[must_use]
     pub fn new(domains: Domains, upstreams: Vec<SocketAddr>) -> Arc<Self> {
-        Arc::new(Self { zone: RwLock::default(), domains, upstreams, slots: Slots::default() })
+        Arc::new(Self {
+            zone: RwLock::default(),
+            counts: Counts::default(),
+            domains,
+            upstreams,
+            slots: Slots::default(),
+        })
     }
 
     /// Serves for ever. Stop it by dropping the future: what is under way is given up.
@@ -109,12 +121,17 @@ impl Cluster {
 
     fn answer(&self, over: Transport, query: &[u8]) -> Reply {
         let zone = self.zone.read().unwrap_or_else(PoisonError::into_inner);
-        answer(&zone, &self.domains, over, query)
+        let reply = answer(&zone, &self.domains, over, query);
+        if let Reply::Answer(answer) = &reply {
+            self.counts.note(Fate::of_own(answer));
+        }
+        reply
     }
 
     /// Asks the servers outside, and answers that it failed if none does.
     async fn forward(&self, over: Transport, query: &[u8]) -> Option<Vec<u8>> {
         if self.upstreams.is_empty() {
+            self.counts.note(Fate::Refused);
             return failure(query, Code::Refused);
         }
         for server in &self.upstreams {
@@ -123,11 +140,15 @@ impl Cluster {
                 Transport::Tcp => timeout(PATIENCE, by_connection(*server, query)).await,
             };
             match asked {
-                Ok(Ok(answer)) => return Some(answer),
+                Ok(Ok(answer)) => {
+                    self.counts.note(Fate::Forwarded);
+                    return Some(answer);
+                }
                 Ok(Err(error)) => tracing::debug!(%server, %error, "no answer"),
                 Err(_) => tracing::debug!(%server, "no answer in time"),
             }
         }
+        self.counts.note(Fate::Failed);
         failure(query, Code::ServerFailure)
     }
 }
@@ -157,7 +178,10 @@ async fn datagrams(cluster: Arc<Cluster>, socket: Arc<UdpSocket>) {
 
 async fn elsewhere(cluster: Arc<Cluster>, socket: Arc<UdpSocket>, client: SocketAddr, query: Vec<u8>) {
     // Too many of one client: it asks again.
-    let Some(_slot) = cluster.slots.take(client.ip()) else { return };
+    let Some(_slot) = cluster.slots.take(client.ip()) else {
+        cluster.counts.note(Fate::Crowded);
+        return;
+    };
     if let Some(answer) = cluster.forward(Transport::Udp, &query).await {
         send(&socket, client, &answer).await;
     }
@@ -184,7 +208,10 @@ async fn connections(cluster: Arc<Cluster>, listener: TcpListener) {
 }
 
 async fn connection(cluster: Arc<Cluster>, mut stream: TcpStream, client: SocketAddr) {
-    let Some(_slot) = cluster.slots.take(client.ip()) else { return };
+    let Some(_slot) = cluster.slots.take(client.ip()) else {
+        cluster.counts.note(Fate::Crowded);
+        return;
+    };
     if let Err(error) = converse(&cluster, &mut stream).await {
         tracing::debug!(%client, %error, "a connection ended");
     }

@@ -1,6 +1,7 @@
 //! Moves queries and answers between pods and servers.
 
 mod cluster;
+mod counts;
 mod slots;
 mod sockets;
 mod tcp;
@@ -22,6 +23,7 @@ use crate::{
     released,
 };
 pub use cluster::{Cluster, ClusterListeners};
+pub use counts::{Counts, Fate};
 use slots::Slots;
 pub use sockets::Listeners;
 

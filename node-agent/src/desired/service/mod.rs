@@ -128,12 +128,17 @@ type Table = BTreeMap<ServiceFrontend, ServiceEntry>;
 
 fn here(resources: &Resources, own: PodAddresses, pods: &BTreeMap<NamespacedName, Pod>) -> Here {
     let addresses = pods.values().flat_map(|pod| pod.addresses.iter()).chain(own.iter()).collect();
-    let me = resources.nodes.values().find(|node| node.address == own.v4);
-    Here { addresses, zone: me.map(|node| node.zone.clone()).unwrap_or_default() }
+    let me = resources.nodes.iter().find(|(_, node)| node.address == own.v4);
+    let (node, zone) = me.map(|(name, node)| (name.clone(), node.zone.clone())).unwrap_or_default();
+    Here { addresses, node, zone }
+}
+
+fn wishes(service: &Service, local_only: bool) -> Wishes {
+    Wishes { local_only, same_zone: service.prefer_same_zone, same_node: service.prefer_same_node }
 }
 
 fn virtual_addresses(service: &Service, redirect: u16, here: &Here, table: &mut Table) {
-    let wishes = Wishes { local_only: service.internal_local, same_zone: service.prefer_same_zone };
+    let wishes = wishes(service, service.internal_local);
     for address in &service.addresses {
         for port in &service.ports {
             let frontend = ServiceFrontend {
@@ -167,10 +172,7 @@ fn other_addresses(service: &Service, own: PodAddresses, here: &Here, table: &mu
         for address in addresses {
             for scope in [Scope::Inside, Scope::Outside] {
                 let outside = scope == Scope::Outside;
-                let wishes = Wishes {
-                    local_only: outside && service.external_local,
-                    same_zone: service.prefer_same_zone,
-                };
+                let wishes = wishes(service, outside && service.external_local);
                 let frontend = ServiceFrontend { address, port: told.port, protocol: told.protocol, scope };
                 table.entry(frontend).or_insert_with(|| {
                     let mut entry = entry(service, port, address, wishes, here);

@@ -178,6 +178,15 @@ fn the_own_zone_is_the_one_that_the_control_plane_has_of_this_node() {
     resources.nodes.insert("n1".into(), node);
     let table = services(&resources, OWN, &pods(), &mut |_| SLOT);
     assert_eq!(chosen(&at(&table, "10.101.0.1", 80, Scope::Inside).unwrap()), ["10.1.2.2"]);
+    // And its name is the one that hints mean.
+    let mut hinted = (**resources.services.values().next().unwrap()).clone();
+    for (backend, node) in hinted.ports[0].backends.iter_mut().zip(["n1", "n2"]) {
+        backend.hint_nodes.insert(node.into());
+    }
+    let name = resources.services.keys().next().unwrap().clone();
+    resources.services.insert(name, hinted.into());
+    let table = services(&resources, OWN, &pods(), &mut |_| SLOT);
+    assert_eq!(chosen(&at(&table, "10.101.0.1", 80, Scope::Inside).unwrap()), ["10.1.1.2"]);
 }
 
 #[test]

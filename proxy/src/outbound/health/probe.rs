@@ -158,7 +158,7 @@ async fn exchange(
     };
     if !open {
         let offer = if http2 { Offer::Http2 } else { Offer::Http1 };
-        let io = TokioIo::new(dial_to(cluster, target.socket, target.address, offer).await?);
+        let io = TokioIo::new(dial_to(cluster, target.socket, target.address, None, offer).await?);
         *kept = if http2 {
             let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await?;
             tokio::spawn(connection);
@@ -190,7 +190,7 @@ async fn tcp(
     send: &[u8],
     receive: &[Vec<u8>],
 ) -> Result<Checked, BoxError> {
-    let mut io = dial_to(cluster, target.socket, target.address, Offer::Nothing).await?;
+    let mut io = dial_to(cluster, target.socket, target.address, None, Offer::Nothing).await?;
     io.write_all(send).await?;
     io.flush().await?;
     let mut seen = vec![];

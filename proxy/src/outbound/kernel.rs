@@ -5,14 +5,14 @@ use std::{io, net::SocketAddr};
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::config::{Keepalive, SocketOptions};
+use crate::config::{Keepalive, UpstreamSocketOptions};
 
 /// Connects.
 ///
 /// # Errors
 /// The kernel's, and that no source address is of the endpoint's IP version.
-pub(super) async fn connect(options: &SocketOptions, address: SocketAddr) -> io::Result<TcpStream> {
-    if *options == SocketOptions::default() {
+pub(super) async fn connect(options: &UpstreamSocketOptions, address: SocketAddr) -> io::Result<TcpStream> {
+    if *options == UpstreamSocketOptions::default() {
         return TcpStream::connect(address).await;
     }
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
@@ -67,7 +67,7 @@ mod tests {
     #[tokio::test]
     async fn the_source_and_the_pings_are_those_asked_for() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let options = SocketOptions {
+        let options = UpstreamSocketOptions {
             sources: vec!["[::1]:0".parse().unwrap(), "127.0.0.9:0".parse().unwrap()],
             freebind: true,
             keepalive: Some(Keepalive {
@@ -81,7 +81,10 @@ mod tests {
         assert_eq!(getsockopt(&stream, sockopt::TcpKeepCount).unwrap(), 7);
         assert_eq!(getsockopt(&stream, sockopt::TcpKeepIdle).unwrap(), 33);
         assert!(getsockopt(&stream, sockopt::KeepAlive).unwrap());
-        let other = SocketOptions { sources: vec!["[::1]:0".parse().unwrap()], ..SocketOptions::default() };
+        let other = UpstreamSocketOptions {
+            sources: vec!["[::1]:0".parse().unwrap()],
+            ..UpstreamSocketOptions::default()
+        };
         let error = connect(&other, listener.local_addr().unwrap()).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrNotAvailable);
     }
