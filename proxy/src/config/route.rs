@@ -230,7 +230,7 @@ pub(super) fn route_match(path: &Path<'_>, wire: WireMatch) -> Result<RouteMatch
             PathMatch::SeparatedPrefix(prefix)
         }
         PathSpecifier::SafeRegex(wire) => PathMatch::Regex(matcher::regex(&path.field("safe_regex"), wire)?),
-        PathSpecifier::ConnectMatcher(_) => return Err(path.field("connect_matcher").unsupported()),
+        PathSpecifier::ConnectMatcher(_) => PathMatch::Connect,
         PathSpecifier::PathMatchPolicy(_) => return Err(path.field("path_match_policy").unsupported()),
     };
     let case_sensitive = bool_or(&case_sensitive, true);

@@ -8,7 +8,7 @@ use xds_proto::envoy::config::route::v3::{
     redirect_action::{PathRewriteSpecifier, SchemeRewriteSpecifier},
     retry_policy::RetryBackOff,
     route,
-    route_action::{ClusterSpecifier, HostRewriteSpecifier},
+    route_action::{ClusterSpecifier, HostRewriteSpecifier, UpgradeConfig, upgrade_config::ConnectConfig},
     weighted_cluster::{ClusterWeight, cluster_weight},
 };
 
@@ -17,7 +17,7 @@ use super::{
     filters::{self, RouteFilters},
     header_ops::{self, REQUEST, RESPONSE},
     route::Ops,
-    wire::{Result, duration_or, inline, refuse, timeout_or, u32_or},
+    wire::{Result, bool_or, duration_or, inline, refuse, timeout_or, u32_or},
 };
 use crate::{
     policy::limit::LimitRule,
@@ -113,7 +113,7 @@ fn forward(path: &Path<'_>, wire: RouteAction, ops: &Ops, levels: &Levels<'_>) -
     } = wire;
     refuse!(path; metadata_match, regex_rewrite, path_rewrite_policy, path_rewrite, flush_timeout, early_data_policy,
         retry_policy_typed_config, request_mirror_policies, priority, rate_limits, include_vh_rate_limits, hash_policy,
-        cors, max_grpc_timeout, grpc_timeout_offset, upgrade_configs, internal_redirect_policy,
+        cors, max_grpc_timeout, grpc_timeout_offset, internal_redirect_policy,
         internal_redirect_action, max_internal_redirects, hedge_policy, max_stream_duration);
     let destinations = destinations(path, cluster_specifier, ops, levels)?;
     let host_rewrite = match host_rewrite_specifier {
@@ -150,12 +150,15 @@ fn forward(path: &Path<'_>, wire: RouteAction, ops: &Ops, levels: &Levels<'_>) -
         Some(wire) => retry(&path.field("retry_policy"), wire)?,
         None => levels.retry.cloned(),
     };
+    let (upgrades, terminates_connect) = upgrades(&path.field("upgrade_configs"), upgrade_configs)?;
     let total_weight = destinations.iter().map(|d| u64::from(d.weight)).sum();
     Ok(Forward {
         destinations,
         total_weight,
         timeout: timeout_or(&path.field("timeout"), &timeout, Some(DEFAULT_TIMEOUT))?,
         idle_timeout: timeout_or(&path.field("idle_timeout"), &idle_timeout, None)?,
+        upgrades,
+        terminates_connect,
         retry,
         prefix_rewrite: Some(prefix_rewrite).filter(|p| !p.is_empty()),
         host_rewrite,
@@ -164,6 +167,34 @@ fn forward(path: &Path<'_>, wire: RouteAction, ops: &Ops, levels: &Levels<'_>) -
         attempt_count_in_request: levels.attempt_count_in_request,
         attempt_count_in_response: levels.attempt_count_in_response,
     })
+}
+
+/// What may be switched to, and whether `CONNECT` ends here.
+fn upgrades(path: &Path<'_>, wire: Vec<UpgradeConfig>) -> Result<(Vec<(String, bool)>, bool)> {
+    let mut upgrades = Vec::with_capacity(wire.len());
+    let mut terminates = false;
+    for (at, wire) in wire.into_iter().enumerate() {
+        let path = path.index(at);
+        let UpgradeConfig { upgrade_type, enabled, connect_config } = wire;
+        let kind = path.field("upgrade_type");
+        let name = upgrade_type.to_ascii_lowercase();
+        if name.is_empty() {
+            return Err(kind.missing());
+        }
+        if upgrades.iter().any(|(known, _)| *known == name) {
+            return Err(kind.duplicate(&name));
+        }
+        if let Some(ConnectConfig { proxy_protocol_config, allow_post }) = connect_config {
+            let path = path.field("connect_config");
+            refuse!(path; proxy_protocol_config, allow_post);
+            if name != "connect" {
+                return Err(path.invalid(&name, "must be CONNECT"));
+            }
+            terminates = true;
+        }
+        upgrades.push((name, bool_or(&enabled, true)));
+    }
+    Ok((upgrades, terminates))
 }
 
 fn destinations(

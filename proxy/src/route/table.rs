@@ -137,6 +137,10 @@ pub struct Forward {
     pub timeout: Option<Duration>,
     /// Without any byte in either direction. `None`: the listener's.
     pub idle_timeout: Option<Duration>,
+    /// Protocols that may be switched to, lower case; `false`: may not, whatever the listener says.
+    pub upgrades: Vec<(String, bool)>,
+    /// `CONNECT` is answered here, and the endpoint gets the bytes.
+    pub terminates_connect: bool,
     /// Further attempts.
     pub retry: Option<Arc<RetryPolicy>>,
     /// Replaces what the route matched.
@@ -246,6 +250,8 @@ mod tests {
             total_weight: 10,
             timeout: None,
             idle_timeout: None,
+            upgrades: vec![],
+            terminates_connect: false,
             retry: None,
             prefix_rewrite: None,
             host_rewrite: None,
