@@ -355,9 +355,37 @@ impl Views for ModelViews {
         match workload {
             None if model.nodes.contains_key(&node) => Ok(Client::Agent { node }),
             None => Err(Status::unavailable(format!("node {node} is not registered here, or not yet"))),
+            Some(workload) if let Some(proxy) = workload.strip_prefix(NODE_PROXY) => {
+                node_proxy(model, node, proxy)
+            }
             Some(workload) => workload_client(model, &node, node_id, workload),
         }
     }
+}
+
+/// How an agent names a proxy of its node, for all pods there, instead of a workload: no namespace may be called so.
+const NODE_PROXY: &str = "~/";
+
+/// Whoever speaks for the node says which of its processes its proxy is; what one is given is no secret of any workload.
+fn node_proxy(model: &MeshModel, node: String, proxy: &str) -> Result<Client, Status> {
+    if !model.nodes.contains_key(&node) {
+        return Err(Status::unavailable(format!("node {node} is not registered here, or not yet")));
+    }
+    if !is_proxy_name(proxy) {
+        let proxy = shown::word(proxy);
+        return Err(Status::invalid_argument(format!(
+            "{proxy:?} is no name of a node's proxy: no DNS label"
+        )));
+    }
+    Ok(Client::NodeProxy { node, proxy: proxy.to_owned() })
+}
+
+fn is_proxy_name(name: &str) -> bool {
+    let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    (1..=63).contains(&name.len())
+        && name.chars().all(inner)
+        && !name.starts_with('-')
+        && !name.ends_with('-')
 }
 
 /// The proxy of a workload, if the workload runs on the node that relays the stream.

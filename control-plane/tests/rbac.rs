@@ -171,10 +171,12 @@ fn permitted(access: &[Rbac], from: IpAddr, id: &str, at: SocketAddr) -> bool {
     let connection = Connection {
         local: at,
         remote: SocketAddr::new(from, 40_000),
+        direct: SocketAddr::new(from, 40_000),
         peer: Some(id.to_owned()),
         server_name: None,
+        behalf: Default::default(),
     };
-    decide(access, Facts { connection: &connection, request: None }).denied.is_none()
+    decide(access, Facts::of(&connection)).denied.is_none()
 }
 
 fn labels() -> impl Strategy<Value = Value> {

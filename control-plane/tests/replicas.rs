@@ -230,6 +230,9 @@ async fn a_proxy_whose_agent_goes_to_a_replica_that_is_behind_is_served_nothing_
     let relayed = || async { grpc::connect_unix(&agent.socket).await.unwrap() };
     let id = "envoy~shop/web";
     cluster.apply(&service("log")).await.unwrap();
+    // Acknowledged is not yet compiled.
+    let revision = cluster.revision().await;
+    cluster.running.app.views.changed().wait_for(|reached| *reached >= revision).await.unwrap();
     let (_requests, mut first) = delta_of(relayed().await, id, kinds::CLUSTER).await;
     let had = message(&mut first).await;
     assert!(has(&had, "outbound|80|cart.shop") && has(&had, LOG));

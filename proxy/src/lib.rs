@@ -9,10 +9,12 @@
 pub mod admin;
 pub mod balance;
 pub mod config;
+pub mod format;
 pub mod forward;
 pub mod gateway;
 pub mod inbound;
 pub mod io;
+pub mod keys;
 pub mod limits;
 pub mod outbound;
 pub mod policy;

@@ -4,6 +4,15 @@
 
 pub use crate::resource::{MAX_OBJECT_BYTES, MAX_OBJECT_DEPTH};
 
+/// Rules of one policy class: each peer that a policy names with each range of ports there. A peer that is everybody, every
+/// workload or an entity counts once. Agents refuse more.
+pub const MAX_CLASS_RULES: usize = 1 << 19;
+/// Different peers of one policy class: half of what a node's kernel has room for, so that a class fits beside its successor.
+pub const MAX_CLASS_PEERS: usize = 1 << 18;
+/// Bytes of one policy class as agents are told of it: less than they take of one message.
+pub const MAX_CLASS_BYTES: usize = 12 << 20;
+/// Peers of all classes of the workloads of one node: `PEERS` of its kernel.
+pub const MAX_NODE_PEERS: usize = 1 << 19;
 /// Roots of one trust domain: enough for a rotation with several CAs.
 pub const MAX_ROOTS: usize = 16;
 /// Bytes of one DER root certificate.

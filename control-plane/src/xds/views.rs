@@ -51,6 +51,13 @@ pub enum Client {
         /// `<namespace>/<name>`
         workload: String,
     },
+    /// A proxy of a node, for all pods there.
+    NodeProxy {
+        /// Name of the node.
+        node: String,
+        /// What services and policies call it.
+        proxy: String,
+    },
     /// Another cluster of the mesh.
     Peer {
         /// Its name.
@@ -59,7 +66,7 @@ pub enum Client {
 }
 
 impl Client {
-    /// `agent`, `proxy`, `envoy`, `grpc`, `gateway` or `peer`.
+    /// `agent`, `proxy`, `envoy`, `grpc`, `gateway`, `node-proxy` or `peer`.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Agent { .. } => "agent",
@@ -67,6 +74,7 @@ impl Client {
             Self::Proxy { kind: ProxyKind::Envoy, .. } => "envoy",
             Self::Grpc { .. } => "grpc",
             Self::Gateway { .. } => "gateway",
+            Self::NodeProxy { .. } => "node-proxy",
             Self::Peer { .. } => "peer",
         }
     }
@@ -75,12 +83,14 @@ impl Client {
 /// `<kind>~<name>`, as in node ids, but from what was authorized and not from what was claimed.
 impl fmt::Display for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Self::Agent { node: name }
-        | Self::Proxy { workload: name, .. }
-        | Self::Grpc { workload: name }
-        | Self::Gateway { workload: name }
-        | Self::Peer { cluster: name }) = self;
-        write!(f, "{}~{name}", self.kind())
+        match self {
+            Self::Agent { node: name }
+            | Self::Proxy { workload: name, .. }
+            | Self::Grpc { workload: name }
+            | Self::Gateway { workload: name }
+            | Self::Peer { cluster: name } => write!(f, "{}~{name}", self.kind()),
+            Self::NodeProxy { node, proxy } => write!(f, "{}~{node}/{proxy}", self.kind()),
+        }
     }
 }
 

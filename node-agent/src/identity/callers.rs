@@ -28,6 +28,24 @@ use crate::cni::{Endpoint, NetnsId, SharedRegistry, cookie_of, own_cookie};
 /// Connections from one network namespace. A proxy needs a handful.
 const MAX_CONNECTIONS: usize = 128;
 
+/// How the node id of a proxy of this node begins, which is for all its pods: `node-proxy~<name>`.
+const NODE_PROXY_ID: &str = "node-proxy~";
+/// The namespace of what stands for such a proxy among workloads. None can be called so.
+const NODE_PROXIES: &str = "~";
+
+/// What stands for a proxy of this node where the name of a workload is expected. It has no certificate.
+fn node_proxy(name: &str) -> Result<NamespacedName, Status> {
+    if crate::redirect::is_name(name) {
+        return Ok(NamespacedName::new(NODE_PROXIES, name));
+    }
+    Err(Status::permission_denied(format!("node id {NODE_PROXY_ID}{name:?}: the name is no DNS label")))
+}
+
+/// Whether a name is that of a proxy of this node, and of no workload.
+pub(crate) fn is_node_proxy(name: &NamespacedName) -> bool {
+    name.namespace == NODE_PROXIES
+}
+
 /// What the kernel says of a caller, as of its connect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CallerInfo {
@@ -170,13 +188,17 @@ impl Callers {
     }
 
     /// The workload that a caller is: the pod whose network namespace it is in. A process of root in the node's own
-    /// namespace may be a gateway, and says which by its xDS node id (`proxy~<namespace>/<name>`).
+    /// namespace may be a gateway, and says which by its xDS node id (`proxy~<namespace>/<name>`), or a proxy for all pods of
+    /// the node (`node-proxy~<name>`), which is no workload.
     ///
     /// # Errors
     /// `PERMISSION_DENIED` with the reason.
     pub fn workload(&self, caller: &CallerInfo, node_id: &str) -> Result<NamespacedName, Status> {
         if let Some(pod) = self.pod_or_root(caller)? {
             return Ok(pod);
+        }
+        if let Some(proxy) = node_id.strip_prefix(NODE_PROXY_ID) {
+            return node_proxy(proxy);
         }
         let claimed = node_id.split_once('~').and_then(|(_, name)| NamespacedName::parse(name));
         let Some(name) = claimed else {
@@ -247,7 +269,9 @@ impl Callers {
 
     /// Whether a workload still runs on this node.
     pub fn is_here(&self, workload: &NamespacedName) -> bool {
-        self.gateways.contains_key(workload) || self.registry.lock().by_workload(workload).is_some()
+        is_node_proxy(workload)
+            || self.gateways.contains_key(workload)
+            || self.registry.lock().by_workload(workload).is_some()
     }
 }
 

@@ -12,6 +12,7 @@ use xds_proto::envoy::service::{
 
 use super::{
     CallerInfo, Callers, Secrets, Slots,
+    callers::is_node_proxy,
     session::{Session, SessionError},
     slots::Opened,
 };
@@ -59,6 +60,11 @@ impl SdsService {
         };
         let Some((first, stream)) = first else { return Ok(()) };
         let workload = stream.workload();
+        if is_node_proxy(workload) {
+            return Err(Status::permission_denied(
+                "a proxy of the node has no certificate, and is given none of its pods'",
+            ));
+        }
         self.secrets.keep(workload);
         let acking = self.secrets.acks().open(workload.clone());
         let mut next = Some(first);

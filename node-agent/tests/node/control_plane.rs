@@ -445,9 +445,10 @@ impl AggregatedDiscoveryService for Fake {
     }
 }
 
-/// Waits for something without a fixed delay: looks again at short intervals, up to ten seconds.
+/// Waits for something without a fixed delay: looks again at short intervals, up to a minute: the kernel's verifier
+/// takes seconds over the programs of one agent, and other tests start agents at the same time.
 pub fn eventually<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
-    eventually_within(Duration::from_secs(10), what, look)
+    eventually_within(Duration::from_secs(60), what, look)
 }
 
 /// The same with another patience.

@@ -1,4 +1,4 @@
-//! `FilterChain` and its match.
+//! `FilterChain`.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use xds_proto::{
     envoy::{
         config::{
             core::v3::{TransportSocket, transport_socket},
-            listener::v3::{Filter, FilterChain as WireChain, FilterChainMatch as WireMatch, filter},
+            listener::v3::{Filter, FilterChain as WireChain, filter},
         },
         extensions::{
             filters::network::{
@@ -21,6 +21,7 @@ use xds_proto::{
 };
 
 use super::{
+    chain_match::{self, ChainMatch},
     error::Path,
     hcm::{self, HttpManager},
     rbac,
@@ -29,37 +30,6 @@ use super::{
     wire::{Result, duration_or, refuse, unpack},
 };
 use crate::{limits, policy::Rbac};
-
-/// A pattern for the server name that a client asks for, lower case.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ServerName {
-    /// This name.
-    Exact(String),
-    /// `*.suffix`, here as `.suffix`: every name below it.
-    Suffix(String),
-}
-
-/// What a chain wants of the first bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Transport {
-    /// Anything.
-    Any,
-    /// A TLS `ClientHello`.
-    Tls,
-    /// Anything else.
-    Raw,
-}
-
-/// `FilterChainMatch`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct ChainMatch {
-    /// Empty: any name or none.
-    pub server_names: Vec<ServerName>,
-    /// See [`Transport`].
-    pub transport: Transport,
-}
 
 /// The one filter at the end of a chain.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -133,7 +103,10 @@ pub(super) fn convert(path: &Path<'_>, wire: WireChain) -> Result<FilterChain> {
     let timeout_path = path.field("transport_socket_connect_timeout");
     Ok(FilterChain {
         name,
-        matches: chain_match(&path.field("filter_chain_match"), filter_chain_match.unwrap_or_default())?,
+        matches: chain_match::convert(
+            &path.field("filter_chain_match"),
+            filter_chain_match.unwrap_or_default(),
+        )?,
         tls,
         handshake_timeout: duration_or(
             &timeout_path,
@@ -143,46 +116,6 @@ pub(super) fn convert(path: &Path<'_>, wire: WireChain) -> Result<FilterChain> {
         access,
         filter,
     })
-}
-
-fn chain_match(path: &Path<'_>, wire: WireMatch) -> Result<ChainMatch> {
-    let WireMatch {
-        destination_port,
-        prefix_ranges,
-        address_suffix,
-        suffix_len,
-        direct_source_prefix_ranges,
-        source_type,
-        source_prefix_ranges,
-        source_ports,
-        server_names,
-        transport_protocol,
-        application_protocols,
-    } = wire;
-    refuse!(path; destination_port, prefix_ranges, address_suffix, suffix_len, direct_source_prefix_ranges,
-        source_type, source_prefix_ranges, source_ports, application_protocols);
-    let list = path.field("server_names");
-    let names = server_names.iter().enumerate().map(|(at, text)| server_name(&list.index(at), text));
-    let transport = match transport_protocol.as_str() {
-        "" => Transport::Any,
-        "tls" => Transport::Tls,
-        "raw_buffer" => Transport::Raw,
-        other => return Err(path.field("transport_protocol").invalid(other, "is not tls or raw_buffer")),
-    };
-    Ok(ChainMatch { server_names: names.collect::<Result<_>>()?, transport })
-}
-
-fn server_name(path: &Path<'_>, text: &str) -> Result<ServerName> {
-    let lower = text.to_ascii_lowercase();
-    let (name, wrap): (_, fn(String) -> ServerName) = match lower.strip_prefix('*') {
-        Some(suffix) if suffix.starts_with('.') && suffix.len() > 1 => (suffix, ServerName::Suffix),
-        None if !lower.is_empty() => (lower.as_str(), ServerName::Exact),
-        _ => return Err(path.invalid(text, "must be a name or *.suffix")),
-    };
-    if name.contains('*') {
-        return Err(path.invalid(text, "may have a '*' only as its first label"));
-    }
-    Ok(wrap(name.to_owned()))
 }
 
 fn downstream(path: &Path<'_>, wire: TransportSocket) -> Result<Option<DownstreamTls>> {

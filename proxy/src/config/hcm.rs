@@ -4,29 +4,19 @@ use std::{sync::Arc, time::Duration};
 
 use http::HeaderValue;
 use serde::Serialize;
-use xds_proto::{
-    Name,
-    envoy::{
-        config::core::v3::{
-            Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions, KeepaliveSettings,
-            http_protocol_options,
-        },
-        extensions::filters::{
-            http::{rbac::v3::Rbac as WireRbac, router::v3::Router},
-            network::http_connection_manager::v3::{
-                HttpConnectionManager as WireHcm, HttpFilter, Rds, http_connection_manager as hcm,
-                http_filter,
-            },
-        },
-    },
+use xds_proto::envoy::extensions::filters::network::http_connection_manager::v3::{
+    HttpConnectionManager as WireHcm, Rds, http_connection_manager as hcm,
 };
 
+pub(super) use super::protocol::http2;
 use super::{
+    edge::{self, Edge},
     error::Path,
-    rbac, route,
-    wire::{Result, bool_or, duration_or, refuse, source, timeout_or, u32_or, unpack},
+    filters::{self, HttpFilter},
+    protocol, route,
+    wire::{Result, bool_or, refuse, source, timeout_or, u32_or},
 };
-use crate::{limits, policy::Rbac, route::RouteTable};
+use crate::{limits, route::RouteTable};
 
 /// Which HTTP versions are spoken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -75,6 +65,25 @@ pub struct H2Settings {
     pub ping_interval: Duration,
     /// For the answer.
     pub ping_timeout: Duration,
+    /// Whether clients may use `CONNECT` with a `:protocol` (RFC 8441), which is how WebSocket is spoken.
+    pub allow_connect: bool,
+}
+
+/// How long things may take, and how many there may be. Zero is `None`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Times {
+    /// From the first byte of a request's head to its last (HTTP/1.1).
+    pub request_headers: Option<Duration>,
+    /// From a request's head to the end of its body.
+    pub request: Option<Duration>,
+    /// How long a connection that is to be closed is still read from, so that the client gets the last answer.
+    pub delayed_close: Option<Duration>,
+    /// A connection is to finish after this.
+    pub connection: Option<Duration>,
+    /// A request with its answer is ended after this.
+    pub stream: Option<Duration>,
+    /// A connection is to finish after so many requests.
+    pub requests: Option<u32>,
 }
 
 /// `HttpConnectionManager`.
@@ -86,14 +95,20 @@ pub struct HttpManager {
     pub codec: Codec,
     /// See [`RouteSource`].
     pub routes: RouteSource,
-    /// Who may ask for what: all of these must permit a request.
-    pub access: Vec<Rbac>,
-    /// Whether the client's address is added to `x-forwarded-for`.
-    pub append_forwarded_for: bool,
+    /// What requests pass, in this order, before the router.
+    pub filters: Vec<HttpFilter>,
+    /// See [`Edge`].
+    pub edge: Edge,
+    /// See [`Times`].
+    pub times: Times,
+    /// Protocols that clients may switch to, lower case, and whether they may unless the route says otherwise.
+    pub upgrades: Vec<(String, bool)>,
     /// `x-forwarded-client-cert` is set from the verified peer. It is removed from requests in any case.
     pub set_client_cert: bool,
     /// Whether `x-request-id` is made where missing.
     pub generate_request_id: bool,
+    /// Whether the `x-request-id` of a request from outside is kept.
+    pub keep_request_id: bool,
     /// Whether `x-request-id` goes into answers too.
     pub request_id_in_response: bool,
     /// Value of the `server` header.
@@ -111,6 +126,9 @@ pub struct HttpManager {
     pub stream_idle_timeout: Option<Duration>,
     /// Whether HTTP/1.0 is served; otherwise it is answered with 426.
     pub accept_http_10: bool,
+    /// Host of HTTP/1.0 requests without one.
+    #[serde(skip)]
+    pub default_host: Option<HeaderValue>,
     /// See [`H2Settings`].
     pub h2: H2Settings,
 }
@@ -151,8 +169,7 @@ pub(super) fn convert(path: &Path<'_>, wire: WireHcm) -> Result<HttpManager> {
         skip_xff_append,
         via,
         generate_request_id,
-        // Ids from outside are always kept.
-        preserve_external_request_id: _,
+        preserve_external_request_id,
         always_set_request_id_in_response,
         forward_client_cert_details,
         set_current_client_cert_details,
@@ -179,27 +196,20 @@ pub(super) fn convert(path: &Path<'_>, wire: WireHcm) -> Result<HttpManager> {
         strip_port_mode,
     } = wire;
     refuse!(path; add_user_agent, tracing, http1_safe_max_connection_duration, http3_protocol_options,
-        scheme_header_transformation, stream_flush_timeout, request_timeout, request_headers_timeout, drain_timeout,
-        drain_timeout_jitter, delayed_close_timeout, access_log, access_log_flush_interval,
-        flush_access_log_on_new_request, access_log_options, xff_num_trusted_hops, original_ip_detection_extensions,
-        early_header_mutation_extensions, internal_address_config, via, forward_client_cert_matcher,
-        proxy_100_continue, represent_ipv4_remote_address_as_ipv4_mapped_ipv6, upgrade_configs, merge_slashes,
-        request_id_extension, local_reply_config, strip_matching_host_port, path_normalization_options,
-        strip_trailing_host_dot, proxy_status_config, typed_header_validation_config, append_x_forwarded_port,
-        append_local_overload, add_proxy_protocol_connection_state, forward_proto_config, strip_port_mode);
-    for (field, on) in [
-        ("normalize_path", bool_or(&normalize_path, false)),
-        ("stream_error_on_invalid_http_message", bool_or(&stream_error_on_invalid_http_message, false)),
-        // KEEP_UNCHANGED (1) is what is done.
-        ("path_with_escaped_slashes_action", path_with_escaped_slashes_action > 1),
-    ] {
-        if on {
-            return Err(path.field(field).unsupported());
-        }
+        stream_flush_timeout, drain_timeout, drain_timeout_jitter, access_log, access_log_flush_interval,
+        flush_access_log_on_new_request, access_log_options, original_ip_detection_extensions,
+        early_header_mutation_extensions, forward_client_cert_matcher, proxy_100_continue,
+        represent_ipv4_remote_address_as_ipv4_mapped_ipv6, request_id_extension, local_reply_config,
+        path_normalization_options, proxy_status_config, typed_header_validation_config, append_local_overload,
+        add_proxy_protocol_connection_state, forward_proto_config);
+    if bool_or(&stream_error_on_invalid_http_message, false) {
+        return Err(path.field("stream_error_on_invalid_http_message").unsupported());
     }
     let uses_remote_address = bool_or(&use_remote_address, false);
-    let access = self::http_filters(&path.field("http_filters"), http_filters, uses_remote_address)?;
-    let common = common(&path.field("common_http_protocol_options"), common_http_protocol_options)?;
+    let filters = filters::convert(&path.field("http_filters"), http_filters)?;
+    let common = protocol::common(&path.field("common_http_protocol_options"), common_http_protocol_options)?;
+    let http1 = protocol::http1(&path.field("http_protocol_options"), http_protocol_options)?;
+    let time = |field: &str, wire, default| timeout_or(&path.field(field), wire, default);
     let kilobytes = u32_or(&max_request_headers_kb, limits::REQUEST_HEADERS_BYTES / 1024);
     if !(8..=8192).contains(&kilobytes) {
         return Err(path.field("max_request_headers_kb").invalid(kilobytes, "must be 8 to 8192"));
@@ -214,10 +224,45 @@ pub(super) fn convert(path: &Path<'_>, wire: WireHcm) -> Result<HttpManager> {
             other => return Err(path.field("codec_type").invalid(other, "is not AUTO, HTTP1 or HTTP2")),
         },
         routes: routes(path, route_specifier)?,
-        access,
-        append_forwarded_for: uses_remote_address && !skip_xff_append,
+        filters,
+        edge: Edge {
+            use_remote_address: uses_remote_address,
+            trusted_hops: xff_num_trusted_hops,
+            append_forwarded_for: uses_remote_address && !skip_xff_append,
+            append_forwarded_port: append_x_forwarded_port,
+            internal: edge::internal(&path.field("internal_address_config"), internal_address_config)?,
+            scheme: edge::scheme(&path.field("scheme_header_transformation"), scheme_header_transformation)?,
+            normalize_path: bool_or(&normalize_path, false),
+            merge_slashes,
+            escaped_slashes: edge::escaped_slashes(
+                &path.field("path_with_escaped_slashes_action"),
+                path_with_escaped_slashes_action,
+            )?,
+            underscores: common.underscores,
+            strip_port: edge::strip_port(path, strip_matching_host_port, strip_port_mode)?,
+            strip_host_dot: strip_trailing_host_dot,
+            via: edge::via(&path.field("via"), &via)?,
+        },
+        times: Times {
+            request_headers: time(
+                "request_headers_timeout",
+                &request_headers_timeout,
+                Some(limits::REQUEST_HEAD_TIMEOUT),
+            )?,
+            request: time("request_timeout", &request_timeout, None)?,
+            delayed_close: time(
+                "delayed_close_timeout",
+                &delayed_close_timeout,
+                Some(limits::DELAYED_CLOSE),
+            )?,
+            connection: common.max_connection_duration,
+            stream: common.max_stream_duration,
+            requests: common.max_requests,
+        },
+        upgrades: upgrades(&path.field("upgrade_configs"), upgrade_configs)?,
         set_client_cert: client_cert(path, forward_client_cert_details, set_current_client_cert_details)?,
         generate_request_id: bool_or(&generate_request_id, true),
+        keep_request_id: preserve_external_request_id,
         request_id_in_response: always_set_request_id_in_response,
         server_name: HeaderValue::from_str(server_name)
             .map_err(|_| path.field("server_name").invalid(server_name, "is no header value"))?,
@@ -235,59 +280,23 @@ pub(super) fn convert(path: &Path<'_>, wire: WireHcm) -> Result<HttpManager> {
             &stream_idle_timeout,
             Some(limits::STREAM_IDLE),
         )?,
-        accept_http_10: http1(&path.field("http_protocol_options"), http_protocol_options)?,
+        accept_http_10: http1.accept_http_10,
+        default_host: http1.default_host,
         h2: http2(&path.field("http2_protocol_options"), http2_protocol_options)?,
     })
 }
 
-/// Any number of RBAC filters, and the router at the end.
-fn http_filters(path: &Path<'_>, filters: Vec<HttpFilter>, uses_remote_address: bool) -> Result<Vec<Rbac>> {
-    let last = filters.len().checked_sub(1).ok_or_else(|| path.missing())?;
-    let mut access = Vec::new();
-    for (at, wire) in filters.into_iter().enumerate() {
+fn upgrades(path: &Path<'_>, wire: Vec<hcm::UpgradeConfig>) -> Result<Vec<(String, bool)>> {
+    let one = |(at, wire): (usize, hcm::UpgradeConfig)| {
         let path = path.index(at);
-        let HttpFilter { name: _, is_optional: _, disabled, config_type } = wire;
-        refuse!(path; disabled);
-        let any = match config_type {
-            Some(http_filter::ConfigType::TypedConfig(any)) => any,
-            Some(http_filter::ConfigType::ConfigDiscovery(_)) => {
-                return Err(path.field("config_discovery").unsupported());
-            }
-            None => return Err(path.field("typed_config").missing()),
-        };
-        let config = path.field("typed_config");
-        if at != last && any.type_url == WireRbac::type_url() {
-            access.push(rbac::http(&config, unpack(&config, &any)?, uses_remote_address)?);
-            continue;
+        let hcm::UpgradeConfig { upgrade_type, filters, enabled } = wire;
+        refuse!(path; filters);
+        if upgrade_type.is_empty() {
+            return Err(path.field("upgrade_type").missing());
         }
-        let router: Router = unpack(&config, &any)?;
-        if at != last {
-            return Err(path.invalid("router", "must be the last filter"));
-        }
-        self::router(&config, router)?;
-    }
-    Ok(access)
-}
-
-#[allow(deprecated)]
-fn router(path: &Path<'_>, wire: Router) -> Result<()> {
-    let Router {
-        // Statistics only.
-        dynamic_stats: _,
-        start_child_span,
-        upstream_log,
-        upstream_log_options,
-        // None of those headers is made here.
-        suppress_envoy_headers: _,
-        strict_check_headers,
-        respect_expected_rq_timeout,
-        suppress_grpc_request_failure_code_stats: _,
-        upstream_http_filters,
-        reject_connect_request_early_data: _,
-    } = wire;
-    refuse!(path; start_child_span, upstream_log, upstream_log_options, strict_check_headers,
-        respect_expected_rq_timeout, upstream_http_filters);
-    Ok(())
+        Ok((upgrade_type.to_ascii_lowercase(), bool_or(&enabled, true)))
+    };
+    wire.into_iter().enumerate().map(one).collect()
 }
 
 fn routes(path: &Path<'_>, wire: Option<hcm::RouteSpecifier>) -> Result<RouteSource> {
@@ -326,128 +335,4 @@ fn client_cert(path: &Path<'_>, mode: i32, set: Option<hcm::SetCurrentClientCert
             Err(path.field("forward_client_cert_details").invalid(other, "is not SANITIZE or SANITIZE_SET"))
         }
     }
-}
-
-struct Common {
-    idle_timeout: Duration,
-    max_headers_count: u32,
-}
-
-fn common(path: &Path<'_>, wire: Option<HttpProtocolOptions>) -> Result<Common> {
-    let HttpProtocolOptions {
-        idle_timeout,
-        max_connection_duration,
-        max_connection_duration_jitter,
-        max_headers_count,
-        max_response_headers_kb,
-        max_stream_duration,
-        headers_with_underscores_action,
-        max_requests_per_connection,
-    } = wire.unwrap_or_default();
-    refuse!(path; max_connection_duration, max_connection_duration_jitter, max_response_headers_kb,
-        max_stream_duration, max_requests_per_connection);
-    if headers_with_underscores_action != http_protocol_options::HeadersWithUnderscoresAction::Allow as i32 {
-        return Err(path.field("headers_with_underscores_action").unsupported());
-    }
-    let idle_path = path.field("idle_timeout");
-    let idle_timeout = duration_or(&idle_path, &idle_timeout, limits::DOWNSTREAM_IDLE)?;
-    if idle_timeout.is_zero() {
-        return Err(idle_path.invalid("0s", "would keep idle connections for ever; give a limit"));
-    }
-    let max_headers_count = u32_or(&max_headers_count, limits::HEADERS_COUNT);
-    if !(1..=10_000).contains(&max_headers_count) {
-        return Err(path.field("max_headers_count").invalid(max_headers_count, "must be 1 to 10000"));
-    }
-    Ok(Common { idle_timeout, max_headers_count })
-}
-
-/// Whether HTTP/1.0 is served.
-#[allow(deprecated)]
-fn http1(path: &Path<'_>, wire: Option<Http1ProtocolOptions>) -> Result<bool> {
-    let Http1ProtocolOptions {
-        allow_absolute_url,
-        accept_http_10,
-        default_host_for_http_10,
-        header_key_format,
-        // Trailers always pass.
-        enable_trailers: _,
-        allow_chunked_length,
-        override_stream_error_on_invalid_http_message,
-        send_fully_qualified_url,
-        use_balsa_parser: _,
-        allow_custom_methods: _,
-        ignore_http_11_upgrade,
-    } = wire.unwrap_or_default();
-    refuse!(path; default_host_for_http_10, header_key_format, allow_chunked_length,
-        override_stream_error_on_invalid_http_message, send_fully_qualified_url, ignore_http_11_upgrade);
-    if !bool_or(&allow_absolute_url, true) {
-        return Err(path
-            .field("allow_absolute_url")
-            .invalid(false, "is not supported: RFC 9112 3.2.2 wants them accepted"));
-    }
-    Ok(accept_http_10)
-}
-
-#[allow(deprecated)]
-pub(super) fn http2(path: &Path<'_>, wire: Option<Http2ProtocolOptions>) -> Result<H2Settings> {
-    let Http2ProtocolOptions {
-        hpack_table_size,
-        max_concurrent_streams,
-        initial_stream_window_size,
-        initial_connection_window_size,
-        allow_connect,
-        allow_metadata,
-        max_outbound_frames,
-        max_outbound_control_frames,
-        max_consecutive_inbound_frames_with_empty_payload,
-        max_inbound_priority_frames_per_stream,
-        max_inbound_window_update_frames_per_data_frame_sent,
-        stream_error_on_invalid_http_messaging,
-        override_stream_error_on_invalid_http_message,
-        custom_settings_parameters,
-        connection_keepalive,
-        use_oghttp2_codec: _,
-        max_metadata_size,
-        enable_huffman_encoding,
-        max_header_field_size_kb,
-        disallow_obs_text,
-        stream_reset_burst,
-        stream_reset_rate,
-    } = wire.unwrap_or_default();
-    refuse!(path; hpack_table_size, allow_connect, allow_metadata, max_outbound_frames, max_outbound_control_frames,
-        max_consecutive_inbound_frames_with_empty_payload, max_inbound_priority_frames_per_stream,
-        max_inbound_window_update_frames_per_data_frame_sent, stream_error_on_invalid_http_messaging,
-        override_stream_error_on_invalid_http_message, custom_settings_parameters, max_metadata_size,
-        enable_huffman_encoding, max_header_field_size_kb, disallow_obs_text, stream_reset_burst, stream_reset_rate);
-    let window = |field: &str, wire, default| {
-        let size = u32_or(wire, default);
-        // RFC 9113 6.9.1 and Envoy's own lower bound.
-        let good = (65_535..=0x7FFF_FFFF).contains(&size);
-        if good { Ok(size) } else { Err(path.field(field).invalid(size, "must be 65535 to 2147483647")) }
-    };
-    let streams = u32_or(&max_concurrent_streams, limits::H2_STREAMS);
-    if streams == 0 || streams > 0x7FFF_FFFF {
-        return Err(path.field("max_concurrent_streams").invalid(streams, "must be 1 to 2147483647"));
-    }
-    let keepalive = path.field("connection_keepalive");
-    let KeepaliveSettings { interval, timeout, interval_jitter, connection_idle_interval } =
-        connection_keepalive.unwrap_or_default();
-    refuse!(keepalive; interval_jitter, connection_idle_interval);
-    Ok(H2Settings {
-        max_concurrent_streams: streams,
-        stream_window: window(
-            "initial_stream_window_size",
-            &initial_stream_window_size,
-            limits::H2_STREAM_WINDOW,
-        )?,
-        connection_window: window(
-            "initial_connection_window_size",
-            &initial_connection_window_size,
-            limits::H2_CONNECTION_WINDOW,
-        )?,
-        ping_interval: duration_or(&keepalive.field("interval"), &interval, limits::H2_PING_INTERVAL)?
-            .max(Duration::from_millis(1)),
-        ping_timeout: duration_or(&keepalive.field("timeout"), &timeout, limits::H2_PING_TIMEOUT)?
-            .max(Duration::from_millis(1)),
-    })
 }

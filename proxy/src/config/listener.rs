@@ -1,21 +1,24 @@
 //! `Listener`.
 
-use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use serde::Serialize;
-use xds_proto::envoy::{
-    config::listener::v3::{AdditionalAddress, Listener as WireListener, ListenerFilter, listener_filter},
-    extensions::filters::listener::tls_inspector::v3::TlsInspector,
-};
+use xds_proto::envoy::config::listener::v3::{AdditionalAddress, Listener as WireListener};
 
 use super::{
-    chain::{self, ChainMatch, FilterChain, NetworkFilter, Transport},
+    chain::{self, FilterChain, NetworkFilter},
+    chain_match::{self, ChainMatch},
     error::Path,
     hcm::RouteSource,
+    listener_filter::{self, ListenerFilters},
+    socket::{self, SocketOptions},
     tls::SecretRef,
-    wire::{Result, address, bool_or, duration_or, refuse, u32_or, unpack},
+    wire::{Result, address, bool_or, duration_or, refuse, u32_or},
 };
 use crate::{limits, policy::Rbac, route::RouteTable};
+
+/// What `per_connection_buffer_limit_bytes` must leave room for.
+const LEAST_BUFFER: u32 = limits::TCP_BUFFER as u32;
 
 /// `Listener`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -34,6 +37,12 @@ pub struct Listener {
     pub continue_on_timeout: bool,
     /// Waiting connections.
     pub backlog: u32,
+    /// Whether it has sockets of its own. Without, it serves what a listener with `use_original_dst` was asked for.
+    pub binds: bool,
+    /// What its sockets are made with, beside the defaults.
+    pub socket: SocketOptions,
+    /// What is found out about a connection before a chain is chosen.
+    pub filters: ListenerFilters,
 }
 
 impl Listener {
@@ -81,11 +90,12 @@ impl Listener {
         })
     }
 
-    /// Whether the first bytes of a connection must be seen before a chain can be chosen.
-    pub fn inspects(&self) -> bool {
-        self.chains
-            .iter()
-            .any(|c| !c.matches.server_names.is_empty() || c.matches.transport != Transport::Any)
+    /// Whether another listener has the same sockets.
+    pub fn sits_alike(&self, other: &Self) -> bool {
+        self.addresses == other.addresses
+            && self.binds == other.binds
+            && self.socket == other.socket
+            && self.backlog == other.backlog
     }
 }
 
@@ -102,6 +112,7 @@ pub(super) fn convert(path: &Path<'_>, wire: WireListener) -> Result<Listener> {
         filter_chain_matcher,
         use_original_dst,
         default_filter_chain,
+        // Each direction of a tunnel has a buffer of a fixed size; HTTP is held back by its windows.
         per_connection_buffer_limit_bytes,
         per_connection_buffer_high_watermark_timeout,
         metadata: _,
@@ -131,28 +142,31 @@ pub(super) fn convert(path: &Path<'_>, wire: WireListener) -> Result<Listener> {
         tcp_keepalive,
         listener_specifier,
     } = wire;
-    refuse!(path; stats_matcher, fcds_config, filter_chain_matcher, per_connection_buffer_limit_bytes,
-        per_connection_buffer_high_watermark_timeout, deprecated_v1, drain_type, socket_options,
+    refuse!(path; stats_matcher, fcds_config, filter_chain_matcher,
+        per_connection_buffer_high_watermark_timeout, deprecated_v1, drain_type,
         tcp_fast_open_queue_length, udp_listener_config, api_listener, connection_balance_config, reuse_port,
         access_log, max_connections_to_accept_per_socket_event, enable_mptcp, ignore_global_conn_limit,
-        bypass_overload_manager, tcp_keepalive, listener_specifier);
-    for (field, on) in [
-        ("use_original_dst", bool_or(&use_original_dst, false)),
-        ("transparent", bool_or(&transparent, false)),
-        ("freebind", bool_or(&freebind, false)),
-        ("bind_to_port", !bool_or(&bind_to_port, true)),
-    ] {
-        if on {
-            return Err(path.field(field).unsupported());
-        }
+        bypass_overload_manager, listener_specifier);
+    let buffer = u32_or(&per_connection_buffer_limit_bytes, LEAST_BUFFER);
+    if buffer < LEAST_BUFFER {
+        let path = path.field("per_connection_buffer_limit_bytes");
+        return Err(path.invalid(buffer, format!("is less than the buffers here have: {LEAST_BUFFER}")));
     }
+    let binds = bool_or(&bind_to_port, true);
+    let handed_on = bool_or(&use_original_dst, false);
+    if !binds && handed_on {
+        return Err(path.field("use_original_dst").invalid(true, "needs bind_to_port"));
+    }
+    let mut socket = socket::convert(&path.field("socket_options"), socket_options)?;
+    socket.transparent = bool_or(&transparent, false);
+    socket.freebind = bool_or(&freebind, false);
+    socket.keepalive = socket::keepalive(&path.field("tcp_keepalive"), tcp_keepalive)?;
     if name.is_empty() {
         return Err(path.field("name").missing());
     }
-    let filters = path.field("listener_filters");
-    for (at, wire) in listener_filters.into_iter().enumerate() {
-        listener_filter(&filters.index(at), wire)?;
-    }
+    let mut filters = listener_filter::convert(&path.field("listener_filters"), listener_filters)?;
+    filters.handed_on = handed_on;
+    filters.original_destination |= handed_on;
     let list = path.field("filter_chains");
     let chains =
         filter_chains.into_iter().enumerate().map(|(at, wire)| chain::convert(&list.index(at), wire));
@@ -162,7 +176,7 @@ pub(super) fn convert(path: &Path<'_>, wire: WireListener) -> Result<Listener> {
     if chains.is_empty() && default_chain.is_none() {
         return Err(list.missing());
     }
-    distinct(&list, &chains)?;
+    chain_match::distinct(&list, &chains)?;
     let timeout_path = path.field("listener_filters_timeout");
     let inspect_timeout = duration_or(&timeout_path, &listener_filters_timeout, limits::INSPECT_TIMEOUT)?;
     if inspect_timeout.is_zero() {
@@ -190,56 +204,8 @@ pub(super) fn convert(path: &Path<'_>, wire: WireListener) -> Result<Listener> {
         inspect_timeout,
         continue_on_timeout: continue_on_listener_filters_timeout,
         backlog: u32_or(&tcp_backlog_size, limits::BACKLOG).clamp(1, 65_535),
+        binds,
+        socket,
+        filters,
     })
-}
-
-/// Whether a connection is inspected follows from the chains; naming the filter is only allowed, not needed.
-fn listener_filter(path: &Path<'_>, wire: ListenerFilter) -> Result<()> {
-    let ListenerFilter { name: _, filter_disabled, config_type } = wire;
-    refuse!(path; filter_disabled);
-    let any = match config_type {
-        Some(listener_filter::ConfigType::TypedConfig(any)) => any,
-        Some(listener_filter::ConfigType::ConfigDiscovery(_)) => {
-            return Err(path.field("config_discovery").unsupported());
-        }
-        None => return Err(path.field("typed_config").missing()),
-    };
-    let path = path.field("typed_config");
-    let TlsInspector {
-        enable_ja3_fingerprinting,
-        enable_ja4_fingerprinting,
-        // How it reads is its own business, and it never reads more than the limit below.
-        initial_read_buffer_size: _,
-        close_connection_on_client_hello_parsing_errors: _,
-        max_client_hello_size,
-    } = unpack(&path, &any)?;
-    for (field, on) in [
-        ("enable_ja3_fingerprinting", bool_or(&enable_ja3_fingerprinting, false)),
-        ("enable_ja4_fingerprinting", bool_or(&enable_ja4_fingerprinting, false)),
-    ] {
-        if on {
-            return Err(path.field(field).unsupported());
-        }
-    }
-    let size = u32_or(&max_client_hello_size, limits::CLIENT_HELLO_BYTES as u32);
-    if size as usize != limits::CLIENT_HELLO_BYTES {
-        return Err(path.field("max_client_hello_size").invalid(size, "is not 16384, the limit here"));
-    }
-    Ok(())
-}
-
-/// Two chains that match the same would make the choice arbitrary.
-fn distinct(path: &Path<'_>, chains: &[FilterChain]) -> Result<()> {
-    let mut seen = BTreeSet::new();
-    for (at, chain) in chains.iter().enumerate() {
-        let names = chain.matches.server_names.iter().map(Some);
-        let any = chain.matches.server_names.is_empty().then_some(None);
-        for name in names.chain(any) {
-            if !seen.insert((name, chain.matches.transport)) {
-                let chain = path.index(at);
-                return Err(chain.field("filter_chain_match").duplicate(format!("the match {name:?}")));
-            }
-        }
-    }
-    Ok(())
 }

@@ -8,17 +8,19 @@ use xds_proto::envoy::config::route::v3::{
     redirect_action::{PathRewriteSpecifier, SchemeRewriteSpecifier},
     retry_policy::RetryBackOff,
     route,
-    route_action::{ClusterSpecifier, HostRewriteSpecifier},
+    route_action::{ClusterSpecifier, HostRewriteSpecifier, UpgradeConfig, upgrade_config::ConnectConfig},
     weighted_cluster::{ClusterWeight, cluster_weight},
 };
 
 use super::{
     error::Path,
+    filters::{self, RouteFilters},
     header_ops::{self, REQUEST, RESPONSE},
     route::Ops,
-    wire::{Result, duration_or, inline, refuse, timeout_or, u32_or},
+    wire::{Result, bool_or, duration_or, inline, refuse, timeout_or, u32_or},
 };
 use crate::{
+    policy::limit::LimitRule,
     retry::{RetryOn, RetryPolicy},
     route::{Action, Destination, Direct, Forward, PathRedirect, Redirect},
 };
@@ -30,6 +32,10 @@ const MAX_DIRECT_BODY: usize = 4096;
 
 /// What the levels above a route add to it.
 pub(super) struct Levels<'a> {
+    /// Of all levels, down to the one at hand.
+    pub(super) filters: &'a Arc<RouteFilters>,
+    /// Of the virtual host.
+    pub(super) limits: &'a Arc<Vec<LimitRule>>,
     pub(super) table: &'a Ops,
     pub(super) vhost: &'a Ops,
     pub(super) specific_wins: bool,
@@ -107,7 +113,7 @@ fn forward(path: &Path<'_>, wire: RouteAction, ops: &Ops, levels: &Levels<'_>) -
     } = wire;
     refuse!(path; metadata_match, regex_rewrite, path_rewrite_policy, path_rewrite, flush_timeout, early_data_policy,
         retry_policy_typed_config, request_mirror_policies, priority, rate_limits, include_vh_rate_limits, hash_policy,
-        cors, max_grpc_timeout, grpc_timeout_offset, upgrade_configs, internal_redirect_policy,
+        cors, max_grpc_timeout, grpc_timeout_offset, internal_redirect_policy,
         internal_redirect_action, max_internal_redirects, hedge_policy, max_stream_duration);
     let destinations = destinations(path, cluster_specifier, ops, levels)?;
     let host_rewrite = match host_rewrite_specifier {
@@ -144,12 +150,15 @@ fn forward(path: &Path<'_>, wire: RouteAction, ops: &Ops, levels: &Levels<'_>) -
         Some(wire) => retry(&path.field("retry_policy"), wire)?,
         None => levels.retry.cloned(),
     };
+    let (upgrades, terminates_connect) = upgrades(&path.field("upgrade_configs"), upgrade_configs)?;
     let total_weight = destinations.iter().map(|d| u64::from(d.weight)).sum();
     Ok(Forward {
         destinations,
         total_weight,
         timeout: timeout_or(&path.field("timeout"), &timeout, Some(DEFAULT_TIMEOUT))?,
         idle_timeout: timeout_or(&path.field("idle_timeout"), &idle_timeout, None)?,
+        upgrades,
+        terminates_connect,
         retry,
         prefix_rewrite: Some(prefix_rewrite).filter(|p| !p.is_empty()),
         host_rewrite,
@@ -158,6 +167,34 @@ fn forward(path: &Path<'_>, wire: RouteAction, ops: &Ops, levels: &Levels<'_>) -
         attempt_count_in_request: levels.attempt_count_in_request,
         attempt_count_in_response: levels.attempt_count_in_response,
     })
+}
+
+/// What may be switched to, and whether `CONNECT` ends here.
+fn upgrades(path: &Path<'_>, wire: Vec<UpgradeConfig>) -> Result<(Vec<(String, bool)>, bool)> {
+    let mut upgrades = Vec::with_capacity(wire.len());
+    let mut terminates = false;
+    for (at, wire) in wire.into_iter().enumerate() {
+        let path = path.index(at);
+        let UpgradeConfig { upgrade_type, enabled, connect_config } = wire;
+        let kind = path.field("upgrade_type");
+        let name = upgrade_type.to_ascii_lowercase();
+        if name.is_empty() {
+            return Err(kind.missing());
+        }
+        if upgrades.iter().any(|(known, _)| *known == name) {
+            return Err(kind.duplicate(&name));
+        }
+        if let Some(ConnectConfig { proxy_protocol_config, allow_post }) = connect_config {
+            let path = path.field("connect_config");
+            refuse!(path; proxy_protocol_config, allow_post);
+            if name != "connect" {
+                return Err(path.invalid(&name, "must be CONNECT"));
+            }
+            terminates = true;
+        }
+        upgrades.push((name, bool_or(&enabled, true)));
+    }
+    Ok((upgrades, terminates))
 }
 
 fn destinations(
@@ -170,7 +207,14 @@ fn destinations(
         ClusterSpecifier::Cluster(name) if name.is_empty() => Err(path.field("cluster").missing()),
         ClusterSpecifier::Cluster(name) => {
             let Ops { request, response } = levels.all(ops);
-            Ok(vec![Destination { cluster: name.into(), weight: 1, request, response, host_rewrite: None }])
+            Ok(vec![Destination {
+                cluster: name.into(),
+                weight: 1,
+                request,
+                response,
+                host_rewrite: None,
+                filters: levels.filters.clone(),
+            }])
         }
         ClusterSpecifier::WeightedClusters(wire) => {
             weighted(&path.field("weighted_clusters"), wire, ops, levels)
@@ -212,7 +256,7 @@ fn weighted(
             typed_per_filter_config,
             host_rewrite_specifier,
         } = wire;
-        refuse!(path; cluster_header, metadata_match, typed_per_filter_config);
+        refuse!(path; cluster_header, metadata_match);
         if name.is_empty() {
             return Err(path.field("name").missing());
         }
@@ -235,7 +279,9 @@ fn weighted(
                 header_ops::host(&path.field("host_rewrite_literal"), &host)?
             }
         };
-        destinations.push(Destination { cluster: name.into(), weight, request, response, host_rewrite });
+        let filters = filters::layer(&path, typed_per_filter_config, levels.filters)?;
+        let cluster = name.into();
+        destinations.push(Destination { cluster, weight, request, response, host_rewrite, filters });
     }
     if sum == 0 || sum > u64::from(u32::MAX) {
         return Err(list.invalid(sum, "is the sum of the weights; it must be 1 to 4294967295"));

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     balance::Failure,
-    config::UpstreamProtocol,
+    config::{Priority, UpstreamProtocol},
     outbound::{
         ConnectError, ConnectFailure, Deadline, Host, IdleTimer, Lease, ReplayHandle, SendError,
         UpstreamBody, UpstreamCluster, Want, acquire,
@@ -125,7 +125,7 @@ pub(super) async fn run(mut job: Job<'_>) -> Done {
         if let Some(policy) = policy
             && outcome.is_some_and(|outcome| policy.retries(outcome, done.attempts, job.body.replayable()))
         {
-            retry_permit = retry_permit.or_else(|| cluster.retries.try_take());
+            retry_permit = retry_permit.or_else(|| cluster.breaker(Priority::Default).try_retry());
             if retry_permit.is_some() {
                 cluster.stats.retries.fetch_add(1, Ordering::Relaxed);
                 drop((result, serving));
@@ -292,10 +292,10 @@ fn form(request: &mut Request<UpstreamBody>, head: &Head, http2: bool) {
 
 /// Counts a request while it lasts.
 #[derive(Debug)]
-struct ActiveCount(Arc<UpstreamCluster>);
+pub(super) struct ActiveCount(Arc<UpstreamCluster>);
 
 impl ActiveCount {
-    fn new(cluster: &Arc<UpstreamCluster>) -> Self {
+    pub(super) fn new(cluster: &Arc<UpstreamCluster>) -> Self {
         cluster.stats.active_requests.fetch_add(1, Ordering::Relaxed);
         Self(cluster.clone())
     }

@@ -25,6 +25,10 @@ pub(super) fn strip_request(headers: &mut HeaderMap) {
 
 /// Removes them from an answer.
 pub(super) fn strip_response(headers: &mut HeaderMap) {
+    // The chunks were what counted (RFC 9112 6.3), and the length may be another.
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        headers.remove(header::CONTENT_LENGTH);
+    }
     strip(headers);
 }
 
@@ -47,6 +51,11 @@ fn strip(headers: &mut HeaderMap) {
     {
         headers.remove(name);
     }
+}
+
+/// Whether anything is said about another protocol than `h2c`, in earnest or not.
+pub(super) fn asks_to_switch(headers: &HeaderMap) -> bool {
+    headers.get_all(header::UPGRADE).iter().any(|to| !to.as_bytes().eq_ignore_ascii_case(b"h2c"))
 }
 
 /// What a client wants to switch to, if anything. An offer of `h2c` is not one: a server may go on as if it were

@@ -8,7 +8,7 @@ use crate::{
     telemetry::Flag,
 };
 
-const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+pub(super) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 const OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
 
@@ -122,6 +122,9 @@ pub fn finish(response: &mut Response<ResponseBody>, manager: &HttpManager, requ
             headers.entry(header::SERVER).or_insert_with(|| manager.server_name.clone());
         }
         ServerHeader::PassThrough => {}
+    }
+    if let Some(via) = &manager.edge.via {
+        headers.append(header::VIA, via.clone());
     }
     if let Some(id) = request_id {
         headers.insert(super::request::X_REQUEST_ID, id);

@@ -6,22 +6,26 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version, header};
-use http_body::Body as _;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use hyper::body::Incoming;
-use tokio::sync::oneshot;
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+};
 
 use super::{
     attempts::{self, Body, Done, Job},
     body::ResponseBody,
+    filters::{self, Exchange},
     reply::{Reply, finish},
     request::{Head, prepare},
+    switch::{self, Switch, Switching, Tunnel},
 };
 use crate::{
     config::HttpManager,
-    outbound::{IdleTimer, ReplayHandle, UpstreamBody},
-    policy::{Connection, Facts, decide},
-    route::{Action, Destination, Forward, RequestView, Route, RouteTable, redirect_location, rewrite_path},
+    outbound::{ClientBody, IdleTimer, ReplayHandle, UpstreamBody},
+    policy::Connection,
+    route::{Action, Destination, Forward, Picked, Route, RouteTable, redirect_location, rewrite_path},
     shared::Shared,
     telemetry::{AccessRecord, Flag, ListenerStats},
 };
@@ -44,6 +48,8 @@ pub struct HttpChain {
     pub stats: Arc<ListenerStats>,
     /// Everything that all chains have in common.
     pub shared: Arc<Shared>,
+    /// What goes on beside its requests.
+    pub helpers: JoinSet<()>,
 }
 
 /// A client's connection.
@@ -57,48 +63,61 @@ pub struct Client {
     pub certificate: Option<HeaderValue>,
 }
 
-/// Serves a request. There is always an answer.
+/// Serves a request. There is always an answer. If that says that protocols are switched, `tunnels` gets the rest.
 pub async fn handle(
     chain: &HttpChain,
     client: &Client,
     request: Request<Incoming>,
+    tunnels: &mpsc::UnboundedSender<Tunnel>,
 ) -> Response<ResponseBody> {
     let start = Instant::now();
-    let (parts, incoming) = request.into_parts();
+    let (mut parts, incoming) = request.into_parts();
+    let upgrade = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
     let http2_client = parts.version == Version::HTTP_2;
     let grpc = is_grpc(&parts.headers);
+    // What follows on this connection was not looked at (`inbound::framing`).
+    let connect = parts.method == Method::CONNECT;
+    let last = parts.version < Version::HTTP_2
+        && (parts.method == Method::CONNECT || super::hops::asks_to_switch(&parts.headers));
     let mut record = AccessRecord::enabled(chain.shared.access_log)
         .then(|| Box::new(record(chain, client, &parts, start)));
-    let prepared = prepare(
-        parts,
-        &chain.manager,
-        client.scheme,
-        client.connection.remote,
-        client.certificate.as_ref(),
-        &mut rand::rng(),
-    );
+    let prepared = prepare(parts, &chain.manager, client, &mut rand::rng());
     let mut request_id = None;
     let mut response = match prepared {
-        Err(refusal) => Reply::new(refusal.status, refusal.text, Flag::BadRequest).response(false),
+        Err(refusal) => {
+            let mut response = Reply::new(refusal.status, refusal.text, Flag::BadRequest).response(false);
+            let location = refusal.location.and_then(|to| HeaderValue::try_from(to).ok());
+            if let Some(location) = location {
+                response.headers_mut().insert(header::LOCATION, location);
+            }
+            response
+        }
         Ok(head) => {
             if chain.manager.request_id_in_response {
                 request_id = head.headers.get(super::request::X_REQUEST_ID).cloned();
             }
-            match denied(chain, &client.connection, &head) {
-                Some(policy) => {
-                    if let Some(record) = &mut record {
-                        record.denied_by = Some(policy);
-                    }
-                    Reply::access_denied().response(grpc)
-                }
-                None => {
-                    let table = chain.routes.load_full();
-                    route(chain, &table, head, incoming, http2_client, grpc, record.as_deref_mut()).await
-                }
+            let table = chain.routes.load_full();
+            let picked = table.pick(&head.view(), &mut rand::rng());
+            let body = ClientBody::from(incoming);
+            let switching = match (head.switch.clone(), upgrade) {
+                (Some(to), Some(client)) => Some(Switching { to, client, tunnels: tunnels.clone() }),
+                _ => None,
+            };
+            let request = Routed { head, body, picked, http2_client, grpc, switching };
+            if chain.manager.filters.is_empty() {
+                route(chain, request, record.as_deref_mut()).await
+            } else {
+                let exchange = Exchange::new(chain, client, table, request, record.as_deref_mut());
+                Box::pin(filters::serve(exchange)).await
             }
         }
     };
     finish(&mut response, &chain.manager, request_id);
+    let switched =
+        response.status() == StatusCode::SWITCHING_PROTOCOLS || (connect && response.status().is_success());
+    if last && !switched {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     chain.stats.codes.count(response.status().as_u16());
     match record {
         None => response,
@@ -109,28 +128,36 @@ pub async fn handle(
     }
 }
 
-async fn route(
+/// A request, and the route that it takes.
+#[derive(Debug)]
+pub(super) struct Routed {
+    pub(super) head: Head,
+    pub(super) body: ClientBody,
+    /// `None`: no route matches.
+    pub(super) picked: Option<Picked>,
+    pub(super) http2_client: bool,
+    pub(super) grpc: bool,
+    /// It is to switch to another protocol.
+    pub(super) switching: Option<Switching>,
+}
+
+/// What the router does with it.
+pub(super) async fn route(
     chain: &HttpChain,
-    table: &RouteTable,
-    head: Head,
-    incoming: Incoming,
-    http2_client: bool,
-    grpc: bool,
+    mut request: Routed,
     record: Option<&mut AccessRecord>,
 ) -> Response<ResponseBody> {
-    let view = view(&head);
-    let Some(route) = table.find(&view) else {
+    let Some(Picked { route, destination }) = request.picked.take() else {
         note(record, Flag::NoRoute);
-        return Reply::no_route().response(grpc);
+        return Reply::no_route().response(request.grpc);
     };
     match &route.action {
         Action::Forward(forward) => {
-            // The table may be replaced meanwhile; the route is this request's.
-            let route = route.clone();
-            send(chain, &route, forward, head, incoming, http2_client, grpc, record).await
+            let destination = forward.destinations.get(destination);
+            send(chain, &route, forward, destination, request, record).await
         }
         Action::Redirect { to, response: ops } => {
-            let location = redirect_location(to, &route.matches.path, &view);
+            let location = redirect_location(to, &route.matches.path, &request.head.view());
             let mut response = Response::new(ResponseBody::Empty);
             *response.status_mut() = StatusCode::from_u16(to.status).unwrap_or(StatusCode::FOUND);
             if let Ok(location) = HeaderValue::from_str(&location) {
@@ -148,51 +175,33 @@ async fn route(
     }
 }
 
-fn view(head: &Head) -> RequestView<'_> {
-    RequestView {
-        method: head.method.as_str(),
-        scheme: head.scheme,
-        authority: head.authority.as_str(),
-        path_and_query: head.path.as_str(),
-        headers: &head.headers,
-    }
-}
-
-/// The policy that denies a request, if one does.
-fn denied(chain: &HttpChain, connection: &Connection, head: &Head) -> Option<Arc<str>> {
-    let access = &chain.manager.access;
-    if access.is_empty() {
-        return None;
-    }
-    let verdict = decide(access, Facts { connection, request: Some(&view(head)) });
-    verdict.would_deny.iter().for_each(|policy| chain.stats.shadow_denied.count(policy));
-    let policy = verdict.denied?;
-    chain.stats.denied.count(&policy);
-    Some(policy)
-}
-
-#[allow(clippy::too_many_arguments)]
 async fn send(
     chain: &HttpChain,
     route: &Route,
     forward: &Forward,
-    mut head: Head,
-    incoming: Incoming,
-    http2_client: bool,
-    grpc: bool,
+    destination: Option<&Destination>,
+    request: Routed,
     record: Option<&mut AccessRecord>,
 ) -> Response<ResponseBody> {
-    let destination = forward.destination(&mut rand::rng());
+    let Routed { mut head, body, picked: _, http2_client, grpc, switching } = request;
     let found = destination.and_then(|d| Some((d, chain.shared.cluster(&d.cluster)?)));
     let Some((destination, cluster)) = found else {
         note(record, Flag::NoCluster);
         return Reply::no_cluster(forward.cluster_not_found_status).response(grpc);
     };
+    let allowed = |switch: &Switch| switch.is_allowed(&forward.upgrades, &chain.manager.upgrades);
+    if head.switch.as_ref().is_some_and(|switch| !allowed(switch)) {
+        note(record, Flag::BadRequest);
+        return Reply::new(StatusCode::FORBIDDEN, "", Flag::BadRequest).response(grpc);
+    }
     rewrite(&mut head, route, forward, destination);
     let stream_idle = forward.idle_timeout.or(chain.manager.stream_idle_timeout);
-    let (body, body_ended) = body(incoming, forward, stream_idle);
+    let (body, body_ended) = self::body(body, forward, stream_idle);
     let job = Job { cluster, forward, destination, head, body, body_ended, http2_client, stream_idle };
-    let Done { result, attempts, upstream } = attempts::run(job).await;
+    let Done { result, attempts, upstream } = match switching {
+        Some(switching) => Box::pin(switch::run(job, switching)).await,
+        None => attempts::run(job).await,
+    };
     let flag = result.as_ref().err().map_or(Flag::None, |reply| reply.flag);
     if let Some(record) = record {
         record.cluster = Some(destination.cluster.clone());
@@ -231,7 +240,7 @@ fn rewrite(head: &mut Head, route: &Route, forward: &Forward, destination: &Dest
 }
 
 fn body(
-    incoming: Incoming,
+    incoming: ClientBody,
     forward: &Forward,
     stream_idle: Option<Duration>,
 ) -> (Body, Option<oneshot::Receiver<()>>) {
@@ -256,7 +265,7 @@ fn is_grpc(headers: &HeaderMap) -> bool {
     })
 }
 
-fn note(record: Option<&mut AccessRecord>, flag: Flag) {
+pub(super) fn note(record: Option<&mut AccessRecord>, flag: Flag) {
     if let Some(record) = record {
         record.flag = flag;
     }

@@ -1,4 +1,5 @@
-//! The server name in a TLS `ClientHello` (RFC 8446 4.1.2, RFC 6066 3), without a TLS library: nothing is decrypted here.
+//! Server name and application protocols in a TLS `ClientHello` (RFC 8446 4.1.2, RFC 6066 3, RFC 7301 3.1), without a TLS
+//! library: nothing is decrypted here.
 //!
 //! The parser is total: every input has an answer, and none panics.
 
@@ -11,18 +12,30 @@ pub enum Hello {
     Incomplete,
     /// No TLS.
     NotTls,
-    /// A `ClientHello`; the server name in lower case, where there is a usable one.
-    Client(Option<String>),
+    /// A `ClientHello`.
+    Client(Wishes),
+}
+
+/// What a client asks for in its `ClientHello`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wishes {
+    /// In lower case, where there is a usable one.
+    pub server_name: Option<String>,
+    /// ALPN, most wanted first.
+    pub protocols: Vec<String>,
 }
 
 const HANDSHAKE: u8 = 22;
 const CLIENT_HELLO: u8 = 1;
 const SERVER_NAME: u16 = 0;
+const APPLICATION_PROTOCOLS: u16 = 16;
 const HOST_NAME: u8 = 0;
 /// Largest record (RFC 8446 5.1).
 const MAX_RECORD: usize = 1 << 14;
 /// Largest host name in DNS.
 const MAX_NAME: usize = 255;
+/// Protocols that are looked at; a client offers a handful.
+const MAX_PROTOCOLS: usize = 32;
 
 /// Reads the first bytes of a connection.
 pub fn parse(bytes: &[u8]) -> Hello {
@@ -32,7 +45,7 @@ pub fn parse(bytes: &[u8]) -> Hello {
         Err(NotTls) => return Hello::NotTls,
     };
     // A malformed hello is still TLS: whoever terminates it is to say what is wrong with it.
-    Hello::Client(server_name(&message))
+    Hello::Client(wishes(&message))
 }
 
 struct NotTls;
@@ -115,7 +128,14 @@ impl<'a> Reader<'a> {
     }
 }
 
-fn server_name(body: &[u8]) -> Option<String> {
+fn wishes(body: &[u8]) -> Wishes {
+    let mut wishes = Wishes::default();
+    // What is malformed ends the search; what was found before holds.
+    let _ = read(body, &mut wishes);
+    wishes
+}
+
+fn read(body: &[u8], wishes: &mut Wishes) -> Option<()> {
     let mut hello = Reader(body);
     // legacy_version, random
     hello.take(2 + 32)?;
@@ -124,20 +144,41 @@ fn server_name(body: &[u8]) -> Option<String> {
     hello.prefixed16()?;
     hello.prefixed8()?;
     let mut extensions = Reader(hello.prefixed16()?);
+    // The first of a kind counts.
+    let (mut named, mut offered) = (false, false);
     while let Some(kind) = extensions.short() {
         let data = extensions.prefixed16()?;
-        if kind == SERVER_NAME {
-            let mut names = Reader(Reader(data).prefixed16()?);
-            while let Some(kind) = names.byte() {
-                let name = names.prefixed16()?;
-                if kind == HOST_NAME {
-                    return host(name);
-                }
+        match kind {
+            SERVER_NAME if !named => {
+                named = true;
+                wishes.server_name = server_name(data);
             }
-            return None;
+            APPLICATION_PROTOCOLS if !offered => {
+                offered = true;
+                wishes.protocols = protocols(data);
+            }
+            _ => {}
+        }
+    }
+    Some(())
+}
+
+fn server_name(data: &[u8]) -> Option<String> {
+    let mut names = Reader(Reader(data).prefixed16()?);
+    while let Some(kind) = names.byte() {
+        let name = names.prefixed16()?;
+        if kind == HOST_NAME {
+            return host(name);
         }
     }
     None
+}
+
+fn protocols(data: &[u8]) -> Vec<String> {
+    let mut list = Reader(Reader(data).prefixed16().unwrap_or_default());
+    let each = std::iter::from_fn(|| list.prefixed8());
+    let text = |name: &[u8]| std::str::from_utf8(name).ok().map(str::to_owned);
+    each.take(MAX_PROTOCOLS).filter_map(text).collect()
 }
 
 fn host(name: &[u8]) -> Option<String> {
@@ -157,11 +198,12 @@ mod tests {
 
     /// What rustls really sends.
     fn hello(name: &str) -> Vec<u8> {
-        let config = rustls::ClientConfig::builder_with_provider(mesh_tls::provider())
+        let mut config = rustls::ClientConfig::builder_with_provider(mesh_tls::provider())
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_root_certificates(RootCertStore::empty())
             .with_no_client_auth();
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         let mut client =
             ClientConnection::new(Arc::new(config), name.to_owned().try_into().unwrap()).unwrap();
         let mut bytes = vec![];
@@ -179,7 +221,10 @@ mod tests {
     #[test]
     fn the_name_of_a_real_hello_is_found_however_it_is_cut() {
         let whole = hello("8080.Pay.shop.svc.mesh.local");
-        let expected = Hello::Client(Some("8080.pay.shop.svc.mesh.local".to_owned()));
+        let expected = Hello::Client(Wishes {
+            server_name: Some("8080.pay.shop.svc.mesh.local".to_owned()),
+            protocols: vec!["h2".to_owned(), "http/1.1".to_owned()],
+        });
         assert_eq!(parse(&whole), expected);
         for size in [1, 7, 100] {
             assert_eq!(parse(&fragmented(&whole, size)), expected);
@@ -191,7 +236,8 @@ mod tests {
 
     #[test]
     fn a_hello_to_an_address_has_no_name() {
-        assert_eq!(parse(&hello("127.0.0.1")), Hello::Client(None));
+        let Hello::Client(wishes) = parse(&hello("127.0.0.1")) else { panic!("it is a hello") };
+        assert_eq!(wishes.server_name, None);
     }
 
     #[test]
@@ -217,7 +263,7 @@ mod tests {
             bytes[at] = value;
             bytes.truncate(bytes.len().saturating_sub(cut));
             parse(&bytes);
-            server_name(&bytes);
+            wishes(&bytes);
         }
     }
 }

@@ -3,15 +3,17 @@
 use std::sync::{Arc, Weak};
 
 use thiserror::Error;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     gate::Gate,
-    select::{FirstBytes, choose},
+    select::{Ends, FirstBytes, choose, reachable},
 };
 use crate::{
-    config::{FilterChain, Listener, NetworkFilter, RouteSource, TcpProxy},
+    config::{ChainMatch, FilterChain, HttpManager, Listener, NetworkFilter, RouteSource, TcpProxy},
     forward::{HttpChain, RouteSlot},
+    keys::KeyCache,
     shared::Shared,
     telemetry::ListenerStats,
     tls::ServerTls,
@@ -98,8 +100,16 @@ impl Chains {
         self.chains.iter().chain(&self.default)
     }
 
-    pub(super) fn choose(&self, first: &FirstBytes) -> Option<&Arc<Chain>> {
-        let at = choose(self.chains.iter().map(|c| &c.config.matches), first);
+    /// Whether the first bytes of a connection must be seen before a chain can be chosen; and if they turn out not to be TLS,
+    /// whether they must be seen to be HTTP.
+    pub(super) fn inspects(&self, ends: Ends) -> (bool, bool) {
+        let reachable = reachable(self.chains.iter().map(|c| &c.config.matches), ends);
+        let matches = || reachable.iter().filter_map(|at| self.chains.get(*at)).map(|c| &c.config.matches);
+        (matches().any(ChainMatch::inspects), matches().any(|m| !m.application_protocols.is_empty()))
+    }
+
+    pub(super) fn choose(&self, ends: Ends, first: &FirstBytes) -> Option<&Arc<Chain>> {
+        let at = choose(self.chains.iter().map(|c| &c.config.matches), ends, first);
         at.and_then(|at| self.chains.get(at)).or(self.default.as_ref())
     }
 
@@ -125,6 +135,12 @@ impl Chains {
     }
 }
 
+/// What goes on beside the requests of a chain, as long as the chain stands.
+fn helpers(manager: &HttpManager, shared: &Arc<Shared>) -> JoinSet<()> {
+    let keys = manager.filters.iter().flat_map(|filter| filter.kind.keys_ahead());
+    keys.map(|keys| KeyCache::keep(Arc::downgrade(shared), keys.clone())).collect()
+}
+
 fn chain(
     config: &FilterChain,
     default: bool,
@@ -140,6 +156,7 @@ fn chain(
                 routes: (parts.routes)(&manager.routes),
                 stats: parts.stats.clone(),
                 shared: parts.shared.clone(),
+                helpers: helpers(manager, parts.shared),
             };
             (Filter::Http(Arc::new(chain)), Some(manager.codec))
         }

@@ -3,10 +3,11 @@
 use std::{
     net::SocketAddr,
     sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 
 use ::http::HeaderValue;
-use bytes::Bytes;
+use bytes::BytesMut;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
@@ -14,13 +15,14 @@ use super::{
     chain::{Chain, Chains, Filter},
     gate::Who,
     http::{self, Version},
-    select::FirstBytes,
+    select::{Ends, FirstBytes},
 };
 use crate::{
-    config::Codec,
+    config::{Codec, OriginalSource, ProxyHeader},
     forward::Client,
-    gateway::{self, Inspected},
+    gateway::{self, Inspected, Passed, Wishes},
     io::{Io, Rewind},
+    outbound::{Behalf, Source, on_behalf},
     policy::Connection,
     shared::Shared,
     telemetry::ListenerStats,
@@ -30,28 +32,51 @@ use crate::{
 pub(super) struct Accepted {
     pub(super) stream: TcpStream,
     pub(super) client: SocketAddr,
+    /// Whom the client asked, if the kernel redirected it here, and that is wanted to be known.
+    pub(super) asked: Option<SocketAddr>,
     pub(super) chains: Arc<Chains>,
     pub(super) stats: Arc<ListenerStats>,
     pub(super) shared: Arc<Shared>,
 }
 
 pub(super) async fn serve(accepted: Accepted) {
-    let Accepted { mut stream, client, chains, stats, shared } = accepted;
+    let Accepted { mut stream, client: direct, asked, chains, stats, shared } = accepted;
     let listener = chains.listener.clone();
     let _ = stream.set_nodelay(true);
     // Without it the other end is gone.
-    let Ok(local) = stream.local_addr() else { return };
-    let (prefix, first) = if listener.inspects() {
-        match gateway::inspect(&mut stream, listener.inspect_timeout).await {
-            Inspected::Hello { bytes, server_name } => (bytes, FirstBytes::Tls { server_name }),
-            Inspected::Raw { bytes } => (bytes, FirstBytes::Raw),
-            Inspected::Silent { bytes } if listener.continue_on_timeout => (bytes, FirstBytes::Raw),
+    let Some(local) = asked.or_else(|| stream.local_addr().ok()) else { return };
+    let mut ends = Ends { local, remote: direct, direct };
+    let mut bytes = BytesMut::new();
+    if let Some(wanted) = &listener.filters.proxy_header {
+        match passed(&mut stream, &mut bytes, wanted, listener.inspect_timeout).await {
+            Ok(None) => {}
+            Ok(Some(Passed { source, destination })) => {
+                (ends.remote, ends.local) = (source, destination);
+            }
+            Err(reason) => {
+                stats.no_chain.fetch_add(1, Ordering::Relaxed);
+                tracing::debug!(listener = %listener.name, client = %direct, %reason, "no PROXY header");
+                return;
+            }
+        }
+    }
+    let client = ends.remote;
+    let (inspects, http) = chains.inspects(ends);
+    let (prefix, first) = if inspects {
+        match gateway::inspect(&mut stream, bytes, listener.inspect_timeout, http).await {
+            Inspected::Hello { bytes, wishes: Wishes { server_name, protocols } } => {
+                (bytes, FirstBytes::Tls { server_name, protocols })
+            }
+            Inspected::Raw { bytes, protocol } => (bytes, FirstBytes::Raw { protocol }),
+            Inspected::Silent { bytes } if listener.continue_on_timeout => {
+                (bytes, FirstBytes::Raw { protocol: None })
+            }
             Inspected::Silent { .. } | Inspected::Closed => return,
         }
     } else {
-        (Bytes::new(), FirstBytes::Unseen)
+        (bytes.freeze(), FirstBytes::Unseen)
     };
-    let Some(chain) = chains.choose(&first).cloned() else {
+    let Some(chain) = chains.choose(ends, &first).cloned() else {
         stats.no_chain.fetch_add(1, Ordering::Relaxed);
         tracing::debug!(listener = %listener.name, %client, ?first, "no filter chain matches");
         return;
@@ -62,21 +87,43 @@ pub(super) async fn serve(accepted: Accepted) {
     let drain = chain.drain.clone();
     let who = Who { listener: &listener.name, stats: &stats, wanted: shared.access_log };
     let server_name = match first {
-        FirstBytes::Tls { server_name } => server_name,
-        FirstBytes::Unseen | FirstBytes::Raw => None,
+        FirstBytes::Tls { server_name, .. } => server_name,
+        FirstBytes::Unseen | FirstBytes::Raw { .. } => None,
     };
-    let connection = Connection { local, remote: client, peer: None, server_name };
-    let serving = async {
+    let source = listener.filters.original_source;
+    let source = source.map(|OriginalSource { mark }| Source { ip: client.ip().to_canonical(), mark });
+    let Ends { local, remote, direct } = ends;
+    let behalf = Behalf { asked, source };
+    let connection = Connection { local, remote, direct, peer: None, server_name, behalf };
+    let serving = on_behalf(behalf, async {
         match &chain.tls {
             None => plain(&chain, who, stream, connection, &shared).await,
             Some(tls) => encrypted(&chain, tls, who, stream, connection, &shared).await,
         }
-    };
+    });
     tokio::select! {
         () = serving => {}
         () = http::overtime(&drain) => {
             tracing::debug!(listener = %listener.name, %client, "connection of a former listener is closed");
         }
+    }
+}
+
+/// Whom the connection is passed on for: None if for nobody else.
+async fn passed(
+    stream: &mut TcpStream,
+    bytes: &mut BytesMut,
+    wanted: &ProxyHeader,
+    limit: Duration,
+) -> Result<Option<Passed>, String> {
+    match gateway::read_header(stream, bytes, limit).await {
+        Err(error) => Err(error.to_string()),
+        Ok(None) if wanted.optional => Ok(None),
+        Ok(None) => Err("the connection does not begin with one".to_owned()),
+        Ok(Some((version, _))) if wanted.disallowed.contains(&version) => {
+            Err(format!("{version:?} is not allowed"))
+        }
+        Ok(Some((_, passed))) => Ok(passed),
     }
 }
 

@@ -1,18 +1,11 @@
-//! Refuses HTTP/1.1 requests with both `content-length` and `transfer-encoding`.
+//! Refuses HTTP/1.1 requests that others could read differently: RFC 9112 lets a server forgive what smuggling is made of.
 //!
-//! RFC 9112 6.3 lets a server take them as chunked, which the HTTP library does after removing the length; but such a
-//! request is most likely an attempt at smuggling, and Envoy refuses it. The library hides the header from its
-//! user, so this looks at the bytes on their way in: it follows requests just far enough to know where heads are, and makes the
-//! head of an ambiguous one malformed, which the library answers with 400. Where it loses track it stops looking: the
-//! library's own rules still hold.
-
-use std::{
-    io::{self, IoSlice},
-    pin::Pin,
-    task::{Context, Poll},
-};
-
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+//! Refused are a `content-length` beside a `transfer-encoding`, more than one of either, a `transfer-encoding` other than `chunked`,
+//! and lines that end without CR. The HTTP library would take some of these, and hides from its user that they were there; so this
+//! looks at the bytes on their way in: it follows requests just far enough to know where heads and chunks are, and makes what
+//! is ambiguous malformed, which the library answers with 400. Where it loses track it stops looking: the library's own rules
+//! still hold. After a request to switch protocols it cannot know what the bytes are: such a request is the last of its
+//! connection if it is refused.
 
 /// Longest part of a line that is looked at: the two names and any length fit.
 const CARRY: usize = 64;
@@ -20,12 +13,20 @@ const CARRY: usize = 64;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum At {
     RequestLine,
-    Header { length: Option<u64>, chunked: bool },
+    Header(Seen),
     Body(u64),
     ChunkSize,
     Chunk(u64),
     Trailer,
     Off,
+}
+
+/// What the head of a request has had so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Seen {
+    length: Option<u64>,
+    chunked: bool,
+    switches: bool,
 }
 
 /// Follows the bytes of one direction.
@@ -34,11 +35,36 @@ pub(super) struct Framing {
     at: At,
     line: [u8; CARRY],
     length: usize,
+    /// The last byte of an unfinished line.
+    last: u8,
+    /// Heads that have begun.
+    heads: u64,
+    spoiled: bool,
 }
 
 impl Framing {
     pub(super) fn new() -> Self {
-        Self { at: At::RequestLine, line: [0; CARRY], length: 0 }
+        Self { at: At::RequestLine, line: [0; CARRY], length: 0, last: 0, heads: 0, spoiled: false }
+    }
+
+    /// Which head has begun and not ended, if one has.
+    pub(super) fn head(&self) -> Option<u64> {
+        let within = match self.at {
+            At::RequestLine => self.length > 0,
+            At::Header(_) => true,
+            At::Body(_) | At::ChunkSize | At::Chunk(_) | At::Trailer | At::Off => false,
+        };
+        within.then_some(self.heads)
+    }
+
+    /// Whether it has made something malformed.
+    pub(super) fn has_spoiled(&self) -> bool {
+        self.spoiled
+    }
+
+    /// Whether it looks at nothing any more.
+    pub(super) fn is_off(&self) -> bool {
+        self.at == At::Off
     }
 
     /// Looks at the next bytes, and spoils those of an ambiguous head.
@@ -64,15 +90,24 @@ impl Framing {
                     let room = self.line.get_mut(self.length..).unwrap_or_default();
                     let taken = part.len().min(room.len());
                     room.iter_mut().zip(part).for_each(|(to, from)| *to = *from);
+                    if self.at == At::RequestLine && self.length == 0 && taken > 0 {
+                        self.heads += 1;
+                    }
                     self.length += taken;
-                    let Some(end) = end else { return };
+                    let last = part.last().copied().unwrap_or(self.last);
+                    let Some(end) = end else {
+                        self.last = last;
+                        return;
+                    };
+                    self.last = 0;
                     let newline = from + end;
                     from = newline + 1;
-                    if self.line_ended()
+                    if self.line_ended(last == b'\r')
                         && let Some(byte) = bytes.get_mut(newline)
                     {
                         // No value may have it, so that the library refuses the head.
                         *byte = 0;
+                        self.spoiled = true;
                         self.at = At::Off;
                     }
                 }
@@ -80,34 +115,44 @@ impl Framing {
         }
     }
 
-    /// A whole line has been seen. Whether the head is ambiguous.
-    fn line_ended(&mut self) -> bool {
+    /// A whole line has been seen. Whether the message is ambiguous.
+    fn line_ended(&mut self, carriage_return: bool) -> bool {
         let line = self.line.get(..self.length).unwrap_or_default();
+        // What is not seen in full is taken for the worst where it matters.
+        let cut = self.length == CARRY;
         let line = line.strip_suffix(b"\r").unwrap_or(line);
-        let mut ambiguous = false;
+        // RFC 9112 2.2 lets a recipient take LF alone for the end of a line; not all do.
+        let mut ambiguous = !carriage_return;
         self.at = match self.at {
             // Empty lines before a request are skipped (RFC 9112 2.2).
             At::RequestLine if line.is_empty() => At::RequestLine,
             At::RequestLine if line == b"PRI * HTTP/2.0" => At::Off,
-            At::RequestLine => At::Header { length: None, chunked: false },
-            At::Header { length, chunked } if line.is_empty() => match (length, chunked) {
-                (_, true) => At::ChunkSize,
-                (Some(length), false) if length > 0 => At::Body(length),
-                (_, false) => At::RequestLine,
+            At::RequestLine => {
+                At::Header(Seen { switches: line.starts_with(b"CONNECT "), ..Seen::default() })
+            }
+            At::Header(seen) if line.is_empty() => match seen {
+                Seen { switches: true, .. } => At::Off,
+                Seen { chunked: true, .. } => At::ChunkSize,
+                Seen { length: Some(length), .. } if length > 0 => At::Body(length),
+                Seen { .. } => At::RequestLine,
             },
-            At::Header { mut length, mut chunked } => {
+            At::Header(mut seen) => {
                 let colon = line.iter().position(|b| *b == b':').unwrap_or(line.len());
                 let (name, value) = line.split_at(colon);
+                let value = value.get(1..).unwrap_or_default().trim_ascii();
                 if name.eq_ignore_ascii_case(b"content-length") {
-                    let digits = value.get(1..).unwrap_or_default().trim_ascii();
                     // What is no number is refused by the library.
-                    let number = std::str::from_utf8(digits).ok().and_then(|d| d.parse().ok());
-                    length = Some(number.unwrap_or(0));
+                    let number = std::str::from_utf8(value).ok().and_then(|d| d.parse().ok());
+                    ambiguous |= cut || seen.chunked || seen.length.replace(number.unwrap_or(0)).is_some();
                 } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
-                    chunked = true;
+                    ambiguous |= cut || seen.chunked || seen.length.is_some();
+                    ambiguous |= !value.eq_ignore_ascii_case(b"chunked");
+                    seen.chunked = true;
+                } else if name.eq_ignore_ascii_case(b"upgrade") {
+                    // An offer of `h2c` is never taken up.
+                    seen.switches |= !value.eq_ignore_ascii_case(b"h2c");
                 }
-                ambiguous = length.is_some() && chunked;
-                At::Header { length, chunked }
+                At::Header(seen)
             }
             At::ChunkSize => {
                 let digits: &[u8] = line.split(|b| !b.is_ascii_hexdigit()).next().unwrap_or_default();
@@ -124,66 +169,6 @@ impl Framing {
         };
         self.length = 0;
         ambiguous
-    }
-}
-
-/// A client's connection with the bytes looked at on their way in.
-#[derive(Debug)]
-pub(super) struct Framed<T> {
-    io: T,
-    framing: Option<Framing>,
-}
-
-impl<T> Framed<T> {
-    /// `http1`: whether HTTP/1.1 may be spoken.
-    pub(super) fn new(io: T, http1: bool) -> Self {
-        Self { io, framing: http1.then(Framing::new) }
-    }
-}
-
-impl<T: AsyncRead + Unpin> AsyncRead for Framed<T> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let polled = Pin::new(&mut self.io).poll_read(cx, buf);
-        if let Some(framing) = &mut self.framing
-            && let Some(new) = buf.filled_mut().get_mut(before..)
-        {
-            framing.scan(new);
-            if framing.at == At::Off {
-                self.framing = None;
-            }
-        }
-        polled
-    }
-}
-
-impl<T: AsyncWrite + Unpin> AsyncWrite for Framed<T> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
     }
 }
 
@@ -213,6 +198,56 @@ mod tests {
         for cut in 0..AMBIGUOUS.len() {
             assert!(spoiled(AMBIGUOUS, cut), "{cut}");
             assert!(spoiled(reversed, cut), "{cut}");
+        }
+    }
+
+    #[test]
+    fn what_others_may_read_differently_is_spoiled() {
+        for lines in [
+            "Content-Length: 3\r\ncontent-length: 3\r\n",
+            "Transfer-Encoding: chunked\r\ntransfer-encoding: chunked\r\n",
+            "Transfer-Encoding: gzip, chunked\r\n",
+            "Transfer-Encoding: \x0bchunked\r\n",
+            "Transfer-Encoding: identity\r\n",
+            "X: y\n",
+            "X: y\r\nY: z\n",
+        ] {
+            let text = format!("POST / HTTP/1.1\r\nHost: a\r\n{lines}\r\n");
+            assert!((0..text.len()).all(|cut| spoiled(&text, cut)), "{text:?}");
+        }
+        for text in [
+            format!("{CHUNKED}5\nhello\r\n0\r\n\r\n"),
+            format!("{CHUNKED}5\r\nhello\r\n0\r\nx: y\n\r\n"),
+            format!("POST / HTTP/1.1\r\nContent-Length:{}3\r\n\r\nabc", " ".repeat(60)),
+            "GET / HTTP/1.1\n\n".to_owned(),
+        ] {
+            assert!((0..text.len()).all(|cut| spoiled(&text, cut)), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn what_follows_a_switch_of_protocols_is_left_alone() {
+        for lines in ["GET / HTTP/1.1\r\nUpgrade: websocket\r\n", "CONNECT a:80 HTTP/1.1\r\n"] {
+            let text = format!("{lines}\r\n\x01\x05hello\n\n{AMBIGUOUS}");
+            assert!((0..text.len()).all(|cut| !spoiled(&text, cut)), "{text:?}");
+        }
+        let offer = format!("GET / HTTP/1.1\r\nUpgrade: h2c\r\n\r\n{AMBIGUOUS}");
+        assert!(spoiled(&offer, 0));
+    }
+
+    #[test]
+    fn it_knows_which_head_has_begun_and_not_ended() {
+        let mut framing = Framing::new();
+        for (bytes, expected) in [
+            ("", None),
+            ("G", Some(1)),
+            ("ET / HTTP/1.1\r\nHo", Some(1)),
+            ("st: a\r\n\r\n", None),
+            ("GET / HTTP/1.1\r\n\r\nPOST", Some(3)),
+            (" / HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc", None),
+        ] {
+            framing.scan(&mut bytes.as_bytes().to_vec());
+            assert_eq!(framing.head(), expected, "{bytes:?}");
         }
     }
 

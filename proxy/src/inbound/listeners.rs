@@ -10,7 +10,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use tokio::{
-    net::{TcpListener, TcpSocket},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::watch,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -18,6 +18,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     chain::{ChainError, Chains, Parts},
     connection::{self, Accepted},
+    original::{self, Directory, Target},
 };
 use crate::{
     config::{Listener, RouteSource},
@@ -41,6 +42,7 @@ pub struct Listeners {
     state: Mutex<State>,
     bound: watch::Sender<Bound>,
     tracker: TaskTracker,
+    directory: Directory,
     /// What is left is to be closed now.
     cut: CancellationToken,
 }
@@ -61,7 +63,8 @@ struct Active {
     connections: Arc<Limit>,
     /// Ends accepting.
     stop: CancellationToken,
-    addresses: usize,
+    /// Those that it has sockets at.
+    addresses: Vec<SocketAddr>,
 }
 
 impl Listeners {
@@ -72,6 +75,7 @@ impl Listeners {
             state: Mutex::default(),
             bound: watch::Sender::default(),
             tracker: TaskTracker::new(),
+            directory: Directory::default(),
             cut: CancellationToken::new(),
         }
     }
@@ -108,13 +112,13 @@ impl Listeners {
         let former = state.listeners.get(&name);
         let former_chains = former.map(|active| active.chains.load_full());
         // At other addresses everything is new: what stands is to finish.
-        let kept = former_chains.as_deref().filter(|old| old.listener.addresses == listener.addresses);
+        let kept = former_chains.as_deref().filter(|old| old.listener.sits_alike(&listener));
         let mut chains = Chains::build(listener.clone(), &parts, kept)?;
         if let Some(former) = &former_chains {
             chains.replace(former);
         }
         if let (Some(active), Some(old)) = (former, &former_chains)
-            && old.listener.addresses == listener.addresses
+            && old.listener.sits_alike(&listener)
         {
             active.chains.store(Arc::new(chains));
             tracing::info!(listener = %name, "listener is changed");
@@ -125,7 +129,7 @@ impl Listeners {
             stats,
             connections: Limit::new(limits::LISTENER_CONNECTIONS as u32),
             stop: CancellationToken::new(),
-            addresses: listener.addresses.len(),
+            addresses: if listener.binds { listener.addresses.clone() } else { Vec::new() },
         };
         let former = state.listeners.remove(&name);
         if let Some(former) = former {
@@ -133,20 +137,25 @@ impl Listeners {
             former.stop.cancel();
             self.bound.send_if_modified(|bound| bound.remove(&name).is_some());
         }
-        for (position, address) in listener.addresses.iter().enumerate() {
+        let target = Target {
+            chains: active.chains.clone(),
+            stats: active.stats.clone(),
+            connections: active.connections.clone(),
+        };
+        for (position, address) in active.addresses.iter().enumerate() {
             let accepting = Accepting {
                 name: name.clone(),
                 position,
-                chains: active.chains.clone(),
-                stats: active.stats.clone(),
-                connections: active.connections.clone(),
+                target: target.clone(),
+                directory: self.directory.clone(),
                 shared: self.shared.clone(),
                 tracker: self.tracker.clone(),
                 cut: self.cut.clone(),
                 bound: self.bound.clone(),
             };
-            self.tracker.spawn(accept_loop(accepting, *address, listener.backlog, active.stop.clone()));
+            self.tracker.spawn(accept_loop(accepting, *address, listener.clone(), active.stop.clone()));
         }
+        self.directory.enter(&listener, target);
         state.listeners.insert(name, active);
         Ok(())
     }
@@ -155,6 +164,7 @@ impl Listeners {
     pub fn withdraw(&self, name: &str) {
         if let Some(active) = self.state().listeners.remove(name) {
             active.stop.cancel();
+            self.directory.leave(name);
             active.chains.load().drain();
             self.bound.send_if_modified(|bound| bound.remove(name).is_some());
             self.shared.stats.forget_listener(name);
@@ -171,7 +181,7 @@ impl Listeners {
     pub fn all_bound(&self) -> bool {
         let bound = self.bound.borrow();
         let state = self.state();
-        state.listeners.iter().all(|(name, l)| bound.get(name).is_some_and(|b| b.len() == l.addresses))
+        state.listeners.iter().all(|(name, l)| bound.get(name).map_or(0, BTreeMap::len) == l.addresses.len())
     }
 
     /// Stops accepting, lets requests finish for as long as `limit`, then closes what is left.
@@ -207,27 +217,32 @@ fn slot(routes: &mut BTreeMap<String, RouteSlot>, name: &str) -> RouteSlot {
 struct Accepting {
     name: String,
     position: usize,
-    chains: Arc<ArcSwap<Chains>>,
-    stats: Arc<ListenerStats>,
-    connections: Arc<Limit>,
+    target: Target,
+    directory: Directory,
     shared: Arc<Shared>,
     tracker: TaskTracker,
     cut: CancellationToken,
     bound: watch::Sender<Bound>,
 }
 
-fn bind(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
+fn bind(address: SocketAddr, listener: &Listener) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
+    listener.socket.apply(&socket)?;
     socket.bind(address)?;
-    socket.listen(backlog)
+    socket.listen(listener.backlog)
 }
 
-async fn accept_loop(accepting: Accepting, address: SocketAddr, backlog: u32, stop: CancellationToken) {
+async fn accept_loop(
+    accepting: Accepting,
+    address: SocketAddr,
+    listener: Arc<Listener>,
+    stop: CancellationToken,
+) {
     let mut told = false;
     let (mut pause, longest) = BIND_RETRY;
     let listener = loop {
-        match bind(address, backlog) {
+        match bind(address, &listener) {
             Ok(listener) => break listener,
             // Not worth a word while a former listener is just leaving.
             Err(error) if !told && pause > Duration::from_millis(100) => {
@@ -258,7 +273,7 @@ async fn accept_loop(accepting: Accepting, address: SocketAddr, backlog: u32, st
             () = stop.cancelled() => return,
         };
         match accepted {
-            Ok((stream, client)) => accepting.spawn(stream, client),
+            Ok((stream, client)) => accepting.spawn(stream, client, bound),
             Err(error) => {
                 tracing::warn!(listener = %accepting.name, %error, "cannot accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -268,23 +283,31 @@ async fn accept_loop(accepting: Accepting, address: SocketAddr, backlog: u32, st
 }
 
 impl Accepting {
-    fn spawn(&self, stream: tokio::net::TcpStream, client: SocketAddr) {
-        self.stats.connections.fetch_add(1, Ordering::Relaxed);
-        let Some(permit) = self.connections.try_take() else {
+    fn spawn(&self, stream: TcpStream, client: SocketAddr, bound: SocketAddr) {
+        let chains = self.target.chains.load_full();
+        let own = &chains.listener;
+        let wanted = own.filters.original_destination;
+        let asked =
+            wanted.then(|| original::destination(&stream, own.socket.is_transparent(), bound)).flatten();
+        let other = asked.filter(|_| own.filters.handed_on).and_then(|asked| self.directory.find(asked));
+        let (target, chains) = match other {
+            Some(other) => {
+                let chains = other.chains.load_full();
+                (other, chains)
+            }
+            None => (self.target.clone(), chains),
+        };
+        let Target { stats, connections, .. } = target;
+        stats.connections.fetch_add(1, Ordering::Relaxed);
+        let Some(permit) = connections.try_take() else {
             // Closing is the only answer that costs nothing.
-            self.stats.refused.fetch_add(1, Ordering::Relaxed);
+            stats.refused.fetch_add(1, Ordering::Relaxed);
             return;
         };
-        let accepted = Accepted {
-            stream,
-            client,
-            chains: self.chains.load_full(),
-            stats: self.stats.clone(),
-            shared: self.shared.clone(),
-        };
+        let accepted =
+            Accepted { stream, client, asked, chains, stats: stats.clone(), shared: self.shared.clone() };
         let cut = self.cut.clone();
-        self.stats.active_connections.fetch_add(1, Ordering::Relaxed);
-        let stats = self.stats.clone();
+        stats.active_connections.fetch_add(1, Ordering::Relaxed);
         self.tracker.spawn(async move {
             tokio::select! {
                 () = connection::serve(accepted) => {}

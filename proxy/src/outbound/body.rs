@@ -7,10 +7,9 @@ use std::{
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::sync::oneshot;
 
-use super::{BoxError, IdleTimer, replay::ReplayBody};
+use super::{BoxError, ClientBody, IdleTimer, replay::ReplayBody};
 
 /// A request's body.
 #[derive(Debug)]
@@ -21,6 +20,8 @@ pub enum UpstreamBody {
     Stream(StreamBody),
     /// Kept while it passes, so that it can be sent again.
     Replay(ReplayBody),
+    /// This proxy's own.
+    Own(tonic::body::Body),
 }
 
 /// Why a body ended before its end.
@@ -37,7 +38,7 @@ pub(super) enum BodyError {
 /// A client's body.
 #[derive(Debug)]
 pub struct StreamBody {
-    incoming: Incoming,
+    incoming: ClientBody,
     idle: IdleTimer,
     /// Fires by being dropped.
     ended: Option<oneshot::Sender<()>>,
@@ -45,14 +46,14 @@ pub struct StreamBody {
 
 impl UpstreamBody {
     /// A client's body. `ended` is dropped when all of it has passed.
-    pub fn stream(incoming: Incoming, idle: IdleTimer, ended: oneshot::Sender<()>) -> StreamBody {
+    pub fn stream(incoming: ClientBody, idle: IdleTimer, ended: oneshot::Sender<()>) -> StreamBody {
         StreamBody { incoming, idle, ended: Some(ended) }
     }
 }
 
 impl StreamBody {
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        match Pin::new(&mut self.incoming).poll_frame(cx) {
+        match self.incoming.poll_next(cx) {
             Poll::Pending => match self.idle.poll_stalled(cx) {
                 Poll::Pending => Poll::Pending,
                 Poll::Ready(()) => Poll::Ready(Some(Err(BodyError::Stalled.into()))),
@@ -93,6 +94,7 @@ impl Body for UpstreamBody {
             Self::Empty => Poll::Ready(None),
             Self::Stream(body) => body.poll_next(cx),
             Self::Replay(body) => body.poll_next(cx),
+            Self::Own(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
         }
     }
 
@@ -101,6 +103,7 @@ impl Body for UpstreamBody {
             Self::Empty => true,
             Self::Stream(body) => body.is_end_stream(),
             Self::Replay(body) => body.is_end_stream(),
+            Self::Own(body) => body.is_end_stream(),
         }
     }
 
@@ -109,6 +112,7 @@ impl Body for UpstreamBody {
             Self::Empty => SizeHint::with_exact(0),
             Self::Stream(body) => body.size_hint(),
             Self::Replay(body) => body.size_hint(),
+            Self::Own(body) => body.size_hint(),
         }
     }
 }

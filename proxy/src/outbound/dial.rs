@@ -2,10 +2,13 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::UpstreamCluster;
+use super::{
+    Host, UpstreamCluster,
+    behalf::{self, Source},
+    kernel,
+};
 use crate::{io::Io, tls::Offer};
 
 /// The kinds of failure.
@@ -50,13 +53,29 @@ impl ConnectError {
     }
 }
 
-/// Connects to an endpoint, with TLS where the cluster has it.
+/// Connects to an endpoint, in the name of `source` if one is given, with TLS where the cluster has it.
 ///
 /// # Errors
 /// See [`ConnectFailure`].
-pub async fn dial(cluster: &UpstreamCluster, address: SocketAddr, offer: Offer) -> Result<Io, ConnectError> {
+pub async fn dial(
+    cluster: &UpstreamCluster,
+    host: &Host,
+    source: Option<Source>,
+    offer: Offer,
+) -> Result<Io, ConnectError> {
+    dial_to(cluster, host.socket, host.address, source, offer).await
+}
+
+/// The same to any address, in one of the ways of the cluster.
+pub(super) async fn dial_to(
+    cluster: &UpstreamCluster,
+    socket: usize,
+    address: SocketAddr,
+    source: Option<Source>,
+    offer: Offer,
+) -> Result<Io, ConnectError> {
     let limit = cluster.config.connect_timeout;
-    match tokio::time::timeout(limit, connect(cluster, address, offer)).await {
+    match tokio::time::timeout(limit, connect(cluster, socket, address, source, offer)).await {
         Ok(result) => result,
         Err(_) => Err(ConnectError::new(
             ConnectFailure::Timeout,
@@ -65,18 +84,30 @@ pub async fn dial(cluster: &UpstreamCluster, address: SocketAddr, offer: Offer) 
     }
 }
 
-async fn connect(cluster: &UpstreamCluster, address: SocketAddr, offer: Offer) -> Result<Io, ConnectError> {
-    if let Some(tls) = &cluster.tls
+async fn connect(
+    cluster: &UpstreamCluster,
+    socket: usize,
+    address: SocketAddr,
+    source: Option<Source>,
+    offer: Offer,
+) -> Result<Io, ConnectError> {
+    let tls = cluster.tls(socket);
+    if let Some(tls) = tls
         && !tls.ready()
     {
         let reason = format!("certificate or roots of cluster {:?} have not arrived", cluster.config.name);
         return Err(ConnectError::new(ConnectFailure::NotReady, reason));
     }
     let refused = |e: std::io::Error| ConnectError::new(ConnectFailure::Refused, format!("{address}: {e}"));
-    let stream = TcpStream::connect(address).await.map_err(refused)?;
+    let connected = match source {
+        // A client's name goes before the cluster's own.
+        Some(_) => behalf::connect(address, source).await,
+        None => kernel::connect(&cluster.config.socket, address).await,
+    };
+    let stream = connected.map_err(refused)?;
     // Small writes must not wait for each other's acknowledgement.
     stream.set_nodelay(true).map_err(refused)?;
-    let Some(tls) = &cluster.tls else { return Ok(Io::Endpoint(stream)) };
+    let Some(tls) = tls else { return Ok(Io::Endpoint(stream)) };
     let connector = TlsConnector::from(tls.config(offer));
     let stream = connector
         .connect(tls.server_name(address.ip()), stream)

@@ -4,27 +4,41 @@
 //! Rules that permit deny whom none of them matches; so no rules at all deny everybody. What can't be told of a
 //! connection (no certificate, no server name) fits no condition on it.
 
+mod cors;
+mod fault;
+mod fraction;
+pub mod jwt;
+pub mod limit;
+mod metadata;
 mod rules;
 
+pub use cors::{CorsPolicy, Crossing};
+pub use fault::{Abort, AbortWith, DelayFor, Fault, Faults, Injection, Percentage};
+pub use fraction::Fraction;
+pub use metadata::{Metadata, MetadataTest, ValueTest};
 pub use rules::{Action, Caller, Policy, RequestTest, Rule, Rules, Target};
 
 use std::{net::SocketAddr, sync::Arc};
 
 use serde::Serialize;
 
-use crate::route::RequestView;
+use crate::{outbound::Behalf, route::RequestView};
 
 /// What is known of a client's connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Connection {
     /// This end.
     pub local: SocketAddr,
-    /// The other end.
+    /// The client: the other end, or whom its PROXY header names.
     pub remote: SocketAddr,
+    /// The other end itself.
+    pub direct: SocketAddr,
     /// The SPIFFE ID of its certificate, if that was verified.
     pub peer: Option<String>,
     /// The server name that it asked for.
     pub server_name: Option<String>,
+    /// What the way out takes over of it.
+    pub behalf: Behalf,
 }
 
 /// What rules are about.
@@ -32,8 +46,19 @@ pub struct Connection {
 pub struct Facts<'a> {
     #[allow(missing_docs)]
     pub connection: &'a Connection,
+    /// The client behind the proxies that are trusted.
+    pub client: SocketAddr,
     /// None: it is about the connection as such.
     pub request: Option<&'a RequestView<'a>>,
+    /// What filters have found out.
+    pub metadata: Option<&'a Metadata>,
+}
+
+impl<'a> Facts<'a> {
+    /// Of a connection as such.
+    pub fn of(connection: &'a Connection) -> Self {
+        Self { connection, client: connection.remote, request: None, metadata: None }
+    }
 }
 
 /// An RBAC filter.
@@ -54,15 +79,25 @@ pub struct Verdict {
     pub denied: Option<Arc<str>>,
     /// The same of the rules that are tried out.
     pub would_deny: Vec<Arc<str>>,
+    /// Which policies want it told, with the action LOG.
+    pub audited: Vec<Arc<str>>,
+}
+
+impl Rbac {
+    /// Asks this filter.
+    fn ask(&self, facts: Facts<'_>, verdict: &mut Verdict) {
+        let denied = |rules: &Rules| rules.denies(facts).map(|by| by.unwrap_or(&self.name).clone());
+        verdict.would_deny.extend(self.shadow.as_ref().and_then(denied));
+        verdict.denied = self.rules.as_ref().and_then(denied);
+        verdict.audited.extend(self.rules.as_ref().and_then(|rules| rules.audits(facts)).cloned());
+    }
 }
 
 /// Asks one filter after the other until one denies.
-pub fn decide(filters: &[Rbac], facts: Facts<'_>) -> Verdict {
+pub fn decide<'a>(filters: impl IntoIterator<Item = &'a Rbac>, facts: Facts<'_>) -> Verdict {
     let mut verdict = Verdict::default();
     for filter in filters {
-        let denied = |rules: &Rules| rules.denies(facts).map(|by| by.unwrap_or(&filter.name).clone());
-        verdict.would_deny.extend(filter.shadow.as_ref().and_then(denied));
-        verdict.denied = filter.rules.as_ref().and_then(denied);
+        filter.ask(facts, &mut verdict);
         if verdict.denied.is_some() {
             break;
         }
@@ -81,8 +116,10 @@ mod tests {
         Connection {
             local: "10.1.0.9:8080".parse().unwrap(),
             remote: SocketAddr::new(remote.parse().unwrap(), 40_000),
+            direct: SocketAddr::new(remote.parse().unwrap(), 40_000),
             peer: peer.map(str::to_owned),
             server_name: Some("80.pay.shop.svc.mesh.local".to_owned()),
+            behalf: Behalf::default(),
         }
     }
 
@@ -104,7 +141,7 @@ mod tests {
     }
 
     fn denied(filters: &[Rbac], connection: &Connection) -> Option<String> {
-        decide(filters, Facts { connection, request: None }).denied.map(|by| by.to_string())
+        decide(filters, Facts::of(connection)).denied.map(|by| by.to_string())
     }
 
     #[test]
@@ -141,13 +178,22 @@ mod tests {
         let shadow = Some(rules(Action::Allow, vec![]));
         let filters = [Rbac { name: "later".into(), rules: None, shadow }];
         let web = connection("10.1.0.5", Some(WEB));
-        let verdict = decide(&filters, Facts { connection: &web, request: None });
-        assert_eq!(verdict, Verdict { denied: None, would_deny: vec!["later".into()] });
+        let verdict = decide(&filters, Facts::of(&web));
+        assert_eq!(verdict, Verdict { would_deny: vec!["later".into()], ..Verdict::default() });
+    }
+
+    #[test]
+    fn what_is_to_be_told_is_told_and_permitted() {
+        let filters = [filter(rules(Action::Log, vec![("web", Rule::Any, named(WEB))]))];
+        let verdict = decide(&filters, Facts::of(&connection("10.1.0.5", Some(WEB))));
+        assert_eq!(verdict, Verdict { audited: vec!["web".into()], ..Verdict::default() });
+        let verdict = decide(&filters, Facts::of(&connection("10.1.0.5", None)));
+        assert_eq!(verdict, Verdict::default());
     }
 
     #[test]
     fn ports_addresses_and_names_are_compared_with_the_right_end() {
-        let block = |text: &str| Rule::Test(Caller::Address(text.parse().unwrap()));
+        let block = |text: &str| Rule::Test(Caller::DirectAddress(text.parse().unwrap()));
         let target = |text: &str| Rule::Test(Target::Ip(text.parse().unwrap()));
         let port = |first, last| Rule::Test(Target::Ports(first, last));
         let name = Rule::Test(Target::ServerName(Text::new(TextMatch::Prefix("80.pay.".to_owned()))));
@@ -201,7 +247,7 @@ mod tests {
                 path_and_query,
                 headers: &headers,
             };
-            decide(&filters, Facts { connection: &web, request: Some(&request) }).denied.is_none()
+            decide(&filters, Facts { request: Some(&request), ..Facts::of(&web) }).denied.is_none()
         };
         assert!(permitted("/v1") && permitted("/v1?a=b") && permitted("/v1#x") && !permitted("/v1/x"));
     }

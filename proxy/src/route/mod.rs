@@ -9,7 +9,8 @@ mod table;
 pub use headers::{HeaderChange, HeaderOps, OnExisting};
 pub use hosts::{HostError, HostIndex};
 pub use matching::{HeaderMatch, HeaderTest, PathMatch, QueryMatch, RequestView, RouteMatch};
+pub(crate) use rewrite::split_port;
 pub use rewrite::{redirect_location, rewrite_path};
 pub use table::{
-    Action, Destination, Direct, Forward, PathRedirect, Redirect, Route, RouteTable, VirtualHost,
+    Action, Destination, Direct, Forward, PathRedirect, Picked, Redirect, Route, RouteTable, VirtualHost,
 };

@@ -10,7 +10,7 @@ const MAX_PATH: usize = 65_534;
 pub fn rewrite_path(matched: &PathMatch, prefix_rewrite: &str, path_and_query: &str) -> Option<String> {
     let prefix = match matched {
         PathMatch::Prefix(p) | PathMatch::Exact(p) | PathMatch::SeparatedPrefix(p) => p,
-        PathMatch::Regex(_) => return None,
+        PathMatch::Regex(_) | PathMatch::Connect => return None,
     };
     let rest = path_and_query.get(prefix.len()..)?;
     // `/api` to `/` must make `/api/x` into `/x`, not `//x`, which would be an authority in a reference.
@@ -50,7 +50,7 @@ pub fn redirect_location(redirect: &Redirect, matched: &PathMatch, request: &Req
 }
 
 /// Host and port of an authority. An IPv6 address keeps its brackets.
-pub(super) fn split_port(authority: &str) -> (&str, Option<&str>) {
+pub(crate) fn split_port(authority: &str) -> (&str, Option<&str>) {
     match authority.rsplit_once(':') {
         Some((host, port))
             if !port.is_empty()

@@ -7,7 +7,7 @@ use rand::Rng;
 use serde::Serialize;
 
 use super::{HeaderOps, HostIndex, RequestView, RouteMatch, rewrite::split_port};
-use crate::retry::RetryPolicy;
+use crate::{config::RouteFilters, policy::limit::RouteLimits, retry::RetryPolicy};
 
 /// `RouteConfiguration`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -43,6 +43,10 @@ pub struct Route {
     pub matches: RouteMatch,
     /// What it does.
     pub action: Action,
+    /// Settings of filters.
+    pub filters: Arc<RouteFilters>,
+    /// What its requests are counted as.
+    pub limits: RouteLimits,
 }
 
 /// What a route does.
@@ -118,6 +122,8 @@ pub struct Destination {
     /// Another host for this destination only.
     #[serde(skip)]
     pub host_rewrite: Option<HeaderValue>,
+    /// Settings of filters.
+    pub filters: Arc<RouteFilters>,
 }
 
 /// `RouteAction`.
@@ -131,6 +137,10 @@ pub struct Forward {
     pub timeout: Option<Duration>,
     /// Without any byte in either direction. `None`: the listener's.
     pub idle_timeout: Option<Duration>,
+    /// Protocols that may be switched to, lower case; `false`: may not, whatever the listener says.
+    pub upgrades: Vec<(String, bool)>,
+    /// `CONNECT` is answered here, and the endpoint gets the bytes.
+    pub terminates_connect: bool,
     /// Further attempts.
     pub retry: Option<Arc<RetryPolicy>>,
     /// Replaces what the route matched.
@@ -148,20 +158,44 @@ pub struct Forward {
     pub attempt_count_in_response: bool,
 }
 
+/// The route that a request takes, and which of its destinations.
+#[derive(Debug, Clone)]
+pub struct Picked {
+    /// It is this request's, even when the table is replaced meanwhile.
+    pub route: Arc<Route>,
+    /// Position of the destination; 0 for routes that send nothing on.
+    pub destination: usize,
+}
+
+impl Picked {
+    /// The destination, if the route has any.
+    pub fn destination(&self) -> Option<&Destination> {
+        match &self.route.action {
+            Action::Forward(forward) => forward.destinations.get(self.destination),
+            Action::Redirect { .. } | Action::Direct { .. } => None,
+        }
+    }
+
+    /// Settings of filters.
+    pub fn filters(&self) -> &RouteFilters {
+        self.destination().map_or(&self.route.filters, |destination| &destination.filters)
+    }
+}
+
 impl Forward {
-    /// Chooses a destination by weight. `None` only if there is none, which conversion refuses.
-    pub fn destination(&self, rng: &mut impl Rng) -> Option<&Destination> {
-        if let [only] = self.destinations.as_slice() {
-            return Some(only);
+    /// Chooses a destination by weight: its position.
+    pub fn draw(&self, rng: &mut impl Rng) -> usize {
+        if self.destinations.len() < 2 {
+            return 0;
         }
         let mut ticket = rng.random_range(0..self.total_weight.max(1));
-        for destination in &self.destinations {
+        for (at, destination) in self.destinations.iter().enumerate() {
             match ticket.checked_sub(destination.weight.into()) {
                 Some(left) => ticket = left,
-                None => return Some(destination),
+                None => return at,
             }
         }
-        self.destinations.first()
+        0
     }
 }
 
@@ -171,6 +205,16 @@ impl RouteTable {
         let host = if self.ignore_port { split_port(request.authority).0 } else { request.authority };
         let vhost = self.vhosts.get(self.index.find(host)?)?;
         vhost.routes.iter().find(|route| route.matches.matches(request))
+    }
+
+    /// The route that a request takes, with a destination.
+    pub fn pick(&self, request: &RequestView<'_>, rng: &mut impl Rng) -> Option<Picked> {
+        let route = self.find(request)?.clone();
+        let destination = match &route.action {
+            Action::Forward(forward) => forward.draw(rng),
+            Action::Redirect { .. } | Action::Direct { .. } => 0,
+        };
+        Some(Picked { route, destination })
     }
 
     /// Every cluster that a request could go to.
@@ -199,12 +243,15 @@ mod tests {
             request: HeaderOps::default(),
             response: HeaderOps::default(),
             host_rewrite: None,
+            filters: Arc::default(),
         };
         let forward = Forward {
             destinations: vec![destination("none", 0), destination("a", 9), destination("b", 1)],
             total_weight: 10,
             timeout: None,
             idle_timeout: None,
+            upgrades: vec![],
+            terminates_connect: false,
             retry: None,
             prefix_rewrite: None,
             host_rewrite: None,
@@ -214,8 +261,9 @@ mod tests {
             attempt_count_in_response: false,
         };
         let mut rng = StdRng::seed_from_u64(7);
-        let taken = (0..10_000).filter(|_| &*forward.destination(&mut rng).unwrap().cluster == "b").count();
+        let taken =
+            (0..10_000).filter(|_| &*forward.destinations[forward.draw(&mut rng)].cluster == "b").count();
         assert!((900..1100).contains(&taken), "{taken}");
-        assert!((0..1000).all(|_| &*forward.destination(&mut rng).unwrap().cluster != "none"));
+        assert!((0..1000).all(|_| &*forward.destinations[forward.draw(&mut rng)].cluster != "none"));
     }
 }

@@ -126,6 +126,7 @@ impl Store {
             let assignment = match &cluster.discovery {
                 Discovery::Static(assignment) => Some(assignment.clone()),
                 Discovery::Eds(name) => self.endpoints.get(name).cloned(),
+                Discovery::OriginalDestination => None,
             };
             if let Some(assignment) = assignment {
                 effects.push(Effect::SetEndpoints(cluster.name.clone(), assignment));
@@ -208,7 +209,7 @@ impl Store {
             if let Discovery::Eds(name) = &cluster.discovery {
                 want(Source::Ads, Kind::Endpoints, name);
             }
-            let secrets = cluster.tls.iter().flat_map(|tls| tls.common.secrets());
+            let secrets = cluster.all_tls().flat_map(|tls| tls.common.secrets());
             secrets.for_each(|s| want(s.source, Kind::Secret, &s.name));
         }
         wanted

@@ -19,7 +19,7 @@ use xds_proto::{
         },
         r#type::matcher::v3::RegexMatcher,
     },
-    google::protobuf::{Any, BoolValue, Duration, UInt32Value},
+    google::protobuf::{Any, Duration, UInt32Value},
 };
 
 use crate::resources::*;
@@ -73,7 +73,13 @@ fn a_listener_is_refused_by_the_path_of_its_first_wrong_field() {
         (changed(good_listener(), |l| l.address = None), "address".into()),
         (changed(good_listener(), |l| l.access_log.push(AccessLog::default())), "access_log".into()),
         (changed(good_listener(), |l| l.filter_chains.clear()), "filter_chains".into()),
-        (changed(good_listener(), |l| l.transparent = Some(BoolValue { value: true })), "transparent".into()),
+        (changed(good_listener(), |l| l.enable_mptcp = true), "enable_mptcp".into()),
+        (
+            changed(good_listener(), |l| {
+                l.connection_balance_config = Some(Default::default());
+            }),
+            "connection_balance_config".into(),
+        ),
         (
             changed(good_listener(), |l| l.filter_chains.push(l.filter_chains[0].clone())),
             "filter_chains[1].filter_chain_match".into(),
@@ -95,8 +101,14 @@ fn a_listener_is_refused_by_the_path_of_its_first_wrong_field() {
         (manager(|m| m.http_filters.clear()), format!("{in_hcm}.http_filters")),
         (manager(|m| m.codec_type = 3), format!("{in_hcm}.codec_type")),
         (manager(|m| m.forward_client_cert_details = 4), format!("{in_hcm}.forward_client_cert_details")),
-        (manager(|m| m.normalize_path = Some(BoolValue { value: true })), format!("{in_hcm}.normalize_path")),
-        (manager(|m| m.upgrade_configs.push(Default::default())), format!("{in_hcm}.upgrade_configs")),
+        (
+            manager(|m| m.path_with_escaped_slashes_action = 5),
+            format!("{in_hcm}.path_with_escaped_slashes_action"),
+        ),
+        (
+            manager(|m| m.upgrade_configs.push(Default::default())),
+            format!("{in_hcm}.upgrade_configs[0].upgrade_type"),
+        ),
         (
             manager(|m| m.stream_idle_timeout = Some(Duration { seconds: -1, nanos: 0 })),
             format!("{in_hcm}.stream_idle_timeout"),
@@ -113,6 +125,14 @@ fn a_listener_is_refused_by_the_path_of_its_first_wrong_field() {
                 common.tls_params.as_mut().unwrap().tls_maximum_protocol_version = 3;
             }),
             format!("{in_tls}.common_tls_context.tls_params.tls_maximum_protocol_version"),
+        ),
+        (
+            server_tls(|t| {
+                let common = t.common_tls_context.as_mut().unwrap();
+                common.tls_params = Some(Default::default());
+                common.tls_params.as_mut().unwrap().tls_minimum_protocol_version = 3;
+            }),
+            format!("{in_tls}.common_tls_context.tls_params.tls_minimum_protocol_version"),
         ),
         (
             server_tls(|t| t.common_tls_context.as_mut().unwrap().validation_context_type = None),
@@ -132,7 +152,7 @@ fn a_cluster_is_refused_by_the_path_of_its_first_wrong_field() {
     let cases: Vec<(Cluster, String)> = vec![
         (changed(good_cluster(), |c| c.name.clear()), "name".into()),
         (changed(good_cluster(), |c| c.cluster_discovery_type = None), "type".into()),
-        (changed(good_cluster(), |c| c.lb_policy = 2), "lb_policy".into()),
+        (changed(good_cluster(), |c| c.lb_policy = 6), "lb_policy".into()),
         (
             changed(good_cluster(), |c| c.connect_timeout = Some(Duration::default())),
             "connect_timeout".into(),
@@ -147,17 +167,38 @@ fn a_cluster_is_refused_by_the_path_of_its_first_wrong_field() {
         ),
         (
             changed(good_cluster(), |c| {
-                let thresholds =
-                    Thresholds { retry_budget: Some(Default::default()), ..Thresholds::default() };
+                let thresholds = Thresholds {
+                    max_connection_pools: Some(UInt32Value { value: 1 }),
+                    ..Thresholds::default()
+                };
                 c.circuit_breakers =
                     Some(CircuitBreakers { thresholds: vec![thresholds], ..CircuitBreakers::default() });
             }),
-            "circuit_breakers.thresholds[0].retry_budget".into(),
+            "circuit_breakers.thresholds[0].max_connection_pools".into(),
+        ),
+        (
+            changed(good_cluster(), |c| {
+                let thresholds = Thresholds { priority: 2, ..Thresholds::default() };
+                c.circuit_breakers =
+                    Some(CircuitBreakers { thresholds: vec![thresholds], ..CircuitBreakers::default() });
+            }),
+            "circuit_breakers.thresholds[0].priority".into(),
+        ),
+        (
+            changed(good_cluster(), |c| {
+                let thresholds =
+                    Thresholds { max_requests: Some(UInt32Value { value: 1 }), ..Thresholds::default() };
+                c.circuit_breakers = Some(CircuitBreakers {
+                    per_host_thresholds: vec![thresholds],
+                    ..CircuitBreakers::default()
+                });
+            }),
+            "circuit_breakers.per_host_thresholds[0].max_requests".into(),
         ),
         (
             changed(good_cluster(), |c| {
                 c.outlier_detection = Some(OutlierDetection {
-                    enforcing_success_rate: Some(UInt32Value { value: 100 }),
+                    enforcing_success_rate: Some(UInt32Value { value: 101 }),
                     ..OutlierDetection::default()
                 });
             }),

@@ -62,6 +62,18 @@ async fn close(log: LogStore) {
     }
 }
 
+/// Changes the database behind the log's back.
+fn alter(folder: &Path, change: impl FnOnce(&sled::Db)) {
+    let dir = folder.join("log");
+    let db = super::recover::open(&dir).expect("it opens");
+    change(&db);
+    db.flush().expect("flushed");
+    drop(db);
+    while super::recover::is_locked(&dir) {
+        std::thread::yield_now();
+    }
+}
+
 /// Whether the folder opens with all that was acknowledged, or else why not. Anything else is a failed test.
 async fn verdict(dir: &Path) -> Result<(), DiskError> {
     let opened = catch_unwind(AssertUnwindSafe(|| open(dir))).expect("damage is an error, never a panic");
@@ -227,9 +239,9 @@ async fn a_newer_format_of_any_file_is_refused_and_is_no_damage() {
     let error = verdict(&newer).await.expect_err("newer");
     assert!(matches!(error, DiskError::Newer { found: 9, .. }) && !error.is_damage(), "{error}");
     let newer = template.damaged("log", |dir| {
-        let db = super::recover::open(&dir.join("log")).expect("it opens");
-        db.insert(super::layout::FORMAT_KEY, b"7").expect("inserted");
-        db.flush().expect("flushed");
+        alter(dir, |db| {
+            db.insert(super::layout::FORMAT_KEY, b"7").expect("inserted");
+        });
     });
     let error = verdict(&newer).await.expect_err("newer");
     assert!(error.to_string().contains("has format 7, this release reads up to 2"), "{error}");
@@ -241,10 +253,10 @@ async fn a_folder_of_the_first_format_which_had_no_journal_is_taken_over() {
     let template = Template::filled().await;
     let old = template.damaged("old", |dir| {
         std::fs::remove_file(dir.join("journal")).expect("removed");
-        let db = super::recover::open(&dir.join("log")).expect("it opens");
-        db.insert(super::layout::FORMAT_KEY, b"1").expect("inserted");
-        db.remove(super::layout::JOURNAL_KEY).expect("removed");
-        db.flush().expect("flushed");
+        alter(dir, |db| {
+            db.insert(super::layout::FORMAT_KEY, b"1").expect("inserted");
+            db.remove(super::layout::JOURNAL_KEY).expect("removed");
+        });
     });
     verdict(&old).await.expect("it is whole");
     assert!(old.join("journal").exists());
@@ -325,9 +337,9 @@ async fn an_older_copy_of_the_log_is_refused() {
 async fn a_vote_that_the_watermark_knows_and_the_log_does_not_is_refused() {
     let template = Template::filled().await;
     let dir = template.damaged("vote", |dir| {
-        let db = super::recover::open(&dir.join("log")).expect("it opens");
-        db.remove(super::layout::VOTE_KEY).expect("removed");
-        db.flush().expect("flushed");
+        alter(dir, |db| {
+            db.remove(super::layout::VOTE_KEY).expect("removed");
+        });
     });
     let error = verdict(&dir).await.expect_err("the vote is gone");
     assert!(matches!(&error, DiskError::VoteRolledBack { .. }), "{error}");

@@ -5,7 +5,7 @@ use std::{
     fmt::Debug,
     ops::{Bound, RangeBounds},
     panic::{AssertUnwindSafe, catch_unwind},
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -51,6 +51,7 @@ pub(crate) struct LogStore {
 #[derive(Debug)]
 struct Shared {
     db: sled::Db,
+    dir: PathBuf,
     log: Mutex<Log>,
     durable: Arc<AtomicU64>,
     committed: Arc<Committed>,
@@ -134,7 +135,7 @@ impl LogStore {
         std::thread::Builder::new()
             .name("raft-log".to_owned())
             .spawn(move || writer.run(&receiver))
-            .map_err(DiskError::io(dir))?;
+            .map_err(DiskError::io(&dir))?;
         let log = Log {
             vote: recovered.vote,
             committed: recovered.committed,
@@ -143,7 +144,7 @@ impl LogStore {
             cache: BTreeMap::new(),
             cached_bytes: 0,
         };
-        let shared = Arc::new(Shared { db, log: Mutex::new(log), durable, committed, stats, token });
+        let shared = Arc::new(Shared { db, dir, log: Mutex::new(log), durable, committed, stats, token });
         Ok(Self { shared, requests, snapshots: None })
     }
 
@@ -166,8 +167,8 @@ impl LogStore {
 
     /// Tells whether anything uses the database still: until then it can't be opened again.
     pub(crate) fn in_use(&self) -> impl Fn() -> bool + Send + 'static {
-        let token = Arc::downgrade(&self.shared.token);
-        move || token.strong_count() > 0
+        let (token, dir) = (Arc::downgrade(&self.shared.token), self.shared.dir.clone());
+        move || token.strong_count() > 0 || recover::is_locked(&dir)
     }
 
     fn log(&self) -> std::sync::MutexGuard<'_, Log> {

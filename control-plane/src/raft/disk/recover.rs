@@ -1,6 +1,7 @@
 //! What is found at start, and whether it can be believed.
 
 use std::{
+    fs::TryLockError,
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
 };
@@ -98,6 +99,13 @@ pub(super) fn open(dir: &Path) -> Result<sled::Db, DiskError> {
             .map_err(|error| store_error(dir, error))?;
         Ok(db)
     })
+}
+
+/// Whether somebody has the database open. sled's pool threads hold it, with its lock (flock(2)), for a moment after the
+/// last handle was dropped: a write that all of it waited for is still on its way out of their hands.
+pub(super) fn is_locked(dir: &Path) -> bool {
+    let file = std::fs::File::open(dir.join("db"));
+    file.is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
 }
 
 /// Does what the journal has and the database lacks. Durable when this returns.

@@ -123,8 +123,10 @@ async fn serve<V: Views>(
 fn caller(client: &Client) -> Option<&str> {
     match client {
         Client::Proxy { workload, .. } | Client::Grpc { workload } => Some(workload),
-        // A gateway forwards to this cluster alone, and the others call nobody.
-        Client::Gateway { .. } | Client::Agent { .. } | Client::Peer { .. } => None,
+        // A gateway forwards to this cluster alone, a node's proxy calls for many, and the others call nobody.
+        Client::Gateway { .. } | Client::NodeProxy { .. } | Client::Agent { .. } | Client::Peer { .. } => {
+            None
+        }
     }
 }
 

@@ -348,7 +348,11 @@ impl Subscribers {
     pub fn agents(&self) -> Vec<String> {
         let node = |client: &Client| match client {
             Client::Agent { node } => Some(node.clone()),
-            Client::Proxy { .. } | Client::Grpc { .. } | Client::Gateway { .. } | Client::Peer { .. } => None,
+            Client::Proxy { .. }
+            | Client::Grpc { .. }
+            | Client::Gateway { .. }
+            | Client::NodeProxy { .. }
+            | Client::Peer { .. } => None,
         };
         self.listed().of_client.keys().filter_map(node).collect()
     }

@@ -15,6 +15,7 @@ use xds_proto::{
                 AdditionalAddress, Filter, FilterChain, FilterChainMatch, Listener, ListenerFilter, filter,
                 listener_filter,
             },
+            route::v3::RouteConfiguration,
         },
         extensions::filters::{
             http::router::v3::Router,
@@ -40,7 +41,18 @@ const INSPECT_TIMEOUT_MS: u64 = 5_000;
 
 /// The listener of one service port in the namespaces of its callers. The kernel rewrites `connect()` to it.
 pub fn outbound(name: &str, proxy_port: u16, protocol: AppProtocol) -> Listener {
-    let filter = match protocol {
+    Listener {
+        name: name.to_owned(),
+        address: Some(loopback(proxy_port)),
+        filter_chains: vec![FilterChain { filters: vec![to_service(name, protocol)], ..Default::default() }],
+        traffic_direction: TrafficDirection::Outbound as i32,
+        ..Default::default()
+    }
+}
+
+/// What serves the callers of a service port: by the routes, or to the cluster, of its name.
+pub(super) fn to_service(name: &str, protocol: AppProtocol) -> Filter {
+    match protocol {
         AppProtocol::Tcp => tcp_proxy(name, name),
         AppProtocol::Http | AppProtocol::Http2 | AppProtocol::Grpc => {
             let mut manager = http_manager(name);
@@ -52,14 +64,21 @@ pub fn outbound(name: &str, proxy_port: u16, protocol: AppProtocol) -> Listener 
             }));
             http_filter_of(&manager)
         }
-    };
-    Listener {
-        name: name.to_owned(),
-        address: Some(loopback(proxy_port)),
-        filter_chains: vec![FilterChain { filters: vec![filter], ..Default::default() }],
-        traffic_direction: TrafficDirection::Outbound as i32,
-        ..Default::default()
     }
+}
+
+/// What serves the callers of a service port, or with `table` whoever comes, as far as `judge` lets their requests through.
+pub(super) fn read(name: &str, judge: HttpFilter, table: Option<RouteConfiguration>) -> Filter {
+    let mut manager = http_manager(name);
+    manager.http_filters.insert(0, judge);
+    manager.forward_client_cert_details = hcm::ForwardClientCertDetails::Sanitize as i32;
+    manager.route_specifier = Some(match table {
+        Some(table) => hcm::RouteSpecifier::RouteConfig(table),
+        None => {
+            hcm::RouteSpecifier::Rds(Rds { config_source: Some(ads()), route_config_name: name.to_owned() })
+        }
+    });
+    http_filter_of(&manager)
 }
 
 /// The listener that serves an application's port in its stead: mesh mTLS only, for the SNIs of the services

@@ -22,7 +22,7 @@ use mesh_model::{
 use super::{
     admitted, agent,
     callers::Callers,
-    cluster, listener,
+    cluster, listener, node_proxy,
     shared::{Part, Shared, each, served},
 };
 use crate::xds::{Client, Encoded, ResourceSet, TypeResources, kinds};
@@ -53,6 +53,8 @@ struct Step {
     admitting: BTreeSet<u32>,
     /// What gateways forward to.
     exported: bool,
+    /// What is led to proxies of nodes.
+    led: bool,
 }
 
 /// What a client has, and what it was made of.
@@ -80,8 +82,10 @@ enum Common {
 #[derive(Debug, Default)]
 struct Own {
     resources: Vec<Arc<Encoded>>,
-    /// Policy classes of an agent's workloads, or of a sidecar's.
+    /// Policy classes of an agent's workloads, of a sidecar's, or of the pods that a node's proxy serves.
     classes: BTreeSet<u32>,
+    /// It reads requests by policies.
+    reads: bool,
     /// It has no business here, or not any more: it is to have nothing.
     stranger: bool,
 }
@@ -204,6 +208,7 @@ impl Translation {
             Client::Gateway { workload } => {
                 NamespacedName::parse(workload).and_then(|name| gateways_own(model, &name))
             }
+            Client::NodeProxy { node, proxy } => Some(node_proxys_own(model, node, proxy)),
             Client::Peer { .. } => None,
         };
         own.unwrap_or(Own { stranger: true, ..Own::default() })
@@ -221,7 +226,8 @@ impl Translation {
             Encoded::new(workload.name.to_string(), &agent::local_endpoint(workload, record)).into()
         });
         let host = host.map(|class| Encoded::new(node, &agent::host_endpoint(node, record, *class)).into());
-        Own { resources: policy.chain(endpoints).chain(host).collect(), classes, stranger: false }
+        let resources = policy.chain(endpoints).chain(host).collect();
+        Own { resources, classes, ..Own::default() }
     }
 }
 
@@ -230,6 +236,7 @@ impl Common {
         let (callers, workload) = match client {
             Client::Agent { .. } => return Self::Part(Part::Agents),
             Client::Gateway { .. } => return Self::Part(Part::Gateways),
+            Client::NodeProxy { .. } => return Self::Part(Part::NodeProxies),
             Client::Peer { .. } => return Self::Nothing,
             Client::Proxy { workload, kind } => (Callers::Sidecars(*kind), workload),
             Client::Grpc { workload } => (Callers::Grpc, workload),
@@ -250,7 +257,7 @@ fn sidecars_own(model: &MeshModel, workload: &NamespacedName) -> Option<Own> {
         resources.push(Encoded::new(inbound.name.as_str(), &application).into());
     }
     let classes = model.workloads.get(workload).map(|workload| workload.policy_class).into_iter().collect();
-    Some(Own { resources, classes, stranger: false })
+    Some(Own { resources, classes, ..Own::default() })
 }
 
 fn gateways_own(model: &MeshModel, workload: &NamespacedName) -> Option<Own> {
@@ -258,6 +265,13 @@ fn gateways_own(model: &MeshModel, workload: &NamespacedName) -> Option<Own> {
     let listener = listener::gateway(&view.listener, view.port, &view.passthroughs);
     let resources = listener.map(|message| Encoded::new(view.listener.as_str(), &message).into());
     Some(Own { resources: resources.into_iter().collect(), ..Own::default() })
+}
+
+fn node_proxys_own(model: &MeshModel, node: &str, proxy: &str) -> Own {
+    let view = view::for_node_proxy(model, node, proxy);
+    let classes = view::local_workloads(model, node).iter().map(|workload| workload.policy_class).collect();
+    let resources = node_proxy::resources(&view).into_iter().map(Arc::from).collect();
+    Own { resources, classes, reads: !view.readers.is_empty(), stranger: false }
 }
 
 /// The shared part with the own one put in. Types of which neither is another than before are the very same maps.
@@ -313,6 +327,7 @@ impl Step {
                 .collect(),
             admitting: BTreeSet::new(),
             exported: false,
+            led: false,
         };
         let concerned = admitted::concerned(old, new, changes);
         step.admitting = concerned.classes;
@@ -326,6 +341,7 @@ impl Step {
         for name in changes.services.changed.iter().chain(&changes.services.removed) {
             let both = [old.services.get(name), new.services.get(name)].map(|found| found.map(Arc::as_ref));
             step.exported |= both.into_iter().flatten().any(|service| service.exported);
+            step.led |= [old, new].into_iter().any(|model| view::is_led(model, name));
             let [before, now] = both.map(served);
             step.workloads
                 .extend(before.symmetric_difference(&now).map(|(workload, ..)| workload.to_string()));
@@ -345,6 +361,13 @@ impl Step {
                 }
                 Client::Grpc { workload } => self.workloads.contains(workload),
                 Client::Gateway { workload } => self.exported || self.workloads.contains(workload),
+                // Where it reads requests, rules are about the addresses of everybody.
+                Client::NodeProxy { node, .. } => {
+                    self.led
+                        || self.nodes.contains(node)
+                        || !self.classes.is_disjoint(&own.classes)
+                        || own.reads && !(self.workloads.is_empty() && self.nodes.is_empty())
+                }
                 Client::Peer { .. } => true,
             }
     }

@@ -30,11 +30,13 @@ pub(super) enum Part {
     Restricted(Callers),
     /// What every gateway forwards to.
     Gateways,
+    /// Nothing: what they have is their own.
+    NodeProxies,
 }
 
 const PROXIES: Callers = Callers::Sidecars(ProxyKind::Proxy);
 const ENVOYS: Callers = Callers::Sidecars(ProxyKind::Envoy);
-const PARTS: [Part; 9] = [
+const PARTS: [Part; 10] = [
     Part::Agents,
     Part::Classes,
     Part::Public(PROXIES),
@@ -44,6 +46,7 @@ const PARTS: [Part; 9] = [
     Part::Restricted(ENVOYS),
     Part::Restricted(Callers::Grpc),
     Part::Gateways,
+    Part::NodeProxies,
 ];
 
 /// The parts of one revision, each made when it is first asked for.
@@ -136,6 +139,7 @@ impl Part {
                     set.put(Encoded::new(tls::TRUST_BUNDLES, &secret::trust_bundles(roots)));
                 }
             }
+            Part::NodeProxies => {}
             Part::Gateways => {
                 for name in each(&changes.services) {
                     let before = old.and_then(|old| old.services.get(name)).map(Arc::as_ref);
@@ -199,8 +203,9 @@ fn trust_of<'a>(model: &'a MeshModel, domain: &TrustDomain) -> Option<&'a Domain
 
 fn classes(set: &mut ResourceSet, new: &MeshModel, changes: &ModelDiff) {
     for id in each(&changes.policy_classes) {
-        match new.policy_classes.get(id) {
+        match new.policy_classes.get(id).filter(|class| class.too_large().is_none()) {
             Some(class) => set.put(Encoded::new(id.to_string(), &agent::policy_class(class))),
+            // Of what is too large, agents keep what they have, and give it to no further pod.
             None => drop(set.remove(kinds::POLICY_CLASS, &id.to_string())),
         }
     }
