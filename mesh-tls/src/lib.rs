@@ -17,6 +17,7 @@ pub mod grpc;
 mod identity;
 mod inspect;
 pub mod issue;
+pub mod jwt;
 pub mod pem;
 mod pinned;
 mod policy;

@@ -22,7 +22,7 @@ use xds_client::Update;
 use xds_proto::{isthmus::agent::v1::HostEndpoint, type_url};
 
 use crate::{
-    desired::{Desired, Dictionary, EndpointEntry, Inputs, Listens, MapOp, Planner, Pod, PodAddresses},
+    desired::{Desired, Dictionary, EndpointEntry, Full, Inputs, Listens, MapOp, Planner, Pod, PodAddresses},
     health::{self, Health},
     kernel::{Around, KernelError},
     maps::{MapError, Maps, Verified, verify_around},
@@ -68,6 +68,8 @@ struct Inner {
     behind: Option<MapError>,
     /// The map that has no room for what is to be written.
     full: Option<&'static str>,
+    /// Sidecars that found no room: their pods are closed, or as they were.
+    left_out: Option<MapError>,
     /// Services that are not as they should be.
     refused: Refused,
     /// Of how the node is set up, what is not as it should be: why, and the map that has no room.
@@ -99,6 +101,7 @@ impl Engine {
             maps,
             behind: None,
             full: None,
+            left_out: None,
             refused: Refused::default(),
             unset: BTreeMap::new(),
             is_unsure: false,
@@ -249,7 +252,8 @@ impl Engine {
 
     /// Whether that is one of policy: pods have an older one, or none.
     pub fn is_policy_behind(&self) -> bool {
-        self.lock().behind.is_some()
+        let inner = self.lock();
+        inner.behind.is_some() || inner.left_out.is_some()
     }
 
     /// The map that has no room for what the kernel is to hold.
@@ -413,6 +417,12 @@ enum SetUp {
     Host,
 }
 
+fn sidecar(Full { map, wanted, limit }: &Full) -> MapError {
+    let reason =
+        format!("kernel map {map} has room for {limit} entries, {wanted} are wanted: all else is written");
+    MapError { what: "leading a pod to its sidecar".to_owned(), reason }
+}
+
 impl Inner {
     fn note_set_up(&mut self, what: SetUp, result: Result<(), MapError>) -> Result<(), MapError> {
         match &result {
@@ -470,7 +480,7 @@ impl Inner {
     fn plan_and_execute(&mut self) -> Result<(), MapError> {
         let mut touched = std::mem::take(&mut self.touched);
         // What was refused is in no plan otherwise.
-        touched.services |= !self.refused.is_empty();
+        touched.all_services |= !self.refused.is_empty();
         // (Not `self.inputs()`: the planner is borrowed as well.)
         let inputs = Inputs {
             resources: &self.resources,
@@ -481,6 +491,9 @@ impl Inner {
         };
         let planned = self.planner.plan(inputs, &touched, &self.current);
         self.full = planned.as_ref().err().map(|full| full.map);
+        let left_out = self.planner.take_left_out();
+        self.full = self.full.or(left_out.as_ref().map(|full| full.map));
+        self.left_out = left_out.as_ref().map(sidecar);
         let result = match planned {
             Ok(ops) => self.execute(&ops),
             Err(full) => Err(MapError { what: "planning".to_owned(), reason: full.to_string() }),
@@ -488,7 +501,7 @@ impl Inner {
         if result.is_err() {
             self.full = self.full.or(self.maps.full());
         }
-        self.planner.done(&self.current, result.is_ok());
+        self.planner.done(&self.current, result.is_ok() && left_out.is_none());
         let services = self.planner.take_services();
         self.serve(services);
         result

@@ -9,7 +9,8 @@ use std::{
 use arc_swap::ArcSwap;
 
 use crate::{
-    balance::Assignment, config::Cluster, outbound::UpstreamCluster, telemetry::Stats, tls::Secrets,
+    balance::Assignment, config::Cluster, keys::KeyCache, outbound::UpstreamCluster, telemetry::Stats,
+    tls::Secrets,
 };
 
 type Clusters = HashMap<Arc<str>, Arc<UpstreamCluster>>;
@@ -24,6 +25,8 @@ pub struct Shared {
     pub stats: Arc<Stats>,
     /// Certificates and roots.
     pub secrets: Secrets,
+    /// Keys of token issuers.
+    pub keys: KeyCache,
     /// Whether each request is logged at level info.
     pub access_log: bool,
 }
@@ -56,9 +59,10 @@ impl Shared {
             for config in configs {
                 let name = config.name.clone();
                 let stats = self.stats.cluster(&name);
-                match UpstreamCluster::new(config, &self.secrets, stats, clusters.get(&name).map(|c| &**c)) {
+                let former = clusters.get(&name).map(|c| &**c);
+                match UpstreamCluster::new(config, &self.secrets, stats, Arc::default(), former) {
                     Ok(cluster) => {
-                        clusters.insert(name, Arc::new(cluster));
+                        clusters.insert(name, cluster);
                     }
                     Err(error) => tracing::error!(cluster = %name, %error, "cluster cannot be set up"),
                 }

@@ -36,3 +36,13 @@ pub const MAX_EXPORT_TO: usize = 100;
 pub const MAX_OVERFLOW_PERCENT: u8 = 50;
 /// Identities that may serve one imported service.
 pub const MAX_IDENTITIES_PER_IMPORT: usize = 256;
+
+/// Keys of one trust domain that sign JWT-SVIDs: four of each of fifteen replicas, and some.
+pub const MAX_JWT_KEYS: usize = 64;
+/// Bytes of one: a point of P-256, uncompressed (SEC 1, section 2.3.3).
+pub const JWT_KEY_BYTES: usize = 65;
+
+/// Whether the bytes have the form of a key that signs JWT-SVIDs.
+pub fn is_jwt_key(point: &[u8]) -> bool {
+    point.len() == JWT_KEY_BYTES && point.first() == Some(&4)
+}

@@ -16,6 +16,7 @@ use mesh_model::{
     records::Tunnel,
     resource::NamespacedName,
 };
+use mesh_tls::jwt::{JwtPublicKey, MAX_JWT_KEYS};
 use thiserror::Error;
 use xds_proto::isthmus::agent::v1 as wire;
 
@@ -217,13 +218,12 @@ fn class_fits(resource: &str, rules: &[wire::PolicyRule]) -> Result<(), ParseErr
     if count <= MAX_CLASS_PEERS {
         return Ok(());
     }
-    let identities: BTreeSet<u32> =
-        rules.iter().flat_map(|rule| rule.identities.iter().copied().chain([rule.identity])).collect();
-    let cidrs: BTreeSet<&str> =
-        rules.iter().flat_map(|rule| rule.cidrs.iter().chain([&rule.cidr])).map(String::as_str).collect();
+    let identities = rules.iter().flat_map(|rule| rule.identities.iter().chain([&rule.identity]));
+    let identities: BTreeSet<u32> = identities.copied().filter(|identity| *identity != 0).collect();
+    let cidrs = rules.iter().flat_map(|rule| rule.cidrs.iter().chain([&rule.cidr]));
+    let cidrs: BTreeSet<&str> = cidrs.map(String::as_str).filter(|cidr| !cidr.is_empty()).collect();
     let count = identities.len() + cidrs.len();
-    // Nobody, in both.
-    if count > MAX_CLASS_PEERS + 2 {
+    if count > MAX_CLASS_PEERS {
         let (resource, field) = (resource.to_owned(), "peers of rules");
         return Err(ParseError::TooMany { resource, field, count, max: MAX_CLASS_PEERS });
     }
@@ -415,7 +415,13 @@ fn icmp(resource: &str, message: &wire::PolicyRule, protocol: u8) -> Result<(u16
 
 pub(super) fn bundle(resource: &str, message: wire::TrustBundle) -> Result<Bundle, ParseError> {
     at_most(resource, "revoked", &message.revoked, MAX_REVOKED)?;
+    at_most(resource, "jwt_keys", &message.jwt_keys, MAX_JWT_KEYS)?;
     let domain = trust_domain(resource)?;
+    let jwt_keys = message.jwt_keys.iter().map(|point| {
+        JwtPublicKey::from_point(point)
+            .map_err(|error| bad(resource, "jwt_keys", error, "expected points of P-256"))
+    });
+    let jwt_keys = jwt_keys.collect::<Result<Vec<_>, _>>()?;
     let roots: Vec<_> = message.roots.iter().cloned().map(mesh_tls::CertificateDer::from).collect();
     mesh_tls::TrustBundles::new()
         .insert(domain, roots)
@@ -425,6 +431,7 @@ pub(super) fn bundle(resource: &str, message: wire::TrustBundle) -> Result<Bundl
         generation: message.generation,
         active_root: message.active_root,
         revoked: message.revoked.into_iter().collect(),
+        jwt_keys,
     })
 }
 

@@ -67,13 +67,6 @@ fn cases() -> Vec<Case> {
     let case = |map, fits, refused, undo| Case { map, fits, pods: 0, before: Vec::new(), refused, undo };
     let many: Vec<String> = (10..30).map(|last| format!("10.1.2.{last}")).collect();
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
-    let sidecar = |ports: u32, pod: String| wire::LocalEndpoint {
-        sidecar: true,
-        captured_ports: (1..=ports)
-            .map(|port| wire::CapturedPort { port, protocol: wire::Protocol::Tcp as i32 })
-            .collect(),
-        ..local(&pod, 7)
-    };
     let classes: Vec<_> =
         (20..24).map(|id| (id.to_string(), class(id, vec![rule(true, 0, "", id)]))).collect();
     let classes: Vec<_> = classes.iter().map(|(id, class)| (id.as_str(), class.clone())).collect();
@@ -105,14 +98,6 @@ fn cases() -> Vec<Case> {
                 locals(4, |number| local(&format!("p{number}"), 20 + u32::from(number))),
                 vec![no_locals(4)],
             )
-        },
-        Case {
-            pods: 3,
-            ..case("NETNS", 2, locals(3, |number| sidecar(1, format!("p{number}"))), vec![no_locals(3)])
-        },
-        Case {
-            pods: 1,
-            ..case("CAPTURED", 4, locals(1, |number| sidecar(5, format!("p{number}"))), vec![no_locals(1)])
         },
     ]
 }
@@ -162,6 +147,79 @@ fn a_map_that_is_full_is_named_nothing_changes_and_a_new_pod_is_closed_until_the
             }
         }
         println!("{shown}");
+    });
+}
+
+#[test]
+fn a_full_map_of_sidecars_stops_no_denial_and_no_other_pod_and_opens_none_without_its_sidecar() {
+    let sidecar = |ports: u32, pod: String| wire::LocalEndpoint {
+        sidecar: true,
+        captured_ports: (1..=ports)
+            .map(|port| wire::CapturedPort { port, protocol: wire::Protocol::Tcp as i32 })
+            .collect(),
+        ..local(&pod, 7)
+    };
+    in_sandbox(move |sandbox| {
+        let mut world = World::new(sandbox, &SIZES);
+        let open = || update(&[("7", class(7, vec![rule(true, 300, "", 80)]))], &[]);
+        world.history.push(open());
+        let agent = world.agent();
+        // One too many; and one with too many ports.
+        for (map, fits, pods, ports) in [("NETNS", 2, 3, 1), ("CAPTURED", 4, 1, 5)] {
+            assert_eq!(world.verdicts(), "100010", "{map}");
+            for number in 0..pods {
+                let (index, last) = (100 + u32::from(number), 50 + number);
+                agent.add_pod(name(&format!("p{number}")), pod(last, index)).unwrap();
+            }
+            let nack = agent.apply(&locals(pods, |n| sidecar(ports, format!("p{n}")))).expect_err(map);
+            assert!(nack.contains(map) && nack.contains(&format!("room for {fits} ")), "{nack}");
+            // The alert.
+            assert_eq!((agent.full_map(), agent.is_behind()), (Some(map), true));
+            assert!(agent.is_policy_behind(), "a pod has none");
+            let is_open = |number: u8| agent.enforced(&name(&format!("p{number}"))).is_some();
+            let opened = (0..pods).filter(|number| is_open(*number)).count();
+            let held = agent.kernel(|kernel, _| kernel.netns.len());
+            assert_eq!(
+                (opened, held),
+                (usize::from(pods) - 1, usize::from(pods) - 1),
+                "{map}: those that fit"
+            );
+            let deny = vec![rule(true, 300, "", 80), rule(false, 300, "", 80)];
+            agent.apply(&update(&[("7", class(7, deny))], &[])).unwrap();
+            assert_eq!(world.verdicts(), "000000", "{map}: the denial is in force");
+            agent.apply(&update(&[("shop/late", local("late", 7))], &[])).expect_err(map);
+            agent.add_pod(name("late"), pod(99, 200)).unwrap();
+            assert!(agent.enforced(&name("late")).is_some(), "{map}: a pod without a sidecar has traffic");
+            assert!(
+                agent.retry().is_ok() && agent.full_map() == Some(map),
+                "there is no more room than before"
+            );
+            assert_eq!(world.wrong(&agent), Vec::<String>::new(), "{map}");
+            // Room is made: the one that was left out is opened with its sidecar.
+            let gone = (0..pods).find(|number| is_open(*number));
+            match gone {
+                Some(number) => agent.remove_pod(&name(&format!("p{number}"))).unwrap(),
+                None => agent.apply(&locals(pods, |n| sidecar(4, format!("p{n}")))).unwrap(),
+            }
+            for _ in 0..2 {
+                agent.retry().unwrap();
+            }
+            assert_eq!((agent.full_map(), agent.is_behind()), (None, false), "{map}");
+            for number in (0..pods).filter(|number| Some(*number) != gone) {
+                assert!(is_open(number), "{map}: p{number}");
+            }
+            for number in 0..pods {
+                agent.remove_pod(&name(&format!("p{number}"))).unwrap();
+            }
+            agent.remove_pod(&name("late")).unwrap();
+            agent.apply(&no_locals(pods)).unwrap();
+            agent.apply(&update::<wire::LocalEndpoint>(&[], &["shop/late"])).unwrap();
+            agent.apply(&open()).unwrap();
+            for _ in 0..3 {
+                agent.collect().unwrap();
+            }
+            assert_eq!(world.wrong(&agent), Vec::<String>::new(), "{map}");
+        }
     });
 }
 

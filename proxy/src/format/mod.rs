@@ -236,7 +236,7 @@ impl Operator {
             Self::Remote(part) => {
                 facts.remote.or(connection.map(|c| c.remote)).map(|address| part.of(address))
             }
-            Self::DirectRemote(part) => connection.map(|c| part.of(c.remote)),
+            Self::DirectRemote(part) => connection.map(|c| part.of(c.direct)),
             Self::Local(part) => connection.map(|c| part.of(c.local)),
             Self::PeerUriSan => text(connection.and_then(|c| c.peer.as_deref())),
             Self::ServerName => text(connection.and_then(|c| c.server_name.as_deref())),

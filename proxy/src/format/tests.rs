@@ -12,7 +12,7 @@ fn check(source: &str, expected: &str) {
     ]);
     let connection = Connection {
         local: "10.0.0.1:8080".parse().unwrap(),
-        remote: "[::ffff:10.0.0.9]:4000".parse().unwrap(),
+        remote: "10.0.0.8:4000".parse().unwrap(),
         direct: "[::ffff:10.0.0.9]:4000".parse().unwrap(),
         peer: Some("spiffe://west.example/ns/a/sa/b".to_owned()),
         server_name: None,

@@ -9,9 +9,11 @@ mod path;
 mod reply;
 mod request;
 mod service;
+mod switch;
 mod trust;
 
 pub use body::ResponseBody;
 pub use reply::{Reply, finish};
 pub use request::{Head, Refusal, prepare};
 pub use service::{Client, HttpChain, RouteSlot, handle};
+pub use switch::{Switch, Tunnel};

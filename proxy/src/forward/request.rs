@@ -12,6 +12,7 @@ use super::{
     hops,
     path::{Normal, normalize},
     service::Client,
+    switch::Switch,
     trust,
 };
 use crate::{
@@ -39,6 +40,8 @@ pub struct Head {
     pub remote: SocketAddr,
     /// The client is one of one's own (`internal_address_config`).
     pub internal: bool,
+    /// What it is to switch to.
+    pub switch: Option<Switch>,
 }
 
 impl Head {
@@ -79,23 +82,32 @@ pub fn prepare(
     client: &Client,
     rng: &mut impl Rng,
 ) -> Result<Head, Refusal> {
-    let http::request::Parts { method, uri, version, mut headers, .. } = parts;
+    let http::request::Parts { mut method, uri, version, mut headers, extensions, .. } = parts;
     let edge = &manager.edge;
     if version == Version::HTTP_10 && !manager.accept_http_10 {
         return Err(refuse(StatusCode::UPGRADE_REQUIRED, "HTTP/1.0 is not served"));
     }
-    if method == Method::CONNECT {
-        return Err(refuse(StatusCode::METHOD_NOT_ALLOWED, "CONNECT is not supported"));
-    }
-    if version <= Version::HTTP_11 && hops::upgrade(&headers).is_some() {
-        return Err(refuse(StatusCode::FORBIDDEN, "protocol upgrades are not supported"));
-    }
+    let switch = match extensions.get::<hyper::ext::Protocol>() {
+        Some(protocol) if method == Method::CONNECT => {
+            // What it is in HTTP/1.1, and so to rules and routes.
+            method = Method::GET;
+            HeaderValue::from_str(protocol.as_str()).ok().map(Switch::Upgrade)
+        }
+        Some(_) => return Err(refuse(StatusCode::BAD_REQUEST, "only CONNECT has a protocol")),
+        None if method == Method::CONNECT => Some(Switch::Connect),
+        None if version <= Version::HTTP_11 => hops::upgrade(&headers).cloned().map(Switch::Upgrade),
+        None => None,
+    };
     // The library counts those of HTTP/1.1 only.
     if headers.len() > manager.max_headers_count as usize {
         return Err(refuse(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "too many headers"));
     }
     // RFC 9112 3.2.3: only CONNECT has a target that is nothing but a host.
-    if version < Version::HTTP_2 && uri.authority().is_some() && uri.scheme().is_none() {
+    if method != Method::CONNECT
+        && version < Version::HTTP_2
+        && uri.authority().is_some()
+        && uri.scheme().is_none()
+    {
         return Err(refuse(StatusCode::BAD_REQUEST, "the target is no path"));
     }
     underscores(&mut headers, edge.underscores)?;
@@ -130,6 +142,7 @@ pub fn prepare(
         headers,
         remote: believed.remote,
         internal: believed.internal,
+        switch,
     })
 }
 
@@ -301,6 +314,7 @@ mod tests {
             },
             scheme: "http",
             certificate: cert.map(HeaderValue::from_static),
+            peer_certificate: None,
         };
         prepare(request.into_parts().0, manager, &client, &mut StdRng::seed_from_u64(1))
     }
@@ -384,18 +398,30 @@ mod tests {
             (get().header("host", "u@a").body(()), 400),
             (get().header("host", "a b").body(()), 400),
             (get().header("host", "a").version(Version::HTTP_10).body(()), 426),
-            (
-                get()
-                    .header("host", "a")
-                    .header("connection", "upgrade")
-                    .header("upgrade", "websocket")
-                    .body(()),
-                403,
-            ),
-            (Request::connect("a:80").body(()), 405),
+            (Request::get("admin").header("host", "a").body(()), 400),
         ] {
             assert_eq!(check(request.unwrap(), None).unwrap_err().status.as_u16(), status);
         }
+    }
+
+    #[test]
+    fn what_a_request_is_to_switch_to_is_seen() {
+        let websocket = Request::get("/")
+            .header("host", "a")
+            .header("connection", "upgrade")
+            .header("upgrade", "websocket")
+            .body(());
+        let head = check(websocket.unwrap(), None).unwrap();
+        assert_eq!(head.switch, Some(Switch::Upgrade(HeaderValue::from_static("websocket"))));
+        assert!(!head.headers.contains_key("upgrade"));
+        let head = check(Request::connect("a:80").body(()).unwrap(), None).unwrap();
+        assert_eq!((head.switch, head.authority.as_str()), (Some(Switch::Connect), "a:80"));
+        let mut extended = Request::connect("http://a/chat").body(()).unwrap();
+        extended.extensions_mut().insert(hyper::ext::Protocol::from_static("websocket"));
+        *extended.version_mut() = Version::HTTP_2;
+        let head = check(extended, None).unwrap();
+        assert_eq!((head.method, head.path.as_str()), (Method::GET, "/chat"));
+        assert!(head.switch.is_some());
     }
 
     #[test]

@@ -6,9 +6,13 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use hyper::body::Incoming;
-use tokio::sync::oneshot;
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+};
 
 use super::{
     attempts::{self, Body, Done, Job},
@@ -16,6 +20,7 @@ use super::{
     filters::{self, Exchange},
     reply::{Reply, finish},
     request::{Head, prepare},
+    switch::{self, Switch, Switching, Tunnel},
 };
 use crate::{
     config::HttpManager,
@@ -44,6 +49,8 @@ pub struct HttpChain {
     pub stats: Arc<ListenerStats>,
     /// Everything that all chains have in common.
     pub shared: Arc<Shared>,
+    /// What goes on beside its requests.
+    pub helpers: JoinSet<()>,
 }
 
 /// A client's connection.
@@ -55,19 +62,24 @@ pub struct Client {
     pub scheme: &'static str,
     /// Value of `x-forwarded-client-cert`, for a verified client.
     pub certificate: Option<HeaderValue>,
+    /// The verified client's certificate, in DER.
+    pub peer_certificate: Option<Bytes>,
 }
 
-/// Serves a request. There is always an answer.
+/// Serves a request. There is always an answer. If that says that protocols are switched, `tunnels` gets the rest.
 pub async fn handle(
     chain: &HttpChain,
     client: &Client,
     request: Request<Incoming>,
+    tunnels: &mpsc::UnboundedSender<Tunnel>,
 ) -> Response<ResponseBody> {
     let start = Instant::now();
-    let (parts, incoming) = request.into_parts();
+    let (mut parts, incoming) = request.into_parts();
+    let upgrade = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
     let http2_client = parts.version == Version::HTTP_2;
     let grpc = is_grpc(&parts.headers);
     // What follows on this connection was not looked at (`inbound::framing`).
+    let connect = parts.method == Method::CONNECT;
     let last = parts.version < Version::HTTP_2
         && (parts.method == Method::CONNECT || super::hops::asks_to_switch(&parts.headers));
     let mut record = AccessRecord::enabled(chain.shared.access_log)
@@ -90,7 +102,11 @@ pub async fn handle(
             let table = chain.routes.load_full();
             let picked = table.pick(&head.view(), &mut rand::rng());
             let body = ClientBody::from(incoming);
-            let request = Routed { head, body, picked, http2_client, grpc };
+            let switching = match (head.switch.clone(), upgrade) {
+                (Some(to), Some(client)) => Some(Switching { to, client, tunnels: tunnels.clone() }),
+                _ => None,
+            };
+            let request = Routed { head, body, picked, http2_client, grpc, switching };
             if chain.manager.filters.is_empty() {
                 route(chain, request, record.as_deref_mut()).await
             } else {
@@ -100,7 +116,9 @@ pub async fn handle(
         }
     };
     finish(&mut response, &chain.manager, request_id);
-    if last {
+    let switched =
+        response.status() == StatusCode::SWITCHING_PROTOCOLS || (connect && response.status().is_success());
+    if last && !switched {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     chain.stats.codes.count(response.status().as_u16());
@@ -122,6 +140,8 @@ pub(super) struct Routed {
     pub(super) picked: Option<Picked>,
     pub(super) http2_client: bool,
     pub(super) grpc: bool,
+    /// It is to switch to another protocol.
+    pub(super) switching: Option<Switching>,
 }
 
 /// What the router does with it.
@@ -166,17 +186,25 @@ async fn send(
     request: Routed,
     record: Option<&mut AccessRecord>,
 ) -> Response<ResponseBody> {
-    let Routed { mut head, body, picked: _, http2_client, grpc } = request;
+    let Routed { mut head, body, picked: _, http2_client, grpc, switching } = request;
     let found = destination.and_then(|d| Some((d, chain.shared.cluster(&d.cluster)?)));
     let Some((destination, cluster)) = found else {
         note(record, Flag::NoCluster);
         return Reply::no_cluster(forward.cluster_not_found_status).response(grpc);
     };
+    let allowed = |switch: &Switch| switch.is_allowed(&forward.upgrades, &chain.manager.upgrades);
+    if head.switch.as_ref().is_some_and(|switch| !allowed(switch)) {
+        note(record, Flag::BadRequest);
+        return Reply::new(StatusCode::FORBIDDEN, "", Flag::BadRequest).response(grpc);
+    }
     rewrite(&mut head, route, forward, destination);
     let stream_idle = forward.idle_timeout.or(chain.manager.stream_idle_timeout);
     let (body, body_ended) = self::body(body, forward, stream_idle);
     let job = Job { cluster, forward, destination, head, body, body_ended, http2_client, stream_idle };
-    let Done { result, attempts, upstream } = attempts::run(job).await;
+    let Done { result, attempts, upstream } = match switching {
+        Some(switching) => Box::pin(switch::run(job, switching)).await,
+        None => attempts::run(job).await,
+    };
     let flag = result.as_ref().err().map_or(Flag::None, |reply| reply.flag);
     if let Some(record) = record {
         record.cluster = Some(destination.cluster.clone());

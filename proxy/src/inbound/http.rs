@@ -19,7 +19,10 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto::Builder,
 };
-use tokio::sync::Notify;
+use tokio::{
+    sync::{Notify, mpsc},
+    task::JoinSet,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::watched::Watched;
@@ -145,13 +148,15 @@ pub(super) async fn serve(
         enough: Notify::new(),
         abused: Notify::new(),
     });
+    let (tunnels, mut new_tunnels) = mpsc::unbounded_channel();
+    let mut open_tunnels = JoinSet::new();
     let service = {
         let state = state.clone();
         service_fn(move |request| {
-            let state = state.clone();
+            let (state, tunnels) = (state.clone(), tunnels.clone());
             async move {
                 let mut serving = Serving::begin(&state);
-                let answer = handle(&state.chain, &state.client, request);
+                let answer = handle(&state.chain, &state.client, request, &tunnels);
                 let response = on_behalf(state.client.connection.behalf, answer).await;
                 serving.since = None;
                 Ok::<_, Infallible>(response.map(|body| Served { body, _serving: serving }))
@@ -174,7 +179,11 @@ pub(super) async fn serve(
                 if let Err(error) = ended {
                     tracing::debug!(%address, %error, "client connection ended");
                 }
-                return;
+                break;
+            }
+            Some(tunnel) = new_tunnels.recv() => {
+                open_tunnels.spawn(tunnel);
+                false
             }
             () = state.abused.notified() => {
                 tracing::info!(%address, "connection is closed: its requests are only reset");
@@ -196,6 +205,11 @@ pub(super) async fn serve(
             connection.as_mut().graceful_shutdown();
         }
     }
+    // What has become of the connection, if that is no longer HTTP.
+    while let Ok(tunnel) = new_tunnels.try_recv() {
+        open_tunnels.spawn(tunnel);
+    }
+    while open_tunnels.join_next().await.is_some() {}
 }
 
 struct Idleness {

@@ -20,6 +20,8 @@ pub enum UpstreamBody {
     Stream(StreamBody),
     /// Kept while it passes, so that it can be sent again.
     Replay(ReplayBody),
+    /// This proxy's own.
+    Own(tonic::body::Body),
 }
 
 /// Why a body ended before its end.
@@ -92,6 +94,7 @@ impl Body for UpstreamBody {
             Self::Empty => Poll::Ready(None),
             Self::Stream(body) => body.poll_next(cx),
             Self::Replay(body) => body.poll_next(cx),
+            Self::Own(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
         }
     }
 
@@ -100,6 +103,7 @@ impl Body for UpstreamBody {
             Self::Empty => true,
             Self::Stream(body) => body.is_end_stream(),
             Self::Replay(body) => body.is_end_stream(),
+            Self::Own(body) => body.is_end_stream(),
         }
     }
 
@@ -108,6 +112,7 @@ impl Body for UpstreamBody {
             Self::Empty => SizeHint::with_exact(0),
             Self::Stream(body) => body.size_hint(),
             Self::Replay(body) => body.size_hint(),
+            Self::Own(body) => body.size_hint(),
         }
     }
 }

@@ -45,6 +45,8 @@ pub enum PathMatch {
     SeparatedPrefix(String),
     /// Matches as a whole.
     Regex(FullRegex),
+    /// There is none: it is a `CONNECT`. No other condition holds for that.
+    Connect,
 }
 
 impl PathMatch {
@@ -59,6 +61,7 @@ impl PathMatch {
                     && matches!(path.as_bytes().get(prefix.len()), None | Some(b'/'))
             }
             Self::Regex(regex) => regex.is_match(path),
+            Self::Connect => true,
         }
     }
 }
@@ -183,7 +186,8 @@ pub struct RouteMatch {
 impl RouteMatch {
     /// Whether the request takes this route.
     pub fn matches(&self, request: &RequestView<'_>) -> bool {
-        self.path.matches(request.path(), self.case_sensitive)
+        (request.method == "CONNECT") == (self.path == PathMatch::Connect)
+            && self.path.matches(request.path(), self.case_sensitive)
             && self.headers.iter().all(|h| h.matches(request))
             && (self.query.is_empty() || {
                 let query = request.query();

@@ -10,7 +10,7 @@ const MAX_PATH: usize = 65_534;
 pub fn rewrite_path(matched: &PathMatch, prefix_rewrite: &str, path_and_query: &str) -> Option<String> {
     let prefix = match matched {
         PathMatch::Prefix(p) | PathMatch::Exact(p) | PathMatch::SeparatedPrefix(p) => p,
-        PathMatch::Regex(_) => return None,
+        PathMatch::Regex(_) | PathMatch::Connect => return None,
     };
     let rest = path_and_query.get(prefix.len()..)?;
     // `/api` to `/` must make `/api/x` into `/x`, not `//x`, which would be an authority in a reference.

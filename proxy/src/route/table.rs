@@ -6,8 +6,8 @@ use http::HeaderValue;
 use rand::Rng;
 use serde::Serialize;
 
-use super::{HeaderOps, HostIndex, RequestView, RouteMatch, rewrite::split_port};
-use crate::{config::RouteFilters, retry::RetryPolicy};
+use super::{HeaderOps, HostIndex, RequestView, RouteMatch, UpstreamChoice, rewrite::split_port};
+use crate::{balance::Criteria, config::RouteFilters, policy::limit::RouteLimits, retry::RetryPolicy};
 
 /// `RouteConfiguration`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -45,6 +45,8 @@ pub struct Route {
     pub action: Action,
     /// Settings of filters.
     pub filters: Arc<RouteFilters>,
+    /// What its requests are counted as.
+    pub limits: RouteLimits,
 }
 
 /// What a route does.
@@ -120,6 +122,8 @@ pub struct Destination {
     /// Another host for this destination only.
     #[serde(skip)]
     pub host_rewrite: Option<HeaderValue>,
+    /// Metadata that the endpoint must have.
+    pub wanted: Option<Criteria>,
     /// Settings of filters.
     pub filters: Arc<RouteFilters>,
 }
@@ -135,6 +139,10 @@ pub struct Forward {
     pub timeout: Option<Duration>,
     /// Without any byte in either direction. `None`: the listener's.
     pub idle_timeout: Option<Duration>,
+    /// Protocols that may be switched to, lower case; `false`: may not, whatever the listener says.
+    pub upgrades: Vec<(String, bool)>,
+    /// `CONNECT` is answered here, and the endpoint gets the bytes.
+    pub terminates_connect: bool,
     /// Further attempts.
     pub retry: Option<Arc<RetryPolicy>>,
     /// Replaces what the route matched.
@@ -146,6 +154,8 @@ pub struct Forward {
     pub append_x_forwarded_host: bool,
     /// Status when the cluster is unknown: 404 or 503.
     pub cluster_not_found_status: u16,
+    /// How the endpoint is chosen.
+    pub choice: UpstreamChoice,
     /// `x-envoy-attempt-count` in the request.
     pub attempt_count_in_request: bool,
     /// `x-envoy-attempt-count` in the answer.
@@ -162,14 +172,17 @@ pub struct Picked {
 }
 
 impl Picked {
+    /// The destination, if the route has any.
+    pub fn destination(&self) -> Option<&Destination> {
+        match &self.route.action {
+            Action::Forward(forward) => forward.destinations.get(self.destination),
+            Action::Redirect { .. } | Action::Direct { .. } => None,
+        }
+    }
+
     /// Settings of filters.
     pub fn filters(&self) -> &RouteFilters {
-        match &self.route.action {
-            Action::Forward(forward) => {
-                forward.destinations.get(self.destination).map_or(&self.route.filters, |d| &d.filters)
-            }
-            Action::Redirect { .. } | Action::Direct { .. } => &self.route.filters,
-        }
+        self.destination().map_or(&self.route.filters, |destination| &destination.filters)
     }
 }
 
@@ -234,6 +247,7 @@ mod tests {
             request: HeaderOps::default(),
             response: HeaderOps::default(),
             host_rewrite: None,
+            wanted: None,
             filters: Arc::default(),
         };
         let forward = Forward {
@@ -241,11 +255,14 @@ mod tests {
             total_weight: 10,
             timeout: None,
             idle_timeout: None,
+            upgrades: vec![],
+            terminates_connect: false,
             retry: None,
             prefix_rewrite: None,
             host_rewrite: None,
             append_x_forwarded_host: false,
             cluster_not_found_status: 503,
+            choice: UpstreamChoice::default(),
             attempt_count_in_request: false,
             attempt_count_in_response: false,
         };

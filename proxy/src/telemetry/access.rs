@@ -22,10 +22,22 @@ pub enum Flag {
     Reset,
     /// `UO`: a circuit breaker.
     Overflow,
+    /// `DO`: the control plane wants a part of the requests turned away.
+    DropOverload,
     /// `UT`: the upstream was too slow.
     Timeout,
     /// `DPE`: the client broke the protocol.
     BadRequest,
+    /// `RL`: a limit of requests.
+    RateLimited,
+    /// `RLSE`: the service that counts requests cannot be asked.
+    RateLimitService,
+    /// `UAEX`: a service that decides denies it.
+    Unauthorized,
+    /// `DI`: a delay was wanted.
+    DelayInjected,
+    /// `FI`: a failure was wanted.
+    FaultInjected,
 }
 
 impl Flag {
@@ -39,8 +51,14 @@ impl Flag {
             Self::ConnectFailure => "UF",
             Self::Reset => "UR",
             Self::Overflow => "UO",
+            Self::DropOverload => "DO",
             Self::Timeout => "UT",
             Self::BadRequest => "DPE",
+            Self::RateLimited => "RL",
+            Self::RateLimitService => "RLSE",
+            Self::Unauthorized => "UAEX",
+            Self::DelayInjected => "DI",
+            Self::FaultInjected => "FI",
         }
     }
 }
@@ -125,6 +143,18 @@ pub struct AccessDenial<'a> {
 }
 
 impl AccessDenial<'_> {
+    /// Tells that a policy with the action LOG matches.
+    pub fn audit(listener: &str, connection: &Connection, policy: &str) {
+        tracing::info!(
+            target: "audit",
+            listener,
+            client = %connection.remote,
+            peer = connection.peer.as_deref().unwrap_or("-"),
+            policy,
+            "matches an audit policy"
+        );
+    }
+
     /// Writes the line.
     pub fn log(&self) {
         macro_rules! line {

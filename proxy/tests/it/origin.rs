@@ -17,7 +17,9 @@ pub enum Does {
     Answers(&'static str),
     /// Answers, and closes the connection.
     Closes(&'static str),
-    /// Closes the connection with a reset after these bytes.
+    /// Answers, and from then on says what it hears.
+    Switches(&'static str),
+    /// Says nothing.
     Silent,
 }
 
@@ -82,6 +84,13 @@ async fn serve(mut stream: TcpStream, does: Arc<impl Fn(&str) -> Does>, seen: Ar
                 Does::Answers(bytes) => stream.write_all(bytes.as_bytes()).await.unwrap(),
                 Does::Closes(bytes) => {
                     let _ = stream.write_all(bytes.as_bytes()).await;
+                    return;
+                }
+                Does::Switches(bytes) => {
+                    stream.write_all(bytes.as_bytes()).await.unwrap();
+                    stream.write_all(&unread).await.unwrap();
+                    let (mut read, mut write) = stream.split();
+                    let _ = tokio::io::copy(&mut read, &mut write).await;
                     return;
                 }
                 Does::Silent => {}

@@ -199,6 +199,7 @@ pub fn trust_bundle(
         generation: trust.generation,
         active_root: trust.active_root,
         revoked: trust.revoked.into_iter().collect(),
+        jwt_keys: trust.jwt_keys,
     }
 }
 

@@ -7,6 +7,8 @@ mod callers;
 pub mod cluster;
 pub mod endpoint;
 pub mod grpc;
+#[cfg(test)]
+mod large_classes;
 pub mod listener;
 mod node_proxy;
 pub mod peer;
