@@ -49,6 +49,7 @@ mod socket;
 mod tcp_proxy;
 mod tls;
 mod upstream;
+mod upstream_choice;
 mod upstream_socket;
 mod wire;
 

@@ -17,9 +17,11 @@ use super::{
     filters::{self, RouteFilters},
     header_ops::{self, REQUEST, RESPONSE},
     route::Ops,
+    upstream_choice,
     wire::{Result, bool_or, duration_or, inline, refuse, timeout_or, u32_or},
 };
 use crate::{
+    balance::Criteria,
     policy::limit::LimitRule,
     retry::{RetryOn, RetryPolicy},
     route::{Action, Destination, Direct, Forward, PathRedirect, Redirect},
@@ -111,11 +113,13 @@ fn forward(path: &Path<'_>, wire: RouteAction, ops: &Ops, levels: &Levels<'_>) -
         cluster_specifier,
         host_rewrite_specifier,
     } = wire;
-    refuse!(path; metadata_match, regex_rewrite, path_rewrite_policy, path_rewrite, flush_timeout, early_data_policy,
-        retry_policy_typed_config, request_mirror_policies, priority, rate_limits, include_vh_rate_limits, hash_policy,
+    refuse!(path; regex_rewrite, path_rewrite_policy, path_rewrite, flush_timeout, early_data_policy,
+        retry_policy_typed_config, request_mirror_policies, rate_limits, include_vh_rate_limits,
         cors, max_grpc_timeout, grpc_timeout_offset, internal_redirect_policy,
         internal_redirect_action, max_internal_redirects, hedge_policy, max_stream_duration);
-    let destinations = destinations(path, cluster_specifier, ops, levels)?;
+    let choice = upstream_choice::convert(path, priority, hash_policy)?;
+    let wanted = upstream_choice::wanted(&path.field("metadata_match"), metadata_match)?;
+    let destinations = destinations(path, cluster_specifier, ops, levels, wanted)?;
     let host_rewrite = match host_rewrite_specifier {
         None => None,
         Some(HostRewriteSpecifier::HostRewriteLiteral(host)) => {
@@ -164,6 +168,7 @@ fn forward(path: &Path<'_>, wire: RouteAction, ops: &Ops, levels: &Levels<'_>) -
         host_rewrite,
         append_x_forwarded_host,
         cluster_not_found_status,
+        choice,
         attempt_count_in_request: levels.attempt_count_in_request,
         attempt_count_in_response: levels.attempt_count_in_response,
     })
@@ -202,6 +207,7 @@ fn destinations(
     wire: Option<ClusterSpecifier>,
     ops: &Ops,
     levels: &Levels<'_>,
+    wanted: Option<Criteria>,
 ) -> Result<Vec<Destination>> {
     match wire.ok_or_else(|| path.field("cluster").missing())? {
         ClusterSpecifier::Cluster(name) if name.is_empty() => Err(path.field("cluster").missing()),
@@ -213,11 +219,12 @@ fn destinations(
                 request,
                 response,
                 host_rewrite: None,
+                wanted,
                 filters: levels.filters.clone(),
             }])
         }
         ClusterSpecifier::WeightedClusters(wire) => {
-            weighted(&path.field("weighted_clusters"), wire, ops, levels)
+            weighted(&path.field("weighted_clusters"), wire, ops, levels, wanted)
         }
         ClusterSpecifier::ClusterHeader(_) => Err(path.field("cluster_header").unsupported()),
         ClusterSpecifier::ClusterSpecifierPlugin(_) => {
@@ -235,6 +242,7 @@ fn weighted(
     wire: WeightedCluster,
     ops: &Ops,
     levels: &Levels<'_>,
+    wanted: Option<Criteria>,
 ) -> Result<Vec<Destination>> {
     // The total is the sum of the weights; Envoy ignores the deprecated field as well when it is the sum.
     let WeightedCluster { clusters, total_weight, runtime_key_prefix, random_value_specifier } = wire;
@@ -256,7 +264,9 @@ fn weighted(
             typed_per_filter_config,
             host_rewrite_specifier,
         } = wire;
-        refuse!(path; cluster_header, metadata_match);
+        refuse!(path; cluster_header);
+        let own = upstream_choice::wanted(&path.field("metadata_match"), metadata_match)?;
+        let wanted = upstream_choice::both(wanted.as_ref(), own);
         if name.is_empty() {
             return Err(path.field("name").missing());
         }
@@ -281,7 +291,7 @@ fn weighted(
         };
         let filters = filters::layer(&path, typed_per_filter_config, levels.filters)?;
         let cluster = name.into();
-        destinations.push(Destination { cluster, weight, request, response, host_rewrite, filters });
+        destinations.push(Destination { cluster, weight, request, response, host_rewrite, wanted, filters });
     }
     if sum == 0 || sum > u64::from(u32::MAX) {
         return Err(list.invalid(sum, "is the sum of the weights; it must be 1 to 4294967295"));
