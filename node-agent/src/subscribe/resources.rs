@@ -547,7 +547,7 @@ pub(crate) mod tests {
         use mesh_model::limits::{MAX_CLASS_PEERS, MAX_NODE_PEERS};
         assert_eq!(MAX_NODE_PEERS, ebpf_shared::limits::PEERS as usize);
         // A class lives beside its successor for a moment.
-        assert!(2 * MAX_CLASS_PEERS <= MAX_NODE_PEERS);
+        const { assert!(2 * MAX_CLASS_PEERS <= MAX_NODE_PEERS) };
     }
 
     fn class_of(rule: wire::PolicyRule) -> wire::PolicyClass {
