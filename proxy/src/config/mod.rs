@@ -53,7 +53,7 @@ pub use filters::{FilterKind, HttpFilter, RouteFilter, RouteFilters, RouteSettin
 pub use hcm::{Codec, H2Settings, HttpManager, RouteSource, ServerHeader, Times};
 pub use listener::Listener;
 pub use listener_filter::{ListenerFilters, OriginalSource, ProxyHeader};
-pub use matcher::{FullRegex, Text, TextMatch};
+pub use matcher::{FullRegex, Substitution, Text, TextMatch};
 pub use secret::{CertificateSecret, Secret, ValidationSecret};
 pub use socket::{SocketOption, SocketOptions};
 pub use tcp_proxy::TcpProxy;

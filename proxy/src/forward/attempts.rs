@@ -3,7 +3,7 @@
 use std::{
     future::pending,
     sync::{Arc, atomic::Ordering},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use http::{HeaderValue, Method, Request, Response, Uri, Version, header};
@@ -15,10 +15,12 @@ use super::{
     body::ResponseBody,
     reply::Reply,
     request::Head,
+    scene::Scene,
 };
 use crate::{
     balance::Failure,
     config::UpstreamProtocol,
+    format::Facts,
     outbound::{
         ConnectError, ConnectFailure, Deadline, Host, IdleTimer, Lease, ReplayHandle, SendError,
         UpstreamBody, UpstreamCluster, Want, acquire,
@@ -67,6 +69,9 @@ pub(super) struct Job<'a> {
     pub(super) body_ended: Option<oneshot::Receiver<()>>,
     pub(super) http2_client: bool,
     pub(super) stream_idle: Option<Duration>,
+    /// For the whole of it.
+    pub(super) stream_limit: Option<Duration>,
+    pub(super) scene: Scene<'a>,
 }
 
 /// What came of it.
@@ -97,7 +102,9 @@ pub(super) async fn run(mut job: Job<'_>) -> Done {
     let mut deadline = match (job.forward.timeout, job.body_ended.take()) {
         (Some(limit), Some(ended)) => Deadline::AfterRequest(ended, limit),
         (limit, _) => Deadline::from_now(limit),
-    };
+    }
+    .or(Deadline::from_now(job.stream_limit));
+    let policy = job.forward.retry.clone().filter(|policy| policy.wants(&job.head.view()));
     let mut tried: Vec<Arc<Host>> = vec![];
     let mut retry_permit = None;
     loop {
@@ -109,7 +116,7 @@ pub(super) async fn run(mut job: Job<'_>) -> Done {
         };
         done.upstream = Some(host.address);
         let serving = cluster.begin(&host);
-        let policy = job.forward.retry.as_deref();
+        let policy = policy.as_deref();
         let attempt = tokio::select! {
             attempt = try_once(&mut job, &host, done.attempts) => attempt,
             () = per_try(policy) => None,
@@ -120,7 +127,7 @@ pub(super) async fn run(mut job: Job<'_>) -> Done {
                 return done;
             }
         };
-        let (outcome, result) = judge(attempt);
+        let (outcome, result) = judge(attempt, policy);
         note(&cluster, &host, outcome, &result);
         if let Some(policy) = policy
             && outcome.is_some_and(|outcome| policy.retries(outcome, done.attempts, job.body.replayable()))
@@ -128,9 +135,12 @@ pub(super) async fn run(mut job: Job<'_>) -> Done {
             retry_permit = retry_permit.or_else(|| cluster.retries.try_take());
             if retry_permit.is_some() {
                 cluster.stats.retries.fetch_add(1, Ordering::Relaxed);
+                let told = result.as_ref().ok().and_then(|(response, _)| {
+                    policy.told_to_wait(response.headers(), SystemTime::now(), &mut rand::rng())
+                });
                 drop((result, serving));
                 tried.push(host);
-                let pause = policy.back_off(done.attempts, &mut rand::rng());
+                let pause = told.unwrap_or_else(|| policy.back_off(done.attempts, &mut rand::rng()));
                 tokio::select! {
                     () = tokio::time::sleep(pause) => continue,
                     () = &mut deadline => {
@@ -148,8 +158,13 @@ pub(super) async fn run(mut job: Job<'_>) -> Done {
                 idle: IdleTimer::new(job.stream_idle),
                 guards: Box::new((request_permit, retry_permit, serving, active)),
             };
-            let mut response =
-                answer::pass(response, passing, &job.destination.response, job.head.method == Method::HEAD);
+            let facts = Facts {
+                upstream: done.upstream,
+                attempts: Some(done.attempts),
+                ..job.scene.facts(&job.head)
+            };
+            let head = job.head.method == Method::HEAD;
+            let mut response = answer::pass(response, passing, &job.destination.response, facts, head);
             if job.forward.attempt_count_in_response {
                 answer::set_attempts(response.headers_mut(), done.attempts);
             }
@@ -162,13 +177,20 @@ pub(super) async fn run(mut job: Job<'_>) -> Done {
 type Answered = Result<(Response<Incoming>, Lease), Reply>;
 
 /// What the end of an attempt means for retries, and the answer if there are none.
-fn judge(attempt: Option<Attempt>) -> (Option<Outcome>, Answered) {
+fn judge(attempt: Option<Attempt>, policy: Option<&RetryPolicy>) -> (Option<Outcome>, Answered) {
     match attempt {
         None => (Some(Outcome::PerTryTimeout), Err(Reply::timeout())),
         Some(Attempt::Answer(response, lease)) => {
             let status = response.status().as_u16();
             let grpc_status = answer::grpc_status(response.headers());
-            (Some(Outcome::Answer { status, grpc_status }), Ok((response, lease)))
+            let headers = response.headers();
+            let outcome = Outcome::Answer {
+                status,
+                grpc_status,
+                marked: policy.is_some_and(|policy| policy.marks(headers)),
+                rate_limited: headers.contains_key("x-envoy-ratelimited"),
+            };
+            (Some(outcome), Ok((response, lease)))
         }
         Some(Attempt::NoConnection(error)) if error.failure == ConnectFailure::Overflow => {
             (None, Err(Reply::reset("overflow", Flag::Overflow)))
@@ -221,13 +243,7 @@ async fn per_try(policy: Option<&RetryPolicy>) {
 }
 
 async fn try_once(job: &mut Job<'_>, host: &Arc<Host>, attempts: u32) -> Option<Attempt> {
-    let want = match job.cluster.config.protocol {
-        UpstreamProtocol::Http1 => Want::Http1,
-        UpstreamProtocol::Http2 => Want::Http2,
-        UpstreamProtocol::Auto => Want::Any,
-        UpstreamProtocol::Downstream if job.http2_client => Want::Http2,
-        UpstreamProtocol::Downstream => Want::Http1,
-    };
+    let want = want(&job.cluster, job.http2_client);
     let mut lease = match acquire(&job.cluster, host, want).await {
         Ok(lease) => lease,
         Err(error) => return Some(Attempt::NoConnection(error)),
@@ -237,6 +253,7 @@ async fn try_once(job: &mut Job<'_>, host: &Arc<Host>, attempts: u32) -> Option<
         answer::set_attempts(&mut job.head.headers, attempts);
     }
     let keep = job.forward.retry.as_ref().is_some_and(|p| p.on.after_sending() && attempts <= p.num_retries);
+    let keep = keep || job.destination.response.reads_request();
     let mut request = build(job, lease.is_http2(), body, keep);
     for _ in 0..STALE_CONNECTIONS {
         match lease.send(request).await {
@@ -260,6 +277,17 @@ async fn try_once(job: &mut Job<'_>, host: &Arc<Host>, attempts: u32) -> Option<
     Some(Attempt::Send(SendError::NotSent(Box::new(request))))
 }
 
+/// The version that a cluster is to be asked in.
+pub(super) fn want(cluster: &UpstreamCluster, http2_client: bool) -> Want {
+    match cluster.config.protocol {
+        UpstreamProtocol::Http1 => Want::Http1,
+        UpstreamProtocol::Http2 => Want::Http2,
+        UpstreamProtocol::Auto => Want::Any,
+        UpstreamProtocol::Downstream if http2_client => Want::Http2,
+        UpstreamProtocol::Downstream => Want::Http1,
+    }
+}
+
 /// The request, with the headers themselves or, if it may be sent again, a copy.
 fn build(job: &mut Job<'_>, http2: bool, body: UpstreamBody, keep: bool) -> Request<UpstreamBody> {
     let mut request = Request::new(body);
@@ -271,7 +299,7 @@ fn build(job: &mut Job<'_>, http2: bool, body: UpstreamBody, keep: bool) -> Requ
 }
 
 /// Writes target and host in the form of the version.
-fn form(request: &mut Request<UpstreamBody>, head: &Head, http2: bool) {
+pub(super) fn form(request: &mut Request<UpstreamBody>, head: &Head, http2: bool) {
     let mut parts = http::uri::Parts::default();
     parts.path_and_query = Some(head.path.clone());
     if http2 {

@@ -16,6 +16,8 @@ use super::{BoxError, ClientBody, IdleTimer, replay::ReplayBody};
 pub enum UpstreamBody {
     /// There is none.
     Empty,
+    /// All of it is here.
+    Bytes(Option<Bytes>),
     /// Passed through as it comes.
     Stream(StreamBody),
     /// Kept while it passes, so that it can be sent again.
@@ -90,6 +92,7 @@ impl Body for UpstreamBody {
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
+            Self::Bytes(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Stream(body) => body.poll_next(cx),
             Self::Replay(body) => body.poll_next(cx),
         }
@@ -98,6 +101,7 @@ impl Body for UpstreamBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Empty => true,
+            Self::Bytes(bytes) => bytes.is_none(),
             Self::Stream(body) => body.is_end_stream(),
             Self::Replay(body) => body.is_end_stream(),
         }
@@ -106,6 +110,7 @@ impl Body for UpstreamBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Empty => SizeHint::with_exact(0),
+            Self::Bytes(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
             Self::Stream(body) => body.size_hint(),
             Self::Replay(body) => body.size_hint(),
         }

@@ -23,6 +23,7 @@ mod rfc9110;
 mod rfc9112;
 mod rfc9112_upstream;
 mod rfc9113;
+mod routing;
 mod store;
 mod update;
 mod upgrade;

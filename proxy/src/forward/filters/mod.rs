@@ -52,7 +52,7 @@ type Outcome = Option<Response<ResponseBody>>;
 pub(super) async fn serve(mut exchange: Exchange<'_>) -> Response<ResponseBody> {
     match pass(&mut exchange).await {
         Some(response) => response,
-        None => route(exchange.chain, exchange.request, exchange.record).await,
+        None => route(exchange.chain, exchange.client, exchange.request, exchange.record).await,
     }
 }
 
