@@ -122,6 +122,7 @@ pub fn describe_cluster(info: &ClusterInfo, doors: Vec<String>, gateways: Vec<St
         roots: info.roots.clone(),
         doors,
         gateways,
+        jwt_keys: info.trust.jwt_keys.clone(),
         revoked: info.trust.revoked.iter().copied().collect(),
     }
 }

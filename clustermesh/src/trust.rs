@@ -24,6 +24,7 @@ pub use mesh_model::limits::MAX_PEER_GATEWAYS as MAX_GATEWAYS;
 pub const MAX_REVOKED: usize = 10_000;
 /// Largest root certificate, in bytes.
 pub use mesh_model::limits::MAX_ROOT_BYTES as MAX_ROOT;
+use mesh_model::limits::{MAX_JWT_KEYS, is_jwt_key};
 // One number in two crates, neither of which knows the other.
 const _: () = assert!(MAX_ROOTS == mesh_model::limits::MAX_ROOTS);
 
@@ -158,6 +159,15 @@ pub fn validate<'a>(
     };
     each("gateways", &d.gateways, is_address, "is not <IP address>:<port>")?;
     count("revoked", d.revoked.len(), 0, MAX_REVOKED)?;
+    count("jwt_keys", d.jwt_keys.len(), 0, MAX_JWT_KEYS)?;
+    if let Some(at) = d.jwt_keys.iter().position(|key| !is_jwt_key(key)) {
+        let shown = format!("{} bytes", d.jwt_keys.get(at).map_or(0, Vec::len));
+        return Err(TrustError::field(
+            format!("jwt_keys[{at}]"),
+            &shown,
+            "are no uncompressed point of P-256",
+        ));
+    }
     check_roots(d, &trust_domain, own.roots, "this cluster", now_unix)?;
     for peer in peers {
         match (peer.cluster == d.cluster, peer.trust_domain == trust_domain) {
@@ -182,7 +192,11 @@ pub fn validate<'a>(
         trust_domain,
         mesh_domain: d.mesh_domain.clone(),
         roots: d.roots.clone(),
-        trust: DomainTrust { revoked: d.revoked.iter().copied().collect(), ..Default::default() },
+        trust: DomainTrust {
+            revoked: d.revoked.iter().copied().collect(),
+            jwt_keys: d.jwt_keys.clone(),
+            ..Default::default()
+        },
         doors: d.doors.clone(),
         gateways: d.gateways.clone(),
         origin_revision: 0,
@@ -273,6 +287,7 @@ mod tests {
             mesh_domain: "mesh.local".to_owned(),
             roots: vec![root("east.example")],
             revoked: vec![],
+            jwt_keys: vec![vec![4; 65]],
             doors: vec!["192.0.2.2:9443".to_owned()],
             gateways: vec!["192.0.2.3:15443".to_owned()],
         }
@@ -297,6 +312,7 @@ mod tests {
         let record = check(&east(), &[]).unwrap();
         assert_eq!(record.trust_domain, td("east.example"));
         assert!(record.imports.is_empty());
+        assert_eq!(record.trust.jwt_keys, [vec![4; 65]]);
         let mut again = east();
         again.gateways.clear();
         assert!(check(&again, &[record]).unwrap().gateways.is_empty());
@@ -305,7 +321,9 @@ mod tests {
     #[test]
     fn every_field_is_checked_and_named() {
         type Spoil = fn(&mut ClusterDescription);
-        let cases: [(&str, Spoil); 15] = [
+        let cases: [(&str, Spoil); 17] = [
+            ("jwt_keys", |d| d.jwt_keys = vec![vec![4; 65]; 65]),
+            ("jwt_keys[1]", |d| d.jwt_keys.push(vec![4; 64])),
             ("cluster", |d| d.cluster = "East!".into()),
             ("trust_domain", |d| d.trust_domain = "EAST".into()),
             ("mesh_domain", |d| d.mesh_domain = "..".into()),

@@ -8,8 +8,11 @@ mod common;
 use clustermesh::token::JoinToken;
 use common::{Cluster, Node, SOON, register, spiffe_id};
 use control_plane::ca::Ca;
-use mesh_model::identity::SpiffeId;
-use mesh_tls::csr;
+use mesh_model::identity::{SpiffeId, TrustDomain};
+use mesh_tls::{
+    csr,
+    jwt::{self, JwtPublicKey},
+};
 use tokio::sync::mpsc;
 use tonic::Code;
 use xds_client::{Config, Subscription, Update};
@@ -17,9 +20,9 @@ use xds_proto::{
     envoy::config::listener::v3::Listener,
     isthmus::{
         admin::v1::{ApplyRequest, StatusRequest, admin_client::AdminClient},
-        agent::v1::LocalEndpoint,
+        agent::v1::{LocalEndpoint, TrustBundle},
         bootstrap::v1::{
-            RenewNodeRequest, ReportEndpointRequest, SignWorkloadRequest,
+            RenewNodeRequest, ReportEndpointRequest, SignJwtRequest, SignWorkloadRequest,
             certificates_client::CertificatesClient, endpoints_client::EndpointsClient,
         },
     },
@@ -268,4 +271,53 @@ async fn an_oversized_message_and_a_malformed_request_end_in_a_sentence() {
     let status = EndpointsClient::new(node.channel.clone()).report(foreign).await.unwrap_err();
     assert!(status.message().contains("203.0.113.9"), "{status}");
     assert_eq!(cluster.revision().await, before);
+}
+
+#[tokio::test]
+async fn a_node_gets_tokens_for_workloads_that_run_on_it_and_keys_to_verify_them() {
+    let mut cluster = Cluster::start("west").await;
+    cluster.apply(SHOP).await.unwrap();
+    let (node, other) = (cluster.node("n1").await, cluster.node("n2").await);
+    EndpointsClient::new(node.channel.clone()).report(report(&node, 5)).await.unwrap();
+    let ask = |audiences: &[&str], ttl_seconds| SignJwtRequest {
+        namespace: "shop".to_owned(),
+        workload: "pay-1".to_owned(),
+        audiences: audiences.iter().map(|&text| text.to_owned()).collect(),
+        ttl_seconds,
+    };
+    let mut certificates = CertificatesClient::new(node.channel.clone());
+    // The key of a replica that has just started is told first.
+    let signing = async {
+        loop {
+            match certificates.sign_jwt(ask(&["bank"], 0)).await {
+                Ok(signed) => break signed.into_inner(),
+                Err(status) => assert_eq!(status.code(), Code::Unavailable, "{status:?}"),
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    let signed = tokio::time::timeout(SOON, signing).await.unwrap();
+    assert_eq!(signed.spiffe_id, "spiffe://west.example/ns/shop/sa/pay");
+    let now = cluster.running.app.now_unix();
+    assert!((now + 290..=now + 300).contains(&signed.expires_unix), "{} at {now}", signed.expires_unix);
+
+    let mut agent = subscribe(&node, None, vec![type_url::<TrustBundle>()]);
+    let bundle: TrustBundle = resource(&mut agent, "west.example").await.decode().unwrap();
+    let keys: Vec<_> = bundle.jwt_keys.iter().map(|key| JwtPublicKey::from_point(key).unwrap()).collect();
+    let known = |domain: &TrustDomain| (domain.as_str() == "west.example").then(|| keys.clone());
+    let svid = jwt::verify(&signed.token, "bank", now, known).unwrap();
+    assert_eq!(svid.id.to_string(), signed.spiffe_id);
+
+    for (request, words) in
+        [(ask(&[], 0), "audience"), (ask(&["a b"], 0), "audience"), (ask(&["bank"], 3_601), "ttl_seconds")]
+    {
+        let refused = certificates.sign_jwt(request).await.unwrap_err();
+        assert!(refused.code() == Code::InvalidArgument && refused.message().contains(words), "{refused:?}");
+    }
+    let mut elsewhere = CertificatesClient::new(other.channel.clone());
+    let refused = elsewhere.sign_jwt(ask(&["bank"], 0)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused:?}");
+    // The state has points, which anybody may know, and nothing else of a key.
+    let state = cluster.running.app.replica.applied();
+    assert_eq!(state.authority.jwt_keys.iter().map(|key| key.point.len()).collect::<Vec<_>>(), [65]);
 }

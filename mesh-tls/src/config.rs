@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use rustls::{
-    ClientConfig, ServerConfig,
+    ClientConfig, ServerConfig, SupportedProtocolVersion,
     client::Resumption,
     server::{NoServerSessionStorage, WebPkiClientVerifier},
-    version::TLS13,
+    version::{TLS12, TLS13},
 };
 
 use crate::{
@@ -52,6 +52,44 @@ pub fn server_config(
     let mut config = builder.with_cert_resolver(Arc::new(LiveIdentity(identity)));
     config.alpn_protocols = owned(alpn);
     // A resumed session skips certificate verification, and so would outlive a removed root.
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.max_early_data_size = 0;
+    Ok(Arc::new(config))
+}
+
+/// Which versions clients may speak that need not be of the mesh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TlsVersions {
+    /// RFC 8446 alone.
+    Only13,
+    /// That and RFC 5246.
+    From12,
+    /// RFC 5246 alone.
+    Only12,
+}
+
+/// A configuration for servers whose clients need not be of the mesh: none is asked for a certificate. The own certificate
+/// is read live at each handshake.
+///
+/// # Errors
+/// The provider does not support the versions.
+pub fn public_server_config(
+    identity: SharedIdentity,
+    versions: TlsVersions,
+    alpn: &[&[u8]],
+) -> Result<Arc<ServerConfig>, Error> {
+    let versions: &[&SupportedProtocolVersion] = match versions {
+        TlsVersions::Only13 => &[&TLS13],
+        TlsVersions::From12 => &[&TLS13, &TLS12],
+        TlsVersions::Only12 => &[&TLS12],
+    };
+    let builder = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(versions)
+        .map_err(|e| Error::Config(e.to_string()))?;
+    let mut config = builder.with_no_client_auth().with_cert_resolver(Arc::new(LiveIdentity(identity)));
+    config.alpn_protocols = owned(alpn);
+    // No session outlives the certificate that it began with: nothing is resumed, in either version.
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.max_early_data_size = 0;

@@ -17,6 +17,7 @@ pub mod grpc;
 mod identity;
 mod inspect;
 pub mod issue;
+pub mod jwt;
 pub mod pem;
 mod pinned;
 mod policy;
@@ -35,7 +36,9 @@ mod handshake_tests;
 use std::sync::{Arc, LazyLock};
 
 pub use bundles::{MAX_ROOTS, SharedBundles, TrustBundles, revoked_in, revoked_remark, shared_bundles};
-pub use config::{ClientAuth, client_config, client_config_pinned, server_config};
+pub use config::{
+    ClientAuth, TlsVersions, client_config, client_config_pinned, public_server_config, server_config,
+};
 pub use error::{Error, handshake_error};
 pub use identity::{Identity, SharedIdentity, certified, shared_identity};
 pub use inspect::{

@@ -48,7 +48,10 @@ use crate::{
     flows::{self, Collector, Namer, NodeFlows, Queue, Ring},
     health,
     host::Known,
-    identity::{Callers, SdsService, Secrets, WorkloadApi, attest, cgroup_path, report_trust_for_ever},
+    identity::{
+        Callers, MAX_SPIFFE_REQUEST, SdsService, Secrets, Tokens, WorkloadApi, attest, cgroup_path,
+        report_trust_for_ever,
+    },
     kernel::{self, Grace, Kernel, ShortCut},
     local::StatusService,
     made::{Ledger, LedgerError, Made},
@@ -322,7 +325,12 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let relay = Relay::new(callers.clone(), upstream.clone(), engine.clone());
     let sds = SdsService::new(callers.clone(), secrets.clone(), engine.clone());
     let asked_to_stop = CancellationToken::new();
-    let spiffe = WorkloadApi::new(callers.clone(), secrets.clone(), engine.clone());
+    let spiffe = WorkloadApi::new(
+        callers.clone(),
+        secrets.clone(),
+        engine.clone(),
+        Tokens::new(upstream.clone(), engine.clone()),
+    );
     let status = StatusService {
         node: state.node.clone(),
         upstream,
@@ -339,7 +347,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         stop: asked_to_stop.clone(),
     };
     if let Some(path) = &args.spiffe_socket {
-        let api = SpiffeWorkloadApiServer::new(spiffe);
+        let api = SpiffeWorkloadApiServer::new(spiffe).max_decoding_message_size(MAX_SPIFFE_REQUEST);
         let served = Server::builder()
             .concurrency_limit_per_connection(SPIFFE_CALLS)
             .add_service(api)

@@ -22,7 +22,7 @@ use xds_client::Update;
 use xds_proto::{isthmus::agent::v1::HostEndpoint, type_url};
 
 use crate::{
-    desired::{Desired, Dictionary, EndpointEntry, Inputs, Listens, MapOp, Planner, Pod, PodAddresses},
+    desired::{Desired, Dictionary, EndpointEntry, Full, Inputs, Listens, MapOp, Planner, Pod, PodAddresses},
     health::{self, Health},
     kernel::{Around, KernelError},
     maps::{MapError, Maps, Verified, verify_around},
@@ -68,8 +68,12 @@ struct Inner {
     behind: Option<MapError>,
     /// The map that has no room for what is to be written.
     full: Option<&'static str>,
+    /// Sidecars that found no room: their pods are closed, or as they were.
+    left_out: Option<MapError>,
     /// Services that are not as they should be.
     refused: Refused,
+    /// Of how the node is set up, what is not as it should be: why, and the map that has no room.
+    unset: BTreeMap<SetUp, (MapError, Option<&'static str>)>,
     /// A write was refused half-way, so that `current` may not be what the kernel holds.
     is_unsure: bool,
     /// No interface of the node has the programs.
@@ -97,7 +101,9 @@ impl Engine {
             maps,
             behind: None,
             full: None,
+            left_out: None,
             refused: Refused::default(),
+            unset: BTreeMap::new(),
             is_unsure: false,
             has_no_net: false,
         };
@@ -194,9 +200,11 @@ impl Engine {
     /// Says which node has which addresses, for the tunnel.
     ///
     /// # Errors
-    /// The kernel refused.
+    /// The kernel refused, which is told of until a later call succeeds.
     pub fn set_hops(&self, hops: &BTreeMap<IpNet, Hop>) -> Result<(), MapError> {
-        self.lock().maps.set_hops(hops)
+        let mut inner = self.lock();
+        let result = inner.maps.set_hops(hops);
+        inner.note_set_up(SetUp::Nodes, result)
     }
 
     /// Says where the proxy of a name listens, if it is there, and writes it to the kernel: from then on, what policy
@@ -214,13 +222,15 @@ impl Engine {
     /// Says which addresses are this node's own, and where the control plane listens.
     ///
     /// # Errors
-    /// The kernel refused.
+    /// The kernel refused, which is told of until a later call succeeds.
     pub fn set_host(
         &self,
         locals: &BTreeSet<IpAddr>,
         control: &BTreeSet<SocketAddr>,
     ) -> Result<(), MapError> {
-        self.lock().maps.set_host(locals, control)
+        let mut inner = self.lock();
+        let result = inner.maps.set_host(locals, control);
+        inner.note_set_up(SetUp::Host, result)
     }
 
     /// Says that the programs are at no interface of the node: a policy for the node itself is refused.
@@ -242,13 +252,14 @@ impl Engine {
 
     /// Whether that is one of policy: pods have an older one, or none.
     pub fn is_policy_behind(&self) -> bool {
-        self.lock().behind.is_some()
+        let inner = self.lock();
+        inner.behind.is_some() || inner.left_out.is_some()
     }
 
     /// The map that has no room for what the kernel is to hold.
     pub fn full_map(&self) -> Option<&'static str> {
         let inner = self.lock();
-        inner.full.or(inner.refused.full())
+        inner.full.or(inner.refused.full()).or(inner.unset.values().find_map(|(_, full)| *full))
     }
 
     /// The write that the kernel has refused, which is still to be made.
@@ -397,7 +408,30 @@ impl Engine {
     }
 }
 
+/// What of the node's own is told apart from resources.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum SetUp {
+    /// Where other nodes are.
+    Nodes,
+    /// Its own addresses, and those of the control plane.
+    Host,
+}
+
+fn sidecar(Full { map, wanted, limit }: &Full) -> MapError {
+    let reason =
+        format!("kernel map {map} has room for {limit} entries, {wanted} are wanted: all else is written");
+    MapError { what: "leading a pod to its sidecar".to_owned(), reason }
+}
+
 impl Inner {
+    fn note_set_up(&mut self, what: SetUp, result: Result<(), MapError>) -> Result<(), MapError> {
+        match &result {
+            Ok(()) => self.unset.remove(&what),
+            Err(error) => self.unset.insert(what, (error.clone(), self.maps.full())),
+        };
+        result
+    }
+
     fn take(&mut self, update: &Update) -> Result<(), String> {
         if self.has_no_net && update.type_url == type_url::<HostEndpoint>() && !update.added.is_empty() {
             return Err(NO_NET.to_owned());
@@ -457,6 +491,9 @@ impl Inner {
         };
         let planned = self.planner.plan(inputs, &touched, &self.current);
         self.full = planned.as_ref().err().map(|full| full.map);
+        let left_out = self.planner.take_left_out();
+        self.full = self.full.or(left_out.as_ref().map(|full| full.map));
+        self.left_out = left_out.as_ref().map(sidecar);
         let result = match planned {
             Ok(ops) => self.execute(&ops),
             Err(full) => Err(MapError { what: "planning".to_owned(), reason: full.to_string() }),
@@ -464,7 +501,7 @@ impl Inner {
         if result.is_err() {
             self.full = self.full.or(self.maps.full());
         }
-        self.planner.done(&self.current, result.is_ok());
+        self.planner.done(&self.current, result.is_ok() && left_out.is_none());
         let services = self.planner.take_services();
         self.serve(services);
         result

@@ -119,7 +119,7 @@ fn rule(rng: &mut StdRng, policy_id: u32) -> Rule {
         allow: rng.random_bool(0.7),
         audit: rng.random_bool(0.1),
         redirect: None,
-        identity: *[0, 0, 300, 301, OUTSIDE[0], OUTSIDE[1], OUTSIDE[2], identity::WORLD]
+        identity: *[0, 0, 300, 301, OUTSIDE[0], OUTSIDE[1], OUTSIDE[2], identity::WORLD, identity::WORKLOADS]
             .choose(rng)
             .expect("not empty"),
         protocol: *[protocol::ANY, protocol::TCP, protocol::UDP, protocol::ICMP, protocol::ICMPV6]
@@ -197,7 +197,9 @@ fn oracle(policy: &Policy, direction: Direction, identity: u32, protocol: u8, po
         let matching = |rule: &&Rule| {
             rule.direction == direction
                 && (with_audited || !rule.audit)
-                && (rule.identity == 0 || rule.identity == identity)
+                && (rule.identity == 0
+                    || rule.identity == identity
+                    || rule.identity == identity::WORKLOADS && [300, 301].contains(&identity))
                 && match rule.protocol {
                     protocol::ANY => has_ports || rule.ports.is_none(),
                     named => named == protocol,

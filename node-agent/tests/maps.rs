@@ -13,7 +13,8 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData};
 use ebpf_shared::{
     Addr, Backend, CapturedKey, ConnEntry, ConnKey, Endpoint, Netns, PeerKey, ReverseKey, RuleKey, RuleValue,
-    ServiceKey, ServiceValue, Sides, SockAddr, limits, nat::NodeConfig, overlay::Hop, service::ReverseValue,
+    ServiceKey, ServiceValue, Sides, SockAddr, Unnamed, limits, nat::NodeConfig, overlay::Hop,
+    service::AnswererKey, service::ReverseValue,
 };
 use ipnet::IpNet;
 use node_agent::{
@@ -81,7 +82,7 @@ fn a_wrong_entry_in_any_map_is_found_and_named_by_its_map() {
         let all: Vec<Spoil<'_>> = vec![
             ("HOSTS", Box::new(|| spoil(hash("HOSTS"), Addr::UNSPECIFIED, 1u32))),
             ("ENDPOINTS", Box::new(|| spoil(hash("ENDPOINTS"), 1u32, Endpoint::default()))),
-            ("CLASSES", Box::new(|| spoil(hash("CLASSES"), 99u32, Sides::default()))),
+            ("CLASSES", Box::new(|| spoil(hash("CLASSES"), 99u32, Unnamed::default()))),
             (
                 "PEERS",
                 Box::new(|| spoil(hash("PEERS"), PeerKey { class: 99, identity: 1 }, Sides::default())),
@@ -99,6 +100,7 @@ fn a_wrong_entry_in_any_map_is_found_and_named_by_its_map() {
                 "REVERSE",
                 Box::new(|| spoil(lru("REVERSE"), ReverseKey::new(0, stray), ReverseValue::default())),
             ),
+            ("ANSWERERS", Box::new(|| spoil(hash("ANSWERERS"), AnswererKey { service: 9, at: stray }, 1u8))),
             ("NETNS", Box::new(|| spoil(hash("NETNS"), 1u64, Netns::default()))),
             ("CAPTURED", Box::new(|| spoil(hash("CAPTURED"), CapturedKey::new(1, 1, 6), 1u8))),
         ];
@@ -192,6 +194,37 @@ fn every_field_of_a_service_is_compared_with_what_its_backends_make_of_it() {
     });
 }
 
+#[test]
+fn a_backend_that_is_to_answer_directly_and_may_not_is_found() {
+    in_sandbox(|sandbox| {
+        let (mut kernel, mut desired) = node(sandbox);
+        let bpffs = sandbox.bpffs();
+        let address = IpAddr::from([203, 0, 113, 7]);
+        let served = |here| ServedBackend { weight: 1, chosen: true, here };
+        let here: SocketAddr = ([10, 1, 1, 2], 8080).into();
+        let backends = [(here, served(true)), (([10, 1, 2, 2], 8080).into(), served(false))];
+        let entry = ServiceEntry { direct: true, backends: backends.into(), ..ServiceEntry::default() };
+        kernel.services.put(ServiceKey::new(address.into(), 80, 6, 1), &entry).unwrap();
+        let frontend = ServiceFrontend { address, port: 80, protocol: 6, scope: Scope::Outside };
+        desired.services.insert(frontend, entry);
+        assert_eq!(wrong(&bpffs, &desired), Vec::<&str>::new());
+        let mut answerers: HashMap<MapData, AnswererKey, u8> =
+            Map::HashMap(pinned(&bpffs, "ANSWERERS")).try_into().unwrap();
+        let all: Vec<AnswererKey> = answerers.keys().map(Result::unwrap).collect();
+        let [key] = all[..] else { panic!("the one that is here: {all:?}") };
+        answerers.remove(&key).unwrap();
+        let differences = || {
+            let verified = verify(&bpffs, &desired).unwrap();
+            verified.into_iter().find(|map| map.map == "ANSWERERS").unwrap().differences
+        };
+        assert_eq!(differences()[0].key, "service 203.0.113.7:80/6/1, backend 10.1.1.2:8080");
+        assert_eq!(differences()[0].found, "nothing");
+        // Another service's, which is not there.
+        answerers.insert(AnswererKey { service: key.service + 1, ..key }, 1, 0).unwrap();
+        assert_eq!(differences().len(), 2);
+    });
+}
+
 /// A node with a pod at its loopback interface, and one interface to the outside, as it is set up.
 #[test]
 fn how_the_node_is_set_up_is_compared_as_well() {
@@ -250,6 +283,30 @@ fn how_the_node_is_set_up_is_compared_as_well() {
         assert_eq!(maps(), ["CONFIG"]);
         configs.set(0, right, 0).unwrap();
         assert_eq!(wrong(), []);
+
+        // Counters, of which one has gone back, and one has been raised by somebody else.
+        let off = || {
+            let of = |name: &str| {
+                let all = verify_around(&bpffs, &desired, &around).unwrap();
+                all.into_iter().find(|map| map.map == name).unwrap().differences
+            };
+            [of("EPOCHS"), of("BACKEND_EPOCH")].concat().into_iter().map(|each| each.key).collect::<Vec<_>>()
+        };
+        assert_eq!(off(), Vec::<String>::new());
+        let bucket = ebpf_shared::epochs::of_peer(&POD);
+        for (name, at, step) in [("EPOCHS", 0, 1), ("EPOCHS", bucket, -1), ("BACKEND_EPOCH", 0, -1)] {
+            let mut counters: Array<MapData, u64> = Map::Array(pinned(&bpffs, name)).try_into().unwrap();
+            let right = counters.get(&at, 0).unwrap();
+            counters.set(at, right.wrapping_add_signed(step), 0).unwrap();
+            assert_eq!(off(), [format!("counter {at}")], "{name}");
+            counters.set(at, right, 0).unwrap();
+            assert_eq!(off(), Vec::<String>::new(), "{name}");
+        }
+        // The programs' own one, of which any number is right.
+        let mut counters: Array<MapData, u64> =
+            Map::Array(pinned(&bpffs, "BACKEND_EPOCH")).try_into().unwrap();
+        counters.set(1, 7, 0).unwrap();
+        assert_eq!(off(), Vec::<String>::new());
 
         // The programs of two places the wrong way round, and one that is gone.
         let pin = |name: &str| bpffs.join("links").join(name);

@@ -230,18 +230,10 @@ fn serve(netns: &Netns, at: SocketAddr, reached: &Arc<AtomicUsize>) {
 }
 
 fn ask(socket: &UdpSocket, to: SocketAddr, patience: Duration) -> std::io::Result<String> {
-    // Datagrams may get lost: the first ones of a link before its neighbours are known.
-    const ANEW: Duration = Duration::from_secs(1);
-    let deadline = Instant::now() + patience;
-    socket.set_read_timeout(Some(patience.min(ANEW)))?;
+    socket.set_read_timeout(Some(patience))?;
+    socket.send_to(b"?", to)?;
     let mut buffer = [0; 100];
-    let (length, from) = loop {
-        socket.send_to(b"?", to)?;
-        match socket.recv_from(&mut buffer) {
-            Err(error) if error.kind() == ErrorKind::WouldBlock && Instant::now() < deadline => {}
-            heard => break heard?,
-        }
-    };
+    let (length, from) = socket.recv_from(&mut buffer)?;
     assert_eq!(from, to, "who was asked, answers");
     Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
 }

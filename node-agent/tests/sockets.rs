@@ -82,6 +82,7 @@ fn child_process() {
         "hold" => hold(addr),
         "hammer" => hammer(addr),
         "hold-datagrams" => hold_datagrams(addr),
+        "outnumber" => outnumber(addr),
         other => panic!("{other}"),
     };
     println!("SAID {}", said.unwrap_or_else(|error| format!("{:?}", error.kind())));
@@ -109,6 +110,21 @@ fn hold(addr: SocketAddr) -> std::io::Result<String> {
     stream.set_read_timeout(Some(Duration::from_secs(20)))?;
     stream.write_all(b"?")?;
     stream.read(&mut [0]).map(|length| format!("read {length}"))
+}
+
+/// Connects, and many others after it; says whom the first and the last of these sockets believe to be connected to, and
+/// what comes of the first one.
+fn outnumber(addr: SocketAddr) -> std::io::Result<String> {
+    let mut first = TcpStream::connect(addr)?;
+    let others: std::io::Result<Vec<_>> = (0..500).map(|_| TcpStream::connect(addr)).collect();
+    let last = others?.last().map(TcpStream::peer_addr).transpose()?;
+    // (Whoever is asked about is not forgotten so soon.)
+    let after = first.peer_addr()?;
+    first.write_all(b"?")?;
+    first.set_read_timeout(Some(Duration::from_secs(20)))?;
+    let mut greeting = [0; 5];
+    first.read_exact(&mut greeting)?;
+    Ok(format!("{after}, {last:?}, {}", String::from_utf8_lossy(&greeting)))
 }
 
 fn hold_datagrams(addr: SocketAddr) -> std::io::Result<String> {
@@ -502,6 +518,30 @@ fn connections_to_a_backend_that_goes_are_reset_and_no_others() {
             });
             assert_eq!(resetter.reset(&[]).expect("allowed"), 0);
         }
+    });
+}
+
+#[test]
+fn a_socket_that_is_forgotten_says_its_backend_and_is_not_reset_with_it() {
+    in_sandbox(|sandbox| {
+        let mut kernel =
+            Kernel::load_sized(&sandbox.bpffs(), &sandbox.cgroup, &[("REVERSE", 64)]).expect("they load");
+        let resetter = kernel.resetter().expect("the map is pinned");
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("free");
+        let backend = listener.local_addr().expect("bound");
+        kernel.services.put(key(TCP), &of([backend])).expect("writable");
+        std::thread::scope(|scope| {
+            let said = scope.spawn(|| in_cgroup(sandbox, "outnumber 10.101.0.1:80"));
+            let (mut first, _) = listener.accept().expect("the first one");
+            let others: Vec<_> = (0..500).map(|_| listener.accept().expect("another")).collect();
+            first.read_exact(&mut [0]).expect("it asks");
+            drop(others);
+            let gone = kernel.services.put(key(TCP), &of([])).expect("writable");
+            resetter.reset(&gone).expect("allowed");
+            first.write_all(b"hello").expect("it is there");
+            let said = said.join().expect("no panic");
+            assert_eq!(said, format!("{backend}, Some(10.101.0.1:80), hello"));
+        });
     });
 }
 

@@ -14,6 +14,7 @@ pub mod forward;
 pub mod gateway;
 pub mod inbound;
 pub mod io;
+pub mod keys;
 pub mod limits;
 pub mod outbound;
 pub mod policy;

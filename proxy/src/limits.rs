@@ -4,6 +4,18 @@ use std::time::Duration;
 
 /// HTTP filters of a connection manager, and those that a route has settings for.
 pub const HTTP_FILTERS: usize = 64;
+/// Largest request that a filter may be told to wait for, in bytes.
+pub const BUFFERED_BYTES: u32 = 64 << 20;
+/// How long keys of token issuers count (Envoy's default).
+pub const JWKS_CACHE: Duration = Duration::from_secs(600);
+/// After a failure keys are not asked for again for this long (Envoy's default).
+pub const JWKS_PAUSE: Duration = Duration::from_secs(1);
+/// Between requests for keys because a token names one that is unknown: anybody can send such a token.
+pub const JWKS_UNKNOWN_KEY: Duration = Duration::from_secs(5);
+/// Largest key set, in bytes.
+pub const JWKS_BYTES: usize = 1 << 20;
+/// Key sets that are kept.
+pub const JWKS_SETS: usize = 1000;
 /// Connections that one listener serves at a time. Further ones are closed at once.
 pub const LISTENER_CONNECTIONS: usize = 20_000;
 /// Largest request head, in bytes (Envoy's default: 60 KiB). `max_request_headers_kb` changes it.

@@ -9,7 +9,8 @@ use std::{
 use arc_swap::ArcSwap;
 
 use crate::{
-    balance::Assignment, config::Cluster, outbound::UpstreamCluster, telemetry::Stats, tls::Secrets,
+    balance::Assignment, config::Cluster, keys::KeyCache, outbound::UpstreamCluster, telemetry::Stats,
+    tls::Secrets,
 };
 
 type Clusters = HashMap<Arc<str>, Arc<UpstreamCluster>>;
@@ -24,6 +25,8 @@ pub struct Shared {
     pub stats: Arc<Stats>,
     /// Certificates and roots.
     pub secrets: Secrets,
+    /// Keys of token issuers.
+    pub keys: KeyCache,
     /// Whether each request is logged at level info.
     pub access_log: bool,
 }

@@ -82,6 +82,9 @@ pub struct DomainTrust {
     /// Registrations of nodes whose certificates, and whose workloads' certificates, are refused; and the numbers of
     /// administrators' certificates that were withdrawn.
     pub revoked: BTreeSet<u64>,
+    /// Keys that sign JWT-SVIDs of this domain: points of P-256, uncompressed.
+    #[serde(default)]
+    pub jwt_keys: Vec<Vec<u8>>,
 }
 
 /// A node, registered by its agent.

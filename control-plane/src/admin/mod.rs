@@ -9,6 +9,7 @@ pub mod outlet;
 pub mod recovery;
 pub mod render;
 pub mod replicas;
+pub mod sizes;
 pub mod status;
 pub mod tokens;
 pub mod watch;
@@ -55,6 +56,7 @@ impl Admin for AdminService {
         let slot = if wait { Some(app.gate.wait(&caller)?) } else { None };
         let timeout = barrier::timeout("wait_timeout_ms", request.wait_timeout_ms)?;
         let objects = objects::parse(&request.objects)?;
+        sizes::check(app, &objects).await?;
         let command = Command::Apply { objects, dry_run: request.dry_run };
         let applied = app.replica.write(command).await.map_err(write_status)?;
         tracing::info!(

@@ -67,6 +67,7 @@ pub fn local(app: &App) -> StatusResponse {
         failure: view.failure.unwrap_or_default(),
         departures: departures(app),
         overflow: crate::overflow::in_effect(&state),
+        oversized: app.views.model().map(|model| super::sizes::sentences(&model)).unwrap_or_default(),
     }
 }
 

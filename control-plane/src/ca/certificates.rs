@@ -7,13 +7,14 @@ use mesh_model::{
     resource::{Kind, NamespacedName, Object, ObjectKey},
 };
 use mesh_store::State;
+use mesh_tls::jwt;
 use tonic::{Request, Response, Status};
 use xds_proto::isthmus::bootstrap::v1::{
-    RenewNodeRequest, RenewNodeResponse, ReportTrustRequest, ReportTrustResponse, SignWorkloadRequest,
-    SignWorkloadResponse, certificates_server::Certificates,
+    RenewNodeRequest, RenewNodeResponse, ReportTrustRequest, ReportTrustResponse, SignJwtRequest,
+    SignJwtResponse, SignWorkloadRequest, SignWorkloadResponse, certificates_server::Certificates,
 };
 
-use super::{CaError, trust};
+use super::{CaError, jwt::SignError, trust};
 use crate::{
     app::{App, read_status},
     authz::Action,
@@ -44,6 +45,29 @@ impl Certificates for CertificatesService {
         self.0.gate.has_signed("workload");
         tracing::info!(%workload, %node, %id, "signed a workload certificate");
         Ok(Response::new(SignWorkloadResponse { chain }))
+    }
+
+    async fn sign_jwt(&self, request: Request<SignJwtRequest>) -> Result<Response<SignJwtResponse>, Status> {
+        let app = &self.0;
+        let node = app.admit_node(request.extensions(), Action::SignWorkload)?;
+        let registration = shown_registration(request.extensions());
+        let request = request.into_inner();
+        jwt::check_audiences(&request.audiences).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let workload = NamespacedName::new(request.namespace, request.workload);
+        // As for a certificate.
+        let state = app.replica.linearizable().await.map_err(read_status)?;
+        let id = identity_on(&state, &workload, &node)?;
+        still_registered(&state, registration, &node)?;
+        let (replica, now) = (app.ca.replica().id, app.now_unix());
+        let seconds = request.ttl_seconds.into();
+        let signed = app.ca.jwt().sign(&state.authority, replica, &id, &request.audiences, seconds, now);
+        let (token, expires_unix) = signed.map_err(|error| match error {
+            SignError::NoKey => Status::unavailable(error.to_string()),
+            SignError::Token(error) => Status::invalid_argument(error.to_string()),
+        })?;
+        app.gate.has_signed("jwt");
+        tracing::debug!(%workload, %node, %id, audiences = ?request.audiences, "signed a token");
+        Ok(Response::new(SignJwtResponse { token, spiffe_id: id.to_string(), expires_unix }))
     }
 
     async fn renew_node(

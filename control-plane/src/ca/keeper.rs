@@ -36,7 +36,9 @@ pub enum Task {
     },
     /// The state knows of another issuer than this replica has.
     TellIssuer,
-    /// Revocations of which no certificate can be valid any more.
+    /// The others are to know of another key for tokens: its point.
+    TellJwtKey(Vec<u8>),
+    /// Revocations of which no certificate can be valid any more, and keys of which no token can be.
     ForgetRevoked,
     /// This replica trusts the roots of the state, and shows certificates under its issuer's.
     Confirm(Confirmation),
@@ -78,6 +80,7 @@ pub fn tasks(state: &State, own: Own<'_>, leader: Option<u64>, now_unix: u64) ->
     if authority.issuers.get(&own.id) != Some(own.issuer) {
         tasks.push(Task::TellIssuer);
     }
+    tasks.extend(own.jwt_key.map(|point| Task::TellJwtKey(point.to_vec())));
     if own.trusts_all {
         let confirmation = Confirmation { generation: authority.generation, under: own.issuer.root.clone() };
         if authority.confirmed_replicas.get(&own.id) != Some(&confirmation) {
@@ -91,7 +94,9 @@ pub fn tasks(state: &State, own: Own<'_>, leader: Option<u64>, now_unix: u64) ->
     }
     let over = |revocation: &mesh_store::Revocation| revocation.until_unix <= now_unix;
     let ended = |record: &mesh_store::AdministratorRecord| record.until_unix <= now_unix;
-    let forgettable = authority.revoked.values().any(over) || authority.administrators.values().any(ended);
+    let forgettable = authority.revoked.values().any(over)
+        || authority.administrators.values().any(ended)
+        || authority.jwt_keys.iter().any(|key| key.until_unix <= now_unix);
     if leader == Some(own.id) && forgettable {
         tasks.push(Task::ForgetRevoked);
     }
@@ -107,6 +112,8 @@ pub struct Own<'a> {
     /// The root whose key it has in clear, because it made the cluster just now.
     pub unsealed: Option<&'a Fingerprint>,
     pub issuer: &'a mesh_store::IssuerRecord,
+    /// That is to be told of.
+    pub jwt_key: Option<&'a [u8]>,
     /// Its handshakes use the roots of the state.
     pub trusts_all: bool,
 }
@@ -148,11 +155,13 @@ async fn look(app: &App, jitter: f64) -> Result<bool, CaError> {
     }
     let issuer = app.ca.issuer_record(app.config.workload_certificate_life)?;
     let unsealed = app.ca.unsealed_root();
+    let jwt_key = app.ca.jwt().due(&state.authority, app.ca.replica().id, super::unix(now))?;
     let own = Own {
         id: app.ca.replica().id,
         sealing_key: app.ca.sealing_key(),
         unsealed: unsealed.as_ref(),
         issuer: &issuer,
+        jwt_key: jwt_key.as_deref(),
         trusts_all: app.bundles.load().says_the_same(&crate::app::trust_bundles(&app.ca, &state)),
     };
     let leader = app.replica.metrics().leader;
@@ -212,6 +221,7 @@ fn command(
             sealed: seal_to(ca.root(state, root)?.as_ref(), *replica, public)?,
         },
         Task::TellIssuer => AuthorityCommand::Issuer { replica: id, issuer: issuer.clone() },
+        Task::TellJwtKey(point) => AuthorityCommand::JwtKey { replica: id, point: point.clone() },
         Task::ForgetRevoked => AuthorityCommand::ForgetRevoked,
         Task::Confirm(confirmation) => {
             AuthorityCommand::Confirm { member: Member::Replica(id), confirmation: confirmation.clone() }
@@ -256,7 +266,7 @@ mod tests {
         let (key, issuer) = (vec![id as u8; 32], issuer());
         tasks(
             state,
-            Own { id, sealing_key: &key, unsealed: None, issuer: &issuer, trusts_all: false },
+            Own { id, sealing_key: &key, unsealed: None, issuer: &issuer, jwt_key: None, trusts_all: false },
             Some(leader),
             0,
         )
@@ -289,7 +299,15 @@ mod tests {
     #[test]
     fn the_founder_seals_the_key_that_it_made() {
         let (state, key, issuer, root) = (state(&[]), vec![1; 32], issuer(), "r".to_owned());
-        let own = Own { id: 1, sealing_key: &key, unsealed: Some(&root), issuer: &issuer, trusts_all: false };
-        assert_eq!(tasks(&state, own, Some(1), 0).len(), 3);
+        let own = Own {
+            id: 1,
+            sealing_key: &key,
+            unsealed: Some(&root),
+            issuer: &issuer,
+            jwt_key: Some(&[4; 65]),
+            trusts_all: false,
+        };
+        let all = tasks(&state, own, Some(1), 0);
+        assert_eq!((all.len(), &all[3]), (4, &Task::TellJwtKey(vec![4; 65])));
     }
 }

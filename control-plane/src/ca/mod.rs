@@ -10,6 +10,7 @@ pub mod bootstrap;
 pub mod certificates;
 mod error;
 pub(crate) mod files;
+pub mod jwt;
 pub mod keeper;
 mod keys;
 pub mod newcomer;
@@ -57,6 +58,7 @@ pub struct Ca {
     /// The root of a cluster that was just made here.
     unsealed: ArcSwapOption<issue::Root>,
     own: SharedIdentity,
+    jwt: jwt::JwtKeys,
     /// DNS names of the own certificate, as the state has them.
     names: ArcSwap<Vec<String>>,
 }
@@ -129,6 +131,7 @@ impl Ca {
             sealing,
             unsealed: ArcSwapOption::from_pointee(unsealed),
             own: shared_identity(None),
+            jwt: jwt::JwtKeys::default(),
             names: ArcSwap::default(),
         }))
     }
@@ -183,6 +186,11 @@ impl Ca {
     /// The root whose key this replica has in clear.
     pub fn unsealed_root(&self) -> Option<Fingerprint> {
         self.unsealed.load().as_ref().map(|root| fingerprint_of(root.certificate()))
+    }
+
+    /// Keys that sign JWT-SVIDs.
+    pub fn jwt(&self) -> &jwt::JwtKeys {
+        &self.jwt
     }
 
     /// The public half of the key that others seal to.

@@ -23,7 +23,7 @@ use crate::authz::{Action, Caller, Role};
 const SHARES: usize = 4;
 
 /// What certificates are signed for.
-pub const SIGNED: [&str; 4] = ["workload", "node", "replica", "administrator"];
+pub const SIGNED: [&str; 5] = ["workload", "node", "replica", "administrator", "jwt"];
 
 /// A connection that is open, until dropped.
 #[derive(Debug)]
@@ -231,7 +231,7 @@ impl Gate {
         Role::ALL.into_iter().zip(self.denied.iter().map(|count| count.load(Relaxed)))
     }
 
-    /// Counts a certificate that was signed for one of [`SIGNED`].
+    /// Counts a certificate, or a token, that was signed for one of [`SIGNED`].
     pub fn has_signed(&self, purpose: &str) {
         if let Some(index) = SIGNED.iter().position(|known| *known == purpose) {
             self.signed[index].fetch_add(1, Relaxed);

@@ -60,6 +60,7 @@ const OURS: &[(&str, Asked, Action)] = &[
     ("bootstrap.v1.Bootstrap.RegisterNode", Asked::Once, Action::Bootstrap),
     ("bootstrap.v1.Bootstrap.RegisterReplica", Asked::Once, Action::Bootstrap),
     ("bootstrap.v1.Certificates.SignWorkload", Asked::Once, Action::SignWorkload),
+    ("bootstrap.v1.Certificates.SignJwt", Asked::Once, Action::SignWorkload),
     ("bootstrap.v1.Certificates.RenewNode", Asked::Once, Action::RenewNode),
     ("bootstrap.v1.Certificates.ReportTrust", Asked::Once, Action::ReportTrust),
     ("bootstrap.v1.Endpoints.Report", Asked::Once, Action::ReportEndpoints),

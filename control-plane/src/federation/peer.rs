@@ -131,6 +131,7 @@ fn description(
     let same = said.roots == peer.roots
         && said.doors == peer.doors
         && said.gateways == peer.gateways
-        && said.trust.revoked == peer.trust.revoked;
+        && said.trust.revoked == peer.trust.revoked
+        && said.trust.jwt_keys == peer.trust.jwt_keys;
     Ok(if same { Heard::Nothing } else { Heard::Commit(Box::new(Command::PutPeer(said))) })
 }

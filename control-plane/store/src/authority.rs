@@ -157,6 +157,19 @@ impl AdministratorRecord {
     }
 }
 
+/// A key that one replica signs JWT-SVIDs with. Its private half is in the memory of that replica and nowhere else.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct JwtKeyRecord {
+    pub replica: u64,
+    /// A point of P-256, uncompressed.
+    pub point: Vec<u8>,
+    /// Since when it is told.
+    pub since_unix: u64,
+    /// No token of it can be valid any more from then on.
+    pub until_unix: u64,
+}
+
 /// The authority of the cluster.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Authority {
@@ -185,6 +198,9 @@ pub struct Authority {
     /// Certificates of administrators that are not over yet. One that is not here is nobody's.
     #[serde(default)]
     pub administrators: OrdMap<u64, AdministratorRecord>,
+    /// Oldest first.
+    #[serde(default)]
+    pub jwt_keys: Vec<JwtKeyRecord>,
 }
 
 impl Authority {
@@ -244,6 +260,13 @@ pub enum AuthorityCommand {
         #[allow(missing_docs)]
         issuer: IssuerRecord,
     },
+    /// A replica is about to sign JWT-SVIDs with another key.
+    JwtKey {
+        /// Itself.
+        replica: u64,
+        /// As in [`JwtKeyRecord`].
+        point: Vec<u8>,
+    },
     /// Begins a rotation: the new root enters the bundle.
     BeginRotation {
         /// The new root, DER.
@@ -298,6 +321,7 @@ pub enum AuthorityCommand {
         #[serde(default)]
         tokens_of: String,
     },
-    /// Forgets revocations of which no certificate can be valid any more, and administrators whose certificates ended.
+    /// Forgets revocations of which no certificate can be valid any more, administrators whose certificates ended, and
+    /// keys of which no token can be valid any more.
     ForgetRevoked,
 }

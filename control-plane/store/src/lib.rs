@@ -32,8 +32,8 @@ mod property_tests;
 
 pub use apply::{Applying, apply};
 pub use authority::{
-    AdministratorRecord, Authority, AuthorityCommand, Confirmation, Fingerprint, IssuerRecord, Member, Phase,
-    Revocation, RootRecord, Rotation, SealedKey, Withdrawal, fingerprint_of,
+    AdministratorRecord, Authority, AuthorityCommand, Confirmation, Fingerprint, IssuerRecord, JwtKeyRecord,
+    Member, Phase, Revocation, RootRecord, Rotation, SealedKey, Withdrawal, fingerprint_of,
 };
 pub use bytes16::Bytes16;
 pub use command::{Command, Envelope};

@@ -62,6 +62,11 @@ pub const RECOVERY_REGISTRATIONS: u64 = 1_000_000;
 pub const MAX_PEERS: usize = 128;
 /// Bytes of a private key that is sealed to one replica.
 pub const MAX_SEALED_BYTES: usize = 4 * 1024;
+/// Keys of one replica that JWT-SVIDs are verified with: one that signs, one that comes, and those of a process that was
+/// before. Beyond, the oldest is forgotten.
+pub const MAX_JWT_KEYS_OF_A_REPLICA: usize = 4;
+/// Seconds for which a key that signs JWT-SVIDs is told: longer than a replica signs with it and than a token may last.
+pub const JWT_KEY_SECONDS: u64 = 24 * 3600;
 /// Registrations of nodes that ended before their certificates did; beyond, the oldest are forgotten.
 pub const MAX_REVOKED: usize = 10_000;
 /// Certificates of administrators that have not ended, withdrawn ones included.

@@ -157,6 +157,9 @@ impl Cluster {
         if self.plan.serves_outside {
             args.extend(words(&[("--net-interface", "eth0")]));
         }
+        if self.plan.audited == Some(node) {
+            args.extend(words(&[("--node-label", "isthmus.io/audit=true")]));
+        }
         if node == 1 {
             args.extend(["--gateway-workload".to_owned(), format!("{SYSTEM}/gateway")]);
         }

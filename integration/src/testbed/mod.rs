@@ -89,10 +89,13 @@ impl Testbed {
         self.binaries.join(name)
     }
 
-    /// A namespace with its loopback up.
+    /// A namespace with its loopback up. Its interfaces do not look for duplicates of their link-local addresses, without
+    /// which they could not ask for their neighbours for the first seconds.
     fn add_namespace(&self, name: &str) -> Result<()> {
         self.ledger.note(&Made::Namespace(name.to_owned()))?;
         ip(&["netns", "add", name])?;
+        let at_once = ["-q", "-w", "net.ipv6.conf.default.accept_dad=0"].map(str::to_owned);
+        run(&mut Place::namespace(name).command(Path::new("sysctl"), &at_once))?;
         ip(&["-n", name, "link", "set", "lo", "up"])
     }
 

@@ -26,6 +26,8 @@ pub struct ClusterPlan {
     pub dual_stack: bool,
     /// Services are served to what comes in by the nodes' own interfaces.
     pub serves_outside: bool,
+    /// A node that denies nothing, but tells of it.
+    pub audited: Option<u8>,
 }
 
 impl ClusterPlan {
@@ -37,7 +39,16 @@ impl ClusterPlan {
     /// One replica and one node.
     pub fn small(name: &str, index: u8) -> Self {
         let name = name.to_owned();
-        Self { name, index, replicas: 1, nodes: 1, tunnel: None, dual_stack: false, serves_outside: false }
+        Self {
+            name,
+            index,
+            replicas: 1,
+            nodes: 1,
+            tunnel: None,
+            dual_stack: false,
+            serves_outside: false,
+            audited: None,
+        }
     }
 
     /// `west.example` for `west`.

@@ -5,12 +5,12 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use integration::testbed::{Cluster, ClusterPlan, DataPlane, Place, PodPlan, Process, Testbed};
 use serde_json::Value;
 
 /// What it is called, by services and by itself.
-const PROXY: &str = "l7";
+pub const PROXY: &str = "node-proxy";
 
 const OBJECTS: &str = "
 {apiVersion: isthmus.io/v1, kind: Workload, metadata: {name: web, namespace: shop, labels: {app: web}},
@@ -98,9 +98,16 @@ impl World {
         [pod.address.parse().unwrap(), pod.address6.as_deref().unwrap().parse().unwrap()]
     }
 
-    /// `clustermesh apply`
-    pub fn apply(&self, yaml: &str) -> Result<()> {
-        self.cluster.apply_text(yaml).map(drop)
+    /// `clustermesh <verb> -f - --wait`
+    pub fn change(&self, verb: &str, yaml: &str) -> Result<()> {
+        let output = self.cluster.clustermesh_at(1, &[verb, "-f", "-", "--wait"], Some(yaml))?;
+        ensure!(output.status.success(), "{verb}: {}", String::from_utf8_lossy(&output.stderr).trim());
+        Ok(())
+    }
+
+    /// What the reference evaluator says of a flow.
+    pub fn explain(&self, from: &str, to: SocketAddr) -> Result<String> {
+        self.cluster.clustermesh(&["explain", from, &to.to_string()])
     }
 
     /// As the documentation has it.
@@ -163,8 +170,13 @@ impl World {
 
     /// From the pod `web` to port 80, anew each time.
     pub fn call(&self, ip: &str, path: &str) -> Called {
-        let to = SocketAddr::new(ip.parse().unwrap(), 80).to_string();
-        let args = ["--to", &to, "--host", "pay.shop", "--path", path];
+        self.ask(SocketAddr::new(ip.parse().unwrap(), 80), "GET", path)
+    }
+
+    /// The same to wherever.
+    pub fn ask(&self, to: SocketAddr, method: &str, path: &str) -> Called {
+        let to = to.to_string();
+        let args = ["--to", &to, "--host", "pay.shop", "--method", method, "--path", path];
         let report = self.cluster.pod("web").unwrap().call(&self.bed, &args).unwrap();
         let statuses = report["statuses"].as_object().unwrap();
         let status = statuses.keys().next().and_then(|status| status.parse().ok()).unwrap_or(0);

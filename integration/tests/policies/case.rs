@@ -25,7 +25,7 @@ pub struct Case {
     /// A line each: `web -> api tcp 8080 yes ingress[0]`.
     ///
     /// From and to are a pod, `n1` and `n2` (nodes), `out` and `out2`; to may be `SERVICE@POD`, asked at `PORT:BACKEND-PORT`.
-    /// Then `tcp`, `udp`, `sctp` with a port, or `echo`; with `/4` or `/6` by one family alone. Then `yes`, `no`, or
+    /// Then `tcp`, `udp`, `sctp` with a port, `echo`, or `icmp` with another type; with `/4` or `/6` by one family alone. Then `yes`, `no`, or
     /// `audit` (it passes, and is told of), and by which rule: `-` for none, `own-node` for the builtin one.
     pub asks: &'static str,
 }
@@ -68,6 +68,7 @@ fn parse<'a>(object: &str, line: &'a str) -> Result<Vec<Ask<'a>>> {
     };
     let (front, port, rest) = match (protocol, rest) {
         ("echo", rest) => (0, 0, rest),
+        ("icmp", [kind, rest @ ..]) => (0, kind.parse::<u8>()?.into(), rest),
         (_, [port, rest @ ..]) => {
             let (front, port) = port.split_once(':').unwrap_or((port, port));
             (front.parse()?, port.parse()?, rest)
@@ -79,6 +80,7 @@ fn parse<'a>(object: &str, line: &'a str) -> Result<Vec<Ask<'a>>> {
         "udp" => What::Udp(port),
         "sctp" => What::Sctp(port),
         "echo" => What::Echo,
+        "icmp" => What::Icmp(u8::try_from(port)?),
         _ => bail!("no such protocol"),
     };
     let &[says @ ("yes" | "no" | "audit"), rule] = rest else { bail!("not yes, no or audit, and a rule") };
@@ -134,9 +136,9 @@ impl Ask<'_> {
         let patience = if passes { LONG } else { SHORT };
         let source = from.chooses.then_some(from.address);
         let came: Came = match (self.what, self.service) {
-            (What::Sctp(port), _) => {
+            (what @ (What::Sctp(_) | What::Icmp(_)), _) => {
                 let ends = ((&*from.namespace, from.address), (&*to.namespace, to.address));
-                probe::sctp(ends.0, ends.1, port, patience)?
+                probe::one_way(what, ends.0, ends.1, patience)?
             }
             (_, Some(service)) => {
                 let [v4, v6] = mesh.west.virtual_ips("shop", service)?;
@@ -154,9 +156,12 @@ impl Ask<'_> {
             wrong.push(format!("the packet {became}"));
         }
         let (protocol, port) = (self.what.protocol(self.v6), self.what.port());
-        let said = mesh.explain(from.address, to.address, protocol, port)?;
-        if !self.fits(&said) {
-            wrong.push(format!("explained as {said}"));
+        // Of ICMP, only an echo is explained.
+        if !matches!(self.what, What::Icmp(_)) {
+            let said = mesh.explain(from.address, to.address, protocol, port)?;
+            if !self.fits(&said) {
+                wrong.push(format!("explained as {said}"));
+            }
         }
         let verdict = match self.says {
             "yes" => "FORWARDED",

@@ -1,5 +1,6 @@
 //! The cluster that policies are tried on: two nodes, the first of which has the gateway's address, two namespaces, and
-//! a host outside of the mesh with two addresses of each family.
+//! a host outside of the mesh with two addresses of each family. The first node is audited, and has an address of the pods'
+//! range that no workload has.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -16,6 +17,9 @@ const PORTS: [u16; 6] = [8080, 8443, 9000, 9001, 9002, 9100];
 const OUTSIDE: &str = "ism-outside";
 /// Both addresses of the host outside, in the range that policies name, the second in its upper half.
 const OUT: [[&str; 2]; 2] = [["10.200.9.1", "fd00:200::9:1"], ["10.200.9.130", "fd00:200::9:82"]];
+
+/// In the range of the first node's pods, and no pod's.
+const STRAY: [&str; 2] = ["10.1.0.250", "fd00:1::fa"];
 
 const OBJECTS: &str = "
 {apiVersion: isthmus.io/v1, kind: Workload, metadata: {name: web, namespace: shop, labels: {app: web}},
@@ -95,6 +99,7 @@ impl Mesh {
             tunnel: Some("vxlan"),
             dual_stack: true,
             serves_outside: true,
+            audited: Some(1),
             ..ClusterPlan::small("west", 1)
         };
         let mut west = Cluster::start(&bed, plan, &|doing| println!("    {doing}"))?;
@@ -114,20 +119,24 @@ impl Mesh {
         let [v4, v6] = OUT[0];
         bed.add_host(OUTSIDE, "outside", v4.parse()?, Some(v6.parse()?))?;
         let [second4, second6] = OUT[1];
-        ip(&["address", "add", &format!("{second4}/16"), "dev", "eth0"])?;
-        ip(&["address", "add", &format!("{second6}/64"), "dev", "eth0", "nodad"])?;
+        ip(OUTSIDE, &["address", "add", &format!("{second4}/16"), "dev", "eth0"])?;
+        ip(OUTSIDE, &["address", "add", &format!("{second6}/64"), "dev", "eth0", "nodad"])?;
+        let first = west.plan.node_namespace(1);
+        for (address, bits) in STRAY.into_iter().zip([32, 128]) {
+            ip(&first, &["address", "add", &format!("{address}/{bits}"), "dev", "lo"])?;
+        }
         servers.push(serve(&bed, Place::namespace(OUTSIDE), "outside")?);
         let mesh = Self { _servers: servers, west, _bed: bed };
         for (_, name, node) in PODS {
             for v6 in [false, true] {
                 let (pod, node) = (mesh.end(name, v6)?.address, mesh.end(&format!("n{node}"), v6)?.address);
-                ip(&["route", "add", &pod.to_string(), "via", &node.to_string()])?;
+                ip(OUTSIDE, &["route", "add", &pod.to_string(), "via", &node.to_string()])?;
             }
         }
         Ok(mesh)
     }
 
-    /// A pod, `n1`, `n2`, `out` or `out2`.
+    /// A pod, `n1`, `n2`, `out` or `out2`; `stray` is the address that no workload has.
     pub fn end(&self, name: &str, v6: bool) -> Result<End> {
         let plan = &self.west.plan;
         let family = usize::from(v6);
@@ -144,6 +153,10 @@ impl Mesh {
         match name {
             "n1" => of_node(1),
             "n2" => of_node(2),
+            "stray" => {
+                let address = STRAY[family].parse()?;
+                Ok(End { namespace: plan.node_namespace(1), address, chooses: true })
+            }
             "out" => outside(0),
             "out2" => outside(1),
             pod => {
@@ -192,9 +205,9 @@ fn serve(bed: &Testbed, place: Place, name: &str) -> Result<Process> {
     Ok(server)
 }
 
-/// In the namespace of the host outside.
-fn ip(words: &[&str]) -> Result<()> {
-    let output = Command::new("ip").args(["-n", OUTSIDE]).args(words).output()?;
+/// In a network namespace.
+fn ip(namespace: &str, words: &[&str]) -> Result<()> {
+    let output = Command::new("ip").args(["-n", namespace]).args(words).output()?;
     if !output.status.success() {
         bail!("ip {}: {}", words.join(" "), String::from_utf8_lossy(&output.stderr).trim());
     }

@@ -21,6 +21,8 @@ pub enum What {
     Udp(u16),
     Sctp(u16),
     Echo,
+    /// A message of another type.
+    Icmp(u8),
 }
 
 impl What {
@@ -30,16 +32,16 @@ impl What {
             Self::Tcp(_) => "TCP",
             Self::Udp(_) => "UDP",
             Self::Sctp(_) => "SCTP",
-            Self::Echo if v6 => "ICMPv6",
-            Self::Echo => "ICMP",
+            Self::Echo | Self::Icmp(_) if v6 => "ICMPv6",
+            Self::Echo | Self::Icmp(_) => "ICMP",
         }
     }
 
-    /// 0 of an echo.
+    /// 0 of ICMP.
     pub fn port(self) -> u16 {
         match self {
             Self::Tcp(port) | Self::Udp(port) | Self::Sctp(port) => port,
-            Self::Echo => 0,
+            Self::Echo | Self::Icmp(_) => 0,
         }
     }
 }
@@ -50,9 +52,9 @@ static NUMBER: AtomicU16 = AtomicU16::new(40_000);
 /// What became of it.
 #[derive(Debug)]
 pub struct Came {
-    /// It arrived (and but for SCTP the answer did).
+    /// It arrived (and but for SCTP and other ICMP than echo the answer did).
     pub through: bool,
-    /// 0 of an echo.
+    /// 0 of ICMP.
     pub source_port: u16,
 }
 
@@ -74,7 +76,7 @@ pub fn ask(what: What, source: Option<IpAddr>, to: IpAddr, patience: Duration) -
         What::Tcp(port) => tcp(source, SocketAddr::new(to, port), patience),
         What::Udp(port) => udp(source, SocketAddr::new(to, port), patience),
         What::Echo => echo(source, to, patience),
-        What::Sctp(_) => bail!("SCTP is seen where it arrives: see sctp()"),
+        What::Sctp(_) | What::Icmp(_) => bail!("this is seen where it arrives: see one_way()"),
     }
 }
 
@@ -124,22 +126,57 @@ fn echo(source: Option<IpAddr>, to: IpAddr, patience: Duration) -> Result<Came> 
     let (protocol, request, reply) = if v6 { (Protocol::ICMPV6, 128, 129) } else { (Protocol::ICMPV4, 8, 0) };
     let socket = socket(Type::RAW, protocol, source, to)?;
     socket.connect(&SocketAddr::new(to, 0).into())?;
-    let [high, low] = NUMBER.fetch_add(1, Ordering::Relaxed).to_be_bytes();
-    let mut message = [request, 0, 0, 0, high, low, 0, 1, b'e', b'c', b'h', b'o'];
-    // RFC 1071; of IPv6 the kernel does it, which knows the addresses.
-    let sum: u32 = message.chunks(2).map(|two| u32::from(two[0]) << 8 | u32::from(two[1])).sum();
-    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
-    message[2..4].copy_from_slice(&sum.to_be_bytes());
+    let (message, number) = icmp(request);
     let through = socket.send(&message).is_ok()
         && arrives(&socket, patience, |packet| {
             let said = if v6 { packet } else { packet.get(20..).unwrap_or_default() };
-            said.first() == Some(&reply) && said.get(4..6) == Some(&[high, low])
+            said.first() == Some(&reply) && said.get(4..6) == Some(&number)
         })?;
     Ok(Came { through, source_port: 0 })
 }
 
-/// Sends an INIT from one namespace and says whether it arrives in the other. The kernel need not know the protocol.
-pub fn sctp(
+/// A message of a type, with a number of its own as the identifier.
+fn icmp(kind: u8) -> ([u8; 20], [u8; 2]) {
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+    let mut message = [0; 20];
+    message[0] = kind;
+    message[4..6].copy_from_slice(&number);
+    message[8..12].copy_from_slice(b"echo");
+    message[12..14].copy_from_slice(&number);
+    // RFC 1071; of IPv6 the kernel does it, which knows the addresses.
+    let sum: u32 = message.chunks(2).map(|two| u32::from(two[0]) << 8 | u32::from(two[1])).sum();
+    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    message[2..4].copy_from_slice(&sum.to_be_bytes());
+    (message, number)
+}
+
+/// Sends what has no answer, SCTP or ICMP of some type, from one namespace, and says whether it arrives in the other.
+pub fn one_way(
+    what: What,
+    (from, source): (&str, IpAddr),
+    (at, to): (&str, IpAddr),
+    patience: Duration,
+) -> Result<Came> {
+    match what {
+        What::Sctp(port) => sctp((from, source), (at, to), port, patience),
+        What::Icmp(kind) => {
+            let protocol = if to.is_ipv6() { Protocol::ICMPV6 } else { Protocol::ICMPV4 };
+            let ear = within(at, || socket(Type::RAW, protocol, Some(to), to))?;
+            let (message, _) = icmp(kind);
+            within(from, || {
+                let socket = socket(Type::RAW, protocol, Some(source), to)?;
+                Ok(socket.send_to(&message, &SocketAddr::new(to, 0).into())?)
+            })?;
+            // But for the checksum, which of IPv6 is the kernel's.
+            let through = arrives(&ear, patience, |packet| packet.ends_with(&message[4..]))?;
+            Ok(Came { through, source_port: 0 })
+        }
+        What::Tcp(_) | What::Udp(_) | What::Echo => bail!("this is answered: see ask()"),
+    }
+}
+
+/// An INIT. The kernel need not know the protocol.
+fn sctp(
     (from, source): (&str, IpAddr),
     (at, to): (&str, IpAddr),
     port: u16,

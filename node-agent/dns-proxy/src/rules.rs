@@ -7,6 +7,7 @@ use std::{
     sync::Arc,
 };
 
+use ebpf_shared::identity::is_workload;
 use mesh_model::policy::NamePattern;
 
 /// The rules of all pods of a node.
@@ -36,7 +37,7 @@ pub struct Rule {
 pub enum Peers {
     /// Whoever.
     Any,
-    /// Those behind these identities.
+    /// Those behind these identities; [`ebpf_shared::identity::WORKLOADS`]: every workload of the mesh.
     Identities(BTreeSet<u32>),
 }
 
@@ -77,7 +78,10 @@ impl Rule {
     fn speaks_of(&self, port: u16, identity: u32, transport: Transport) -> bool {
         let by_peer = match &self.peers {
             Peers::Any => true,
-            Peers::Identities(those) => those.contains(&identity),
+            Peers::Identities(those) => {
+                those.contains(&identity)
+                    || (is_workload(identity) && those.contains(&ebpf_shared::identity::WORKLOADS))
+            }
         };
         by_peer && self.ports.contains(&port) && self.transport.is_none_or(|own| own == transport)
     }
@@ -128,6 +132,9 @@ mod tests {
         };
         assert!(may(&any, 53, SERVER, Transport::Udp));
         assert!(!may(&any, 5353, SERVER, Transport::Udp) && !may(&any, 53, 301, Transport::Udp));
+        let workloads = Rule { peers: Peers::Identities([6].into()), ..any.clone() };
+        assert!(may(&workloads, 53, SERVER, Transport::Udp) && may(&workloads, 53, 256, Transport::Udp));
+        assert!(![2, 5, 1 << 24 | 300].iter().any(|other| may(&workloads, 53, *other, Transport::Udp)));
         let udp = Rule { transport: Some(Transport::Udp), peers: Peers::Any, ..any };
         assert!(may(&udp, 53, 301, Transport::Udp) && !may(&udp, 53, 301, Transport::Tcp));
     }

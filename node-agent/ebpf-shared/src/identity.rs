@@ -20,5 +20,28 @@ pub const HEALTH: u32 = 4;
 /// An address of the pods' ranges that no workload is known for (yet, or any more): a part of the mesh, so no
 /// rule about addresses outside it holds for it.
 pub const UNMANAGED: u32 = 5;
+/// In a policy rule: every workload of the mesh, see [`is_workload`]. Never the identity of an address.
+pub const WORKLOADS: u32 = 6;
+/// The first number of the dictionary.
+pub const FIRST: u32 = 256;
 /// Set in numbers that this node allocated for CIDRs; they mean nothing elsewhere.
 pub const LOCAL: u32 = 1 << 24;
+
+/// Whether it is a number of the dictionary, and so that of a workload of the mesh.
+#[inline(always)]
+pub const fn is_workload(identity: u32) -> bool {
+    identity >= FIRST && identity < LOCAL
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_this_nodes_making_and_reserved_ones_are_no_workloads() {
+        for other in [ANY, HOST, WORLD, REMOTE_NODE, HEALTH, UNMANAGED, WORKLOADS, 255, LOCAL, LOCAL | 300] {
+            assert!(!is_workload(other), "{other}");
+        }
+        assert!([256, 300, LOCAL - 1].into_iter().all(is_workload));
+    }
+}

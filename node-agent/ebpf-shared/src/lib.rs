@@ -42,7 +42,7 @@ pub use flow::{FlowCell, FlowEvent, FlowKind, Reason, Verdict};
 pub use metrics::Metric;
 pub use packet::{Kind, Packet};
 pub use policy::{
-    Direction, PeerKey, PolicyMaps, Question, RuleKey, RuleRef, RuleValue, Ruling, Sides, judge,
+    Direction, PeerKey, PolicyMaps, Question, RuleKey, RuleRef, RuleValue, Ruling, Sides, Unnamed, judge,
 };
 pub use redirect::{Led, NoProxies, Proxies, Proxy};
 pub use service::{Backend, CapturedKey, Netns, ReverseKey, ServiceKey, ServiceValue, SockAddr};

@@ -2,7 +2,7 @@
 //! LRU maps at once.
 
 /// Version of the layout of every pinned map. Raised by any change to a shared struct or to a map's type.
-pub const FORMAT: u32 = 3;
+pub const FORMAT: u32 = 4;
 
 /// Addresses with an identity: workloads of the mesh, nodes, and single addresses that policies name.
 pub const HOSTS: u32 = 262_144;

@@ -16,6 +16,7 @@ pod!(
     Addr,
     Endpoint,
     Sides,
+    Unnamed,
     PeerKey,
     RuleKey,
     RuleValue,

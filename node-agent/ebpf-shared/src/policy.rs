@@ -3,11 +3,12 @@
 //! The kernel knows no order of rules, no tiers, no "deny beats allow" and no audited policies. For each policy
 //! *class* (endpoints whose policy is equal share one), each direction and each identity that a rule names, the agent
 //! computes the whole function (protocol, port) → [`RuleValue`] beforehand (`node_agent::kernel::flatten`), and gives
-//! equal functions one number, a *ruleset*. Identities that no rule of a class names all have the class's own functions.
+//! equal functions one number, a *ruleset*. Identities that no rule of a class names all have the class's own functions:
+//! one for workloads of the mesh, so that a rule about all of them costs no more than one about whoever, and one for others.
 //!
 //! | map | key | value | holds |
 //! |---|---|---|---|
-//! | `CLASSES` | class | [`Sides`] | the functions of whoever is not named; never changed under one number |
+//! | `CLASSES` | class | [`Unnamed`] | the functions of whoever is not named; never changed under one number |
 //! | `PEERS` | [`PeerKey`]: class, identity | [`Sides`] | the functions of an identity, where they are others; changed in place |
 //! | `RULES` | [`RuleKey`]: ruleset, protocol, port | [`RuleValue`] | the functions; never changed under one number |
 //!
@@ -78,7 +79,7 @@ impl RuleRef {
     }
 }
 
-/// Value of `CLASSES` and of `PEERS`: the functions for both directions.
+/// Value of `PEERS`: the functions for both directions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct Sides {
@@ -99,6 +100,28 @@ impl Sides {
             Direction::Ingress => self.ingress,
             Direction::Egress => self.egress,
         }
+    }
+}
+
+/// Value of `CLASSES`: the functions of whoever has no entry in `PEERS`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct Unnamed {
+    /// Of who is no workload of the mesh.
+    pub others: Sides,
+    /// Of who is one: [`crate::identity::is_workload`].
+    pub workloads: Sides,
+}
+
+impl Unnamed {
+    /// The same for whoever it is.
+    pub const fn alike(sides: Sides) -> Self {
+        Self { others: sides, workloads: sides }
+    }
+
+    #[inline(always)]
+    pub const fn of(&self, identity: u32) -> &Sides {
+        if crate::identity::is_workload(identity) { &self.workloads } else { &self.others }
     }
 }
 
@@ -192,7 +215,8 @@ pub trait PolicyMaps {
     /// A number that goes up whenever anything changes that a flow of this class with this peer is judged by, after the
     /// change: see [`crate::epochs`].
     fn stamp(&self, class: u32, peer: &crate::Addr) -> u64;
-    fn class(&self, class: u32) -> Option<Sides>;
+    /// What a class says of an identity that has no entry in `PEERS`.
+    fn unnamed(&self, key: &PeerKey) -> Option<Sides>;
     fn peer(&self, key: &PeerKey) -> Option<Sides>;
     /// The entry with the longest prefix around the key; the key's port is complete.
     fn rule(&self, key: &RuleKey) -> Option<RuleValue>;
@@ -273,9 +297,10 @@ pub fn judge<M: PolicyMaps>(maps: &M, question: &Question) -> Ruling {
 
 #[inline(always)]
 fn look<M: PolicyMaps>(maps: &M, question: &Question) -> Ruling {
-    let sides = match maps.peer(&PeerKey { class: question.class, identity: question.identity }) {
+    let key = PeerKey { class: question.class, identity: question.identity };
+    let sides = match maps.peer(&key) {
         Some(sides) => sides,
-        None => match maps.class(question.class) {
+        None => match maps.unnamed(&key) {
             Some(sides) => sides,
             None => return Ruling::drop(Reason::PolicyMissing, 0),
         },
@@ -298,6 +323,7 @@ mod tests {
     fn nothing_here_has_implicit_padding() {
         assert_eq!(size_of::<RuleRef>(), 2 * 4);
         assert_eq!(size_of::<Sides>(), 2 * size_of::<RuleRef>());
+        assert_eq!(size_of::<Unnamed>(), 2 * size_of::<Sides>());
         assert_eq!(size_of::<PeerKey>(), 2 * 4);
         assert_eq!(size_of::<RuleKey>(), 4 + 1 + 2 + 1);
         assert_eq!(core::mem::offset_of!(RuleKey, protocol) as u32 * 8, RuleKey::SET_BITS);

@@ -9,8 +9,8 @@ use ebpf_shared::overlay::Hop;
 use ebpf_shared::service::{AffinityKey, AffinityValue, AnswererKey, ReverseValue, Slots, SourceKey};
 use ebpf_shared::{
     Addr, Backend, CapturedKey, ConnEntry, ConnKey, Endpoint, FlowCell, FlowKind, Metric, Netns, PeerKey,
-    Proxy, ReverseKey, RuleKey, RuleValue, ServiceKey, ServiceValue, Sides, SockAddr, epochs, limits,
-    metrics,
+    Proxy, ReverseKey, RuleKey, RuleValue, ServiceKey, ServiceValue, Sides, SockAddr, Unnamed, epochs,
+    limits, metrics,
 };
 
 use crate::established::{self, Recent};
@@ -49,7 +49,7 @@ pub static ENDPOINTS: HashMap<u32, Endpoint> =
     HashMap::with_max_entries(limits::ENDPOINTS, BPF_F_NO_PREALLOC);
 
 #[map]
-pub static CLASSES: HashMap<u32, Sides> = HashMap::with_max_entries(limits::CLASSES, BPF_F_NO_PREALLOC);
+pub static CLASSES: HashMap<u32, Unnamed> = HashMap::with_max_entries(limits::CLASSES, BPF_F_NO_PREALLOC);
 
 #[map]
 pub static PEERS: HashMap<PeerKey, Sides> = HashMap::with_max_entries(limits::PEERS, BPF_F_NO_PREALLOC);

@@ -19,15 +19,18 @@ impl PolicyMaps for KernelPolicy {
     }
 
     #[inline(always)]
-    fn class(&self, class: u32) -> Option<Sides> {
+    fn unnamed(&self, key: &PeerKey) -> Option<Sides> {
         // SAFETY: the value is copied at once; an element that is replaced meanwhile stays readable until
         // the end of the program (RCU), as the map is not preallocated.
-        unsafe { CLASSES.get(class) }.copied()
+        match unsafe { CLASSES.get(key.class) } {
+            Some(class) => Some(*class.of(key.identity)),
+            None => None,
+        }
     }
 
     #[inline(always)]
     fn peer(&self, key: &PeerKey) -> Option<Sides> {
-        // SAFETY: copied at once, see `class`.
+        // SAFETY: copied at once, see `unnamed`.
         unsafe { PEERS.get(key) }.copied()
     }
 
@@ -41,7 +44,7 @@ impl PolicyMaps for KernelPolicy {
         if self.claimed != 0 {
             return self.claimed;
         }
-        // SAFETY: copied at once, see `class`.
+        // SAFETY: copied at once, see `unnamed`.
         if let Some(known) = unsafe { HOSTS.get(addr) } {
             return *known;
         }
@@ -79,7 +82,7 @@ impl PolicyMaps for KernelPolicy {
         if self.claimed != 0 {
             return identity::ANY;
         }
-        // SAFETY: copied at once, see `class`.
+        // SAFETY: copied at once, see `unnamed`.
         match unsafe { LINGERING.get(addr) } {
             Some(known) => *known,
             None => identity::ANY,

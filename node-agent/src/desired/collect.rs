@@ -50,14 +50,14 @@ pub fn collect(current: &Desired, before: &Garbage) -> (Vec<MapOp>, Garbage) {
 mod tests {
     use super::*;
     use crate::kernel::{rules::ClassEntry, ruleset::RuleSet};
-    use ebpf_shared::{RuleRef, Sides};
+    use ebpf_shared::{RuleRef, Sides, Unnamed};
     use std::sync::Arc;
 
     #[test]
     fn what_is_needed_stays_and_the_rest_goes_at_the_second_look() {
         let mut current = Desired::default();
         let own = Sides { ingress: RuleRef::ruleset(4), egress: RuleRef::uniform(1, 0) };
-        current.classes.insert(1, ClassEntry { own, ..ClassEntry::default() });
+        current.classes.insert(1, ClassEntry { own: Unnamed::alike(own), ..ClassEntry::default() });
         current.rulesets.insert(4, Arc::new(RuleSet::default()));
         current.rulesets.insert(5, Arc::new(RuleSet::default()));
         let mut garbage = Garbage::default();

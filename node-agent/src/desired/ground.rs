@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use ebpf_shared::identity::{ANY, HEALTH, HOST, REMOTE_NODE, UNMANAGED, WORLD};
+use ebpf_shared::identity::{ANY, HEALTH, HOST, REMOTE_NODE, UNMANAGED, WORKLOADS, WORLD};
 use ipnet::IpNet;
 use mesh_model::policy::NamePattern;
 
@@ -240,16 +240,10 @@ impl Ground {
         match peer {
             Peer::Any => vec![ANY],
             Peer::Identity(identity) => vec![*identity],
+            Peer::Identities(identities) => identities.to_vec(),
             // The kernel answers with the narrowest CIDR, so a rule holds for those inside its own as well.
-            Peer::Cidr(outer) => {
-                let inside = self.cidrs.range(outer..).take_while(|inner| outer.contains(*inner));
-                let both = inside.flat_map(|inner| [Place::Outside(*inner), Place::Node(*inner)]);
-                let both = both.filter_map(|place| dictionary.known_place(&place));
-                let named = |cidr: Option<IpNet>, _: &BTreeSet<NamePattern>| {
-                    cidr.is_some_and(|inner| outer.contains(&inner))
-                };
-                both.chain(self.named(named)).collect()
-            }
+            Peer::Cidr(outer) => self.within(std::slice::from_ref(outer), dictionary),
+            Peer::Cidrs(outer) => self.within(outer, dictionary),
             Peer::Name(name) => self.named(|_, names| names.contains(name)).collect(),
             Peer::Entity(entity) => match entity {
                 Entity::World => {
@@ -261,6 +255,7 @@ impl Ground {
                 // The agent of the own node asks.
                 Entity::Health => own.iter().copied().chain([HEALTH]).collect(),
                 Entity::Unmanaged => vec![UNMANAGED],
+                Entity::Workloads => vec![WORKLOADS],
             },
             Peer::Nobody => Vec::new(),
         }
@@ -268,6 +263,19 @@ impl Ground {
 }
 
 impl Ground {
+    /// Everybody in any of these blocks, each once.
+    fn within(&self, blocks: &[IpNet], dictionary: &Dictionary) -> Vec<u32> {
+        let mut all = BTreeSet::new();
+        for outer in blocks {
+            let inside = self.cidrs.range(outer..).take_while(|inner| outer.contains(*inner));
+            let both = inside.flat_map(|inner| [Place::Outside(*inner), Place::Node(*inner)]);
+            all.extend(both.filter_map(|place| dictionary.known_place(&place)));
+        }
+        let outer: BTreeSet<IpNet> = blocks.iter().copied().collect();
+        all.extend(self.named(|cidr, _| cidr.is_some_and(|inner| around(&inner, &outer).is_some())));
+        all.into_iter().collect()
+    }
+
     /// Identities of addresses with names, by the narrowest CIDR around them and the patterns that hold for the names.
     fn named(
         &self,

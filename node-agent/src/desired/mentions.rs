@@ -29,12 +29,13 @@ impl Mentions {
                 Peer::Cidr(cidr) => {
                     mentions.cidrs.insert(*cidr);
                 }
+                Peer::Cidrs(cidrs) => mentions.cidrs.extend(cidrs.iter().copied()),
                 Peer::Name(name) => {
                     if !mentions.names.contains(name) {
                         mentions.names.insert(name.clone());
                     }
                 }
-                Peer::Any | Peer::Identity(_) | Peer::Entity(_) | Peer::Nobody => {}
+                Peer::Any | Peer::Identity(_) | Peer::Identities(_) | Peer::Entity(_) | Peer::Nobody => {}
             }
         }
         mentions

@@ -25,6 +25,7 @@ use super::{
     plan,
     plan::conflicts,
     policy::class_entry,
+    room::sidecars_without_room,
     service::services,
     stages::steps,
 };
@@ -61,6 +62,8 @@ pub struct Planner {
     limits: Limits,
     /// What the last plan found of services.
     services: Vec<MapOp>,
+    /// Why it left out sidecars, if it did.
+    left_out: Option<Full>,
 }
 
 #[derive(Debug, Clone)]
@@ -87,6 +90,7 @@ impl Planner {
             has_changed: true,
             limits,
             services: Vec::new(),
+            left_out: None,
         }
     }
 
@@ -156,8 +160,17 @@ impl Planner {
         self.has_changed = true;
         let (services, ops): (Vec<_>, Vec<_>) = ops.into_iter().partition(MapOp::is_of_service);
         self.services = services;
+        let (left, full) = sidecars_without_room(self.limits, current, &ops);
+        self.left_out = full;
+        let ops = if left.is_empty() { ops } else { without_sidecars(ops, &left, inputs.pods, current) };
         self.limits.check(current, &ops).inspect_err(|_| self.known = None)?;
         Ok(ops)
+    }
+
+    /// What of the last plan had no room although its writes are to be made: sidecars, whose pods are left closed, or as they
+    /// were.
+    pub fn take_left_out(&mut self) -> Option<Full> {
+        self.left_out.take()
     }
 
     /// The writes of services that belong to the last plan, whether or not it had room: no verdict depends on them, so each
@@ -400,6 +413,31 @@ impl Known {
         };
         claimed.or_else(|| self.ground.identity(net, dictionary))
     }
+}
+
+/// The same writes but for these network namespaces'. A pod that is not open yet is not opened: nothing would lead its
+/// traffic to its sidecar.
+fn without_sidecars(
+    ops: Vec<MapOp>,
+    left: &BTreeSet<u64>,
+    pods: &BTreeMap<NamespacedName, Pod>,
+    current: &Desired,
+) -> Vec<MapOp> {
+    let of: HashMap<u32, &Pod> =
+        pods.values().filter(|pod| left.contains(&pod.netns_cookie)).map(|pod| (pod.ifindex, pod)).collect();
+    let kept = |op: MapOp| match &op {
+        MapOp::PutNetns(cookie, _) if left.contains(cookie) => None,
+        MapOp::PutEndpoint(ifindex, entry) if of.contains_key(ifindex) => {
+            match current.endpoints.get(ifindex).map(|held| held.incarnation) {
+                Some(held) if held == entry.incarnation => Some(op),
+                // An earlier pod's.
+                Some(_) => Some(MapOp::RemoveEndpoint(*ifindex)),
+                None => None,
+            }
+        }
+        _ => Some(op),
+    };
+    ops.into_iter().filter_map(kept).collect()
 }
 
 fn distinct(addresses: &[IpAddr]) -> BTreeSet<IpAddr> {

@@ -6,7 +6,8 @@ use ebpf_shared::{Direction, redirect::DNS_NAME};
 
 use super::{Dictionary, ground::Ground};
 use crate::{
-    kernel::rules::{ClassEntry, DefaultDeny, Defaults, Rule, compile},
+    kernel::flatten::Said,
+    kernel::rules::{ClassEntry, DefaultDeny, Defaults, Group, compile_groups},
     subscribe::{Class, L7},
 };
 
@@ -20,20 +21,12 @@ pub fn class_entry(
     own: &BTreeSet<u32>,
     dictionary: &mut Dictionary,
 ) -> ClassEntry {
-    let mut rules = Vec::with_capacity(class.rules.len() + 2 * own.len());
+    let mut rules = Vec::with_capacity(class.rules.len() + 2);
     // Kubernetes: "Traffic to and from the node where a Pod is running is always allowed", unless it is denied.
     for direction in [Direction::Ingress, Direction::Egress] {
         let policy_id = dictionary.policy(HOST_PROVENANCE);
-        rules.extend(own.iter().map(|own| Rule {
-            direction,
-            allow: true,
-            audit: false,
-            redirect: None,
-            identity: *own,
-            protocol: 0,
-            ports: None,
-            policy_id,
-        }));
+        let said = Said { allow: true, audit: false, redirect: None, protocol: 0, ports: None, policy_id };
+        rules.push(Group { direction, identities: own.iter().copied().collect(), said });
     }
     // The rules of a policy come together.
     let mut last: Option<(&str, u32)> = None;
@@ -47,21 +40,23 @@ pub fn class_entry(
             L7::Dns(_) => dictionary.proxy_slot(DNS_NAME),
             L7::Proxy(name) => dictionary.proxy_slot(name),
         });
-        rules.extend(ground.peers(&rule.peer, own, dictionary).into_iter().map(|identity| Rule {
+        rules.push(Group {
             direction: rule.direction,
-            allow: rule.allow,
-            audit: rule.audit,
-            redirect,
-            identity,
-            protocol: rule.protocol,
-            ports: rule.ports.map(|(low, high)| low..=high),
-            policy_id,
-        }));
+            identities: ground.peers(&rule.peer, own, dictionary),
+            said: Said {
+                allow: rule.allow,
+                audit: rule.audit,
+                redirect,
+                protocol: rule.protocol,
+                ports: rule.ports,
+                policy_id,
+            },
+        });
     }
     let mut number = |name: &Option<String>| name.as_deref().map(|name| dictionary.policy(name));
     let defaults = Defaults {
         ingress: DefaultDeny { enforced: number(&class.deny_ingress), audited: number(&class.audit_ingress) },
         egress: DefaultDeny { enforced: number(&class.deny_egress), audited: number(&class.audit_egress) },
     };
-    compile(&defaults, &rules, &mut dictionary.rulesets)
+    compile_groups(&defaults, &rules, &mut dictionary.rulesets)
 }

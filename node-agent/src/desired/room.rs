@@ -1,7 +1,7 @@
 //! Whether the maps have room for what is to be written. It is looked at before anything is: a map that is full in the
 //! middle of a change would leave the rest of the change unmade. Policy is one change; of services, each is one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ebpf_shared::limits;
 use thiserror::Error;
@@ -95,6 +95,36 @@ impl Limits {
             _ => (current.rulesets.values().map(|set| set.entries().len()).sum(), self.rules),
         }
     }
+}
+
+/// Which writes of sidecars fit: no verdict of policy depends on them, so one that does not keeps out no other.
+pub fn sidecars_without_room(
+    limits: Limits,
+    current: &Desired,
+    ops: &[MapOp],
+) -> (BTreeSet<u64>, Option<Full>) {
+    let maps = [NETNS, CAPTURED];
+    let mut held = maps.map(|map| limits.of(map, current));
+    let (mut left, mut first) = (BTreeSet::new(), None);
+    for op in ops {
+        let MapOp::PutNetns(cookie, _) = op else { continue };
+        let added = maps.map(|wanted| {
+            let all = additions(op, current).into_iter().filter(|(map, _)| *map == wanted);
+            all.map(|(_, count)| count).sum::<usize>()
+        });
+        let full = maps.iter().zip(held).zip(added).find_map(|((map, (held, limit)), added)| {
+            let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+            (added > 0 && held + added > limit).then_some(Full { map, wanted: held + added, limit })
+        });
+        match full {
+            Some(full) => {
+                left.insert(*cookie);
+                first = first.or(Some(full));
+            }
+            None => held.iter_mut().zip(added).for_each(|((held, _), added)| *held += added),
+        }
+    }
+    (left, first)
 }
 
 /// What the maps of services hold while services are written one by one.
@@ -212,6 +242,27 @@ fn additions(op: &MapOp, current: &Desired) -> Vec<(&'static str, usize)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sidecar_that_does_not_fit_keeps_out_no_other() {
+        use super::super::NetnsEntry;
+        let netns = |ports: u16| NetnsEntry { captured: (1..=ports).map(|port| (port, 6)).collect() };
+        let mut current = Desired::default();
+        current.netns.insert(1, netns(2));
+        let small = Limits { netns: 3, captured: 5, ..Limits::KERNEL };
+        let ops = [
+            MapOp::PutNetns(2, netns(4)),
+            MapOp::PutNetns(3, netns(2)),
+            // It takes the place of the same ports, and one more.
+            MapOp::PutNetns(1, netns(3)),
+            MapOp::PutNetns(4, netns(0)),
+            MapOp::PutNetns(5, netns(0)),
+        ];
+        let (left, full) = sidecars_without_room(small, &current, &ops);
+        assert_eq!(left, BTreeSet::from([2, 5]));
+        assert_eq!(full, Some(Full { map: "CAPTURED", wanted: 6, limit: 5 }));
+        assert_eq!(sidecars_without_room(Limits::KERNEL, &current, &ops), (BTreeSet::new(), None));
+    }
 
     #[test]
     fn services_are_counted_one_by_one_and_what_goes_makes_room() {

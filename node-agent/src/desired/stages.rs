@@ -53,7 +53,7 @@ fn staged(current: &Desired, desired: &Desired, dictionary: &mut Dictionary) -> 
         for (maps, like) in [(&mut before, now), (&mut after, then)] {
             for class in maps.classes.values_mut() {
                 let sides = class.sides(like);
-                if sides == class.own {
+                if sides == *class.own.of(number) {
                     class.peers.remove(&number);
                 } else {
                     class.peers.insert(number, sides);

@@ -192,13 +192,18 @@ fn peers() -> impl Strategy<Value = Peer> {
         Just(Peer::Any),
         Just(Peer::Nobody),
         (300u32..304).prop_map(Peer::Identity),
+        proptest::collection::vec(300u32..304, 1..4).prop_map(|all| Peer::Identities(all.into())),
+        Just(Peer::Cidrs(
+            ["198.51.100.0/25", "192.0.2.0/24", "2001:db8:5::/48"].map(|net| net.parse().unwrap()).into()
+        )),
         names::patterns(),
         proptest::sample::select(vec![
             Entity::World,
             Entity::Host,
             Entity::RemoteNode,
             Entity::Health,
-            Entity::Unmanaged
+            Entity::Unmanaged,
+            Entity::Workloads
         ])
         .prop_map(Peer::Entity),
         prop_oneof![
@@ -463,6 +468,7 @@ fn an_entity_is_whom_it_names_and_nobody_else() {
         (Entity::World, [false, false, false, true, true]),
         (Entity::RemoteNode, [false, false, true, false, false]),
         (Entity::Unmanaged, [false, true, false, false, false]),
+        (Entity::Workloads, [true, false, false, false, false]),
         (Entity::Host, [false; 5]),
         (Entity::Health, [false; 5]),
     ] {

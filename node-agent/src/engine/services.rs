@@ -112,7 +112,7 @@ impl Inner {
 
     /// Tries again what was refused.
     pub(super) fn retry(&mut self) -> Result<(), MapError> {
-        if self.behind.is_some() {
+        if self.behind.is_some() || self.left_out.is_some() {
             return self.write();
         }
         self.look_again()?;
@@ -123,11 +123,18 @@ impl Inner {
 
     /// What the kernel refused last.
     pub(super) fn behind(&self) -> Option<MapError> {
-        self.behind.clone().or_else(|| self.refused.error())
+        let unset = || self.unset.values().next().map(|(error, _)| error.clone());
+        let left_out = || self.left_out.clone();
+        self.behind.clone().or_else(left_out).or_else(|| self.refused.error()).or_else(unset)
     }
 
-    /// Whether all addresses that an update tells of are in the kernel.
+    /// Whether all addresses that an update tells of are in the kernel, and the sidecars of the pods that one tells of.
     pub(super) fn served(&self, update: &Update) -> Result<(), MapError> {
+        if let Some(error) =
+            self.left_out.as_ref().filter(|_| update.type_url == type_url::<wire::LocalEndpoint>())
+        {
+            return Err(error.clone());
+        }
         if self.refused.is_empty() {
             return Ok(());
         }

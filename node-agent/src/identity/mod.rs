@@ -8,6 +8,7 @@ mod sds_tests;
 mod secrets;
 mod session;
 mod slots;
+mod tokens;
 mod trust;
 mod workload_api;
 
@@ -15,8 +16,9 @@ pub use callers::{Attested, CallerInfo, Callers, attest};
 pub use process::cgroup_path;
 pub use sds::SdsService;
 pub use slots::{Opened, Slots, Standing};
+pub use tokens::Tokens;
 pub use trust::report_trust_for_ever;
-pub use workload_api::WorkloadApi;
+pub use workload_api::{MAX_REQUEST as MAX_SPIFFE_REQUEST, WorkloadApi};
 
 pub(crate) use secrets::RENEWAL_SPREAD;
 pub use secrets::{OWN_CERTIFICATE, Secrets, TRUST_BUNDLE};

@@ -1,40 +1,53 @@
-//! The SPIFFE Workload API: a process gets the certificate of the workload that it is, and every new one.
+//! The SPIFFE Workload API: a process gets the certificate of the workload that it is, and every new one; and tokens.
 //!
-//! Source: <https://github.com/spiffe/spiffe/blob/main/standards/SPIFFE_Workload_API.md>. JWT-SVIDs are not issued.
+//! Source: <https://github.com/spiffe/spiffe/blob/main/standards/SPIFFE_Workload_API.md>.
 
 use std::collections::HashMap;
 
 use futures::Stream;
 use mesh_model::resource::NamespacedName;
+use mesh_tls::jwt::MAX_TOKEN;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use xds_proto::spiffe::{
-    JwtBundlesRequest, JwtBundlesResponse, JwtsvidRequest, JwtsvidResponse, ValidateJwtsvidRequest,
+    JwtBundlesRequest, JwtBundlesResponse, Jwtsvid, JwtsvidRequest, JwtsvidResponse, ValidateJwtsvidRequest,
     ValidateJwtsvidResponse, X509BundlesRequest, X509BundlesResponse, X509svid, X509svidRequest,
     X509svidResponse, spiffe_workload_api_server::SpiffeWorkloadApi,
 };
 
-use super::{CallerInfo, Callers, Secrets, Slots};
-use crate::engine::Engine;
+use super::{CallerInfo, Callers, Secrets, Slots, Tokens};
+use crate::{bootstrap::unix_now, engine::Engine};
 
 /// Section 3 "Transport" of the SPIFFE Workload API: has to be there with the value `true`, so that nobody who can be
 /// made to send a request somewhere (server-side request forgery) is taken for a caller.
 const HEADER: &str = "workload.spiffe.io";
 
-/// Serves certificates.
+/// Bytes of one request: a token is the longest thing in them, beside audiences.
+pub const MAX_REQUEST: usize = 2 * MAX_TOKEN;
+
+/// Serves certificates and tokens.
 #[derive(Clone)]
 pub struct WorkloadApi {
     callers: Callers,
     secrets: Secrets,
     engine: Engine,
     slots: Slots,
+    tokens: Tokens,
 }
 
 impl WorkloadApi {
     /// Serves what `secrets` keeps to whom `callers` knows.
-    pub fn new(callers: Callers, secrets: Secrets, engine: Engine) -> Self {
-        Self { callers, secrets, engine, slots: Slots::default() }
+    pub fn new(callers: Callers, secrets: Secrets, engine: Engine, tokens: Tokens) -> Self {
+        Self { callers, secrets, engine, slots: Slots::default(), tokens }
+    }
+
+    /// Who calls, if it is a workload.
+    fn attested<Q>(&self, request: &Request<Q>) -> Result<(CallerInfo, NamespacedName), Status> {
+        check_header(request)?;
+        let caller = CallerInfo::from_request(request)?;
+        let workload = self.callers.attested(&caller)?;
+        Ok((caller, workload))
     }
 
     /// Streams that are open.
@@ -48,9 +61,7 @@ impl WorkloadApi {
         request: &Request<Q>,
         answer: impl Fn(&Self, &NamespacedName) -> Option<R> + Send + 'static,
     ) -> Result<Response<Responses<R>>, Status> {
-        check_header(request)?;
-        let caller = CallerInfo::from_request(request)?;
-        let workload = self.callers.attested(&caller)?;
+        let (caller, workload) = self.attested(request)?;
         let slot = self.slots.take(&workload)?;
         self.secrets.keep(&workload);
         let (sender, receiver) = mpsc::channel(1);
@@ -134,8 +145,25 @@ fn check_header<Q>(request: &Request<Q>) -> Result<(), Status> {
     }
 }
 
-fn no_jwt<T>() -> Result<T, Status> {
-    Err(Status::unimplemented("JWT-SVIDs are not issued here: use FetchX509SVID"))
+/// JSON as protobuf has it (`google.protobuf.Value`).
+fn value(json: serde_json::Value) -> prost_types::Value {
+    use prost_types::value::Kind;
+    use serde_json::Value::{Array, Bool, Null, Number, Object, String};
+    let kind = match json {
+        Null => Kind::NullValue(0),
+        Bool(holds) => Kind::BoolValue(holds),
+        Number(number) => Kind::NumberValue(number.as_f64().unwrap_or(f64::NAN)),
+        String(text) => Kind::StringValue(text),
+        Array(values) => {
+            Kind::ListValue(prost_types::ListValue { values: values.into_iter().map(value).collect() })
+        }
+        Object(fields) => Kind::StructValue(structure(fields)),
+    };
+    prost_types::Value { kind: Some(kind) }
+}
+
+fn structure(fields: serde_json::Map<String, serde_json::Value>) -> prost_types::Struct {
+    prost_types::Struct { fields: fields.into_iter().map(|(name, json)| (name, value(json))).collect() }
 }
 
 type Responses<R> = std::pin::Pin<Box<dyn Stream<Item = Result<R, Status>> + Send>>;
@@ -165,22 +193,42 @@ impl SpiffeWorkloadApi for WorkloadApi {
 
     async fn fetch_jwtsvid(
         &self,
-        _request: Request<JwtsvidRequest>,
+        request: Request<JwtsvidRequest>,
     ) -> Result<Response<JwtsvidResponse>, Status> {
-        no_jwt()
+        let (caller, workload) = self.attested(&request)?;
+        let _slot = self.slots.take(&workload)?;
+        let JwtsvidRequest { audience, spiffe_id } = request.into_inner();
+        let (id, svid) = self.tokens.fetch(&workload, audience, unix_now()).await?;
+        // Asking took a while: the pod may be gone, and another one have come with its name.
+        if self.callers.attested(&caller)? != workload {
+            return Err(Status::permission_denied(format!("{workload} does not run here any more")));
+        }
+        let id = id.to_string();
+        if !spiffe_id.is_empty() && spiffe_id != id {
+            return Err(Status::permission_denied(format!("spiffe_id: the caller is {id}")));
+        }
+        let svid = Jwtsvid { spiffe_id: id, svid, hint: String::new() };
+        Ok(Response::new(JwtsvidResponse { svids: vec![svid] }))
     }
 
     async fn fetch_jwt_bundles(
         &self,
-        _request: Request<JwtBundlesRequest>,
+        request: Request<JwtBundlesRequest>,
     ) -> Result<Response<Self::FetchJWTBundlesStream>, Status> {
-        no_jwt()
+        self.open(&request, |service, _| {
+            let bundles = service.tokens.bundles();
+            (!bundles.is_empty()).then_some(JwtBundlesResponse { bundles })
+        })
     }
 
     async fn validate_jwtsvid(
         &self,
-        _request: Request<ValidateJwtsvidRequest>,
+        request: Request<ValidateJwtsvidRequest>,
     ) -> Result<Response<ValidateJwtsvidResponse>, Status> {
-        no_jwt()
+        self.attested(&request)?;
+        let ValidateJwtsvidRequest { audience, svid } = request.into_inner();
+        let verified = self.tokens.verify(&svid, &audience, unix_now())?;
+        let spiffe_id = verified.id.to_string();
+        Ok(Response::new(ValidateJwtsvidResponse { spiffe_id, claims: Some(structure(verified.claims)) }))
     }
 }

@@ -9,6 +9,7 @@ use ebpf_shared::nat::NodeConfig;
 use ebpf_shared::overlay::Hop;
 use ipnet::IpNet;
 
+use super::mapped::Counters;
 use super::pins::Pins;
 use super::services::Misshapen;
 use super::{Kernel, KernelError, links, look, sys};
@@ -30,6 +31,8 @@ pub struct Around {
     pub places: BTreeMap<String, &'static str>,
     /// Numbers of the programs that are to be there.
     pub programs: BTreeMap<String, u32>,
+    /// The first numbers of `EPOCHS` and of `BACKEND_EPOCH`: all that only the agent adds to.
+    pub epochs: BTreeMap<&'static str, Vec<u64>>,
 }
 
 impl Kernel {
@@ -38,7 +41,12 @@ impl Kernel {
         let id = |(name, program): (&str, &aya::programs::Program)| {
             Some((name.to_owned(), program.info().ok()?.id()))
         };
-        Around { programs: self.programs.programs().filter_map(id).collect(), ..self.around.clone() }
+        let epochs = [("EPOCHS", self.epochs.noted()), ("BACKEND_EPOCH", self.services.epochs_noted())];
+        Around {
+            programs: self.programs.programs().filter_map(id).collect(),
+            epochs: epochs.into(),
+            ..self.around.clone()
+        }
     }
 }
 
@@ -76,6 +84,27 @@ fn found(pins: &Pins, link: &str, program: &str, number: Option<&u32>) -> Result
         Some(number) if *number != info.program => Err(format!("another agent's program {name}")),
         _ => Ok(()),
     }
+}
+
+/// A counter, what it is, and what it is to be.
+pub(crate) type Miscounted = (u32, u64, u64);
+
+/// A map of counters, how many, and those that are wrong.
+pub(crate) type Counted = (&'static str, usize, Vec<Miscounted>);
+
+/// Counters by which flows know whether they are to be judged anew, and which are not what the agent has made of them:
+/// had one gone back, a flow could go on by a policy that is no more.
+///
+/// # Errors
+/// A map can't be read.
+pub(crate) fn miscounted(bpffs_dir: &Path, around: &Around) -> Result<Vec<Counted>, KernelError> {
+    let pins = Pins::at(bpffs_dir);
+    let one = |(name, wanted): (&&'static str, &Vec<u64>)| {
+        let found = Counters::look(&pins.map(name), u32::try_from(wanted.len()).unwrap_or(u32::MAX))?.noted();
+        let differ = (0..).zip(found.into_iter().zip(wanted)).filter(|(_, (found, wanted))| found != *wanted);
+        Ok((*name, wanted.len(), differ.map(|(at, (found, wanted))| (at, found, *wanted)).collect()))
+    };
+    around.epochs.iter().map(one).collect()
 }
 
 /// Services whose table is none that their backends make.

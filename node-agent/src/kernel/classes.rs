@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ebpf_shared::{PeerKey, RuleValue, Sides};
+use ebpf_shared::{PeerKey, RuleValue, Sides, Unnamed};
 
 use super::rules::ClassEntry;
 use super::ruleset::{RulePrefix, RuleSet};
@@ -77,7 +77,7 @@ impl Kernel {
 }
 
 pub(super) fn classes_of(
-    own: BTreeMap<u32, Sides>,
+    own: BTreeMap<u32, Unnamed>,
     peers: BTreeMap<PeerKey, Sides>,
 ) -> BTreeMap<u32, ClassEntry> {
     let own = own.into_iter();

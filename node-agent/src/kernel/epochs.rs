@@ -15,6 +15,11 @@ impl Epochs {
         Counters::open(&pins.map("EPOCHS"), epochs::COUNT).map(Self)
     }
 
+    /// What they are to be.
+    pub(super) fn noted(&self) -> Vec<u64> {
+        self.0.noted()
+    }
+
     /// Has every established flow judged again on its next packet. Like the others, to be called *after* the write.
     pub(super) fn raise_all(&self) {
         self.0.increment(epochs::GLOBAL);

@@ -34,43 +34,45 @@ impl HostTables {
 
 impl Kernel {
     /// Says which addresses are the node's own: these and no others. One that stays keeps its number, and with it its
-    /// connections.
+    /// connections. What finds no room is written once more when the rest is gone.
     ///
     /// # Errors
-    /// The kernel refused.
+    /// The kernel refused: all that it did not refuse is written.
     pub fn set_locals(&mut self, wanted: &BTreeSet<IpAddr>) -> Result<(), KernelError> {
         self.around.locals = Some(wanted.clone());
         let wanted: BTreeSet<Addr> = wanted.iter().map(|address| (*address).into()).collect();
         let held = self.host.locals.dump()?;
         let mut taken: BTreeSet<u32> = held.values().copied().collect();
+        let mut new = Vec::new();
         for addr in wanted.iter().filter(|addr| !held.contains_key(addr)) {
             let free = (1..=u32::from(u16::MAX)).find(|number| !taken.contains(number));
             let number = free.ok_or(KernelError::Exhausted { what: "addresses of the node" })?;
             taken.insert(number);
-            self.host.locals.upsert(*addr, number)?;
+            new.push((*addr, number));
         }
+        new.retain(|(addr, number)| self.host.locals.upsert(*addr, *number).is_err());
         for addr in held.keys().filter(|addr| !wanted.contains(addr)) {
             self.host.locals.delete(addr)?;
         }
-        Ok(())
+        new.into_iter().map(|(addr, number)| self.host.locals.upsert(addr, number)).fold(Ok(()), Result::and)
     }
 
-    /// Says where the control plane listens: there and nowhere else.
+    /// Says where the control plane listens: there and nowhere else. What finds no room is written once more when the rest
+    /// is gone.
     ///
     /// # Errors
-    /// The kernel refused.
+    /// The kernel refused: all that it did not refuse is written.
     pub fn set_control(&mut self, wanted: &BTreeSet<SocketAddr>) -> Result<(), KernelError> {
         self.around.control = Some(wanted.clone());
         let wanted: BTreeSet<SockAddr> =
             wanted.iter().map(|at| SockAddr::new(at.ip().to_canonical().into(), at.port())).collect();
         let held: BTreeMap<SockAddr, u8> = self.host.control.dump()?;
-        for at in wanted.iter().filter(|at| !held.contains_key(at)) {
-            self.host.control.upsert(*at, 1)?;
-        }
+        let mut new: Vec<_> = wanted.iter().filter(|at| !held.contains_key(at)).collect();
+        new.retain(|at| self.host.control.upsert(**at, 1).is_err());
         for at in held.keys().filter(|at| !wanted.contains(at)) {
             self.host.control.delete(at)?;
         }
-        Ok(())
+        new.into_iter().map(|at| self.host.control.upsert(*at, 1)).fold(Ok(()), Result::and)
     }
 
     /// Opens or changes an endpoint. The node's own is looked at from then on.

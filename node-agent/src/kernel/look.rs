@@ -19,7 +19,7 @@ use super::ruleset::{RulePrefix, RuleSet};
 use super::services::{Astray, ServicesSeen, Source};
 use super::sidecars::{Port, sidecars_of};
 use super::table::Prefix;
-use super::{HashTable, Kernel, KernelError, TrieTable, sys};
+use super::{HashTable, Kernel, KernelError, TrieTable, dump, sys};
 use crate::desired::ServiceEntry;
 
 /// The contents of the maps, as the kernel has them.
@@ -80,7 +80,8 @@ pub(crate) struct Strayed {
 pub(crate) fn strayed(bpffs_dir: &Path) -> Result<[Strayed; 2], KernelError> {
     let pins = Pins::at(bpffs_dir);
     let services = services(&pins)?;
-    let slots = services.slots(&Mapped::look("MAGLEV", &pins.map("MAGLEV"), limits::MAGLEV)?)?;
+    let size = 2 * dump::capacity(bpffs_dir, "MAGLEV")?;
+    let slots = services.slots(&Mapped::look("MAGLEV", &pins.map("MAGLEV"), size)?)?;
     let words = services.words(&Mapped::look("SERVED", &pins.map("SERVED"), limits::SERVED_BITS / 32)?)?;
     Ok([("MAGLEV", slots), ("SERVED", words)].map(|(map, (entries, astray))| Strayed {
         map,

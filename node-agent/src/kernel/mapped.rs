@@ -58,6 +58,11 @@ impl Mapped {
         Ok(Self { name, pin: pin.to_owned(), map, words, protection, window: Mutex::new(window) })
     }
 
+    /// How many there are.
+    pub(super) fn words(&self) -> u32 {
+        self.words
+    }
+
     /// A word; beyond the end: 0.
     pub(super) fn get(&self, at: u32) -> Result<u32, KernelError> {
         if at >= self.words {
@@ -85,7 +90,11 @@ impl Mapped {
 }
 
 /// A pinned array of numbers of 64 bits that are only ever added to, small enough to be mapped whole.
-pub(super) struct Counters(Window);
+pub(super) struct Counters {
+    window: Window,
+    /// What each is to be, as far as only this process adds to it.
+    noted: Box<[AtomicU64]>,
+}
 
 // SAFETY: nothing but atomic numbers, and the mapping never changes.
 unsafe impl Sync for Counters {}
@@ -93,19 +102,43 @@ unsafe impl Sync for Counters {}
 impl Counters {
     /// Maps an array of so many numbers.
     pub(super) fn open(pin: &Path, numbers: u32) -> Result<Self, KernelError> {
+        Self::open_for(pin, numbers, libc::PROT_READ | libc::PROT_WRITE)
+    }
+
+    /// The same to be read only: whoever adds to it is ended.
+    pub(super) fn look(pin: &Path, numbers: u32) -> Result<Self, KernelError> {
+        Self::open_for(pin, numbers, libc::PROT_READ)
+    }
+
+    fn open_for(pin: &Path, numbers: u32, protection: libc::c_int) -> Result<Self, KernelError> {
         let error = |source| KernelError::path("memory of map", pin, source);
         let map = sys::open_pinned(pin).map_err(error)?;
-        let window = Window::of(&map, 0, 2 * numbers, libc::PROT_READ | libc::PROT_WRITE);
-        window.map(Self).map_err(error)
+        let window = Window::of(&map, 0, 2 * numbers, protection).map_err(error)?;
+        let mut counters = Self { window, noted: Box::default() };
+        let now = |at| counters.number(at).map_or(0, |number| number.load(Ordering::SeqCst));
+        counters.noted = (0..numbers).map(|at| AtomicU64::new(now(at))).collect();
+        Ok(counters)
+    }
+
+    /// What each was when this was opened, and what was added to it since by [`Self::increment`].
+    pub(super) fn noted(&self) -> Vec<u64> {
+        self.noted.iter().map(|number| number.load(Ordering::SeqCst)).collect()
     }
 
     /// Adds one; beyond the end there is nothing to add to.
     pub(super) fn increment(&self, at: u32) {
-        if at < self.0.words / 2 {
-            // SAFETY: within the mapping, which lives as long as `self`; aligned, as mappings begin at a page.
-            let number = unsafe { self.0.base.cast::<AtomicU64>().add(at as usize).as_ref() };
+        if let Some(number) = self.number(at) {
             number.fetch_add(1, Ordering::SeqCst);
         }
+        if let Some(noted) = self.noted.get(at as usize) {
+            noted.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    fn number(&self, at: u32) -> Option<&AtomicU64> {
+        let is_there = at < self.window.words / 2;
+        // SAFETY: within the mapping, which lives as long as `self`; aligned, as mappings begin at a page.
+        is_there.then(|| unsafe { self.window.base.cast::<AtomicU64>().add(at as usize).as_ref() })
     }
 }
 

@@ -12,6 +12,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use aya::Pod;
 use aya::maps::{HashMap, Map, MapData, MapError};
 use ebpf_shared::service::ReverseValue;
 use ebpf_shared::{Addr, ConnEntry, ConnKey, ReverseKey, SockAddr};
@@ -85,6 +86,7 @@ impl Kernel {
         let path = self.pins.old_map("CONNTRACK");
         let all = match migration.from {
             2 => connections_2(&path),
+            3 => connections_3(&path),
             // Too old: connections begin anew.
             _ => Ok(Vec::new()),
         };
@@ -100,11 +102,12 @@ impl Kernel {
         Ok(())
     }
 
-    /// Whom sockets believe to talk to. Which backend it is, is not known: its removal does not end the connection.
+    /// Whom sockets believe to talk to.
     fn copy_sockets(&mut self, from: u32) -> Result<(), KernelError> {
         let path = self.pins.old_map("REVERSE");
         let all = match from {
             2 => sockets_2(&path),
+            3 => sockets_3(&path),
             _ => Ok(Vec::new()),
         };
         let error = |source| KernelError::Map { name: "REVERSE", source };
@@ -114,7 +117,7 @@ impl Kernel {
         let mut table = HashTable::new("REVERSE", map);
         for (key, believed) in all.map_err(error)? {
             if table.get(&key)?.is_none() {
-                table.upsert(key, ReverseValue { believed, ..ReverseValue::default() })?;
+                table.upsert(key, believed)?;
             }
         }
         Ok(())
@@ -126,10 +129,15 @@ type Raw<const K: usize, const V: usize> = ([u8; K], [u8; V]);
 
 /// All entries of a map as bytes; none if the map is not there.
 fn raw<const K: usize, const V: usize>(path: &Path) -> Result<Vec<Raw<K, V>>, MapError> {
+    typed(path)
+}
+
+/// The same of a map that is as it is now.
+fn typed<K: Pod, V: Pod>(path: &Path) -> Result<Vec<(K, V)>, MapError> {
     if !path.exists() {
         return Ok(Vec::new());
     }
-    let map: HashMap<MapData, [u8; K], [u8; V]> = Map::LruHashMap(MapData::from_pin(path)?).try_into()?;
+    let map: HashMap<MapData, K, V> = Map::LruHashMap(MapData::from_pin(path)?).try_into()?;
     let mut entries = Vec::new();
     for entry in map.iter().take(MOST) {
         match entry {
@@ -191,8 +199,23 @@ fn connection(value: &[u8; 32]) -> ConnEntry {
     }
 }
 
-fn sockets_2(path: &Path) -> Result<Vec<(ReverseKey, SockAddr)>, MapError> {
+fn sockets_2(path: &Path) -> Result<Vec<(ReverseKey, ReverseValue)>, MapError> {
     let at = |bytes: &[u8], at: usize| SockAddr::new(addr_at(bytes, at), u16_at(bytes, at + 16));
     let all = raw::<32, 20>(path)?.into_iter();
-    Ok(all.map(|(key, value)| (ReverseKey::new(u64_at(&key, 0), at(&key, 8)), at(&value, 0))).collect())
+    // Which backend it is, is not known: its removal does not end the connection.
+    let value = |value: &[u8; 20]| ReverseValue { believed: at(value, 0), ..ReverseValue::default() };
+    Ok(all.map(|(key, told)| (ReverseKey::new(u64_at(&key, 0), at(&key, 8)), value(&told))).collect())
+}
+
+/// Format 3: what connections and sockets are known by has not changed since.
+fn connections_3(path: &Path) -> Result<Vec<(ConnKey, ConnEntry)>, MapError> {
+    // Never the stamp that holds: it is judged at its next packet.
+    let anew = |entry| ConnEntry { stamp: u64::MAX, ..entry };
+    Ok(typed(path)?.into_iter().map(|(key, entry)| (key, anew(entry))).collect())
+}
+
+fn sockets_3(path: &Path) -> Result<Vec<(ReverseKey, ReverseValue)>, MapError> {
+    // Numbers of backends are given out anew: its removal does not end the connection.
+    let unnumbered = |value| ReverseValue { backend: 0, ..value };
+    Ok(typed(path)?.into_iter().map(|(key, value)| (key, unnumbered(value))).collect())
 }

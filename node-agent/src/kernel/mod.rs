@@ -71,7 +71,7 @@ use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use ebpf_shared::{Direction, Metric, Reason, limits};
 
 pub use self::around::Around;
-pub(crate) use self::around::{bare, misshapen};
+pub(crate) use self::around::{bare, miscounted, misshapen};
 pub use self::connected::Connections;
 pub use self::endpoints::Endpoints;
 pub use self::error::KernelError;
@@ -100,7 +100,7 @@ use self::services::ServiceTables;
 use crate::reset::Resetter;
 use ebpf_shared::nat::{NatKey, NatValue, NodeConfig};
 use ebpf_shared::overlay::Hop;
-use ebpf_shared::{CapturedKey, ConnEntry, ConnKey, Netns, PeerKey, Proxy, RuleValue, Sides};
+use ebpf_shared::{CapturedKey, ConnEntry, ConnKey, Netns, PeerKey, Proxy, RuleValue, Sides, Unnamed};
 use ipnet::IpNet;
 
 /// The loaded programs and their maps.
@@ -114,7 +114,7 @@ pub struct Kernel {
     /// For looking; written by the loader and the programs only.
     pub conntrack: HashTable<ConnKey, ConnEntry>,
     host: HostTables,
-    classes: HashTable<u32, Sides>,
+    classes: HashTable<u32, Unnamed>,
     peers: HashTable<PeerKey, Sides>,
     rules: TrieTable<RulePrefix, RuleValue>,
     epochs: Arc<Epochs>,
@@ -197,7 +197,7 @@ impl Kernel {
             backends: HashTable::new("BACKENDS", take(&mut programs, "BACKENDS")?),
             sources: TrieTable::new("SOURCES", take(&mut programs, "SOURCES")?),
             answerers: HashTable::new("ANSWERERS", take(&mut programs, "ANSWERERS")?),
-            maglev: Mapped::open("MAGLEV", &pins.map("MAGLEV"), limits::MAGLEV)?,
+            maglev: Mapped::open("MAGLEV", &pins.map("MAGLEV"), 2 * size(&pins, "MAGLEV")?)?,
             served: Mapped::open("SERVED", &pins.map("SERVED"), limits::SERVED_BITS / 32)?,
             epoch: Counters::open(&pins.map("BACKEND_EPOCH"), 2)?,
         })?;
@@ -340,12 +340,7 @@ impl Kernel {
 
     /// How many entries fit into the maps that the agent writes, by name.
     pub fn sizes(&self) -> Result<BTreeMap<&'static str, u32>, KernelError> {
-        let size = |name: &'static str| {
-            let error = |source| KernelError::Map { name, source };
-            let map = MapData::from_pin(self.pins.map(name)).map_err(error)?;
-            Ok((name, map.info().map_err(error)?.max_entries()))
-        };
-        WRITTEN.into_iter().map(size).collect()
+        WRITTEN.into_iter().map(|name| Ok((name, size(&self.pins, name)?))).collect()
     }
 
     /// Forgets all connections of a pod's interface.
@@ -473,8 +468,9 @@ const TC_ACT_SHOT: u32 = 2;
 const TC_ACT_REDIRECT: u32 = 7;
 
 /// Maps that the agent writes entry by entry.
-const WRITTEN: [&str; 11] = [
+const WRITTEN: [&str; 12] = [
     "HOSTS",
+    "LINGERING",
     "CIDRS",
     "ENDPOINTS",
     "CLASSES",
@@ -486,6 +482,13 @@ const WRITTEN: [&str; 11] = [
     "NETNS",
     "CAPTURED",
 ];
+
+/// How many entries fit into a map.
+fn size(pins: &Pins, name: &'static str) -> Result<u32, KernelError> {
+    let error = |source| KernelError::Map { name, source };
+    let map = MapData::from_pin(pins.map(name)).map_err(error)?;
+    Ok(map.info().map_err(error)?.max_entries())
+}
 
 /// Takes a map out of the object, as the type that its owner wants.
 fn take<T>(programs: &mut Ebpf, name: &'static str) -> Result<T, KernelError>

@@ -40,24 +40,22 @@ impl Nodes {
         Ok(all)
     }
 
-    /// Makes the map hold these and nothing else: what is new first.
+    /// Makes the map hold these and nothing else: what is new first, and what found no room once more when the rest is gone.
     ///
     /// # Errors
-    /// The kernel refused.
+    /// The kernel refused: all that it did not refuse is written.
     pub fn set(&mut self, wanted: &BTreeMap<IpNet, Hop>) -> Result<(), KernelError> {
         let held = self.dump()?;
-        for (net, hop) in wanted {
-            if held.get(net) != Some(hop) {
-                self.map.insert(&key(net), hop, 0).map_err(error)?;
-            }
-        }
+        let mut new: Vec<_> = wanted.iter().filter(|(net, hop)| held.get(net) != Some(hop)).collect();
+        new.retain(|(net, hop)| self.map.insert(&key(net), *hop, 0).is_err());
         for net in held.keys().filter(|net| !wanted.contains_key(net)) {
             match self.map.remove(&key(net)) {
                 Ok(()) | Err(MapError::KeyNotFound) => {}
                 Err(source) => return Err(error(source)),
             }
         }
-        Ok(())
+        let again = new.into_iter().map(|(net, hop)| self.map.insert(&key(net), hop, 0).map_err(error));
+        again.fold(Ok(()), Result::and)
     }
 }
 

@@ -134,7 +134,7 @@ impl Services {
     pub(super) fn recover(tables: ServiceTables) -> Result<Self, KernelError> {
         let ServiceTables { services, mut backends, mut sources, mut answerers, maglev, served, epoch } =
             tables;
-        let mut slots = Slab::new(limits::MAGLEV);
+        let mut slots = Slab::new(maglev.words());
         let (values, all_backends, all_sources) = (services.dump()?, backends.dump()?, sources.dump()?);
         // Of those that are not taken over as well: they are in the kernel until they are written anew.
         let ids = values.values().map(|value| value.id).collect();
@@ -285,6 +285,11 @@ impl Services {
         Ok(())
     }
 
+    /// What the counter of removed backends is to be. (The programs have one beside it.)
+    pub(super) fn epochs_noted(&self) -> Vec<u64> {
+        self.epoch.noted().into_iter().take(1).collect()
+    }
+
     /// Has the programs look at packets to an address of this node: answers to translated packets go there.
     pub(super) fn watch(&self, addr: &Addr) -> Result<(), KernelError> {
         self.mark(address_bit(addr))
@@ -315,7 +320,7 @@ impl Services {
     /// Slots that a service may have: all that it should, until a quarter is taken; then less, so that there are some
     /// for a hundred thousand services of two backends, and not great tables for the first 16,000 alone.
     fn most_slots(&self, backends: usize) -> u32 {
-        if self.slots.left() > limits::MAGLEV / 4 * 3 {
+        if self.slots.left() > self.maglev.words() / 4 * 3 {
             return u32::MAX;
         }
         let few = u32::try_from(backends).unwrap_or(u32::MAX).saturating_mul(FEW_SLOTS_PER_BACKEND);

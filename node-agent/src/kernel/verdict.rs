@@ -40,8 +40,8 @@ impl PolicyMaps for Policy {
         self.epoch
     }
 
-    fn class(&self, class: u32) -> Option<Sides> {
-        self.classes.get(&class).map(|entry| entry.own)
+    fn unnamed(&self, key: &PeerKey) -> Option<Sides> {
+        self.classes.get(&key.class).map(|entry| *entry.own.of(key.identity))
     }
 
     fn peer(&self, key: &PeerKey) -> Option<Sides> {

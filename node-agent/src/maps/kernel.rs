@@ -41,6 +41,14 @@ impl KernelMaps {
         &self.kernel
     }
 
+    /// Why the last write was refused.
+    fn reason(&self, error: &KernelError) -> String {
+        match self.full {
+            Some(map) => format!("kernel map {map} is full ({})", causes(error)),
+            None => causes(error),
+        }
+    }
+
     fn reset(&self, gone: Vec<Gone>) {
         if let Some(resets) = self.resets.as_ref().filter(|_| !gone.is_empty()) {
             // Its thread ends with the process only.
@@ -116,11 +124,7 @@ impl Maps for KernelMaps {
         for (place, op) in ops.iter().enumerate() {
             if let Err(error) = self.write(op) {
                 self.full = error.full();
-                let reason = match self.full {
-                    Some(map) => format!("kernel map {map} is full ({})", causes(&error)),
-                    None => causes(&error),
-                };
-                return Err((place, MapError { what: describe(op), reason }));
+                return Err((place, MapError { what: describe(op), reason: self.reason(&error) }));
             }
         }
         self.full = None;
@@ -177,11 +181,12 @@ impl Maps for KernelMaps {
     }
 
     fn set_hops(&mut self, hops: &BTreeMap<IpNet, Hop>) -> Result<(), MapError> {
-        let refused = |error: KernelError| MapError {
+        let written = self.kernel.set_hops(hops);
+        self.full = written.as_ref().err().and_then(KernelError::full);
+        written.map_err(|error| MapError {
             what: format!("writing {} ranges of nodes", hops.len()),
-            reason: causes(&error),
-        };
-        self.kernel.set_hops(hops).map_err(refused)
+            reason: self.reason(&error),
+        })
     }
 
     fn set_host(
@@ -190,11 +195,15 @@ impl Maps for KernelMaps {
         control: &BTreeSet<SocketAddr>,
     ) -> Result<(), MapError> {
         // What is never judged first.
-        let written = self.kernel.set_control(control).and_then(|()| self.kernel.set_locals(locals));
-        written.map_err(|error| MapError {
-            what: format!("writing {} addresses of this node", locals.len()),
-            reason: causes(&error),
-        })
+        let (what, written) = match self.kernel.set_control(control) {
+            Ok(()) => {
+                (format!("writing {} addresses of this node", locals.len()), self.kernel.set_locals(locals))
+            }
+            // Further addresses are under policy only with all that is never judged; those that are gone, no more.
+            Err(error) => (format!("writing {} addresses of the control plane", control.len()), Err(error)),
+        };
+        self.full = written.as_ref().err().and_then(KernelError::full);
+        written.map_err(|error| MapError { what, reason: self.reason(&error) })
     }
 
     fn flow_kinds(&mut self) -> BTreeMap<FlowKind, Metric> {

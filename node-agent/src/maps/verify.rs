@@ -21,7 +21,7 @@ use crate::{
     kernel::{
         Around, Cidr, KernelError, RulePrefix, bare,
         dump::{self, Entry, plain},
-        misshapen, service_flags, strayed,
+        miscounted, misshapen, service_flags, strayed,
     },
 };
 
@@ -100,6 +100,14 @@ pub fn verify_around(bpffs: &Path, desired: &Desired, around: &Around) -> Result
             wanted: wanted.to_string(),
         });
         Verified { map: strayed.map, entries: strayed.entries, differences: differences.collect() }
+    }));
+    verified.extend(miscounted(bpffs, around)?.into_iter().map(|(map, entries, wrong)| {
+        let of = |(at, found, wanted): (u32, u64, u64)| Difference {
+            key: format!("counter {at}"),
+            found: found.to_string(),
+            wanted: wanted.to_string(),
+        };
+        Verified { map, entries, differences: wrong.into_iter().map(of).collect() }
     }));
     verified.sort_by_key(|verified| verified.map);
     Ok(verified)
@@ -255,7 +263,7 @@ fn wrong(map: &str, entry: &Entry) -> Option<String> {
 
 /// What is to be there of services, by their addresses instead of their numbers.
 fn services(desired: &Desired) -> BTreeMap<&'static str, Entries> {
-    let [mut services, mut backends, mut sources] = [const { Entries::new() }; 3];
+    let [mut services, mut backends, mut sources, mut answerers] = [const { Entries::new() }; 4];
     let put = |entries: &mut Entries, key: dump::Fields, value: dump::Fields| {
         let entry = Entry { key, value };
         entries.insert(entry.key_text(), entry);
@@ -274,6 +282,9 @@ fn services(desired: &Desired) -> BTreeMap<&'static str, Entries> {
         for (at, served) in &service.backends {
             let flags = flag(served.chosen, Backend::CHOSEN) | flag(served.here, Backend::HERE);
             let key = vec![("service", json!(name)), ("backend", json!(at.to_string()))];
+            if service.direct && served.here {
+                put(&mut answerers, key.clone(), Vec::new());
+            }
             put(&mut backends, key, vec![("weight", json!(served.weight)), ("flags", json!(flags))]);
         }
         for net in &service.sources {
@@ -281,7 +292,12 @@ fn services(desired: &Desired) -> BTreeMap<&'static str, Entries> {
             put(&mut sources, key, Vec::new());
         }
     }
-    BTreeMap::from([("SERVICES", services), ("BACKENDS", backends), ("SOURCES", sources)])
+    BTreeMap::from([
+        ("SERVICES", services),
+        ("BACKENDS", backends),
+        ("SOURCES", sources),
+        ("ANSWERERS", answerers),
+    ])
 }
 
 /// The addresses of services, by their numbers.
@@ -314,6 +330,10 @@ fn named(map: &str, found: &Entries, names: &BTreeMap<String, String>) -> Entrie
             value: pick(&entry.value, &["weight", "flags"]),
         },
         "LOCALS" => Entry { key: entry.key.clone(), value: Vec::new() },
+        "ANSWERERS" => Entry {
+            key: vec![owner(&field(&entry.key, "service_id")), ("backend", field(&entry.key, "backend"))],
+            value: Vec::new(),
+        },
         "SOURCES" => Entry {
             key: vec![owner(&field(&entry.key, "service_id")), ("from", field(&entry.key, "from"))],
             value: Vec::new(),

@@ -1,5 +1,6 @@
 //! Wire to value, for each of the agent's types. PURE. What can't be read is refused, never widened.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
@@ -10,10 +11,12 @@ use ebpf_shared::{
 use ipnet::{IpNet, Ipv6Net};
 use mesh_model::{
     identity::{FIRST_IDENTITY, MAX_IDENTITY, SpiffeId, TrustDomain},
+    limits::{MAX_CLASS_PEERS, MAX_CLASS_RULES},
     policy::NamePattern,
     records::Tunnel,
     resource::NamespacedName,
 };
+use mesh_tls::jwt::{JwtPublicKey, MAX_JWT_KEYS};
 use thiserror::Error;
 use xds_proto::isthmus::agent::v1 as wire;
 
@@ -23,8 +26,6 @@ use super::resources::{
 use super::services::host_port;
 use crate::config::{dns_label, dns_name};
 
-/// Most rules of one class: each becomes at most 30 entries of the kernel's trie.
-const MAX_RULES: usize = 16_384;
 /// Most ports of a service, captured ports of a workload, addresses of anything.
 pub(super) const MAX_LIST: usize = 1_024;
 /// Revoked registrations of one trust domain: what a control plane remembers at most.
@@ -192,7 +193,7 @@ fn readiness(resource: &str, message: wire::Readiness) -> Result<Readiness, Pars
 }
 
 pub(super) fn class(resource: &str, message: wire::PolicyClass) -> Result<Class, ParseError> {
-    at_most(resource, "rules", &message.rules, MAX_RULES)?;
+    class_fits(resource, &message.rules)?;
     if message.id != 0 && message.id.to_string() != resource {
         return Err(bad(resource, "id", message.id, "expected the number that is its name"));
     }
@@ -206,6 +207,29 @@ pub(super) fn class(resource: &str, message: wire::PolicyClass) -> Result<Class,
     })
 }
 
+/// A rule of several peers counts for each of them.
+fn class_fits(resource: &str, rules: &[wire::PolicyRule]) -> Result<(), ParseError> {
+    let peers = |rule: &wire::PolicyRule| rule.identities.len() + rule.cidrs.len();
+    let count: usize = rules.iter().map(|rule| peers(rule).max(1)).sum();
+    if count > MAX_CLASS_RULES {
+        let (resource, field) = (resource.to_owned(), "rules");
+        return Err(ParseError::TooMany { resource, field, count, max: MAX_CLASS_RULES });
+    }
+    if count <= MAX_CLASS_PEERS {
+        return Ok(());
+    }
+    let identities = rules.iter().flat_map(|rule| rule.identities.iter().chain([&rule.identity]));
+    let identities: BTreeSet<u32> = identities.copied().filter(|identity| *identity != 0).collect();
+    let cidrs = rules.iter().flat_map(|rule| rule.cidrs.iter().chain([&rule.cidr]));
+    let cidrs: BTreeSet<&str> = cidrs.map(String::as_str).filter(|cidr| !cidr.is_empty()).collect();
+    let count = identities.len() + cidrs.len();
+    if count > MAX_CLASS_PEERS {
+        let (resource, field) = (resource.to_owned(), "peers of rules");
+        return Err(ParseError::TooMany { resource, field, count, max: MAX_CLASS_PEERS });
+    }
+    Ok(())
+}
+
 fn rule(resource: &str, message: wire::PolicyRule) -> Result<Rule, ParseError> {
     let direction = match wire::Direction::try_from(message.direction) {
         Ok(wire::Direction::Ingress) => Direction::Ingress,
@@ -214,11 +238,13 @@ fn rule(resource: &str, message: wire::PolicyRule) -> Result<Rule, ParseError> {
             return Err(bad(resource, "rules.direction", message.direction, "expected INGRESS or EGRESS"));
         }
     };
-    let allow = match wire::Action::try_from(message.action) {
-        Ok(wire::Action::Allow | wire::Action::QualifiedAllow) => true,
-        Ok(wire::Action::Deny | wire::Action::QualifiedDeny) => false,
+    let (allow, is_group) = match wire::Action::try_from(message.action) {
+        Ok(wire::Action::Allow | wire::Action::QualifiedAllow) => (true, false),
+        Ok(wire::Action::Deny | wire::Action::QualifiedDeny) => (false, false),
+        Ok(wire::Action::GroupAllow) => (true, true),
+        Ok(wire::Action::GroupDeny) => (false, true),
         Err(_) => {
-            let wanted = "expected DENY, ALLOW, QUALIFIED_DENY or QUALIFIED_ALLOW";
+            let wanted = "expected an action of isthmus.agent.v1 that this agent knows";
             return Err(bad(resource, "rules.action", message.action, wanted));
         }
     };
@@ -228,7 +254,7 @@ fn rule(resource: &str, message: wire::PolicyRule) -> Result<Rule, ParseError> {
         direction,
         allow,
         audit: message.audit,
-        peer: peer(resource, &message)?,
+        peer: if is_group { group(resource, &message)? } else { peer(resource, &message)? },
         protocol,
         ports: if message.icmp_type == 0 && message.icmp_code == 0 {
             ports(resource, &message)?
@@ -273,7 +299,39 @@ fn pattern(
     }
 }
 
+/// Several peers. Of none, a rule would be about whoever to those who read it as another action.
+fn group(resource: &str, message: &wire::PolicyRule) -> Result<Peer, ParseError> {
+    let is_alone = message.identity == 0
+        && message.cidr.is_empty()
+        && message.entity == 0
+        && message.name.is_none()
+        && message.identities.is_empty() != message.cidrs.is_empty();
+    if !is_alone {
+        let wanted = "expected identities or cidrs, and no other peer, of the actions of groups";
+        return Err(bad(resource, "rules.identities", message.identities.len(), wanted));
+    }
+    if message.cidrs.is_empty() {
+        let identities = message.identities.iter().map(|number| identity(resource, *number));
+        return Ok(Peer::Identities(identities.collect::<Result<_, _>>()?));
+    }
+    let cidrs = message.cidrs.iter().filter_map(|text| outside(resource, "rules.cidrs", text).transpose());
+    Ok(Peer::Cidrs(cidrs.collect::<Result<_, _>>()?))
+}
+
+/// `None`: nobody, see [`Peer::Nobody`].
+fn outside(resource: &str, field: &'static str, text: &str) -> Result<Option<IpNet>, ParseError> {
+    match text.parse::<IpNet>() {
+        Ok(IpNet::V6(net)) if is_mapped(&net) => Ok(None),
+        Ok(net) => Ok(Some(net.trunc())),
+        Err(_) => Err(bad(resource, field, text, "expected a CIDR")),
+    }
+}
+
 fn peer(resource: &str, message: &wire::PolicyRule) -> Result<Peer, ParseError> {
+    if !message.identities.is_empty() || !message.cidrs.is_empty() {
+        let wanted = "but the action is not one of those of groups";
+        return Err(bad(resource, "rules.action", message.action, wanted));
+    }
     if let Some(name) = &message.name {
         let is_alone = message.identity == 0 && message.cidr.is_empty() && message.entity == 0;
         if !is_alone || message.direction != wire::Direction::Egress as i32 {
@@ -292,8 +350,9 @@ fn peer(resource: &str, message: &wire::PolicyRule) -> Result<Peer, ParseError> 
         wire::Entity::RemoteNode => Some(Entity::RemoteNode),
         wire::Entity::Health => Some(Entity::Health),
         wire::Entity::Unmanaged => Some(Entity::Unmanaged),
+        wire::Entity::Mesh => Some(Entity::Workloads),
         // Which identities these are, only the control plane knows: it names them.
-        wire::Entity::Cluster | wire::Entity::Mesh | wire::Entity::Gateways => {
+        wire::Entity::Cluster | wire::Entity::Gateways => {
             return Err(bad(resource, "rules.entity", entity.as_str_name(), wanted));
         }
     };
@@ -301,11 +360,7 @@ fn peer(resource: &str, message: &wire::PolicyRule) -> Result<Peer, ParseError> 
         (0, "", None) => Ok(Peer::Any),
         (number, "", None) => Ok(Peer::Identity(identity(resource, number)?)),
         (0, "", Some(entity)) => Ok(Peer::Entity(entity)),
-        (0, cidr, None) => match cidr.parse::<IpNet>() {
-            Ok(IpNet::V6(net)) if is_mapped(&net) => Ok(Peer::Nobody),
-            Ok(net) => Ok(Peer::Cidr(net.trunc())),
-            Err(_) => Err(bad(resource, "rules.cidr", cidr, "expected a CIDR")),
-        },
+        (0, cidr, None) => Ok(outside(resource, "rules.cidr", cidr)?.map_or(Peer::Nobody, Peer::Cidr)),
         (_, cidr, None) => Err(bad(resource, "rules.cidr", cidr, "but identity is set as well")),
         (_, _, Some(_)) => {
             Err(bad(resource, "rules.entity", message.entity, "but another peer is set as well"))
@@ -360,7 +415,13 @@ fn icmp(resource: &str, message: &wire::PolicyRule, protocol: u8) -> Result<(u16
 
 pub(super) fn bundle(resource: &str, message: wire::TrustBundle) -> Result<Bundle, ParseError> {
     at_most(resource, "revoked", &message.revoked, MAX_REVOKED)?;
+    at_most(resource, "jwt_keys", &message.jwt_keys, MAX_JWT_KEYS)?;
     let domain = trust_domain(resource)?;
+    let jwt_keys = message.jwt_keys.iter().map(|point| {
+        JwtPublicKey::from_point(point)
+            .map_err(|error| bad(resource, "jwt_keys", error, "expected points of P-256"))
+    });
+    let jwt_keys = jwt_keys.collect::<Result<Vec<_>, _>>()?;
     let roots: Vec<_> = message.roots.iter().cloned().map(mesh_tls::CertificateDer::from).collect();
     mesh_tls::TrustBundles::new()
         .insert(domain, roots)
@@ -370,6 +431,7 @@ pub(super) fn bundle(resource: &str, message: wire::TrustBundle) -> Result<Bundl
         generation: message.generation,
         active_root: message.active_root,
         revoked: message.revoked.into_iter().collect(),
+        jwt_keys,
     })
 }
 

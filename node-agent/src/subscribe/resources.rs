@@ -15,6 +15,7 @@ use mesh_model::{
     records::Tunnel,
     resource::NamespacedName,
 };
+use mesh_tls::jwt::JwtPublicKey;
 use xds_client::Update;
 use xds_proto::{isthmus::agent::v1 as wire, type_url};
 
@@ -140,8 +141,12 @@ pub enum L7 {
 pub enum Peer {
     Any,
     Identity(u32),
+    /// Any of them.
+    Identities(Box<[u32]>),
     /// An address outside the mesh.
     Cidr(IpNet),
+    /// An address outside the mesh, in any of them.
+    Cidrs(Box<[IpNet]>),
     Entity(Entity),
     /// Addresses outside the mesh that DNS has told a pod of this node for such a name.
     Name(NamePattern),
@@ -162,6 +167,8 @@ pub enum Entity {
     Health,
     /// Addresses of pods that nobody is known to have.
     Unmanaged,
+    /// Every workload of the mesh.
+    Workloads,
 }
 
 /// Another node, or this one.
@@ -205,6 +212,8 @@ pub struct Bundle {
     pub active_root: String,
     /// Registrations of nodes whose certificates are refused.
     pub revoked: BTreeSet<u64>,
+    /// That JWT-SVIDs are verified with.
+    pub jwt_keys: Vec<JwtPublicKey>,
 }
 
 impl Bundle {
@@ -479,10 +488,62 @@ pub(crate) mod tests {
             wire::PolicyRule { port: 80, end_port: 79, ..Default::default() },
             wire::PolicyRule { direction: 9, ..Default::default() },
             wire::PolicyRule { action: 9, ..Default::default() },
+            // Several peers: only of the actions that say so, of one kind, and never none.
+            wire::PolicyRule { action: 1, identities: vec![300], ..Default::default() },
+            wire::PolicyRule { action: 3, cidrs: vec!["10.0.0.0/8".into()], ..Default::default() },
+            wire::PolicyRule { action: 5, ..Default::default() },
+            wire::PolicyRule { action: 5, identity: 300, identities: vec![301], ..Default::default() },
+            wire::PolicyRule { action: 5, entity: 1, identities: vec![301], ..Default::default() },
+            wire::PolicyRule {
+                action: 5,
+                identities: vec![300],
+                cidrs: vec!["10.0.0.0/8".into()],
+                ..Default::default()
+            },
+            wire::PolicyRule { action: 4, identities: vec![300, 5], ..Default::default() },
+            wire::PolicyRule {
+                action: 4,
+                cidrs: vec!["10.0.0.0/8".into(), "x".into()],
+                ..Default::default()
+            },
+            wire::PolicyRule { entity: 4, action: 3, ..Default::default() },
         ] {
             let mut resources = Resources::default();
             assert!(resources.apply(&update(&[("1", class(rule.clone()))], &[])).is_err(), "{rule:?}");
         }
+    }
+
+    #[test]
+    fn a_class_is_refused_for_its_size_by_its_rules_for_each_peer_and_by_its_peers() {
+        use mesh_model::limits::{MAX_CLASS_PEERS, MAX_CLASS_RULES};
+        let most = u32::try_from(MAX_CLASS_PEERS).unwrap();
+        let group = |count: u32, port| wire::PolicyRule {
+            action: 5,
+            identities: (300..300 + count).collect(),
+            protocol: 6,
+            port,
+            ..Default::default()
+        };
+        let read = |rules: Vec<wire::PolicyRule>| {
+            let class = wire::PolicyClass { id: 1, rules, ..Default::default() };
+            Resources::default().apply(&update(&[("1", class)], &[])).map(drop).map_err(|e| e.to_string())
+        };
+        assert_eq!(read(vec![group(most, 80), group(most, 443)]), Ok(()));
+        let rules = read(vec![group(most, 80), group(most, 443), group(1, 53)]).unwrap_err();
+        assert!(
+            rules.contains("rules has 524289") && rules.contains(&MAX_CLASS_RULES.to_string()),
+            "{rules}"
+        );
+        let peers = read(vec![group(most + 3, 80)]).unwrap_err();
+        assert!(peers.contains("peers of rules has 262147"), "{peers}");
+    }
+
+    #[test]
+    fn a_nodes_kernel_has_room_for_what_the_control_plane_believes() {
+        use mesh_model::limits::{MAX_CLASS_PEERS, MAX_NODE_PEERS};
+        assert_eq!(MAX_NODE_PEERS, ebpf_shared::limits::PEERS as usize);
+        // A class lives beside its successor for a moment.
+        assert!(2 * MAX_CLASS_PEERS <= MAX_NODE_PEERS);
     }
 
     fn class_of(rule: wire::PolicyRule) -> wire::PolicyClass {

@@ -2,12 +2,14 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use ebpf_shared::{Direction, Metric, Reason};
+use ebpf_shared::{Direction, Metric, Reason, overlay::Hop};
+use ipnet::IpNet;
 use mesh_model::resource::NamespacedName;
 use node_agent::{
     desired::{Desired, Limits, MapOp, Pod, PodAddresses},
@@ -98,6 +100,18 @@ impl Maps for Mortal {
 
     fn attached(&mut self) -> Result<Vec<u32>, MapError> {
         self.with(Maps::attached)
+    }
+
+    fn set_hops(&mut self, hops: &BTreeMap<IpNet, Hop>) -> Result<(), MapError> {
+        self.with(|maps| maps.set_hops(hops))
+    }
+
+    fn set_host(
+        &mut self,
+        locals: &BTreeSet<IpAddr>,
+        control: &BTreeSet<SocketAddr>,
+    ) -> Result<(), MapError> {
+        self.with(|maps| maps.set_host(locals, control))
     }
 
     fn lost_events(&mut self) -> u64 {

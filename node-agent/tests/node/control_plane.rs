@@ -5,7 +5,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex},
-    time::{Duration, SystemTime},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use clustermesh::token::{JoinToken, Purpose};
@@ -14,6 +14,7 @@ use mesh_model::identity::{SpiffeId, TrustDomain};
 use mesh_tls::{
     ALPN_H2, ClientAuth, Identity, TrustBundles, certified, csr, fingerprint,
     issue::{Issuer, LEAF_TTL, Root},
+    jwt::JwtKey,
     server_config, shared_bundles, shared_identity,
 };
 use tokio::sync::watch;
@@ -44,6 +45,7 @@ pub struct State {
     pub domain: TrustDomain,
     root: Root,
     issuer: Issuer,
+    pub jwt_key: JwtKey,
     resources: Mutex<Resources>,
     /// The newest version of them.
     newest: watch::Sender<u64>,
@@ -69,6 +71,7 @@ impl State {
         let state = Self {
             root,
             issuer: key.certified(certificate).unwrap(),
+            jwt_key: JwtKey::generate().unwrap(),
             resources: Mutex::default(),
             newest: watch::Sender::new(0),
             declared: Mutex::default(),
@@ -80,10 +83,13 @@ impl State {
             domain: domain.clone(),
         };
         let roots = vec![state.root.certificate().to_vec()];
-        state.put(
-            domain.as_str(),
-            &agent::TrustBundle { trust_domain: domain.to_string(), roots, ..Default::default() },
-        );
+        let bundle = agent::TrustBundle {
+            trust_domain: domain.to_string(),
+            roots,
+            jwt_keys: vec![state.jwt_key.public().point().to_vec()],
+            ..Default::default()
+        };
+        state.put(domain.as_str(), &bundle);
         Arc::new(state)
     }
 
@@ -168,6 +174,7 @@ impl State {
             trust_domain: self.domain.to_string(),
             roots: vec![self.root.certificate().to_vec()],
             active_root: root_sha256.to_owned(),
+            jwt_keys: vec![self.jwt_key.public().point().to_vec()],
             ..Default::default()
         };
         self.put(self.domain.as_str(), &bundle);
@@ -290,6 +297,15 @@ impl certificates_server::Certificates for Fake {
         let request = request.into_inner();
         let id = SpiffeId::workload(&self.0.domain, &request.namespace, &request.workload);
         Ok(Response::new(SignWorkloadResponse { chain: self.0.sign(&request.csr, &id) }))
+    }
+
+    async fn sign_jwt(&self, request: Request<SignJwtRequest>) -> Result<Response<SignJwtResponse>, Status> {
+        let request = request.into_inner();
+        let id = SpiffeId::workload(&self.0.domain, &request.namespace, &request.workload);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let signed = self.0.jwt_key.sign(&id, &request.audiences, request.ttl_seconds.into(), now);
+        let (token, expires_unix) = signed.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        Ok(Response::new(SignJwtResponse { token, spiffe_id: id.to_string(), expires_unix }))
     }
 
     async fn renew_node(&self, _: Request<RenewNodeRequest>) -> Result<Response<RenewNodeResponse>, Status> {

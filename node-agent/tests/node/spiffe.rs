@@ -4,13 +4,19 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
 };
 
-use mesh_tls::{CertificateDer, Identity, PrivateKeyDer, certified, peer_spiffe_id};
-use tonic::{Request, Status, transport::Channel};
+use mesh_model::identity::SpiffeId;
+use mesh_tls::{
+    CertificateDer, Identity, PrivateKeyDer, certified,
+    jwt::{self, JwtKey},
+    peer_spiffe_id,
+};
+use tonic::{Code, Request, Status, transport::Channel};
 use xds_proto::spiffe::{
-    JwtsvidRequest, X509BundlesRequest, X509svidRequest, X509svidResponse,
-    spiffe_workload_api_client::SpiffeWorkloadApiClient,
+    JwtBundlesRequest, JwtsvidRequest, ValidateJwtsvidRequest, ValidateJwtsvidResponse, X509BundlesRequest,
+    X509svidRequest, X509svidResponse, spiffe_workload_api_client::SpiffeWorkloadApiClient,
 };
 
 use crate::{
@@ -60,10 +66,11 @@ fn asks(host: &Host<'_>, command: Command) -> String {
 }
 
 pub fn certificates_are_whose_they_are(host: &Host<'_>, state: &Arc<State>) {
-    let refused = "svid PermissionDenied; bundles PermissionDenied; bare InvalidArgument; jwt Unimplemented";
-    let given = |id: &str| {
-        format!("bundles spiffe://west.example; bare InvalidArgument; jwt Unimplemented; svid {id}")
-    };
+    tokens_that_are_none(host, state);
+    let refused = "svid PermissionDenied; bundles PermissionDenied; bare InvalidArgument; \
+                   jwt PermissionDenied PermissionDenied PermissionDenied";
+    let given =
+        |id: &str| format!("bundles spiffe://west.example; bare InvalidArgument; jwt {id}; svid {id}");
     // Each pod its own, by root and by others.
     for pod in ["pay", "web"] {
         let id = format!("spiffe://west.example/ns/shop/sa/{pod}");
@@ -93,6 +100,9 @@ pub fn certificates_are_whose_they_are(host: &Host<'_>, state: &Arc<State>) {
     });
     state.activate("");
     let output = waiting.wait_with_output().unwrap();
+    for name in ["foreign", "expired"] {
+        std::fs::remove_file(host.dir.join(format!("{name}.jwt"))).unwrap();
+    }
     let text = said(&output.stdout);
     let serials: Vec<_> = text.split("; ").filter_map(|line| line.split_once("serial ")).collect();
     assert!(serials.len() == 2 && serials[0].1 != serials[1].1, "{text}");
@@ -122,14 +132,89 @@ fn plays_a_client() {
         }
         let bare = client.fetch_x509svid(X509svidRequest {}).await.unwrap_err();
         println!("client: bare {:?}", bare.code());
-        let jwt = JwtsvidRequest { audience: vec!["a".into()], ..Default::default() };
-        let jwt = client.fetch_jwtsvid(with_header(jwt)).await.unwrap_err();
-        println!("client: jwt {:?}", jwt.code());
+        match svids {
+            Some(_) => println!("client: jwt {}", tokens(&mut client, Path::new(&socket)).await),
+            None => println!("client: jwt {}", no_tokens(&mut client).await),
+        }
         let Some(svids) = &mut svids else { return };
         for _ in 0..count {
             println!("client: svid {}", describe(svids.message().await.unwrap().unwrap()));
         }
     });
+}
+
+/// Tokens of the workload `pay`, as files beside the socket: signed by a key that nobody has told of, and past its time.
+fn tokens_that_are_none(host: &Host<'_>, state: &Arc<State>) {
+    let id = SpiffeId::parse("spiffe://west.example/ns/shop/sa/pay").unwrap();
+    let signed = |key: &JwtKey, now| key.sign(&id, &["bank"], 60, now).unwrap().0;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let foreign = signed(&JwtKey::generate().unwrap(), now);
+    for (name, token) in [("foreign", foreign), ("expired", signed(&state.jwt_key, now - 3_600))] {
+        std::fs::write(host.dir.join(format!("{name}.jwt")), token).unwrap();
+    }
+}
+
+/// What somebody is answered who is no workload.
+async fn no_tokens(client: &mut SpiffeWorkloadApiClient<Channel>) -> String {
+    let request = JwtsvidRequest { audience: vec!["bank".into()], ..Default::default() };
+    let svid = client.fetch_jwtsvid(with_header(request)).await.unwrap_err();
+    let bundles = client.fetch_jwt_bundles(with_header(JwtBundlesRequest {})).await.unwrap_err();
+    let valid = validated(client, "bank", "x").await.unwrap_err();
+    format!("{:?} {:?} {:?}", svid.code(), bundles.code(), valid.code())
+}
+
+/// Whose token the caller is given, after everything about it was looked at.
+async fn tokens(client: &mut SpiffeWorkloadApiClient<Channel>, socket: &Path) -> String {
+    let fetch = |audience: &[&str], spiffe_id: &str| {
+        let audience = audience.iter().map(|&text| text.to_owned()).collect();
+        with_header(JwtsvidRequest { audience, spiffe_id: spiffe_id.to_owned() })
+    };
+    let given = client.fetch_jwtsvid(fetch(&["bank", "shop"], "")).await.unwrap().into_inner();
+    let [svid] = &given.svids[..] else { panic!("{given:?}") };
+    let again = client.fetch_jwtsvid(fetch(&["bank", "shop"], &svid.spiffe_id)).await.unwrap().into_inner();
+    assert_eq!(again, given, "the same while it is young");
+    let stranger = "spiffe://west.example/ns/shop/sa/nobody";
+    for (request, code) in [
+        (fetch(&["bank"], stranger), Code::PermissionDenied),
+        (fetch(&[], ""), Code::InvalidArgument),
+        (fetch(&["a b"], ""), Code::InvalidArgument),
+        (fetch(&["a"; jwt::MAX_AUDIENCES + 1], ""), Code::InvalidArgument),
+    ] {
+        assert_eq!(client.fetch_jwtsvid(request).await.unwrap_err().code(), code);
+    }
+
+    let valid = validated(client, "bank", &svid.svid).await.unwrap();
+    assert_eq!(valid.spiffe_id, svid.spiffe_id);
+    let claims = valid.claims.unwrap().fields;
+    assert!(claims.contains_key("exp") && claims.contains_key("aud"), "{claims:?}");
+    let token = |name: &str| std::fs::read_to_string(socket.with_file_name(format!("{name}.jwt"))).unwrap();
+    for (audience, token, words) in [
+        ("other", svid.svid.clone(), "not meant for"),
+        ("bank", token("expired"), "expired"),
+        ("bank", token("foreign"), "its key"),
+        ("", svid.svid.clone(), "audience"),
+        ("bank", "x".repeat(jwt::MAX_TOKEN + 1), "more than"),
+    ] {
+        let refused = validated(client, audience, &token).await.unwrap_err();
+        assert!(refused.code() == Code::InvalidArgument && refused.message().contains(words), "{refused:?}");
+    }
+
+    // And by the keys alone, as somebody does who has no agent.
+    let mut bundles = client.fetch_jwt_bundles(with_header(JwtBundlesRequest {})).await.unwrap().into_inner();
+    let told = bundles.message().await.unwrap().unwrap().bundles;
+    let keys: serde_json::Value = serde_json::from_slice(&told["spiffe://west.example"]).unwrap();
+    let [key] = &keys["keys"].as_array().unwrap()[..] else { panic!("{keys}") };
+    assert!(key["kty"] == "EC" && key["crv"] == "P-256" && key.get("d").is_none(), "{key}");
+    svid.spiffe_id.clone()
+}
+
+async fn validated(
+    client: &mut SpiffeWorkloadApiClient<Channel>,
+    audience: &str,
+    svid: &str,
+) -> Result<ValidateJwtsvidResponse, Status> {
+    let request = ValidateJwtsvidRequest { audience: audience.to_owned(), svid: svid.to_owned() };
+    Ok(client.validate_jwtsvid(with_header(request)).await?.into_inner())
 }
 
 fn with_header<T>(message: T) -> Request<T> {

@@ -20,7 +20,7 @@ use node_agent::subscribe::{NodeRoute, Resources};
 use node_agent::tunnel::{self, DEVICE, Mode};
 
 use crate::support::policy::{DENY_INGRESS, Writer, defaults, rule};
-use crate::support::{Sandbox, run};
+use crate::support::{Sandbox, run, speak_at_once};
 
 /// The identity of the pod of each node, by the node's number.
 pub const IDENTITY: [u32; 3] = [0, 301, 302];
@@ -32,6 +32,7 @@ impl Place {
     pub fn new() -> Self {
         let made = std::thread::spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET).expect("root may");
+            speak_at_once();
             run(&["ip", "link", "set", "lo", "up"]);
             File::open("/proc/thread-self/ns/net").expect("proc is mounted")
         });
@@ -163,7 +164,6 @@ impl Node {
             for setting in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
                 std::fs::write(format!("/proc/sys/net/{setting}"), "1").expect("our own namespace");
             }
-            std::fs::write(format!("/proc/sys/net/ipv6/conf/{uplink}/accept_dad"), "0").expect("ours");
             run(&["ip", "link", "set", &uplink, "mtu", &underlay.mtu().to_string(), "up"]);
             let (v4, v6) = (underlay4(number), underlay6(number));
             if matches!(underlay, Underlay::Bridge(_)) {
@@ -329,7 +329,6 @@ pub fn mesh(sandbox: &Sandbox, mode: Mode, underlay: Underlay, pod_mtu: u32) -> 
         let (port, under) = (format!("port{number}"), format!("under{number}"));
         run(&["ip", "link", "add", &port, "type", "veth", "peer", "name", &under]);
         if let Some(mtu) = middle {
-            std::fs::write(format!("/proc/sys/net/ipv6/conf/{port}/accept_dad"), "0").expect("ours");
             run(&["ip", "link", "set", &port, "up"]);
             route_to(&port, number, mtu);
         } else {
@@ -400,9 +399,9 @@ fn exchange(
     let listener = server.run(|| TcpListener::bind(at).expect("free"));
     std::thread::scope(|scope| {
         let served = scope.spawn(move || serve(&listener, bytes));
-        let passed = client.run(|| ask(asked, bytes).is_ok());
+        let asked = client.run(|| ask(asked, bytes).inspect_err(|error| eprintln!("{asked}: {error}")));
         let caller = served.join().expect("no panic");
-        caller.filter(|_| passed)
+        caller.filter(|_| asked.is_ok())
     })
 }
 

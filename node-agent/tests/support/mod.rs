@@ -71,12 +71,20 @@ pub fn in_sandbox(test: impl FnOnce(&Sandbox) + Send + 'static) {
             .expect("needs root; set SKIP_PRIVILEGED=1 to do without these tests");
         mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
             .expect("a mount namespace of our own is ours to change");
+        speak_at_once();
         run(&["ip", "link", "set", "lo", "up"]);
         test(&Sandbox::make());
     });
     if let Err(panic) = thread.join() {
         std::panic::resume_unwind(panic);
     }
+}
+
+/// Interfaces of this thread's network namespace may use their link-local addresses as soon as they are up, as those that the
+/// agent makes: else they can't ask for their neighbours for the seconds that duplicates are looked for, and after three
+/// questions that it could not ask the kernel drops what waits for the answer.
+pub fn speak_at_once() {
+    fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0").expect("our own namespace");
 }
 
 /// Runs a command in this thread's namespaces.

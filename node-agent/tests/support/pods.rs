@@ -8,7 +8,7 @@ use ebpf_shared::Endpoint;
 use nix::sched::{CloneFlags, setns, unshare};
 use node_agent::kernel::Kernel;
 
-use super::run;
+use super::{run, speak_at_once};
 
 /// Has this thread's network namespace forward packets.
 pub fn forward() {
@@ -26,6 +26,7 @@ impl Netns {
     pub fn new() -> Self {
         let thread = std::thread::spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET).expect("root may");
+            speak_at_once();
             run(&["ip", "link", "set", "lo", "up"]);
             File::open("/proc/thread-self/ns/net").expect("proc is mounted")
         });

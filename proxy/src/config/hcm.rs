@@ -12,7 +12,7 @@ pub(super) use super::protocol::http2;
 use super::{
     edge::{self, Edge},
     error::Path,
-    filters::{self, HttpFilter, Manager},
+    filters::{self, HttpFilter},
     protocol, route,
     wire::{Result, bool_or, refuse, source, timeout_or, u32_or},
 };
@@ -206,8 +206,7 @@ pub(super) fn convert(path: &Path<'_>, wire: WireHcm) -> Result<HttpManager> {
         return Err(path.field("stream_error_on_invalid_http_message").unsupported());
     }
     let uses_remote_address = bool_or(&use_remote_address, false);
-    let filters =
-        filters::convert(&path.field("http_filters"), http_filters, Manager { uses_remote_address })?;
+    let filters = filters::convert(&path.field("http_filters"), http_filters)?;
     let common = protocol::common(&path.field("common_http_protocol_options"), common_http_protocol_options)?;
     let http1 = protocol::http1(&path.field("http_protocol_options"), http_protocol_options)?;
     let time = |field: &str, wire, default| timeout_or(&path.field(field), wire, default);

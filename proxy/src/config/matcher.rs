@@ -132,7 +132,7 @@ pub enum TextMatch {
     Contains(String),
     /// Matches as a whole.
     Regex(FullRegex),
-    /// A decimal number from the first to below the second.
+    /// Is a whole number from the first, and below the second.
     Range(i64, i64),
 }
 
@@ -160,6 +160,13 @@ impl Text {
     }
 }
 
+impl Text {
+    /// Whether the pattern is exactly this text.
+    pub fn is_exactly(&self, text: &str) -> bool {
+        matches!(&self.pattern, TextMatch::Exact(pattern) if pattern == text)
+    }
+}
+
 impl TextMatch {
     fn matches(&self, text: &str) -> bool {
         match self {
@@ -168,7 +175,7 @@ impl TextMatch {
             Self::Suffix(pattern) => text.ends_with(pattern.as_str()),
             Self::Contains(pattern) => text.contains(pattern.as_str()),
             Self::Regex(regex) => regex.is_match(text),
-            Self::Range(from, to) => text.parse().is_ok_and(|number| (*from..*to).contains(&number)),
+            Self::Range(first, end) => text.parse().is_ok_and(|number: i64| (*first..*end).contains(&number)),
         }
     }
 }

@@ -1,42 +1,43 @@
-//! The RBAC filters, for connections and for requests: `rules` and `shadow_rules` with ALLOW and DENY.
-//!
-//! Permissions: `and_rules`, `or_rules`, `not_rule`, `any`, `destination_ip`, `destination_port`,
-//! `destination_port_range`, `requested_server_name`. Principals: `and_ids`, `or_ids`, `not_id`, `any`, `authenticated`,
-//! `direct_remote_ip`, `source_ip`, `remote_ip`. Both, for requests only: `header`, `url_path`.
+//! The RBAC filters, for connections and for requests: `rules` and `shadow_rules` with ALLOW, DENY and LOG. Conditions on
+//! requests and metadata are refused in filters for connections, which have neither.
 
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use xds_proto::envoy::{
     config::{
-        core::v3::CidrRange,
+        core::v3::{CidrRange, TypedExtensionConfig},
         rbac::v3::{
-            Permission, Policy as WirePolicy, Principal, Rbac as WireRules, permission,
+            MetadataSource, Permission, Policy as WirePolicy, Principal, Rbac as WireRules, SourcedMetadata,
+            permission,
             principal::{Authenticated, Identifier},
         },
     },
-    extensions::filters::{http::rbac::v3::Rbac as HttpRbac, network::rbac::v3::Rbac as NetworkRbac},
+    extensions::{
+        filters::{http::rbac::v3::Rbac as HttpRbac, network::rbac::v3::Rbac as NetworkRbac},
+        rbac::principals::mtls_authenticated::v3::Config as MtlsAuthenticated,
+        transport_sockets::tls::v3::{SubjectAltNameMatcher, subject_alt_name_matcher::SanType},
+    },
     r#type::{
-        matcher::v3::{PathMatcher, path_matcher},
+        matcher::v3::{FilterStateMatcher, MetadataMatcher, PathMatcher, filter_state_matcher, path_matcher},
         v3::Int32Range,
     },
 };
 
 use super::{
     error::Path,
-    matcher, route,
-    wire::{Result, refuse, u32_or},
+    matcher, metadata_match, route,
+    wire::{Result, refuse, u32_or, unpack},
 };
-use crate::policy::{Action, Caller, Policy, Rbac, RequestTest, Rule, Rules, Target};
+use crate::policy::{Action, Caller, MetadataTest, Policy, Rbac, RequestTest, Rule, Rules, Target};
 
 /// What the rules may ask about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Scope {
+enum Scope {
     /// Connections.
     Network,
-    /// Requests. `remote_ip` is then the client's own address only if the connection manager uses that
-    /// (`use_remote_address`), and else what the client says.
-    Http { uses_remote_address: bool },
+    /// Requests.
+    Http,
 }
 
 pub(super) fn network(path: &Path<'_>, wire: NetworkRbac) -> Result<Rbac> {
@@ -59,7 +60,7 @@ pub(super) fn network(path: &Path<'_>, wire: NetworkRbac) -> Result<Rbac> {
     filter(path, Scope::Network, &stat_prefix, rules, shadow_rules)
 }
 
-pub(super) fn http(path: &Path<'_>, wire: HttpRbac, scope: Scope) -> Result<Rbac> {
+pub(super) fn http(path: &Path<'_>, wire: HttpRbac) -> Result<Rbac> {
     let HttpRbac {
         rules,
         rules_stat_prefix,
@@ -70,7 +71,7 @@ pub(super) fn http(path: &Path<'_>, wire: HttpRbac, scope: Scope) -> Result<Rbac
         track_per_rule_stats: _,
     } = wire;
     refuse!(path; matcher, shadow_matcher);
-    filter(path, scope, &rules_stat_prefix, rules, shadow_rules)
+    filter(path, Scope::Http, &rules_stat_prefix, rules, shadow_rules)
 }
 
 fn filter(
@@ -96,7 +97,8 @@ fn rules(path: &Path<'_>, scope: Scope, wire: WireRules) -> Result<Rules> {
     let action = match action {
         0 => Action::Allow,
         1 => Action::Deny,
-        other => return Err(path.field("action").invalid(other, "is not ALLOW or DENY")),
+        2 => Action::Log,
+        other => return Err(path.field("action").invalid(other, "is not ALLOW, DENY or LOG")),
     };
     let list = path.field("policies");
     let mut policies: Vec<Policy> = policies
@@ -191,10 +193,12 @@ fn permission(path: &Path<'_>, scope: Scope, wire: Permission) -> Result<Rule<Ta
             Target::Request(RequestTest::Header(route::header(&path, wire)?))
         }
         Wire::UrlPath(wire) => Target::Request(url_path(&path.field("url_path"), scope, wire)?),
-        Wire::Metadata(_) => return Err(path.field("metadata").unsupported()),
+        Wire::Metadata(wire) => Target::Metadata(metadata(&path.field("metadata"), scope, wire)?),
         Wire::Matcher(_) => return Err(path.field("matcher").unsupported()),
         Wire::UriTemplate(_) => return Err(path.field("uri_template").unsupported()),
-        Wire::SourcedMetadata(_) => return Err(path.field("sourced_metadata").unsupported()),
+        Wire::SourcedMetadata(wire) => {
+            Target::Metadata(sourced(&path.field("sourced_metadata"), scope, wire)?)
+        }
     }))
 }
 
@@ -215,31 +219,26 @@ fn principal(path: &Path<'_>, scope: Scope, wire: Principal) -> Result<Rule<Call
             Caller::DirectAddress(block(&path.field("direct_remote_ip"), range)?)
         }
         Identifier::SourceIp(range) => Caller::Address(block(&path.field("source_ip"), range)?),
-        Identifier::RemoteIp(range) => {
-            let path = path.field("remote_ip");
-            if scope == (Scope::Http { uses_remote_address: false }) {
-                let reason = "would be what the client says: set use_remote_address, or use direct_remote_ip";
-                return Err(path.invalid(&range.address_prefix, reason));
-            }
-            Caller::Address(block(&path, range)?)
-        }
+        Identifier::RemoteIp(range) => Caller::Client(block(&path.field("remote_ip"), range)?),
         Identifier::Header(wire) => {
             let path = path.field("header");
             in_requests(&path, scope)?;
             Caller::Request(RequestTest::Header(route::header(&path, wire)?))
         }
         Identifier::UrlPath(wire) => Caller::Request(url_path(&path.field("url_path"), scope, wire)?),
-        Identifier::Metadata(_) => return Err(path.field("metadata").unsupported()),
-        Identifier::FilterState(_) => return Err(path.field("filter_state").unsupported()),
-        Identifier::SourcedMetadata(_) => return Err(path.field("sourced_metadata").unsupported()),
-        Identifier::Custom(_) => return Err(path.field("custom").unsupported()),
+        Identifier::Metadata(wire) => Caller::Metadata(metadata(&path.field("metadata"), scope, wire)?),
+        Identifier::FilterState(wire) => filter_state(&path.field("filter_state"), wire)?,
+        Identifier::SourcedMetadata(wire) => {
+            Caller::Metadata(sourced(&path.field("sourced_metadata"), scope, wire)?)
+        }
+        Identifier::Custom(wire) => custom(&path.field("custom"), wire)?,
     }))
 }
 
 /// In a network filter Envoy takes conditions on requests, and none holds; within a negation all do.
 fn in_requests(path: &Path<'_>, scope: Scope) -> Result<()> {
     match scope {
-        Scope::Http { .. } => Ok(()),
+        Scope::Http => Ok(()),
         Scope::Network => Err(path.invalid("network filter", "has no request to look at")),
     }
 }
@@ -251,6 +250,62 @@ fn url_path(path: &Path<'_>, scope: Scope, wire: PathMatcher) -> Result<RequestT
         Some(path_matcher::Rule::Path(wire)) => matcher::text(&path, wire).map(RequestTest::Path),
         None => Err(path.missing()),
     }
+}
+
+fn metadata(path: &Path<'_>, scope: Scope, wire: MetadataMatcher) -> Result<MetadataTest> {
+    in_requests(path, scope)?;
+    metadata_match::convert(path, wire)
+}
+
+fn sourced(path: &Path<'_>, scope: Scope, wire: SourcedMetadata) -> Result<MetadataTest> {
+    let SourcedMetadata { metadata_matcher, metadata_source } = wire;
+    if metadata_source != MetadataSource::Dynamic as i32 {
+        return Err(path.field("metadata_source").invalid(metadata_source, "is not DYNAMIC"));
+    }
+    let path = path.field("metadata_matcher");
+    metadata(&path, scope, metadata_matcher.ok_or_else(|| path.missing())?)
+}
+
+/// Where Istio looks for the identity of a peer that need not be at the other end of the connection.
+const PEER: &str = "io.istio.peer_principal";
+
+fn filter_state(path: &Path<'_>, wire: FilterStateMatcher) -> Result<Caller> {
+    let FilterStateMatcher { key, matcher } = wire;
+    if key != PEER {
+        return Err(path.field("key").invalid(&key, format!("is not {PEER}")));
+    }
+    match matcher {
+        Some(filter_state_matcher::Matcher::StringMatch(wire)) => {
+            matcher::text(&path.field("string_match"), wire).map(|text| Caller::Authenticated(Some(text)))
+        }
+        Some(filter_state_matcher::Matcher::AddressMatch(_)) => {
+            Err(path.field("address_match").unsupported())
+        }
+        None => Err(path.field("string_match").missing()),
+    }
+}
+
+fn custom(path: &Path<'_>, wire: TypedExtensionConfig) -> Result<Caller> {
+    let path = path.field("typed_config");
+    let any = wire.typed_config.ok_or_else(|| path.missing())?;
+    let MtlsAuthenticated { san_matcher, any_validated_client_certificate } = unpack(&path, &any)?;
+    let Some(wire) = san_matcher else {
+        let field = path.field("any_validated_client_certificate");
+        return if any_validated_client_certificate {
+            Ok(Caller::Authenticated(None))
+        } else {
+            Err(field.missing())
+        };
+    };
+    let path = path.field("san_matcher");
+    let SubjectAltNameMatcher { san_type, matcher, oid } = wire;
+    refuse!(path; oid);
+    if san_type != SanType::Uri as i32 {
+        return Err(path.field("san_type").invalid(san_type, "is not URI"));
+    }
+    let path = path.field("matcher");
+    let text = matcher::text(&path, matcher.ok_or_else(|| path.missing())?)?;
+    Ok(Caller::Authenticated(Some(text)))
 }
 
 pub(super) fn block(path: &Path<'_>, wire: CidrRange) -> Result<IpNet> {

@@ -8,7 +8,8 @@ use http::{HeaderName, header};
 use xds_proto::envoy::config::route::v3::{
     CookieMatcher, HeaderMatcher, QueryParameterMatcher, Route as WireRoute, RouteConfiguration,
     RouteMatch as WireMatch, VirtualHost as WireVhost, header_matcher::HeaderMatchSpecifier,
-    query_parameter_matcher::QueryParameterMatchSpecifier, route_match::PathSpecifier,
+    query_parameter_matcher::QueryParameterMatchSpecifier, route::Action as WireAction,
+    route_match::PathSpecifier,
 };
 
 use xds_proto::envoy::{config::core::v3::RuntimeFractionalPercent, r#type::v3::FractionalPercent};
@@ -17,10 +18,12 @@ use super::{
     error::Path,
     filters::{self, RouteFilters},
     header_ops::{self, REQUEST, RESPONSE},
+    limits,
     matcher::{self, Text, TextMatch},
     route_action::{self, Levels},
     wire::{Result, bool_or, refuse},
 };
+use crate::policy::limit::RouteLimits;
 use crate::route::{
     CookieTest, Fraction, HeaderMatch, HeaderOps, HeaderTest, HostIndex, PathMatch, QueryMatch, RequireTls,
     Route, RouteMatch, RouteTable, VirtualHost,
@@ -128,7 +131,7 @@ fn vhost(
         metadata: _,
         route_specifiers,
     } = wire;
-    refuse!(path; matcher, virtual_clusters, rate_limits, cors,
+    refuse!(path; matcher, virtual_clusters,
         retry_policy_typed_config, hedge_policy, include_is_timeout_retry_header, per_request_buffer_limit_bytes,
         request_body_buffer_limit, request_mirror_policies, route_specifiers);
     let ops = Ops {
@@ -139,8 +142,11 @@ fn vhost(
         Some(policy) => route_action::retry(&path.field("retry_policy"), policy)?,
         None => None,
     };
-    let filters = filters::layer(path, typed_per_filter_config, filters)?;
+    let filters = filters::cors(path, cors, &typed_per_filter_config, filters)?;
+    let filters = filters::layer(path, typed_per_filter_config, &filters)?;
+    let limits = Arc::new(limits::convert(path, rate_limits)?);
     let levels = Levels {
+        limits: &limits,
         filters: &filters,
         table,
         vhost: &ops,
@@ -189,14 +195,23 @@ fn route(path: &Path<'_>, wire: WireRoute, levels: &Levels<'_>) -> Result<Route>
     };
     let match_path = path.field("match");
     let matches = route_match(&match_path, r#match.ok_or_else(|| match_path.missing())?)?;
-    let action = action.ok_or_else(|| path.field("action").missing())?;
-    let filters = filters::layer(path, typed_per_filter_config, levels.filters)?;
+    let mut action = action.ok_or_else(|| path.field("action").missing())?;
+    let mut filters = levels.filters.clone();
+    let mut limits = RouteLimits { vhost: levels.limits.clone(), ..RouteLimits::default() };
+    if let WireAction::Route(wire) = &mut action {
+        let path = path.field("route");
+        let cors = wire.cors.take();
+        filters = filters::cors(&path, cors, &typed_per_filter_config, &filters)?;
+        limits.route = limits::convert(&path, std::mem::take(&mut wire.rate_limits))?;
+        limits.include_vhost = bool_or(&wire.include_vh_rate_limits.take(), false);
+    }
+    let filters = filters::layer(path, typed_per_filter_config, &filters)?;
     let levels = Levels { filters: &filters, ..*levels };
     let action = route_action::convert(path, action, &ops, &levels)?;
-    Ok(Route { name, matches, action, filters })
+    Ok(Route { name, matches, action, filters, limits })
 }
 
-fn route_match(path: &Path<'_>, wire: WireMatch) -> Result<RouteMatch> {
+pub(super) fn route_match(path: &Path<'_>, wire: WireMatch) -> Result<RouteMatch> {
     let WireMatch {
         case_sensitive,
         runtime_fraction,

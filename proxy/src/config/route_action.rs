@@ -25,6 +25,7 @@ use super::{
     wire::{Result, bool_or, duration, duration_or, inline, refuse, timeout_or, u32_or},
 };
 use crate::{
+    policy::limit::LimitRule,
     retry::{RateLimited, RetryOn, RetryPolicy},
     route::{
         Action, Destination, Direct, Forward, Fraction, GrpcTimeout, HostRewrite, Mirror, PathRedirect,
@@ -41,6 +42,8 @@ const MAX_DIRECT_BODY: usize = 4096;
 pub(super) struct Levels<'a> {
     /// Of all levels, down to the one at hand.
     pub(super) filters: &'a Arc<RouteFilters>,
+    /// Of the virtual host.
+    pub(super) limits: &'a Arc<Vec<LimitRule>>,
     pub(super) table: &'a Ops,
     pub(super) vhost: &'a Ops,
     pub(super) specific_wins: bool,

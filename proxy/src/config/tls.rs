@@ -1,5 +1,5 @@
 //! `DownstreamTlsContext` and `UpstreamTlsContext`: certificates and roots come by SDS, peers are named by URI SANs, and
-//! only TLS 1.3 is spoken.
+//! TLS 1.3 is spoken; with clients of whom no certificate is asked also 1.2, where that is said.
 
 use mesh_model::identity::{SpiffeId, TrustDomain};
 use serde::Serialize;
@@ -53,6 +53,20 @@ pub struct TlsCommon {
     pub peer: PeerMatch,
     /// ALPN protocols, most wanted first.
     pub alpn: Vec<String>,
+    /// See there.
+    pub versions: Versions,
+}
+
+/// Which versions are spoken: TLS 1.3, and of those that need not be of the mesh also 1.2, where that is said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Versions {
+    /// TLS 1.3 alone.
+    Only13,
+    /// TLS 1.2 and 1.3.
+    From12,
+    /// TLS 1.2 alone.
+    Only12,
 }
 
 impl TlsCommon {
@@ -110,6 +124,12 @@ pub(super) fn downstream(path: &Path<'_>, wire: DownstreamTlsContext) -> Result<
     if require && common.roots.is_none() {
         return Err(validation.missing());
     }
+    if common.roots.is_some() && common.versions != Versions::Only13 {
+        let path = common_path.field("tls_params");
+        return Err(path
+            .field("tls_minimum_protocol_version")
+            .invalid("TLSv1_2", "is only for servers that verify no client: the mesh speaks TLS 1.3"));
+    }
     if !require && common.peer != PeerMatch::Any {
         return Err(validation.invalid("SAN matchers", "need require_client_certificate"));
     }
@@ -138,6 +158,12 @@ pub(super) fn upstream(path: &Path<'_>, wire: UpstreamTlsContext) -> Result<Upst
     if common.roots.is_none() {
         return Err(common_path.field("combined_validation_context").missing());
     }
+    if common.versions != Versions::Only13 {
+        let path = common_path.field("tls_params");
+        return Err(path
+            .field("tls_minimum_protocol_version")
+            .invalid("TLSv1_2", "is below TLS 1.3, the only version to endpoints"));
+    }
     if !sni.is_empty() && rustls::pki_types::DnsName::try_from(sni.as_str()).is_err() {
         return Err(path.field("sni").invalid(&sni, "is no DNS name"));
     }
@@ -161,9 +187,10 @@ fn common(path: &Path<'_>, wire: CommonTlsContext) -> Result<TlsCommon> {
     } = wire;
     refuse!(path; tls_certificates, tls_certificate_provider_instance, custom_tls_certificate_selector,
         tls_certificate_certificate_provider, tls_certificate_certificate_provider_instance, custom_handshaker, key_log);
-    if let Some(wire) = tls_params {
-        params(&path.field("tls_params"), wire)?;
-    }
+    let versions = match tls_params {
+        Some(wire) => params(&path.field("tls_params"), wire)?,
+        None => Versions::Only13,
+    };
     let list = path.field("tls_certificate_sds_secret_configs");
     if tls_certificate_sds_secret_configs.len() > 1 {
         return Err(list.index(1).unsupported());
@@ -196,10 +223,10 @@ fn common(path: &Path<'_>, wire: CommonTlsContext) -> Result<TlsCommon> {
             return Err(alpn_path.index(at).invalid(protocol, "must have 1 to 255 bytes"));
         }
     }
-    Ok(TlsCommon { identity, roots, peer, alpn: alpn_protocols })
+    Ok(TlsCommon { identity, roots, peer, alpn: alpn_protocols, versions })
 }
 
-fn params(path: &Path<'_>, wire: TlsParameters) -> Result<()> {
+fn params(path: &Path<'_>, wire: TlsParameters) -> Result<Versions> {
     let TlsParameters {
         tls_minimum_protocol_version: minimum,
         tls_maximum_protocol_version: maximum,
@@ -210,20 +237,20 @@ fn params(path: &Path<'_>, wire: TlsParameters) -> Result<()> {
     } = wire;
     // What rustls offers in TLS 1.3 is all there is: a list would only be a wish.
     refuse!(path; cipher_suites, ecdh_curves, signature_algorithms, compliance_policies);
-    let allowed = |version: i32| {
-        matches!(TlsProtocol::try_from(version), Ok(TlsProtocol::TlsAuto | TlsProtocol::TlSv13))
+    let minimum_path = path.field("tls_minimum_protocol_version");
+    let maximum_path = path.field("tls_maximum_protocol_version");
+    let least = match TlsProtocol::try_from(minimum) {
+        // What is not said is the mesh's own.
+        Ok(TlsProtocol::TlsAuto | TlsProtocol::TlSv13) => TlsProtocol::TlSv13,
+        Ok(TlsProtocol::TlSv12) => TlsProtocol::TlSv12,
+        _ => return Err(minimum_path.invalid(minimum, "is below TLS 1.2, or unknown")),
     };
-    if !allowed(minimum) {
-        return Err(path
-            .field("tls_minimum_protocol_version")
-            .invalid(minimum, "is below TLS 1.3, the only version here"));
+    match (TlsProtocol::try_from(maximum), least) {
+        (Ok(TlsProtocol::TlsAuto | TlsProtocol::TlSv13), TlsProtocol::TlSv12) => Ok(Versions::From12),
+        (Ok(TlsProtocol::TlsAuto | TlsProtocol::TlSv13), _) => Ok(Versions::Only13),
+        (Ok(TlsProtocol::TlSv12), TlsProtocol::TlSv12) => Ok(Versions::Only12),
+        _ => Err(maximum_path.invalid(maximum, "is below the least version, or below TLS 1.2")),
     }
-    if !allowed(maximum) {
-        return Err(path
-            .field("tls_maximum_protocol_version")
-            .invalid(maximum, "is below TLS 1.3, the only version here"));
-    }
-    Ok(())
 }
 
 fn secret_ref(path: &Path<'_>, wire: SdsSecretConfig) -> Result<SecretRef> {

@@ -2,11 +2,12 @@
 
 use std::{
     future::pending,
+    pin::pin,
     sync::{Arc, atomic::Ordering},
     time::{Duration, SystemTime},
 };
 
-use http::{HeaderValue, Method, Request, Response, Uri, Version, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
 use hyper::body::Incoming;
 use tokio::sync::oneshot;
 
@@ -66,11 +67,13 @@ pub(super) struct Job<'a> {
     pub(super) head: Head,
     pub(super) body: Body,
     /// When the client's body is through, where there is one.
-    pub(super) body_ended: Option<oneshot::Receiver<()>>,
+    pub(super) body_ended: Option<[oneshot::Receiver<()>; 2]>,
     pub(super) http2_client: bool,
     pub(super) stream_idle: Option<Duration>,
     /// For the whole of it.
     pub(super) stream_limit: Option<Duration>,
+    /// For the client's body.
+    pub(super) request_limit: Option<Duration>,
     pub(super) scene: Scene<'a>,
 }
 
@@ -99,7 +102,9 @@ pub(super) async fn run(mut job: Job<'_>) -> Done {
         return done;
     };
     let active = ActiveCount::new(&cluster);
-    let mut deadline = match (job.forward.timeout, job.body_ended.take()) {
+    let (ended, also) = job.body_ended.take().map_or((None, None), |[ended, also]| (Some(ended), Some(also)));
+    let mut late = pin!(late(job.request_limit, also));
+    let mut deadline = match (job.forward.timeout, ended) {
         (Some(limit), Some(ended)) => Deadline::AfterRequest(ended, limit),
         (limit, _) => Deadline::from_now(limit),
     }
@@ -120,6 +125,11 @@ pub(super) async fn run(mut job: Job<'_>) -> Done {
         let attempt = tokio::select! {
             attempt = try_once(&mut job, &host, done.attempts) => attempt,
             () = per_try(policy) => None,
+            () = late.as_mut() => {
+                let status = StatusCode::REQUEST_TIMEOUT;
+                done.result = Err(Reply::new(status, "request timeout", Flag::BadRequest));
+                return done;
+            }
             () = &mut deadline => {
                 cluster.on_failure(&host, Failure::Local);
                 cluster.stats.codes.count(504);
@@ -233,6 +243,16 @@ fn note(cluster: &UpstreamCluster, host: &Host, outcome: Option<Outcome>, result
         // A circuit breaker says nothing about the endpoint.
         None => {}
     }
+}
+
+/// The client's body is not through in time.
+async fn late(limit: Option<Duration>, ended: Option<oneshot::Receiver<()>>) {
+    if let (Some(limit), Some(ended)) = (limit, ended)
+        && tokio::time::timeout(limit, ended).await.is_err()
+    {
+        return;
+    }
+    pending().await
 }
 
 async fn per_try(policy: Option<&RetryPolicy>) {

@@ -29,13 +29,14 @@ pub(super) async fn send(
     head: &Head,
     body: &mut ClientBody,
     http2_client: bool,
+    idle: Option<Duration>,
 ) {
     let chosen: Vec<&Mirror> =
         forward.mirrors.iter().filter(|mirror| mirror.fraction.takes(rand::rng().random())).collect();
     if chosen.is_empty() || head.switch.is_some() {
         return;
     }
-    let whole = body.is_end_stream() || body.read(limits::MIRROR_BYTES).await.unwrap_or(false);
+    let whole = body.is_end_stream() || body.read(limits::MIRROR_BYTES, idle).await.unwrap_or(false);
     if !whole {
         tracing::debug!("a body is too large to be mirrored");
         return;

@@ -253,8 +253,8 @@ mod tests {
 
     use super::*;
     use crate::config::{Codec, EscapedSlashes, H2Settings, RouteSource, ServerHeader, Times};
-    use crate::policy::Connection;
     use crate::route::{HostIndex, RouteTable};
+    use crate::{outbound::Behalf, policy::Connection};
 
     pub(crate) fn manager() -> HttpManager {
         let table = RouteTable {
@@ -317,7 +317,7 @@ mod tests {
                 direct: "[::ffff:10.0.0.9]:4000".parse().unwrap(),
                 peer: None,
                 server_name: None,
-                behalf: crate::outbound::Behalf::default(),
+                behalf: Behalf::default(),
             },
             scheme: "http",
             certificate: cert.map(HeaderValue::from_static),

@@ -8,7 +8,10 @@ use std::{
 use arc_swap::ArcSwap;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use hyper::body::Incoming;
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+};
 
 use super::{
     attempts::{self, Body, Done, Job},
@@ -47,6 +50,8 @@ pub struct HttpChain {
     pub stats: Arc<ListenerStats>,
     /// Everything that all chains have in common.
     pub shared: Arc<Shared>,
+    /// What goes on beside its requests.
+    pub helpers: JoinSet<()>,
 }
 
 /// A client's connection.
@@ -201,10 +206,10 @@ async fn send(
     }
     let scene = Scene { cluster: Some(&name), ..scene };
     rewrite(&mut head, route, forward, destination, &scene);
-    if !forward.mirrors.is_empty() {
-        Box::pin(mirror::send(&chain.shared, forward, &head, &mut body, http2_client)).await;
-    }
     let stream_idle = forward.idle_timeout.or(chain.manager.stream_idle_timeout);
+    if !forward.mirrors.is_empty() {
+        Box::pin(mirror::send(&chain.shared, forward, &head, &mut body, http2_client, stream_idle)).await;
+    }
     let (body, body_ended) = self::body(body, forward, stream_idle);
     let stream_limit = match (forward.max_stream, &forward.grpc_timeout) {
         (_, Some(grpc_timeout)) if grpc => grpc_timeout.limit(&head.headers),
@@ -222,6 +227,7 @@ async fn send(
         http2_client,
         stream_idle,
         stream_limit,
+        request_limit: chain.manager.times.request,
         scene,
     };
     let Done { result, attempts, upstream } = match switching {
@@ -253,19 +259,19 @@ fn body(
     incoming: ClientBody,
     forward: &Forward,
     stream_idle: Option<Duration>,
-) -> (Body, Option<oneshot::Receiver<()>>) {
+) -> (Body, Option<[oneshot::Receiver<()>; 2]>) {
     if incoming.is_end_stream() {
         return (Body::Empty, None);
     }
-    let (ended, receiver) = oneshot::channel();
-    let stream = UpstreamBody::stream(incoming, IdleTimer::new(stream_idle), ended);
+    let ((ended, receiver), (also, too)) = (oneshot::channel(), oneshot::channel());
+    let stream = UpstreamBody::stream(incoming, IdleTimer::new(stream_idle), [ended, also]);
     let keep = forward.retry.as_ref().is_some_and(|policy| policy.on.after_sending());
     let body = if keep {
         Body::Replay(ReplayHandle::new(stream))
     } else {
         Body::Once(Some(UpstreamBody::Stream(stream)))
     };
-    (body, Some(receiver))
+    (body, Some([receiver, too]))
 }
 
 pub(super) fn note(record: Option<&mut AccessRecord>, flag: Flag) {

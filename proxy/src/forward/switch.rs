@@ -20,6 +20,7 @@ use super::{
     body::ResponseBody,
     hops,
     reply::Reply,
+    request::Head,
 };
 use crate::{
     balance::Failure,
@@ -110,7 +111,12 @@ pub(super) async fn run(job: Job<'_>, switching: Switching) -> Done {
         done.attempts += 1;
         done.upstream = Some(host.address);
         let serving = cluster.begin(&host);
-        let begun = tokio::time::timeout(patience, begin(&job, &cluster, &host, &switching.to)).await;
+        let asked = Asked {
+            head: &job.head,
+            terminates_connect: job.forward.terminates_connect,
+            http2_client: job.http2_client,
+        };
+        let begun = tokio::time::timeout(patience, begin(asked, &cluster, &host, &switching.to)).await;
         match begun.unwrap_or_else(|_| Begun::Failed(Reply::timeout(), false)) {
             Begun::Failed(reply, again) => {
                 cluster.on_failure(&host, Failure::Local);
@@ -193,7 +199,15 @@ async fn tunnel(client: OnUpgrade, end: End, idle: Option<Duration>, guards: imp
     }
 }
 
-async fn begin(job: &Job<'_>, cluster: &Arc<UpstreamCluster>, host: &Arc<Host>, to: &Switch) -> Begun {
+/// What of a request the endpoint is to know. Not the whole job, whose body no two threads may look at.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    head: &'a Head,
+    terminates_connect: bool,
+    http2_client: bool,
+}
+
+async fn begin(asked: Asked<'_>, cluster: &Arc<UpstreamCluster>, host: &Arc<Host>, to: &Switch) -> Begun {
     let unreachable = |error: crate::outbound::ConnectError| {
         if error.failure == ConnectFailure::Overflow {
             return Begun::Failed(Reply::reset("overflow", Flag::Overflow), false);
@@ -201,7 +215,7 @@ async fn begin(job: &Job<'_>, cluster: &Arc<UpstreamCluster>, host: &Arc<Host>, 
         let reason = format!("{}, transport failure reason: {error}", error.reset_reason());
         Begun::Failed(Reply::reset(&reason, Flag::ConnectFailure), true)
     };
-    if *to == Switch::Connect && job.forward.terminates_connect {
+    if *to == Switch::Connect && asked.terminates_connect {
         return match dial(cluster, host.address, behalf().source, Offer::Nothing).await {
             Ok(io) => Begun::Switched(End::Open(Box::new(io)), Response::new(())),
             Err(error) => unreachable(error),
@@ -216,7 +230,7 @@ async fn begin(job: &Job<'_>, cluster: &Arc<UpstreamCluster>, host: &Arc<Host>, 
         Ok(lease) => lease,
         Err(error) => return unreachable(error),
     };
-    let Some(request) = request(job, to, lease.is_http2()) else {
+    let Some(request) = request(asked, to, lease.is_http2()) else {
         let reply =
             Reply::new(StatusCode::BAD_GATEWAY, "only websocket can be asked for over HTTP/2", Flag::Reset);
         return Begun::Failed(reply, false);
@@ -242,8 +256,8 @@ async fn begin(job: &Job<'_>, cluster: &Arc<UpstreamCluster>, host: &Arc<Host>, 
     }
 }
 
-fn request(job: &Job<'_>, to: &Switch, http2: bool) -> Option<Request<UpstreamBody>> {
-    let head = &job.head;
+fn request(asked: Asked<'_>, to: &Switch, http2: bool) -> Option<Request<UpstreamBody>> {
+    let head = asked.head;
     let mut request = Request::new(UpstreamBody::Empty);
     *request.headers_mut() = head.headers.clone();
     let mut parts = http::uri::Parts::default();
@@ -269,7 +283,7 @@ fn request(job: &Job<'_>, to: &Switch, http2: bool) -> Option<Request<UpstreamBo
             headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
             headers.insert(header::UPGRADE, name.clone());
             // Over HTTP/2 there is none (RFC 8441 5), and over HTTP/1.1 there must be (RFC 6455 4.1).
-            if job.http2_client && name.as_bytes().eq_ignore_ascii_case(WEBSOCKET.as_bytes()) {
+            if asked.http2_client && name.as_bytes().eq_ignore_ascii_case(WEBSOCKET.as_bytes()) {
                 headers.entry(SEC_WEBSOCKET_KEY).or_insert_with(websocket_key);
             }
         }

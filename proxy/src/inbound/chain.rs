@@ -3,6 +3,7 @@
 use std::sync::{Arc, Weak};
 
 use thiserror::Error;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -10,8 +11,9 @@ use super::{
     select::{Ends, FirstBytes, choose, reachable},
 };
 use crate::{
-    config::{ChainMatch, FilterChain, Listener, NetworkFilter, RouteSource, TcpProxy},
+    config::{ChainMatch, FilterChain, HttpManager, Listener, NetworkFilter, RouteSource, TcpProxy},
     forward::{HttpChain, RouteSlot},
+    keys::KeyCache,
     shared::Shared,
     telemetry::ListenerStats,
     tls::ServerTls,
@@ -133,6 +135,12 @@ impl Chains {
     }
 }
 
+/// What goes on beside the requests of a chain, as long as the chain stands.
+fn helpers(manager: &HttpManager, shared: &Arc<Shared>) -> JoinSet<()> {
+    let keys = manager.filters.iter().flat_map(|filter| filter.kind.keys_ahead());
+    keys.map(|keys| KeyCache::keep(Arc::downgrade(shared), keys.clone())).collect()
+}
+
 fn chain(
     config: &FilterChain,
     default: bool,
@@ -148,6 +156,7 @@ fn chain(
                 routes: (parts.routes)(&manager.routes),
                 stats: parts.stats.clone(),
                 shared: parts.shared.clone(),
+                helpers: helpers(manager, parts.shared),
             };
             (Filter::Http(Arc::new(chain)), Some(manager.codec))
         }

@@ -79,9 +79,12 @@ pub(super) struct Who<'a> {
 
 impl Who<'_> {
     fn is_denied(&self, rules: &[Rbac], connection: &Connection) -> bool {
-        let verdict = decide(rules, Facts { connection, request: None });
+        let verdict = decide(rules, Facts::of(connection));
         for policy in &verdict.would_deny {
             self.stats.shadow_denied.count(policy);
+        }
+        for policy in &verdict.audited {
+            AccessDenial::audit(self.listener, connection, policy);
         }
         let Some(policy) = verdict.denied else { return false };
         self.stats.denied.count(&policy);

@@ -5,6 +5,7 @@ use std::{
     future::poll_fn,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -17,12 +18,25 @@ pub struct ClientBody {
     /// Read already, and not yet passed on.
     read: VecDeque<Frame<Bytes>>,
     bytes: usize,
+    /// Nothing more comes behind what was read.
+    ended: bool,
     incoming: Incoming,
+}
+
+/// Why a body cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// Nothing came for too long.
+    #[error("nothing was received for too long")]
+    Stalled,
+    /// The client broke off.
+    #[error(transparent)]
+    Broken(hyper::Error),
 }
 
 impl From<Incoming> for ClientBody {
     fn from(incoming: Incoming) -> Self {
-        Self { read: VecDeque::new(), bytes: 0, incoming }
+        Self { read: VecDeque::new(), bytes: 0, ended: false, incoming }
     }
 }
 
@@ -33,16 +47,25 @@ impl ClientBody {
     /// Returns whether all of it is here, which is at most `limit`.
     ///
     /// # Errors
-    /// The client broke off.
-    pub async fn read(&mut self, limit: usize) -> Result<bool, hyper::Error> {
+    /// See [`ReadError`].
+    pub async fn read(&mut self, limit: usize, idle: Option<Duration>) -> Result<bool, ReadError> {
         while self.bytes <= limit {
-            if self.incoming.is_end_stream() {
+            if self.ended || self.incoming.is_end_stream() {
+                self.ended = true;
                 return Ok(true);
             }
-            match poll_fn(|cx| Pin::new(&mut self.incoming).poll_frame(cx)).await {
-                None => return Ok(true),
+            let next = poll_fn(|cx| Pin::new(&mut self.incoming).poll_frame(cx));
+            let frame = match idle {
+                Some(idle) => tokio::time::timeout(idle, next).await.map_err(|_| ReadError::Stalled)?,
+                None => next.await,
+            };
+            match frame {
+                None => {
+                    self.ended = true;
+                    return Ok(true);
+                }
                 Some(frame) => {
-                    let frame = frame?;
+                    let frame = frame.map_err(ReadError::Broken)?;
                     self.bytes += frame.data_ref().map_or(0, Bytes::len);
                     self.read.push_back(frame);
                 }
@@ -73,17 +96,24 @@ impl ClientBody {
             self.bytes -= frame.data_ref().map_or(0, Bytes::len);
             return Poll::Ready(Some(Ok(frame)));
         }
+        if self.ended {
+            return Poll::Ready(None);
+        }
         Poll::Ready(ready!(Pin::new(&mut self.incoming).poll_frame(cx)))
     }
 
     /// Whether nothing more comes.
     pub fn is_end_stream(&self) -> bool {
-        self.read.is_empty() && self.incoming.is_end_stream()
+        self.read.is_empty() && (self.ended || self.incoming.is_end_stream())
     }
 
     /// Bytes that are still to come.
     pub fn size_hint(&self) -> SizeHint {
         let mut hint = self.incoming.size_hint();
+        // Of a body with trailers the length is not told beforehand: HTTP/1.1 has either.
+        if self.ended && self.read.iter().all(Frame::is_data) {
+            return SizeHint::with_exact(self.bytes as u64);
+        }
         if self.read.is_empty() {
             return hint;
         }
@@ -95,7 +125,6 @@ impl ClientBody {
                 hint.set_lower(hint.lower().saturating_add(read));
                 hint
             }
-            None if self.incoming.is_end_stream() => SizeHint::with_exact(read),
             None => hint,
         }
     }

@@ -2,6 +2,7 @@
 
 mod behalf;
 mod body;
+mod call;
 mod client_body;
 mod cluster;
 mod dial;
@@ -15,7 +16,8 @@ mod timer;
 
 pub use behalf::{Behalf, Source, behalf, on_behalf};
 pub use body::UpstreamBody;
-pub use client_body::ClientBody;
+pub use call::{CallError, Called, GrpcCluster, call, fetch};
+pub use client_body::{ClientBody, ReadError};
 pub use cluster::UpstreamCluster;
 pub use dial::{ConnectError, ConnectFailure, dial};
 pub use host::Host;

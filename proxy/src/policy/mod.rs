@@ -4,8 +4,18 @@
 //! Rules that permit deny whom none of them matches; so no rules at all deny everybody. What can't be told of a
 //! connection (no certificate, no server name) fits no condition on it.
 
+mod cors;
+mod fault;
+mod fraction;
+pub mod jwt;
+pub mod limit;
+mod metadata;
 mod rules;
 
+pub use cors::{CorsPolicy, Crossing};
+pub use fault::{Abort, AbortWith, DelayFor, Fault, Faults, Injection, Percentage};
+pub use fraction::Fraction;
+pub use metadata::{Metadata, MetadataTest, ValueTest};
 pub use rules::{Action, Caller, Policy, RequestTest, Rule, Rules, Target};
 
 use std::{net::SocketAddr, sync::Arc};
@@ -36,8 +46,19 @@ pub struct Connection {
 pub struct Facts<'a> {
     #[allow(missing_docs)]
     pub connection: &'a Connection,
+    /// The client behind the proxies that are trusted.
+    pub client: SocketAddr,
     /// None: it is about the connection as such.
     pub request: Option<&'a RequestView<'a>>,
+    /// What filters have found out.
+    pub metadata: Option<&'a Metadata>,
+}
+
+impl<'a> Facts<'a> {
+    /// Of a connection as such.
+    pub fn of(connection: &'a Connection) -> Self {
+        Self { connection, client: connection.remote, request: None, metadata: None }
+    }
 }
 
 /// An RBAC filter.
@@ -58,6 +79,8 @@ pub struct Verdict {
     pub denied: Option<Arc<str>>,
     /// The same of the rules that are tried out.
     pub would_deny: Vec<Arc<str>>,
+    /// Which policies want it told, with the action LOG.
+    pub audited: Vec<Arc<str>>,
 }
 
 impl Rbac {
@@ -66,6 +89,7 @@ impl Rbac {
         let denied = |rules: &Rules| rules.denies(facts).map(|by| by.unwrap_or(&self.name).clone());
         verdict.would_deny.extend(self.shadow.as_ref().and_then(denied));
         verdict.denied = self.rules.as_ref().and_then(denied);
+        verdict.audited.extend(self.rules.as_ref().and_then(|rules| rules.audits(facts)).cloned());
     }
 }
 
@@ -117,7 +141,7 @@ mod tests {
     }
 
     fn denied(filters: &[Rbac], connection: &Connection) -> Option<String> {
-        decide(filters, Facts { connection, request: None }).denied.map(|by| by.to_string())
+        decide(filters, Facts::of(connection)).denied.map(|by| by.to_string())
     }
 
     #[test]
@@ -154,8 +178,17 @@ mod tests {
         let shadow = Some(rules(Action::Allow, vec![]));
         let filters = [Rbac { name: "later".into(), rules: None, shadow }];
         let web = connection("10.1.0.5", Some(WEB));
-        let verdict = decide(&filters, Facts { connection: &web, request: None });
-        assert_eq!(verdict, Verdict { denied: None, would_deny: vec!["later".into()] });
+        let verdict = decide(&filters, Facts::of(&web));
+        assert_eq!(verdict, Verdict { would_deny: vec!["later".into()], ..Verdict::default() });
+    }
+
+    #[test]
+    fn what_is_to_be_told_is_told_and_permitted() {
+        let filters = [filter(rules(Action::Log, vec![("web", Rule::Any, named(WEB))]))];
+        let verdict = decide(&filters, Facts::of(&connection("10.1.0.5", Some(WEB))));
+        assert_eq!(verdict, Verdict { audited: vec!["web".into()], ..Verdict::default() });
+        let verdict = decide(&filters, Facts::of(&connection("10.1.0.5", None)));
+        assert_eq!(verdict, Verdict::default());
     }
 
     #[test]
@@ -214,7 +247,7 @@ mod tests {
                 path_and_query,
                 headers: &headers,
             };
-            decide(&filters, Facts { connection: &web, request: Some(&request) }).denied.is_none()
+            decide(&filters, Facts { request: Some(&request), ..Facts::of(&web) }).denied.is_none()
         };
         assert!(permitted("/v1") && permitted("/v1?a=b") && permitted("/v1#x") && !permitted("/v1/x"));
     }

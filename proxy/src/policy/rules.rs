@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::Facts;
+use super::{Facts, MetadataTest};
 use crate::{
     config::Text,
     route::{HeaderTest, RequestView},
@@ -19,6 +19,8 @@ pub enum Action {
     Allow,
     /// Deny; everybody else is permitted.
     Deny,
+    /// Say so in the log; everybody is permitted.
+    Log,
 }
 
 /// `envoy.config.rbac.v3.RBAC`.
@@ -69,6 +71,8 @@ pub enum Target {
     ServerName(Text),
     #[allow(missing_docs)]
     Request(RequestTest),
+    #[allow(missing_docs)]
+    Metadata(MetadataTest),
 }
 
 /// Who asks.
@@ -79,10 +83,14 @@ pub enum Caller {
     Authenticated(Option<Text>),
     /// The client's address: of the other end, or as its PROXY header has it.
     Address(IpNet),
+    /// The address of the client behind the proxies that are trusted.
+    Client(IpNet),
     /// The address of the other end of the connection itself.
     DirectAddress(IpNet),
     #[allow(missing_docs)]
     Request(RequestTest),
+    #[allow(missing_docs)]
+    Metadata(MetadataTest),
 }
 
 /// A condition on an HTTP request.
@@ -96,11 +104,19 @@ pub enum RequestTest {
 }
 
 impl Rules {
+    /// The policy that wants it told, if one does.
+    pub fn audits(&self, facts: Facts<'_>) -> Option<&Arc<str>> {
+        if self.action != Action::Log {
+            return None;
+        }
+        self.policies.iter().find(|policy| policy.matches(facts)).map(|policy| &policy.name)
+    }
+
     /// None: it is permitted. Otherwise by which policy it is denied, or by none that would permit.
     pub fn denies(&self, facts: Facts<'_>) -> Option<Option<&Arc<str>>> {
         let matching = self.policies.iter().find(|policy| policy.matches(facts));
         match (self.action, matching) {
-            (Action::Allow, Some(_)) | (Action::Deny, None) => None,
+            (Action::Allow, Some(_)) | (Action::Deny, None) | (Action::Log, _) => None,
             (Action::Allow, None) => Some(None),
             (Action::Deny, Some(policy)) => Some(Some(&policy.name)),
         }
@@ -127,7 +143,7 @@ impl<T> Rule<T> {
 }
 
 impl Target {
-    fn holds(&self, Facts { connection, request }: Facts<'_>) -> bool {
+    fn holds(&self, Facts { connection, request, metadata, .. }: Facts<'_>) -> bool {
         match self {
             Self::Ip(block) => inside(block, connection.local),
             Self::Ports(first, last) => (*first..=*last).contains(&connection.local.port()),
@@ -136,20 +152,23 @@ impl Target {
                 connection.server_name.as_deref().is_some_and(|name| text.matches(name))
             }
             Self::Request(test) => test.holds(request),
+            Self::Metadata(test) => test.holds(metadata),
         }
     }
 }
 
 impl Caller {
-    fn holds(&self, Facts { connection, request }: Facts<'_>) -> bool {
+    fn holds(&self, Facts { connection, client, request, metadata }: Facts<'_>) -> bool {
         match self {
             Self::Authenticated(wanted) => connection
                 .peer
                 .as_deref()
                 .is_some_and(|peer| wanted.as_ref().is_none_or(|text| text.matches(peer))),
             Self::Address(block) => inside(block, connection.remote),
+            Self::Client(block) => inside(block, client),
             Self::DirectAddress(block) => inside(block, connection.direct),
             Self::Request(test) => test.holds(request),
+            Self::Metadata(test) => test.holds(metadata),
         }
     }
 }

@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::{Fraction, HeaderOps, HostIndex, PathMatch, RequestView, RouteMatch, rewrite::split_port};
 use crate::{
     config::{RouteFilters, Substitution},
+    policy::limit::RouteLimits,
     retry::RetryPolicy,
 };
 
@@ -66,6 +67,8 @@ pub struct Route {
     pub action: Action,
     /// Settings of filters.
     pub filters: Arc<RouteFilters>,
+    /// What its requests are counted as.
+    pub limits: RouteLimits,
 }
 
 /// What a route does.
@@ -267,14 +270,17 @@ pub struct Picked {
 }
 
 impl Picked {
+    /// The destination, if the route has any.
+    pub fn destination(&self) -> Option<&Destination> {
+        match &self.route.action {
+            Action::Forward(forward) => forward.destinations.get(self.destination),
+            Action::Redirect { .. } | Action::Direct { .. } => None,
+        }
+    }
+
     /// Settings of filters.
     pub fn filters(&self) -> &RouteFilters {
-        match &self.route.action {
-            Action::Forward(forward) => {
-                forward.destinations.get(self.destination).map_or(&self.route.filters, |d| &d.filters)
-            }
-            Action::Redirect { .. } | Action::Direct { .. } => &self.route.filters,
-        }
+        self.destination().map_or(&self.route.filters, |destination| &destination.filters)
     }
 }
 
@@ -317,6 +323,7 @@ static TO_HTTPS: LazyLock<Arc<Route>> = LazyLock::new(|| {
         },
         action: Action::Redirect { to, response: HeaderOps::default() },
         filters: Arc::default(),
+        limits: RouteLimits::default(),
     })
 });
 

@@ -26,6 +26,16 @@ pub enum Flag {
     Timeout,
     /// `DPE`: the client broke the protocol.
     BadRequest,
+    /// `RL`: a limit of requests.
+    RateLimited,
+    /// `RLSE`: the service that counts requests cannot be asked.
+    RateLimitService,
+    /// `UAEX`: a service that decides denies it.
+    Unauthorized,
+    /// `DI`: a delay was wanted.
+    DelayInjected,
+    /// `FI`: a failure was wanted.
+    FaultInjected,
 }
 
 impl Flag {
@@ -41,6 +51,11 @@ impl Flag {
             Self::Overflow => "UO",
             Self::Timeout => "UT",
             Self::BadRequest => "DPE",
+            Self::RateLimited => "RL",
+            Self::RateLimitService => "RLSE",
+            Self::Unauthorized => "UAEX",
+            Self::DelayInjected => "DI",
+            Self::FaultInjected => "FI",
         }
     }
 }
@@ -125,6 +140,18 @@ pub struct AccessDenial<'a> {
 }
 
 impl AccessDenial<'_> {
+    /// Tells that a policy with the action LOG matches.
+    pub fn audit(listener: &str, connection: &Connection, policy: &str) {
+        tracing::info!(
+            target: "audit",
+            listener,
+            client = %connection.remote,
+            peer = connection.peer.as_deref().unwrap_or("-"),
+            policy,
+            "matches an audit policy"
+        );
+    }
+
     /// Writes the line.
     pub fn log(&self) {
         macro_rules! line {

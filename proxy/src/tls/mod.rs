@@ -7,11 +7,13 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use mesh_tls::{ClientAuth, ClientConfig, PeerPolicy, ServerConfig, SharedBundles, SharedIdentity};
+use mesh_tls::{
+    ClientAuth, ClientConfig, PeerPolicy, ServerConfig, SharedBundles, SharedIdentity, TlsVersions,
+};
 use rustls::pki_types::{CertificateDer, ServerName};
 pub use secrets::{IdentitySlot, RootsSlot, Secrets};
 
-use crate::config::{Codec, DownstreamTls, PeerMatch, TlsCommon, UpstreamTls};
+use crate::config::{Codec, DownstreamTls, PeerMatch, TlsCommon, UpstreamTls, Versions};
 
 fn policy(peer: &PeerMatch) -> PeerPolicy {
     match peer {
@@ -70,7 +72,16 @@ impl ServerTls {
         let identity = identity.map_or_else(|| mesh_tls::shared_identity(None), |slot| slot.shared);
         let bundles =
             roots.map_or_else(|| mesh_tls::shared_bundles(mesh_tls::TrustBundles::new()), |s| s.shared);
-        let config = mesh_tls::server_config(identity.clone(), bundles, client, &alpn)?;
+        let config = if client == ClientAuth::None {
+            let versions = match tls.common.versions {
+                Versions::Only13 => TlsVersions::Only13,
+                Versions::From12 => TlsVersions::From12,
+                Versions::Only12 => TlsVersions::Only12,
+            };
+            mesh_tls::public_server_config(identity.clone(), versions, &alpn)?
+        } else {
+            mesh_tls::server_config(identity.clone(), bundles, client, &alpn)?
+        };
         Ok(Self { config, require_sni: tls.require_sni, identity })
     }
 

@@ -75,3 +75,11 @@ pub async fn raw(at: SocketAddr, bytes: &[u8]) -> String {
     let _ = stream.read_to_end(&mut answer).await;
     String::from_utf8_lossy(&answer).into_owned()
 }
+
+/// The status of the answer to a request whose target goes out as it is written.
+pub async fn raw_status(at: SocketAddr, target: &str) -> u16 {
+    let request = format!("GET {target} HTTP/1.1\r\nhost: pay.shop\r\nconnection: close\r\n\r\n");
+    let answer = raw(at, request.as_bytes()).await;
+    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
+    status.unwrap_or_else(|| panic!("{target}: {answer:?}"))
+}

@@ -74,6 +74,11 @@ impl Control {
         Self { server, nacks, folder }
     }
 
+    /// Where it serves.
+    pub fn socket(&self) -> std::path::PathBuf {
+        self.folder.path().join("agent.sock")
+    }
+
     /// A proxy that subscribes here.
     pub async fn proxy(&self) -> Proxy {
         Proxy::start(Options {
@@ -175,7 +180,11 @@ impl Server {
         if let Some(error) = request.error_detail {
             self.nacks.send((request.type_url.clone(), error.message)).unwrap();
         }
+        let new = !types.contains_key(&request.type_url);
+        let everything = [Listener::type_url(), Cluster::type_url()].contains(&request.type_url);
         let subscribed = types.entry(request.type_url).or_default();
+        // As Envoy says it.
+        subscribed.wildcard |= new && everything && request.resource_names_subscribe.is_empty();
         for (name, version) in request.initial_resource_versions {
             subscribed.sent.insert(name, version.parse().unwrap());
         }

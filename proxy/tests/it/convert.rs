@@ -127,6 +127,14 @@ fn a_listener_is_refused_by_the_path_of_its_first_wrong_field() {
             format!("{in_tls}.common_tls_context.tls_params.tls_maximum_protocol_version"),
         ),
         (
+            server_tls(|t| {
+                let common = t.common_tls_context.as_mut().unwrap();
+                common.tls_params = Some(Default::default());
+                common.tls_params.as_mut().unwrap().tls_minimum_protocol_version = 3;
+            }),
+            format!("{in_tls}.common_tls_context.tls_params.tls_minimum_protocol_version"),
+        ),
+        (
             server_tls(|t| t.common_tls_context.as_mut().unwrap().validation_context_type = None),
             format!("{in_tls}.common_tls_context.combined_validation_context"),
         ),

@@ -1,7 +1,15 @@
 //! What is found out about a connection before a chain is chosen, and in whose name endpoints are asked.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
+use rustls::{
+    DigitallySignedStruct, ProtocolVersion, SignatureScheme, SupportedProtocolVersion,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    pki_types::{CertificateDer, ServerName, UnixTime},
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpSocket, TcpStream},
@@ -17,6 +25,7 @@ use xds_proto::{
             http_inspector::v3::HttpInspector, original_dst::v3::OriginalDst, original_src::v3::OriginalSrc,
             proxy_protocol::v3::ProxyProtocol, tls_inspector::v3::TlsInspector,
         },
+        extensions::transport_sockets::tls::v3::TlsParameters,
     },
     google::protobuf::{BoolValue, UInt32Value},
     to_any,
@@ -223,6 +232,118 @@ async fn endpoints_are_asked_in_the_clients_name_and_no_connection_serves_two() 
     let length = stream.read(&mut answer).await.unwrap();
     let answer = String::from_utf8_lossy(&answer[..length]).into_owned();
     assert!(answer.contains("127.0.0.7:"), "{answer}");
+}
+
+/// Takes every certificate: what is tried here is which versions are spoken.
+#[derive(Debug)]
+struct Anybody;
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let known = mesh_tls::provider().signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signed, &known)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let known = mesh_tls::provider().signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signed, &known)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        mesh_tls::provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// The version that is agreed on, and whether anything was resumed, call by call. None: no handshake.
+async fn handshakes(
+    at: SocketAddr,
+    versions: &[&'static SupportedProtocolVersion],
+) -> Vec<Option<(ProtocolVersion, bool)>> {
+    let config = rustls::ClientConfig::builder_with_provider(mesh_tls::provider())
+        .with_protocol_versions(versions)
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Anybody))
+        .with_no_client_auth();
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let mut out = Vec::new();
+    for _ in 0..2 {
+        let stream = TcpStream::connect(at).await.unwrap();
+        let name = ServerName::try_from("shop.example").unwrap();
+        let Ok(mut stream) = connector.connect(name, stream).await else {
+            out.push(None);
+            continue;
+        };
+        stream.write_all(GET.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer).await;
+        assert!(answer.starts_with(b"HTTP/1.1 200"), "{answer:?}");
+        let session = stream.get_ref().1;
+        let resumed = session.handshake_kind() == Some(rustls::HandshakeKind::Resumed);
+        out.push(session.protocol_version().map(|version| (version, resumed)));
+    }
+    out
+}
+
+#[tokio::test]
+async fn who_is_asked_for_no_certificate_may_speak_tls_1_2_where_that_is_said_and_nothing_is_resumed() {
+    let ca = Ca::new("west.example");
+    let app = Backend::start("app").await;
+    let control = Control::start().await;
+    let by_versions = |name: &str, least: i32, most: i32| {
+        let mut tls = downstream_tls(&[]);
+        tls.require_client_certificate = None;
+        let common = tls.common_tls_context.as_mut().unwrap();
+        common.validation_context_type = None;
+        common.tls_params = Some(TlsParameters {
+            tls_minimum_protocol_version: least,
+            tls_maximum_protocol_version: most,
+            ..TlsParameters::default()
+        });
+        named(listener(name, vec![with_tls(to_cluster("app"), &[], &tls)]))
+    };
+    control.set([
+        by_versions("mesh", 0, 0),
+        by_versions("both", 3, 0),
+        by_versions("old", 3, 3),
+        named(static_cluster("app", &[app.address])),
+        named(ca.identity("spiffe://west.example/ns/shop/sa/gateway")),
+    ]);
+    let proxy = control.proxy().await;
+    let (old, new) = (&rustls::version::TLS12, &rustls::version::TLS13);
+    let spoken = |version| vec![Some((version, false)); 2];
+    for (name, versions, expected) in [
+        ("mesh", [new, new], spoken(ProtocolVersion::TLSv1_3)),
+        ("mesh", [old, old], vec![None; 2]),
+        ("both", [old, old], spoken(ProtocolVersion::TLSv1_2)),
+        ("both", [new, old], spoken(ProtocolVersion::TLSv1_3)),
+        ("old", [new, old], spoken(ProtocolVersion::TLSv1_2)),
+        ("old", [new, new], vec![None; 2]),
+    ] {
+        let at = proxy.listener(name).await.unwrap();
+        assert_eq!(handshakes(at, &versions).await, expected, "{name}");
+    }
 }
 
 #[test]

@@ -39,6 +39,8 @@ use crate::{
     backend::Backend,
     client::{get, get1, raw, send},
     control::{Control, named},
+    envoy::Pair,
+    filters::{filtered, http as http_of},
     mtls::{SNI, Side, WEB, outbound},
     resources::*,
 };
@@ -351,6 +353,7 @@ fn in_policy(edit: impl FnOnce(&mut Policy)) -> String {
 }
 
 #[test]
+#[allow(deprecated)]
 fn what_is_not_supported_is_refused_by_its_path() {
     let permission = |rule| in_policy(|p| p.permissions[0].rule = Some(rule));
     let principal = |id| in_policy(|p| p.principals[0].identifier = Some(id));
@@ -363,7 +366,7 @@ fn what_is_not_supported_is_refused_by_its_path() {
     for (found, expected) in [
         (refused(|r| r.matcher = Some(Default::default())), "matcher".to_owned()),
         (refused(|r| r.delay_deny = Some(Duration::default())), "delay_deny".to_owned()),
-        (refused(|r| r.rules.as_mut().unwrap().action = 2), "rules.action".to_owned()),
+        (refused(|r| r.rules.as_mut().unwrap().action = 3), "rules.action".to_owned()),
         (
             refused(|r| r.shadow_rules = Some(Rbac { action: 9, ..Rbac::default() })),
             "shadow_rules.action".to_owned(),
@@ -382,7 +385,9 @@ fn what_is_not_supported_is_refused_by_its_path() {
         (permission(Rule::UrlPath(PathMatcher::default())), format!("{what}.url_path")),
         (permission(Rule::AndRules(Default::default())), format!("{what}.and_rules.rules")),
         (principal(Identifier::Header(Default::default())), format!("{who}.header")),
-        (principal(Identifier::FilterState(Default::default())), format!("{who}.filter_state")),
+        (principal(Identifier::FilterState(Default::default())), format!("{who}.filter_state.key")),
+        (principal(Identifier::Metadata(Default::default())), format!("{who}.metadata")),
+        (principal(Identifier::Custom(Default::default())), format!("{who}.custom.typed_config")),
         (principal(Identifier::OrIds(Set::default())), format!("{who}.or_ids.ids")),
         (
             principal(Identifier::DirectRemoteIp(range("10.0.0", 8))),
@@ -409,24 +414,94 @@ fn filters_that_decide_stand_before_the_one_that_serves() {
     assert_eq!(with(vec![rbac()]), Err("filter_chains[0].filters[0]".to_owned()));
 }
 
-#[test]
-fn a_client_is_not_taken_at_its_word_for_its_address() {
-    let range = CidrRange { address_prefix: "10.0.0.0".to_owned(), ..CidrRange::default() };
-    let remote = Principal { identifier: Some(Identifier::RemoteIp(range)) };
-    let rules = rules(Action::Allow, "a", anything(), vec![remote]);
-    let with = |use_remote_address| {
-        let rbac = HttpRbac { rules: Some(rules.clone()), ..HttpRbac::default() };
-        let mut manager = hcm(inline(all_to("in", "app")));
-        manager.use_remote_address = use_remote_address;
-        manager.http_filters.insert(
-            0,
-            HttpFilter {
-                config_type: Some(http_filter::ConfigType::TypedConfig(to_any(&rbac))),
-                ..HttpFilter::default()
-            },
-        );
-        config::listener(listener("in", vec![chain(http_filter(&manager))])).map_err(|e| e.path)
+#[tokio::test]
+async fn the_client_is_who_the_connection_manager_believes_and_the_peer_who_connects() {
+    let range = |address: &str| CidrRange {
+        address_prefix: address.to_owned(),
+        prefix_len: Some(UInt32Value { value: 8 }),
     };
-    assert!(with(None).unwrap_err().ends_with("rules.policies[\"a\"].principals[0].remote_ip"));
-    assert!(with(Some(xds_proto::google::protobuf::BoolValue { value: true })).is_ok());
+    let guarded = |use_remote_address, identifier| {
+        let who = Principal { identifier: Some(identifier) };
+        let rbac =
+            HttpRbac { rules: Some(rules(Action::Allow, "a", anything(), vec![who])), ..HttpRbac::default() };
+        let mut manager = filtered(all_to("in", "app"), vec![http_of("rbac", &rbac)]);
+        manager.use_remote_address =
+            Some(xds_proto::google::protobuf::BoolValue { value: use_remote_address });
+        manager
+    };
+    for (manager, forwarded, status) in [
+        (guarded(false, Identifier::RemoteIp(range("10.0.0.0"))), "10.1.2.3", 200),
+        (guarded(false, Identifier::RemoteIp(range("10.0.0.0"))), "10.1.2.3, 11.0.0.1", 403),
+        (guarded(false, Identifier::RemoteIp(range("127.0.0.0"))), "10.1.2.3", 403),
+        (guarded(true, Identifier::RemoteIp(range("10.0.0.0"))), "10.1.2.3", 403),
+        (guarded(true, Identifier::RemoteIp(range("127.0.0.0"))), "10.1.2.3", 200),
+        (guarded(false, Identifier::DirectRemoteIp(range("127.0.0.0"))), "10.1.2.3", 200),
+    ] {
+        let pair = Pair::start(&manager, []).await;
+        let request = || {
+            let mut request = get("/");
+            request.headers_mut().insert("x-forwarded-for", forwarded.parse().unwrap());
+            request
+        };
+        assert_eq!(pair.alike(&[], request).await.status, status, "{forwarded}");
+    }
+}
+
+/// What a rule denies by its path, and what is written otherwise but means the same.
+#[tokio::test]
+async fn a_path_that_is_denied_is_denied_however_it_is_written() {
+    let path = |pattern| {
+        let path = PathMatcher { rule: Some(path_matcher::Rule::Path(text(pattern))) };
+        Permission { rule: Some(Rule::UrlPath(path)) }
+    };
+    let admin = Permission {
+        rule: Some(Rule::OrRules(xds_proto::envoy::config::rbac::v3::permission::Set {
+            rules: vec![
+                path(MatchPattern::Exact("/admin".to_owned())),
+                path(MatchPattern::Prefix("/admin/".to_owned())),
+            ],
+        })),
+    };
+    let anybody = Principal { identifier: Some(Identifier::Any(true)) };
+    let rbac =
+        HttpRbac { rules: Some(rules(Action::Deny, "admin", admin, vec![anybody])), ..HttpRbac::default() };
+    let mut manager = filtered(all_to("in", "app"), vec![http_of("rbac", &rbac)]);
+    // As Istio sets it, with the path normalisation DECODE_AND_MERGE_SLASHES.
+    manager.normalize_path = Some(xds_proto::google::protobuf::BoolValue { value: true });
+    manager.merge_slashes = true;
+    manager.path_with_escaped_slashes_action = 4;
+    let pair = Pair::start(&manager, []).await;
+    for (path, status) in [
+        ("/admin", 403),
+        ("/admin?x=1", 403),
+        ("/admin/users", 403),
+        ("/%61dmin", 403),
+        ("/%61%64min/users", 403),
+        ("//admin", 403),
+        ("///admin//users", 403),
+        ("/x/../admin", 403),
+        ("/x/%2e%2e/admin", 403),
+        ("/./admin", 403),
+        ("/%2e/admin", 403),
+        ("/x\\..\\admin", 403),
+        ("/admin%2fusers", 403),
+        ("/admin%5cusers", 403),
+        ("/x%2f..%2fadmin", 403),
+        ("/admin/x/..", 403),
+        // Other resources, which an application must not take for the same.
+        ("/admin;x", 200),
+        ("/admin/../public", 200),
+        ("/admin%2f..", 200),
+        ("/ADMIN", 200),
+        ("/administration", 200),
+        ("/%2561dmin", 200),
+        ("/public?/admin", 200),
+    ] {
+        let told = |at| crate::client::raw_status(at, path);
+        let ours = told(pair.ours).await;
+        if let Some(at) = pair.envoy {
+            assert_eq!(ours, told(at).await, "{path}");
+        }
+        assert_eq!(ours, status, "{path}");
+    }
 }

@@ -43,6 +43,9 @@ pub(crate) fn render(s: &StatusResponse, now: u64, paint: Paint) -> String {
     if !s.overflow.is_empty() {
         section("Overflow to peers", overflow(&s.overflow, now));
     }
+    if !s.oversized.is_empty() {
+        section("Too large", oversized(&s.oversized));
+    }
     section("Data planes", data_planes(&s.data_planes, now));
     section("Certificates", certificates(s, now));
     let mut objects: Vec<_> = s.objects.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
@@ -100,6 +103,14 @@ fn overflow(shares: &[OverflowStatus], now: u64) -> Option<Table> {
         ]);
     }
     (!shares.is_empty()).then_some(table)
+}
+
+fn oversized(sentences: &[String]) -> Option<Table> {
+    let mut table = Table::new(["POLICY"]);
+    for sentence in sentences {
+        table.row(vec![Cell::toned(sentence.as_str(), Tone::Bad)]);
+    }
+    (!sentences.is_empty()).then_some(table)
 }
 
 fn data_planes(planes: &[DataPlaneStatus], now: u64) -> Option<Table> {
@@ -211,6 +222,7 @@ pub(crate) fn value(s: &StatusResponse) -> Value {
             "service": o.service, "port": o.port, "percent": o.percent, "failing": o.failing,
             "callers": o.callers, "sinceUnixMs": o.since_unix_ms,
         })).collect::<Vec<_>>(),
+        "oversized": s.oversized,
         "certificates": certificates.collect::<Vec<_>>(),
         "objects": s.objects,
     })

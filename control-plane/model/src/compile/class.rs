@@ -1,6 +1,7 @@
 //! One policy class: its number, and its rules.
 
 use std::{
+    cell::Cell,
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
@@ -16,6 +17,7 @@ use super::{
 };
 use crate::{
     identity::{IdentityNumber, is_policy_label},
+    limits::MAX_CLASS_RULES,
     policy::{
         Entity, Layer, NamespaceMatch, NormalPolicy, NormalRule, NormalSide, PeerMatch, PortMatch,
         RuleAction, ServiceMatch, cover, icmp,
@@ -202,12 +204,23 @@ pub(super) fn class(id: u32, content: &Content, identities: &dyn Identities) -> 
     for (protocol, name, port) in &content.own_ports {
         own.entry((*protocol, name)).or_default().insert(*port);
     }
-    let expand = Expand { identities, own };
+    let expand = Expand { identities, own, count: Cell::new(0) };
     let (ingress, egress): (Vec<_>, Vec<_>) = (content.ingress().collect(), content.egress().collect());
     let (ingress, egress) =
         (expand.direction(Direction::Ingress, &ingress), expand.direction(Direction::Egress, &egress));
+    if expand.is_over() {
+        let denied = || Some(TOO_LARGE.to_owned());
+        return PolicyClass {
+            id,
+            ingress_default_deny: denied(),
+            egress_default_deny: denied(),
+            unexpanded: Some(expand.count.get()),
+            ..PolicyClass::default()
+        };
+    }
     PolicyClass {
         id,
+        unexpanded: None,
         ingress_default_deny: ingress.default_deny,
         egress_default_deny: egress.default_deny,
         ingress_audit_default: ingress.audit_default,
@@ -215,6 +228,11 @@ pub(super) fn class(id: u32, content: &Content, identities: &dyn Identities) -> 
         rules: ingress.rules.into_iter().chain(egress.rules).collect(),
     }
 }
+
+/// Names the denial of everything by a class that is too large to be worked out.
+const TOO_LARGE: &str = "builtin/too-large";
+/// Rules that are worked out at most, of one class: more than agents take, so that it can be said by how much it is too large.
+const MAX_EXPANDED: usize = 4 * MAX_CLASS_RULES;
 
 /// What one direction comes to.
 struct Side {
@@ -226,9 +244,15 @@ struct Side {
 struct Expand<'a> {
     identities: &'a dyn Identities,
     own: BTreeMap<(Protocol, &'a str), BTreeSet<u16>>,
+    /// Rules so far.
+    count: Cell<usize>,
 }
 
 impl Expand<'_> {
+    fn is_over(&self) -> bool {
+        self.count.get() > MAX_EXPANDED
+    }
+
     /// The default denials of one direction, and its rules in ascending order.
     fn direction(&self, direction: Direction, sides: &[&NormalSide]) -> Side {
         let tiered = sides.iter().any(|side| side.layer != Layer::Normal);
@@ -293,6 +317,10 @@ impl Expand<'_> {
         out: &mut Vec<Layered>,
     ) {
         let mut add = |peer, protocol: Option<FlowProtocol>, ports| {
+            self.count.set(self.count.get() + 1);
+            if self.is_over() {
+                return;
+            }
             out.push(Layered {
                 layer,
                 action: rule.action,
@@ -359,6 +387,10 @@ impl Expand<'_> {
         let identities = |numbers: Vec<IdentityNumber>| numbers.into_iter().map(RulePeer::Identity);
         match peer {
             PeerMatch::Any => vec![RulePeer::Any],
+            // The kernel knows them without a list. Tiers tell each of them apart from all others.
+            PeerMatch::Workloads { namespaces, pods } if !tiered && is_everybody(namespaces, pods) => {
+                vec![RulePeer::Entity(Entity::Workloads)]
+            }
             PeerMatch::Workloads { namespaces, pods } => {
                 identities(self.identities.select(namespaces, pods)).collect()
             }
@@ -411,6 +443,12 @@ impl Expand<'_> {
     fn nodes(&self) -> Vec<IpNet> {
         IpNet::aggregate(&self.identities.nodes().into_iter().map(IpNet::from).collect())
     }
+}
+
+/// Whether a selector finds every workload, whatever there is.
+fn is_everybody(namespaces: &NamespaceMatch, pods: &LabelSelector) -> bool {
+    let is_empty = |selector: &LabelSelector| *selector == LabelSelector::default();
+    matches!(namespaces, NamespaceMatch::Selected(selector) if is_empty(selector)) && is_empty(pods)
 }
 
 /// The selector of every workload.

@@ -100,6 +100,7 @@ fn is_about(rule: &RulePeer, peer: ClassPeer<'_>) -> bool {
         (RulePeer::Entity(Entity::RemoteNode), ClassPeer::Node(_)) => true,
         (RulePeer::Entity(Entity::Host | Entity::Health), ClassPeer::OwnNode) => true,
         (RulePeer::Entity(Entity::Unmanaged), ClassPeer::Unmanaged) => true,
+        (RulePeer::Entity(Entity::Workloads), ClassPeer::Identity(number)) => number != 0,
         (RulePeer::Name(pattern), ClassPeer::Outside(_, Some(name))) => pattern.matches(name),
         (RulePeer::Identity(_) | RulePeer::Cidr(_) | RulePeer::Entity(_) | RulePeer::Name(_), _) => false,
     }

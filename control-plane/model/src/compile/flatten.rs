@@ -17,7 +17,7 @@ use std::{
 use ipnet::IpNet;
 
 use super::{Action, Direction, FlowProtocol, PolicyRule, RulePeer};
-use crate::policy::{L7, Layer, RuleAction, cover};
+use crate::policy::{L7, Layer, NODE_PROXY, RuleAction, cover};
 
 /// Names what no policy decides, where a rule has to say it.
 pub const UNDECIDED: &str = "builtin/undecided";
@@ -211,17 +211,24 @@ impl Tiers<'_> {
 /// it, and before those that name DNS names: nobody else knows what a proxy admits.
 fn joined<'a>(all: impl Iterator<Item = Option<&'a L7>>) -> Option<L7> {
     let mut names = BTreeSet::new();
+    let mut requests = BTreeSet::new();
     let mut proxies = BTreeSet::new();
     for l7 in all {
         match l7? {
             L7::Dns(more) => names.extend(more.iter().cloned()),
             L7::Proxy(name) => {
-                proxies.insert(name);
+                proxies.insert(name.as_str());
+            }
+            L7::Http(more) => {
+                proxies.insert(NODE_PROXY);
+                requests.extend(more.iter().cloned());
             }
         }
     }
     Some(match proxies.first() {
-        Some(proxy) => L7::Proxy((*proxy).clone()),
+        // No other rule may name that one.
+        Some(&NODE_PROXY) => L7::Http(requests.into_iter().collect()),
+        Some(proxy) => L7::Proxy((*proxy).to_owned()),
         None => L7::Dns(names.into_iter().collect()),
     })
 }

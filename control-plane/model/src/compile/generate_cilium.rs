@@ -136,8 +136,11 @@ fn entries(side: &'static str, deny: bool) -> impl Strategy<Value = Vec<Value>> 
         if icmps != json!([]) {
             entry["icmps"] = icmps;
         } else if dns && entry["toServices"].is_null() {
-            let rules = json!({"dns": [{"matchPattern": "*"}]});
-            entry["toPorts"] = json!([{"ports": [{"port": "80"}], "rules": rules}]);
+            let (rules, protocol) = match ports.len() {
+                1 if entry["toFQDNs"].is_null() => (json!({"http": [{"method": "GET"}]}), "TCP"),
+                _ => (json!({"dns": [{"matchPattern": "*"}]}), "ANY"),
+            };
+            entry["toPorts"] = json!([{"ports": [{"port": "80", "protocol": protocol}], "rules": rules}]);
         } else if !ports.is_empty() && entry["toServices"].is_null() {
             entry["toPorts"] = json!([{ "ports": ports }]);
         }

@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use super::{Action, Direction, MeshService, MeshWorkload, PolicyClass, RulePeer};
 use crate::{
     identity::{IdentityNumber, SpiffeId},
+    policy::Entity,
     resource::{NamespacedName, Protocol, ProxyMode},
 };
 
@@ -28,6 +29,10 @@ pub struct ModelIndex {
     account_of: OrdMap<IdentityNumber, SpiffeId>,
     admits: OrdMap<IdentityNumber, OrdSet<u32>>,
     admits_outsiders: OrdSet<u32>,
+    /// Classes with an ingress rule about every workload.
+    admits_workloads: OrdSet<u32>,
+    /// Those of them that deny.
+    denies_workloads: OrdSet<u32>,
     /// Identities that ingress rules deny, and the classes that do.
     denies: OrdMap<IdentityNumber, OrdSet<u32>>,
 }
@@ -84,14 +89,20 @@ impl ModelIndex {
         self.accounts.get(id)
     }
 
-    /// Policy classes with an ingress rule that names an identity.
+    /// Every identity that a workload has.
+    pub fn identities(&self) -> impl Iterator<Item = IdentityNumber> {
+        self.account_of.keys().copied()
+    }
+
+    /// Policy classes with an ingress rule that names an identity, or every one.
     pub fn admitting(&self, identity: IdentityNumber) -> impl Iterator<Item = u32> {
-        self.admits.get(&identity).into_iter().flatten().copied()
+        let named = self.admits.get(&identity).into_iter().flatten();
+        named.chain(&self.admits_workloads).copied()
     }
 
     /// Whether an ingress rule denies an identity. Denials go by address as well, so that they change with each of its pods.
     pub fn is_denied(&self, identity: IdentityNumber) -> bool {
-        self.denies.contains_key(&identity)
+        self.denies.contains_key(&identity) || !self.denies_workloads.is_empty()
     }
 
     /// Policy classes with an ingress rule for addresses outside of the mesh.
@@ -186,6 +197,16 @@ impl ModelIndex {
 
     /// A policy class is new, different or gone.
     pub(super) fn class(&mut self, id: u32, old: Option<&PolicyClass>, new: Option<&PolicyClass>) {
+        for (set, wanted) in [
+            (&mut self.admits_workloads, [Action::Allow, Action::Deny].as_slice()),
+            (&mut self.denies_workloads, [Action::Deny].as_slice()),
+        ] {
+            if names_workloads(new, wanted) {
+                set.insert(id);
+            } else {
+                set.remove(&id);
+            }
+        }
         let ((before, outsiders_before), (after, outsiders)) = (admitted(old), admitted(new));
         for identity in before.difference(&after) {
             remove(&mut self.admits, identity, &id);
@@ -289,12 +310,22 @@ fn admitted(class: Option<&PolicyClass>) -> (BTreeSet<IdentityNumber>, bool) {
     let (mut identities, mut outsiders) = (BTreeSet::new(), false);
     for rule in rules.filter(|rule| rule.direction == Direction::Ingress) {
         match &rule.peer {
-            RulePeer::Any => {}
+            RulePeer::Any | RulePeer::Entity(Entity::Workloads) => {}
             RulePeer::Identity(identity) => drop(identities.insert(*identity)),
             RulePeer::Cidr(_) | RulePeer::Entity(_) | RulePeer::Name(_) => outsiders = true,
         }
     }
     (identities, outsiders)
+}
+
+/// Whether the ingress rules of a class that do one of these are about every workload.
+fn names_workloads(class: Option<&PolicyClass>, actions: &[Action]) -> bool {
+    let mut rules = class.into_iter().flat_map(|class| &class.rules);
+    rules.any(|rule| {
+        rule.direction == Direction::Ingress
+            && rule.peer == RulePeer::Entity(Entity::Workloads)
+            && actions.contains(&rule.action)
+    })
 }
 
 /// Whom the ingress rules of a class deny by identity.
@@ -326,13 +357,32 @@ mod tests {
     use crate::compile::PolicyRule;
 
     #[test]
+    fn a_rule_about_every_workload_concerns_each_of_them() {
+        let class = |action| PolicyClass {
+            rules: vec![PolicyRule {
+                audit: false,
+                l7: None,
+                direction: Direction::Ingress,
+                peer: RulePeer::Entity(Entity::Workloads),
+                protocol: None,
+                ports: None,
+                action,
+                provenance: "ciliumnetworkpolicy/shop/x".into(),
+            }],
+            ..PolicyClass::default()
+        };
+        let mut index = ModelIndex::default();
+        index.class(1, None, Some(&class(Action::Allow)));
+        assert!(index.admitting(300).eq([1]) && !index.is_denied(300));
+        index.class(1, Some(&class(Action::Allow)), Some(&class(Action::Deny)));
+        assert!(index.admitting(300).eq([1]) && index.is_denied(300));
+        index.class(1, Some(&class(Action::Deny)), None);
+        assert!(index.admitting(300).next().is_none() && !index.is_denied(300));
+    }
+
+    #[test]
     fn who_is_denied_is_known_for_as_long_as_a_class_denies() {
         let class = |action, direction| PolicyClass {
-            id: 0,
-            ingress_default_deny: None,
-            egress_default_deny: None,
-            ingress_audit_default: None,
-            egress_audit_default: None,
             rules: vec![PolicyRule {
                 audit: false,
                 l7: None,
@@ -343,6 +393,7 @@ mod tests {
                 action,
                 provenance: "networkpolicy/shop/x".into(),
             }],
+            ..PolicyClass::default()
         };
         let mut index = ModelIndex::default();
         index.class(1, None, Some(&class(Action::Allow, Direction::Ingress)));

@@ -31,6 +31,7 @@ mod scope_tests;
 #[cfg(test)]
 mod service_tests;
 mod services;
+mod size;
 mod workloads;
 #[cfg(test)]
 pub(crate) mod world;
@@ -42,6 +43,7 @@ pub use incremental::Compiler;
 pub use index::{Account, ModelIndex, Serves};
 pub use model::*;
 pub use scope::ROOT_NAMESPACE;
+pub use size::{FullNode, GroupPeers, RuleGroup, TooLarge, may_be_too_large, too_large};
 
 use std::sync::Arc;
 

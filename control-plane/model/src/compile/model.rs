@@ -279,7 +279,7 @@ pub struct MeshRoute {
 }
 
 /// The L3/L4 policy that endpoints with equal policy share.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[allow(missing_docs)]
 pub struct PolicyClass {
     pub id: u32,
@@ -290,6 +290,8 @@ pub struct PolicyClass {
     pub ingress_audit_default: Option<String>,
     pub egress_audit_default: Option<String>,
     pub rules: Vec<PolicyRule>,
+    /// It comes to more rules than anybody could be told of, so many at least: none is here, and everything is denied.
+    pub unexpanded: Option<usize>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

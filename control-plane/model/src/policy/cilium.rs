@@ -68,6 +68,7 @@ fn side(prefix: &str, home: Home<'_>, direction: Direction, side: &CiliumSide) -
             ports: ports(entry),
             l7: match &entry.proxy {
                 Some(proxy) => Some(L7::Proxy(proxy.clone())),
+                None if !entry.http.is_empty() => Some(L7::Http(entry.http.clone())),
                 None => (!entry.dns.is_empty()).then(|| L7::Dns(entry.dns.clone())),
             },
             provenance: Arc::from(format!("{prefix}{}{suffix}[{i}]", direction.as_str())),

@@ -36,7 +36,7 @@ pub(crate) use namespaces::undeclared;
 pub use namespaces::{NamespaceMatch, Namespaces};
 pub(crate) use normal::icmp;
 pub use normal::{
-    Entity, L7, Layer, NormalPolicy, NormalRule, NormalSide, PeerMatch, PortMatch, RuleAction, ServiceMatch,
-    Subject,
+    Entity, L7, Layer, NODE_PROXY, NormalPolicy, NormalRule, NormalSide, PeerMatch, PortMatch, RuleAction,
+    ServiceMatch, Subject,
 };
 pub use oracle::{Decision, Flow, FlowPeer, Verdict, World, verdict};

@@ -9,7 +9,7 @@ use super::{NamePattern, NamespaceMatch, Namespaces, cilium, cluster, cover};
 use crate::{
     compile::{Direction, FlowProtocol},
     resource::{
-        LabelSelector, Labels, NamespacedName, NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort,
+        HttpRule, LabelSelector, Labels, NamespacedName, NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort,
         NetworkPolicyRule, Object, PortRef, Protocol, Service,
     },
 };
@@ -112,7 +112,12 @@ pub enum L7 {
     Proxy(String),
     /// Names that may be asked for.
     Dns(Vec<NamePattern>),
+    /// Requests that the node's proxy [`NODE_PROXY`] lets through: those that one of these matches.
+    Http(Vec<HttpRule>),
 }
+
+/// Who reads what [`L7::Http`] says, on every node.
+pub const NODE_PROXY: &str = "node-proxy";
 
 /// Who the other end is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -155,6 +160,8 @@ pub enum Entity {
     Health,
     /// Addresses among the pods' that no workload has.
     Unmanaged,
+    /// Every workload. Of compiled rules: policies select them like others.
+    Workloads,
 }
 
 /// Services, by name or by their labels.

@@ -243,7 +243,15 @@ pub const COVERAGE: &[Coverage] = &[
     row(CiliumNetworkPolicy, "spec.egress[].toPorts[].ports[].endPort", Yes, r#"81"#, ""),
     row(CiliumNetworkPolicy, "spec.egress[].toPorts[].ports[].protocol", Partly, r#""UDP""#, "TCP, UDP, SCTP, ANY"),
     row(CiliumNetworkPolicy, "spec.egress[].toPorts[].rules.dns", Yes, r#"[{"matchPattern":"*.a.example"}]"#, ""),
-    row(CiliumNetworkPolicy, "spec.egress[].toPorts[].rules.http", Refused, r#"[{}]"#, "no HTTP policy"),
+    row(CiliumNetworkPolicy, "spec.egress[].toPorts[].rules.http", Yes, r#"[{}]"#, "what the node's proxy lets through, of TCP; alone in its entry"),
+    row(CiliumNetworkPolicy, "spec.egress[].toPorts[].rules.http[].method", Yes, r#""GET""#, "a regular expression for the whole"),
+    row(CiliumNetworkPolicy, "spec.egress[].toPorts[].rules.http[].path", Yes, r#""/v1/.*""#, "the same, of the path with its query"),
+    row(CiliumNetworkPolicy, "spec.egress[].toPorts[].rules.http[].host", Yes, r#""pay.shop""#, "the same"),
+    row(CiliumNetworkPolicy, "spec.egress[].toPorts[].rules.http[].headers", Yes, r#"["X-Team: web"]"#, ""),
+    row(CiliumNetworkPolicy, "spec.egress[].toPorts[].rules.http[].headerMatches[].name", Yes, r#""X-Team""#, ""),
+    row(CiliumNetworkPolicy, "spec.egress[].toPorts[].rules.http[].headerMatches[].value", Yes, r#""web""#, ""),
+    row(CiliumNetworkPolicy, "spec.egress[].toPorts[].rules.http[].headerMatches[].mismatch", Refused, r#""LOG""#, ""),
+    row(CiliumNetworkPolicy, "spec.egress[].toPorts[].rules.http[].headerMatches[].secret", Refused, r#"{"name": "x"}"#, ""),
     row(CiliumNetworkPolicy, "spec.egress[].toPorts[].rules.kafka", Refused, r#"[{}]"#, ""),
     row(CiliumNetworkPolicy, "spec.egress[].toPorts[].rules.l7proto", Refused, r#""x""#, ""),
     row(CiliumNetworkPolicy, "spec.egress[].toPorts[].rules.l7", Refused, r#"[{}]"#, ""),
@@ -417,12 +425,17 @@ mod tests {
         }
         let needs_ports = [".toPorts[].rules", ".toPorts[].listener"];
         if let Some((entry, _)) = needs_ports.iter().find_map(|field_of| field.split_once(field_of)) {
-            put(value, &format!("{entry}.toPorts[].ports"), json!([{"port": "53"}]));
+            let mut port = json!({"port": "53"});
+            if field.contains(".rules.http") {
+                port["protocol"] = json!("TCP");
+            }
+            put(value, &format!("{entry}.toPorts[].ports"), json!([port]));
         }
         for (list, least) in [
             (".toPorts[].ports[]", ("port", json!("80"))),
             (".fromCIDRSet[]", ("cidr", json!("10.0.0.0/8"))),
             (".toCIDRSet[]", ("cidr", json!("10.0.0.0/8"))),
+            (".headerMatches[]", ("name", json!("x-a"))),
         ] {
             let (name, least) = least;
             let Some((entry, _)) = field.split_once(list) else { continue };

@@ -120,7 +120,7 @@ fn literal_path(path: &str, at: &At) -> Result<(), Fault> {
 }
 
 /// The expression must match the whole value, as in Envoy; the syntax is what RE2 and Rust's `regex` share.
-fn regex(text: &str, at: &At) -> Result<(), Fault> {
+pub(super) fn regex(text: &str, at: &At) -> Result<(), Fault> {
     if text.is_empty() {
         return Err(at.missing());
     }

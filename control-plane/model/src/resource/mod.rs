@@ -45,8 +45,8 @@ pub use audit::AUDIT_ANNOTATION;
 pub(crate) use check::is_dns_label;
 pub use check::{check_node_labels, is_label_value};
 pub use cilium::{
-    CiliumCidrSet, CiliumEntity, CiliumEntry, CiliumIcmp, CiliumPeers, CiliumPolicy, CiliumPort, CiliumRule,
-    CiliumSelector, CiliumService, CiliumSide,
+    AMBIGUOUS_PATH, CiliumCidrSet, CiliumEntity, CiliumEntry, CiliumIcmp, CiliumPeers, CiliumPolicy,
+    CiliumPort, CiliumRule, CiliumSelector, CiliumService, CiliumSide, HttpRequest, HttpRule, HttpRuleHeader,
 };
 pub use cluster_policy::{
     ClusterAction, ClusterPeer, ClusterPods, ClusterPolicy, ClusterPort, ClusterRule, ClusterTier,

@@ -121,7 +121,7 @@ pub fn access(model: &MeshModel, workload: &MeshWorkload, port: u16) -> Option<A
     let mut drafts: BTreeMap<(Action, &Arc<str>), Draft> = BTreeMap::new();
     let nodes = Nodes::of(model, workload);
     for rule in class.rules.iter().filter(|rule| concerns(rule, port)) {
-        drafts.entry((rule.action, &rule.provenance)).or_default().add(rule, &nodes);
+        drafts.entry((rule.action, &rule.provenance)).or_default().add(rule, model, &nodes);
     }
     let (mut deny, mut allow) = (Vec::new(), Vec::new());
     for ((action, provenance), draft) in drafts {
@@ -192,7 +192,7 @@ impl Nodes {
 }
 
 impl Draft {
-    fn add(&mut self, rule: &PolicyRule, nodes: &Nodes) {
+    fn add(&mut self, rule: &PolicyRule, model: &MeshModel, nodes: &Nodes) {
         self.ports.insert(rule.ports);
         match &rule.peer {
             RulePeer::Any => self.anybody = true,
@@ -213,6 +213,7 @@ impl Draft {
             RulePeer::Entity(Entity::Host | Entity::Health) => {}
             // Not to be told from workloads that are not reported yet; no denial is of these.
             RulePeer::Entity(Entity::Unmanaged) => {}
+            RulePeer::Entity(Entity::Workloads) => self.identities.extend(model.index.identities()),
             // Of egress rules.
             RulePeer::Name(_) => {}
         }

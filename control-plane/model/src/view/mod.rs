@@ -15,6 +15,7 @@ mod grpc;
 pub mod names;
 mod node_proxy;
 mod peer;
+mod reader;
 mod scope;
 mod sidecar;
 
@@ -24,6 +25,7 @@ pub use gateway::{GATEWAY_PORT, GatewayView, Passthrough, for_gateway, gateway_a
 pub use grpc::{GrpcTarget, GrpcView, for_grpc, has_grpc, targets_of};
 pub use node_proxy::{LedCluster, LedPort, NodeProxyView, for_node_proxy, is_led, of_family};
 pub use peer::{PeerView, for_peer};
+pub use reader::{Destinations, ReadRule, Reader, readers};
 pub use scope::{Reach, Scope};
 pub use sidecar::{
     InboundListener, OutboundCluster, OutboundListener, SidecarView, for_sidecar, inbound_of, outbound_of,

@@ -5,9 +5,14 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use super::{names, sidecar::tcp_ports};
+use super::{
+    names,
+    reader::{Reader, readers},
+    sidecar::tcp_ports,
+};
 use crate::{
     compile::{MeshEndpoint, MeshModel, MeshRoute, MeshService, MeshServicePort},
+    policy::NODE_PROXY,
     resource::{AppProtocol, IpFamily, NamespacedName},
 };
 
@@ -18,6 +23,8 @@ pub struct NodeProxyView<'a> {
     pub ports: Vec<LedPort<'a>>,
     /// They and what their routes lead to.
     pub clusters: Vec<LedCluster<'a>>,
+    /// Whose requests it lets through by policy.
+    pub readers: Vec<Reader<'a>>,
 }
 
 /// A service port that pods reach through the node's proxy.
@@ -45,8 +52,8 @@ pub struct LedCluster<'a> {
     pub endpoints: Vec<&'a MeshEndpoint>,
 }
 
-/// What the proxies of nodes that are called `proxy` are to have.
-pub fn for_node_proxy<'a>(model: &'a MeshModel, proxy: &str) -> NodeProxyView<'a> {
+/// What a proxy of a node is to have, by what it is called.
+pub fn for_node_proxy<'a>(model: &'a MeshModel, node: &str, proxy: &str) -> NodeProxyView<'a> {
     let mut ports = Vec::new();
     let mut clusters = BTreeMap::new();
     let led = model.services.values().filter(|service| leads_to(service, proxy));
@@ -67,7 +74,8 @@ pub fn for_node_proxy<'a>(model: &'a MeshModel, proxy: &str) -> NodeProxyView<'a
             ports.push(LedPort { name, family, address, port, protocol, routes });
         }
     }
-    NodeProxyView { ports, clusters: clusters.into_values().collect() }
+    let readers = if proxy == NODE_PROXY { readers(model, node) } else { Vec::new() };
+    NodeProxyView { ports, clusters: clusters.into_values().collect(), readers }
 }
 
 /// Whether a change of a service concerns proxies of nodes, whatever they are called: it is led to one, or routes of one

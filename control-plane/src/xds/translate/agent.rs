@@ -2,7 +2,8 @@
 
 use mesh_model::{
     compile::{
-        Action, Direction, FlowProtocol, MeshHostPort, MeshWorkload, PolicyClass, PolicyRule, RulePeer,
+        Action, Direction, FlowProtocol, GroupPeers, MeshHostPort, MeshWorkload, PolicyClass, RuleGroup,
+        RulePeer,
     },
     identity::TrustDomain,
     policy::{Entity, L7, NamePattern},
@@ -76,7 +77,7 @@ pub fn policy_class(class: &PolicyClass) -> wire::PolicyClass {
         id: class.id,
         default_deny_ingress: class.ingress_default_deny.is_some(),
         default_deny_egress: class.egress_default_deny.is_some(),
-        rules: class.rules.iter().flat_map(policy_rules).collect(),
+        rules: class.groups().iter().flat_map(policy_rules).collect(),
         ingress_provenance: class.ingress_default_deny.clone().unwrap_or_default(),
         egress_provenance: class.egress_default_deny.clone().unwrap_or_default(),
         audit_ingress_default: class.ingress_audit_default.is_some(),
@@ -87,7 +88,8 @@ pub fn policy_class(class: &PolicyClass) -> wire::PolicyClass {
 }
 
 /// One rule, or one for each type of ICMP that it is about.
-fn policy_rules(rule: &PolicyRule) -> Vec<wire::PolicyRule> {
+fn policy_rules(group: &RuleGroup<'_>) -> Vec<wire::PolicyRule> {
+    let rule = group.rule;
     let typed = matches!(rule.protocol, Some(FlowProtocol::Icmp | FlowProtocol::Icmpv6));
     let (port, end_port) = rule.ports.filter(|_| !typed).unwrap_or((0, 0));
     let mut message = wire::PolicyRule {
@@ -103,12 +105,14 @@ fn policy_rules(rule: &PolicyRule) -> Vec<wire::PolicyRule> {
         l7: rule.l7.as_ref().map(l7),
         ..Default::default()
     };
-    match &rule.peer {
-        RulePeer::Any => {}
-        RulePeer::Identity(number) => message.identity = *number,
-        RulePeer::Cidr(net) => message.cidr = net.to_string(),
-        RulePeer::Entity(known) => message.entity = entity(*known) as i32,
-        RulePeer::Name(pattern) => message.name = Some(name(pattern)),
+    match (&group.peers, &rule.peer) {
+        (GroupPeers::Identities(all), _) => message.identities.clone_from(all),
+        (GroupPeers::Cidrs(all), _) => message.cidrs = all.iter().map(ToString::to_string).collect(),
+        (GroupPeers::One, RulePeer::Any) => {}
+        (GroupPeers::One, RulePeer::Identity(number)) => message.identity = *number,
+        (GroupPeers::One, RulePeer::Cidr(net)) => message.cidr = net.to_string(),
+        (GroupPeers::One, RulePeer::Entity(known)) => message.entity = entity(*known) as i32,
+        (GroupPeers::One, RulePeer::Name(pattern)) => message.name = Some(name(pattern)),
     }
     let mut all: Vec<wire::PolicyRule> = match rule.ports.filter(|_| typed) {
         // Types are whole, whatever tiers make of them.
@@ -124,6 +128,12 @@ fn policy_rules(rule: &PolicyRule) -> Vec<wire::PolicyRule> {
 
 /// Whoever does not know all that a rule says would read it as wider than it is: so the action is one that is refused then.
 fn action(action: Action, rule: &wire::PolicyRule) -> wire::Action {
+    if !rule.identities.is_empty() || !rule.cidrs.is_empty() {
+        return match action {
+            Action::Deny => wire::Action::GroupDeny,
+            Action::Allow => wire::Action::GroupAllow,
+        };
+    }
     let qualified = rule.entity != wire::Entity::NoEntity as i32
         || rule.name.is_some()
         || rule.audit
@@ -145,6 +155,7 @@ fn entity(entity: Entity) -> wire::Entity {
         Entity::RemoteNode => wire::Entity::RemoteNode,
         Entity::Health => wire::Entity::Health,
         Entity::Unmanaged => wire::Entity::Unmanaged,
+        Entity::Workloads => wire::Entity::Mesh,
     }
 }
 
@@ -159,6 +170,8 @@ fn name(pattern: &NamePattern) -> wire::NamePattern {
 fn l7(l7: &L7) -> wire::L7 {
     match l7 {
         L7::Proxy(proxy) => wire::L7 { proxy: proxy.clone(), ..Default::default() },
+        // What is let through is that proxy's matter.
+        L7::Http(_) => wire::L7 { proxy: mesh_model::policy::NODE_PROXY.to_owned(), ..Default::default() },
         L7::Dns(names) => wire::L7 { dns: names.iter().map(name).collect(), ..Default::default() },
     }
 }
@@ -186,6 +199,7 @@ pub fn trust_bundle(
         generation: trust.generation,
         active_root: trust.active_root,
         revoked: trust.revoked.into_iter().collect(),
+        jwt_keys: trust.jwt_keys,
     }
 }
 
@@ -215,6 +229,8 @@ pub(super) fn protocol(protocol: Protocol) -> wire::Protocol {
 
 #[cfg(test)]
 mod tests {
+    use mesh_model::compile::PolicyRule;
+
     use super::*;
 
     fn rule(peer: RulePeer) -> PolicyRule {
@@ -231,13 +247,15 @@ mod tests {
     }
 
     fn told(rule: PolicyRule) -> Vec<wire::PolicyRule> {
+        told_all(vec![rule])
+    }
+
+    fn told_all(rules: Vec<PolicyRule>) -> Vec<wire::PolicyRule> {
         let class = PolicyClass {
             id: 7,
-            ingress_default_deny: None,
-            egress_default_deny: None,
-            ingress_audit_default: None,
             egress_audit_default: Some("networkpolicy/shop/p#default-deny-egress".to_owned()),
-            rules: vec![rule],
+            rules,
+            ..PolicyClass::default()
         };
         let told = policy_class(&class);
         assert!(told.audit_egress_default && !told.default_deny_egress && !told.audit_ingress_default);
@@ -267,7 +285,14 @@ mod tests {
                 assert!(!told(rule).iter().any(is_read_by_old_agents));
             }
         }
-        let entities = [Entity::World, Entity::Host, Entity::RemoteNode, Entity::Health, Entity::Unmanaged];
+        let entities = [
+            Entity::World,
+            Entity::Host,
+            Entity::RemoteNode,
+            Entity::Health,
+            Entity::Unmanaged,
+            Entity::Workloads,
+        ];
         let peers = entities.map(RulePeer::Entity).into_iter().chain(names().into_iter().map(RulePeer::Name));
         for peer in peers {
             for action in [Action::Allow, Action::Deny] {
@@ -275,6 +300,21 @@ mod tests {
                 assert_eq!((rules[0].identity, rules[0].cidr.as_str()), (0, ""));
                 assert!(!rules.iter().any(is_read_by_old_agents), "{peer:?}");
             }
+        }
+    }
+
+    #[test]
+    fn peers_with_the_same_rule_are_told_in_one_that_old_agents_refuse() {
+        let identities = (300..20_300).map(RulePeer::Identity);
+        let cidrs = ["10.0.0.0/8", "192.0.2.0/24"].map(|net| RulePeer::Cidr(net.parse().unwrap()));
+        for action in [Action::Allow, Action::Deny] {
+            let rules = identities.clone().chain(cidrs.clone());
+            let rules = told_all(rules.map(|peer| PolicyRule { action, ..rule(peer) }).collect());
+            assert_eq!(rules.len(), 2);
+            assert_eq!((rules[0].identities.len(), rules[0].identity), (20_000, 0));
+            assert_eq!((rules[1].cidrs.len(), rules[1].cidr.as_str()), (2, ""));
+            let known = [0, 1, 2, 3];
+            assert!(rules.iter().all(|rule| !known.contains(&rule.action)), "{action:?}");
         }
     }
 

@@ -19,7 +19,7 @@ use xds_proto::{
         extensions::upstreams::http::v3::{
             HttpProtocolOptions,
             http_protocol_options::{
-                AutoHttpConfig, ExplicitHttpConfig, UpstreamProtocolOptions,
+                AutoHttpConfig, ExplicitHttpConfig, UpstreamProtocolOptions, UseDownstreamHttpConfig,
                 explicit_http_config::ProtocolConfig,
             },
         },
@@ -132,6 +132,24 @@ pub fn inbound(name: &str, port: u16, protocol: AppProtocol) -> Cluster {
 /// Local endpoints of an exported service, as the gateway reaches them: bytes, unopened.
 pub fn gateway(name: &str) -> Cluster {
     eds(name)
+}
+
+/// Whom a client asked before the kernel redirected it, in the HTTP version that it speaks itself.
+pub(super) fn original(name: &str) -> Cluster {
+    let options = UpstreamProtocolOptions::UseDownstreamProtocolConfig(UseDownstreamHttpConfig {
+        http_protocol_options: Some(Http1ProtocolOptions::default()),
+        http2_protocol_options: Some(Http2ProtocolOptions::default()),
+        ..Default::default()
+    });
+    Cluster {
+        name: name.to_owned(),
+        connect_timeout: Some(millis(CONNECT_TIMEOUT_MS)),
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::OriginalDst as i32)),
+        lb_policy: LbPolicy::ClusterProvided as i32,
+        typed_extension_protocol_options: http_options(options),
+        circuit_breakers: Some(wide_breakers()),
+        ..Default::default()
+    }
 }
 
 fn eds(name: &str) -> Cluster {

@@ -15,6 +15,7 @@ use xds_proto::{
                 AdditionalAddress, Filter, FilterChain, FilterChainMatch, Listener, ListenerFilter, filter,
                 listener_filter,
             },
+            route::v3::RouteConfiguration,
         },
         extensions::filters::{
             http::router::v3::Router,
@@ -64,6 +65,20 @@ pub(super) fn to_service(name: &str, protocol: AppProtocol) -> Filter {
             http_filter_of(&manager)
         }
     }
+}
+
+/// What serves the callers of a service port, or with `table` whoever comes, as far as `judge` lets their requests through.
+pub(super) fn read(name: &str, judge: HttpFilter, table: Option<RouteConfiguration>) -> Filter {
+    let mut manager = http_manager(name);
+    manager.http_filters.insert(0, judge);
+    manager.forward_client_cert_details = hcm::ForwardClientCertDetails::Sanitize as i32;
+    manager.route_specifier = Some(match table {
+        Some(table) => hcm::RouteSpecifier::RouteConfig(table),
+        None => {
+            hcm::RouteSpecifier::Rds(Rds { config_source: Some(ads()), route_config_name: name.to_owned() })
+        }
+    });
+    http_filter_of(&manager)
 }
 
 /// The listener that serves an application's port in its stead: mesh mTLS only, for the SNIs of the services

@@ -7,10 +7,13 @@ mod callers;
 pub mod cluster;
 pub mod endpoint;
 pub mod grpc;
+#[cfg(test)]
+mod large_classes;
 pub mod listener;
 mod node_proxy;
 pub mod peer;
 mod rbac;
+mod reader;
 pub mod route;
 mod scoped;
 pub mod secret;

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use mesh_model::view::{self, LedPort, NodeProxyView};
+use mesh_model::view::{self, LedPort, NodeProxyView, Reader};
 use xds_proto::{
     envoy::{
         config::{
@@ -12,7 +12,10 @@ use xds_proto::{
             },
             route::v3::{RouteConfiguration, route, route_action::ClusterSpecifier},
         },
-        extensions::filters::listener::{original_dst::v3::OriginalDst, original_src::v3::OriginalSrc},
+        extensions::filters::{
+            listener::{original_dst::v3::OriginalDst, original_src::v3::OriginalSrc},
+            network::http_connection_manager::v3::HttpFilter,
+        },
     },
     google::protobuf::Any,
     to_any,
@@ -20,13 +23,15 @@ use xds_proto::{
 
 use super::{
     cluster::{self, Encryption},
-    endpoint, listener, route as routes,
+    endpoint, listener, reader, route as routes,
     wire::{address, number, yes},
 };
 use crate::xds::Encoded;
 
 /// Name of the listener.
 const LISTENER: &str = "node-proxy";
+/// Chain, routes and cluster of what comes by policy: it goes to whom the pod asked.
+const ASKED_FOR: &str = "node-proxy|asked-for";
 /// Where it listens, at 127.0.0.1 and `::1`: what its registration is to say (`node-agent redirect --port4 --port6`).
 const PORT: u16 = 15_006;
 /// What the agent's kernel programs know the sockets of proxies by (`MARK` of `ebpf-shared/src/redirect.rs`).
@@ -37,11 +42,14 @@ const SO_MARK: (i64, i64) = (1, 36);
 /// Everything that it has.
 pub fn resources(view: &NodeProxyView<'_>) -> Vec<Encoded> {
     let mut all = Vec::new();
-    if let Some(message) = listener(&view.ports) {
+    if let Some(message) = listener(view) {
         all.push(Encoded::new(LISTENER, &message));
     }
     for port in view.ports.iter().filter(|port| listener::is_http(port.protocol)) {
         all.push(Encoded::new(port.name.as_str(), &route_table(port)));
+    }
+    if !view.readers.is_empty() {
+        all.push(Encoded::new(ASKED_FOR, &cluster::original(ASKED_FOR)));
     }
     for led in &view.clusters {
         let name = led.name.as_str();
@@ -52,8 +60,9 @@ pub fn resources(view: &NodeProxyView<'_>) -> Vec<Encoded> {
 }
 
 /// None without anything to serve: then what is led here is refused, because there is no socket to give it to.
-fn listener(ports: &[LedPort<'_>]) -> Option<Listener> {
-    if ports.is_empty() {
+fn listener(view: &NodeProxyView<'_>) -> Option<Listener> {
+    let by_policy = (!view.readers.is_empty()).then(|| by_policy(&view.readers));
+    if view.ports.is_empty() && by_policy.is_none() {
         return None;
     }
     let at = |ip: IpAddr| address(SocketAddr::new(ip, PORT));
@@ -77,7 +86,8 @@ fn listener(ports: &[LedPort<'_>]) -> Option<Listener> {
             ..Default::default()
         }],
         listener_filters: filters.into_iter().map(|(name, config)| listener_filter(name, config)).collect(),
-        filter_chains: ports.iter().map(chain).collect(),
+        filter_chains: view.ports.iter().map(|port| chain(view, port)).collect(),
+        default_filter_chain: by_policy,
         traffic_direction: TrafficDirection::Outbound as i32,
         ..Default::default()
     })
@@ -91,7 +101,31 @@ fn listener_filter(name: &str, config: Any) -> ListenerFilter {
     }
 }
 
-fn chain(port: &LedPort<'_>) -> FilterChain {
+/// What comes by policy, whomever it is for, goes there, if a rule lets it through.
+fn by_policy(readers: &[Reader<'_>]) -> FilterChain {
+    let table = routes::to_one_cluster(ASKED_FOR, ASKED_FOR);
+    FilterChain {
+        name: ASKED_FOR.to_owned(),
+        filters: vec![listener::read(ASKED_FOR, reader::by_policy(readers), Some(table))],
+        ..Default::default()
+    }
+}
+
+/// What judges requests to a service that is led here; None: nothing, or nobody could read them.
+fn judge(view: &NodeProxyView<'_>, port: &LedPort<'_>) -> Option<HttpFilter> {
+    let ends = view.clusters.iter().filter(|cluster| cluster.name == port.name);
+    let ends = ends.flat_map(|cluster| &cluster.endpoints).map(|e| (e.address.ip(), e.address.port()));
+    reader::by_service(&view.readers, &ends.collect::<Vec<_>>())
+}
+
+fn chain(view: &NodeProxyView<'_>, port: &LedPort<'_>) -> FilterChain {
+    let name = &port.name;
+    let filter = match judge(view, port) {
+        // Who may not call it unread does not get by as bytes either: they are no requests, and are answered so.
+        Some(judge) if listener::is_http(port.protocol) => listener::read(name, judge, None),
+        Some(judge) => listener::read(name, judge, Some(routes::to_one_cluster(name, name))),
+        None => listener::to_service(name, port.protocol),
+    };
     let whole = if port.address.is_ipv4() { 32 } else { 128 };
     FilterChain {
         name: port.name.clone(),
@@ -103,7 +137,7 @@ fn chain(port: &LedPort<'_>) -> FilterChain {
             }],
             ..Default::default()
         }),
-        filters: vec![listener::to_service(&port.name, port.protocol)],
+        filters: vec![filter],
         ..Default::default()
     }
 }

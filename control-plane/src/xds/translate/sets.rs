@@ -82,8 +82,10 @@ enum Common {
 #[derive(Debug, Default)]
 struct Own {
     resources: Vec<Arc<Encoded>>,
-    /// Policy classes of an agent's workloads, or of a sidecar's.
+    /// Policy classes of an agent's workloads, of a sidecar's, or of the pods that a node's proxy serves.
     classes: BTreeSet<u32>,
+    /// It reads requests by policies.
+    reads: bool,
     /// It has no business here, or not any more: it is to have nothing.
     stranger: bool,
 }
@@ -206,8 +208,7 @@ impl Translation {
             Client::Gateway { workload } => {
                 NamespacedName::parse(workload).and_then(|name| gateways_own(model, &name))
             }
-            // Of all nodes the same; but each makes its own, because few nodes' proxies change at a time.
-            Client::NodeProxy { proxy, .. } => Some(node_proxys_own(model, proxy)),
+            Client::NodeProxy { node, proxy } => Some(node_proxys_own(model, node, proxy)),
             Client::Peer { .. } => None,
         };
         own.unwrap_or(Own { stranger: true, ..Own::default() })
@@ -225,7 +226,8 @@ impl Translation {
             Encoded::new(workload.name.to_string(), &agent::local_endpoint(workload, record)).into()
         });
         let host = host.map(|class| Encoded::new(node, &agent::host_endpoint(node, record, *class)).into());
-        Own { resources: policy.chain(endpoints).chain(host).collect(), classes, stranger: false }
+        let resources = policy.chain(endpoints).chain(host).collect();
+        Own { resources, classes, ..Own::default() }
     }
 }
 
@@ -255,7 +257,7 @@ fn sidecars_own(model: &MeshModel, workload: &NamespacedName) -> Option<Own> {
         resources.push(Encoded::new(inbound.name.as_str(), &application).into());
     }
     let classes = model.workloads.get(workload).map(|workload| workload.policy_class).into_iter().collect();
-    Some(Own { resources, classes, stranger: false })
+    Some(Own { resources, classes, ..Own::default() })
 }
 
 fn gateways_own(model: &MeshModel, workload: &NamespacedName) -> Option<Own> {
@@ -265,9 +267,11 @@ fn gateways_own(model: &MeshModel, workload: &NamespacedName) -> Option<Own> {
     Some(Own { resources: resources.into_iter().collect(), ..Own::default() })
 }
 
-fn node_proxys_own(model: &MeshModel, proxy: &str) -> Own {
-    let resources = node_proxy::resources(&view::for_node_proxy(model, proxy));
-    Own { resources: resources.into_iter().map(Arc::from).collect(), ..Own::default() }
+fn node_proxys_own(model: &MeshModel, node: &str, proxy: &str) -> Own {
+    let view = view::for_node_proxy(model, node, proxy);
+    let classes = view::local_workloads(model, node).iter().map(|workload| workload.policy_class).collect();
+    let resources = node_proxy::resources(&view).into_iter().map(Arc::from).collect();
+    Own { resources, classes, reads: !view.readers.is_empty(), stranger: false }
 }
 
 /// The shared part with the own one put in. Types of which neither is another than before are the very same maps.
@@ -357,7 +361,13 @@ impl Step {
                 }
                 Client::Grpc { workload } => self.workloads.contains(workload),
                 Client::Gateway { workload } => self.exported || self.workloads.contains(workload),
-                Client::NodeProxy { .. } => self.led,
+                // Where it reads requests, rules are about the addresses of everybody.
+                Client::NodeProxy { node, .. } => {
+                    self.led
+                        || self.nodes.contains(node)
+                        || !self.classes.is_disjoint(&own.classes)
+                        || own.reads && !(self.workloads.is_empty() && self.nodes.is_empty())
+                }
                 Client::Peer { .. } => true,
             }
     }

@@ -203,8 +203,9 @@ fn trust_of<'a>(model: &'a MeshModel, domain: &TrustDomain) -> Option<&'a Domain
 
 fn classes(set: &mut ResourceSet, new: &MeshModel, changes: &ModelDiff) {
     for id in each(&changes.policy_classes) {
-        match new.policy_classes.get(id) {
+        match new.policy_classes.get(id).filter(|class| class.too_large().is_none()) {
             Some(class) => set.put(Encoded::new(id.to_string(), &agent::policy_class(class))),
+            // Of what is too large, agents keep what they have, and give it to no further pod.
             None => drop(set.remove(kinds::POLICY_CLASS, &id.to_string())),
         }
     }

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use mesh_model::records::DomainTrust;
+use mesh_model::{limits::is_jwt_key, records::DomainTrust};
 
 use super::{Done, administrators, cluster::check_roots, nodes, transaction::Transaction, valid};
 use crate::{
-    Authority, AuthorityCommand, Confirmation, IssuerRecord, Member, Phase, Refusal, Revocation, Rotation,
-    SealedKey, fingerprint_of,
-    limits::{MAX_REVOKED, MAX_SEALED_BYTES},
+    Authority, AuthorityCommand, Confirmation, IssuerRecord, JwtKeyRecord, Member, Phase, Refusal,
+    Revocation, Rotation, SealedKey, fingerprint_of,
+    limits::{JWT_KEY_SECONDS, MAX_JWT_KEYS_OF_A_REPLICA, MAX_REVOKED, MAX_SEALED_BYTES},
 };
 
 /// Certificates of nodes and workloads last no longer than this, whatever the flags of the replicas say: 30 days
@@ -20,6 +20,7 @@ pub(super) fn run(tx: &mut Transaction<'_>, command: &AuthorityCommand) -> Resul
         AuthorityCommand::SealingKey { replica, public } => sealing_key(tx, *replica, public),
         AuthorityCommand::Seal { root, replica, public, sealed } => seal(tx, root, *replica, public, sealed),
         AuthorityCommand::Issuer { replica, issuer } => put_issuer(tx, *replica, issuer),
+        AuthorityCommand::JwtKey { replica, point } => jwt_key(tx, *replica, point),
         AuthorityCommand::BeginRotation { certificate, sealed } => begin(tx, certificate, sealed),
         AuthorityCommand::EndPhase { number, phase } => end_phase(tx, *number, *phase),
         AuthorityCommand::Hurry { number, skip_unconfirmed, retire_now } => {
@@ -52,7 +53,10 @@ pub(super) fn founded(tx: &mut Transaction<'_>) {
 
 /// A replica that goes takes its copies along; that they are out of our hands is remembered.
 pub(super) fn replica_removed(tx: &mut Transaction<'_>, id: u64) {
-    tx.change_authority(|authority, _| {
+    tx.change_authority(|authority, cluster| {
+        // Whoever has its memory could go on.
+        authority.jwt_keys.retain(|key| key.replica != id);
+        publish(authority, cluster);
         authority.sealing_keys.remove(&id);
         authority.issuers.remove(&id);
         authority.confirmed_replicas.remove(&id);
@@ -143,6 +147,33 @@ fn put_issuer(tx: &mut Transaction<'_>, replica: u64, issuer: &IssuerRecord) -> 
     if tx.state().authority.issuers.get(&replica) != Some(issuer) {
         tx.change_authority(|authority, _| drop(authority.issuers.insert(replica, issuer.clone())));
     }
+    Ok(Done::default())
+}
+
+fn jwt_key(tx: &mut Transaction<'_>, replica: u64, point: &[u8]) -> Result<Done, Refusal> {
+    known_replica(tx, replica)?;
+    if !is_jwt_key(point) {
+        return Err(Refusal::invalid("jwtKey", point.len(), "bytes are no uncompressed point of P-256"));
+    }
+    if tx.state().authority.jwt_keys.iter().any(|known| known.point == point) {
+        return Ok(Done::default());
+    }
+    let since_unix = tx.now_unix();
+    let key = JwtKeyRecord {
+        replica,
+        point: point.to_vec(),
+        since_unix,
+        until_unix: since_unix.saturating_add(JWT_KEY_SECONDS),
+    };
+    tx.change_authority(|authority, cluster| {
+        authority.jwt_keys.push(key);
+        let own = |key: &JwtKeyRecord| key.replica == replica;
+        while authority.jwt_keys.iter().filter(|key| own(key)).count() > MAX_JWT_KEYS_OF_A_REPLICA {
+            let Some(oldest) = authority.jwt_keys.iter().position(own) else { break };
+            authority.jwt_keys.remove(oldest);
+        }
+        publish(authority, cluster);
+    });
     Ok(Done::default())
 }
 
@@ -278,8 +309,12 @@ fn revoke(tx: &mut Transaction<'_>, name: &str) -> Result<Done, Refusal> {
 
 fn forget_revoked(tx: &mut Transaction<'_>) -> Result<Done, Refusal> {
     let now = tx.now_unix();
-    if tx.state().authority.revoked.values().any(|revocation| revocation.until_unix <= now) {
+    let authority = &tx.state().authority;
+    let is_over = authority.revoked.values().any(|revocation| revocation.until_unix <= now)
+        || authority.jwt_keys.iter().any(|key| key.until_unix <= now);
+    if is_over {
         tx.change_authority(|authority, cluster| {
+            authority.jwt_keys.retain(|key| key.until_unix > now);
             authority.revoked.retain(|_, revocation| revocation.until_unix > now);
             publish(authority, cluster);
         });
@@ -302,6 +337,7 @@ pub(super) fn publish(authority: &Authority, cluster: &mut mesh_model::records::
         generation: authority.generation,
         active_root: told,
         revoked: authority.revoked.keys().copied().chain(withdrawn).collect(),
+        jwt_keys: authority.jwt_keys.iter().map(|key| key.point.clone()).collect(),
     };
 }
 

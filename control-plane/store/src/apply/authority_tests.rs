@@ -239,3 +239,42 @@ fn registering_anew_ends_what_the_node_had_confirmed_and_gives_it_another_number
     assert!(store.state.authority.confirmation(&member).is_none());
     assert!(store.state.authority.revoked.is_empty(), "its workloads' certificates are its own still");
 }
+
+fn jwt_key(number: u8) -> Vec<u8> {
+    [&[4][..], &[number; 64]].concat()
+}
+
+#[test]
+fn keys_that_sign_tokens_are_told_until_none_of_their_tokens_can_be_valid() {
+    let mut store = with_keys();
+    let told = |store: &Store| store.state.cluster.as_ref().unwrap().trust.jwt_keys.clone();
+    let generation = store.state.authority.generation;
+    let tell = |store: &mut Store, replica, point: Vec<u8>| {
+        store.run(Command::Authority(AuthorityCommand::JwtKey { replica, point }))
+    };
+    tell(&mut store, 1, jwt_key(1)).unwrap();
+    tell(&mut store, 1, jwt_key(1)).unwrap();
+    tell(&mut store, 2, jwt_key(2)).unwrap();
+    assert_eq!(told(&store), [jwt_key(1), jwt_key(2)]);
+    assert_eq!(store.state.authority.generation, generation, "nobody confirms them");
+    // Of each replica the newest four.
+    for number in 3..=6 {
+        tell(&mut store, 1, jwt_key(number)).unwrap();
+    }
+    assert_eq!(told(&store), [2, 3, 4, 5, 6].map(jwt_key));
+    for bad in [vec![], vec![4; 64], vec![3; 65]] {
+        assert!(tell(&mut store, 1, bad).is_err());
+    }
+    assert!(tell(&mut store, 9, jwt_key(9)).is_err(), "there is no such replica");
+    assert_eq!(decode(&encode(&store.state).unwrap()).unwrap().authority, store.state.authority);
+
+    store.run(Command::RemoveReplica { id: 1 }).unwrap();
+    assert_eq!(told(&store), [jwt_key(2)], "its memory is out of our hands");
+    let until = store.state.authority.jwt_keys[0].until_unix;
+    store.now_unix_ms = until * 1_000 - 1;
+    run(&mut store, AuthorityCommand::ForgetRevoked);
+    assert_eq!(told(&store).len(), 1);
+    store.now_unix_ms = until * 1_000;
+    run(&mut store, AuthorityCommand::ForgetRevoked);
+    assert!(told(&store).is_empty() && store.state.authority.jwt_keys.is_empty());
+}

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use imbl::OrdMap;
 use ipnet::IpNet;
 use mesh_model::{
+    limits::{MAX_JWT_KEYS, is_jwt_key},
     records::{ClusterInfo, ImportedService, PeerRecord},
     resource::NamespacedName,
 };
@@ -109,6 +110,10 @@ fn check(tx: &Transaction<'_>, peer: &PeerRecord) -> Result<(), Refusal> {
     valid::label("peer.cluster", &peer.cluster)?;
     check_roots(&peer.roots)?;
     valid::at_most("doors of one peer", peer.doors.len(), MAX_PEER_DOORS)?;
+    valid::at_most("JWT keys of one peer", peer.trust.jwt_keys.len(), MAX_JWT_KEYS)?;
+    if let Some(key) = peer.trust.jwt_keys.iter().find(|key| !is_jwt_key(key)) {
+        return Err(Refusal::invalid("peer.jwtKeys", key.len(), "bytes are no uncompressed point of P-256"));
+    }
     valid::at_most("gateways of one peer", peer.gateways.len(), MAX_PEER_GATEWAYS)?;
     peer.doors.iter().try_for_each(|door| valid::host_port("peer.doors", door))?;
     peer.gateways.iter().try_for_each(|gateway| valid::host_port("peer.gateways", gateway))?;

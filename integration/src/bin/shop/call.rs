@@ -31,6 +31,8 @@ pub(crate) struct Call {
     host: String,
     #[arg(long, default_value = "/")]
     path: String,
+    #[arg(long, default_value = "GET")]
+    method: http::Method,
     /// `name: value`
     #[arg(short = 'H', long = "header")]
     headers: Vec<String>,
@@ -154,7 +156,7 @@ impl Call {
             }
         };
         sender.ready().await?;
-        let mut request = Request::get(&self.path).header("host", &self.host);
+        let mut request = Request::builder().method(&self.method).uri(&self.path).header("host", &self.host);
         for header in &self.headers {
             let Some((name, value)) = header.split_once(':') else { bail!("header {header:?} has no colon") };
             request = request.header(name.trim(), value.trim());

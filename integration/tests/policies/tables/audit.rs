@@ -78,6 +78,23 @@ out2 -> n2 tcp 9000 yes   -
 ",
     },
     Case {
+        // A policy that is meant, of a node that is audited: by IPv4 its address is the gateway's.
+        object: "ciliumclusterwidenetworkpolicy/of-the-node-tried",
+        yaml: "
+{apiVersion: cilium.io/v2, kind: CiliumClusterwideNetworkPolicy, metadata: {name: of-the-node-tried}, spec: {
+ nodeSelector: {matchLabels: {isthmus.io/audit: 'true'}}, ingress: [{fromEntities: [cluster]},
+  {fromCIDR: [10.200.9.130/32, 'fd00:200::9:82/128']}],
+ ingressDeny: [{fromEndpoints: [{matchLabels: {app: batch}}]}]}}",
+        asks: "
+out   -> n1 tcp/6 9000 audit default-deny-ingress
+out   -> n1 udp/6 9000 audit default-deny-ingress
+out   -> n1 echo/6     audit default-deny-ingress
+out2  -> n1 tcp/6 9000 yes   ingress[1]
+api   -> n1 tcp/6 9000 yes   ingress[0]
+batch -> n1 tcp/6 9000 audit ingressDeny[0]
+",
+    },
+    Case {
         object: "ciliumclusterwidenetworkpolicy/node",
         yaml: "
 {apiVersion: cilium.io/v2, kind: CiliumClusterwideNetworkPolicy, metadata: {name: node}, spec: {

@@ -118,6 +118,30 @@ admin -> api echo     no  default-deny-ingress
 ",
     },
     Case {
+        // What no type that is named means: a timestamp and an address mask (RFC 792, 950), a node information query and an
+        // extended echo (RFC 4620, 8335).
+        object: "ciliumnetworkpolicy/shop/icmp-types",
+        yaml: "
+{apiVersion: cilium.io/v2, kind: CiliumNetworkPolicy, metadata: {name: icmp-types, namespace: shop}, specs: [
+ {endpointSelector: {matchLabels: {app: api}}, ingress: [
+  {fromEndpoints: [{matchLabels: {app: web}}], icmps: [{fields: [{type: 13}, {family: IPv6, type: 139}]}]}]},
+ {endpointSelector: {matchLabels: {app: db}}, egress: [{toEntities: [all]}],
+  egressDeny: [{toEndpoints: [{matchLabels: {app: batch}}], icmps: [{fields: [{type: 17}, {family: IPv6, type: 160}]}]}]}]}",
+        asks: "
+web   -> api   icmp/4 13  yes specs[0].ingress[0]
+web   -> api   icmp/6 139 yes specs[0].ingress[0]
+web   -> api   icmp/4 17  no  specs[0].default-deny-ingress
+web   -> api   icmp/6 160 no  specs[0].default-deny-ingress
+web   -> api   echo       no  specs[0].default-deny-ingress
+batch -> api   icmp/4 13  no  specs[0].default-deny-ingress
+batch -> api   icmp/6 139 no  specs[0].default-deny-ingress
+db    -> batch icmp/4 17  no  specs[1].egressDeny[0]
+db    -> batch icmp/6 160 no  specs[1].egressDeny[0]
+db    -> batch icmp/4 13  yes specs[1].egress[0]
+db    -> batch echo       yes specs[1].egress[0]
+",
+    },
+    Case {
         object: "ciliumnetworkpolicy/shop/icmp-deny",
         yaml: "
 {apiVersion: cilium.io/v2, kind: CiliumNetworkPolicy, metadata: {name: icmp-deny, namespace: shop}, spec: {

@@ -116,6 +116,24 @@ web   -> db  tcp 9001 no  specs[1].default-deny-ingress
 ",
     },
     Case {
+        object: "ciliumnetworkpolicy/shop/unmanaged",
+        yaml: "
+{apiVersion: cilium.io/v2, kind: CiliumNetworkPolicy, metadata: {name: unmanaged, namespace: shop}, specs: [
+ {endpointSelector: {matchLabels: {app: db}}, ingress: [{fromEntities: [unmanaged]}]},
+ {endpointSelector: {matchLabels: {app: web}}, egress: [{toEntities: [unmanaged]}]}]}",
+        asks: "
+stray -> db    tcp 8080 yes specs[0].ingress[0]
+stray -> db    echo     yes specs[0].ingress[0]
+api   -> db    tcp 8080 no  specs[0].default-deny-ingress
+n2    -> db    tcp 8080 no  specs[0].default-deny-ingress
+out   -> db    tcp 8080 no  specs[0].default-deny-ingress
+web   -> stray tcp 8080 yes specs[1].egress[0]
+web   -> api   tcp 8080 no  specs[1].default-deny-egress
+web   -> n2    tcp 8080 no  specs[1].default-deny-egress
+web   -> out   tcp 8080 no  specs[1].default-deny-egress
+",
+    },
+    Case {
         object: "ciliumnetworkpolicy/shop/servers",
         yaml: "
 {apiVersion: cilium.io/v2, kind: CiliumNetworkPolicy, metadata: {name: servers, namespace: shop}, specs: [

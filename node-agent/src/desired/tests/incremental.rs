@@ -43,7 +43,7 @@ fn wire_classes() -> impl Strategy<Value = wire::PolicyClass> {
         Just((0, "", 0, "")),
         (300u32..304).prop_map(|identity| (identity, "", 0, "")),
         (0u32..2).prop_map(|n| (0, ["198.51.100.0/24", "192.0.2.0/24"][n as usize], 0, "")),
-        (1i32..4).prop_map(|entity| (0, "", entity, "")),
+        prop_oneof![1i32..4, Just(5)].prop_map(|entity| (0, "", entity, "")),
         (0usize..3).prop_map(|n| (0, "", 0, ["a.test", "*.test", "*"][n])),
     ];
     let rule = (peer, any::<bool>(), prop_oneof![Just(0u32), Just(80), Just(443)], any::<bool>());

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use ebpf_shared::{
     Addr, Backend, CapturedKey, ConnEntry, ConnKey, Direction, Endpoint, Metric, Netns, PeerKey, Proxy,
-    Reason, ReverseKey, RuleRef, RuleValue, ServiceKey, ServiceValue, Sides, SockAddr, metrics,
+    Reason, ReverseKey, RuleRef, RuleValue, ServiceKey, ServiceValue, Sides, SockAddr, Unnamed, metrics,
     nat::{NatKey, NatValue, NodeConfig, Tuple},
     overlay::Hop,
     service::{AffinityKey, AffinityValue, AnswererKey, ReverseValue},
@@ -65,14 +65,15 @@ pub(crate) fn endpoint(ifindex: &u32, endpoint: &Endpoint) -> Entry {
 
 /// What holds for both directions: the number of a ruleset, or the verdict on everything.
 fn sides(sides: &Sides) -> Vec<(&'static str, Value)> {
-    let of = |by: RuleRef| {
-        if by.is_uniform() {
-            format!("{} by policy {}", verdict((by.set & 0xff) as u8), by.policy_id).into()
-        } else {
-            format!("ruleset {}", by.set).into()
-        }
-    };
-    vec![("ingress", of(sides.ingress)), ("egress", of(sides.egress))]
+    vec![("ingress", reference(sides.ingress)), ("egress", reference(sides.egress))]
+}
+
+fn reference(by: RuleRef) -> Value {
+    if by.is_uniform() {
+        format!("{} by policy {}", verdict((by.set & 0xff) as u8), by.policy_id).into()
+    } else {
+        format!("ruleset {}", by.set).into()
+    }
 }
 
 fn verdict(number: u8) -> &'static str {
@@ -85,8 +86,11 @@ fn verdict(number: u8) -> &'static str {
     }
 }
 
-pub(crate) fn class(number: &u32, own: &Sides) -> Entry {
-    entry([("class", json!(number))], sides(own))
+pub(crate) fn class(number: &u32, own: &Unnamed) -> Entry {
+    let workloads =
+        [("workloads-ingress", own.workloads.ingress), ("workloads-egress", own.workloads.egress)];
+    let workloads = workloads.map(|(way, by)| (way, reference(by)));
+    entry([("class", json!(number))], sides(&own.others).into_iter().chain(workloads).collect::<Vec<_>>())
 }
 
 pub(crate) fn peer(key: &PeerKey, its: &Sides) -> Entry {

@@ -3,6 +3,12 @@
 //! A filter of an unknown type is refused unless it is `is_optional`; one whose fields are not supported is refused in any
 //! case. `typed_per_filter_config` is keyed by the name of the filter.
 
+mod buffer;
+mod cors;
+mod fault;
+mod fraction;
+mod jwt;
+mod local_limit;
 mod rbac;
 mod route;
 
@@ -12,7 +18,10 @@ use serde::Serialize;
 use xds_proto::{
     Name,
     envoy::extensions::filters::{
-        http::{rbac::v3::Rbac as WireRbac, router::v3::Router},
+        http::{
+            buffer::v3::Buffer, cors::v3::Cors, fault::v3::HttpFault, jwt_authn::v3::JwtAuthentication,
+            local_ratelimit::v3::LocalRateLimit, rbac::v3::Rbac as WireRbac, router::v3::Router,
+        },
         network::http_connection_manager::v3::{HttpFilter as WireFilter, http_filter},
     },
     google::protobuf::Any,
@@ -20,12 +29,20 @@ use xds_proto::{
 
 use super::{
     error::Path,
+    rbac as config_rbac,
     wire::{Result, refuse, unpack},
 };
-use crate::{limits, policy::Rbac};
+use crate::{
+    limits,
+    policy::{
+        Fault, Rbac,
+        jwt::{JwtAuthn, KeySource, RemoteKeys},
+        limit::LocalLimit,
+    },
+};
 
-pub(super) use route::layer;
-pub use route::{RouteFilter, RouteFilters, RouteSettings};
+pub use route::{JwtRoute, RouteFilter, RouteFilters, RouteSettings};
+pub(super) use route::{cors, layer};
 
 /// An HTTP filter; the router, which ends every chain, is not among them.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -44,6 +61,30 @@ pub struct HttpFilter {
 pub enum FilterKind {
     /// Who may ask for what.
     Rbac(Rbac),
+    /// Who is told by tokens.
+    Jwt(Arc<JwtAuthn>),
+    /// How many requests.
+    LocalLimit(Box<LocalLimit>),
+    /// Requests of pages of other origins.
+    Cors,
+    /// Faults that are wanted.
+    Fault(Box<Fault>),
+    /// Requests wait until all of them is there, which is at most so many bytes.
+    Buffer(u32),
+}
+
+impl FilterKind {
+    /// Keys that are to be there before anybody needs them.
+    pub fn keys_ahead(&self) -> impl Iterator<Item = &Arc<RemoteKeys>> {
+        let providers = match self {
+            Self::Jwt(authn) => authn.providers.as_slice(),
+            _ => &[],
+        };
+        providers.iter().filter_map(|provider| match &provider.keys {
+            KeySource::Remote(keys) if keys.ahead => Some(keys),
+            KeySource::Remote(_) | KeySource::Local(_) => None,
+        })
+    }
 }
 
 impl HttpFilter {
@@ -61,14 +102,8 @@ impl HttpFilter {
     }
 }
 
-/// What filters are told of the connection manager that they belong to.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Manager {
-    pub(super) uses_remote_address: bool,
-}
-
 /// Any number of filters, and the router at the end.
-pub(super) fn convert(path: &Path<'_>, wires: Vec<WireFilter>, manager: Manager) -> Result<Vec<HttpFilter>> {
+pub(super) fn convert(path: &Path<'_>, wires: Vec<WireFilter>) -> Result<Vec<HttpFilter>> {
     let last = wires.len().checked_sub(1).ok_or_else(|| path.missing())?;
     if wires.len() > limits::HTTP_FILTERS {
         return Err(path.invalid(wires.len(), format!("filters are more than {}", limits::HTTP_FILTERS)));
@@ -93,7 +128,7 @@ pub(super) fn convert(path: &Path<'_>, wires: Vec<WireFilter>, manager: Manager)
             }
             return Ok(filters);
         }
-        match kind(&config, &any, manager)? {
+        match kind(&config, &any)? {
             Some(kind) => filters.push(HttpFilter { name: name.into(), disabled, kind }),
             None if is_optional => {}
             None => return Err(config.unsupported_type(&any.type_url)),
@@ -104,10 +139,21 @@ pub(super) fn convert(path: &Path<'_>, wires: Vec<WireFilter>, manager: Manager)
 }
 
 /// `None`: there is no such filter here.
-fn kind(path: &Path<'_>, any: &Any, manager: Manager) -> Result<Option<FilterKind>> {
+fn kind(path: &Path<'_>, any: &Any) -> Result<Option<FilterKind>> {
     let url = any.type_url.as_str();
     Ok(Some(if url == WireRbac::type_url() {
-        FilterKind::Rbac(rbac::filter(path, unpack(path, any)?, manager)?)
+        FilterKind::Rbac(config_rbac::http(path, unpack(path, any)?)?)
+    } else if url == JwtAuthentication::type_url() {
+        FilterKind::Jwt(Arc::new(jwt::filter(path, unpack(path, any)?)?))
+    } else if url == LocalRateLimit::type_url() {
+        FilterKind::LocalLimit(Box::new(local_limit::convert(path, unpack(path, any)?, false)?))
+    } else if url == Cors::type_url() {
+        let Cors {} = unpack(path, any)?;
+        FilterKind::Cors
+    } else if url == HttpFault::type_url() {
+        FilterKind::Fault(Box::new(fault::convert(path, unpack(path, any)?)?))
+    } else if url == Buffer::type_url() {
+        FilterKind::Buffer(buffer::filter(path, unpack(path, any)?)?)
     } else {
         return Ok(None);
     }))

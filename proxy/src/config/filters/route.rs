@@ -8,18 +8,25 @@ use std::{
 use serde::Serialize;
 use xds_proto::{
     Name,
-    envoy::{config::route::v3::FilterConfig, extensions::filters::http::rbac::v3::RbacPerRoute},
+    envoy::{
+        config::route::v3::{CorsPolicy as RouteCors, FilterConfig},
+        extensions::filters::http::{
+            buffer::v3::BufferPerRoute, cors::v3::CorsPolicy as WireCors, fault::v3::HttpFault,
+            jwt_authn::v3::PerRouteConfig as JwtPerRoute, local_ratelimit::v3::LocalRateLimit,
+            rbac::v3::RbacPerRoute,
+        },
+    },
     google::protobuf::Any,
 };
 
-use super::rbac;
+use super::{buffer, cors as cors_policy, fault, jwt, local_limit, rbac};
 use crate::{
     config::{
         error::Path,
         wire::{Result, unpack},
     },
     limits,
-    policy::Rbac,
+    policy::{CorsPolicy, Fault, Rbac, limit::LocalLimit},
 };
 
 /// What is said of filters, by their names: on all levels together, the most specific one counting.
@@ -42,13 +49,76 @@ pub enum RouteFilter {
 pub enum RouteSettings {
     /// In place of the filter's rules.
     Rbac(Rbac),
+    /// Which requirement counts.
+    Jwt(JwtRoute),
+    /// In place of the filter's.
+    LocalLimit(Box<LocalLimit>),
+    /// Which origins may ask.
+    Cors(Box<CorsPolicy>),
+    /// In place of the filter's.
+    Fault(Box<Fault>),
+    /// In place of the filter's; or requests do not wait.
+    Buffer(Option<u32>),
+}
+
+/// What a route says of tokens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JwtRoute {
+    /// None is needed.
+    Disabled,
+    /// The requirement of this name.
+    Named(String),
 }
 
 impl RouteFilters {
+    /// Of this level, over what the levels above say.
+    fn add(&mut self, name: String, filter: RouteFilter) {
+        let filter = match (filter, self.0.get(name.as_str())) {
+            (RouteFilter::Enabled(Some(own)), Some(RouteFilter::Enabled(Some(above)))) => {
+                RouteFilter::Enabled(Some(own.over(above)))
+            }
+            (own, _) => own,
+        };
+        self.0.insert(name.into(), filter);
+    }
+
     /// What is said of the filter of this name.
     pub fn get(&self, name: &str) -> Option<&RouteFilter> {
         self.0.get(name)
     }
+}
+
+impl RouteSettings {
+    /// Most settings count as a whole; some are completed by those of the level above.
+    fn over(self: Arc<Self>, above: &Self) -> Arc<Self> {
+        match (&*self, above) {
+            (Self::Cors(own), Self::Cors(above)) => {
+                Arc::new(Self::Cors(Box::new(CorsPolicy::clone(own).over(above))))
+            }
+            _ => self,
+        }
+    }
+}
+
+/// What CORS filters are called, by those who write `cors` in its old place.
+const CORS: &str = "envoy.filters.http.cors";
+
+/// `cors` of a virtual host or route, where its own filter has no settings.
+pub(in crate::config) fn cors(
+    path: &Path<'_>,
+    wire: Option<RouteCors>,
+    own: &HashMap<String, Any>,
+    above: &Arc<RouteFilters>,
+) -> Result<Arc<RouteFilters>> {
+    let Some(wire) = wire else { return Ok(above.clone()) };
+    let policy = cors_policy::old(&path.field("cors"), wire)?;
+    if own.contains_key(CORS) {
+        return Ok(above.clone());
+    }
+    let mut all = RouteFilters::clone(above);
+    all.add(CORS.to_owned(), RouteFilter::Enabled(Some(Arc::new(RouteSettings::Cors(Box::new(policy))))));
+    Ok(Arc::new(all))
 }
 
 /// What a level says, over what the levels above it say.
@@ -69,7 +139,7 @@ pub(in crate::config) fn layer(
     let mut all = RouteFilters::clone(above);
     for (name, any) in wires {
         if let Some(filter) = filter(&path.key(&name), &any)? {
-            all.0.insert(name.into(), filter);
+            all.add(name, filter);
         }
     }
     Ok(Arc::new(all))
@@ -102,6 +172,16 @@ fn settings(path: &Path<'_>, any: &Any) -> Result<Option<RouteSettings>> {
     let url = any.type_url.as_str();
     Ok(Some(if url == RbacPerRoute::type_url() {
         RouteSettings::Rbac(rbac::route(path, unpack(path, any)?)?)
+    } else if url == JwtPerRoute::type_url() {
+        RouteSettings::Jwt(jwt::route(path, unpack(path, any)?)?)
+    } else if url == LocalRateLimit::type_url() {
+        RouteSettings::LocalLimit(Box::new(local_limit::convert(path, unpack(path, any)?, true)?))
+    } else if url == WireCors::type_url() {
+        RouteSettings::Cors(Box::new(cors_policy::route(path, unpack(path, any)?)?))
+    } else if url == HttpFault::type_url() {
+        RouteSettings::Fault(Box::new(fault::convert(path, unpack(path, any)?)?))
+    } else if url == BufferPerRoute::type_url() {
+        RouteSettings::Buffer(buffer::route(path, unpack(path, any)?)?)
     } else {
         return Ok(None);
     }))

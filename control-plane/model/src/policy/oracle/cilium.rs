@@ -41,7 +41,8 @@ pub(super) fn judge(
         }
         for (i, allow) in side.allow.iter().enumerate().filter(|(_, allow)| entry.matches(allow)) {
             said.permits.push(format!("{name}{word}[{i}]"));
-            said.permits_unread |= allow.dns.is_empty() && allow.proxy.is_none();
+            said.permits_unread |= allow.dns.is_empty() && allow.proxy.is_none() && allow.http.is_empty();
+            said.requests.extend(allow.http.iter().cloned());
         }
     }
 }

@@ -13,8 +13,8 @@ use crate::{
     identity::is_policy_label,
     records::{ClusterInfo, NodeRecord, WorkloadBinding},
     resource::{
-        ClusterAction, Kind, Labels, NamespacedName, NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort,
-        NetworkPolicyRule, Object, ObjectKey, PortRef, Workload,
+        ClusterAction, HttpRequest, HttpRule, Kind, Labels, NamespacedName, NetworkPolicy, NetworkPolicyPeer,
+        NetworkPolicyPort, NetworkPolicyRule, Object, ObjectKey, PortRef, Workload,
     },
 };
 
@@ -88,19 +88,33 @@ pub struct Decision {
     pub audit: Vec<String>,
     /// It is allowed as far as somebody who reads it admits it.
     pub redirect: bool,
+    /// Requests that are admitted then: those that one of these matches.
+    pub requests: Vec<HttpRule>,
 }
 
 impl Decision {
     /// No policy applies.
     pub fn unrestricted() -> Self {
-        Self { action: Action::Allow, provenance: Vec::new(), audit: Vec::new(), redirect: false }
+        Self {
+            action: Action::Allow,
+            provenance: Vec::new(),
+            audit: Vec::new(),
+            redirect: false,
+            requests: Vec::new(),
+        }
+    }
+
+    /// Whether a request on the flow gets through, as far as this end's policies read it.
+    pub fn admits(&self, request: &HttpRequest<'_>) -> bool {
+        self.action == Action::Allow
+            && (!self.redirect || self.requests.iter().any(|rule| rule.matches(request)))
     }
 
     /// The same for a workload whose policies are only told of.
     pub(crate) fn audited(self) -> Self {
         match self.action {
             Action::Deny => Self { audit: self.provenance, ..Self::unrestricted() },
-            Action::Allow => Self { redirect: false, ..self },
+            Action::Allow => Self { redirect: false, requests: Vec::new(), ..self },
         }
     }
 }
@@ -137,6 +151,8 @@ struct Side {
     permits: Vec<String>,
     /// One of the permits is for whatever it is.
     permits_unread: bool,
+    /// What the others let through of requests.
+    requests: Vec<HttpRule>,
     default_denials: Vec<String>,
     /// A policy of a tier has rules for this direction.
     tiered: bool,
@@ -319,7 +335,8 @@ impl<'a> World<'a> {
         } else {
             return Decision::unrestricted();
         };
-        Decision { action, provenance, redirect, ..Decision::unrestricted() }
+        let requests = if redirect { said.requests } else { Vec::new() };
+        Decision { action, provenance, redirect, requests, ..Decision::unrestricted() }
     }
 
     /// Adds what a NetworkPolicy says.

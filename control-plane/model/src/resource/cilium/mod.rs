@@ -6,6 +6,7 @@
 //! need more than the data plane has is refused with the field's path, never ignored.
 
 mod far;
+mod http;
 mod icmp;
 mod render;
 mod selector;
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::{LabelSelector, Meta, PortRef, Protocol};
 use crate::policy::NamePattern;
 
+pub use http::{AMBIGUOUS_PATH, HttpRequest, HttpRule, HttpRuleHeader};
 pub(super) use render::render;
 pub(super) use wire::WireCilium;
 
@@ -79,6 +81,9 @@ pub struct CiliumEntry {
     /// `toPorts[].listener.name`: the proxy of the workload's node by which alone these ports are reached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proxy: Option<String>,
+    /// `toPorts[].rules.http`: requests that are let through at these ports. Empty: whatever.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub http: Vec<HttpRule>,
 }
 
 /// A type of ICMP.

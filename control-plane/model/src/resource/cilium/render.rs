@@ -79,6 +79,10 @@ fn entry(entry: &CiliumEntry, prefix: &str) -> Value {
             let names: Value = entry.dns.iter().map(name).collect();
             elements[0]["rules"] = json!({ "dns": names });
         }
+        if !entry.http.is_empty() {
+            let rules: Value = entry.http.iter().map(super::http::render).collect();
+            elements[0]["rules"] = json!({ "http": rules });
+        }
         if let Some(proxy) = &entry.proxy {
             for element in elements.as_array_mut().into_iter().flatten() {
                 element["listener"] = json!({ "name": proxy });

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::super::{Object, PortRef, Protocol};
-use super::{CiliumPeers, CiliumPolicy};
+use super::{CiliumPeers, CiliumPolicy, HttpRule, HttpRuleHeader};
 
 fn cnp(spec: Value) -> Value {
     json!({"apiVersion": "cilium.io/v2", "kind": "CiliumNetworkPolicy",
@@ -269,6 +269,48 @@ fn a_listener_is_a_proxy_of_the_node_for_egress() {
     let mut two = entry(json!({"name": "a"}));
     two["toPorts"].as_array_mut().unwrap().push(json!({"ports": [{"port": "81"}]}));
     refused(&egress(two), "spec.egress[0].toPorts[1].listener", "two entries");
+}
+
+#[test]
+fn requests_are_let_through_by_the_nodes_proxy_on_egress_of_tcp() {
+    let entry = |http: Value| json!({"toPorts": [{"ports": [{"port": "80", "protocol": "TCP"}], "rules": {"http": http}}]});
+    let egress = |rule: Value| cnp(json!({"endpointSelector": {}, "egress": [rule]}));
+    let rules = json!([{"method": "GET", "path": "/v1/.*", "host": "", "headers": ["X-Team: web", "X-Any"],
+        "headerMatches": [{"name": "X-More", "value": "a b"}]}, {}]);
+    let read = read(&egress(entry(rules))).spec.unwrap().egress.allow.remove(0).http;
+    let header = |name: &str, value: Option<&str>| HttpRuleHeader {
+        name: name.to_owned(),
+        value: value.map(str::to_owned),
+    };
+    let first = HttpRule {
+        method: Some("GET".to_owned()),
+        path: Some("/v1/.*".to_owned()),
+        host: None,
+        headers: vec![header("x-team", Some("web")), header("x-any", None), header("x-more", Some("a b"))],
+    };
+    assert_eq!(read, [first, HttpRule::default()]);
+
+    let at = "spec.egress[0].toPorts[0].rules.http";
+    refused(&egress(entry(json!([]))), at, "must not be empty");
+    refused(&egress(entry(json!([{"path": "("}]))), &format!("{at}[0].path"), "regular expression");
+    refused(&egress(entry(json!([{"headers": [": x"]}]))), &format!("{at}[0].headers[0]"), "must");
+    let replaced = json!([{"headerMatches": [{"name": "a", "value": "b", "mismatch": "REPLACE"}]}]);
+    refused(&egress(entry(replaced)), &format!("{at}[0].headerMatches[0].mismatch"), "not supported");
+    refused(&ingress(entry(json!([{}]))), "spec.ingress[0].toPorts[0].rules.http", "egress");
+    let mut any = entry(json!([{}]));
+    any["toPorts"][0]["ports"][0] = json!({"port": "80"});
+    refused(&egress(any), at, "TCP");
+    let mut two = entry(json!([{}]));
+    two["toPorts"].as_array_mut().unwrap().push(json!({"ports": [{"port": "81", "protocol": "TCP"}]}));
+    refused(&egress(two), at, "two entries");
+    let mut both = entry(json!([{}]));
+    both["toPorts"][0]["rules"]["dns"] = json!([{"matchPattern": "*"}]);
+    refused(&egress(both), at, "two entries");
+    let mut named = entry(json!([{}]));
+    named["toFQDNs"] = json!([{"matchName": "a.example"}]);
+    refused(&egress(named), "spec.egress[0].toFQDNs", "rules.http");
+    let reserved = json!({"toPorts": [{"ports": [{"port": "80"}], "listener": {"name": "node-proxy"}}]});
+    refused(&egress(reserved), "spec.egress[0].toPorts[0].listener.name", "rules.http");
 }
 
 #[test]

@@ -13,11 +13,12 @@ use super::{
         selector::WireSelector,
     },
     CiliumCidrSet, CiliumEntity, CiliumEntry, CiliumIcmp, CiliumPeers, CiliumPolicy, CiliumPort, CiliumRule,
-    CiliumSelector, CiliumSide,
+    CiliumSelector, CiliumSide, HttpRule,
     far::{WireName, WireTarget},
+    http::WireHttp,
     icmp, selector,
 };
-use crate::policy::{NamePattern, cover};
+use crate::policy::{NODE_PROXY, NamePattern, cover};
 
 /// Rules of one object.
 const MAX_SPECS: usize = 16;
@@ -25,6 +26,8 @@ const MAX_SPECS: usize = 16;
 pub(super) const MAX_PORTS: usize = 40;
 /// Elements of `toPorts`.
 const MAX_TO_PORTS: usize = 40;
+/// Elements of `rules.http`.
+const MAX_HTTP_RULES: usize = 64;
 
 /// An object without its metadata.
 #[derive(Deserialize)]
@@ -120,8 +123,8 @@ struct WireIcmp {
 #[serde(deny_unknown_fields)]
 struct WireL7 {
     dns: Option<Vec<WireName>>,
-    // Refused: they need a proxy.
-    http: Option<IgnoredAny>,
+    http: Option<Vec<WireHttp>>,
+    // Refused: nobody here reads them.
     kafka: Option<IgnoredAny>,
     l7: Option<IgnoredAny>,
     l7proto: Option<IgnoredAny>,
@@ -343,7 +346,12 @@ impl WireEntry {
         if self.to_fqdns.is_some() && place.nodes {
             return at_names.refuse("", "is not supported for nodes: what they ask of DNS is not seen");
         }
-        let ToPorts { ports, dns, proxy } = to_ports(self.to_ports, place, &at.field("toPorts"))?;
+        let ToPorts { ports, read, proxy } = to_ports(self.to_ports, place, &at.field("toPorts"))?;
+        if self.to_fqdns.is_some() && !read.http.is_empty() {
+            return at_names
+                .refuse("", "can't stand beside rules.http: who reads requests knows addresses only");
+        }
+        let Read { dns, http } = read;
         let field = |tail: &str| at.field(&format!("{}{tail}", if place.ingress { "from" } else { "to" }));
         let mut said: Vec<(&str, CiliumPeers)> = Vec::new();
         if let Some(list) = self.from_endpoints.or(self.to_endpoints) {
@@ -374,7 +382,7 @@ impl WireEntry {
             return field(second).refuse("", format!("can't stand beside {side}{first}: write two entries"));
         }
         let peers = peers.map_or(CiliumPeers::Unsaid, |(_, peers)| peers);
-        Ok(CiliumEntry { peers, ports, icmps, dns, proxy })
+        Ok(CiliumEntry { peers, ports, icmps, dns, proxy, http })
     }
 }
 
@@ -456,21 +464,27 @@ fn icmps(wire: Vec<WireIcmps>, at: &At) -> Result<Vec<CiliumIcmp>, Fault> {
     fields.into_iter().map(one).collect()
 }
 
-fn dns(
-    wire: WireL7,
-    alone: bool,
-    ports: &[CiliumPort],
-    place: Place<'_>,
-    at: &At,
-) -> Result<Vec<NamePattern>, Fault> {
+/// What `rules` says.
+#[derive(Default)]
+struct Read {
+    dns: Vec<NamePattern>,
+    http: Vec<HttpRule>,
+}
+
+fn rules(wire: WireL7, alone: bool, ports: &[CiliumPort], place: Place<'_>, at: &At) -> Result<Read, Fault> {
     at.unsupported(&[
-        ("http", wire.http.is_some()),
         ("kafka", wire.kafka.is_some()),
         ("l7", wire.l7.is_some()),
         ("l7proto", wire.l7proto.is_some()),
     ])?;
-    let Some(list) = wire.dns else { return Ok(Vec::new()) };
-    let at_dns = at.field("dns");
+    let (list, at_dns) = match (wire.dns, wire.http) {
+        (None, None) => return Ok(Read::default()),
+        (Some(_), Some(_)) => {
+            return at.field("http").refuse("", "can't stand beside dns: write two entries");
+        }
+        (Some(list), None) => (list, at.field("dns")),
+        (None, Some(list)) => return http(list, alone, ports, place, &at.field("http")),
+    };
     if place.ingress || place.deny || place.nodes {
         return at_dns.refuse("", "is not supported here: only where egress of workloads is allowed");
     }
@@ -482,7 +496,27 @@ fn dns(
     if !ports.iter().all(|port| numbered(port) && datagrams(port)) {
         return at_dns.refuse("", "needs ports by number, such as 53, of UDP or TCP");
     }
-    each(list, &at_dns, WireName::parse)
+    Ok(Read { dns: each(list, &at_dns, WireName::parse)?, http: Vec::new() })
+}
+
+fn http(
+    list: Vec<WireHttp>,
+    alone: bool,
+    ports: &[CiliumPort],
+    place: Place<'_>,
+    at: &At,
+) -> Result<Read, Fault> {
+    if place.ingress || place.deny || place.nodes {
+        return at.refuse("", "is not supported here: only where egress of workloads is allowed");
+    }
+    if !alone {
+        return at.refuse("", "can't stand beside other elements of toPorts: write two entries");
+    }
+    if !ports.iter().all(|port| port.protocol == Some(Protocol::Tcp)) {
+        return at.refuse("", "needs ports of protocol TCP");
+    }
+    at.at_most(&list, MAX_HTTP_RULES)?;
+    Ok(Read { dns: Vec::new(), http: each(list, at, WireHttp::parse)? })
 }
 
 impl WireListener {
@@ -503,6 +537,9 @@ impl WireListener {
         if !is_proxy_name(&name) {
             return at.refuse(&name, PROXY_NAME);
         }
+        if name == NODE_PROXY {
+            return at.refuse(&name, "reads what rules.http lets through: say that instead");
+        }
         Ok(name)
     }
 }
@@ -510,14 +547,14 @@ impl WireListener {
 /// What `toPorts` says.
 struct ToPorts {
     ports: Vec<CiliumPort>,
-    dns: Vec<NamePattern>,
+    read: Read,
     proxy: Option<String>,
 }
 
 fn to_ports(wire: Vec<WirePortRule>, place: Place<'_>, at: &At) -> Result<ToPorts, Fault> {
     at.at_most(&wire, MAX_TO_PORTS)?;
     let mut out = Vec::new();
-    let mut names = Vec::new();
+    let mut read = Read::default();
     let mut proxies: Vec<Option<String>> = Vec::new();
     let alone = wire.len() == 1;
     for (i, rule) in wire.into_iter().enumerate() {
@@ -549,10 +586,10 @@ fn to_ports(wire: Vec<WirePortRule>, place: Place<'_>, at: &At) -> Result<ToPort
             out.push(port);
         }
         if let Some(rules) = rule.rules {
-            names = dns(rules, alone, &out, place, &at.field("rules"))?;
+            read = self::rules(rules, alone, &out, place, &at.field("rules"))?;
         }
     }
-    Ok(ToPorts { ports: out, dns: names, proxy: proxies.into_iter().next().flatten() })
+    Ok(ToPorts { ports: out, read, proxy: proxies.into_iter().next().flatten() })
 }
 
 impl WireCiliumPort {
