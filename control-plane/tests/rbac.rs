@@ -176,7 +176,7 @@ fn permitted(access: &[Rbac], from: IpAddr, id: &str, at: SocketAddr) -> bool {
         server_name: None,
         behalf: Default::default(),
     };
-    decide(access, Facts { connection: &connection, request: None }).denied.is_none()
+    decide(access, Facts::of(&connection)).denied.is_none()
 }
 
 fn labels() -> impl Strategy<Value = Value> {

@@ -4,6 +4,10 @@ use std::time::Duration;
 
 /// HTTP filters of a connection manager, and those that a route has settings for.
 pub const HTTP_FILTERS: usize = 64;
+/// Time for a service that filters ask, where its configuration says 0.
+pub const SERVICE_TIMEOUT: Duration = Duration::from_secs(15);
+/// Largest answer of such a service, in bytes.
+pub const SERVICE_ANSWER_BYTES: u32 = 1 << 20;
 /// Largest request that a filter may be told to wait for, in bytes.
 pub const BUFFERED_BYTES: u32 = 64 << 20;
 /// How long keys of token issuers count (Envoy's default).

@@ -59,9 +59,10 @@ impl Shared {
             for config in configs {
                 let name = config.name.clone();
                 let stats = self.stats.cluster(&name);
-                match UpstreamCluster::new(config, &self.secrets, stats, clusters.get(&name).map(|c| &**c)) {
+                let former = clusters.get(&name).map(|c| &**c);
+                match UpstreamCluster::new(config, &self.secrets, stats, Arc::default(), former) {
                     Ok(cluster) => {
-                        clusters.insert(name, Arc::new(cluster));
+                        clusters.insert(name, cluster);
                     }
                     Err(error) => tracing::error!(cluster = %name, %error, "cluster cannot be set up"),
                 }

@@ -1,8 +1,13 @@
 //! The endpoints of a cluster as the control plane gives them.
 
-use std::net::SocketAddr;
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use serde::Serialize;
+
+use super::Metadata;
 
 /// What the control plane says about an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -21,6 +26,8 @@ pub enum Health {
 pub struct Endpoint {
     /// Where it listens.
     pub address: SocketAddr,
+    /// Its name, for health checks, hashing and host rewrites; may be empty.
+    pub hostname: Arc<str>,
     /// Share among the endpoints of its locality. At least 1.
     pub weight: u32,
     /// See [`Health`].
@@ -31,8 +38,36 @@ pub struct Endpoint {
     pub locality: usize,
     /// Share of its locality, if the resource gives one.
     pub locality_weight: Option<u32>,
-    /// `region/zone/sub_zone`, for people.
-    pub locality_name: String,
+    /// `region/zone/sub_zone`.
+    pub locality_name: Arc<str>,
+    /// Of namespace `envoy.lb`: what subsets are made by.
+    pub metadata: Arc<Metadata>,
+    /// Of namespace `envoy.transport_socket_match`: how it is connected to.
+    pub socket: Arc<Metadata>,
+    /// How it is asked for its health.
+    pub probe: ProbeTarget,
+}
+
+/// `Endpoint.HealthCheckConfig`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct ProbeTarget {
+    /// Another port than the endpoint's own.
+    pub port: Option<u16>,
+    /// Another address.
+    pub ip: Option<IpAddr>,
+    /// Another `host`.
+    pub hostname: String,
+    /// It counts as healthy without being asked.
+    pub disabled: bool,
+}
+
+/// `drop_overloads`: a part of the requests is answered with 503.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DropShare {
+    /// For people.
+    pub category: String,
+    /// Of a million.
+    pub per_million: u32,
 }
 
 /// `ClusterLoadAssignment`.
@@ -42,36 +77,31 @@ pub struct Assignment {
     pub endpoints: Vec<Endpoint>,
     /// In percent; Envoy's default: 140. A priority is left only when fewer than 1/1.4 of its endpoints are healthy.
     pub overprovisioning: u32,
+    /// In order.
+    pub drops: Vec<DropShare>,
 }
 
 impl Assignment {
     /// No endpoint at all.
     pub fn empty() -> Self {
-        Self { endpoints: vec![], overprovisioning: 140 }
+        Self { endpoints: vec![], overprovisioning: 140, drops: vec![] }
     }
 
-    /// The share of each endpoint within its priority. With `by_locality` the localities share first, by their
-    /// weights, and then the endpoints within each (Envoy's locality-weighted balancing).
-    pub fn weights(&self, by_locality: bool) -> Vec<u64> {
-        if !by_locality {
-            return self.endpoints.iter().map(|e| u64::from(e.weight.max(1))).collect();
+    /// Names of the localities, by position.
+    pub fn localities(&self) -> Vec<&str> {
+        let count = self.endpoints.iter().map(|e| e.locality + 1).max().unwrap_or(0);
+        let mut names = vec![""; count];
+        for endpoint in &self.endpoints {
+            if let Some(name) = names.get_mut(endpoint.locality) {
+                *name = &endpoint.locality_name;
+            }
         }
-        let sum_of = |locality| -> u64 {
-            let same = self.endpoints.iter().filter(|e| e.locality == locality);
-            same.map(|e| u64::from(e.weight.max(1))).sum::<u64>().max(1)
-        };
-        // A fixed-point share: fine enough for weights of 1 among 128 in a locality of thousands.
-        const SCALE: u64 = 1 << 20;
-        self.endpoints
-            .iter()
-            .map(|e| {
-                // A locality without weight gets nothing, as in Envoy.
-                let locality = u64::from(e.locality_weight.unwrap_or(0));
-                let share = locality.saturating_mul(SCALE).saturating_mul(e.weight.max(1).into())
-                    / sum_of(e.locality);
-                if locality == 0 { 0 } else { share.max(1) }
-            })
-            .collect()
+        names
+    }
+
+    /// The category by which a request is turned away, if it is. `rng` gives numbers below a million.
+    pub fn drops(&self, mut rng: impl FnMut() -> u32) -> Option<&str> {
+        self.drops.iter().find(|drop| rng() < drop.per_million).map(|drop| drop.category.as_str())
     }
 }
 
@@ -80,28 +110,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn localities_share_before_endpoints_do() {
-        let endpoint = |locality, locality_weight| Endpoint {
-            address: "10.0.0.1:80".parse().unwrap(),
-            weight: 1,
-            health: Health::Healthy,
-            priority: 0,
-            locality,
-            locality_weight,
-            locality_name: String::new(),
+    fn each_category_turns_away_its_part_of_what_the_ones_before_let_through() {
+        let drop = |category: &str, per_million| DropShare { category: category.to_owned(), per_million };
+        let drops = vec![drop("throttle", 500_000), drop("lb", 100_000)];
+        let assignment = Assignment { drops, ..Assignment::empty() };
+        let dropped = |numbers: &[u32]| {
+            let mut numbers = numbers.iter().copied();
+            assignment.drops(|| numbers.next().unwrap()).map(str::to_owned)
         };
-        let assignment = Assignment {
-            endpoints: vec![
-                endpoint(0, Some(1)),
-                endpoint(1, Some(1)),
-                endpoint(1, Some(1)),
-                endpoint(2, None),
-            ],
-            overprovisioning: 140,
-        };
-        let weights = assignment.weights(true);
-        assert_eq!(weights[0], weights[1] + weights[2]);
-        assert_eq!(weights[3], 0);
-        assert_eq!(assignment.weights(false), [1, 1, 1, 1]);
+        assert_eq!(dropped(&[499_999]).as_deref(), Some("throttle"));
+        assert_eq!(dropped(&[500_000, 99_999]).as_deref(), Some("lb"));
+        assert_eq!(dropped(&[500_000, 100_000]), None);
     }
 }

@@ -20,6 +20,8 @@
 //! `traffic_direction`, `enable_reuse_port`, `cleanup_interval`, `dns_lookup_family`, `validate_clusters`, `decorator`,
 //! `initial_fetch_timeout`, `suppress_envoy_headers`, `wait_for_warm_on_init`, `track_cluster_stats`.
 
+mod balancing;
+mod breakers;
 mod chain;
 mod chain_match;
 mod cluster;
@@ -29,10 +31,13 @@ mod error;
 mod filters;
 mod hcm;
 mod header_ops;
+mod health_check;
+mod lb_extension;
 mod limits;
 mod listener;
 mod listener_filter;
 mod matcher;
+mod metadata;
 mod metadata_match;
 mod outlier;
 mod protocol;
@@ -44,15 +49,20 @@ mod socket;
 mod tcp_proxy;
 mod tls;
 mod upstream;
+mod upstream_choice;
+mod upstream_socket;
 mod wire;
 
+pub use balancing::{Balancing, Localities};
+pub use breakers::{Breakers, Priority, PriorityLimits, Retries};
 pub use chain::{FilterChain, NetworkFilter};
 pub use chain_match::{ChainMatch, ServerName, SourceType, Transport};
-pub use cluster::{Breakers, Cluster, Discovery};
+pub use cluster::{Cluster, Discovery};
 pub use edge::{Edge, EscapedSlashes, StripPort, Underscores};
 pub use error::{ConfigError, Path, Problem};
 pub use filters::{FilterKind, HttpFilter, JwtRoute, RouteFilter, RouteFilters, RouteSettings};
 pub use hcm::{Codec, H2Settings, HttpManager, RouteSource, ServerHeader, Times};
+pub use health_check::{Checker, GrpcCheck, HealthCheck, HttpCheck};
 pub use listener::Listener;
 pub use listener_filter::{ListenerFilters, OriginalSource, ProxyHeader};
 pub use matcher::{FullRegex, Substitution, Text, TextMatch};
@@ -61,6 +71,7 @@ pub use socket::{SocketOption, SocketOptions};
 pub use tcp_proxy::TcpProxy;
 pub use tls::{DownstreamTls, PeerMatch, SecretRef, TlsCommon, UpstreamTls, Versions};
 pub use upstream::UpstreamProtocol;
+pub use upstream_socket::{Keepalive, SocketMatch, UpstreamSocketOptions};
 pub use wire::Source;
 
 use xds_proto::envoy::config::{

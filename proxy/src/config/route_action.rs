@@ -22,9 +22,11 @@ use super::{
     header_ops::{self, REQUEST, RESPONSE},
     matcher,
     route::{self as table, Ops},
+    upstream_choice,
     wire::{Result, bool_or, duration, duration_or, inline, refuse, timeout_or, u32_or},
 };
 use crate::{
+    balance::Criteria,
     policy::limit::LimitRule,
     retry::{RateLimited, RetryOn, RetryPolicy},
     route::{
@@ -119,11 +121,13 @@ fn forward(path: &Path<'_>, wire: RouteAction, ops: &Ops, levels: &Levels<'_>) -
         cluster_specifier,
         host_rewrite_specifier,
     } = wire;
-    refuse!(path; metadata_match, path_rewrite_policy, path_rewrite, flush_timeout, early_data_policy,
-        retry_policy_typed_config, priority, rate_limits, include_vh_rate_limits, hash_policy,
+    refuse!(path; path_rewrite_policy, path_rewrite, flush_timeout, early_data_policy,
+        retry_policy_typed_config, rate_limits, include_vh_rate_limits,
         cors, max_grpc_timeout, grpc_timeout_offset, internal_redirect_policy,
         internal_redirect_action, max_internal_redirects, hedge_policy);
-    let destinations = destinations(path, cluster_specifier, ops, levels)?;
+    let choice = upstream_choice::convert(path, priority, hash_policy)?;
+    let wanted = upstream_choice::wanted(&path.field("metadata_match"), metadata_match)?;
+    let destinations = destinations(path, cluster_specifier, ops, levels, wanted)?;
     let host_rewrite = match host_rewrite_specifier {
         None => None,
         Some(HostRewriteSpecifier::HostRewriteLiteral(host)) => {
@@ -189,6 +193,7 @@ fn forward(path: &Path<'_>, wire: RouteAction, ops: &Ops, levels: &Levels<'_>) -
         host_rewrite,
         append_x_forwarded_host,
         cluster_not_found_status,
+        choice,
         attempt_count_in_request: levels.attempt_count_in_request,
         attempt_count_in_response: levels.attempt_count_in_response,
     })
@@ -282,6 +287,7 @@ fn destinations(
     wire: Option<ClusterSpecifier>,
     ops: &Ops,
     levels: &Levels<'_>,
+    wanted: Option<Criteria>,
 ) -> Result<Vec<Destination>> {
     match wire.ok_or_else(|| path.field("cluster").missing())? {
         ClusterSpecifier::Cluster(name) if name.is_empty() => Err(path.field("cluster").missing()),
@@ -294,11 +300,12 @@ fn destinations(
                 request,
                 response,
                 host_rewrite: None,
+                wanted,
                 filters: levels.filters.clone(),
             }])
         }
         ClusterSpecifier::WeightedClusters(wire) => {
-            weighted(&path.field("weighted_clusters"), wire, ops, levels)
+            weighted(&path.field("weighted_clusters"), wire, ops, levels, wanted)
         }
         ClusterSpecifier::ClusterHeader(name) => {
             let Ops { request, response } = levels.all(ops);
@@ -309,6 +316,7 @@ fn destinations(
                 request,
                 response,
                 host_rewrite: None,
+                wanted,
                 filters: levels.filters.clone(),
             }])
         }
@@ -327,6 +335,7 @@ fn weighted(
     wire: WeightedCluster,
     ops: &Ops,
     levels: &Levels<'_>,
+    wanted: Option<Criteria>,
 ) -> Result<Vec<Destination>> {
     // The total is the sum of the weights; Envoy ignores the deprecated field as well when it is the sum.
     let WeightedCluster { clusters, total_weight, runtime_key_prefix, random_value_specifier } = wire;
@@ -348,7 +357,8 @@ fn weighted(
             typed_per_filter_config,
             host_rewrite_specifier,
         } = wire;
-        refuse!(path; metadata_match);
+        let own = upstream_choice::wanted(&path.field("metadata_match"), metadata_match)?;
+        let wanted = upstream_choice::both(wanted.as_ref(), own);
         let header_path = path.field("cluster_header");
         let cluster_header = match (name.is_empty(), cluster_header.as_str()) {
             (true, "") => return Err(path.field("name").missing()),
@@ -384,6 +394,7 @@ fn weighted(
             request,
             response,
             host_rewrite,
+            wanted,
             filters,
         });
     }

@@ -46,6 +46,10 @@ pub(super) struct Options {
     pub(super) protocol: UpstreamProtocol,
     pub(super) idle_timeout: Option<Duration>,
     pub(super) max_streams: usize,
+    pub(super) max_connection_duration: Option<Duration>,
+    pub(super) max_requests_per_connection: Option<u32>,
+    pub(super) pings: (Duration, Duration),
+    pub(super) windows: (u32, u32),
 }
 
 pub(super) fn convert(path: &Path<'_>, mut wire: HashMap<String, Any>) -> Result<Options> {
@@ -58,6 +62,10 @@ pub(super) fn convert(path: &Path<'_>, mut wire: HashMap<String, Any>) -> Result
         protocol: UpstreamProtocol::Http1,
         idle_timeout: Some(limits::UPSTREAM_IDLE),
         max_streams: limits::H2_UPSTREAM_STREAMS,
+        max_connection_duration: None,
+        max_requests_per_connection: None,
+        pings: (limits::H2_PING_INTERVAL, limits::H2_PING_TIMEOUT),
+        windows: (limits::H2_STREAM_WINDOW, limits::H2_CONNECTION_WINDOW),
     };
     let Some(any) = any else { return Ok(options) };
     let HttpProtocolOptions {
@@ -74,7 +82,7 @@ pub(super) fn convert(path: &Path<'_>, mut wire: HashMap<String, Any>) -> Result
     refuse!(path; upstream_http_protocol_options, http_filters, header_validation_config, outlier_detection,
         request_mirror_policies, hash_policy, retry_policy);
     if let Some(wire) = common_http_protocol_options {
-        options.idle_timeout = common(&path.field("common_http_protocol_options"), wire)?;
+        common(&path.field("common_http_protocol_options"), wire, &mut options)?;
     }
     let mut h2 = |path: &Path<'_>, wire| -> Result<()> {
         let path = path.field("http2_protocol_options");
@@ -82,6 +90,10 @@ pub(super) fn convert(path: &Path<'_>, mut wire: HashMap<String, Any>) -> Result
         let settings = hcm::http2(&path, wire)?;
         if given && settings.max_concurrent_streams != limits::H2_STREAMS {
             options.max_streams = settings.max_concurrent_streams as usize;
+        }
+        if given {
+            options.pings = (settings.ping_interval, settings.ping_timeout);
+            options.windows = (settings.stream_window, settings.connection_window);
         }
         Ok(())
     };
@@ -131,7 +143,7 @@ pub(super) fn convert(path: &Path<'_>, mut wire: HashMap<String, Any>) -> Result
     Ok(options)
 }
 
-fn common(path: &Path<'_>, wire: WireCommon) -> Result<Option<Duration>> {
+fn common(path: &Path<'_>, wire: WireCommon, options: &mut Options) -> Result<()> {
     let WireCommon {
         idle_timeout,
         max_connection_duration,
@@ -142,13 +154,19 @@ fn common(path: &Path<'_>, wire: WireCommon) -> Result<Option<Duration>> {
         headers_with_underscores_action,
         max_requests_per_connection,
     } = wire;
-    refuse!(path; max_connection_duration, max_connection_duration_jitter, max_response_headers_kb,
-        max_stream_duration, headers_with_underscores_action, max_requests_per_connection);
+    refuse!(path; max_connection_duration_jitter, max_response_headers_kb, max_stream_duration,
+        headers_with_underscores_action);
     let count = u32_or(&max_headers_count, limits::HEADERS_COUNT);
     if count != limits::HEADERS_COUNT {
         return Err(path.field("max_headers_count").invalid(count, "is not 100, the limit here"));
     }
-    timeout_or(&path.field("idle_timeout"), &idle_timeout, Some(limits::UPSTREAM_IDLE))
+    options.idle_timeout =
+        timeout_or(&path.field("idle_timeout"), &idle_timeout, Some(limits::UPSTREAM_IDLE))?;
+    options.max_connection_duration =
+        timeout_or(&path.field("max_connection_duration"), &max_connection_duration, None)?;
+    // 0: no limit, as in Envoy.
+    options.max_requests_per_connection = Some(u32_or(&max_requests_per_connection, 0)).filter(|n| *n > 0);
+    Ok(())
 }
 
 #[allow(deprecated)]

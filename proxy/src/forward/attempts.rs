@@ -23,11 +23,14 @@ use crate::{
     config::UpstreamProtocol,
     format::Facts,
     outbound::{
-        ConnectError, ConnectFailure, Deadline, Host, IdleTimer, Lease, ReplayHandle, SendError,
-        UpstreamBody, UpstreamCluster, Want, acquire,
+        Ask, ConnectError, ConnectFailure, Deadline, Host, IdleTimer, Lease, ReplayHandle, SendError,
+        UpstreamBody, UpstreamCluster, Want, acquire_as,
     },
     retry::{Outcome, RetryPolicy},
-    route::{Destination, Forward},
+    route::{
+        Destination, Forward,
+        hash::{Hashable, Hashed, hash},
+    },
     telemetry::Flag,
 };
 
@@ -97,7 +100,16 @@ pub(super) async fn run(mut job: Job<'_>) -> Done {
     let cluster = job.cluster.clone();
     let mut done =
         Done { result: Err(Reply::reset("overflow", Flag::Overflow)), attempts: 0, upstream: None };
-    let Some(request_permit) = cluster.requests.try_take() else {
+    let breaker = cluster.breaker(job.forward.choice.priority);
+    if let Some(category) = cluster.drops() {
+        cluster.stats.dropped.fetch_add(1, Ordering::Relaxed);
+        tracing::debug!(cluster = %cluster.config.name, category, "request is dropped");
+        done.result = Err(Reply::drop_overload());
+        return done;
+    }
+    let hashed = hashed(&job);
+    let named = named(&job);
+    let Some(request_permit) = breaker.requests.try_take() else {
         cluster.stats.overflow.fetch_add(1, Ordering::Relaxed);
         return done;
     };
@@ -114,7 +126,14 @@ pub(super) async fn run(mut job: Job<'_>) -> Done {
     let mut retry_permit = None;
     loop {
         done.attempts += 1;
-        let Some(host) = cluster.choose(&tried) else {
+        let ask = Ask {
+            hash: hashed.hash,
+            wanted: job.destination.wanted.as_deref(),
+            // One that failed is not asked for twice.
+            named: named.filter(|_| done.attempts == 1),
+            tried: &tried,
+        };
+        let Some(host) = cluster.choose_for(&ask) else {
             cluster.stats.no_endpoint.fetch_add(1, Ordering::Relaxed);
             done.result = Err(Reply::no_healthy_upstream());
             return done;
@@ -142,7 +161,7 @@ pub(super) async fn run(mut job: Job<'_>) -> Done {
         if let Some(policy) = policy
             && outcome.is_some_and(|outcome| policy.retries(outcome, done.attempts, job.body.replayable()))
         {
-            retry_permit = retry_permit.or_else(|| cluster.retries.try_take());
+            retry_permit = retry_permit.or_else(|| breaker.try_retry());
             if retry_permit.is_some() {
                 cluster.stats.retries.fetch_add(1, Ordering::Relaxed);
                 let told = result.as_ref().ok().and_then(|(response, _)| {
@@ -175,6 +194,9 @@ pub(super) async fn run(mut job: Job<'_>) -> Done {
             };
             let head = job.head.method == Method::HEAD;
             let mut response = answer::pass(response, passing, &job.destination.response, facts, head);
+            if let Some(cookie) = hashed.cookie {
+                response.headers_mut().append(header::SET_COOKIE, cookie);
+            }
             if job.forward.attempt_count_in_response {
                 answer::set_attempts(response.headers_mut(), done.attempts);
             }
@@ -182,6 +204,34 @@ pub(super) async fn run(mut job: Job<'_>) -> Done {
         });
         return done;
     }
+}
+
+/// What the choice of an endpoint goes by.
+fn hashed(job: &Job<'_>) -> Hashed {
+    if job.forward.choice.hash.is_empty() {
+        return Hashed::default();
+    }
+    let client = job.head.remote;
+    let connection = client.to_string();
+    hash(
+        &job.forward.choice.hash,
+        Hashable {
+            headers: &job.head.headers,
+            path_and_query: job.head.path.as_str(),
+            client: client.ip(),
+            connection: &connection,
+        },
+    )
+}
+
+/// The endpoint that a header asks for, where the cluster believes it (`override_host`).
+fn named(job: &Job<'_>) -> Option<std::net::SocketAddr> {
+    let mut headers = job.cluster.config.balancing.override_headers.iter();
+    headers.find_map(|name| {
+        let text = job.head.headers.get(name)?.to_str().ok()?;
+        // The first of a list: what follows is for retries, which this proxy chooses itself.
+        text.split(',').next()?.trim().parse().ok()
+    })
 }
 
 type Answered = Result<(Response<Incoming>, Lease), Reply>;
@@ -264,7 +314,7 @@ async fn per_try(policy: Option<&RetryPolicy>) {
 
 async fn try_once(job: &mut Job<'_>, host: &Arc<Host>, attempts: u32) -> Option<Attempt> {
     let want = want(&job.cluster, job.http2_client);
-    let mut lease = match acquire(&job.cluster, host, want).await {
+    let mut lease = match acquire_as(&job.cluster, host, want, job.forward.choice.priority).await {
         Ok(lease) => lease,
         Err(error) => return Some(Attempt::NoConnection(error)),
     };
@@ -282,7 +332,7 @@ async fn try_once(job: &mut Job<'_>, host: &Arc<Host>, attempts: u32) -> Option<
             Err(SendError::NotSent(back)) => {
                 let http2 = lease.is_http2();
                 drop(lease);
-                lease = match acquire(&job.cluster, host, want).await {
+                lease = match acquire_as(&job.cluster, host, want, job.forward.choice.priority).await {
                     Ok(lease) => lease,
                     Err(error) => return Some(Attempt::NoConnection(error)),
                 };

@@ -10,6 +10,7 @@ use crate::{
 
 pub(super) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+const DROP_OVERLOAD: HeaderName = HeaderName::from_static("x-envoy-drop-overload");
 const OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
 
 /// A local answer.
@@ -45,6 +46,11 @@ impl Reply {
         Self::new(status, "", Flag::NoCluster)
     }
 
+    /// The control plane wants a part of the requests turned away.
+    pub fn drop_overload() -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "drop overload", Flag::DropOverload)
+    }
+
     /// Nobody to send to.
     pub fn no_healthy_upstream() -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "no healthy upstream", Flag::NoHealthyUpstream)
@@ -65,7 +71,11 @@ impl Reply {
     /// The answer. To a gRPC client it is one in gRPC's terms.
     pub fn response(self, grpc: bool) -> Response<ResponseBody> {
         let mut response = Response::new(ResponseBody::Empty);
-        let overloaded = self.flag == Flag::Overflow;
+        let overloaded = match self.flag {
+            Flag::Overflow => Some(OVERLOADED),
+            Flag::DropOverload => Some(DROP_OVERLOAD),
+            _ => None,
+        };
         if grpc {
             let headers = response.headers_mut();
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
@@ -80,8 +90,8 @@ impl Reply {
                 *response.body_mut() = ResponseBody::text(self.text);
             }
         }
-        if overloaded {
-            response.headers_mut().insert(OVERLOADED, HeaderValue::from_static("true"));
+        if let Some(name) = overloaded {
+            response.headers_mut().insert(name, HeaderValue::from_static("true"));
         }
         response
     }

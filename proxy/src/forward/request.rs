@@ -321,6 +321,7 @@ mod tests {
             },
             scheme: "http",
             certificate: cert.map(HeaderValue::from_static),
+            peer_certificate: None,
         };
         prepare(request.into_parts().0, manager, &client, &mut StdRng::seed_from_u64(1))
     }

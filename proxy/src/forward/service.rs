@@ -6,6 +6,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use hyper::body::Incoming;
 use tokio::{
@@ -63,6 +64,8 @@ pub struct Client {
     pub scheme: &'static str,
     /// Value of `x-forwarded-client-cert`, for a verified client.
     pub certificate: Option<HeaderValue>,
+    /// The verified client's certificate, in DER.
+    pub peer_certificate: Option<Bytes>,
 }
 
 /// Serves a request. There is always an answer. If that says that protocols are switched, `tunnels` gets the rest.

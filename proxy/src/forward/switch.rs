@@ -216,7 +216,7 @@ async fn begin(asked: Asked<'_>, cluster: &Arc<UpstreamCluster>, host: &Arc<Host
         Begun::Failed(Reply::reset(&reason, Flag::ConnectFailure), true)
     };
     if *to == Switch::Connect && asked.terminates_connect {
-        return match dial(cluster, host.address, behalf().source, Offer::Nothing).await {
+        return match dial(cluster, host, behalf().source, Offer::Nothing).await {
             Ok(io) => Begun::Switched(End::Open(Box::new(io)), Response::new(())),
             Err(error) => unreachable(error),
         };

@@ -51,7 +51,7 @@ async fn connect(
             return None;
         };
         let serving = cluster.begin(&host);
-        match dial(cluster, host.address, behalf().source, Offer::Nothing).await {
+        match dial(cluster, &host, behalf().source, Offer::Nothing).await {
             Ok(io) => {
                 cluster.stats.connections.fetch_add(1, Ordering::Relaxed);
                 cluster.on_success(&host);

@@ -5,8 +5,9 @@ use std::{net::SocketAddr, sync::Arc};
 use tokio_rustls::TlsConnector;
 
 use super::{
-    UpstreamCluster,
+    Host, UpstreamCluster,
     behalf::{self, Source},
+    kernel,
 };
 use crate::{io::Io, tls::Offer};
 
@@ -58,12 +59,23 @@ impl ConnectError {
 /// See [`ConnectFailure`].
 pub async fn dial(
     cluster: &UpstreamCluster,
+    host: &Host,
+    source: Option<Source>,
+    offer: Offer,
+) -> Result<Io, ConnectError> {
+    dial_to(cluster, host.socket, host.address, source, offer).await
+}
+
+/// The same to any address, in one of the ways of the cluster.
+pub(super) async fn dial_to(
+    cluster: &UpstreamCluster,
+    socket: usize,
     address: SocketAddr,
     source: Option<Source>,
     offer: Offer,
 ) -> Result<Io, ConnectError> {
     let limit = cluster.config.connect_timeout;
-    match tokio::time::timeout(limit, connect(cluster, address, source, offer)).await {
+    match tokio::time::timeout(limit, connect(cluster, socket, address, source, offer)).await {
         Ok(result) => result,
         Err(_) => Err(ConnectError::new(
             ConnectFailure::Timeout,
@@ -74,21 +86,28 @@ pub async fn dial(
 
 async fn connect(
     cluster: &UpstreamCluster,
+    socket: usize,
     address: SocketAddr,
     source: Option<Source>,
     offer: Offer,
 ) -> Result<Io, ConnectError> {
-    if let Some(tls) = &cluster.tls
+    let tls = cluster.tls(socket);
+    if let Some(tls) = tls
         && !tls.ready()
     {
         let reason = format!("certificate or roots of cluster {:?} have not arrived", cluster.config.name);
         return Err(ConnectError::new(ConnectFailure::NotReady, reason));
     }
     let refused = |e: std::io::Error| ConnectError::new(ConnectFailure::Refused, format!("{address}: {e}"));
-    let stream = behalf::connect(address, source).await.map_err(refused)?;
+    let connected = match source {
+        // A client's name goes before the cluster's own.
+        Some(_) => behalf::connect(address, source).await,
+        None => kernel::connect(&cluster.config.socket, address).await,
+    };
+    let stream = connected.map_err(refused)?;
     // Small writes must not wait for each other's acknowledgement.
     stream.set_nodelay(true).map_err(refused)?;
-    let Some(tls) = &cluster.tls else { return Ok(Io::Endpoint(stream)) };
+    let Some(tls) = tls else { return Ok(Io::Endpoint(stream)) };
     let connector = TlsConnector::from(tls.config(offer));
     let stream = connector
         .connect(tls.server_name(address.ip()), stream)

@@ -49,6 +49,7 @@ impl H1Lease {
 
     pub(super) fn finish(mut self) {
         self.connection.since = Instant::now();
+        self.connection.requests += 1;
         self.host.pool.put(self.connection);
     }
 }

@@ -24,11 +24,21 @@ impl Limit {
 
     /// One, if there is one left.
     pub fn try_take(self: &Arc<Self>) -> Option<Permit> {
-        if self.used.fetch_add(1, Ordering::AcqRel) < self.max {
+        self.try_take_of(self.max)
+    }
+
+    /// One, if fewer than `max` are in use, whatever the limit itself says.
+    pub fn try_take_of(self: &Arc<Self>, max: u32) -> Option<Permit> {
+        if self.used.fetch_add(1, Ordering::AcqRel) < max.min(self.max) {
             return Some(Permit(self.clone()));
         }
         self.used.fetch_sub(1, Ordering::AcqRel);
         None
+    }
+
+    /// The limit.
+    pub fn max(&self) -> u32 {
+        self.max
     }
 
     /// One, even if that is too many.

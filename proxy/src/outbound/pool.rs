@@ -19,7 +19,12 @@ use super::{
     dial::{ConnectError, ConnectFailure, chose_http2, dial},
     lease::{H1Lease, H2Lease},
 };
-use crate::{io::Io, limits, tls::Offer};
+use crate::{
+    config::{Cluster, Priority},
+    io::Io,
+    limits,
+    tls::Offer,
+};
 
 /// Which HTTP version a request is to go out with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +42,9 @@ pub(super) struct IdleH1 {
     pub(super) sender: http1::SendRequest<UpstreamBody>,
     pub(super) generation: u64,
     pub(super) since: Instant,
+    /// When it was opened, and the requests that it has had.
+    born: Instant,
+    pub(super) requests: u32,
 }
 
 #[derive(Debug)]
@@ -45,6 +53,42 @@ struct SharedH2 {
     active: Arc<AtomicUsize>,
     generation: u64,
     last_used: Instant,
+    born: Instant,
+    requests: u32,
+}
+
+/// How long a connection may be used, and for how much.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Lifetime {
+    generation: u64,
+    idle: Option<Duration>,
+    age: Option<Duration>,
+    requests: u32,
+}
+
+impl Lifetime {
+    fn of(cluster: &UpstreamCluster, host: &Host) -> Self {
+        Self::new(&cluster.config, cluster.generation(host))
+    }
+
+    pub(super) fn new(config: &Cluster, generation: u64) -> Self {
+        Self {
+            generation,
+            idle: config.idle_timeout,
+            age: config.max_connection_duration,
+            requests: config.max_requests_per_connection.unwrap_or(u32::MAX),
+        }
+    }
+
+    /// Whether a connection may take a further request.
+    fn allows(&self, generation: u64, born: Instant, requests: u32, now: Instant) -> bool {
+        let young = self.age.is_none_or(|age| now.saturating_duration_since(born) < age);
+        generation == self.generation && young && requests < self.requests
+    }
+
+    fn idle_for_too_long(&self, since: Instant, now: Instant) -> bool {
+        self.idle.is_some_and(|idle| now.saturating_duration_since(since) > idle)
+    }
 }
 
 /// The outcome of a dial that several requests wait for; `None` while it goes on.
@@ -86,11 +130,13 @@ impl Pool {
     }
 
     /// The most recently used one: the others may then grow old and be closed.
-    fn pop(&self, generation: u64, idle_timeout: Option<Duration>) -> Option<IdleH1> {
+    fn pop(&self, lifetime: Lifetime) -> Option<IdleH1> {
         let mut idle = lock(&self.idle);
+        let now = Instant::now();
         while let Some(connection) = idle.pop() {
-            let old = idle_timeout.is_some_and(|limit| connection.since.elapsed() > limit);
-            if connection.generation == generation && !old && !connection.sender.is_closed() {
+            let good = lifetime.allows(connection.generation, connection.born, connection.requests, now)
+                && !lifetime.idle_for_too_long(connection.since, now);
+            if good && !connection.sender.is_closed() {
                 return Some(connection);
             }
         }
@@ -100,33 +146,40 @@ impl Pool {
     /// The least busy one. `full` says from how many requests on a connection is only taken if `anyway`.
     fn share(
         &self,
-        generation: u64,
+        lifetime: Lifetime,
         full: usize,
         anyway: bool,
     ) -> Option<(http2::SendRequest<UpstreamBody>, Arc<AtomicUsize>)> {
         let mut shared = lock(&self.shared);
-        shared.retain(|c| !c.sender.is_closed() && c.generation == generation);
+        let now = Instant::now();
+        // One that may take no more requests ends by itself when those on it are through.
+        shared.retain(|c| !c.sender.is_closed() && lifetime.allows(c.generation, c.born, c.requests, now));
         let connection = shared.iter_mut().min_by_key(|c| c.active.load(Ordering::Acquire))?;
         if connection.active.load(Ordering::Acquire) >= full && !anyway {
             return None;
         }
         connection.active.fetch_add(1, Ordering::AcqRel);
-        connection.last_used = Instant::now();
+        connection.last_used = now;
+        connection.requests += 1;
         Some((connection.sender.clone(), connection.active.clone()))
     }
 
-    pub(super) fn sweep(&self, now: Instant, idle_timeout: Option<Duration>, generation: u64) {
-        let old =
-            |since: Instant| idle_timeout.is_some_and(|limit| now.saturating_duration_since(since) > limit);
-        lock(&self.idle).retain(|c| c.generation == generation && !c.sender.is_closed() && !old(c.since));
+    pub(super) fn sweep(&self, now: Instant, config: &Cluster, generation: u64) {
+        let lifetime = Lifetime::new(config, generation);
+        lock(&self.idle).retain(|c| {
+            lifetime.allows(c.generation, c.born, c.requests, now)
+                && !c.sender.is_closed()
+                && !lifetime.idle_for_too_long(c.since, now)
+        });
         lock(&self.shared).retain(|c| {
-            let idle = c.active.load(Ordering::Acquire) == 0 && old(c.last_used);
-            c.generation == generation && !c.sender.is_closed() && !idle
+            let unused =
+                c.active.load(Ordering::Acquire) == 0 && lifetime.idle_for_too_long(c.last_used, now);
+            lifetime.allows(c.generation, c.born, c.requests, now) && !c.sender.is_closed() && !unused
         });
     }
 }
 
-/// A connection for one request: an idle or shared one, or a new one.
+/// A connection for a request of priority DEFAULT.
 ///
 /// # Errors
 /// See [`ConnectFailure`].
@@ -135,11 +188,29 @@ pub async fn acquire(
     host: &Arc<Host>,
     want: Want,
 ) -> Result<Lease, ConnectError> {
+    acquire_as(cluster, host, want, Priority::Default).await
+}
+
+/// A connection for one request: an idle or shared one, or a new one.
+///
+/// # Errors
+/// See [`ConnectFailure`].
+pub async fn acquire_as(
+    cluster: &Arc<UpstreamCluster>,
+    host: &Arc<Host>,
+    want: Want,
+    priority: Priority,
+) -> Result<Lease, ConnectError> {
     let host = &host.in_name_of(behalf().source);
     if let Some(lease) = existing(cluster, host, want, false).await {
         return Ok(lease);
     }
-    let _pending = cluster.pending.try_take().ok_or_else(|| overflow("max_pending_requests"))?;
+    let breaker = cluster.breaker(priority);
+    let Some(_pending) = breaker.pending.try_take() else {
+        cluster.stats.pending_overflow.fetch_add(1, Ordering::Relaxed);
+        return Err(overflow("max_pending_requests"));
+    };
+    let mut counted = false;
     loop {
         // Listening before looking: what is freed in between is not missed.
         let freed = host.pool.freed.notified();
@@ -148,11 +219,16 @@ pub async fn acquire(
         if let Some(lease) = existing(cluster, host, want, false).await {
             return Ok(lease);
         }
-        let permit = match cluster.connections.try_take() {
+        let own = host.pool.connections();
+        let may = cluster.config.breakers.max_connections_per_host.is_none_or(|max| own < max as usize);
+        let permit = match breaker.connections.try_take().filter(|_| may) {
             Some(permit) => permit,
             // As in Envoy, each endpoint may have one connection in any case.
-            None if host.pool.connections() == 0 => cluster.connections.take(),
+            None if own == 0 => breaker.connections.take(),
             None => {
+                if !std::mem::replace(&mut counted, true) {
+                    cluster.stats.connection_overflow.fetch_add(1, Ordering::Relaxed);
+                }
                 if let Some(lease) = existing(cluster, host, want, true).await {
                     return Ok(lease);
                 }
@@ -176,16 +252,16 @@ fn overflow(limit: &str) -> ConnectError {
 }
 
 async fn existing(cluster: &UpstreamCluster, host: &Arc<Host>, want: Want, anyway: bool) -> Option<Lease> {
-    let generation = cluster.generation();
+    let lifetime = Lifetime::of(cluster, host);
     if want != Want::Http1
-        && let Some((sender, active)) = host.pool.share(generation, cluster.config.max_streams, anyway)
+        && let Some((sender, active)) = host.pool.share(lifetime, cluster.config.max_streams, anyway)
     {
         return Some(Lease::H2(H2Lease::new(sender, active)));
     }
     if want == Want::Http2 {
         return None;
     }
-    while let Some(mut connection) = host.pool.pop(generation, cluster.config.idle_timeout) {
+    while let Some(mut connection) = host.pool.pop(lifetime) {
         // The end of the last answer was seen here before its connection's own task got around to say that it is ready.
         let ready = connection.sender.is_ready()
             || matches!(
@@ -245,14 +321,14 @@ async fn connect(
     want: Want,
     open: Open,
 ) -> Result<Lease, ConnectError> {
-    let generation = cluster.generation();
+    let generation = cluster.generation(host);
     let offer = match want {
         Want::Http1 => Offer::Http1,
         Want::Http2 => Offer::Http2,
         Want::Any => Offer::Any,
     };
     let result = async {
-        let io = dial(cluster, host.address, host.source, offer).await?;
+        let io = dial(cluster, host, host.source, offer).await?;
         if want == Want::Http2 || (want == Want::Any && chose_http2(&io)) {
             host.pool.speaks_http1.store(false, Ordering::Release);
             open_http2(host, io, open, generation).await
@@ -296,6 +372,24 @@ fn broken(host: &Host, error: &hyper::Error) -> ConnectError {
     ConnectError::new(ConnectFailure::Handshake, format!("HTTP with {}: {error}", host.address))
 }
 
+/// Serves a connection until it ends, or is to end.
+fn run<E: std::fmt::Display>(
+    host: &Host,
+    connection: impl Future<Output = Result<(), E>> + Send + 'static,
+    open: Open,
+) {
+    let (address, closing) = (host.address, host.closing());
+    tokio::spawn(async move {
+        tokio::select! {
+            ended = connection => if let Err(error) = ended {
+                tracing::debug!(%address, %error, "upstream connection ended");
+            },
+            () = closing.cancelled() => tracing::debug!(%address, "upstream connection is closed"),
+        }
+        drop(open);
+    });
+}
+
 async fn open_http1(host: &Arc<Host>, io: Io, open: Open, generation: u64) -> Result<Lease, ConnectError> {
     let (sender, connection) = http1::Builder::new()
         .max_buf_size(limits::RESPONSE_HEADERS_BYTES as usize)
@@ -303,38 +397,36 @@ async fn open_http1(host: &Arc<Host>, io: Io, open: Open, generation: u64) -> Re
         .handshake(TokioIo::new(io))
         .await
         .map_err(|e| broken(host, &e))?;
-    let address = host.address;
-    tokio::spawn(async move {
-        if let Err(error) = connection.with_upgrades().await {
-            tracing::debug!(%address, %error, "upstream connection ended");
-        }
-        drop(open);
-    });
-    let idle = IdleH1 { sender, generation, since: Instant::now() };
+    run(host, connection.with_upgrades(), open);
+    let now = Instant::now();
+    let idle = IdleH1 { sender, generation, since: now, born: now, requests: 0 };
     Ok(Lease::H1(H1Lease::new(idle, host.clone(), false)))
 }
 
 async fn open_http2(host: &Arc<Host>, io: Io, open: Open, generation: u64) -> Result<Lease, ConnectError> {
+    let config = &open.cluster.config;
+    let (pings, windows) = (config.pings, config.windows);
     let (sender, connection) = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
-        .initial_stream_window_size(limits::H2_STREAM_WINDOW)
-        .initial_connection_window_size(limits::H2_CONNECTION_WINDOW)
+        .initial_stream_window_size(windows.0)
+        .initial_connection_window_size(windows.1)
         .max_header_list_size(limits::RESPONSE_HEADERS_BYTES)
-        .keep_alive_interval(limits::H2_PING_INTERVAL)
-        .keep_alive_timeout(limits::H2_PING_TIMEOUT)
+        .keep_alive_interval(pings.0)
+        .keep_alive_timeout(pings.1)
         .handshake(TokioIo::new(io))
         .await
         .map_err(|e| broken(host, &e))?;
-    let address = host.address;
-    tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%address, %error, "upstream connection ended");
-        }
-        drop(open);
-    });
+    run(host, connection, open);
     let active = Arc::new(AtomicUsize::new(1));
-    let shared =
-        SharedH2 { sender: sender.clone(), active: active.clone(), generation, last_used: Instant::now() };
+    let now = Instant::now();
+    let shared = SharedH2 {
+        sender: sender.clone(),
+        active: active.clone(),
+        generation,
+        last_used: now,
+        born: now,
+        requests: 1,
+    };
     lock(&host.pool.shared).push(shared);
     Ok(Lease::H2(H2Lease::new(sender, active)))
 }

@@ -1,11 +1,13 @@
 //! Which route a request takes, and what happens to it on the way. Pure: no I/O, and randomness is passed in.
 
+pub mod hash;
 mod headers;
 mod hosts;
 mod matching;
 mod rewrite;
 mod table;
 
+pub use hash::{HashOf, HashPolicy, Rewrite, UpstreamChoice};
 pub use headers::{HeaderChange, HeaderOps, OnExisting, Value};
 pub use hosts::{HostError, HostIndex};
 pub use matching::{

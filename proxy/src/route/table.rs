@@ -9,8 +9,11 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use rand::Rng;
 use serde::Serialize;
 
-use super::{Fraction, HeaderOps, HostIndex, PathMatch, RequestView, RouteMatch, rewrite::split_port};
+use super::{
+    Fraction, HeaderOps, HostIndex, PathMatch, RequestView, RouteMatch, UpstreamChoice, rewrite::split_port,
+};
 use crate::{
+    balance::Criteria,
     config::{RouteFilters, Substitution},
     policy::limit::RouteLimits,
     retry::RetryPolicy,
@@ -149,6 +152,8 @@ pub struct Destination {
     /// Another host for this destination only.
     #[serde(skip)]
     pub host_rewrite: Option<HeaderValue>,
+    /// Metadata that the endpoint must have.
+    pub wanted: Option<Criteria>,
     /// Settings of filters.
     pub filters: Arc<RouteFilters>,
 }
@@ -186,6 +191,8 @@ pub struct Forward {
     pub append_x_forwarded_host: bool,
     /// Status when the cluster is unknown: 404 or 503.
     pub cluster_not_found_status: u16,
+    /// How the endpoint is chosen.
+    pub choice: UpstreamChoice,
     /// `x-envoy-attempt-count` in the request.
     pub attempt_count_in_request: bool,
     /// `x-envoy-attempt-count` in the answer.
@@ -398,6 +405,7 @@ mod tests {
             request: HeaderOps::default(),
             response: HeaderOps::default(),
             host_rewrite: None,
+            wanted: None,
             filters: Arc::default(),
         };
         let forward = Forward {
@@ -416,6 +424,7 @@ mod tests {
             host_rewrite: None,
             append_x_forwarded_host: false,
             cluster_not_found_status: 503,
+            choice: UpstreamChoice::default(),
             attempt_count_in_request: false,
             attempt_count_in_response: false,
         };

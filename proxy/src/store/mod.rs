@@ -209,7 +209,7 @@ impl Store {
             if let Discovery::Eds(name) = &cluster.discovery {
                 want(Source::Ads, Kind::Endpoints, name);
             }
-            let secrets = cluster.tls.iter().flat_map(|tls| tls.common.secrets());
+            let secrets = cluster.all_tls().flat_map(|tls| tls.common.secrets());
             secrets.for_each(|s| want(s.source, Kind::Secret, &s.name));
         }
         wanted

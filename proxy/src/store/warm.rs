@@ -70,7 +70,7 @@ impl Store {
         {
             return Some(format!("endpoints {name:?}"));
         }
-        let mut secrets = cluster.tls.iter().flat_map(|tls| tls.common.secrets());
+        let mut secrets = cluster.all_tls().flat_map(|tls| tls.common.secrets());
         let missing = secrets.find(|secret| !self.secrets.contains_key(secret))?;
         Some(format!("secret {:?} of cluster {:?}", missing.name, cluster.name))
     }

@@ -22,6 +22,8 @@ pub enum Flag {
     Reset,
     /// `UO`: a circuit breaker.
     Overflow,
+    /// `DO`: the control plane wants a part of the requests turned away.
+    DropOverload,
     /// `UT`: the upstream was too slow.
     Timeout,
     /// `DPE`: the client broke the protocol.
@@ -49,6 +51,7 @@ impl Flag {
             Self::ConnectFailure => "UF",
             Self::Reset => "UR",
             Self::Overflow => "UO",
+            Self::DropOverload => "DO",
             Self::Timeout => "UT",
             Self::BadRequest => "DPE",
             Self::RateLimited => "RL",

@@ -13,10 +13,11 @@ use prometheus_client::{
 };
 
 use super::{ClusterStats, Denials, ListenerStats, Stats};
+use crate::config::Priority;
 
 type Pick<S> = fn(&S) -> u64;
 
-const CLUSTER_COUNTERS: [(&str, &str, Pick<ClusterStats>); 7] = [
+const CLUSTER_COUNTERS: [(&str, &str, Pick<ClusterStats>); 12] = [
     ("upstream_retries", "Attempts after the first", |s| s.retries.load(Ordering::Relaxed)),
     ("upstream_retry_overflow", "Retries forbidden by a circuit breaker", |s| {
         s.retry_overflow.load(Ordering::Relaxed)
@@ -29,8 +30,17 @@ const CLUSTER_COUNTERS: [(&str, &str, Pick<ClusterStats>); 7] = [
     ("upstream_connect_failures", "Connections that could not be opened", |s| {
         s.connect_failures.load(Ordering::Relaxed)
     }),
-    ("upstream_ejections", "Endpoints ejected for failures in a row", |s| {
-        s.ejections.load(Ordering::Relaxed)
+    ("upstream_ejections", "Endpoints ejected as outliers", |s| s.ejections.load(Ordering::Relaxed)),
+    ("upstream_connection_overflow", "Requests that waited because of max_connections", |s| {
+        s.connection_overflow.load(Ordering::Relaxed)
+    }),
+    ("upstream_pending_overflow", "Requests forbidden by max_pending_requests", |s| {
+        s.pending_overflow.load(Ordering::Relaxed)
+    }),
+    ("upstream_dropped", "Requests turned away by drop_overloads", |s| s.dropped.load(Ordering::Relaxed)),
+    ("upstream_health_checks", "Active health checks", |s| s.health_checks.load(Ordering::Relaxed)),
+    ("upstream_health_check_failures", "Active health checks that failed", |s| {
+        s.health_check_failures.load(Ordering::Relaxed)
     }),
 ];
 
@@ -100,6 +110,8 @@ impl Collector for Stats {
         for (name, help, pick) in CLUSTER_GAUGES {
             gauges(&mut encoder, name, help, "cluster", by_cluster().map(|(n, s)| (n, pick(s))))?;
         }
+        outliers(&mut encoder, &clusters)?;
+        breakers(&mut encoder, &clusters)?;
         let active = by_listener().map(|(n, s)| (n, s.active_connections.load(Ordering::Relaxed)));
         gauges(&mut encoder, "downstream_active_connections", "Connections open", "listener", active)?;
         for (name, help, value) in [
@@ -116,6 +128,52 @@ impl Collector for Stats {
         }
         Ok(())
     }
+}
+
+type Clusters = [(Arc<str>, Arc<ClusterStats>)];
+
+fn outliers(encoder: &mut DescriptorEncoder<'_>, clusters: &Clusters) -> Result<(), fmt::Error> {
+    for (at, name, help) in [
+        (0, "upstream_outliers_detected", "Endpoints that stood out"),
+        (1, "upstream_outliers_ejected", "Endpoints that were ejected for it"),
+    ] {
+        let kind = prometheus_client::metrics::MetricType::Counter;
+        let mut metric = encoder.encode_descriptor(name, help, None, kind)?;
+        for (cluster, stats) in clusters {
+            for (reason, counts) in stats.outliers.seen() {
+                let labels = [("cluster", &**cluster), ("reason", reason.as_str())];
+                ConstCounter::new(counts.get(at).copied().unwrap_or(0))
+                    .encode(metric.encode_family(&labels)?)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// `1` while a limit is reached, and what is left of it where the resource asks for that (`track_remaining`).
+fn breakers(encoder: &mut DescriptorEncoder<'_>, clusters: &Clusters) -> Result<(), fmt::Error> {
+    for (open, name, help) in [
+        (true, "upstream_circuit_open", "Whether a limit of circuit_breakers is reached"),
+        (false, "upstream_circuit_remaining", "What is left of a limit of circuit_breakers"),
+    ] {
+        let kind = prometheus_client::metrics::MetricType::Gauge;
+        let mut metric = encoder.encode_descriptor(name, help, None, kind)?;
+        for (cluster, stats) in clusters {
+            let Some(breakers) = stats.breakers() else { continue };
+            for (priority, word) in [(Priority::Default, "default"), (Priority::High, "high")] {
+                let breaker = breakers.of(priority);
+                if !open && !breaker.track_remaining {
+                    continue;
+                }
+                for (limit, max, used) in breaker.usage() {
+                    let labels = [("cluster", &**cluster), ("priority", word), ("limit", limit)];
+                    let value = if open { i64::from(used >= max) } else { max.saturating_sub(used).into() };
+                    ConstGauge::new(value).encode(metric.encode_family(&labels)?)?;
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 fn codes<'a>(

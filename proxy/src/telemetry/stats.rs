@@ -8,6 +8,10 @@ use std::{
     },
 };
 
+use arc_swap::ArcSwapOption;
+
+use crate::{balance::Reason, outbound::Breakers};
+
 /// First status that is counted by itself.
 const FIRST: u16 = 100;
 /// Number of statuses.
@@ -61,6 +65,53 @@ pub struct ClusterStats {
     pub active_requests: AtomicU64,
     /// Endpoints that were ejected.
     pub ejections: AtomicU64,
+    /// The same by reason.
+    pub outliers: Outliers,
+    /// Requests that had to wait because there may be no more connections.
+    pub connection_overflow: AtomicU64,
+    /// Requests that could not even wait for a connection.
+    pub pending_overflow: AtomicU64,
+    /// Requests that the control plane wanted turned away.
+    pub dropped: AtomicU64,
+    /// Active health checks that ended.
+    pub health_checks: AtomicU64,
+    /// Those of them that did not pass.
+    pub health_check_failures: AtomicU64,
+    /// Told when an endpoint has been asked for its health.
+    pub first_checks: tokio::sync::Notify,
+    /// What is in use of the limits of this moment.
+    breakers: ArcSwapOption<Breakers>,
+}
+
+impl ClusterStats {
+    /// These are the limits from now on.
+    pub fn set_breakers(&self, breakers: &Arc<Breakers>) {
+        self.breakers.store(Some(breakers.clone()));
+    }
+
+    /// The limits of this moment.
+    pub fn breakers(&self) -> Option<Arc<Breakers>> {
+        self.breakers.load_full()
+    }
+}
+
+/// Endpoints that stood out, by reason.
+#[derive(Debug, Default)]
+pub struct Outliers(Mutex<BTreeMap<Reason, [u64; 2]>>);
+
+impl Outliers {
+    /// One more: ejected, or only found.
+    pub fn count(&self, reason: Reason, ejected: bool) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let [found, out] = all.entry(reason).or_default();
+        *found += 1;
+        *out += u64::from(ejected);
+    }
+
+    /// How many were found, and how many of them ejected.
+    pub fn seen(&self) -> BTreeMap<Reason, [u64; 2]> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 /// Most policies that denials are counted by; those of further ones are counted together.

@@ -152,7 +152,7 @@ fn a_cluster_is_refused_by_the_path_of_its_first_wrong_field() {
     let cases: Vec<(Cluster, String)> = vec![
         (changed(good_cluster(), |c| c.name.clear()), "name".into()),
         (changed(good_cluster(), |c| c.cluster_discovery_type = None), "type".into()),
-        (changed(good_cluster(), |c| c.lb_policy = 2), "lb_policy".into()),
+        (changed(good_cluster(), |c| c.lb_policy = 6), "lb_policy".into()),
         (
             changed(good_cluster(), |c| c.connect_timeout = Some(Duration::default())),
             "connect_timeout".into(),
@@ -167,17 +167,38 @@ fn a_cluster_is_refused_by_the_path_of_its_first_wrong_field() {
         ),
         (
             changed(good_cluster(), |c| {
-                let thresholds =
-                    Thresholds { retry_budget: Some(Default::default()), ..Thresholds::default() };
+                let thresholds = Thresholds {
+                    max_connection_pools: Some(UInt32Value { value: 1 }),
+                    ..Thresholds::default()
+                };
                 c.circuit_breakers =
                     Some(CircuitBreakers { thresholds: vec![thresholds], ..CircuitBreakers::default() });
             }),
-            "circuit_breakers.thresholds[0].retry_budget".into(),
+            "circuit_breakers.thresholds[0].max_connection_pools".into(),
+        ),
+        (
+            changed(good_cluster(), |c| {
+                let thresholds = Thresholds { priority: 2, ..Thresholds::default() };
+                c.circuit_breakers =
+                    Some(CircuitBreakers { thresholds: vec![thresholds], ..CircuitBreakers::default() });
+            }),
+            "circuit_breakers.thresholds[0].priority".into(),
+        ),
+        (
+            changed(good_cluster(), |c| {
+                let thresholds =
+                    Thresholds { max_requests: Some(UInt32Value { value: 1 }), ..Thresholds::default() };
+                c.circuit_breakers = Some(CircuitBreakers {
+                    per_host_thresholds: vec![thresholds],
+                    ..CircuitBreakers::default()
+                });
+            }),
+            "circuit_breakers.per_host_thresholds[0].max_requests".into(),
         ),
         (
             changed(good_cluster(), |c| {
                 c.outlier_detection = Some(OutlierDetection {
-                    enforcing_success_rate: Some(UInt32Value { value: 100 }),
+                    enforcing_success_rate: Some(UInt32Value { value: 101 }),
                     ..OutlierDetection::default()
                 });
             }),

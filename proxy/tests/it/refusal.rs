@@ -53,7 +53,7 @@ async fn a_bad_resource_is_refused_with_its_path_and_the_old_one_goes_on() {
     assert!(words.starts_with(&format!("resource \"out\": {path}: is not supported")), "{words}");
 
     let mut cluster = static_cluster("app", &[app.address]);
-    cluster.lb_policy = 5;
+    cluster.lb_policy = 6;
     control.set([named(cluster)]);
     let (type_url, words) = control.nack().await;
     assert_eq!(type_url, Cluster::type_url());
@@ -67,11 +67,12 @@ async fn a_bad_resource_is_refused_with_its_path_and_the_old_one_goes_on() {
 }
 
 #[tokio::test]
+#[allow(deprecated)]
 async fn an_update_with_one_bad_resource_changes_nothing_at_all() {
     let app = Backend::start("app").await;
     let mut control = Control::start().await;
     let mut bad = static_cluster("bad", &[app.address]);
-    bad.health_checks.push(Default::default());
+    bad.track_timeout_budgets = true;
     let mut worse = static_cluster("worse", &[app.address]);
     worse.load_assignment = None;
     control.set([named(static_cluster("app", &[app.address])), named(bad), named(worse)]);
@@ -79,7 +80,7 @@ async fn an_update_with_one_bad_resource_changes_nothing_at_all() {
     let (_, words) = control.nack().await;
     assert_eq!(
         words,
-        "resource \"bad\": health_checks: is not supported by this proxy; leave it unset; \
+        "resource \"bad\": track_timeout_budgets: is not supported by this proxy; leave it unset; \
          resource \"worse\": load_assignment: must be set"
     );
     assert!(proxy.shared().clusters().is_empty());

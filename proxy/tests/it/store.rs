@@ -120,7 +120,7 @@ fn what_is_gone_is_forgotten_after_everything_else() {
 fn nothing_of_a_refused_update_is_kept() {
     let mut store = Store::new();
     let mut bad = static_cluster("bad", &[]);
-    bad.lb_policy = 5;
+    bad.lb_policy = 6;
     let error = store.apply(Source::Ads, &update([static_cluster("good", &[]), bad], &[])).unwrap_err();
     assert!(error.starts_with("resource \"bad\": lb_policy: "), "{error}");
     assert!(store.dump()["clusters"].as_array().unwrap().is_empty());

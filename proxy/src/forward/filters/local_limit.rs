@@ -53,9 +53,7 @@ pub(super) fn check(exchange: &mut Exchange<'_>, limit: &LocalLimit) -> Outcome 
 
 fn tell(exchange: &mut Exchange<'_>, bucket: &Bucket, now: Instant) {
     let reset = bucket.next(now).as_secs_f64().ceil() as u64;
-    exchange.response_headers.extend([
-        (LIMIT, HeaderValue::from(bucket.config.max)),
-        (REMAINING, HeaderValue::from(bucket.remaining(now))),
-        (RESET, HeaderValue::from(reset)),
-    ]);
+    exchange.answer_with(LIMIT, HeaderValue::from(bucket.config.max), false);
+    exchange.answer_with(REMAINING, HeaderValue::from(bucket.remaining(now)), false);
+    exchange.answer_with(RESET, HeaderValue::from(reset), false);
 }

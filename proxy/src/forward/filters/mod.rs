@@ -1,11 +1,15 @@
 //! A request on its way through the HTTP filters of its chain.
 
+mod authz;
 mod buffer;
 mod cors;
 mod fault;
 mod jwt;
 mod local_limit;
+mod rate_limit;
 mod rbac;
+mod service;
+mod values;
 
 use std::sync::Arc;
 
@@ -37,8 +41,8 @@ pub(super) struct Exchange<'a> {
     request: Routed,
     record: Option<&'a mut AccessRecord>,
     metadata: Metadata,
-    /// Replace those of the answer, whoever gives it.
-    response_headers: Vec<(HeaderName, HeaderValue)>,
+    /// For the answer, whoever gives it; whether they are added to what is there.
+    response_headers: Vec<(HeaderName, HeaderValue, bool)>,
     /// What filters did, for the log.
     flag: Flag,
 }
@@ -86,6 +90,11 @@ impl<'a> Exchange<'a> {
         }
     }
 
+    /// A header for the answer, whoever gives it.
+    fn answer_with(&mut self, name: HeaderName, value: HeaderValue, append: bool) {
+        self.response_headers.push((name, value, append));
+    }
+
     /// The client behind the proxies that are trusted.
     fn remote(&self) -> std::net::SocketAddr {
         self.request.head.remote
@@ -113,8 +122,12 @@ pub(super) async fn serve(mut exchange: Exchange<'_>) -> Response<ResponseBody> 
         }
         None => route(chain, client, request, record).await,
     };
-    for (name, value) in response_headers {
-        response.headers_mut().insert(name, value);
+    for (name, value, append) in response_headers {
+        if append {
+            response.headers_mut().append(name, value);
+        } else {
+            response.headers_mut().insert(name, value);
+        }
     }
     response
 }
@@ -149,6 +162,14 @@ async fn one(exchange: &mut Exchange<'_>, kind: &FilterKind, settings: Option<&R
         (FilterKind::Fault(_), Some(RouteSettings::Fault(fault))) | (FilterKind::Fault(fault), _) => {
             fault::inject(exchange, fault).await
         }
+        (FilterKind::Authz(authz), Some(RouteSettings::Authz(route))) => {
+            authz::check(exchange, authz, Some(route)).await
+        }
+        (FilterKind::Authz(authz), _) => authz::check(exchange, authz, None).await,
+        (FilterKind::GlobalLimit(limit), Some(RouteSettings::GlobalLimit(route))) => {
+            rate_limit::check(exchange, limit, Some(route)).await
+        }
+        (FilterKind::GlobalLimit(limit), _) => rate_limit::check(exchange, limit, None).await,
         (FilterKind::Buffer(_), Some(RouteSettings::Buffer(None))) => None,
         (FilterKind::Buffer(_), Some(RouteSettings::Buffer(Some(max)))) | (FilterKind::Buffer(max), _) => {
             buffer::wait(exchange, *max).await
