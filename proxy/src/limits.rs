@@ -70,6 +70,8 @@ pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes of a request's body that are kept so that it can be sent again.
 pub const REPLAY_BYTES: usize = 64 * 1024;
+/// Largest body of a request that is mirrored.
+pub const MIRROR_BYTES: usize = 64 * 1024;
 /// Connections, waiting requests and requests of a cluster (Envoy's default of each).
 pub const BREAKER: u32 = 1024;
 /// Retries at a time of a cluster (Envoy's default).

@@ -17,10 +17,12 @@ use http::{HeaderName, HeaderValue, Response};
 
 use super::{
     body::ResponseBody,
+    scene::Scene,
     service::{Client, HttpChain, Routed, note, route},
 };
 use crate::{
     config::{FilterKind, RouteSettings},
+    format::Facts,
     policy::{
         Metadata,
         limit::{Descriptor, LimitRule, Subject, descriptors},
@@ -46,6 +48,12 @@ pub(super) struct Exchange<'a> {
 }
 
 impl<'a> Exchange<'a> {
+    /// What is known of the request, for texts with operators.
+    fn facts(&self) -> Facts<'_> {
+        let route = self.request.picked.as_ref().map_or("", |picked| &picked.route.name);
+        Scene { connection: &self.client.connection, route, cluster: None }.facts(&self.request.head)
+    }
+
     pub(super) fn new(
         chain: &'a HttpChain,
         client: &'a Client,
@@ -104,7 +112,7 @@ type Outcome = Option<Response<ResponseBody>>;
 /// Serves a request by way of the filters.
 pub(super) async fn serve(mut exchange: Exchange<'_>) -> Response<ResponseBody> {
     let answer = pass(&mut exchange).await;
-    let Exchange { chain, request, record, response_headers, flag, .. } = exchange;
+    let Exchange { chain, client, request, record, response_headers, flag, .. } = exchange;
     let mut response = match answer {
         Some(response) => {
             if flag != Flag::None {
@@ -112,7 +120,7 @@ pub(super) async fn serve(mut exchange: Exchange<'_>) -> Response<ResponseBody> 
             }
             response
         }
-        None => route(chain, request, record).await,
+        None => route(chain, client, request, record).await,
     };
     for (name, value, append) in response_headers {
         if append {

@@ -106,7 +106,7 @@ fn refusal(
     for (name, value) in answer.response_headers_to_add.iter().filter_map(header) {
         headers.append(name, value);
     }
-    limit.response_headers.apply(headers);
+    limit.response_headers.apply(headers, limit.response_headers.values(&exchange.facts()));
     response
 }
 
