@@ -76,7 +76,7 @@ impl Listener {
         self.all_chains().filter_map(|chain| chain.tls.as_ref()).flat_map(|tls| tls.common.secrets())
     }
 
-    /// Clusters that it sends to, as far as they are not named by RDS.
+    /// Clusters that it sends to or asks, as far as they are not named by RDS.
     pub fn inline_clusters(&self) -> impl Iterator<Item = &Arc<str>> {
         self.all_chains().flat_map(|chain| {
             let (tcp, table): (Option<&Arc<str>>, Option<&Arc<RouteTable>>) = match &chain.filter {
@@ -86,7 +86,12 @@ impl Listener {
                     RouteSource::Rds(_) => (None, None),
                 },
             };
-            tcp.into_iter().chain(table.into_iter().flat_map(|t| t.clusters()))
+            let asked = match &chain.filter {
+                NetworkFilter::Http(manager) => manager.filters.as_slice(),
+                NetworkFilter::Tcp(_) => &[],
+            };
+            let asked = asked.iter().flat_map(|filter| filter.kind.clusters());
+            tcp.into_iter().chain(table.into_iter().flat_map(|t| t.clusters())).chain(asked)
         })
     }
 

@@ -149,7 +149,7 @@ where
     address
 }
 
-fn grpc(cluster: &str, timeout: Option<Duration>) -> GrpcService {
+pub fn grpc(cluster: &str, timeout: Option<Duration>) -> GrpcService {
     GrpcService {
         timeout,
         target_specifier: Some(TargetSpecifier::EnvoyGrpc(EnvoyGrpc {

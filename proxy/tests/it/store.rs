@@ -12,7 +12,10 @@ use xds_proto::{
             cluster::v3::Cluster, endpoint::v3::ClusterLoadAssignment, listener::v3::Listener,
             route::v3::RouteConfiguration,
         },
-        extensions::transport_sockets::tls::v3::Secret,
+        extensions::{
+            filters::http::ext_authz::v3::{ExtAuthz, ext_authz::Services},
+            transport_sockets::tls::v3::Secret,
+        },
     },
 };
 
@@ -79,6 +82,20 @@ fn a_listener_is_served_when_the_last_thing_that_it_needs_is_there() {
     assert_eq!(sds(update([roots(&[&west])], &[])), ["secret ROOTCA"]);
     assert_eq!(sds(update([west.identity("spiffe://west.example/a")], &[])), ["secret default", "serve out"]);
     assert!(store.complete());
+}
+
+#[test]
+fn a_listener_waits_for_those_whom_its_filters_ask() {
+    let mut store = Store::new();
+    let mut ads = |update: Update| tell(store.apply(Source::Ads, &update));
+    ads(update([eds_cluster("judge"), static_cluster("app", &[])], &[]));
+    let filter = ExtAuthz {
+        services: Some(Services::GrpcService(crate::services::grpc("judge", None))),
+        ..ExtAuthz::default()
+    };
+    let manager = crate::filters::filtered(all_to("in", "app"), vec![crate::filters::http("authz", &filter)]);
+    assert!(ads(update([crate::filters::listening(&manager)], &[])).is_empty());
+    assert_eq!(ads(update([assignment("judge", &[])], &[])), ["endpoints judge: 0", "serve in"]);
 }
 
 #[test]

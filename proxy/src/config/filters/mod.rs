@@ -40,7 +40,7 @@ use crate::{
     limits,
     policy::{
         Fault, Rbac,
-        authz::ExtAuthz,
+        authz::{AuthzService, ExtAuthz},
         jwt::{JwtAuthn, KeySource, RemoteKeys},
         limit::{GlobalLimit, LocalLimit},
     },
@@ -83,6 +83,25 @@ pub enum FilterKind {
 }
 
 impl FilterKind {
+    /// Clusters that it asks.
+    pub fn clusters(&self) -> impl Iterator<Item = &Arc<str>> {
+        let (one, providers) = match self {
+            Self::Authz(authz) => match &authz.service {
+                AuthzService::Grpc(target) => (Some(&target.cluster), &[][..]),
+                AuthzService::Http(service) => (Some(&service.cluster), &[][..]),
+            },
+            Self::GlobalLimit(limit) => (Some(&limit.service.cluster), &[][..]),
+            Self::Jwt(authn) => (None, authn.providers.as_slice()),
+            Self::Rbac(_) | Self::LocalLimit(_) | Self::Cors | Self::Fault(_) | Self::Buffer(_) => {
+                (None, &[][..])
+            }
+        };
+        one.into_iter().chain(providers.iter().filter_map(|provider| match &provider.keys {
+            KeySource::Remote(keys) => Some(&keys.cluster),
+            KeySource::Local(_) => None,
+        }))
+    }
+
     /// Keys that are to be there before anybody needs them.
     pub fn keys_ahead(&self) -> impl Iterator<Item = &Arc<RemoteKeys>> {
         let providers = match self {
