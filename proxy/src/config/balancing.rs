@@ -259,7 +259,7 @@ pub(super) fn ring(
 
 pub(super) fn maglev(path: &Path<'_>, size: Option<UInt64Value>) -> Result<Policy> {
     let size = size.map_or(65_537, |size| size.value);
-    let prime = size > 1 && (2..).take_while(|n| n * n <= size).all(|n| size % n != 0);
+    let prime = size > 1 && (2..).take_while(|n| n * n <= size).all(|n| !size.is_multiple_of(n));
     if size > MAX_MAGLEV || !prime {
         let reason = format!("must be a prime of at most {MAX_MAGLEV}");
         return Err(path.field("table_size").invalid(size, reason));

@@ -88,6 +88,8 @@ pub(super) struct Done {
 }
 
 /// How one attempt ended.
+// It is moved once for each try; a box would be an allocation for each.
+#[allow(clippy::large_enum_variant)]
 enum Attempt {
     Answer(Response<Incoming>, Lease),
     NoConnection(ConnectError),

@@ -257,8 +257,8 @@ mod tests {
             method: Method::GET,
             headers: vec![],
             without: vec![],
-            expected: vec![200..300],
-            retriable: vec![500..504],
+            expected: Vec::from_iter(Some(200..300)),
+            retriable: Vec::from_iter(Some(500..504)),
             http2: false,
         };
         assert_eq!(judge(&check, 204, false, true), Checked::Passed { degraded: true });
