@@ -148,8 +148,10 @@ fn is_as_said(reason: Reason, by: Option<&str>, said: &Decision, has_tiers: bool
         Reason::DefaultDeny | Reason::PolicyDenied => said.action == Action::Deny && named(&said.provenance),
         Reason::Forwarded => {
             let is_by = by.is_none() || said.provenance.is_empty() || named(&said.provenance);
-            said.action == Action::Allow && (said.audit.is_empty() || has_tiers) && is_by
+            said.action == Action::Allow && !said.redirect && (said.audit.is_empty() || has_tiers) && is_by
         }
+        // What a proxy is to read, and there is none.
+        Reason::ProxyGone => said.action == Action::Allow && said.redirect && named(&said.provenance),
         _ => false,
     }
 }
@@ -198,6 +200,7 @@ fn what_the_oracle_says_of_policies_in_any_language_is_what_the_programs_do() {
             checked.reasons
         );
         assert!(refused * 100 < cases(CASES), "{refused} are too large");
+        assert!(checked.of(Reason::ProxyGone) > 0, "nothing was for a proxy");
         for reason in [Reason::Forwarded, Reason::DefaultDeny, Reason::PolicyDenied, Reason::Audited] {
             assert!(checked.of(reason) * 200 > checked.flows, "{reason:?} is not drawn often enough");
         }
