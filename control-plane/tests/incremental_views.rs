@@ -13,6 +13,7 @@ use control_plane::{
 };
 use mesh_model::{
     identity::{SpiffeId, TrustDomain},
+    policy::NODE_PROXY,
     records::{ImportedPort, ImportedService, PeerRecord, WorkloadBinding},
     resource::{AppProtocol, EXPORT_TO_ANNOTATION, Kind, NamespacedName, Object, ObjectKey, Protocol},
 };
@@ -115,6 +116,32 @@ fn policy(number: usize, variant: usize) -> Value {
     })
 }
 
+/// Pods of one service send others requests of one kind only.
+fn reads(number: usize, variant: usize) -> Value {
+    let method = ["GET", "PUT"][variant % 2];
+    json!({
+        "apiVersion": "cilium.io/v2", "kind": "CiliumNetworkPolicy", "metadata": meta(&name("c", number)),
+        "spec": {
+            "endpointSelector": {"matchLabels": {"app": name("s", number)}},
+            "egress": [{
+                "toEndpoints": [{"matchLabels": {"app": name("s", variant % SERVICES)}}],
+                "toPorts": [{
+                    "ports": [{"port": "8080", "protocol": "TCP"}],
+                    "rules": {"http": [{"method": method}]},
+                }],
+            }],
+        },
+    })
+}
+
+/// The same service, led to proxies of nodes.
+fn service_led(number: usize, variant: usize) -> Value {
+    let mut service = service(number, variant);
+    let proxy = [NODE_PROXY, "other"][variant % 2];
+    service["metadata"]["annotations"] = json!({"isthmus.io/redirect": proxy});
+    service
+}
+
 fn route(number: usize, variant: usize) -> Value {
     json!({
         "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": meta(&name("r", number)),
@@ -191,6 +218,9 @@ fn command() -> impl Strategy<Value = Command> {
         2 => (0..SERVICES, 0..6usize).prop_map(|(n, v)| put(service(n, v))),
         2 => (0..SERVICES, 0..6usize).prop_map(|(n, v)| put(policy(n, v))),
         1 => (0..SERVICES, 0..6usize).prop_map(|(n, v)| put(route(n, v))),
+        3 => (0..SERVICES, 0..6usize).prop_map(|(n, v)| put(service_led(n, v))),
+        3 => (0..SERVICES, 0..6usize).prop_map(|(n, v)| put(reads(n, v))),
+        1 => (0..SERVICES).prop_map(|n| delete(Kind::CiliumNetworkPolicy, name("c", n))),
         1 => (0..SERVICES).prop_map(|n| put(export(n))),
         1 => (0..4usize).prop_map(|v| put(gateway(v))),
         1 => Just(delete(Kind::Workload, "gateway".to_owned())),
@@ -233,7 +263,9 @@ fn clients() -> Vec<Client> {
     let agents = (0..2).map(|n| Client::Agent { node: name("n", n) });
     let peers = (0..2).map(|n| Client::Peer { cluster: name("peer", n) });
     let gateway = Client::Gateway { workload: "shop/gateway".to_owned() };
-    proxies.chain(agents).chain(peers).chain([gateway]).chain(grpc).collect()
+    let nodes = [(0, NODE_PROXY), (1, NODE_PROXY), (1, "other")];
+    let nodes = nodes.map(|(n, proxy)| Client::NodeProxy { node: name("n", n), proxy: proxy.to_owned() });
+    proxies.chain(nodes).chain(agents).chain(peers).chain([gateway]).chain(grpc).collect()
 }
 
 /// Names and contents; what there is by name only is marked.

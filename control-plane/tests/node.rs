@@ -139,6 +139,34 @@ async fn a_node_registers_binds_signs_and_is_told_of_its_endpoint() {
 }
 
 #[tokio::test]
+async fn a_proxy_of_the_node_is_told_of_what_is_led_to_its_name_and_follows_it() {
+    let mut cluster = Cluster::start("west").await;
+    cluster.apply(SHOP).await.unwrap();
+    let node = cluster.node("n1").await;
+    let led = |name: &str| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: pay, namespace: shop, annotations: \
+             {{isthmus.io/redirect: {name}}}}}\nspec: {{selector: {{app: pay}}, ports: [{{name: http, port: 80, \
+             targetPort: 8080, appProtocol: http}}]}}\n"
+        )
+    };
+    cluster.apply(&led("l7")).await.unwrap();
+    let types = || vec![type_url::<Listener>()];
+    let mut proxy = subscribe(&node, Some("~/l7"), types());
+    let listener: Listener = resource(&mut proxy, "node-proxy").await.decode().unwrap();
+    let matched = listener.filter_chains[0].filter_chain_match.as_ref().unwrap();
+    assert_eq!(matched.destination_port.as_ref().map(|port| port.value), Some(80));
+    assert_eq!(listener.filter_chains[0].name, "outbound|80|pay.shop|v4");
+    // Led to another name, it is the other's.
+    let mut other = subscribe(&node, Some("~/other"), types());
+    cluster.apply(&led("other")).await.unwrap();
+    resource(&mut other, "node-proxy").await;
+    let gone =
+        async { while !proxy.recv().await.unwrap().removed.iter().any(|name| name == "node-proxy") {} };
+    tokio::time::timeout(SOON, gone).await.unwrap();
+}
+
+#[tokio::test]
 async fn an_apply_that_waits_returns_when_the_agent_has_taken_the_change() {
     let mut cluster = Cluster::start("west").await;
     let node = cluster.node("n1").await;
@@ -286,17 +314,9 @@ async fn a_node_gets_tokens_for_workloads_that_run_on_it_and_keys_to_verify_them
         ttl_seconds,
     };
     let mut certificates = CertificatesClient::new(node.channel.clone());
-    // The key of a replica that has just started is told first.
-    let signing = async {
-        loop {
-            match certificates.sign_jwt(ask(&["bank"], 0)).await {
-                Ok(signed) => break signed.into_inner(),
-                Err(status) => assert_eq!(status.code(), Code::Unavailable, "{status:?}"),
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
-    };
-    let signed = tokio::time::timeout(SOON, signing).await.unwrap();
+    let state = cluster.running.app.replica.applied();
+    assert!(state.authority.jwt_keys.is_empty(), "nobody has wanted a token");
+    let signed = certificates.sign_jwt(ask(&["bank"], 0)).await.unwrap().into_inner();
     assert_eq!(signed.spiffe_id, "spiffe://west.example/ns/shop/sa/pay");
     let now = cluster.running.app.now_unix();
     assert!((now + 290..=now + 300).contains(&signed.expires_unix), "{} at {now}", signed.expires_unix);

@@ -127,7 +127,7 @@ fn lets_through(listener: &Listener, from: IpAddr, to: SocketAddr, asked: Asked)
         path_and_query: asked.path,
         headers: &headers,
     };
-    decide(&rules(chain), Facts { connection: &connection, request: Some(&request) }).denied.is_none()
+    decide(&rules(chain), Facts { request: Some(&request), ..Facts::of(&connection) }).denied.is_none()
 }
 
 #[test]

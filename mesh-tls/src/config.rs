@@ -5,13 +5,16 @@ use std::sync::Arc;
 use rustls::{
     ClientConfig, ServerConfig, SupportedProtocolVersion,
     client::Resumption,
-    server::{NoServerSessionStorage, WebPkiClientVerifier},
+    server::{NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier},
     version::{TLS12, TLS13},
 };
 
 use crate::{
-    Error, PeerPolicy, SharedBundles, SharedIdentity, identity::LiveIdentity, pinned::PinnedVerifier,
-    provider, verify::SpiffeVerifier,
+    Error, PeerPolicy, SharedBundles, SharedIdentity,
+    identity::{ByName, LiveIdentity},
+    pinned::PinnedVerifier,
+    provider,
+    verify::SpiffeVerifier,
 };
 
 /// What a server wants of its clients.
@@ -36,32 +39,13 @@ pub fn server_config(
     client: ClientAuth,
     alpn: &[&[u8]],
 ) -> Result<Arc<ServerConfig>, Error> {
-    let verifier = |policy, client_mandatory| {
-        Arc::new(SpiffeVerifier { bundles: bundles.clone(), policy, client_mandatory })
-    };
-    let builder = ServerConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&TLS13])
-        .map_err(|e| Error::Config(e.to_string()))?;
-    let builder = match client {
-        ClientAuth::Required(policy) => builder.with_client_cert_verifier(verifier(policy, true)),
-        ClientAuth::Optional => {
-            builder.with_client_cert_verifier(verifier(PeerPolicy::AnyMeshIdentity, false))
-        }
-        ClientAuth::None => builder.with_client_cert_verifier(WebPkiClientVerifier::no_client_auth()),
-    };
-    let mut config = builder.with_cert_resolver(Arc::new(LiveIdentity(identity)));
-    config.alpn_protocols = owned(alpn);
-    // A resumed session skips certificate verification, and so would outlive a removed root.
-    config.send_tls13_tickets = 0;
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.max_early_data_size = 0;
-    Ok(Arc::new(config))
+    build_server(Arc::new(LiveIdentity(identity)), TlsVersions::Only13, &bundles, client, alpn)
 }
 
-/// Which versions clients may speak that need not be of the mesh.
+/// Which versions clients may speak.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TlsVersions {
-    /// RFC 8446 alone.
+    /// RFC 8446 alone, as within the mesh.
     Only13,
     /// That and RFC 5246.
     From12,
@@ -69,16 +53,34 @@ pub enum TlsVersions {
     Only12,
 }
 
-/// A configuration for servers whose clients need not be of the mesh: none is asked for a certificate. The own certificate
-/// is read live at each handshake.
+/// The configuration of a server at the edge of the mesh, for clients who need not be of it: which of its certificates they are shown
+/// is said by the name that they ask for: the first that has it, else the first of all. They are read live at each handshake.
 ///
 /// # Errors
-/// The provider does not support the versions.
-pub fn public_server_config(
-    identity: SharedIdentity,
+/// The provider does not support the versions, or clients are to be verified in an older one than TLS 1.3.
+pub fn edge_server_config(
+    identities: Vec<SharedIdentity>,
     versions: TlsVersions,
+    bundles: &SharedBundles,
+    client: ClientAuth,
     alpn: &[&[u8]],
 ) -> Result<Arc<ServerConfig>, Error> {
+    if client != ClientAuth::None && versions != TlsVersions::Only13 {
+        return Err(Error::Config("clients are verified by TLS 1.3 only".to_owned()));
+    }
+    build_server(Arc::new(ByName(identities)), versions, bundles, client, alpn)
+}
+
+fn build_server(
+    own: Arc<dyn ResolvesServerCert>,
+    versions: TlsVersions,
+    bundles: &SharedBundles,
+    client: ClientAuth,
+    alpn: &[&[u8]],
+) -> Result<Arc<ServerConfig>, Error> {
+    let verifier = |policy, client_mandatory| {
+        Arc::new(SpiffeVerifier { bundles: bundles.clone(), policy, client_mandatory })
+    };
     let versions: &[&SupportedProtocolVersion] = match versions {
         TlsVersions::Only13 => &[&TLS13],
         TlsVersions::From12 => &[&TLS13, &TLS12],
@@ -87,9 +89,16 @@ pub fn public_server_config(
     let builder = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(versions)
         .map_err(|e| Error::Config(e.to_string()))?;
-    let mut config = builder.with_no_client_auth().with_cert_resolver(Arc::new(LiveIdentity(identity)));
+    let builder = match client {
+        ClientAuth::Required(policy) => builder.with_client_cert_verifier(verifier(policy, true)),
+        ClientAuth::Optional => {
+            builder.with_client_cert_verifier(verifier(PeerPolicy::AnyMeshIdentity, false))
+        }
+        ClientAuth::None => builder.with_client_cert_verifier(WebPkiClientVerifier::no_client_auth()),
+    };
+    let mut config = builder.with_cert_resolver(own);
     config.alpn_protocols = owned(alpn);
-    // No session outlives the certificate that it began with: nothing is resumed, in either version.
+    // A resumed session skips certificate verification, and so would outlive a removed root, or the own certificate.
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.max_early_data_size = 0;

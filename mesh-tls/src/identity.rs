@@ -11,7 +11,7 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-use crate::{Error, provider};
+use crate::{Error, inspect::dns_names, provider};
 
 /// An own certificate: the chain, leaf first, and its key.
 #[derive(Debug)]
@@ -53,6 +53,30 @@ impl ResolvesServerCert for LiveIdentity {
     }
 }
 
+/// Gives each handshake the first certificate that is for the name that is asked for, else the first of all.
+#[derive(Debug)]
+pub(crate) struct ByName(pub(crate) Vec<SharedIdentity>);
+
+impl ResolvesServerCert for ByName {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let all = || self.0.iter().filter_map(|identity| identity.load_full());
+        let name = hello.server_name().filter(|_| self.0.len() > 1);
+        let is_for = |key: &Arc<CertifiedKey>, name| {
+            key.cert.first().is_some_and(|leaf| are_for(&dns_names(leaf), name))
+        };
+        name.and_then(|name| all().find(|key| is_for(key, name))).or_else(|| all().next())
+    }
+}
+
+/// RFC 9525 6.3: the name itself, or one with `*` in place of its first label.
+fn are_for(names: &[String], wanted: &str) -> bool {
+    let rest = wanted.split_once('.').map(|(_, rest)| rest);
+    names.iter().any(|known| match known.strip_prefix("*.") {
+        Some(suffix) => rest.is_some_and(|rest| rest.eq_ignore_ascii_case(suffix)),
+        None => known.eq_ignore_ascii_case(wanted),
+    })
+}
+
 impl ResolvesClientCert for LiveIdentity {
     fn resolve(&self, _hints: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
         self.0.load_full()
@@ -66,6 +90,22 @@ impl ResolvesClientCert for LiveIdentity {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_star_stands_for_one_label() {
+        let names = ["shop.example", "*.Shop.example"].map(str::to_owned);
+        for (wanted, expected) in [
+            ("shop.example", true),
+            ("SHOP.example", true),
+            ("eu.shop.example", true),
+            ("a.eu.shop.example", false),
+            ("example", false),
+            ("xshop.example", false),
+        ] {
+            assert_eq!(are_for(&names, wanted), expected, "{wanted}");
+        }
+        assert!(!are_for(&[], "shop.example"));
+    }
     use crate::fixtures::Ca;
 
     #[test]

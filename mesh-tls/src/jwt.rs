@@ -220,6 +220,11 @@ pub fn verify(
         let value = kind.chars().take(80).collect();
         return Err(JwtError::Header { field: "typ", value, expected: "JWT or JOSE" });
     }
+    // RFC 7515 section 4.1.11: whoever does not know what is critical refuses it.
+    if let Some(critical) = header.crit {
+        let value = critical.join(",").chars().take(80).collect();
+        return Err(JwtError::Header { field: "crit", value, expected: "none" });
+    }
     // Read to find the key, and read again once the signature is known to be right.
     let claimed: Map<String, Value> =
         jsonwebtoken::dangerous::insecure_decode_claims(token).map_err(malformed)?;

@@ -91,6 +91,8 @@ fn nothing_but_es256_with_its_claims_is_a_jwt_svid() {
     assert!(matches!(refused(&bare), JwtError::Malformed(_)));
     let typed = Header { typ: Some("at+jwt".into()), ..header(&key) };
     assert!(matches!(refused(&token(&key, &typed, &whole)), JwtError::Header { field: "typ", .. }));
+    let critical = Header { crit: Some(vec!["b64".into()]), ..header(&key) };
+    assert!(matches!(refused(&token(&key, &critical, &whole)), JwtError::Header { field: "crit", .. }));
     let nameless = Header { kid: None, ..header(&key) };
     assert!(matches!(refused(&token(&key, &nameless, &whole)), JwtError::UnknownKey { .. }));
     for (claim, value, expected) in [

@@ -37,7 +37,7 @@ use std::sync::{Arc, LazyLock};
 
 pub use bundles::{MAX_ROOTS, SharedBundles, TrustBundles, revoked_in, revoked_remark, shared_bundles};
 pub use config::{
-    ClientAuth, TlsVersions, client_config, client_config_pinned, public_server_config, server_config,
+    ClientAuth, TlsVersions, client_config, client_config_pinned, edge_server_config, server_config,
 };
 pub use error::{Error, handshake_error};
 pub use identity::{Identity, SharedIdentity, certified, shared_identity};

@@ -141,7 +141,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         tunnel: tunnel.unwrap_or(0),
         ..NodeConfig::default()
     };
-    kernel.set_net(&args.net_interfaces, net, args.net_xdp.map(ShortCut::from))?;
+    let short_cuts = kernel.set_net(&args.net_interfaces, net, args.net_xdp.map(ShortCut::from))?;
     let connections = kernel.connections()?;
     let mut engine = Engine::new(addresses, Box::new(KernelMaps::new(kernel)))?;
     if args.net_interfaces.is_empty() {
@@ -343,6 +343,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         progress,
         bpffs: args.bpffs.clone(),
         way: (args.tunnel, mtu),
+        short_cuts,
         answering,
         stop: asked_to_stop.clone(),
     };

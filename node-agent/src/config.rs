@@ -85,7 +85,8 @@ pub struct RunArgs {
     #[arg(long = "net-interface", value_name = "NAME", value_parser = interface)]
     pub net_interfaces: Vec<String>,
     /// Sends packets between clients outside and backends of other nodes on before this node's stack has seen them: in the
-    /// driver of the interfaces (which has to support XDP), or generically, which is slower.
+    /// driver of the interfaces (which has to support XDP), generically, which is slower, or by the first of the two that an
+    /// interface takes (`auto`; `node-agent status` says which).
     #[arg(long, requires = "net_interfaces")]
     pub net_xdp: Option<XdpMode>,
     /// Ports of this node's address that their packets have on the way to backends of other nodes: none that sockets of
@@ -245,6 +246,7 @@ pub struct CleanupArgs {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 #[allow(missing_docs)]
 pub enum XdpMode {
+    Auto,
     Driver,
     Generic,
 }
@@ -252,6 +254,7 @@ pub enum XdpMode {
 impl From<XdpMode> for ShortCut {
     fn from(mode: XdpMode) -> Self {
         match mode {
+            XdpMode::Auto => Self::Best,
             XdpMode::Driver => Self::Driver,
             XdpMode::Generic => Self::Generic,
         }

@@ -480,7 +480,7 @@ impl Inner {
     fn plan_and_execute(&mut self) -> Result<(), MapError> {
         let mut touched = std::mem::take(&mut self.touched);
         // What was refused is in no plan otherwise.
-        touched.services |= !self.refused.is_empty();
+        touched.all_services |= !self.refused.is_empty();
         // (Not `self.inputs()`: the planner is borrowed as well.)
         let inputs = Inputs {
             resources: &self.resources,

@@ -1,13 +1,14 @@
 //! What the agent says of itself on its socket.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use mesh_tls::{CertificateDer, fingerprint};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use xds_proto::isthmus::local::v1::{
     AgentEndpoint, AgentStatusRequest, AgentStatusResponse, AgentTrust, Connectivity, MapDifference, MapFill,
-    StopRequest, StopResponse, VerifiedMap, VerifyMapsRequest, VerifyMapsResponse, agent_server::Agent,
+    ShortCut, StopRequest, StopResponse, VerifiedMap, VerifyMapsRequest, VerifyMapsResponse,
+    agent_server::Agent,
 };
 
 use crate::{
@@ -43,6 +44,8 @@ pub struct StatusService {
     pub bpffs: PathBuf,
     /// How packets get to other nodes, and the MTU of pods made from now on.
     pub way: (tunnel::Mode, u32),
+    /// Of the node's interfaces, and by which way each.
+    pub short_cuts: BTreeMap<String, &'static str>,
     /// Names of services.
     pub answering: Answering,
     /// Ends the agent.
@@ -73,7 +76,12 @@ impl StatusService {
     /// How packets get to other nodes.
     fn connectivity(&self) -> Connectivity {
         let (mode, mtu) = self.way;
-        self.engine.resources(|resources| tunnel::connectivity(resources, &self.node, mode, mtu))
+        let nodes = self.engine.resources(|resources| tunnel::connectivity(resources, &self.node, mode, mtu));
+        let cut = |(interface, way): (&String, &&str)| ShortCut {
+            interface: interface.clone(),
+            way: (*way).to_owned(),
+        };
+        Connectivity { short_cuts: self.short_cuts.iter().map(cut).collect(), ..nodes }
     }
 
     /// News that were counted by the kernel and not told one by one, ever.

@@ -257,6 +257,7 @@ mod tests {
         let (flows, ring) = (Queue::default(), Ring::default());
         let status = StatusService {
             way: (crate::tunnel::Mode::Direct, 1_500),
+            short_cuts: Default::default(),
             answering: crate::names::Answering::new(&[]),
             node: state.node,
             upstream,

@@ -99,6 +99,10 @@ fn connectivity(way: &Connectivity, out: &mut impl Write) -> std::io::Result<()>
     } else {
         writeln!(out, "{tunnel} through the tunnel, {routes} by routes")?;
     }
+    let cuts: Vec<_> = way.short_cuts.iter().map(|cut| format!("{} ({})", cut.interface, cut.way)).collect();
+    if !cuts.is_empty() {
+        writeln!(out, "short cut       {}", cuts.join(", "))?;
+    }
     let lost = way.nodes.iter().filter(|node| node.way == "none");
     for node in lost.take(NAMED) {
         writeln!(out, "UNREACHED       {} ({}): {}", node.name, node.address, node.why)?;
@@ -122,7 +126,7 @@ fn is_nearly_full(entries: u64, limit: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use xds_proto::isthmus::local::v1::{AgentEndpoint, AgentTrust, MapFill, ReachedNode};
+    use xds_proto::isthmus::local::v1::{AgentEndpoint, AgentTrust, MapFill, ReachedNode, ShortCut};
 
     #[test]
     fn what_is_wrong_is_said_where_the_eye_falls_on_it() {
@@ -177,12 +181,15 @@ mod tests {
             node("n3", "routes", ""),
             node("n4", "none", "it has no IPv6 address"),
         ];
-        let way = Connectivity { mode: "vxlan-ipv6".into(), mtu: 1_430, nodes };
+        let cut = |interface: &str, way: &str| ShortCut { interface: interface.into(), way: way.into() };
+        let short_cuts = vec![cut("eth0", "driver"), cut("eth1", "generic")];
+        let way = Connectivity { mode: "vxlan-ipv6".into(), mtu: 1_430, nodes, short_cuts };
         let mut out = Vec::new();
         connectivity(&way, &mut out).unwrap();
         assert_eq!(
             String::from_utf8(out).unwrap(),
             "connectivity    vxlan-ipv6, MTU of pods 1430; other nodes: 1 through the tunnel, 1 by routes\n\
+             short cut       eth0 (driver), eth1 (generic)\n\
              UNREACHED       n4 (192.0.2.9): it has no IPv6 address\n"
         );
     }

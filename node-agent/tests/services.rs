@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
@@ -744,6 +744,41 @@ fn short_cut(cut: ShortCut) {
         scene.kernel.set_net(&["net".to_owned()], node, None).expect("detachable");
         let links = std::fs::read_dir(sandbox.bpffs().join("links")).expect("there").flatten();
         assert!(!links.into_iter().any(|link| link.file_name().to_string_lossy().starts_with("xdp-")));
+    });
+}
+
+/// A bridge has no driver that takes programs; a virtual link has.
+#[test]
+fn an_interface_has_the_short_cut_by_the_best_way_that_it_takes() {
+    in_sandbox(|sandbox| {
+        let mut kernel = Kernel::load(&sandbox.bpffs(), &sandbox.cgroup).expect("the programs load");
+        run(&["ip", "link", "add", "veth0", "type", "veth", "peer", "name", "veth1"]);
+        run(&["ip", "link", "add", "bridge0", "type", "bridge"]);
+        let both = ["veth0", "bridge0"].map(str::to_owned);
+        let links = || -> BTreeSet<String> {
+            let all = std::fs::read_dir(sandbox.bpffs().join("links")).expect("there").flatten();
+            let names = all.map(|link| link.file_name().to_string_lossy().into_owned());
+            names.filter(|name| name.starts_with("xdp-")).collect()
+        };
+        let set = |kernel: &mut Kernel, cut| kernel.set_net(&both, NodeConfig::default(), cut);
+        let [veth, bridge] =
+            both.each_ref().map(|name| nix::net::if_::if_nametoindex(&**name).expect("there"));
+        let of = |ways: [&str; 2]| -> BTreeSet<String> {
+            [format!("xdp-{veth}-{}", ways[0]), format!("xdp-{bridge}-{}", ways[1])].into()
+        };
+        let generic = set(&mut kernel, Some(ShortCut::Generic)).expect("any interface takes it");
+        assert_eq!((generic["veth0"], generic["bridge0"]), ("generic", "generic"));
+        assert_eq!(links(), of(["generic", "generic"]));
+        // Twice: the next agent finds it there.
+        for _ in 0..2 {
+            let best = set(&mut kernel, Some(ShortCut::Best)).expect("one way or the other");
+            assert_eq!((best["veth0"], best["bridge0"]), ("driver", "generic"));
+            assert_eq!(links(), of(["driver", "generic"]));
+        }
+        let refused = set(&mut kernel, Some(ShortCut::Driver)).expect_err("the bridge has no such driver");
+        assert!(refused.to_string().contains("net_xdp"), "{refused}");
+        assert_eq!(set(&mut kernel, None).expect("detachable"), BTreeMap::new());
+        assert_eq!(links(), BTreeSet::new());
     });
 }
 

@@ -4,6 +4,10 @@ use std::time::Duration;
 
 /// HTTP filters of a connection manager, and those that a route has settings for.
 pub const HTTP_FILTERS: usize = 64;
+/// Time for a service that filters ask, where its configuration says 0.
+pub const SERVICE_TIMEOUT: Duration = Duration::from_secs(15);
+/// Largest answer of such a service, in bytes.
+pub const SERVICE_ANSWER_BYTES: u32 = 1 << 20;
 /// Largest request that a filter may be told to wait for, in bytes.
 pub const BUFFERED_BYTES: u32 = 64 << 20;
 /// How long keys of token issuers count (Envoy's default).
@@ -66,6 +70,8 @@ pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes of a request's body that are kept so that it can be sent again.
 pub const REPLAY_BYTES: usize = 64 * 1024;
+/// Largest body of a request that is mirrored.
+pub const MIRROR_BYTES: usize = 64 * 1024;
 /// Connections, waiting requests and requests of a cluster (Envoy's default of each).
 pub const BREAKER: u32 = 1024;
 /// Retries at a time of a cluster (Envoy's default).

@@ -6,7 +6,7 @@ use mesh_model::{
     identity::SpiffeId,
     resource::{Kind, NamespacedName, Object, ObjectKey},
 };
-use mesh_store::State;
+use mesh_store::{AuthorityCommand, Command, State};
 use mesh_tls::jwt;
 use tonic::{Request, Response, Status};
 use xds_proto::isthmus::bootstrap::v1::{
@@ -16,7 +16,7 @@ use xds_proto::isthmus::bootstrap::v1::{
 
 use super::{CaError, jwt::SignError, trust};
 use crate::{
-    app::{App, read_status},
+    app::{App, read_status, write_status},
     authz::Action,
 };
 
@@ -59,8 +59,20 @@ impl Certificates for CertificatesService {
         let id = identity_on(&state, &workload, &node)?;
         still_registered(&state, registration, &node)?;
         let (replica, now) = (app.ca.replica().id, app.now_unix());
-        let seconds = request.ttl_seconds.into();
-        let signed = app.ca.jwt().sign(&state.authority, replica, &id, &request.audiences, seconds, now);
+        let sign = |state: &State| {
+            let (keys, seconds) = (app.ca.jwt(), request.ttl_seconds.into());
+            keys.sign(&state.authority, replica, &id, &request.audiences, seconds, now)
+        };
+        let mut signed = sign(&state);
+        if matches!(signed, Err(SignError::NoKey)) {
+            // The first of this process: whoever verifies is told of it before there is a token of it.
+            let due = app.ca.jwt().due(&state.authority, replica, now, true);
+            if let Some(point) = due.map_err(|error| ca_status(error.into()))? {
+                let command = Command::Authority(AuthorityCommand::JwtKey { replica, point });
+                app.replica.write(command).await.map_err(write_status)?;
+            }
+            signed = sign(&*app.replica.linearizable().await.map_err(read_status)?);
+        }
         let (token, expires_unix) = signed.map_err(|error| match error {
             SignError::NoKey => Status::unavailable(error.to_string()),
             SignError::Token(error) => Status::invalid_argument(error.to_string()),

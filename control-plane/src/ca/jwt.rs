@@ -1,7 +1,9 @@
 //! Keys that sign JWT-SVIDs: each replica has its own, in memory only. The state tells everybody their public halves.
 //!
-//! A process makes its first key when it starts, and another one every [`LIFE`]. A new one is told first and signs after
-//! [`SETTLE`], so that whoever verifies has heard of it; the one before is told until none of its tokens can be valid.
+//! A process makes its first key when somebody wants a token, or when it starts in a cluster where somebody has, and another
+//! one every [`LIFE`]. A new one is told first and signs after [`SETTLE`], so that whoever verifies has heard of it; the one
+//! before is told until none of its tokens can be valid. (Where nobody wants tokens nothing is written, so that an upgrade of
+//! one replica after the other leaves nothing in the log that those before can't read.)
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -18,7 +20,7 @@ const SETTLE: u64 = 60;
 #[derive(Debug, thiserror::Error)]
 pub enum SignError {
     /// The first key is not in the state yet.
-    #[error("this replica has no key for tokens yet; try again soon, or ask another one")]
+    #[error("this replica has no key for tokens yet; try again")]
     NoKey,
     /// What is asked for is refused.
     #[error(transparent)]
@@ -37,7 +39,7 @@ struct Held {
 }
 
 impl JwtKeys {
-    /// The point to tell the state of, if it is time for another key.
+    /// The point to tell the state of, if it is time for another key. `wanted`: somebody waits for a token.
     ///
     /// # Errors
     /// No randomness.
@@ -46,6 +48,7 @@ impl JwtKeys {
         authority: &Authority,
         replica: u64,
         now_unix: u64,
+        wanted: bool,
     ) -> Result<Option<Vec<u8>>, mesh_tls::Error> {
         let mut held = self.lock();
         for one in held.iter_mut() {
@@ -55,6 +58,9 @@ impl JwtKeys {
         held.retain(|one| !one.told || record(authority, replica, &one.key).is_some());
         if let Some(untold) = held.iter().find(|one| !one.told) {
             return Ok(Some(untold.key.public().point().to_vec()));
+        }
+        if held.is_empty() && authority.jwt_keys.is_empty() && !wanted {
+            return Ok(None);
         }
         let newest = held.iter().filter_map(|one| record(authority, replica, &one.key));
         if newest.map(|key| key.since_unix).max().is_some_and(|since| now_unix < since.saturating_add(LIFE)) {
@@ -126,28 +132,33 @@ mod tests {
     fn a_key_is_told_before_it_signs_and_verified_with_after_it_has() {
         let (keys, mut authority) = (JwtKeys::default(), Authority::default());
         let id = SpiffeId::parse("spiffe://west.example/ns/shop/sa/pay").unwrap();
-        let first = keys.due(&authority, 1, NOW).unwrap().unwrap();
-        assert_eq!(keys.due(&authority, 1, NOW).unwrap().as_ref(), Some(&first), "until it is written");
+        assert_eq!(keys.due(&authority, 1, NOW, false).unwrap(), None, "nobody wants a token");
+        let first = keys.due(&authority, 1, NOW, true).unwrap().unwrap();
+        assert_eq!(
+            keys.due(&authority, 1, NOW, false).unwrap().as_ref(),
+            Some(&first),
+            "until it is written"
+        );
         let unready = keys.sign(&authority, 1, &id, &["bank".to_owned()], 0, NOW);
         assert!(matches!(unready, Err(SignError::NoKey)));
         tell(&mut authority, first.clone(), NOW);
-        assert_eq!(keys.due(&authority, 1, NOW).unwrap(), None);
+        assert_eq!(keys.due(&authority, 1, NOW, true).unwrap(), None);
         assert_eq!(signed_by(&keys, &authority, NOW), first, "there is no other");
 
         let later = NOW + LIFE;
-        assert_eq!(keys.due(&authority, 1, later - 1).unwrap(), None);
-        let second = keys.due(&authority, 1, later).unwrap().unwrap();
+        assert_eq!(keys.due(&authority, 1, later - 1, true).unwrap(), None);
+        let second = keys.due(&authority, 1, later, false).unwrap().unwrap();
         assert_ne!(second, first);
         tell(&mut authority, second.clone(), later);
         assert_eq!(signed_by(&keys, &authority, later + SETTLE - 1), first);
         assert_eq!(signed_by(&keys, &authority, later + SETTLE), second);
         // The state forgets the first.
         authority.jwt_keys.remove(0);
-        assert_eq!(keys.due(&authority, 1, later).unwrap(), None);
+        assert_eq!(keys.due(&authority, 1, later, false).unwrap(), None);
         assert_eq!(signed_by(&keys, &authority, later), second);
         assert_eq!(keys.lock().len(), 1);
         // A process that starts has none of those, and does not take another's for its own.
-        assert!(JwtKeys::default().due(&authority, 1, later).unwrap().is_some());
-        assert!(keys.due(&authority, 2, later).unwrap().is_some());
+        assert!(JwtKeys::default().due(&authority, 1, later, false).unwrap().is_some());
+        assert!(keys.due(&authority, 2, later, false).unwrap().is_some());
     }
 }

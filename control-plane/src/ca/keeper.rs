@@ -155,7 +155,7 @@ async fn look(app: &App, jitter: f64) -> Result<bool, CaError> {
     }
     let issuer = app.ca.issuer_record(app.config.workload_certificate_life)?;
     let unsealed = app.ca.unsealed_root();
-    let jwt_key = app.ca.jwt().due(&state.authority, app.ca.replica().id, super::unix(now))?;
+    let jwt_key = app.ca.jwt().due(&state.authority, app.ca.replica().id, super::unix(now), false)?;
     let own = Own {
         id: app.ca.replica().id,
         sealing_key: app.ca.sealing_key(),

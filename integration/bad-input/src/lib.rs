@@ -9,6 +9,7 @@ mod backup;
 mod cni;
 mod csds;
 mod dns;
+mod jwt;
 mod load;
 mod objects;
 mod raft;
@@ -20,7 +21,7 @@ mod xds;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 11] = [
     ("objects", objects::objects),
     ("xds", xds::xds),
     ("csds", csds::csds),
@@ -30,8 +31,14 @@ pub const TARGETS: [Target; 10] = [
     ("backup", backup::backup),
     ("token", token::token),
     ("dns", dns::dns),
+    ("jwt", jwt::jwt),
     ("cni", cni::cni),
 ];
+
+/// Whether a seed of `jwt` is a token that counts.
+pub fn is_good_token(bytes: &[u8]) -> bool {
+    jwt::verified(bytes).is_some()
+}
 
 /// Runs a target by its name.
 ///

@@ -47,6 +47,10 @@ fn good_seeds_are_still_good() {
     }
     let token = seeds("token");
     assert!(clustermesh::token::JoinToken::decode(std::str::from_utf8(&token["node"]).unwrap()).is_ok());
+    for (name, bytes) in seeds("jwt") {
+        let good = bad_input::is_good_token(&bytes);
+        assert_eq!(good, ["good", "one", "fraction", "giant", "deep"].contains(&name.as_str()), "jwt/{name}");
+    }
     let backup = seeds("backup");
     for (name, bytes) in &backup {
         let good = mesh_store::backup::read(&bytes[..]).is_ok();

@@ -26,7 +26,7 @@ use super::{
     plan::conflicts,
     policy::class_entry,
     room::sidecars_without_room,
-    service::services,
+    service::{self, Claims, services},
     stages::steps,
 };
 use crate::{
@@ -76,6 +76,8 @@ struct Known {
     claims: HashMap<IpAddr, u32>,
     /// The pods that have an address.
     pods: BTreeMap<IpAddr, NamespacedName>,
+    /// The services that claim one.
+    services: Claims,
 }
 
 impl Planner {
@@ -239,12 +241,14 @@ impl Planner {
                 delta.lingering.insert(address, lasting);
             }
         }
+        let concerned = known.services.note(&touched.services, resources, node);
+        let mut slot = |name: &str| self.dictionary.proxy_slot(name);
         // They depend on which pods are here, too.
-        if touched.services || !touched.pods.is_empty() || !touched.locals.is_empty() {
-            delta.services = changes(
-                &current.services,
-                &services(resources, node, pods, &mut |name| self.dictionary.proxy_slot(name)),
-            );
+        if touched.all_services || !touched.pods.is_empty() || !touched.locals.is_empty() {
+            delta.services = changes(&current.services, &services(resources, node, pods, &mut slot));
+        } else if !touched.services.is_empty() {
+            delta.services =
+                service::changed(&concerned, &current.services, resources, node, pods, &mut slot);
         }
         let is_small = touched.classes.is_empty() && touched.locals.is_empty() && touched.pods.is_empty();
         if is_small && !is_new {
@@ -321,8 +325,14 @@ impl Known {
             return None;
         }
         let mentions = Mentions::in_use(resources);
-        let mut known =
-            Self { ground, own: BTreeSet::new(), mentions, claims: HashMap::new(), pods: BTreeMap::new() };
+        let mut known = Self {
+            ground,
+            own: BTreeSet::new(),
+            mentions,
+            claims: HashMap::new(),
+            pods: BTreeMap::new(),
+            services: Claims::new(resources, inputs.node),
+        };
         for workload in resources.addresses.values() {
             for address in distinct(&workload.addresses) {
                 *known.claims.entry(address).or_default() += 1;

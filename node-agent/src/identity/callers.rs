@@ -379,6 +379,27 @@ mod tests {
     }
 
     #[test]
+    fn a_proxy_of_the_node_is_root_of_the_node_and_no_workload() {
+        let dir = tempfile::tempdir().unwrap();
+        let callers = callers(dir.path());
+        let own = Some(NetnsId::for_test(1));
+        let proxy = callers.workload(&caller(0, own), "node-proxy~l7").unwrap();
+        assert!(is_node_proxy(&proxy) && callers.is_here(&proxy));
+        assert_eq!(proxy.to_string(), "~/l7");
+        assert!(callers.workload(&caller(1000, own), "node-proxy~l7").is_err());
+        for id in ["node-proxy~", "node-proxy~L7", "node-proxy~a/b", "node-proxy~../x"] {
+            assert!(callers.workload(&caller(0, own), id).is_err(), "{id}");
+        }
+        // A pod is itself, whatever it says.
+        let pod = caller(0, Some(registry_fixture("c1", "shop/web").netns_id));
+        let pod = CallerInfo { cookie: registry_fixture("c1", "shop/web").netns_cookie, ..pod };
+        assert_eq!(callers.workload(&pod, "node-proxy~l7").unwrap().to_string(), "shop/web");
+        for claim in ["proxy~~/l7", "proxy~/l7"] {
+            assert!(callers.workload(&caller(0, own), claim).is_err(), "{claim}");
+        }
+    }
+
+    #[test]
     fn a_process_of_the_node_is_the_gateway_whose_cgroup_it_is_in() {
         let dir = tempfile::tempdir().unwrap();
         let callers = callers(dir.path());

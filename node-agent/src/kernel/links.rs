@@ -21,7 +21,7 @@ const POD_ASKS: &str = "pod_asks";
 const POD_ANSWERED: &str = "pod_answered";
 const FROM_NET: &str = "from_net";
 const TO_NET: &str = "to_net";
-const NET_XDP: &str = "net_xdp";
+pub(super) const NET_XDP: &str = "net_xdp";
 /// The node itself, wherever its packets come and go.
 const HOST_IN: &str = "host_in";
 const HOST_OUT: &str = "host_out";
@@ -35,22 +35,24 @@ pub enum ShortCut {
     Driver,
     /// In front of the stack: any interface, and less gain.
     Generic,
+    /// In the driver where it takes the program, in front of the stack else: each interface by itself.
+    Best,
 }
 
 impl ShortCut {
-    fn mode(self) -> XdpMode {
+    /// The ways in which it is tried, one after the other.
+    fn ways(self) -> &'static [XdpMode] {
         match self {
-            Self::Driver => XdpMode::Driver,
-            Self::Generic => XdpMode::Skb,
+            Self::Driver => &[XdpMode::Driver],
+            Self::Generic => &[XdpMode::Skb],
+            Self::Best => &[XdpMode::Driver, XdpMode::Skb],
         }
     }
+}
 
-    fn name(self) -> &'static str {
-        match self {
-            Self::Driver => "driver",
-            Self::Generic => "generic",
-        }
-    }
+/// As it is called in names of pins, and in status.
+fn way_name(way: XdpMode) -> &'static str {
+    if way == XdpMode::Driver { "driver" } else { "generic" }
 }
 
 /// A program and its place in the chain of an interface.
@@ -193,32 +195,57 @@ pub(super) fn attach_net_of_tunnel(
     attach(programs, pins, &ifname.to_string_lossy(), &NET_OF_TUNNEL).map(drop)
 }
 
-/// The short cut at an interface.
+/// The short cut at an interface; says by which way, and the name of its link.
 pub(super) fn attach_short_cut(
     programs: &mut Ebpf,
     pins: &Pins,
     ifname: &str,
     cut: ShortCut,
-) -> Result<(), KernelError> {
-    let error = |source| KernelError::program(NET_XDP, source);
-    let link = short_cut_name(index(ifname)?, cut);
-    if replace(programs, pins, &link, NET_XDP)? {
-        return Ok(());
+) -> Result<(&'static str, String), KernelError> {
+    let ifindex = index(ifname)?;
+    let mut refused = None;
+    for way in cut.ways() {
+        let link = short_cut_name(ifindex, *way);
+        match attach_way(programs, pins, ifname, *way, &link) {
+            Ok(()) => {
+                if let Some(error) = refused {
+                    let error: &dyn std::error::Error = &error;
+                    tracing::warn!(ifname, error, "the driver does not take the short cut: it is generic");
+                }
+                return Ok((way_name(*way), link));
+            }
+            Err(error) => refused = Some(error),
+        }
     }
-    let program = xdp(programs)?;
-    let id = program.attach(ifname, cut.mode()).map_err(error)?;
-    let owned = program.take_link(id).map_err(error)?;
-    pin(owned.try_into().map_err(|_| unpinnable(NET_XDP))?, pins, &link)
+    Err(refused.unwrap_or(KernelError::Missing { what: "way", name: NET_XDP }))
 }
 
-/// Takes it off all interfaces but these.
+fn attach_way(
+    programs: &mut Ebpf,
+    pins: &Pins,
+    ifname: &str,
+    way: XdpMode,
+    link: &str,
+) -> Result<(), KernelError> {
+    if replace(programs, pins, link, NET_XDP)? {
+        return Ok(());
+    }
+    let error = |source| KernelError::program(NET_XDP, source);
+    let program = xdp(programs)?;
+    let id = program.attach(ifname, way).map_err(error)?;
+    let owned = program.take_link(id).map_err(error)?;
+    pin(owned.try_into().map_err(|_| unpinnable(NET_XDP))?, pins, link)
+}
+
+/// Takes it off all interfaces but these, and off these where another way goes before.
 pub(super) fn detach_short_cuts_all_but(
     pins: &Pins,
     keep: &BTreeSet<u32>,
     cut: Option<ShortCut>,
 ) -> Result<(), KernelError> {
+    let first = cut.and_then(|cut| cut.ways().first());
     let kept: BTreeSet<String> =
-        cut.iter().flat_map(|cut| keep.iter().map(|ifindex| short_cut_name(*ifindex, *cut))).collect();
+        first.iter().flat_map(|way| keep.iter().map(|ifindex| short_cut_name(*ifindex, **way))).collect();
     for link in pins.link_names()? {
         if link.starts_with("xdp-") && !kept.contains(&link) {
             pins::remove_link(&pins.link(&link))?;
@@ -227,8 +254,8 @@ pub(super) fn detach_short_cuts_all_but(
     Ok(())
 }
 
-fn short_cut_name(ifindex: u32, cut: ShortCut) -> String {
-    format!("xdp-{ifindex}-{}", cut.name())
+fn short_cut_name(ifindex: u32, way: XdpMode) -> String {
+    format!("xdp-{ifindex}-{}", way_name(way))
 }
 
 fn attach(programs: &mut Ebpf, pins: &Pins, ifname: &str, places: &[Place]) -> Result<u32, KernelError> {
@@ -293,9 +320,8 @@ pub(super) fn door_links(ifindex: u32) -> impl Iterator<Item = (String, &'static
 }
 
 /// Those of an interface of the node.
-pub(super) fn net_links(ifindex: u32, cut: Option<ShortCut>) -> impl Iterator<Item = (String, &'static str)> {
-    let places = NET.into_iter().map(move |place| (link_name(ifindex, place.program), place.program));
-    places.chain(cut.map(|cut| (short_cut_name(ifindex, cut), NET_XDP)))
+pub(super) fn net_links(ifindex: u32) -> impl Iterator<Item = (String, &'static str)> {
+    NET.into_iter().map(move |place| (link_name(ifindex, place.program), place.program))
 }
 
 /// Those of the tunnel's device where clients outside are served.

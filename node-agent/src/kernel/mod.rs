@@ -295,12 +295,14 @@ impl Kernel {
     /// Serves clients outside the mesh at these of the node's own interfaces, which are looked up in the caller's network
     /// namespace, and no more at others. What `node` says is the source of packets to backends elsewhere, which are reached
     /// by the first of the interfaces, or by the tunnel: its device has to be [attached](Self::attach_tunnel) before.
+    ///
+    /// Returns the way of the short cut at each interface, `driver` or `generic`.
     pub fn set_net(
         &mut self,
         ifnames: &[String],
         node: NodeConfig,
         cut: Option<ShortCut>,
-    ) -> Result<(), KernelError> {
+    ) -> Result<BTreeMap<String, &'static str>, KernelError> {
         let error = |source| KernelError::Map { name: "CONFIG", source };
         let first = ifnames.first().map(|ifname| links::index(ifname)).transpose()?;
         let node = NodeConfig { ifindex: first.unwrap_or(0), ..node };
@@ -313,7 +315,7 @@ impl Kernel {
         let mut keep = BTreeSet::new();
         for ifname in ifnames {
             let ifindex = links::attach_net(&mut self.programs, &self.pins, ifname)?;
-            self.around.places.extend(links::net_links(ifindex, cut));
+            self.around.places.extend(links::net_links(ifindex));
             keep.insert(ifindex);
         }
         if let Some(tunnel) = tunnel {
@@ -323,10 +325,13 @@ impl Kernel {
         }
         links::detach_net_all_but(&self.pins, &keep)?;
         links::detach_short_cuts_all_but(&self.pins, &keep, cut)?;
+        let mut ways = BTreeMap::new();
         for (ifname, cut) in ifnames.iter().zip(cut.iter().cycle()) {
-            links::attach_short_cut(&mut self.programs, &self.pins, ifname, *cut)?;
+            let (way, link) = links::attach_short_cut(&mut self.programs, &self.pins, ifname, *cut)?;
+            self.around.places.insert(link, links::NET_XDP);
+            ways.insert(ifname.clone(), way);
         }
-        Ok(())
+        Ok(ways)
     }
 
     /// Says which node has which addresses, for the tunnel: these and no others.

@@ -241,8 +241,10 @@ pub struct Touched {
     pub names: BTreeSet<IpAddr>,
     /// The node itself.
     pub host: bool,
-    /// Any service.
-    pub services: bool,
+    /// Services, as they were before.
+    pub services: BTreeMap<NamespacedName, Option<Arc<Service>>>,
+    /// Any service, for another reason.
+    pub all_services: bool,
     /// Any node.
     pub nodes: bool,
 }
@@ -260,7 +262,10 @@ impl Touched {
         self.locals.extend(later.locals);
         self.names.extend(later.names);
         self.host |= later.host;
-        self.services |= later.services;
+        for (name, before) in later.services {
+            self.services.entry(name).or_insert(before);
+        }
+        self.all_services |= later.all_services;
         self.nodes |= later.nodes;
     }
 }
@@ -322,8 +327,7 @@ impl Resources {
             }
         } else if is(&type_url::<wire::Service>()) {
             let shared = |name: &str, told| services::service(name, told).map(Arc::new);
-            merge(&mut self.services, update, parse::name, shared)?;
-            touched.services = true;
+            touched.services = merge(&mut self.services, update, parse::name, shared)?;
         } else if is(&type_url::<wire::TrustBundle>()) {
             merge(&mut self.bundles, update, parse::trust_domain, parse::bundle)?;
         } else if is(&type_url::<wire::Node>()) {
@@ -543,7 +547,7 @@ pub(crate) mod tests {
         use mesh_model::limits::{MAX_CLASS_PEERS, MAX_NODE_PEERS};
         assert_eq!(MAX_NODE_PEERS, ebpf_shared::limits::PEERS as usize);
         // A class lives beside its successor for a moment.
-        assert!(2 * MAX_CLASS_PEERS <= MAX_NODE_PEERS);
+        const { assert!(2 * MAX_CLASS_PEERS <= MAX_NODE_PEERS) };
     }
 
     fn class_of(rule: wire::PolicyRule) -> wire::PolicyClass {

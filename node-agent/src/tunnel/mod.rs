@@ -112,7 +112,7 @@ pub fn connectivity(resources: &Resources, node: &str, mode: Mode, mtu: u32) -> 
         };
         ReachedNode { name: name.clone(), address: address.to_string(), way: way.into(), why: why.into() }
     });
-    Connectivity { mode: mode.name().into(), mtu, nodes: nodes.collect() }
+    Connectivity { mode: mode.name().into(), mtu, nodes: nodes.collect(), short_cuts: Vec::new() }
 }
 
 /// Who has which addresses: ranges of pods, and the nodes' own, from which nodes call pods; of nodes without a tunnel the

@@ -7,7 +7,10 @@ use super::{
     error::Path,
     wire::{Result, refuse},
 };
-use crate::route::{HeaderChange, HeaderOps, OnExisting};
+use crate::{
+    format::Format,
+    route::{HeaderChange, HeaderOps, OnExisting, Value},
+};
 
 /// Most headers that one level may add or remove.
 const MAX_CHANGES: usize = 128;
@@ -46,19 +49,21 @@ fn change(path: &Path<'_>, wire: HeaderValueOption) -> Result<HeaderChange> {
     let header_path = path.field("header");
     let WireHeader { key, value, raw_value } = header.ok_or_else(|| header_path.missing())?;
     let value_path = header_path.field("value");
-    // `%%` is a percent sign; anything else that begins with one is a command operator of Envoy
-    // (%DOWNSTREAM_REMOTE_ADDRESS%), and to take it literally would be wrong in silence.
-    let value = value.split("%%").map(|part| {
-        if part.contains('%') {
-            return Err(value_path.invalid(&value, "contains '%': command operators are not supported"));
-        }
-        Ok(part)
-    });
-    let value = value.collect::<Result<Vec<_>>>()?.join("%");
-    let bytes = if raw_value.is_empty() { value.as_bytes() } else { raw_value.as_slice() };
-    if bytes.is_empty() {
+    let literal = |bytes: &[u8]| {
+        let literal = HeaderValue::from_bytes(bytes).map(Value::Literal);
+        literal.map_err(|_| value_path.invalid(&value, "is no header value"))
+    };
+    let value = if !raw_value.is_empty() {
+        literal(&raw_value)?
+    } else if value.is_empty() {
         return Err(value_path.missing());
-    }
+    } else {
+        let format = Format::parse(&value).map_err(|e| value_path.invalid(&value, e))?;
+        match format.literal() {
+            Some(text) => literal(text.as_bytes())?,
+            None => Value::Format(format),
+        }
+    };
     let on_existing = match (append.map(|a| a.value), append_action) {
         (Some(true), _) | (None, 0) => OnExisting::Append,
         (Some(false), _) | (None, 2) => OnExisting::Overwrite,
@@ -66,12 +71,7 @@ fn change(path: &Path<'_>, wire: HeaderValueOption) -> Result<HeaderChange> {
         (None, 3) => OnExisting::OverwriteOnly,
         (None, other) => return Err(path.field("append_action").invalid(other, "is unknown")),
     };
-    Ok(HeaderChange {
-        name: name(&header_path.field("key"), &key)?,
-        value: HeaderValue::from_bytes(bytes)
-            .map_err(|_| value_path.invalid(&value, "is no header value"))?,
-        on_existing,
-    })
+    Ok(HeaderChange { name: name(&header_path.field("key"), &key)?, value, on_existing })
 }
 
 /// A header that may be changed: not one that frames or directs the message.
@@ -88,6 +88,11 @@ fn name(path: &Path<'_>, text: &str) -> Result<HeaderName> {
         return Err(path.invalid(text, "frames or directs the message and may not be changed here"));
     }
     Ok(name)
+}
+
+/// A header that is only read.
+pub(super) fn header(path: &Path<'_>, text: &str) -> Result<HeaderName> {
+    text.parse().map_err(|_| path.invalid(text, "is no header name"))
 }
 
 /// A literal host.

@@ -2,7 +2,9 @@
 
 use regex::{Regex, RegexBuilder};
 use serde::{Serialize, Serializer};
-use xds_proto::envoy::r#type::matcher::v3::{RegexMatcher, StringMatcher, string_matcher::MatchPattern};
+use xds_proto::envoy::r#type::matcher::v3::{
+    RegexMatchAndSubstitute, RegexMatcher, StringMatcher, string_matcher::MatchPattern,
+};
 
 use super::{
     error::Path,
@@ -50,6 +52,70 @@ impl Serialize for FullRegex {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         serializer.serialize_str(&self.source)
     }
+}
+
+/// An expression, and what its matches become (`RegexMatchAndSubstitute`).
+#[derive(Debug, Clone, Serialize)]
+pub struct Substitution {
+    pattern: String,
+    substitution: String,
+    #[serde(skip)]
+    regex: Regex,
+    /// The substitution in the words of the library.
+    #[serde(skip)]
+    replacement: String,
+}
+
+impl PartialEq for Substitution {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.pattern, &self.substitution) == (&other.pattern, &other.substitution)
+    }
+}
+
+impl Substitution {
+    /// With RE2's `\1` for the first group and so on.
+    ///
+    /// # Errors
+    /// What is wrong with the expression, or with the groups that the substitution names.
+    pub fn new(pattern: &str, substitution: &str) -> std::result::Result<Self, String> {
+        let regex = RegexBuilder::new(pattern).size_limit(MAX_REGEX_BYTES).build().map_err(|e| {
+            format!("is no expression: {}", e.to_string().lines().last().unwrap_or_default().trim())
+        })?;
+        let mut replacement = String::new();
+        let mut chars = substitution.chars();
+        while let Some(char) = chars.next() {
+            match char {
+                '$' => replacement.push_str("$$"),
+                '\\' => match chars.next() {
+                    Some('\\') => replacement.push('\\'),
+                    Some(digit) => match digit.to_digit(10) {
+                        Some(group) if (group as usize) < regex.captures_len() => {
+                            replacement.push_str(&format!("${{{group}}}"));
+                        }
+                        _ => return Err(format!("has no group for \\{digit}")),
+                    },
+                    None => return Err("ends with a backslash".to_owned()),
+                },
+                other => replacement.push(other),
+            }
+        }
+        Ok(Self { pattern: pattern.to_owned(), substitution: substitution.to_owned(), regex, replacement })
+    }
+
+    /// The text with every match replaced.
+    pub fn apply(&self, text: &str) -> String {
+        self.regex.replace_all(text, self.replacement.as_str()).into_owned()
+    }
+}
+
+pub(crate) fn substitution(path: &Path<'_>, wire: RegexMatchAndSubstitute) -> Result<Substitution> {
+    let RegexMatchAndSubstitute { pattern, substitution } = wire;
+    let pattern_path = path.field("pattern");
+    let RegexMatcher { regex, engine_type: _ } = pattern.ok_or_else(|| pattern_path.missing())?;
+    if regex.is_empty() {
+        return Err(pattern_path.field("regex").missing());
+    }
+    Substitution::new(&regex, &substitution).map_err(|reason| path.invalid(&regex, reason))
 }
 
 /// How a text is compared.
@@ -158,6 +224,15 @@ mod tests {
     fn an_expression_that_would_take_much_memory_is_refused() {
         assert!(FullRegex::new("(?:a{1000}){1000}").is_err());
         assert!(FullRegex::new("(").is_err());
+    }
+
+    #[test]
+    fn matches_are_replaced_with_their_groups() {
+        let swap = Substitution::new("^/service/([^/]+)(/.*)$", r"\2/instance/\1").unwrap();
+        assert_eq!(swap.apply("/service/foo/v1/api"), "/v1/api/instance/foo");
+        assert_eq!(Substitution::new("one", "$1").unwrap().apply("/xxx/one/one"), "/xxx/$1/$1");
+        assert!(Substitution::new("(a)", r"\2").is_err() && Substitution::new("(", "").is_err());
+        assert!(Substitution::new("a", "\\").is_err());
     }
 
     #[test]

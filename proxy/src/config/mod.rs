@@ -65,7 +65,7 @@ pub use hcm::{Codec, H2Settings, HttpManager, RouteSource, ServerHeader, Times};
 pub use health_check::{Checker, GrpcCheck, HealthCheck, HttpCheck};
 pub use listener::Listener;
 pub use listener_filter::{ListenerFilters, OriginalSource, ProxyHeader};
-pub use matcher::{FullRegex, Text, TextMatch};
+pub use matcher::{FullRegex, Substitution, Text, TextMatch};
 pub use secret::{CertificateSecret, Secret, ValidationSecret};
 pub use socket::{SocketOption, SocketOptions};
 pub use tcp_proxy::TcpProxy;

@@ -6,11 +6,13 @@ use std::sync::Arc;
 
 use http::{HeaderName, header};
 use xds_proto::envoy::config::route::v3::{
-    HeaderMatcher, QueryParameterMatcher, Route as WireRoute, RouteConfiguration, RouteMatch as WireMatch,
-    VirtualHost as WireVhost, header_matcher::HeaderMatchSpecifier,
+    CookieMatcher, HeaderMatcher, QueryParameterMatcher, Route as WireRoute, RouteConfiguration,
+    RouteMatch as WireMatch, VirtualHost as WireVhost, header_matcher::HeaderMatchSpecifier,
     query_parameter_matcher::QueryParameterMatchSpecifier, route::Action as WireAction,
     route_match::PathSpecifier,
 };
+
+use xds_proto::envoy::{config::core::v3::RuntimeFractionalPercent, r#type::v3::FractionalPercent};
 
 use super::{
     error::Path,
@@ -23,8 +25,8 @@ use super::{
 };
 use crate::policy::limit::RouteLimits;
 use crate::route::{
-    HeaderMatch, HeaderOps, HeaderTest, HostIndex, PathMatch, QueryMatch, Route, RouteMatch, RouteTable,
-    VirtualHost,
+    CookieTest, Fraction, HeaderMatch, HeaderOps, HeaderTest, HostIndex, PathMatch, QueryMatch, RequireTls,
+    Route, RouteMatch, RouteTable, VirtualHost,
 };
 
 /// Most routes in one configuration.
@@ -129,7 +131,7 @@ fn vhost(
         metadata: _,
         route_specifiers,
     } = wire;
-    refuse!(path; matcher, require_tls, virtual_clusters,
+    refuse!(path; matcher, virtual_clusters,
         retry_policy_typed_config, hedge_policy, include_is_timeout_retry_header, per_request_buffer_limit_bytes,
         request_body_buffer_limit, request_mirror_policies, route_specifiers);
     let ops = Ops {
@@ -156,7 +158,13 @@ fn vhost(
     let list = path.field("routes");
     let routes =
         routes.into_iter().enumerate().map(|(at, wire)| route(&list.index(at), wire, &levels).map(Arc::new));
-    Ok(VirtualHost { name, domains, routes: routes.collect::<Result<_>>()? })
+    let require_tls = match require_tls {
+        0 => RequireTls::Nobody,
+        1 => RequireTls::Strangers,
+        2 => RequireTls::Everybody,
+        other => return Err(path.field("require_tls").invalid(other, "is unknown")),
+    };
+    Ok(VirtualHost { name, domains, require_tls, routes: routes.collect::<Result<_>>()? })
 }
 
 #[allow(deprecated)]
@@ -216,7 +224,9 @@ pub(super) fn route_match(path: &Path<'_>, wire: WireMatch) -> Result<RouteMatch
         filter_state,
         path_specifier,
     } = wire;
-    refuse!(path; runtime_fraction, cookies, grpc, tls_context, dynamic_metadata, filter_state);
+    refuse!(path; tls_context, dynamic_metadata, filter_state);
+    let cookie_list = path.field("cookies");
+    let cookies = cookies.into_iter().enumerate().map(|(at, wire)| cookie(&cookie_list.index(at), wire));
     let path_match = match path_specifier.ok_or_else(|| path.field("path_specifier").missing())? {
         PathSpecifier::Prefix(prefix) => PathMatch::Prefix(prefix),
         PathSpecifier::Path(exact) => PathMatch::Exact(exact),
@@ -242,7 +252,34 @@ pub(super) fn route_match(path: &Path<'_>, wire: WireMatch) -> Result<RouteMatch
         case_sensitive,
         headers: headers.collect::<Result<_>>()?,
         query: query.collect::<Result<_>>()?,
+        cookies: cookies.collect::<Result<_>>()?,
+        grpc: grpc.is_some(),
+        fraction: runtime_fraction.map(|wire| fraction(&path.field("runtime_fraction"), wire)).transpose()?,
     })
+}
+
+fn cookie(path: &Path<'_>, wire: CookieMatcher) -> Result<CookieTest> {
+    let CookieMatcher { name, string_match, invert_match } = wire;
+    if name.is_empty() {
+        return Err(path.field("name").missing());
+    }
+    let text = path.field("string_match");
+    let text = matcher::text(&text, string_match.ok_or_else(|| text.missing())?)?;
+    Ok(CookieTest { name, text, invert: invert_match })
+}
+
+/// The default: there is no runtime here that would say otherwise.
+pub(super) fn fraction(path: &Path<'_>, wire: RuntimeFractionalPercent) -> Result<Fraction> {
+    let RuntimeFractionalPercent { default_value, runtime_key: _ } = wire;
+    let path = path.field("default_value");
+    let FractionalPercent { numerator, denominator } = default_value.ok_or_else(|| path.missing())?;
+    let denominator = match denominator {
+        0 => 100,
+        1 => 10_000,
+        2 => 1_000_000,
+        other => return Err(path.field("denominator").invalid(other, "is unknown")),
+    };
+    Ok(Fraction { numerator: numerator.into(), denominator })
 }
 
 #[allow(deprecated)]

@@ -4,11 +4,15 @@
 use std::{sync::Arc, time::Duration};
 
 use xds_proto::envoy::config::route::v3::{
-    DirectResponseAction, RedirectAction, RetryPolicy as WireRetry, RouteAction, WeightedCluster,
+    DirectResponseAction, HeaderMatcher, RedirectAction, RetryPolicy as WireRetry, RouteAction,
+    WeightedCluster,
     redirect_action::{PathRewriteSpecifier, SchemeRewriteSpecifier},
-    retry_policy::RetryBackOff,
+    retry_policy::{RateLimitedRetryBackOff, ResetHeader, RetryBackOff},
     route,
-    route_action::{ClusterSpecifier, HostRewriteSpecifier, UpgradeConfig, upgrade_config::ConnectConfig},
+    route_action::{
+        ClusterSpecifier, HostRewriteSpecifier, MaxStreamDuration, RequestMirrorPolicy, UpgradeConfig,
+        upgrade_config::ConnectConfig,
+    },
     weighted_cluster::{ClusterWeight, cluster_weight},
 };
 
@@ -16,15 +20,19 @@ use super::{
     error::Path,
     filters::{self, RouteFilters},
     header_ops::{self, REQUEST, RESPONSE},
-    route::Ops,
+    matcher,
+    route::{self as table, Ops},
     upstream_choice,
-    wire::{Result, bool_or, duration_or, inline, refuse, timeout_or, u32_or},
+    wire::{Result, bool_or, duration, duration_or, inline, refuse, timeout_or, u32_or},
 };
 use crate::{
     balance::Criteria,
     policy::limit::LimitRule,
-    retry::{RetryOn, RetryPolicy},
-    route::{Action, Destination, Direct, Forward, PathRedirect, Redirect},
+    retry::{RateLimited, RetryOn, RetryPolicy},
+    route::{
+        Action, Destination, Direct, Forward, Fraction, GrpcTimeout, HostRewrite, Mirror, PathRedirect,
+        Redirect,
+    },
 };
 
 /// Envoy's default of a route's timeout.
@@ -113,27 +121,28 @@ fn forward(path: &Path<'_>, wire: RouteAction, ops: &Ops, levels: &Levels<'_>) -
         cluster_specifier,
         host_rewrite_specifier,
     } = wire;
-    refuse!(path; regex_rewrite, path_rewrite_policy, path_rewrite, flush_timeout, early_data_policy,
-        retry_policy_typed_config, request_mirror_policies, rate_limits, include_vh_rate_limits,
+    refuse!(path; path_rewrite_policy, path_rewrite, flush_timeout, early_data_policy,
+        retry_policy_typed_config, rate_limits, include_vh_rate_limits,
         cors, max_grpc_timeout, grpc_timeout_offset, internal_redirect_policy,
-        internal_redirect_action, max_internal_redirects, hedge_policy, max_stream_duration);
+        internal_redirect_action, max_internal_redirects, hedge_policy);
     let choice = upstream_choice::convert(path, priority, hash_policy)?;
     let wanted = upstream_choice::wanted(&path.field("metadata_match"), metadata_match)?;
     let destinations = destinations(path, cluster_specifier, ops, levels, wanted)?;
     let host_rewrite = match host_rewrite_specifier {
         None => None,
         Some(HostRewriteSpecifier::HostRewriteLiteral(host)) => {
-            header_ops::host(&path.field("host_rewrite_literal"), &host)?
+            header_ops::host(&path.field("host_rewrite_literal"), &host)?.map(|_| HostRewrite::Literal(host))
         }
         Some(HostRewriteSpecifier::AutoHostRewrite(on)) if !on.value => None,
         Some(HostRewriteSpecifier::AutoHostRewrite(_)) => {
             return Err(path.field("auto_host_rewrite").unsupported());
         }
-        Some(HostRewriteSpecifier::HostRewriteHeader(_)) => {
-            return Err(path.field("host_rewrite_header").unsupported());
-        }
-        Some(HostRewriteSpecifier::HostRewritePathRegex(_)) => {
-            return Err(path.field("host_rewrite_path_regex").unsupported());
+        Some(HostRewriteSpecifier::HostRewriteHeader(name)) => Some(HostRewrite::Header(
+            header_ops::header(&path.field("host_rewrite_header"), &name)?.to_string(),
+        )),
+        Some(HostRewriteSpecifier::HostRewritePathRegex(wire)) => {
+            let path = path.field("host_rewrite_path_regex");
+            Some(HostRewrite::Path(matcher::substitution(&path, wire)?))
         }
         Some(HostRewriteSpecifier::HostRewrite(_)) => return Err(path.field("host_rewrite").unsupported()),
     };
@@ -149,6 +158,18 @@ fn forward(path: &Path<'_>, wire: RouteAction, ops: &Ops, levels: &Levels<'_>) -
     {
         return Err(rewrite_path.invalid(&prefix_rewrite, "must begin with '/' and be visible ASCII"));
     }
+    if !prefix_rewrite.is_empty() && regex_rewrite.is_some() {
+        return Err(path
+            .field("regex_rewrite")
+            .invalid("regex_rewrite", "and prefix_rewrite exclude each other"));
+    }
+    let regex_path = path.field("regex_rewrite");
+    let regex_rewrite = regex_rewrite.map(|wire| matcher::substitution(&regex_path, wire)).transpose()?;
+    let mirror_list = path.field("request_mirror_policies");
+    let mirrors = request_mirror_policies.into_iter().enumerate();
+    let mirrors = mirrors.map(|(at, wire)| mirror(&mirror_list.index(at), wire));
+    let (max_stream, grpc_timeout) =
+        stream_duration(&path.field("max_stream_duration"), max_stream_duration)?;
     let retry = match retry_policy {
         // A route's own policy replaces that of its virtual host as a whole.
         Some(wire) => retry(&path.field("retry_policy"), wire)?,
@@ -164,13 +185,72 @@ fn forward(path: &Path<'_>, wire: RouteAction, ops: &Ops, levels: &Levels<'_>) -
         upgrades,
         terminates_connect,
         retry,
+        max_stream,
+        grpc_timeout,
+        mirrors: mirrors.collect::<Result<_>>()?,
         prefix_rewrite: Some(prefix_rewrite).filter(|p| !p.is_empty()),
+        regex_rewrite,
         host_rewrite,
         append_x_forwarded_host,
         cluster_not_found_status,
         choice,
         attempt_count_in_request: levels.attempt_count_in_request,
         attempt_count_in_response: levels.attempt_count_in_response,
+    })
+}
+
+fn stream_duration(
+    path: &Path<'_>,
+    wire: Option<MaxStreamDuration>,
+) -> Result<(Option<Duration>, Option<GrpcTimeout>)> {
+    let MaxStreamDuration { max_stream_duration, grpc_timeout_header_max, grpc_timeout_header_offset } =
+        wire.unwrap_or_default();
+    let own = match &max_stream_duration {
+        Some(wire) => Some(duration(&path.field("max_stream_duration"), wire)?),
+        None => None,
+    };
+    let max_path = path.field("grpc_timeout_header_max");
+    let offset =
+        duration_or(&path.field("grpc_timeout_header_offset"), &grpc_timeout_header_offset, Duration::ZERO)?;
+    let grpc = match &grpc_timeout_header_max {
+        None => None,
+        Some(wire) => {
+            let max = Some(duration(&max_path, wire)?).filter(|max| !max.is_zero());
+            Some(GrpcTimeout { max, offset })
+        }
+    };
+    Ok((own, grpc))
+}
+
+fn mirror(path: &Path<'_>, wire: RequestMirrorPolicy) -> Result<Mirror> {
+    let RequestMirrorPolicy {
+        cluster,
+        cluster_header,
+        runtime_fraction,
+        // Copies are not traced.
+        trace_sampled: _,
+        disable_shadow_host_suffix_append,
+        request_headers_mutations,
+        host_rewrite_literal,
+    } = wire;
+    refuse!(path; request_headers_mutations);
+    let header_path = path.field("cluster_header");
+    let fraction = match runtime_fraction {
+        Some(wire) => table::fraction(&path.field("runtime_fraction"), wire)?,
+        None => Fraction { numerator: 1, denominator: 1 },
+    };
+    let cluster_header = match (cluster.is_empty(), cluster_header.as_str()) {
+        (true, "") => return Err(path.field("cluster").missing()),
+        (false, "") => None,
+        (true, name) => Some(header_ops::header(&header_path, name)?),
+        (false, name) => return Err(header_path.invalid(name, "and cluster exclude each other")),
+    };
+    Ok(Mirror {
+        cluster: cluster.into(),
+        cluster_header,
+        fraction,
+        shadow_host: !disable_shadow_host_suffix_append,
+        host: header_ops::host(&path.field("host_rewrite_literal"), &host_rewrite_literal)?,
     })
 }
 
@@ -215,6 +295,7 @@ fn destinations(
             let Ops { request, response } = levels.all(ops);
             Ok(vec![Destination {
                 cluster: name.into(),
+                cluster_header: None,
                 weight: 1,
                 request,
                 response,
@@ -226,7 +307,19 @@ fn destinations(
         ClusterSpecifier::WeightedClusters(wire) => {
             weighted(&path.field("weighted_clusters"), wire, ops, levels, wanted)
         }
-        ClusterSpecifier::ClusterHeader(_) => Err(path.field("cluster_header").unsupported()),
+        ClusterSpecifier::ClusterHeader(name) => {
+            let Ops { request, response } = levels.all(ops);
+            Ok(vec![Destination {
+                cluster: "".into(),
+                cluster_header: Some(header_ops::header(&path.field("cluster_header"), &name)?),
+                weight: 1,
+                request,
+                response,
+                host_rewrite: None,
+                wanted,
+                filters: levels.filters.clone(),
+            }])
+        }
         ClusterSpecifier::ClusterSpecifierPlugin(_) => {
             Err(path.field("cluster_specifier_plugin").unsupported())
         }
@@ -264,12 +357,15 @@ fn weighted(
             typed_per_filter_config,
             host_rewrite_specifier,
         } = wire;
-        refuse!(path; cluster_header);
         let own = upstream_choice::wanted(&path.field("metadata_match"), metadata_match)?;
         let wanted = upstream_choice::both(wanted.as_ref(), own);
-        if name.is_empty() {
-            return Err(path.field("name").missing());
-        }
+        let header_path = path.field("cluster_header");
+        let cluster_header = match (name.is_empty(), cluster_header.as_str()) {
+            (true, "") => return Err(path.field("name").missing()),
+            (false, "") => None,
+            (true, header) => Some(header_ops::header(&header_path, header)?),
+            (false, header) => return Err(header_path.invalid(header, "and name exclude each other")),
+        };
         let weight = weight.ok_or_else(|| path.field("weight").missing())?.value;
         sum += u64::from(weight);
         let own = Ops {
@@ -291,7 +387,16 @@ fn weighted(
         };
         let filters = filters::layer(&path, typed_per_filter_config, levels.filters)?;
         let cluster = name.into();
-        destinations.push(Destination { cluster, weight, request, response, host_rewrite, wanted, filters });
+        destinations.push(Destination {
+            cluster,
+            cluster_header,
+            weight,
+            request,
+            response,
+            host_rewrite,
+            wanted,
+            filters,
+        });
     }
     if sum == 0 || sum > u64::from(u32::MAX) {
         return Err(list.invalid(sum, "is the sum of the weights; it must be 1 to 4294967295"));
@@ -322,8 +427,15 @@ pub(super) fn retry(path: &Path<'_>, wire: WireRetry) -> Result<Option<Arc<Retry
         retriable_request_headers,
         refresh_cluster_on_retry,
     } = wire;
-    refuse!(path; per_try_idle_timeout, retry_options_predicates, rate_limited_retry_back_off, retriable_headers,
-        retriable_request_headers, refresh_cluster_on_retry);
+    refuse!(path; per_try_idle_timeout, retry_options_predicates, refresh_cluster_on_retry);
+    let header_tests = |field: &str, wires: Vec<HeaderMatcher>| {
+        let list = path.field(field);
+        let tests = wires.into_iter().enumerate().map(|(at, wire)| table::header(&list.index(at), wire));
+        tests.collect::<Result<Vec<_>>>()
+    };
+    let rate_limited = rate_limited_retry_back_off
+        .map(|wire| rate_limited(&path.field("rate_limited_retry_back_off"), wire))
+        .transpose()?;
     // What these two ask for is how this proxy always retries: hosts that failed are not tried again while others are
     // left, and a priority whose hosts all failed is left for the next.
     let predicates = path.field("retry_host_predicate");
@@ -350,10 +462,34 @@ pub(super) fn retry(path: &Path<'_>, wire: WireRetry) -> Result<Option<Arc<Retry
         num_retries: u32_or(&num_retries, 1),
         per_try_timeout: timeout_or(&path.field("per_try_timeout"), &per_try_timeout, None)?,
         status_codes: status_codes.collect::<Result<_>>()?,
+        headers: header_tests("retriable_headers", retriable_headers)?,
+        request_headers: header_tests("retriable_request_headers", retriable_request_headers)?,
+        rate_limited,
         back_off_base,
         back_off_max,
     };
     Ok((!policy.on.is_empty() && policy.num_retries > 0).then(|| Arc::new(policy)))
+}
+
+fn rate_limited(path: &Path<'_>, wire: RateLimitedRetryBackOff) -> Result<RateLimited> {
+    let RateLimitedRetryBackOff { reset_headers, max_interval } = wire;
+    let list = path.field("reset_headers");
+    if reset_headers.is_empty() {
+        return Err(list.missing());
+    }
+    let headers = reset_headers.into_iter().enumerate().map(|(at, ResetHeader { name, format })| {
+        let path = list.index(at);
+        let name = header_ops::header(&path.field("name"), &name)?.to_string();
+        match format {
+            0 => Ok((name, false)),
+            1 => Ok((name, true)),
+            other => Err(path.field("format").invalid(other, "is unknown")),
+        }
+    });
+    Ok(RateLimited {
+        headers: headers.collect::<Result<_>>()?,
+        max: duration_or(&path.field("max_interval"), &max_interval, Duration::from_secs(300))?,
+    })
 }
 
 fn back_off(path: &Path<'_>, wire: Option<RetryBackOff>) -> Result<(Duration, Duration)> {
@@ -396,7 +532,9 @@ fn redirect(path: &Path<'_>, wire: RedirectAction) -> Result<Redirect> {
         Some(PathRewriteSpecifier::PrefixRewrite(prefix)) => {
             Some(PathRedirect::Prefix(visible("prefix_rewrite", prefix)?))
         }
-        Some(PathRewriteSpecifier::RegexRewrite(_)) => return Err(path.field("regex_rewrite").unsupported()),
+        Some(PathRewriteSpecifier::RegexRewrite(wire)) => {
+            Some(PathRedirect::Regex(matcher::substitution(&path.field("regex_rewrite"), wire)?))
+        }
         Some(PathRewriteSpecifier::PathRewrite(_)) => return Err(path.field("path_rewrite").unsupported()),
     };
     let status = match response_code {

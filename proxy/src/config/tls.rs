@@ -20,6 +20,8 @@ use super::{
 
 /// Most SAN matchers of one context.
 const MAX_MATCHERS: usize = 10_000;
+/// Most certificates of one context: each may be looked at in every handshake.
+const MAX_CERTIFICATES: usize = 64;
 
 /// A secret by name, and where to ask for it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -47,6 +49,8 @@ pub enum PeerMatch {
 pub struct TlsCommon {
     /// The own certificate.
     pub identity: Option<SecretRef>,
+    /// Further ones, for clients that ask for a name that they have.
+    pub further: Vec<SecretRef>,
     /// The roots, and with them whether the peer is verified at all.
     pub roots: Option<SecretRef>,
     /// Who the peer may be.
@@ -72,7 +76,7 @@ pub enum Versions {
 impl TlsCommon {
     /// Every secret it needs.
     pub fn secrets(&self) -> impl Iterator<Item = &SecretRef> {
-        self.identity.iter().chain(&self.roots)
+        self.identity.iter().chain(&self.further).chain(&self.roots)
     }
 }
 
@@ -164,6 +168,9 @@ pub(super) fn upstream(path: &Path<'_>, wire: UpstreamTlsContext) -> Result<Upst
             .field("tls_minimum_protocol_version")
             .invalid("TLSv1_2", "is below TLS 1.3, the only version to endpoints"));
     }
+    if !common.further.is_empty() {
+        return Err(common_path.field("tls_certificate_sds_secret_configs").index(1).unsupported());
+    }
     if !sni.is_empty() && rustls::pki_types::DnsName::try_from(sni.as_str()).is_err() {
         return Err(path.field("sni").invalid(&sni, "is no DNS name"));
     }
@@ -192,11 +199,14 @@ fn common(path: &Path<'_>, wire: CommonTlsContext) -> Result<TlsCommon> {
         None => Versions::Only13,
     };
     let list = path.field("tls_certificate_sds_secret_configs");
-    if tls_certificate_sds_secret_configs.len() > 1 {
-        return Err(list.index(1).unsupported());
+    if tls_certificate_sds_secret_configs.len() > MAX_CERTIFICATES {
+        let count = tls_certificate_sds_secret_configs.len();
+        return Err(list.invalid(count, format!("certificates are more than {MAX_CERTIFICATES}")));
     }
-    let mut certificates = tls_certificate_sds_secret_configs.into_iter();
-    let identity = certificates.next().map(|wire| secret_ref(&list.index(0), wire)).transpose()?;
+    let certificates = tls_certificate_sds_secret_configs.into_iter().enumerate();
+    let mut certificates = certificates.map(|(at, wire)| secret_ref(&list.index(at), wire));
+    let identity = certificates.next().transpose()?;
+    let further = certificates.collect::<Result<_>>()?;
     let (roots, peer) = match validation_context_type {
         None => (None, PeerMatch::Any),
         Some(ValidationContextType::ValidationContextSdsSecretConfig(wire)) => {
@@ -223,7 +233,7 @@ fn common(path: &Path<'_>, wire: CommonTlsContext) -> Result<TlsCommon> {
             return Err(alpn_path.index(at).invalid(protocol, "must have 1 to 255 bytes"));
         }
     }
-    Ok(TlsCommon { identity, roots, peer, alpn: alpn_protocols, versions })
+    Ok(TlsCommon { identity, further, roots, peer, alpn: alpn_protocols, versions })
 }
 
 fn params(path: &Path<'_>, wire: TlsParameters) -> Result<Versions> {

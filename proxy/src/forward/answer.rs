@@ -9,6 +9,7 @@ use super::{
     hops,
 };
 use crate::{
+    format::Facts,
     outbound::{Deadline, IdleTimer, Lease},
     route::HeaderOps,
 };
@@ -37,6 +38,7 @@ pub(super) fn pass(
     response: Response<Incoming>,
     passing: Passing,
     ops: &HeaderOps,
+    facts: Facts<'_>,
     head: bool,
 ) -> Response<ResponseBody> {
     let (parts, incoming) = response.into_parts();
@@ -52,6 +54,8 @@ pub(super) fn pass(
     *response.status_mut() = parts.status;
     *response.headers_mut() = parts.headers;
     hops::strip_response(response.headers_mut());
-    ops.apply(response.headers_mut());
+    let status = Some(response.status().as_u16());
+    let values = ops.values(&Facts { response: Some(response.headers()), status, ..facts });
+    ops.apply(response.headers_mut(), values);
     response
 }

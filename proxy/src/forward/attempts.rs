@@ -2,11 +2,12 @@
 
 use std::{
     future::pending,
+    pin::pin,
     sync::{Arc, atomic::Ordering},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
-use http::{HeaderValue, Method, Request, Response, Uri, Version, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
 use hyper::body::Incoming;
 use tokio::sync::oneshot;
 
@@ -15,10 +16,12 @@ use super::{
     body::ResponseBody,
     reply::Reply,
     request::Head,
+    scene::Scene,
 };
 use crate::{
     balance::Failure,
     config::UpstreamProtocol,
+    format::Facts,
     outbound::{
         Ask, ConnectError, ConnectFailure, Deadline, Host, IdleTimer, Lease, ReplayHandle, SendError,
         UpstreamBody, UpstreamCluster, Want, acquire_as,
@@ -67,9 +70,14 @@ pub(super) struct Job<'a> {
     pub(super) head: Head,
     pub(super) body: Body,
     /// When the client's body is through, where there is one.
-    pub(super) body_ended: Option<oneshot::Receiver<()>>,
+    pub(super) body_ended: Option<[oneshot::Receiver<()>; 2]>,
     pub(super) http2_client: bool,
     pub(super) stream_idle: Option<Duration>,
+    /// For the whole of it.
+    pub(super) stream_limit: Option<Duration>,
+    /// For the client's body.
+    pub(super) request_limit: Option<Duration>,
+    pub(super) scene: Scene<'a>,
 }
 
 /// What came of it.
@@ -106,10 +114,14 @@ pub(super) async fn run(mut job: Job<'_>) -> Done {
         return done;
     };
     let active = ActiveCount::new(&cluster);
-    let mut deadline = match (job.forward.timeout, job.body_ended.take()) {
+    let (ended, also) = job.body_ended.take().map_or((None, None), |[ended, also]| (Some(ended), Some(also)));
+    let mut late = pin!(late(job.request_limit, also));
+    let mut deadline = match (job.forward.timeout, ended) {
         (Some(limit), Some(ended)) => Deadline::AfterRequest(ended, limit),
         (limit, _) => Deadline::from_now(limit),
-    };
+    }
+    .or(Deadline::from_now(job.stream_limit));
+    let policy = job.forward.retry.clone().filter(|policy| policy.wants(&job.head.view()));
     let mut tried: Vec<Arc<Host>> = vec![];
     let mut retry_permit = None;
     loop {
@@ -128,10 +140,15 @@ pub(super) async fn run(mut job: Job<'_>) -> Done {
         };
         done.upstream = Some(host.address);
         let serving = cluster.begin(&host);
-        let policy = job.forward.retry.as_deref();
+        let policy = policy.as_deref();
         let attempt = tokio::select! {
             attempt = try_once(&mut job, &host, done.attempts) => attempt,
             () = per_try(policy) => None,
+            () = late.as_mut() => {
+                let status = StatusCode::REQUEST_TIMEOUT;
+                done.result = Err(Reply::new(status, "request timeout", Flag::BadRequest));
+                return done;
+            }
             () = &mut deadline => {
                 cluster.on_failure(&host, Failure::Local);
                 cluster.stats.codes.count(504);
@@ -139,7 +156,7 @@ pub(super) async fn run(mut job: Job<'_>) -> Done {
                 return done;
             }
         };
-        let (outcome, result) = judge(attempt);
+        let (outcome, result) = judge(attempt, policy);
         note(&cluster, &host, outcome, &result);
         if let Some(policy) = policy
             && outcome.is_some_and(|outcome| policy.retries(outcome, done.attempts, job.body.replayable()))
@@ -147,9 +164,12 @@ pub(super) async fn run(mut job: Job<'_>) -> Done {
             retry_permit = retry_permit.or_else(|| breaker.try_retry());
             if retry_permit.is_some() {
                 cluster.stats.retries.fetch_add(1, Ordering::Relaxed);
+                let told = result.as_ref().ok().and_then(|(response, _)| {
+                    policy.told_to_wait(response.headers(), SystemTime::now(), &mut rand::rng())
+                });
                 drop((result, serving));
                 tried.push(host);
-                let pause = policy.back_off(done.attempts, &mut rand::rng());
+                let pause = told.unwrap_or_else(|| policy.back_off(done.attempts, &mut rand::rng()));
                 tokio::select! {
                     () = tokio::time::sleep(pause) => continue,
                     () = &mut deadline => {
@@ -167,8 +187,13 @@ pub(super) async fn run(mut job: Job<'_>) -> Done {
                 idle: IdleTimer::new(job.stream_idle),
                 guards: Box::new((request_permit, retry_permit, serving, active)),
             };
-            let mut response =
-                answer::pass(response, passing, &job.destination.response, job.head.method == Method::HEAD);
+            let facts = Facts {
+                upstream: done.upstream,
+                attempts: Some(done.attempts),
+                ..job.scene.facts(&job.head)
+            };
+            let head = job.head.method == Method::HEAD;
+            let mut response = answer::pass(response, passing, &job.destination.response, facts, head);
             if let Some(cookie) = hashed.cookie {
                 response.headers_mut().append(header::SET_COOKIE, cookie);
             }
@@ -212,13 +237,20 @@ fn named(job: &Job<'_>) -> Option<std::net::SocketAddr> {
 type Answered = Result<(Response<Incoming>, Lease), Reply>;
 
 /// What the end of an attempt means for retries, and the answer if there are none.
-fn judge(attempt: Option<Attempt>) -> (Option<Outcome>, Answered) {
+fn judge(attempt: Option<Attempt>, policy: Option<&RetryPolicy>) -> (Option<Outcome>, Answered) {
     match attempt {
         None => (Some(Outcome::PerTryTimeout), Err(Reply::timeout())),
         Some(Attempt::Answer(response, lease)) => {
             let status = response.status().as_u16();
             let grpc_status = answer::grpc_status(response.headers());
-            (Some(Outcome::Answer { status, grpc_status }), Ok((response, lease)))
+            let headers = response.headers();
+            let outcome = Outcome::Answer {
+                status,
+                grpc_status,
+                marked: policy.is_some_and(|policy| policy.marks(headers)),
+                rate_limited: headers.contains_key("x-envoy-ratelimited"),
+            };
+            (Some(outcome), Ok((response, lease)))
         }
         Some(Attempt::NoConnection(error)) if error.failure == ConnectFailure::Overflow => {
             (None, Err(Reply::reset("overflow", Flag::Overflow)))
@@ -263,6 +295,16 @@ fn note(cluster: &UpstreamCluster, host: &Host, outcome: Option<Outcome>, result
     }
 }
 
+/// The client's body is not through in time.
+async fn late(limit: Option<Duration>, ended: Option<oneshot::Receiver<()>>) {
+    if let (Some(limit), Some(ended)) = (limit, ended)
+        && tokio::time::timeout(limit, ended).await.is_err()
+    {
+        return;
+    }
+    pending().await
+}
+
 async fn per_try(policy: Option<&RetryPolicy>) {
     match policy.and_then(|p| p.per_try_timeout) {
         Some(limit) => tokio::time::sleep(limit).await,
@@ -271,13 +313,7 @@ async fn per_try(policy: Option<&RetryPolicy>) {
 }
 
 async fn try_once(job: &mut Job<'_>, host: &Arc<Host>, attempts: u32) -> Option<Attempt> {
-    let want = match job.cluster.config.protocol {
-        UpstreamProtocol::Http1 => Want::Http1,
-        UpstreamProtocol::Http2 => Want::Http2,
-        UpstreamProtocol::Auto => Want::Any,
-        UpstreamProtocol::Downstream if job.http2_client => Want::Http2,
-        UpstreamProtocol::Downstream => Want::Http1,
-    };
+    let want = want(&job.cluster, job.http2_client);
     let mut lease = match acquire_as(&job.cluster, host, want, job.forward.choice.priority).await {
         Ok(lease) => lease,
         Err(error) => return Some(Attempt::NoConnection(error)),
@@ -287,6 +323,7 @@ async fn try_once(job: &mut Job<'_>, host: &Arc<Host>, attempts: u32) -> Option<
         answer::set_attempts(&mut job.head.headers, attempts);
     }
     let keep = job.forward.retry.as_ref().is_some_and(|p| p.on.after_sending() && attempts <= p.num_retries);
+    let keep = keep || job.destination.response.reads_request();
     let mut request = build(job, lease.is_http2(), body, keep);
     for _ in 0..STALE_CONNECTIONS {
         match lease.send(request).await {
@@ -310,6 +347,17 @@ async fn try_once(job: &mut Job<'_>, host: &Arc<Host>, attempts: u32) -> Option<
     Some(Attempt::Send(SendError::NotSent(Box::new(request))))
 }
 
+/// The version that a cluster is to be asked in.
+pub(super) fn want(cluster: &UpstreamCluster, http2_client: bool) -> Want {
+    match cluster.config.protocol {
+        UpstreamProtocol::Http1 => Want::Http1,
+        UpstreamProtocol::Http2 => Want::Http2,
+        UpstreamProtocol::Auto => Want::Any,
+        UpstreamProtocol::Downstream if http2_client => Want::Http2,
+        UpstreamProtocol::Downstream => Want::Http1,
+    }
+}
+
 /// The request, with the headers themselves or, if it may be sent again, a copy.
 fn build(job: &mut Job<'_>, http2: bool, body: UpstreamBody, keep: bool) -> Request<UpstreamBody> {
     let mut request = Request::new(body);
@@ -321,7 +369,7 @@ fn build(job: &mut Job<'_>, http2: bool, body: UpstreamBody, keep: bool) -> Requ
 }
 
 /// Writes target and host in the form of the version.
-fn form(request: &mut Request<UpstreamBody>, head: &Head, http2: bool) {
+pub(super) fn form(request: &mut Request<UpstreamBody>, head: &Head, http2: bool) {
     let mut parts = http::uri::Parts::default();
     parts.path_and_query = Some(head.path.clone());
     if http2 {

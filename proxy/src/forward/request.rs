@@ -42,6 +42,8 @@ pub struct Head {
     pub internal: bool,
     /// What it is to switch to.
     pub switch: Option<Switch>,
+    /// `HTTP/1.1` and so on: what the client speaks.
+    pub protocol: &'static str,
 }
 
 impl Head {
@@ -143,6 +145,11 @@ pub fn prepare(
         remote: believed.remote,
         internal: believed.internal,
         switch,
+        protocol: match version {
+            Version::HTTP_10 => "HTTP/1.0",
+            Version::HTTP_2 => "HTTP/2",
+            _ => "HTTP/1.1",
+        },
     })
 }
 
@@ -314,6 +321,7 @@ mod tests {
             },
             scheme: "http",
             certificate: cert.map(HeaderValue::from_static),
+            peer_certificate: None,
         };
         prepare(request.into_parts().0, manager, &client, &mut StdRng::seed_from_u64(1))
     }

@@ -6,7 +6,8 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use hyper::body::Incoming;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -17,20 +18,22 @@ use super::{
     attempts::{self, Body, Done, Job},
     body::ResponseBody,
     filters::{self, Exchange},
+    mirror,
     reply::{Reply, finish},
     request::{Head, prepare},
+    rewrite::{cluster_name, rewrite},
+    scene::Scene,
     switch::{self, Switch, Switching, Tunnel},
 };
 use crate::{
     config::HttpManager,
+    format::Facts,
     outbound::{ClientBody, IdleTimer, ReplayHandle, UpstreamBody},
     policy::Connection,
-    route::{Action, Destination, Forward, Picked, Route, RouteTable, redirect_location, rewrite_path},
+    route::{Action, Destination, Forward, Picked, Route, RouteTable, is_grpc, redirect_location},
     shared::Shared,
     telemetry::{AccessRecord, Flag, ListenerStats},
 };
-
-const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
 /// A route table that is replaced while requests are served.
 pub type RouteSlot = Arc<ArcSwap<RouteTable>>;
@@ -61,6 +64,8 @@ pub struct Client {
     pub scheme: &'static str,
     /// Value of `x-forwarded-client-cert`, for a verified client.
     pub certificate: Option<HeaderValue>,
+    /// The verified client's certificate, in DER.
+    pub peer_certificate: Option<Bytes>,
 }
 
 /// Serves a request. There is always an answer. If that says that protocols are switched, `tunnels` gets the rest.
@@ -106,7 +111,7 @@ pub async fn handle(
             };
             let request = Routed { head, body, picked, http2_client, grpc, switching };
             if chain.manager.filters.is_empty() {
-                route(chain, request, record.as_deref_mut()).await
+                route(chain, client, request, record.as_deref_mut()).await
             } else {
                 let exchange = Exchange::new(chain, client, table, request, record.as_deref_mut());
                 Box::pin(filters::serve(exchange)).await
@@ -145,6 +150,7 @@ pub(super) struct Routed {
 /// What the router does with it.
 pub(super) async fn route(
     chain: &HttpChain,
+    client: &Client,
     mut request: Routed,
     record: Option<&mut AccessRecord>,
 ) -> Response<ResponseBody> {
@@ -152,10 +158,11 @@ pub(super) async fn route(
         note(record, Flag::NoRoute);
         return Reply::no_route().response(request.grpc);
     };
+    let scene = Scene { connection: &client.connection, route: &route.name, cluster: None };
     match &route.action {
         Action::Forward(forward) => {
             let destination = forward.destinations.get(destination);
-            send(chain, &route, forward, destination, request, record).await
+            send(chain, scene, &route, forward, destination, request, record).await
         }
         Action::Redirect { to, response: ops } => {
             let location = redirect_location(to, &route.matches.path, &request.head.view());
@@ -164,13 +171,15 @@ pub(super) async fn route(
             if let Ok(location) = HeaderValue::from_str(&location) {
                 response.headers_mut().insert(header::LOCATION, location);
             }
-            ops.apply(response.headers_mut());
+            let values = ops.values(&scene.facts(&request.head));
+            ops.apply(response.headers_mut(), values);
             response
         }
         Action::Direct { answer, response: ops } => {
             let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::OK);
             let mut response = Reply::new(status, answer.body.clone(), Flag::None).response(false);
-            ops.apply(response.headers_mut());
+            let values = ops.values(&scene.facts(&request.head));
+            ops.apply(response.headers_mut(), values);
             response
         }
     }
@@ -178,15 +187,19 @@ pub(super) async fn route(
 
 async fn send(
     chain: &HttpChain,
+    scene: Scene<'_>,
     route: &Route,
     forward: &Forward,
     destination: Option<&Destination>,
     request: Routed,
     record: Option<&mut AccessRecord>,
 ) -> Response<ResponseBody> {
-    let Routed { mut head, body, picked: _, http2_client, grpc, switching } = request;
-    let found = destination.and_then(|d| Some((d, chain.shared.cluster(&d.cluster)?)));
-    let Some((destination, cluster)) = found else {
+    let Routed { mut head, mut body, picked: _, http2_client, grpc, switching } = request;
+    let found = destination.and_then(|d| {
+        let name = cluster_name(&d.cluster, d.cluster_header.as_ref(), &head.headers)?;
+        Some((d, chain.shared.cluster(&name)?, name))
+    });
+    let Some((destination, cluster, name)) = found else {
         note(record, Flag::NoCluster);
         return Reply::no_cluster(forward.cluster_not_found_status).response(grpc);
     };
@@ -195,17 +208,39 @@ async fn send(
         note(record, Flag::BadRequest);
         return Reply::new(StatusCode::FORBIDDEN, "", Flag::BadRequest).response(grpc);
     }
-    rewrite(&mut head, route, forward, destination);
+    let scene = Scene { cluster: Some(&name), ..scene };
+    rewrite(&mut head, route, forward, destination, &scene);
     let stream_idle = forward.idle_timeout.or(chain.manager.stream_idle_timeout);
+    if !forward.mirrors.is_empty() {
+        Box::pin(mirror::send(&chain.shared, forward, &head, &mut body, http2_client, stream_idle)).await;
+    }
     let (body, body_ended) = self::body(body, forward, stream_idle);
-    let job = Job { cluster, forward, destination, head, body, body_ended, http2_client, stream_idle };
+    let stream_limit = match (forward.max_stream, &forward.grpc_timeout) {
+        (_, Some(grpc_timeout)) if grpc => grpc_timeout.limit(&head.headers),
+        (Some(own), _) => Some(own).filter(|own| !own.is_zero()),
+        (None, _) => chain.manager.times.stream,
+    };
+    let kept = destination.response.reads_request().then(|| head.clone());
+    let job = Job {
+        cluster,
+        forward,
+        destination,
+        head,
+        body,
+        body_ended,
+        http2_client,
+        stream_idle,
+        stream_limit,
+        request_limit: chain.manager.times.request,
+        scene,
+    };
     let Done { result, attempts, upstream } = match switching {
         Some(switching) => Box::pin(switch::run(job, switching)).await,
         None => attempts::run(job).await,
     };
     let flag = result.as_ref().err().map_or(Flag::None, |reply| reply.flag);
     if let Some(record) = record {
-        record.cluster = Some(destination.cluster.clone());
+        record.cluster = Some(name.clone());
         record.attempts = attempts;
         record.upstream = upstream;
         record.flag = flag;
@@ -214,29 +249,13 @@ async fn send(
         Ok(response) => response,
         Err(reply) => {
             let mut response = reply.response(grpc);
-            destination.response.apply(response.headers_mut());
+            let facts = kept.as_ref().map_or_else(|| scene.without_head(), |head| scene.facts(head));
+            let status = Some(response.status().as_u16());
+            let facts = Facts { upstream, attempts: Some(attempts), status, ..facts };
+            let values = destination.response.values(&facts);
+            destination.response.apply(response.headers_mut(), values);
             response
         }
-    }
-}
-
-fn rewrite(head: &mut Head, route: &Route, forward: &Forward, destination: &Destination) {
-    destination.request.apply(&mut head.headers);
-    if let Some(host) = destination.host_rewrite.as_ref().or(forward.host_rewrite.as_ref())
-        && let Ok(authority) = http::uri::Authority::try_from(host.as_bytes())
-    {
-        if forward.append_x_forwarded_host
-            && let Ok(former) = HeaderValue::from_str(head.authority.as_str())
-        {
-            head.headers.append(X_FORWARDED_HOST, former);
-        }
-        head.authority = authority;
-    }
-    if let Some(prefix) = &forward.prefix_rewrite
-        && let Some(path) = rewrite_path(&route.matches.path, prefix, head.path.as_str())
-        && let Ok(path) = path.parse()
-    {
-        head.path = path;
     }
 }
 
@@ -244,26 +263,19 @@ fn body(
     incoming: ClientBody,
     forward: &Forward,
     stream_idle: Option<Duration>,
-) -> (Body, Option<oneshot::Receiver<()>>) {
+) -> (Body, Option<[oneshot::Receiver<()>; 2]>) {
     if incoming.is_end_stream() {
         return (Body::Empty, None);
     }
-    let (ended, receiver) = oneshot::channel();
-    let stream = UpstreamBody::stream(incoming, IdleTimer::new(stream_idle), ended);
+    let ((ended, receiver), (also, too)) = (oneshot::channel(), oneshot::channel());
+    let stream = UpstreamBody::stream(incoming, IdleTimer::new(stream_idle), [ended, also]);
     let keep = forward.retry.as_ref().is_some_and(|policy| policy.on.after_sending());
     let body = if keep {
         Body::Replay(ReplayHandle::new(stream))
     } else {
         Body::Once(Some(UpstreamBody::Stream(stream)))
     };
-    (body, Some(receiver))
-}
-
-fn is_grpc(headers: &HeaderMap) -> bool {
-    headers.get(header::CONTENT_TYPE).is_some_and(|value| {
-        let rest = value.as_bytes().strip_prefix(b"application/grpc");
-        rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
-    })
+    (body, Some([receiver, too]))
 }
 
 pub(super) fn note(record: Option<&mut AccessRecord>, flag: Flag) {

@@ -134,7 +134,10 @@ pub(super) async fn run(job: Job<'_>, switching: Switching) -> Done {
                     idle: IdleTimer::new(job.stream_idle),
                     guards: Box::new((permit, serving, active)),
                 };
-                done.result = Ok(answer::pass(response, passing, &job.destination.response, false));
+                done.result = Ok({
+                    let facts = job.scene.facts(&job.head);
+                    answer::pass(response, passing, &job.destination.response, facts, false)
+                });
                 return done;
             }
             Begun::Switched(end, answer) => {
@@ -147,7 +150,8 @@ pub(super) async fn run(job: Job<'_>, switching: Switching) -> Done {
                     return done;
                 }
                 let mut response = switched(&switching.to, job.http2_client, answer);
-                job.destination.response.apply(response.headers_mut());
+                let values = job.destination.response.values(&job.scene.facts(&job.head));
+                job.destination.response.apply(response.headers_mut(), values);
                 done.result = Ok(response);
                 return done;
             }

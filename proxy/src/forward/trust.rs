@@ -13,14 +13,17 @@ const FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 const INTERNAL: HeaderName = HeaderName::from_static("x-envoy-internal");
 
 /// Only proxies in front of the edge may send these.
-const NOT_AT_THE_EDGE: [HeaderName; 3] = [
+const NOT_AT_THE_EDGE: [HeaderName; 6] = [
     HeaderName::from_static("x-envoy-decorator-operation"),
     HeaderName::from_static("x-envoy-downstream-service-cluster"),
     HeaderName::from_static("x-envoy-downstream-service-node"),
+    HeaderName::from_static("x-envoy-original-path"),
+    HeaderName::from_static("x-envoy-original-host"),
+    HeaderName::from_static("x-envoy-attempt-count"),
 ];
 
 /// What they ask for is done only for clients of one's own.
-const INTERNAL_ONLY: [HeaderName; 17] = [
+const INTERNAL_ONLY: [HeaderName; 14] = [
     HeaderName::from_static("x-envoy-retriable-status-codes"),
     HeaderName::from_static("x-envoy-retriable-header-names"),
     HeaderName::from_static("x-envoy-retry-on"),
@@ -35,9 +38,6 @@ const INTERNAL_ONLY: [HeaderName; 17] = [
     HeaderName::from_static("x-envoy-ip-tags"),
     HeaderName::from_static("x-envoy-original-url"),
     HeaderName::from_static("x-envoy-hedge-on-per-try-timeout"),
-    HeaderName::from_static("x-envoy-original-path"),
-    HeaderName::from_static("x-envoy-original-host"),
-    HeaderName::from_static("x-envoy-attempt-count"),
 ];
 
 /// What is believed of a request.

@@ -7,6 +7,7 @@ use std::{
 };
 
 use ::http::HeaderValue;
+use bytes::Bytes;
 use bytes::BytesMut;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
@@ -140,7 +141,12 @@ async fn plain(chain: &Chain, who: Who<'_>, stream: Rewind, connection: Connecti
                 Codec::Http1 => Version::Http1,
                 Codec::Http2 => Version::Http2,
             };
-            let client = Client { connection: connection.clone(), scheme: "http", certificate: None };
+            let client = Client {
+                connection: connection.clone(),
+                scheme: "http",
+                certificate: None,
+                peer_certificate: None,
+            };
             let serving = http::serve(io, service.clone(), client, version, &chain.drain);
             chain.gate.guard(who, &connection, serving).await;
         }
@@ -178,6 +184,10 @@ async fn encrypted(
         .peer_certificates()
         .and_then(|certs| forwarded_client_cert(tls.own_id().as_deref(), certs))
         .and_then(|value| HeaderValue::try_from(value).ok());
+    let peer_certificate = session
+        .peer_certificates()
+        .and_then(|certs| certs.first())
+        .map(|certificate| Bytes::copy_from_slice(certificate));
     let chosen = session.alpn_protocol().map(<[u8]>::to_vec);
     let io = Io::ClientTls(Box::new(stream));
     match &chain.filter {
@@ -193,7 +203,8 @@ async fn encrypted(
                 (Codec::Auto, Some(mesh_tls::ALPN_HTTP11)) => Version::Http1,
                 (Codec::Auto, _) => Version::Either,
             };
-            let client = Client { connection: connection.clone(), scheme: "https", certificate };
+            let client =
+                Client { connection: connection.clone(), scheme: "https", certificate, peer_certificate };
             let serving = http::serve(io, service.clone(), client, version, &chain.drain);
             chain.gate.guard(who, &connection, serving).await;
         }

@@ -16,6 +16,8 @@ use super::{BoxError, ClientBody, IdleTimer, replay::ReplayBody};
 pub enum UpstreamBody {
     /// There is none.
     Empty,
+    /// All of it is here.
+    Bytes(Option<Bytes>),
     /// Passed through as it comes.
     Stream(StreamBody),
     /// Kept while it passes, so that it can be sent again.
@@ -40,13 +42,13 @@ pub(super) enum BodyError {
 pub struct StreamBody {
     incoming: ClientBody,
     idle: IdleTimer,
-    /// Fires by being dropped.
-    ended: Option<oneshot::Sender<()>>,
+    /// They fire by being dropped.
+    ended: Option<[oneshot::Sender<()>; 2]>,
 }
 
 impl UpstreamBody {
-    /// A client's body. `ended` is dropped when all of it has passed.
-    pub fn stream(incoming: ClientBody, idle: IdleTimer, ended: oneshot::Sender<()>) -> StreamBody {
+    /// A client's body. `ended` are dropped when all of it has passed.
+    pub fn stream(incoming: ClientBody, idle: IdleTimer, ended: [oneshot::Sender<()>; 2]) -> StreamBody {
         StreamBody { incoming, idle, ended: Some(ended) }
     }
 }
@@ -92,6 +94,7 @@ impl Body for UpstreamBody {
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
+            Self::Bytes(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Stream(body) => body.poll_next(cx),
             Self::Replay(body) => body.poll_next(cx),
             Self::Own(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
@@ -101,6 +104,7 @@ impl Body for UpstreamBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Empty => true,
+            Self::Bytes(bytes) => bytes.is_none(),
             Self::Stream(body) => body.is_end_stream(),
             Self::Replay(body) => body.is_end_stream(),
             Self::Own(body) => body.is_end_stream(),
@@ -110,6 +114,7 @@ impl Body for UpstreamBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Empty => SizeHint::with_exact(0),
+            Self::Bytes(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
             Self::Stream(body) => body.size_hint(),
             Self::Replay(body) => body.size_hint(),
             Self::Own(body) => body.size_hint(),

@@ -94,7 +94,7 @@ pub async fn call(
         return Err(CallError::NoEndpoint);
     };
     let serving = cluster.begin(&host);
-    let mut request = request.map(|body| UpstreamBody::Own(body));
+    let mut request = request.map(UpstreamBody::Own);
     // An idle connection may have been closed by the other side meanwhile.
     let target = request.uri().clone();
     for _ in 0..2 {

@@ -54,12 +54,22 @@ pub enum Deadline {
     AfterRequest(oneshot::Receiver<()>, Duration),
     /// It runs.
     Running(Pin<Box<Sleep>>),
+    /// Whichever comes first.
+    Either(Box<(Deadline, Deadline)>),
 }
 
 impl Deadline {
     /// A limit that runs from now.
     pub fn from_now(limit: Option<Duration>) -> Self {
         limit.map_or(Self::Never, |limit| Self::Running(Box::pin(sleep(limit))))
+    }
+
+    /// A further limit.
+    pub fn or(self, other: Self) -> Self {
+        match (self, other) {
+            (one, Self::Never) | (Self::Never, one) => one,
+            both => Self::Either(Box::new(both)),
+        }
     }
 }
 
@@ -76,6 +86,10 @@ impl Future for Deadline {
         }
         match &mut *self {
             Self::Running(sleep) => sleep.as_mut().poll(cx),
+            Self::Either(both) => match Pin::new(&mut both.0).poll(cx) {
+                Poll::Ready(()) => Poll::Ready(()),
+                Poll::Pending => Pin::new(&mut both.1).poll(cx),
+            },
             Self::Never | Self::AfterRequest(..) => Poll::Pending,
         }
     }

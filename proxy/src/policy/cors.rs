@@ -89,7 +89,8 @@ impl CorsPolicy {
         let fits = |text: &Text| origin.to_str().is_ok_and(|origin| text.matches(origin));
         let any = |text: &Text| text.is_exactly("*");
         let allowed = self.origins.iter().any(|text| any(text) || fits(text));
-        if !allowed && !(preflight && self.forward_not_matching == Some(false)) {
+        let concerned = allowed || (preflight && self.forward_not_matching == Some(false));
+        if !concerned {
             return Crossing::None;
         }
         let mut answer = HeaderMap::new();

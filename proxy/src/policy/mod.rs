@@ -4,6 +4,7 @@
 //! Rules that permit deny whom none of them matches; so no rules at all deny everybody. What can't be told of a
 //! connection (no certificate, no server name) fits no condition on it.
 
+pub mod authz;
 mod cors;
 mod fault;
 mod fraction;
@@ -11,12 +12,14 @@ pub mod jwt;
 pub mod limit;
 mod metadata;
 mod rules;
+mod service;
 
 pub use cors::{CorsPolicy, Crossing};
 pub use fault::{Abort, AbortWith, DelayFor, Fault, Faults, Injection, Percentage};
 pub use fraction::Fraction;
 pub use metadata::{Metadata, MetadataTest, ValueTest};
 pub use rules::{Action, Caller, Policy, RequestTest, Rule, Rules, Target};
+pub use service::GrpcTarget;
 
 use std::{net::SocketAddr, sync::Arc};
 

@@ -1,9 +1,12 @@
 //! Whether to try again. Pure.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use http::HeaderMap;
 use rand::Rng;
 use serde::Serialize;
+
+use crate::route::{HeaderTest, RequestView};
 
 /// Most retries of one request, whatever a policy says.
 pub const MAX_RETRIES: u32 = 32;
@@ -19,10 +22,25 @@ pub struct RetryPolicy {
     pub per_try_timeout: Option<Duration>,
     /// For `retriable-status-codes`.
     pub status_codes: Vec<u16>,
+    /// For `retriable-headers`: any of these in the answer.
+    pub headers: Vec<HeaderTest>,
+    /// Only requests with any of these are retried. Empty: all.
+    pub request_headers: Vec<HeaderTest>,
+    /// An answer may say when to come back.
+    pub rate_limited: Option<RateLimited>,
     /// First back-off interval. Envoy's default: 25 ms.
     pub back_off_base: Duration,
     /// Largest back-off interval. Envoy's default: ten times the base.
     pub back_off_max: Duration,
+}
+
+/// `RateLimitedRetryBackOff`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RateLimited {
+    /// Headers in their order, and whether they hold a Unix time rather than seconds.
+    pub headers: Vec<(String, bool)>,
+    /// What is said beyond this is not believed. Envoy's default: 300 s.
+    pub max: Duration,
 }
 
 /// The conditions of `retry_on`, by Envoy's names.
@@ -44,6 +62,10 @@ pub struct RetryOn {
     pub retriable_4xx: bool,
     /// `retriable-status-codes`
     pub status_codes: bool,
+    /// `retriable-headers`
+    pub headers: bool,
+    /// `envoy-ratelimited`: answers with `x-envoy-ratelimited`, which nothing else has retried.
+    pub rate_limited: bool,
     /// `cancelled`, `deadline-exceeded`, `internal`, `resource-exhausted`, `unavailable`: bit n for gRPC status n, when
     /// it comes in the headers.
     pub grpc: u32,
@@ -66,6 +88,8 @@ impl RetryOn {
                 "refused-stream" => on.refused_stream = true,
                 "retriable-4xx" => on.retriable_4xx = true,
                 "retriable-status-codes" => on.status_codes = true,
+                "retriable-headers" => on.headers = true,
+                "envoy-ratelimited" => on.rate_limited = true,
                 "cancelled" => on.grpc |= 1 << 1,
                 "deadline-exceeded" => on.grpc |= 1 << 4,
                 "resource-exhausted" => on.grpc |= 1 << 8,
@@ -104,6 +128,10 @@ pub enum Outcome {
         status: u16,
         /// `grpc-status` among the headers.
         grpc_status: Option<u32>,
+        /// It has one of the policy's headers.
+        marked: bool,
+        /// It has `x-envoy-ratelimited`.
+        rate_limited: bool,
     },
     /// No connection, so nothing was sent.
     ConnectFailure,
@@ -139,15 +167,44 @@ impl RetryPolicy {
             }
             Outcome::RefusedStream => replayable && (on.refused_stream || on.server_error || on.reset),
             Outcome::Reset | Outcome::PerTryTimeout => replayable && (on.reset || on.server_error),
-            Outcome::Answer { status, grpc_status } => {
+            Outcome::Answer { rate_limited: true, .. } => replayable && on.rate_limited,
+            Outcome::Answer { status, grpc_status, marked, .. } => {
                 replayable
                     && ((on.server_error && (500..600).contains(&status))
                         || (on.gateway_error && matches!(status, 502..=504))
                         || (on.retriable_4xx && status == 409)
+                        || (on.headers && marked)
                         || (on.status_codes && self.status_codes.contains(&status))
                         || grpc_status.is_some_and(|code| code < 32 && on.grpc & (1 << code) != 0))
             }
         }
+    }
+
+    /// Whether this request may be retried at all.
+    pub fn wants(&self, request: &RequestView<'_>) -> bool {
+        self.request_headers.is_empty() || self.request_headers.iter().any(|test| test.matches(request))
+    }
+
+    /// Whether an answer has a header that says it is to be retried.
+    pub fn marks(&self, headers: &HeaderMap) -> bool {
+        let view = RequestView { method: "", scheme: "", authority: "", path_and_query: "", headers };
+        self.headers.iter().any(|test| test.matches(&view))
+    }
+
+    /// What an answer says about when to come back, with up to half as much again so that not everybody comes at once.
+    pub fn told_to_wait(&self, headers: &HeaderMap, now: SystemTime, rng: &mut impl Rng) -> Option<Duration> {
+        let policy = self.rate_limited.as_ref()?;
+        let said = policy.headers.iter().find_map(|(name, unix)| {
+            let seconds: u64 = headers.get(name)?.to_str().ok()?.trim().parse().ok()?;
+            let wait = Duration::from_secs(seconds);
+            let wait = if *unix {
+                wait.checked_sub(now.duration_since(SystemTime::UNIX_EPOCH).ok()?)?
+            } else {
+                wait
+            };
+            (wait <= policy.max).then_some(wait)
+        })?;
+        Some(said.mul_f64(rng.random_range(1.0..1.5)))
     }
 
     /// How long to wait before the attempt after the `attempts`-th: fully jittered exponential back-off, a
@@ -172,13 +229,56 @@ mod tests {
             num_retries: 2,
             per_try_timeout: None,
             status_codes: vec![418],
+            headers: vec![],
+            request_headers: vec![],
+            rate_limited: None,
             back_off_base: Duration::from_millis(25),
             back_off_max: Duration::from_millis(250),
         }
     }
 
     fn answer(status: u16) -> Outcome {
-        Outcome::Answer { status, grpc_status: None }
+        Outcome::Answer { status, grpc_status: None, marked: false, rate_limited: false }
+    }
+
+    fn grpc(code: u32) -> Outcome {
+        Outcome::Answer { status: 200, grpc_status: Some(code), marked: false, rate_limited: false }
+    }
+
+    #[test]
+    fn an_answer_that_is_limited_or_marked_is_retried_only_where_asked_for() {
+        let limited = Outcome::Answer { status: 503, grpc_status: None, marked: false, rate_limited: true };
+        assert!(!policy("5xx").retries(limited, 1, true));
+        assert!(policy("envoy-ratelimited").retries(limited, 1, true));
+        let marked = Outcome::Answer { status: 200, grpc_status: None, marked: true, rate_limited: false };
+        assert!(policy("retriable-headers").retries(marked, 1, true));
+        assert!(!policy("5xx").retries(marked, 1, true));
+    }
+
+    #[test]
+    fn an_answer_may_say_when_to_come_back_within_limits() {
+        let mut rng = StdRng::seed_from_u64(1);
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+        let mut policy = policy("5xx");
+        let mut wait = |policy: &RetryPolicy, name: &'static str, value: &'static str| {
+            let headers = HeaderMap::from_iter([(
+                http::HeaderName::from_static(name),
+                http::HeaderValue::from_static(value),
+            )]);
+            policy.told_to_wait(&headers, now, &mut rng)
+        };
+        assert_eq!(wait(&policy, "retry-after", "2"), None);
+        let headers = vec![("retry-after".to_owned(), false), ("x-reset".to_owned(), true)];
+        policy.rate_limited = Some(RateLimited { headers, max: Duration::from_secs(10) });
+        for (name, value) in [("retry-after", "2"), ("x-reset", "1002")] {
+            let wait = wait(&policy, name, value).unwrap().as_secs_f64();
+            assert!((2.0..3.0).contains(&wait), "{name}: {wait}");
+        }
+        for (name, value) in
+            [("retry-after", "11"), ("retry-after", "-1"), ("retry-after", "soon"), ("x-reset", "999")]
+        {
+            assert_eq!(wait(&policy, name, value), None, "{name}: {value}");
+        }
     }
 
     #[test]
@@ -200,8 +300,8 @@ mod tests {
             ("retriable-4xx", answer(409), true),
             ("retriable-status-codes", answer(418), true),
             ("retriable-status-codes", answer(419), false),
-            ("unavailable", Outcome::Answer { status: 200, grpc_status: Some(14) }, true),
-            ("unavailable", Outcome::Answer { status: 200, grpc_status: Some(13) }, false),
+            ("unavailable", grpc(14), true),
+            ("unavailable", grpc(13), false),
             ("", Outcome::ConnectFailure, false),
         ] {
             assert_eq!(policy(on).retries(outcome, 1, true), expected, "{on} {outcome:?}");

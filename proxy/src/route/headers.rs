@@ -3,6 +3,8 @@
 use http::{HeaderMap, HeaderName, HeaderValue, header::Entry};
 use serde::{Serialize, Serializer};
 
+use crate::format::{Facts, Format};
+
 /// What to do when the header is there already (`HeaderValueOption.append_action`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -17,15 +19,38 @@ pub enum OnExisting {
     OverwriteOnly,
 }
 
+/// The value of a header that is set.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Value {
+    /// Always the same.
+    Literal(#[serde(serialize_with = "value")] HeaderValue),
+    /// With what is known of the request.
+    Format(Format),
+}
+
+impl Value {
+    /// `None`: there is nothing to set.
+    fn of(&self, facts: &Facts<'_>) -> Option<HeaderValue> {
+        match self {
+            Self::Literal(value) => Some(value.clone()),
+            // What comes from a client may not be a value of a header.
+            Self::Format(format) => {
+                let text = format.write(facts, "");
+                HeaderValue::from_bytes(text.as_bytes()).ok().filter(|value| !value.is_empty())
+            }
+        }
+    }
+}
+
 /// One header to set.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct HeaderChange {
     /// Lower case, as everywhere.
     #[serde(serialize_with = "name")]
     pub name: HeaderName,
-    /// The literal value.
-    #[serde(serialize_with = "value")]
-    pub value: HeaderValue,
+    /// What it is set to.
+    pub value: Value,
     /// See [`OnExisting`].
     pub on_existing: OnExisting,
 }
@@ -41,20 +66,34 @@ pub struct HeaderOps {
 }
 
 impl HeaderOps {
-    /// Does it.
-    pub fn apply(&self, headers: &mut HeaderMap) {
+    /// What is to be set, in the order of `set`. As in Envoy, all of it is read before anything is changed.
+    pub fn values(&self, facts: &Facts<'_>) -> Vec<Option<HeaderValue>> {
+        self.set.iter().map(|change| change.value.of(facts)).collect()
+    }
+
+    /// Whether any value asks for the head of the request.
+    pub fn reads_request(&self) -> bool {
+        self.set.iter().any(|change| match &change.value {
+            Value::Literal(_) => false,
+            Value::Format(format) => format.reads_request(),
+        })
+    }
+
+    /// Does it, with the `values` of [`Self::values`].
+    pub fn apply(&self, headers: &mut HeaderMap, values: Vec<Option<HeaderValue>>) {
         for name in &self.remove {
             headers.remove(name);
         }
-        for change in &self.set {
+        for (change, value) in self.set.iter().zip(values) {
+            let Some(value) = value else { continue };
             match (headers.entry(&change.name), change.on_existing) {
                 (Entry::Vacant(_), OnExisting::OverwriteOnly) | (Entry::Occupied(_), OnExisting::Keep) => {}
                 (Entry::Vacant(entry), _) => {
-                    entry.insert(change.value.clone());
+                    entry.insert(value);
                 }
-                (Entry::Occupied(mut entry), OnExisting::Append) => entry.append(change.value.clone()),
+                (Entry::Occupied(mut entry), OnExisting::Append) => entry.append(value),
                 (Entry::Occupied(mut entry), _) => {
-                    entry.insert(change.value.clone());
+                    entry.insert(value);
                 }
             }
         }
@@ -88,7 +127,7 @@ mod tests {
     fn change(on_existing: OnExisting) -> HeaderOps {
         let set = vec![HeaderChange {
             name: HeaderName::from_static("x-a"),
-            value: HeaderValue::from_static("new"),
+            value: Value::Literal(HeaderValue::from_static("new")),
             on_existing,
         }];
         HeaderOps { remove: vec![], set }
@@ -107,7 +146,8 @@ mod tests {
                 if let Some(value) = existing {
                     headers.insert("x-a", HeaderValue::from_static(value));
                 }
-                change(action).apply(&mut headers);
+                let ops = change(action);
+                ops.apply(&mut headers, ops.values(&Facts::default()));
                 let found: Vec<_> = headers.get_all("x-a").iter().map(|v| v.to_str().unwrap()).collect();
                 assert_eq!(found, expected, "{action:?} {existing:?}");
             }
@@ -120,7 +160,19 @@ mod tests {
         ops.remove.push(HeaderName::from_static("x-a"));
         let mut headers = HeaderMap::new();
         headers.insert("x-a", HeaderValue::from_static("old"));
-        ops.apply(&mut headers);
+        ops.apply(&mut headers, ops.values(&Facts::default()));
         assert_eq!(headers["x-a"], "new");
+    }
+
+    #[test]
+    fn a_value_that_is_not_known_or_is_none_is_not_set() {
+        let mut ops = change(OnExisting::Append);
+        for text in ["%UPSTREAM_HOST%", "%ROUTE_NAME%", "[%ROUTE_NAME%]"] {
+            let value = Value::Format(Format::parse(text).unwrap());
+            ops.set.push(HeaderChange { value, ..ops.set[0].clone() });
+        }
+        let mut headers = HeaderMap::new();
+        ops.apply(&mut headers, ops.values(&Facts { route: Some("a\nb"), ..Facts::default() }));
+        assert_eq!(headers.get_all("x-a").iter().collect::<Vec<_>>(), ["new"]);
     }
 }

@@ -66,6 +66,14 @@ impl PathMatch {
     }
 }
 
+/// Whether the `content-type` is one of gRPC's.
+pub fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(http::header::CONTENT_TYPE).is_some_and(|value| {
+        let rest = value.as_bytes().strip_prefix(b"application/grpc");
+        rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+    })
+}
+
 /// Where a condition on headers looks: a header, or one of the pseudo headers of HTTP/2.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HeaderMatch {
@@ -170,6 +178,40 @@ impl QueryMatch {
     }
 }
 
+/// A condition on a cookie.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CookieTest {
+    /// Name of the cookie.
+    pub name: String,
+    /// The comparison.
+    pub text: Text,
+    /// Negates the outcome. A cookie that is not there fits no comparison.
+    pub invert: bool,
+}
+
+/// The value of a cookie (RFC 6265 5.4).
+pub fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    let all = headers.get_all(http::header::COOKIE).iter().filter_map(|value| value.to_str().ok());
+    let mut pairs = all.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
+    pairs.find(|(key, _)| *key == name).map(|(_, value)| value.trim_matches('"'))
+}
+
+/// A share of requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Fraction {
+    /// So many of them.
+    pub numerator: u64,
+    /// Above zero.
+    pub denominator: u64,
+}
+
+impl Fraction {
+    /// Whether a request with this random number is among them.
+    pub fn takes(&self, ticket: u64) -> bool {
+        ticket % self.denominator.max(1) < self.numerator
+    }
+}
+
 /// All conditions of a route: every one must hold.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RouteMatch {
@@ -181,11 +223,17 @@ pub struct RouteMatch {
     pub headers: Vec<HeaderTest>,
     /// On the query.
     pub query: Vec<QueryMatch>,
+    /// On cookies.
+    pub cookies: Vec<CookieTest>,
+    /// It is a gRPC request.
+    pub grpc: bool,
+    /// It is among so many.
+    pub fraction: Option<Fraction>,
 }
 
 impl RouteMatch {
-    /// Whether the request takes this route.
-    pub fn matches(&self, request: &RequestView<'_>) -> bool {
+    /// Whether the request takes this route. `ticket` is the same random number for all routes.
+    pub fn matches(&self, request: &RequestView<'_>, ticket: u64) -> bool {
         (request.method == "CONNECT") == (self.path == PathMatch::Connect)
             && self.path.matches(request.path(), self.case_sensitive)
             && self.headers.iter().all(|h| h.matches(request))
@@ -193,6 +241,11 @@ impl RouteMatch {
                 let query = request.query();
                 self.query.iter().all(|q| q.matches(query))
             })
+            && self.cookies.iter().all(|test| {
+                cookie(request.headers, &test.name).is_some_and(|v| test.text.matches(v)) != test.invert
+            })
+            && (!self.grpc || is_grpc(request.headers))
+            && self.fraction.is_none_or(|fraction| fraction.takes(ticket))
     }
 }
 
@@ -208,7 +261,15 @@ mod tests {
     }
 
     fn on_path(path: PathMatch) -> RouteMatch {
-        RouteMatch { path, case_sensitive: true, headers: vec![], query: vec![] }
+        RouteMatch {
+            path,
+            case_sensitive: true,
+            headers: vec![],
+            query: vec![],
+            cookies: vec![],
+            grpc: false,
+            fraction: None,
+        }
     }
 
     #[test]
@@ -218,22 +279,22 @@ mod tests {
         for (path, expected) in
             [("/api", true), ("/api/x", true), ("/api?x=1", true), ("/apix", false), ("/ap", false)]
         {
-            assert_eq!(route.matches(&request(path, &headers)), expected, "{path}");
+            assert_eq!(route.matches(&request(path, &headers), 0), expected, "{path}");
         }
     }
 
     #[test]
     fn the_query_is_no_part_of_the_path() {
         let headers = HeaderMap::new();
-        assert!(on_path(PathMatch::Exact("/a".into())).matches(&request("/a?b=c", &headers)));
+        assert!(on_path(PathMatch::Exact("/a".into())).matches(&request("/a?b=c", &headers), 0));
         let regex = FullRegex::new("/a/[0-9]+").unwrap();
-        assert!(on_path(PathMatch::Regex(regex)).matches(&request("/a/12?b", &headers)));
+        assert!(on_path(PathMatch::Regex(regex)).matches(&request("/a/12?b", &headers), 0));
     }
 
     #[test]
     fn a_prefix_that_cuts_a_character_is_no_panic() {
         let headers = HeaderMap::new();
-        assert!(!on_path(PathMatch::Prefix("/a".into())).matches(&request("/é", &headers)));
+        assert!(!on_path(PathMatch::Prefix("/a".into())).matches(&request("/é", &headers), 0));
     }
 
     #[test]
@@ -263,6 +324,27 @@ mod tests {
     }
 
     #[test]
+    fn cookies_shares_grpc_and_connect_are_conditions() {
+        let mut headers = HeaderMap::new();
+        headers.append("cookie", HeaderValue::from_static("a=1; canary=\"yes\"; b"));
+        let mut route = on_path(PathMatch::Prefix("/".into()));
+        let text = Text::new(TextMatch::Exact("yes".into()));
+        route.cookies.push(CookieTest { name: "canary".into(), text, invert: false });
+        assert!(route.matches(&request("/", &headers), 0));
+        assert!(!route.matches(&request("/", &HeaderMap::new()), 0));
+        route.fraction = Some(Fraction { numerator: 10, denominator: 100 });
+        assert!(route.matches(&request("/", &headers), 109) && !route.matches(&request("/", &headers), 110));
+        route.grpc = true;
+        assert!(!route.matches(&request("/", &headers), 0));
+        headers.insert("content-type", HeaderValue::from_static("application/grpc+proto"));
+        assert!(route.matches(&request("/", &headers), 0));
+        let connect = RequestView { method: "CONNECT", ..request("/", &headers) };
+        assert!(!route.matches(&connect, 0));
+        route.path = PathMatch::Connect;
+        assert!(route.matches(&connect, 0) && !route.matches(&request("/", &headers), 0));
+    }
+
+    #[test]
     fn query_parameters_are_found_by_name() {
         let headers = HeaderMap::new();
         let mut route = on_path(PathMatch::Prefix("/".into()));
@@ -271,8 +353,8 @@ mod tests {
             text: Some(Text::new(TextMatch::Exact("2".into()))),
             present: true,
         });
-        assert!(route.matches(&request("/?a&v=2", &headers)));
-        assert!(!route.matches(&request("/?v=22", &headers)));
-        assert!(!route.matches(&request("/", &headers)));
+        assert!(route.matches(&request("/?a&v=2", &headers), 0));
+        assert!(!route.matches(&request("/?v=22", &headers), 0));
+        assert!(!route.matches(&request("/", &headers), 0));
     }
 }

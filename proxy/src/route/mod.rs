@@ -8,11 +8,15 @@ mod rewrite;
 mod table;
 
 pub use hash::{HashOf, HashPolicy, Rewrite, UpstreamChoice};
-pub use headers::{HeaderChange, HeaderOps, OnExisting};
+pub use headers::{HeaderChange, HeaderOps, OnExisting, Value};
 pub use hosts::{HostError, HostIndex};
-pub use matching::{HeaderMatch, HeaderTest, PathMatch, QueryMatch, RequestView, RouteMatch};
+pub use matching::{
+    CookieTest, Fraction, HeaderMatch, HeaderTest, PathMatch, QueryMatch, RequestView, RouteMatch, cookie,
+    is_grpc,
+};
 pub(crate) use rewrite::split_port;
 pub use rewrite::{redirect_location, rewrite_path};
 pub use table::{
-    Action, Destination, Direct, Forward, PathRedirect, Picked, Redirect, Route, RouteTable, VirtualHost,
+    Action, Destination, Direct, Forward, GrpcTimeout, HostRewrite, Mirror, PathRedirect, Picked, Redirect,
+    RequireTls, Route, RouteTable, VirtualHost,
 };

@@ -41,6 +41,7 @@ pub fn redirect_location(redirect: &Redirect, matched: &PathMatch, request: &Req
         // A query of its own takes the place of the request's.
         Some(PathRedirect::Full(full)) if full.contains('?') => (full.clone(), String::new()),
         Some(PathRedirect::Full(full)) => (full.clone(), query),
+        Some(PathRedirect::Regex(substitution)) => (substitution.apply(path), query),
         Some(PathRedirect::Prefix(prefix)) => {
             (rewrite_path(matched, prefix, path).unwrap_or_else(|| path.to_owned()), query)
         }

@@ -72,16 +72,14 @@ impl ServerTls {
         let identity = identity.map_or_else(|| mesh_tls::shared_identity(None), |slot| slot.shared);
         let bundles =
             roots.map_or_else(|| mesh_tls::shared_bundles(mesh_tls::TrustBundles::new()), |s| s.shared);
-        let config = if client == ClientAuth::None {
-            let versions = match tls.common.versions {
-                Versions::Only13 => TlsVersions::Only13,
-                Versions::From12 => TlsVersions::From12,
-                Versions::Only12 => TlsVersions::Only12,
-            };
-            mesh_tls::public_server_config(identity.clone(), versions, &alpn)?
-        } else {
-            mesh_tls::server_config(identity.clone(), bundles, client, &alpn)?
+        let versions = match tls.common.versions {
+            Versions::Only13 => TlsVersions::Only13,
+            Versions::From12 => TlsVersions::From12,
+            Versions::Only12 => TlsVersions::Only12,
         };
+        let further = tls.common.further.iter().map(|secret| secrets.identity(secret).shared);
+        let identities = [identity.clone()].into_iter().chain(further).collect();
+        let config = mesh_tls::edge_server_config(identities, versions, &bundles, client, &alpn)?;
         Ok(Self { config, require_sni: tls.require_sni, identity })
     }
 

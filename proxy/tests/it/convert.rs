@@ -233,10 +233,10 @@ fn routes_and_endpoints_are_refused_by_the_path_of_their_first_wrong_field() {
     let cases: Vec<(RouteConfiguration, String)> = vec![
         (action(|a| a.prefix_rewrite = "x".into()), format!("{in_route}.prefix_rewrite")),
         (action(|a| a.cluster_specifier = None), format!("{in_route}.cluster")),
-        (action(|a| a.regex_rewrite = Some(Default::default())), format!("{in_route}.regex_rewrite")),
+        (action(|a| a.regex_rewrite = Some(Default::default())), format!("{in_route}.regex_rewrite.pattern")),
         (
             action(|a| a.request_mirror_policies.push(Default::default())),
-            format!("{in_route}.request_mirror_policies"),
+            format!("{in_route}.request_mirror_policies[0].cluster"),
         ),
         (
             matching(|m| {
@@ -246,11 +246,12 @@ fn routes_and_endpoints_are_refused_by_the_path_of_their_first_wrong_field() {
             format!("{in_match}.safe_regex.regex"),
         ),
         (matching(|m| m.path_specifier = None), format!("{in_match}.path_specifier")),
-        (matching(|m| m.runtime_fraction = Some(Default::default())), format!("{in_match}.runtime_fraction")),
         (
-            changed(all_to("r", "app"), |r| {
-                r.request_headers_to_add = vec![header("%DOWNSTREAM_REMOTE_ADDRESS%")]
-            }),
+            matching(|m| m.runtime_fraction = Some(Default::default())),
+            format!("{in_match}.runtime_fraction.default_value"),
+        ),
+        (
+            changed(all_to("r", "app"), |r| r.request_headers_to_add = vec![header("%NO_SUCH_OPERATOR%")]),
             "request_headers_to_add[0].header.value".into(),
         ),
         (

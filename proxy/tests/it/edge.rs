@@ -275,18 +275,22 @@ impl ServerCertVerifier for Anybody {
     }
 }
 
-/// The version that is agreed on, and whether anything was resumed, call by call. None: no handshake.
-async fn handshakes(
-    at: SocketAddr,
-    versions: &[&'static SupportedProtocolVersion],
-) -> Vec<Option<(ProtocolVersion, bool)>> {
+fn taking_anybody(versions: &[&'static SupportedProtocolVersion]) -> tokio_rustls::TlsConnector {
     let config = rustls::ClientConfig::builder_with_provider(mesh_tls::provider())
         .with_protocol_versions(versions)
         .unwrap()
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Anybody))
         .with_no_client_auth();
-    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    Arc::new(config).into()
+}
+
+/// The version that is agreed on, and whether anything was resumed, call by call. None: no handshake.
+async fn handshakes(
+    at: SocketAddr,
+    versions: &[&'static SupportedProtocolVersion],
+) -> Vec<Option<(ProtocolVersion, bool)>> {
+    let connector = taking_anybody(versions);
     let mut out = Vec::new();
     for _ in 0..2 {
         let stream = TcpStream::connect(at).await.unwrap();
@@ -343,6 +347,47 @@ async fn who_is_asked_for_no_certificate_may_speak_tls_1_2_where_that_is_said_an
     ] {
         let at = proxy.listener(name).await.unwrap();
         assert_eq!(handshakes(at, &versions).await, expected, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn of_several_certificates_a_client_is_shown_the_one_for_the_name_that_it_asks_for() {
+    let ca = Ca::new("west.example");
+    let control = Control::start().await;
+    let mut tls = downstream_tls(&[]);
+    tls.require_client_certificate = None;
+    let common = tls.common_tls_context.as_mut().unwrap();
+    common.validation_context_type = None;
+    let one = common.tls_certificate_sds_secret_configs.remove(0);
+    for name in ["first", "shop", "all"] {
+        let mut named = one.clone();
+        named.name = name.to_owned();
+        common.tls_certificate_sds_secret_configs.push(named);
+    }
+    let app = Backend::start("app").await;
+    control.set([
+        named(listener("in", vec![with_tls(to_cluster("app"), &[], &tls)])),
+        named(static_cluster("app", &[app.address])),
+        named(ca.named("first", "first.example")),
+        named(ca.named("shop", "shop.example")),
+        named(ca.named("all", "eu.shop.example")),
+    ]);
+    let proxy = control.proxy().await;
+    let at = proxy.listener("in").await.unwrap();
+    let connector = taking_anybody(&[&rustls::version::TLS13]);
+    for (asked, shown) in [
+        ("shop.example", "shop.example"),
+        ("Shop.Example", "shop.example"),
+        ("eu.shop.example", "eu.shop.example"),
+        ("a.b.shop.example", "first.example"),
+        ("other.example", "first.example"),
+        ("127.0.0.1", "first.example"),
+    ] {
+        let stream = TcpStream::connect(at).await.unwrap();
+        let name = ServerName::try_from(asked).unwrap();
+        let stream = connector.connect(name, stream).await.unwrap();
+        let chain = stream.get_ref().1.peer_certificates().unwrap();
+        assert_eq!(mesh_tls::dns_names(&chain[0]), [shown], "{asked}");
     }
 }
 

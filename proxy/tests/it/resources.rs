@@ -346,16 +346,26 @@ impl Ca {
 
     /// The secret `default` of a workload.
     pub fn identity(&self, id: &str) -> Secret {
-        let id = SpiffeId::parse(id).unwrap();
-        let (csr, key) = mesh_tls::csr::generate(&id).unwrap();
-        let chain = self.issuer.sign(&csr, &id, issue::LEAF_TTL, SystemTime::now()).unwrap();
+        self.certificate("default", &SpiffeId::parse(id).unwrap(), &[])
+    }
+
+    /// The secret of that name: a certificate for a DNS name.
+    pub fn named(&self, secret: &str, dns_name: &str) -> Secret {
+        let id = format!("spiffe://{}/ns/edge/sa/gateway", self.issuer.trust_domain());
+        self.certificate(secret, &SpiffeId::parse(&id).unwrap(), &[dns_name.to_owned()])
+    }
+
+    fn certificate(&self, secret: &str, id: &SpiffeId, dns_names: &[String]) -> Secret {
+        let (csr, key) = mesh_tls::csr::generate(id).unwrap();
+        let now = SystemTime::now();
+        let chain = self.issuer.sign_named(&csr, id, dns_names, 0, issue::LEAF_TTL, now).unwrap();
         let chain: String = pem::certificates(chain.iter().map(AsRef::as_ref));
         let certificate = TlsCertificate {
             certificate_chain: bytes(chain),
             private_key: bytes(key_pem(&key)),
             ..TlsCertificate::default()
         };
-        Secret { name: "default".to_owned(), r#type: Some(secret::Type::TlsCertificate(certificate)) }
+        Secret { name: secret.to_owned(), r#type: Some(secret::Type::TlsCertificate(certificate)) }
     }
 }
 

@@ -6,7 +6,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
-use xds_proto::google::protobuf::BoolValue;
+use xds_proto::google::protobuf::{BoolValue, Duration};
 
 use crate::{
     client::{get, raw, send},
@@ -58,6 +58,21 @@ async fn section_10_1_1_a_client_that_expects_it_is_told_to_continue() {
     stream.read_to_string(&mut answer).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     assert!(!setup.origin.seen().contains("expect"), "{}", setup.origin.seen());
+}
+
+#[tokio::test]
+async fn section_15_5_9_a_body_that_does_not_come_is_answered_with_408() {
+    let setup = setup(Origin::start(|_| Does::Silent).await, |manager| {
+        manager.request_timeout = Some(Duration { seconds: 0, nanos: 50_000_000 });
+    })
+    .await;
+    let answer = raw(setup.at, b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nhel").await;
+    assert!(answer.starts_with("HTTP/1.1 408 ") && answer.ends_with("request timeout"), "{answer}");
+    assert_eq!(
+        setup.proxy.shared().stats.cluster(&"app".into()).codes.seen().count(),
+        0,
+        "not the endpoint's fault"
+    );
 }
 
 #[tokio::test]

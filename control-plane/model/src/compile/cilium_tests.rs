@@ -169,6 +169,39 @@ fn gateways_are_whoever_has_an_identity_of_gateways_alone() {
 }
 
 #[test]
+fn a_gateway_with_the_address_of_the_own_node_is_both() {
+    let mut cluster = shop();
+    cluster.bind("shop/pay", "n1", "10.1.0.7");
+    // What the node's own address is, is told by the testbed's first node.
+    let own = cluster.nodes["n1"].addresses().next().unwrap().to_string();
+    cluster.apply(json!({"apiVersion": "isthmus.io/v1", "kind": "Workload",
+        "metadata": {"namespace": "infra", "name": "gw", "labels": {"app": "gw"}},
+        "spec": {"proxy": "gateway", "address": own}}));
+    let mut at = |spec: Value, own: &str| {
+        cluster.apply(pay(spec));
+        let by_name = ingress(&cluster, "infra/gw", "shop/pay");
+        assert_eq!(by_name, ingress(&cluster, own, "shop/pay"));
+        by_name
+    };
+    let p = "ciliumnetworkpolicy/shop/p#";
+    let admitted = said(Action::Allow, OWN_NODE);
+    assert_eq!(at(json!({"ingress": [{"fromEntities": ["world"]}]}), &own), admitted);
+    assert_eq!(at(json!({"ingress": [{"fromEntities": ["mesh"]}]}), &own), admitted);
+    let denied = said(Action::Deny, &format!("{p}ingressDeny[0]"));
+    for entity in ["host", "health", "cluster", "mesh"] {
+        assert_eq!(at(json!({"ingressDeny": [{"fromEntities": [entity]}]}), &own), denied, "{entity}");
+    }
+    let by_label = json!({"ingressDeny": [{"fromEndpoints": [{
+        "matchLabels": {"k8s:io.kubernetes.pod.namespace": "infra", "app": "gw"}}]}]});
+    assert_eq!(at(by_label, &own), denied);
+    // To pods of another node it is what it is, and no node.
+    cluster
+        .bind("shop/pay", "n2", "10.1.1.7")
+        .apply(pay(json!({"ingress": [{"fromEntities": ["remote-node"]}]})));
+    assert_eq!(ingress(&cluster, "infra/gw", "shop/pay").0, Action::Deny);
+}
+
+#[test]
 fn an_audited_policy_is_told_of_and_decides_nothing() {
     let mut cluster = shop();
     let mut audited = pay(json!({"ingress": [{"fromEndpoints": [{"matchLabels": {"app": "web"}}]}]}));

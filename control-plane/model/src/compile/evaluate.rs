@@ -22,6 +22,8 @@ pub enum ClassPeer<'a> {
     Node(IpAddr),
     /// The address of the node that the workload runs on.
     OwnNode,
+    /// The same, where a workload has that address; or one with the identity of such a one.
+    OwnNodeAs(IdentityNumber),
     /// An address among the pods' that no workload has.
     Unmanaged,
 }
@@ -62,7 +64,7 @@ pub fn decide(
     // Nothing denies it but for want of a rule.
     let allowed = first(false, Action::Allow);
     let mut decision = match (peer, allowed, default_deny) {
-        (ClassPeer::OwnNode, ..) => {
+        (ClassPeer::OwnNode | ClassPeer::OwnNodeAs(_), ..) => {
             Decision { provenance: vec![OWN_NODE.to_owned()], ..Decision::unrestricted() }
         }
         (_, Some(rule), _) => {
@@ -75,7 +77,8 @@ pub fn decide(
         }
         (_, None, None) => Decision::unrestricted(),
     };
-    let spoken_for = peer == ClassPeer::OwnNode || allowed.is_some() || first(true, Action::Allow).is_some();
+    let own_node = matches!(peer, ClassPeer::OwnNode | ClassPeer::OwnNodeAs(_));
+    let spoken_for = own_node || allowed.is_some() || first(true, Action::Allow).is_some();
     decision.audit = match first(true, Action::Deny) {
         Some(rule) => vec![rule.provenance.to_string()],
         None => audit_default.iter().filter(|_| !spoken_for).cloned().collect(),
@@ -94,13 +97,19 @@ fn said(action: Action, rule: &PolicyRule) -> Decision {
 fn is_about(rule: &RulePeer, peer: ClassPeer<'_>) -> bool {
     match (rule, peer) {
         (RulePeer::Any, _) => true,
-        (RulePeer::Identity(wanted), ClassPeer::Identity(number)) => *wanted == number,
+        (RulePeer::Identity(wanted), ClassPeer::Identity(number) | ClassPeer::OwnNodeAs(number)) => {
+            *wanted == number
+        }
         (RulePeer::Cidr(net), ClassPeer::Outside(ip, _) | ClassPeer::Node(ip)) => net.contains(&ip),
         (RulePeer::Entity(Entity::World), ClassPeer::Outside(..)) => true,
         (RulePeer::Entity(Entity::RemoteNode), ClassPeer::Node(_)) => true,
-        (RulePeer::Entity(Entity::Host | Entity::Health), ClassPeer::OwnNode) => true,
+        (RulePeer::Entity(Entity::Host | Entity::Health), ClassPeer::OwnNode | ClassPeer::OwnNodeAs(_)) => {
+            true
+        }
         (RulePeer::Entity(Entity::Unmanaged), ClassPeer::Unmanaged) => true,
-        (RulePeer::Entity(Entity::Workloads), ClassPeer::Identity(number)) => number != 0,
+        (RulePeer::Entity(Entity::Workloads), ClassPeer::Identity(number) | ClassPeer::OwnNodeAs(number)) => {
+            number != 0
+        }
         (RulePeer::Name(pattern), ClassPeer::Outside(_, Some(name))) => pattern.matches(name),
         (RulePeer::Identity(_) | RulePeer::Cidr(_) | RulePeer::Entity(_) | RulePeer::Name(_), _) => false,
     }
@@ -141,6 +150,9 @@ impl MeshModel {
                 Own::Workload(workload) => {
                     let other = match other {
                         ClassPeer::Node(ip) if self.is_own_node(workload, ip) => ClassPeer::OwnNode,
+                        ClassPeer::Identity(number) if self.is_own_nodes(workload, number) => {
+                            ClassPeer::OwnNodeAs(number)
+                        }
                         other => other,
                     };
                     (workload.policy_class, other, workload.audit)
@@ -161,6 +173,13 @@ impl MeshModel {
     fn is_own_node(&self, workload: &MeshWorkload, ip: IpAddr) -> bool {
         let node = workload.binding.as_ref().and_then(|binding| self.nodes.get(&binding.node));
         node.is_some_and(|node| node.is_at(ip))
+    }
+
+    /// Whether a workload with this identity has an address of the node.
+    fn is_own_nodes(&self, workload: &MeshWorkload, number: IdentityNumber) -> bool {
+        let node = workload.binding.as_ref().and_then(|binding| self.nodes.get(&binding.node));
+        let mut there = node.into_iter().flat_map(|node| node.addresses()).flat_map(|ip| self.index.at(ip));
+        there.any(|name| self.workloads.get(name).is_some_and(|other| other.identity == number))
     }
 
     /// The workload that has this address.

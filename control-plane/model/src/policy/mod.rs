@@ -14,7 +14,9 @@
 //!   pods, or none, means addresses outside the mesh alone. Where pods have two ranges, one is enough for a denial, and
 //!   both are needed to let anybody through.
 //! * A workload's own node may always talk to it, and it to the node, unless a rule denies that to anybody or to the node
-//!   (`host`, `cluster`); where tiers have a say, in any case. Other nodes
+//!   (`host`, `cluster`); where tiers have a say, in any case. A workload that has the node's address (a gateway) is
+//!   to those beside it the node *and* what it is: a denial of either is one, of tiers of the workload alone; the kernel knows
+//!   it by its identity, so that others with the same identity are taken for it. Other nodes
 //!   are addresses outside the mesh, which rules may name by address or as the nodes that they are.
 //! * Names (`toFQDNs`) mean addresses outside the mesh that are no node's, and of these the ones that the asking workload
 //!   was answered.

@@ -71,6 +71,8 @@ pub(super) fn to_service(name: &str, protocol: AppProtocol) -> Filter {
 pub(super) fn read(name: &str, judge: HttpFilter, table: Option<RouteConfiguration>) -> Filter {
     let mut manager = http_manager(name);
     manager.http_filters.insert(0, judge);
+    // Many applications take `//admin` for `/admin`.
+    manager.merge_slashes = true;
     manager.forward_client_cert_details = hcm::ForwardClientCertDetails::Sanitize as i32;
     manager.route_specifier = Some(match table {
         Some(table) => hcm::RouteSpecifier::RouteConfig(table),
@@ -169,6 +171,12 @@ fn http_manager(stat_prefix: &str) -> HttpConnectionManager {
         }],
         // Routes that set no timeout mean none; a stream may be idle for long (gRPC watches).
         stream_idle_timeout: Some(millis(3_600_000)),
+        // What rules and routes judge is what the application sees.
+        normalize_path: Some(xds_proto::google::protobuf::BoolValue { value: true }),
+        upgrade_configs: vec![hcm::UpgradeConfig {
+            upgrade_type: "websocket".to_owned(),
+            ..Default::default()
+        }],
         ..Default::default()
     }
 }

@@ -84,7 +84,7 @@ struct Own {
     resources: Vec<Arc<Encoded>>,
     /// Policy classes of an agent's workloads, of a sidecar's, or of the pods that a node's proxy serves.
     classes: BTreeSet<u32>,
-    /// It reads requests by policies.
+    /// It may read requests by policies.
     reads: bool,
     /// It has no business here, or not any more: it is to have nothing.
     stranger: bool,
@@ -271,7 +271,9 @@ fn node_proxys_own(model: &MeshModel, node: &str, proxy: &str) -> Own {
     let view = view::for_node_proxy(model, node, proxy);
     let classes = view::local_workloads(model, node).iter().map(|workload| workload.policy_class).collect();
     let resources = node_proxy::resources(&view).into_iter().map(Arc::from).collect();
-    Own { resources, classes, reads: !view.readers.is_empty(), stranger: false }
+    // Rules that mean nobody today may mean somebody who comes.
+    let reads = proxy == mesh_model::policy::NODE_PROXY;
+    Own { resources, classes, reads, stranger: false }
 }
 
 /// The shared part with the own one put in. Types of which neither is another than before are the very same maps.

@@ -1,6 +1,5 @@
 //! Entities. `db` runs beside the gateway, so that the other node is `n2` to it; `api` runs on that one, and knows `n1` as
-//! the gateway. By IPv4 a pod beside the gateway sees its own node as the gateway, which the reference evaluator does not take
-//! for the node: such asks are of IPv6 alone.
+//! the gateway. By IPv4 a pod beside the gateway sees its own node as the gateway: it is both.
 
 use crate::case::Case;
 
@@ -18,7 +17,7 @@ out   -> db  tcp 8080   yes specs[0].ingress[0]
 out   -> db  echo       yes specs[0].ingress[0]
 api   -> db  tcp 8080   no  specs[0].default-deny-ingress
 n2    -> db  tcp 8080   no  specs[0].default-deny-ingress
-n1    -> db  tcp/6 8080 yes own-node
+n1    -> db  tcp 8080   yes own-node
 web   -> out tcp 8080   yes specs[1].egress[0]
 web   -> admin tcp 8080 no  specs[1].default-deny-egress
 web   -> n2  tcp 8080   no  specs[1].default-deny-egress
@@ -73,7 +72,7 @@ n2    -> db  echo     yes specs[0].ingress[0]
 api   -> db  tcp 8080 no  specs[0].default-deny-ingress
 out   -> db  tcp 8080 no  specs[0].default-deny-ingress
 web   -> n2  tcp 8080 yes specs[1].egress[0]
-web   -> n1  tcp/6 8080 yes own-node
+web   -> n1  tcp 8080 yes own-node
 web   -> api tcp 8080 no  specs[1].default-deny-egress
 tried -> n2  tcp 8080 audit specs[2].egressDeny[0]
 ",
@@ -94,7 +93,7 @@ n2    -> batch tcp 8080 no  specs[1].ingressDeny[0]
 n2    -> batch echo     no  specs[1].ingressDeny[0]
 web   -> batch tcp 8080 no  specs[1].default-deny-ingress
 batch -> n2    tcp 8080 no  specs[1].egressDeny[0]
-n1    -> db    tcp/6 8080 no  specs[2].ingressDeny[0]
+n1    -> db    tcp 8080 no  specs[2].ingressDeny[0]
 n2    -> db    tcp 8080 yes -
 ",
     },

@@ -152,7 +152,7 @@ web   -> admin tcp 9000   yes egress[1]
 web   -> admin echo       yes egress[1]
 web   -> out   tcp 8080   yes egress[2]
 web   -> out2  tcp 8080   no  default-deny-egress
-web   -> n1    tcp/6 8080 yes own-node
+web   -> n1    tcp 8080   yes own-node
 web   -> n2    tcp 8080   no  default-deny-egress
 batch -> out2  tcp 8080   yes -
 batch -> web   tcp 8080   yes -

@@ -32,6 +32,7 @@ pub enum Frame {
 }
 
 /// The header of either family.
+#[repr(C)]
 pub struct Ip {
     pub src: Addr,
     pub dst: Addr,

@@ -8,8 +8,9 @@ pub mod maglev;
 mod tests;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
 use ebpf_shared::{redirect::NO_SLOT, service::scope};
@@ -97,17 +98,104 @@ pub fn services(
     pods: &BTreeMap<NamespacedName, Pod>,
     slot: &mut dyn FnMut(&str) -> u16,
 ) -> BTreeMap<ServiceFrontend, ServiceEntry> {
+    some(resources.services.values().map(Arc::as_ref), resources, own, pods, slot)
+}
+
+/// The same if there were no other services than these, which are in the order of their names.
+fn some<'a>(
+    services: impl Iterator<Item = &'a Service> + Clone,
+    resources: &Resources,
+    own: PodAddresses,
+    pods: &BTreeMap<NamespacedName, Pod>,
+    slot: &mut dyn FnMut(&str) -> u16,
+) -> Table {
     let here = here(resources, own, pods);
     let mut table = BTreeMap::new();
-    for service in resources.services.values() {
+    for service in services.clone() {
         let redirect = if service.redirect.is_empty() { NO_SLOT } else { slot(&service.redirect) };
         virtual_addresses(service, redirect, &here, &mut table);
     }
-    for service in resources.services.values() {
+    for service in services {
         other_addresses(service, own, &here, &mut table);
     }
     host_ports(resources, own, pods, &mut table);
     table
+}
+
+/// Address, port and protocol.
+type Claim = (IpAddr, u16, u8);
+
+/// Which services claim an address: what one service's change concerns is found here.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Claims(HashMap<Claim, BTreeSet<NamespacedName>>);
+
+impl Claims {
+    /// Of all services.
+    pub(super) fn new(resources: &Resources, own: PodAddresses) -> Self {
+        let mut all = Self::default();
+        for (name, service) in &resources.services {
+            all.add(name, service, own);
+        }
+        all
+    }
+
+    fn add(&mut self, name: &NamespacedName, service: &Service, own: PodAddresses) {
+        for claim in claims(service, own) {
+            self.0.entry(claim).or_default().insert(name.clone());
+        }
+    }
+
+    /// Takes in that services changed: each as it was before. The addresses that may lead elsewhere now, and the services
+    /// that claim them or have claimed them.
+    pub(super) fn note(
+        &mut self,
+        before: &BTreeMap<NamespacedName, Option<Arc<Service>>>,
+        resources: &Resources,
+        own: PodAddresses,
+    ) -> (BTreeSet<Claim>, BTreeSet<NamespacedName>) {
+        let mut concerned = BTreeSet::new();
+        for (name, before) in before {
+            for claim in before.iter().flat_map(|service| claims(service, own)) {
+                if let Some(names) = self.0.get_mut(&claim) {
+                    names.remove(name);
+                    if names.is_empty() {
+                        self.0.remove(&claim);
+                    }
+                }
+                concerned.insert(claim);
+            }
+            if let Some(now) = resources.services.get(name) {
+                self.add(name, now, own);
+                concerned.extend(claims(now, own));
+            }
+        }
+        let names = concerned.iter().filter_map(|claim| self.0.get(claim)).flatten().cloned().collect();
+        (concerned, names)
+    }
+}
+
+/// What changes of services where nothing has changed but these: see [`Claims::note`].
+pub(super) fn changed(
+    (concerned, names): &(BTreeSet<Claim>, BTreeSet<NamespacedName>),
+    current: &BTreeMap<ServiceFrontend, ServiceEntry>,
+    resources: &Resources,
+    own: PodAddresses,
+    pods: &BTreeMap<NamespacedName, Pod>,
+    slot: &mut dyn FnMut(&str) -> u16,
+) -> BTreeMap<ServiceFrontend, Option<ServiceEntry>> {
+    let found = names.iter().filter_map(|name| resources.services.get(name)).map(Arc::as_ref);
+    let mut table = some(found, resources, own, pods, slot);
+    let mut changes = BTreeMap::new();
+    for (address, port, protocol) in concerned {
+        for scope in [Scope::Inside, Scope::Outside] {
+            let frontend = ServiceFrontend { address: *address, port: *port, protocol: *protocol, scope };
+            let after = table.remove(&frontend);
+            if current.get(&frontend) != after.as_ref() {
+                changes.insert(frontend, after);
+            }
+        }
+    }
+    changes
 }
 
 /// Address, port and protocol of all that leads to a service.

@@ -31,6 +31,11 @@ enum Step {
         name: u8,
         there: bool,
     },
+    /// A service; several claim the same addresses.
+    Service {
+        name: u8,
+        told: Option<wire::Service>,
+    },
     /// A name at the address of a caller; `None`: gone, false: lapsed.
     Name {
         at: (usize, usize),
@@ -73,6 +78,28 @@ fn wire_classes() -> impl Strategy<Value = wire::PolicyClass> {
     })
 }
 
+fn wire_services() -> impl Strategy<Value = wire::Service> {
+    let frontend = (0..3i32, 0u8..2, 0u32..2).prop_map(|(kind, at, port)| wire::Frontend {
+        // At every address of the node, at one that is a virtual one of others, at one of their own.
+        kind: [1, 2, 3][kind as usize],
+        address: [String::new(), format!("10.101.0.{at}"), "203.0.113.9".into()][kind as usize].clone(),
+        port: 80 + port,
+        service_port: 80,
+        protocol: 6,
+    });
+    let backend = prop_oneof![Just("10.1.2.2"), Just("10.1.1.2"), Just("192.0.2.1")].prop_map(|address| {
+        wire::Backend { address: address.into(), port: 8080, weight: 1, ..Default::default() }
+    });
+    let all = (0u8..2, proptest::collection::vec(frontend, 0..3), proptest::collection::vec(backend, 0..3));
+    (all, any::<bool>()).prop_map(|((at, frontends, backends), redirected)| wire::Service {
+        addresses: vec![format!("10.101.0.{at}")],
+        ports: vec![wire::ServicePort { port: 80, protocol: 6, backends, ..Default::default() }],
+        frontends,
+        redirect: if redirected { "envoy".into() } else { String::new() },
+        ..Default::default()
+    })
+}
+
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let caller = 0usize..3;
     let identity = proptest::option::of(300u32..304);
@@ -84,6 +111,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             .prop_map(|(pod, what, audit)| Step::Local { pod, what, audit }),
         1 => (1u32..3, any::<bool>()).prop_map(|(pod, there)| Step::Pod { pod, there }),
         1 => (1u8..3, any::<bool>()).prop_map(|(name, there)| Step::Node { name, there }),
+        4 => (0u8..4, proptest::option::weighted(0.8, wire_services()))
+            .prop_map(|(name, told)| Step::Service { name, told }),
         5 => ((0..CALLERS.len(), 0usize..3), proptest::option::of(any::<bool>()))
             .prop_map(|(at, live)| Step::Name { at, live }),
     ];
@@ -133,6 +162,7 @@ fn said(step: &Step) -> Option<Update> {
                 ..Default::default()
             }),
         ),
+        Step::Service { name, told } => put_or_remove(&format!("shop/s{name}"), told.clone()),
         Step::Pod { .. } | Step::Name { .. } => return None,
     })
 }
@@ -214,6 +244,46 @@ proptest! {
             prop_assert_eq!(endpoints(&little), endpoints(&all));
         }
     }
+}
+
+#[test]
+fn of_ten_thousand_services_a_change_looks_at_those_that_claim_the_same_addresses() {
+    use super::super::service::Claims;
+    let service = |n: u32, backends: u8| wire::Service {
+        addresses: vec![format!("10.101.{}.{}", n / 250, n % 250)],
+        ports: vec![wire::ServicePort {
+            port: 80,
+            protocol: 6,
+            backends: (0..backends)
+                .map(|last| wire::Backend {
+                    address: format!("10.1.2.{last}"),
+                    port: 80,
+                    weight: 1,
+                    ..Default::default()
+                })
+                .collect(),
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    let mut resources = heard();
+    let names: Vec<String> = (0..10_000).map(|n| format!("shop/s{n}")).collect();
+    let all: Vec<_> = names.iter().zip(0..).map(|(name, n)| (name.as_str(), service(n, 2))).collect();
+    resources.apply(&update(&all, &[])).unwrap();
+    // Another one with the address of the last.
+    resources.apply(&update(&[("shop/rival", service(9_999, 1))], &[])).unwrap();
+    let mut claims = Claims::new(&resources, OWN);
+    let touched = resources.apply(&update(&[("shop/s77", service(77, 3))], &[])).unwrap();
+    let (addresses, looked) = claims.note(&touched.services, &resources, OWN);
+    assert_eq!((addresses.len(), looked.len()), (1, 1));
+    let touched = resources.apply(&update(&[("shop/s9999", service(9_998, 1))], &[])).unwrap();
+    let (addresses, looked) = claims.note(&touched.services, &resources, OWN);
+    let looked: Vec<_> = looked.iter().map(|name| name.name.as_str()).collect();
+    assert_eq!(
+        (addresses.len(), looked),
+        (2, vec!["rival", "s9998", "s9999"]),
+        "where it was, and where it is"
+    );
 }
 
 /// Who addresses are. Numbers of this node's making may be others.

@@ -5,12 +5,15 @@
 
 mod buffer;
 mod cors;
+mod ext_authz;
 mod fault;
 mod fraction;
 mod jwt;
 mod local_limit;
+mod rate_limit;
 mod rbac;
 mod route;
+mod service;
 
 use std::sync::Arc;
 
@@ -19,8 +22,9 @@ use xds_proto::{
     Name,
     envoy::extensions::filters::{
         http::{
-            buffer::v3::Buffer, cors::v3::Cors, fault::v3::HttpFault, jwt_authn::v3::JwtAuthentication,
-            local_ratelimit::v3::LocalRateLimit, rbac::v3::Rbac as WireRbac, router::v3::Router,
+            buffer::v3::Buffer, cors::v3::Cors, ext_authz::v3::ExtAuthz as WireAuthz, fault::v3::HttpFault,
+            jwt_authn::v3::JwtAuthentication, local_ratelimit::v3::LocalRateLimit, ratelimit::v3::RateLimit,
+            rbac::v3::Rbac as WireRbac, router::v3::Router,
         },
         network::http_connection_manager::v3::{HttpFilter as WireFilter, http_filter},
     },
@@ -36,8 +40,9 @@ use crate::{
     limits,
     policy::{
         Fault, Rbac,
+        authz::ExtAuthz,
         jwt::{JwtAuthn, KeySource, RemoteKeys},
-        limit::LocalLimit,
+        limit::{GlobalLimit, LocalLimit},
     },
 };
 
@@ -71,6 +76,10 @@ pub enum FilterKind {
     Fault(Box<Fault>),
     /// Requests wait until all of them is there, which is at most so many bytes.
     Buffer(u32),
+    /// Whether a service permits them.
+    Authz(Box<ExtAuthz>),
+    /// How many requests, counted by a service.
+    GlobalLimit(Box<GlobalLimit>),
 }
 
 impl FilterKind {
@@ -154,6 +163,10 @@ fn kind(path: &Path<'_>, any: &Any) -> Result<Option<FilterKind>> {
         FilterKind::Fault(Box::new(fault::convert(path, unpack(path, any)?)?))
     } else if url == Buffer::type_url() {
         FilterKind::Buffer(buffer::filter(path, unpack(path, any)?)?)
+    } else if url == WireAuthz::type_url() {
+        FilterKind::Authz(Box::new(ext_authz::filter(path, unpack(path, any)?)?))
+    } else if url == RateLimit::type_url() {
+        FilterKind::GlobalLimit(Box::new(rate_limit::filter(path, unpack(path, any)?)?))
     } else {
         return Ok(None);
     }))

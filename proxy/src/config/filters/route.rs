@@ -11,22 +11,26 @@ use xds_proto::{
     envoy::{
         config::route::v3::{CorsPolicy as RouteCors, FilterConfig},
         extensions::filters::http::{
-            buffer::v3::BufferPerRoute, cors::v3::CorsPolicy as WireCors, fault::v3::HttpFault,
-            jwt_authn::v3::PerRouteConfig as JwtPerRoute, local_ratelimit::v3::LocalRateLimit,
-            rbac::v3::RbacPerRoute,
+            buffer::v3::BufferPerRoute, cors::v3::CorsPolicy as WireCors, ext_authz::v3::ExtAuthzPerRoute,
+            fault::v3::HttpFault, jwt_authn::v3::PerRouteConfig as JwtPerRoute,
+            local_ratelimit::v3::LocalRateLimit, ratelimit::v3::RateLimitPerRoute, rbac::v3::RbacPerRoute,
         },
     },
     google::protobuf::Any,
 };
 
-use super::{buffer, cors as cors_policy, fault, jwt, local_limit, rbac};
+use super::{buffer, cors as cors_policy, ext_authz, fault, jwt, local_limit, rate_limit, rbac};
 use crate::{
     config::{
         error::Path,
         wire::{Result, unpack},
     },
     limits,
-    policy::{CorsPolicy, Fault, Rbac, limit::LocalLimit},
+    policy::{
+        CorsPolicy, Fault, Rbac,
+        authz::AuthzRoute,
+        limit::{GlobalRoute, LocalLimit},
+    },
 };
 
 /// What is said of filters, by their names: on all levels together, the most specific one counting.
@@ -59,6 +63,10 @@ pub enum RouteSettings {
     Fault(Box<Fault>),
     /// In place of the filter's; or requests do not wait.
     Buffer(Option<u32>),
+    /// Whether the service is asked, and what it is told besides.
+    Authz(AuthzRoute),
+    /// What requests are counted as.
+    GlobalLimit(Box<GlobalRoute>),
 }
 
 /// What a route says of tokens.
@@ -96,6 +104,7 @@ impl RouteSettings {
             (Self::Cors(own), Self::Cors(above)) => {
                 Arc::new(Self::Cors(Box::new(CorsPolicy::clone(own).over(above))))
             }
+            (Self::Authz(own), Self::Authz(above)) => Arc::new(Self::Authz(own.over(above))),
             _ => self,
         }
     }
@@ -182,6 +191,10 @@ fn settings(path: &Path<'_>, any: &Any) -> Result<Option<RouteSettings>> {
         RouteSettings::Fault(Box::new(fault::convert(path, unpack(path, any)?)?))
     } else if url == BufferPerRoute::type_url() {
         RouteSettings::Buffer(buffer::route(path, unpack(path, any)?)?)
+    } else if url == ExtAuthzPerRoute::type_url() {
+        RouteSettings::Authz(ext_authz::route(path, unpack(path, any)?)?)
+    } else if url == RateLimitPerRoute::type_url() {
+        RouteSettings::GlobalLimit(Box::new(rate_limit::route(path, unpack(path, any)?)?))
     } else {
         return Ok(None);
     }))

@@ -21,22 +21,31 @@ pub(super) fn too_large(exchange: &Exchange<'_>) -> Response<ResponseBody> {
     Reply::new(StatusCode::PAYLOAD_TOO_LARGE, "Payload Too Large", Flag::None).response(exchange.request.grpc)
 }
 
+/// Reads as much of a request's body, or a little more, and leaves it in its place. Returns whether that is all of it.
+pub(super) async fn read_some(
+    exchange: &mut Exchange<'_>,
+    max: usize,
+) -> Result<bool, Response<ResponseBody>> {
+    let idle = exchange.chain.manager.stream_idle_timeout;
+    let read = exchange.request.body.read(max, idle).await;
+    read.map_err(|error| refusal(error).response(exchange.request.grpc))
+}
+
 /// Reads a request's body, and leaves it in its place. Returns whether that is all of it.
 pub(super) async fn read(exchange: &mut Exchange<'_>, max: usize) -> Result<bool, Response<ResponseBody>> {
-    let body = &mut exchange.request.body;
     // What says that it is larger need not be read to be known.
-    if body.size_hint().lower() > max as u64 {
+    if exchange.request.body.size_hint().lower() > max as u64 {
         return Ok(false);
     }
-    let idle = exchange.chain.manager.stream_idle_timeout;
-    body.read(max, idle)
-        .await
-        .map_err(|error| match error {
-            ReadError::Stalled => Reply::new(StatusCode::REQUEST_TIMEOUT, "stream timeout", Flag::None),
-            ReadError::Broken(error) => {
-                tracing::debug!(%error, "the client broke off");
-                Reply::new(StatusCode::BAD_REQUEST, "", Flag::BadRequest)
-            }
-        })
-        .map_err(|reply| reply.response(exchange.request.grpc))
+    read_some(exchange, max).await
+}
+
+fn refusal(error: ReadError) -> Reply {
+    match error {
+        ReadError::Stalled => Reply::new(StatusCode::REQUEST_TIMEOUT, "stream timeout", Flag::None),
+        ReadError::Broken(error) => {
+            tracing::debug!(%error, "the client broke off");
+            Reply::new(StatusCode::BAD_REQUEST, "", Flag::BadRequest)
+        }
+    }
 }

@@ -16,7 +16,9 @@ pub(super) fn check(exchange: &mut Exchange<'_>, policy: &CorsPolicy) -> Outcome
     match policy.judge(&head.method, &head.headers) {
         Crossing::None => None,
         Crossing::Allow(headers) => {
-            exchange.response_headers.extend(pairs(headers));
+            for (name, value) in pairs(headers) {
+                exchange.answer_with(name, value, false);
+            }
             None
         }
         Crossing::Preflight(headers) => {

@@ -162,7 +162,7 @@ fn accept(exchange: &mut Exchange<'_>, provider: &Provider, found: &Found, token
     }
     if let Some(name) = &provider.payload_header {
         let mut payload = token.payload().to_owned();
-        while provider.pad_payload_header && payload.len() % 4 != 0 {
+        while provider.pad_payload_header && !payload.len().is_multiple_of(4) {
             payload.push('=');
         }
         set(&mut head.headers, name, &payload);

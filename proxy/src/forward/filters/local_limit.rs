@@ -31,7 +31,8 @@ pub(super) fn check(exchange: &mut Exchange<'_>, limit: &LocalLimit) -> Outcome 
         return None;
     }
     if !limit.enforced.takes(&mut rand::rng()) {
-        limit.request_headers.apply(&mut exchange.request.head.headers);
+        let values = limit.request_headers.values(&exchange.facts());
+        limit.request_headers.apply(&mut exchange.request.head.headers, values);
         return None;
     }
     exchange.flag = Flag::RateLimited;
@@ -41,7 +42,8 @@ pub(super) fn check(exchange: &mut Exchange<'_>, limit: &LocalLimit) -> Outcome 
     if exchange.request.grpc && limit.resource_exhausted {
         response.headers_mut().insert(GRPC_STATUS, HeaderValue::from(8_u16));
     }
-    limit.response_headers.apply(response.headers_mut());
+    let values = limit.response_headers.values(&exchange.facts());
+    limit.response_headers.apply(response.headers_mut(), values);
     if limit.retry_after && limit.status == 429 && !response.headers().contains_key(header::RETRY_AFTER) {
         let wait = taken.bucket.map_or(1, |bucket| bucket.next(now).as_secs_f64().ceil() as u64);
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(wait.max(1)));
@@ -51,9 +53,7 @@ pub(super) fn check(exchange: &mut Exchange<'_>, limit: &LocalLimit) -> Outcome 
 
 fn tell(exchange: &mut Exchange<'_>, bucket: &Bucket, now: Instant) {
     let reset = bucket.next(now).as_secs_f64().ceil() as u64;
-    exchange.response_headers.extend([
-        (LIMIT, HeaderValue::from(bucket.config.max)),
-        (REMAINING, HeaderValue::from(bucket.remaining(now))),
-        (RESET, HeaderValue::from(reset)),
-    ]);
+    exchange.answer_with(LIMIT, HeaderValue::from(bucket.config.max), false);
+    exchange.answer_with(REMAINING, HeaderValue::from(bucket.remaining(now)), false);
+    exchange.answer_with(RESET, HeaderValue::from(reset), false);
 }

@@ -1,11 +1,15 @@
 //! A request on its way through the HTTP filters of its chain.
 
+mod authz;
 mod buffer;
 mod cors;
 mod fault;
 mod jwt;
 mod local_limit;
+mod rate_limit;
 mod rbac;
+mod service;
+mod values;
 
 use std::sync::Arc;
 
@@ -13,10 +17,12 @@ use http::{HeaderName, HeaderValue, Response};
 
 use super::{
     body::ResponseBody,
+    scene::Scene,
     service::{Client, HttpChain, Routed, note, route},
 };
 use crate::{
     config::{FilterKind, RouteSettings},
+    format::Facts,
     policy::{
         Metadata,
         limit::{Descriptor, LimitRule, Subject, descriptors},
@@ -35,13 +41,19 @@ pub(super) struct Exchange<'a> {
     request: Routed,
     record: Option<&'a mut AccessRecord>,
     metadata: Metadata,
-    /// Replace those of the answer, whoever gives it.
-    response_headers: Vec<(HeaderName, HeaderValue)>,
+    /// For the answer, whoever gives it; whether they are added to what is there.
+    response_headers: Vec<(HeaderName, HeaderValue, bool)>,
     /// What filters did, for the log.
     flag: Flag,
 }
 
 impl<'a> Exchange<'a> {
+    /// What is known of the request, for texts with operators.
+    fn facts(&self) -> Facts<'_> {
+        let route = self.request.picked.as_ref().map_or("", |picked| &picked.route.name);
+        Scene { connection: &self.client.connection, route, cluster: None }.facts(&self.request.head)
+    }
+
     pub(super) fn new(
         chain: &'a HttpChain,
         client: &'a Client,
@@ -78,6 +90,11 @@ impl<'a> Exchange<'a> {
         }
     }
 
+    /// A header for the answer, whoever gives it.
+    fn answer_with(&mut self, name: HeaderName, value: HeaderValue, append: bool) {
+        self.response_headers.push((name, value, append));
+    }
+
     /// The client behind the proxies that are trusted.
     fn remote(&self) -> std::net::SocketAddr {
         self.request.head.remote
@@ -95,7 +112,7 @@ type Outcome = Option<Response<ResponseBody>>;
 /// Serves a request by way of the filters.
 pub(super) async fn serve(mut exchange: Exchange<'_>) -> Response<ResponseBody> {
     let answer = pass(&mut exchange).await;
-    let Exchange { chain, request, record, response_headers, flag, .. } = exchange;
+    let Exchange { chain, client, request, record, response_headers, flag, .. } = exchange;
     let mut response = match answer {
         Some(response) => {
             if flag != Flag::None {
@@ -103,10 +120,14 @@ pub(super) async fn serve(mut exchange: Exchange<'_>) -> Response<ResponseBody> 
             }
             response
         }
-        None => route(chain, request, record).await,
+        None => route(chain, client, request, record).await,
     };
-    for (name, value) in response_headers {
-        response.headers_mut().insert(name, value);
+    for (name, value, append) in response_headers {
+        if append {
+            response.headers_mut().append(name, value);
+        } else {
+            response.headers_mut().insert(name, value);
+        }
     }
     response
 }
@@ -141,6 +162,14 @@ async fn one(exchange: &mut Exchange<'_>, kind: &FilterKind, settings: Option<&R
         (FilterKind::Fault(_), Some(RouteSettings::Fault(fault))) | (FilterKind::Fault(fault), _) => {
             fault::inject(exchange, fault).await
         }
+        (FilterKind::Authz(authz), Some(RouteSettings::Authz(route))) => {
+            authz::check(exchange, authz, Some(route)).await
+        }
+        (FilterKind::Authz(authz), _) => authz::check(exchange, authz, None).await,
+        (FilterKind::GlobalLimit(limit), Some(RouteSettings::GlobalLimit(route))) => {
+            rate_limit::check(exchange, limit, Some(route)).await
+        }
+        (FilterKind::GlobalLimit(limit), _) => rate_limit::check(exchange, limit, None).await,
         (FilterKind::Buffer(_), Some(RouteSettings::Buffer(None))) => None,
         (FilterKind::Buffer(_), Some(RouteSettings::Buffer(Some(max)))) | (FilterKind::Buffer(max), _) => {
             buffer::wait(exchange, *max).await

@@ -152,7 +152,7 @@ pub struct RemoteKeys {
 impl JwtAuthn {
     /// What a request must carry, as far as no route says otherwise.
     pub fn requirement(&self, request: &RequestView<'_>) -> Option<&Requirement> {
-        self.rules.iter().find(|rule| rule.matches.matches(request))?.requires.as_ref()
+        self.rules.iter().find(|rule| rule.matches.matches(request, 0))?.requires.as_ref()
     }
 
     /// Headers that only this filter sets: a client's are taken away.

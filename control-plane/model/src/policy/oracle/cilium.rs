@@ -87,7 +87,7 @@ impl Entry<'_> {
         let by_peer = match &entry.peers {
             CiliumPeers::Unsaid => !entry.ports.is_empty() || !entry.icmps.is_empty(),
             CiliumPeers::Endpoints(list) => {
-                matches!(other, End::Workload(w) if list.iter().any(|selector| selects(self.world, selector, self.home, w)))
+                matches!(other, End::Workload(w) | End::OwnNode(Some(w)) if list.iter().any(|selector| selects(self.world, selector, self.home, w)))
             }
             CiliumPeers::Cidrs(list) => {
                 matches!(other, End::Node { ip, .. } | End::Outside(ip, _) if list.iter().any(|net| net.contains(ip)))
@@ -128,12 +128,12 @@ impl Entry<'_> {
             (CiliumEntity::World, End::Outside(..)) => true,
             (CiliumEntity::WorldIpv4, End::Outside(ip, _)) => ip.is_ipv4(),
             (CiliumEntity::WorldIpv6, End::Outside(ip, _)) => ip.is_ipv6(),
-            (CiliumEntity::Cluster, End::Workload(_) | End::Node { .. } | End::OwnNode) => true,
-            (CiliumEntity::Mesh, End::Workload(_)) => true,
+            (CiliumEntity::Cluster, End::Workload(_) | End::Node { .. } | End::OwnNode(_)) => true,
+            (CiliumEntity::Mesh, End::Workload(_) | End::OwnNode(Some(_))) => true,
             (CiliumEntity::RemoteNode, End::Node { .. }) => true,
-            (CiliumEntity::Host | CiliumEntity::Health, End::OwnNode) => true,
+            (CiliumEntity::Host | CiliumEntity::Health, End::OwnNode(_)) => true,
             (CiliumEntity::Unmanaged, End::Unmanaged) => true,
-            (CiliumEntity::Ingress, End::Workload(other)) => {
+            (CiliumEntity::Ingress, End::Workload(other) | End::OwnNode(Some(other))) => {
                 let alike = self.world.workloads().filter(|w| same_identity(w, other));
                 alike.into_iter().all(|w| w.proxy == ProxyMode::Gateway)
             }
@@ -170,7 +170,7 @@ impl Entry<'_> {
         services.into_iter().any(|service| {
             let name = &service.meta.name;
             match self.other {
-                End::Workload(other) => {
+                End::Workload(other) | End::OwnNode(Some(other)) => {
                     !service.selector.is_empty()
                         && other.meta.name.namespace == name.namespace
                         && service.selector.iter().all(|(key, value)| {

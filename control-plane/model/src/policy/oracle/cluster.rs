@@ -39,9 +39,11 @@ pub(super) fn judge(
             ClusterPort::Named(name) => world.is_named(name, direction, (Some(own), other), flow),
         };
         let by_peer = |peer: &ClusterPeer| match (peer, other) {
-            (ClusterPeer::Pods(pods), End::Workload(other)) => selects(world, pods, other),
+            (ClusterPeer::Pods(pods), End::Workload(other) | End::OwnNode(Some(other))) => {
+                selects(world, pods, other)
+            }
             // A block that holds all pods holds every workload.
-            (ClusterPeer::Networks(nets), End::Workload(_)) => {
+            (ClusterPeer::Networks(nets), End::Workload(_) | End::OwnNode(Some(_))) => {
                 let mut pods = world.cluster.pod_cidrs();
                 let held = |pods: IpNet| nets.iter().any(|net| net.contains(&pods));
                 // By one family is enough to be denied, and not to be let through.

@@ -136,8 +136,9 @@ enum End<'a> {
         ip: IpAddr,
         names: Vec<&'a str>,
     },
-    /// The node that the workload runs on, seen from there.
-    OwnNode,
+    /// The node that the workload runs on, seen from there; and the workload that has its address, or one that is not to be
+    /// told from that.
+    OwnNode(Option<&'a Workload>),
     /// Among the pods' addresses, yet no workload has it.
     Unmanaged,
     /// A name that nobody declared.
@@ -246,6 +247,16 @@ impl<'a> World<'a> {
         }
     }
 
+    /// Whether a workload, or one of the same identity, has an address of the node that another one runs on.
+    fn is_at_the_node_of(self, workload: &Workload, other: &Workload) -> bool {
+        let node = self.bindings.get(&other.meta.name).and_then(|binding| self.nodes.get(&binding.node));
+        node.is_some_and(|node| {
+            self.workloads()
+                .filter(|w| same_identity(w, workload))
+                .any(|w| node.addresses().any(|address| self.has_address(w, address)))
+        })
+    }
+
     fn audits_node(self, name: &str) -> bool {
         self.nodes.get(name).is_some_and(|node| node.is_audited())
     }
@@ -295,11 +306,15 @@ impl<'a> World<'a> {
         let own_node = match (own, other) {
             (End::Workload(own), End::Node { names, .. }) => {
                 let node = self.bindings.get(&own.meta.name).map(|binding| binding.node.as_str());
-                node.is_some_and(|node| names.contains(&node))
+                node.is_some_and(|node| names.contains(&node)).then_some(None)
             }
-            _ => false,
+            (End::Workload(own), End::Workload(other)) => {
+                self.is_at_the_node_of(other, own).then_some(Some(*other))
+            }
+            _ => None,
         };
-        let other = if own_node { &End::OwnNode } else { other };
+        let at_own_node = own_node.map(End::OwnNode);
+        let other = at_own_node.as_ref().unwrap_or(other);
         let mut said = Side::default();
         for object in self.objects.values().filter(|object| audited || !object.meta().is_audited()) {
             match (object.as_ref(), own) {
@@ -317,10 +332,26 @@ impl<'a> World<'a> {
             }
         }
         let mut redirect = false;
-        let (action, provenance) = if own_node && !said.denials.is_empty() && !said.tiered {
-            (Action::Deny, said.denials)
-        } else if own_node {
-            (Action::Allow, vec![OWN_NODE.to_owned()])
+        let (action, provenance) = if let Some(who) = own_node {
+            let denied = match (said.tiered, who) {
+                (false, _) => (!said.denials.is_empty()).then_some(said.denials),
+                // Tiers don't know it as the node, but they may know who has its address.
+                (true, None) => None,
+                (true, Some(_)) => match first(said.admin) {
+                    Some((Action::Deny, by)) => Some(by),
+                    Some((Action::Allow, _)) => None,
+                    None if !said.denials.is_empty() => Some(said.denials),
+                    None if !said.permits.is_empty() || !said.default_denials.is_empty() => None,
+                    None => match first(said.baseline) {
+                        Some((Action::Deny, by)) => Some(by),
+                        _ => None,
+                    },
+                },
+            };
+            match denied {
+                Some(by) => (Action::Deny, by),
+                None => (Action::Allow, vec![OWN_NODE.to_owned()]),
+            }
         } else if let Some(decided) = first(said.admin) {
             decided
         } else if !said.denials.is_empty() {
@@ -400,14 +431,19 @@ impl<'a> World<'a> {
     ) -> bool {
         match (direction, other) {
             (Direction::Ingress, _) => own.is_some_and(|own| serves(own, name, flow)),
-            (Direction::Egress, End::Workload(other)) => self.one_alike_serves(other, name, flow),
+            (Direction::Egress, End::Workload(other) | End::OwnNode(Some(other))) => {
+                self.one_alike_serves(other, name, flow)
+            }
             (Direction::Egress, _) => false,
         }
     }
 
     fn peer_matches(self, rule: &NetworkPolicyRule, policy_namespace: &str, other: &End<'_>) -> bool {
         let matches = |peer: &NetworkPolicyPeer| match (peer, other) {
-            (NetworkPolicyPeer::Pods { pod, namespace }, End::Workload(other)) => {
+            (
+                NetworkPolicyPeer::Pods { pod, namespace },
+                End::Workload(other) | End::OwnNode(Some(other)),
+            ) => {
                 let own = &other.meta.name.namespace;
                 let namespace_matches = match namespace {
                     None => own == policy_namespace,
