@@ -17,6 +17,7 @@ pub mod io;
 pub mod keys;
 pub mod limits;
 pub mod outbound;
+pub mod overload;
 pub mod policy;
 mod proxy;
 pub mod retry;

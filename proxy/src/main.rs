@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use proxy::{Options, Proxy};
+use proxy::{Options, Proxy, overload::Ceilings, shared::Home};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -43,6 +43,18 @@ struct Run {
     /// Log every request.
     #[arg(long)]
     access_log: bool,
+    /// Shed load before the process has so much resident memory, in bytes.
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..))]
+    max_memory_bytes: Option<u64>,
+    /// Connections of clients, of all listeners together. Further ones are closed at once.
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+    max_connections: Option<u32>,
+    /// Where this proxy is, as region/zone/sub_zone: endpoints of the same place go first where clusters ask for that.
+    #[arg(long, value_name = "LOCALITY", default_value = "")]
+    locality: String,
+    /// The cluster whose endpoints are the proxies of the mesh: for zone-aware routing.
+    #[arg(long, value_name = "NAME", default_value = "")]
+    local_cluster: String,
     /// How long requests may go on after SIGTERM, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 20)]
     drain_seconds: u64,
@@ -111,15 +123,17 @@ fn serve(run: Run) -> anyhow::Result<()> {
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
-        let proxy = Proxy::start(Options {
+        let ceilings = Ceilings { memory: run.max_memory_bytes, connections: run.max_connections };
+        let home = Home { locality: run.locality, cluster: run.local_cluster };
+        let options = Options {
             agent_socket: run.agent_socket,
             node_id: run.node_id,
             cluster: run.cluster,
             admin: run.admin,
             ready_file: run.ready_file,
             access_log: run.access_log,
-        })
-        .await?;
+        };
+        let proxy = Proxy::start_within(options, ceilings, home).await?;
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}

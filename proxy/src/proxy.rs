@@ -13,7 +13,8 @@ use crate::{
     admin::{self, Admin},
     config::Source,
     inbound::{Bound, Listeners},
-    shared::Shared,
+    overload::Ceilings,
+    shared::{Home, Shared},
     subscribe::{self, Engine, Peer},
 };
 
@@ -70,7 +71,15 @@ impl Proxy {
     /// # Errors
     /// See [`StartError`]. An agent that is not there (yet) is none: it is waited for.
     pub async fn start(options: Options) -> Result<Self, StartError> {
-        let shared = Shared::new(options.access_log);
+        Self::start_within(options, Ceilings::default(), Home::default()).await
+    }
+
+    /// The same with ceilings on what it may use, and a place of its own.
+    ///
+    /// # Errors
+    /// As of [`Proxy::start`].
+    pub async fn start_within(options: Options, ceilings: Ceilings, home: Home) -> Result<Self, StartError> {
+        let shared = Shared::new(options.access_log, ceilings, home);
         let listeners = Arc::new(Listeners::new(shared.clone()));
         let (ads, ads_commands) = mpsc::unbounded_channel();
         let (sds, sds_commands) = mpsc::unbounded_channel();
@@ -97,6 +106,8 @@ impl Proxy {
             ready_sender,
             options.ready_file,
         ));
+        let watched = shared.clone();
+        tasks.spawn(async move { watched.overload.watch().await });
         let swept = shared.clone();
         tasks.spawn(async move {
             let mut interval = tokio::time::interval(SWEEP);

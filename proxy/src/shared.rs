@@ -9,9 +9,23 @@ use std::{
 use arc_swap::ArcSwap;
 
 use crate::{
-    balance::Assignment, config::Cluster, keys::KeyCache, outbound::UpstreamCluster, telemetry::Stats,
+    balance::{Assignment, Health, Place},
+    config::Cluster,
+    keys::KeyCache,
+    outbound::UpstreamCluster,
+    overload::{Ceilings, Overload},
+    telemetry::Stats,
     tls::Secrets,
 };
+
+/// Where a proxy is, for zone-aware routing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Home {
+    /// `region/zone/sub_zone`; empty: unknown.
+    pub locality: String,
+    /// The cluster whose endpoints the proxies are; empty: none.
+    pub cluster: String,
+}
 
 type Clusters = HashMap<Arc<str>, Arc<UpstreamCluster>>;
 
@@ -29,12 +43,21 @@ pub struct Shared {
     pub keys: KeyCache,
     /// Whether each request is logged at level info.
     pub access_log: bool,
+    /// What is shed when there is too much.
+    pub overload: Overload,
+    /// Where this proxy is, and which cluster tells where the others are.
+    home: Home,
+    place: ArcSwap<Place>,
 }
 
 impl Shared {
     /// Nothing is known yet.
-    pub fn new(access_log: bool) -> Arc<Self> {
-        Arc::new(Self { access_log, ..Self::default() })
+    pub fn new(access_log: bool, ceilings: Ceilings, home: Home) -> Arc<Self> {
+        let place = Place { mine: home.locality.clone(), ..Place::default() };
+        let stats: Arc<Stats> = Arc::default();
+        let overload = Overload::new(ceilings, stats.clone());
+        let place = ArcSwap::from_pointee(place);
+        Arc::new(Self { access_log, overload, home, place, stats, ..Self::default() })
     }
 
     /// A cluster by name.
@@ -60,7 +83,7 @@ impl Shared {
                 let name = config.name.clone();
                 let stats = self.stats.cluster(&name);
                 let former = clusters.get(&name).map(|c| &**c);
-                match UpstreamCluster::new(config, &self.secrets, stats, Arc::default(), former) {
+                match UpstreamCluster::new(config, &self.secrets, stats, self.place.load_full(), former) {
                     Ok(cluster) => {
                         clusters.insert(name, cluster);
                     }
@@ -72,9 +95,26 @@ impl Shared {
 
     /// Gives a cluster its endpoints.
     pub fn set_endpoints(&self, cluster: &str, assignment: Arc<Assignment>) {
+        if !self.home.cluster.is_empty() && cluster == self.home.cluster {
+            self.set_place(&assignment);
+        }
         if let Some(cluster) = self.cluster(cluster) {
             cluster.set_endpoints(assignment);
         }
+    }
+
+    /// The proxies themselves are here and there.
+    fn set_place(&self, proxies: &Assignment) {
+        let mut place = Place { mine: self.home.locality.clone(), ..Place::default() };
+        for proxy in proxies.endpoints.iter().filter(|e| e.health == Health::Healthy) {
+            *place.proxies.entry(proxy.locality_name.to_string()).or_default() += 1;
+        }
+        let place = Arc::new(place);
+        if **self.place.load() == *place {
+            return;
+        }
+        self.place.store(place.clone());
+        self.clusters.load().values().for_each(|cluster| cluster.set_place(place.clone()));
     }
 
     /// Takes clusters away.

@@ -11,6 +11,7 @@ use crate::{
 pub(super) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 const DROP_OVERLOAD: HeaderName = HeaderName::from_static("x-envoy-drop-overload");
+const LOCAL_OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-local-overloaded");
 const OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
 
 /// A local answer.
@@ -51,6 +52,11 @@ impl Reply {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "drop overload", Flag::DropOverload)
     }
 
+    /// This proxy has too much to do.
+    pub fn overloaded() -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "overload", Flag::Overloaded)
+    }
+
     /// Nobody to send to.
     pub fn no_healthy_upstream() -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "no healthy upstream", Flag::NoHealthyUpstream)
@@ -74,6 +80,7 @@ impl Reply {
         let overloaded = match self.flag {
             Flag::Overflow => Some(OVERLOADED),
             Flag::DropOverload => Some(DROP_OVERLOAD),
+            Flag::Overloaded => Some(LOCAL_OVERLOADED),
             _ => None,
         };
         if grpc {

@@ -89,6 +89,7 @@ pub async fn handle(
     let prepared = prepare(parts, &chain.manager, client, &mut rand::rng());
     let mut request_id = None;
     let mut response = match prepared {
+        _ if chain.shared.overload.sheds() => Reply::overloaded().response(grpc),
         Err(refusal) => {
             let mut response = Reply::new(refusal.status, refusal.text, Flag::BadRequest).response(false);
             let location = refusal.location.and_then(|to| HeaderValue::try_from(to).ok());

@@ -75,7 +75,8 @@ impl Serving {
         connection.active.fetch_add(1, Ordering::Relaxed);
         let seen = connection.seen.fetch_add(1, Ordering::Relaxed) + 1;
         let limit = connection.chain.manager.times.requests;
-        if limit.is_some_and(|limit| seen >= limit as usize) {
+        let crowded = connection.chain.shared.overload.closes();
+        if crowded || limit.is_some_and(|limit| seen >= limit as usize) {
             connection.enough.notify_one();
         }
         Self { connection: connection.clone(), since: Some(Instant::now()) }

@@ -299,6 +299,7 @@ impl Accepting {
         };
         let Target { stats, connections, .. } = target;
         stats.connections.fetch_add(1, Ordering::Relaxed);
+        let Some(admitted) = self.shared.overload.admit() else { return };
         let Some(permit) = connections.try_take() else {
             // Closing is the only answer that costs nothing.
             stats.refused.fetch_add(1, Ordering::Relaxed);
@@ -314,7 +315,7 @@ impl Accepting {
                 () = cut.cancelled() => {}
             }
             stats.active_connections.fetch_sub(1, Ordering::Relaxed);
-            drop(permit);
+            drop((permit, admitted));
         });
     }
 }

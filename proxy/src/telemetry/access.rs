@@ -24,6 +24,8 @@ pub enum Flag {
     Overflow,
     /// `DO`: the control plane wants a part of the requests turned away.
     DropOverload,
+    /// `OM`: this proxy has too much to do.
+    Overloaded,
     /// `UT`: the upstream was too slow.
     Timeout,
     /// `DPE`: the client broke the protocol.
@@ -52,6 +54,7 @@ impl Flag {
             Self::Reset => "UR",
             Self::Overflow => "UO",
             Self::DropOverload => "DO",
+            Self::Overloaded => "OM",
             Self::Timeout => "UT",
             Self::BadRequest => "DPE",
             Self::RateLimited => "RL",

@@ -117,6 +117,12 @@ impl Collector for Stats {
         for (name, help, value) in [
             ("updates", "Updates of the control plane that were applied", &self.updates),
             ("updates_refused", "Updates of the control plane that were refused", &self.refusals),
+            ("overload_shed_requests", "Requests turned away because of overload", &self.shed_requests),
+            (
+                "overload_shed_connections",
+                "Connections turned away because of overload",
+                &self.shed_connections,
+            ),
         ] {
             let counter = ConstCounter::new(value.load(Ordering::Relaxed));
             counter.encode(encoder.encode_descriptor(

@@ -167,6 +167,10 @@ pub struct Stats {
     pub updates: AtomicU64,
     /// Updates that were refused.
     pub refusals: AtomicU64,
+    /// Requests that were turned away because of overload.
+    pub shed_requests: AtomicU64,
+    /// Connections that were turned away because of overload.
+    pub shed_connections: AtomicU64,
 }
 
 impl Stats {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures::Stream;
-use proxy::{Options, Proxy};
+use proxy::{Options, Proxy, overload::Ceilings, shared::Home};
 use tempfile::TempDir;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -81,16 +81,20 @@ impl Control {
 
     /// A proxy that subscribes here.
     pub async fn proxy(&self) -> Proxy {
-        Proxy::start(Options {
+        self.proxy_within(Ceilings::default(), Home::default()).await
+    }
+
+    /// The same with ceilings, and at a place.
+    pub async fn proxy_within(&self, ceilings: Ceilings, home: Home) -> Proxy {
+        let options = Options {
             agent_socket: self.folder.path().join("agent.sock"),
             node_id: "proxy~test/one".to_owned(),
             cluster: String::new(),
             admin: Some("127.0.0.1:0".parse().unwrap()),
             ready_file: None,
             access_log: false,
-        })
-        .await
-        .unwrap()
+        };
+        Proxy::start_within(options, ceilings, home).await.unwrap()
     }
 
     /// Serves these from now on.

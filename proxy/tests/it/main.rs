@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod backend;
+mod choice;
 mod client;
 mod command_line;
 mod control;
@@ -20,6 +21,7 @@ mod limits;
 mod load;
 mod mtls;
 mod origin;
+mod overload;
 mod rbac;
 mod redirected;
 mod refusal;
