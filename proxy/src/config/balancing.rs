@@ -259,8 +259,9 @@ pub(super) fn ring(
 
 pub(super) fn maglev(path: &Path<'_>, size: Option<UInt64Value>) -> Result<Policy> {
     let size = size.map_or(65_537, |size| size.value);
-    let prime = size > 1 && (2..).take_while(|n| n * n <= size).all(|n| !size.is_multiple_of(n));
-    if size > MAX_MAGLEV || !prime {
+    // The bound first: dividing takes as long as the number is large.
+    let prime = || size > 1 && (2..).take_while(|n| n * n <= size).all(|n| !size.is_multiple_of(n));
+    if size > MAX_MAGLEV || !prime() {
         let reason = format!("must be a prime of at most {MAX_MAGLEV}");
         return Err(path.field("table_size").invalid(size, reason));
     }
@@ -372,4 +373,45 @@ fn selector(path: &Path<'_>, wire: WireSelector) -> Result<Selector> {
         refuse!(path; fallback_keys_subset);
     }
     Ok(Selector { keys, fallback })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_has_a_prime_size_and_a_ring_an_end() {
+        let size = |value| Some(UInt64Value { value });
+        for good in [2, 65_537, MAX_MAGLEV] {
+            assert!(maglev(&Path::ROOT, size(good)).is_ok(), "{good}");
+        }
+        for bad in [0, 1, 65_536, MAX_MAGLEV + 2, u64::MAX] {
+            assert_eq!(maglev(&Path::ROOT, size(bad)).unwrap_err().path, "table_size", "{bad}");
+        }
+        assert!(ring(&Path::ROOT, 1, size(MAX_RING), None).is_ok());
+        assert_eq!(ring(&Path::ROOT, 1, None, size(u64::MAX)).unwrap_err().path, "maximum_ring_size");
+        assert_eq!(ring(&Path::ROOT, 1, size(9), size(8)).unwrap_err().path, "minimum_ring_size");
+        assert_eq!(ring(&Path::ROOT, 3, None, None).unwrap_err().path, "hash_function");
+    }
+
+    #[test]
+    fn a_selector_falls_back_to_fewer_keys_or_not_at_all() {
+        let of = |keys: &[&str], fallback: &[&str]| {
+            let strings = |all: &[&str]| all.iter().map(|s| (*s).to_owned()).collect();
+            selector(
+                &Path::ROOT,
+                WireSelector {
+                    keys: strings(keys),
+                    single_host_per_subset: false,
+                    fallback_policy: 4,
+                    fallback_keys_subset: strings(fallback),
+                },
+            )
+        };
+        assert!(of(&["a", "b"], &["a"]).is_ok());
+        for (keys, fallback) in [(&["a"][..], &["a"][..]), (&["a"], &["b"]), (&["a"], &[])] {
+            assert_eq!(of(keys, fallback).unwrap_err().path, "fallback_keys_subset");
+        }
+        assert_eq!(of(&[], &[]).unwrap_err().path, "keys");
+    }
 }

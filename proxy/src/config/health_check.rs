@@ -347,6 +347,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::single_range_in_vec_init)]
     fn statuses_are_half_open_and_within_http() {
         let range = |start, end| ranges(&Path::ROOT, vec![Int64Range { start, end }], 100);
         assert_eq!(range(200, 300).unwrap(), Vec::from_iter(Some(200..300)));

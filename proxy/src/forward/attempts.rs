@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use super::{
     answer::{self, Passing},
     body::ResponseBody,
+    choice::{Choice, dropped},
     reply::Reply,
     request::Head,
     scene::Scene,
@@ -23,14 +24,11 @@ use crate::{
     config::UpstreamProtocol,
     format::Facts,
     outbound::{
-        Ask, ConnectError, ConnectFailure, Deadline, Host, IdleTimer, Lease, ReplayHandle, SendError,
+        ConnectError, ConnectFailure, Deadline, Host, IdleTimer, Lease, ReplayHandle, SendError,
         UpstreamBody, UpstreamCluster, Want, acquire_as,
     },
     retry::{Outcome, RetryPolicy},
-    route::{
-        Destination, Forward,
-        hash::{Hashable, Hashed, hash},
-    },
+    route::{Destination, Forward},
     telemetry::Flag,
 };
 
@@ -103,14 +101,11 @@ pub(super) async fn run(mut job: Job<'_>) -> Done {
     let mut done =
         Done { result: Err(Reply::reset("overflow", Flag::Overflow)), attempts: 0, upstream: None };
     let breaker = cluster.breaker(job.forward.choice.priority);
-    if let Some(category) = cluster.drops() {
-        cluster.stats.dropped.fetch_add(1, Ordering::Relaxed);
-        tracing::debug!(cluster = %cluster.config.name, category, "request is dropped");
-        done.result = Err(Reply::drop_overload());
+    if let Some(reply) = dropped(&cluster) {
+        done.result = Err(reply);
         return done;
     }
-    let hashed = hashed(&job);
-    let named = named(&job);
+    let choice = Choice::of(&job);
     let Some(request_permit) = breaker.requests.try_take() else {
         cluster.stats.overflow.fetch_add(1, Ordering::Relaxed);
         return done;
@@ -128,14 +123,7 @@ pub(super) async fn run(mut job: Job<'_>) -> Done {
     let mut retry_permit = None;
     loop {
         done.attempts += 1;
-        let ask = Ask {
-            hash: hashed.hash,
-            wanted: job.destination.wanted.as_deref(),
-            // One that failed is not asked for twice.
-            named: named.filter(|_| done.attempts == 1),
-            tried: &tried,
-        };
-        let Some(host) = cluster.choose_for(&ask) else {
+        let Some(host) = choice.host(&cluster, &tried) else {
             cluster.stats.no_endpoint.fetch_add(1, Ordering::Relaxed);
             done.result = Err(Reply::no_healthy_upstream());
             return done;
@@ -196,9 +184,7 @@ pub(super) async fn run(mut job: Job<'_>) -> Done {
             };
             let head = job.head.method == Method::HEAD;
             let mut response = answer::pass(response, passing, &job.destination.response, facts, head);
-            if let Some(cookie) = hashed.cookie {
-                response.headers_mut().append(header::SET_COOKIE, cookie);
-            }
+            choice.tell(&mut response);
             if job.forward.attempt_count_in_response {
                 answer::set_attempts(response.headers_mut(), done.attempts);
             }
@@ -206,34 +192,6 @@ pub(super) async fn run(mut job: Job<'_>) -> Done {
         });
         return done;
     }
-}
-
-/// What the choice of an endpoint goes by.
-fn hashed(job: &Job<'_>) -> Hashed {
-    if job.forward.choice.hash.is_empty() {
-        return Hashed::default();
-    }
-    let client = job.head.remote;
-    let connection = client.to_string();
-    hash(
-        &job.forward.choice.hash,
-        Hashable {
-            headers: &job.head.headers,
-            path_and_query: job.head.path.as_str(),
-            client: client.ip(),
-            connection: &connection,
-        },
-    )
-}
-
-/// The endpoint that a header asks for, where the cluster believes it (`override_host`).
-fn named(job: &Job<'_>) -> Option<std::net::SocketAddr> {
-    let mut headers = job.cluster.config.balancing.override_headers.iter();
-    headers.find_map(|name| {
-        let text = job.head.headers.get(name)?.to_str().ok()?;
-        // The first of a list: what follows is for retries, which this proxy chooses itself.
-        text.split(',').next()?.trim().parse().ok()
-    })
 }
 
 type Answered = Result<(Response<Incoming>, Lease), Reply>;

@@ -3,6 +3,7 @@
 mod answer;
 mod attempts;
 mod body;
+mod choice;
 mod filters;
 mod hops;
 mod mirror;

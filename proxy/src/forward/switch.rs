@@ -18,18 +18,19 @@ use super::{
     answer::{self, Passing},
     attempts::{ActiveCount, Done, Job},
     body::ResponseBody,
+    choice::{Choice, dropped},
     hops,
     reply::Reply,
     request::Head,
 };
 use crate::{
     balance::Failure,
-    config::UpstreamProtocol,
+    config::{Priority, UpstreamProtocol},
     gateway::copy,
     io::Io,
     limits,
     outbound::{
-        ConnectFailure, Deadline, Host, IdleTimer, Lease, UpstreamBody, UpstreamCluster, Want, acquire,
+        ConnectFailure, Deadline, Host, IdleTimer, Lease, UpstreamBody, UpstreamCluster, Want, acquire_as,
         behalf, dial,
     },
     telemetry::Flag,
@@ -95,7 +96,12 @@ pub(super) async fn run(job: Job<'_>, switching: Switching) -> Done {
     let cluster = job.cluster.clone();
     let mut done =
         Done { result: Err(Reply::reset("overflow", Flag::Overflow)), attempts: 0, upstream: None };
-    let Some(permit) = cluster.requests.try_take() else {
+    if let Some(reply) = dropped(&cluster) {
+        done.result = Err(reply);
+        return done;
+    }
+    let choice = Choice::of(&job);
+    let Some(permit) = cluster.breaker(choice.priority).requests.try_take() else {
         cluster.stats.overflow.fetch_add(1, Ordering::Relaxed);
         return done;
     };
@@ -103,7 +109,7 @@ pub(super) async fn run(job: Job<'_>, switching: Switching) -> Done {
     let patience = job.stream_idle.unwrap_or(limits::STREAM_IDLE);
     let mut tried: Vec<Arc<Host>> = vec![];
     while tried.len() < CONNECTS {
-        let Some(host) = cluster.choose(&tried) else {
+        let Some(host) = choice.host(&cluster, &tried) else {
             cluster.stats.no_endpoint.fetch_add(1, Ordering::Relaxed);
             done.result = Err(Reply::no_healthy_upstream());
             return done;
@@ -115,6 +121,7 @@ pub(super) async fn run(job: Job<'_>, switching: Switching) -> Done {
             head: &job.head,
             terminates_connect: job.forward.terminates_connect,
             http2_client: job.http2_client,
+            priority: choice.priority,
         };
         let begun = tokio::time::timeout(patience, begin(asked, &cluster, &host, &switching.to)).await;
         match begun.unwrap_or_else(|_| Begun::Failed(Reply::timeout(), false)) {
@@ -152,6 +159,7 @@ pub(super) async fn run(job: Job<'_>, switching: Switching) -> Done {
                 let mut response = switched(&switching.to, job.http2_client, answer);
                 let values = job.destination.response.values(&job.scene.facts(&job.head));
                 job.destination.response.apply(response.headers_mut(), values);
+                choice.tell(&mut response);
                 done.result = Ok(response);
                 return done;
             }
@@ -205,6 +213,7 @@ struct Asked<'a> {
     head: &'a Head,
     terminates_connect: bool,
     http2_client: bool,
+    priority: Priority,
 }
 
 async fn begin(asked: Asked<'_>, cluster: &Arc<UpstreamCluster>, host: &Arc<Host>, to: &Switch) -> Begun {
@@ -226,7 +235,7 @@ async fn begin(asked: Asked<'_>, cluster: &Arc<UpstreamCluster>, host: &Arc<Host
         UpstreamProtocol::Http2 => Want::Http2,
         UpstreamProtocol::Http1 | UpstreamProtocol::Auto | UpstreamProtocol::Downstream => Want::Http1,
     };
-    let mut lease = match acquire(cluster, host, want).await {
+    let mut lease = match acquire_as(cluster, host, want, asked.priority).await {
         Ok(lease) => lease,
         Err(error) => return unreachable(error),
     };

@@ -10,6 +10,10 @@ use bytes::Bytes;
 use http::{Request, Version};
 use http_body_util::Full;
 use proxy::Proxy;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 use xds_proto::{
     Name,
     envoy::{
@@ -33,6 +37,7 @@ use xds_proto::{
                 },
             },
         },
+        extensions::filters::network::http_connection_manager::v3::http_connection_manager::UpgradeConfig,
         extensions::load_balancing_policies::{
             maglev::v3::Maglev,
             override_host::v3::{OverrideHost, override_host::OverrideHostSource},
@@ -48,6 +53,7 @@ use crate::{
     backend::Backend,
     client::{Answer, get1, send},
     control::{Control, named},
+    origin::{Does, Origin},
     resources::*,
 };
 
@@ -296,4 +302,47 @@ async fn a_header_names_the_endpoint_where_the_cluster_believes_it() {
         seen.insert(ask(at, &[("x-endpoint", stranger)]).await.backend().to_owned());
     }
     assert_eq!(seen.len(), 2, "an address that is none of its endpoints is not asked");
+}
+
+#[tokio::test]
+async fn an_upgrade_goes_by_its_route_as_any_request_does() {
+    let app = Origin::start(|_| {
+        Does::Switches("HTTP/1.1 101 S\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n")
+    })
+    .await;
+    let closed = |priority| Thresholds {
+        priority,
+        max_requests: Some(UInt32Value { value: u32::from(priority == 1) }),
+        ..Thresholds::default()
+    };
+    let mut cluster = static_cluster("app", &[app.address]);
+    cluster.circuit_breakers =
+        Some(CircuitBreakers { thresholds: vec![closed(0), closed(1)], ..CircuitBreakers::default() });
+    let mut manager = hcm(rds("out"));
+    manager
+        .upgrade_configs
+        .push(UpgradeConfig { upgrade_type: "websocket".to_owned(), ..Default::default() });
+    let control = Control::start().await;
+    control.set([
+        named(listener("out", vec![chain(http_filter(&manager))])),
+        named(routes(
+            "out",
+            vec![(
+                &["*"],
+                vec![to(prefix("/high"), action(|a| a.priority = 1)), to(prefix("/"), cluster_action("app"))],
+            )],
+        )),
+        named(cluster),
+    ]);
+    let proxy = control.proxy().await;
+    let at = proxy.listener("out").await.unwrap();
+    for (path, expected) in [("/high", "HTTP/1.1 101 "), ("/low", "HTTP/1.1 503 ")] {
+        let mut stream = TcpStream::connect(at).await.unwrap();
+        let asking =
+            format!("GET {path} HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n");
+        stream.write_all(asking.as_bytes()).await.unwrap();
+        let mut status = vec![0; expected.len()];
+        stream.read_exact(&mut status).await.unwrap();
+        assert_eq!(String::from_utf8_lossy(&status), expected, "{path}");
+    }
 }

@@ -250,6 +250,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::single_range_in_vec_init)]
     fn a_status_is_good_bad_or_to_be_asked_again() {
         let check = HttpCheck {
             host: String::new(),
