@@ -12,7 +12,7 @@ use xds_proto::envoy::config::route::v3::{
     route_match::PathSpecifier,
 };
 
-use xds_proto::envoy::{config::core::v3::RuntimeFractionalPercent, r#type::v3::FractionalPercent};
+use xds_proto::envoy::config::core::v3::RuntimeFractionalPercent;
 
 use super::{
     error::Path,
@@ -23,10 +23,10 @@ use super::{
     route_action::{self, Levels},
     wire::{Result, bool_or, refuse},
 };
-use crate::policy::limit::RouteLimits;
+use crate::policy::{Fraction, limit::RouteLimits};
 use crate::route::{
-    CookieTest, Fraction, HeaderMatch, HeaderOps, HeaderTest, HostIndex, PathMatch, QueryMatch, RequireTls,
-    Route, RouteMatch, RouteTable, VirtualHost,
+    CookieTest, HeaderMatch, HeaderOps, HeaderTest, HostIndex, PathMatch, QueryMatch, RequireTls, Route,
+    RouteMatch, RouteTable, VirtualHost,
 };
 
 /// Most routes in one configuration.
@@ -272,14 +272,7 @@ fn cookie(path: &Path<'_>, wire: CookieMatcher) -> Result<CookieTest> {
 pub(super) fn fraction(path: &Path<'_>, wire: RuntimeFractionalPercent) -> Result<Fraction> {
     let RuntimeFractionalPercent { default_value, runtime_key: _ } = wire;
     let path = path.field("default_value");
-    let FractionalPercent { numerator, denominator } = default_value.ok_or_else(|| path.missing())?;
-    let denominator = match denominator {
-        0 => 100,
-        1 => 10_000,
-        2 => 1_000_000,
-        other => return Err(path.field("denominator").invalid(other, "is unknown")),
-    };
-    Ok(Fraction { numerator: numerator.into(), denominator })
+    filters::fraction::convert(&path, default_value.ok_or_else(|| path.missing())?)
 }
 
 #[allow(deprecated)]

@@ -27,12 +27,9 @@ use super::{
 };
 use crate::{
     balance::Criteria,
-    policy::limit::LimitRule,
+    policy::{Fraction, limit::LimitRule},
     retry::{RateLimited, RetryOn, RetryPolicy},
-    route::{
-        Action, Destination, Direct, Forward, Fraction, GrpcTimeout, HostRewrite, Mirror, PathRedirect,
-        Redirect,
-    },
+    route::{Action, Destination, Direct, Forward, GrpcTimeout, HostRewrite, Mirror, PathRedirect, Redirect},
 };
 
 /// Envoy's default of a route's timeout.
@@ -237,7 +234,7 @@ fn mirror(path: &Path<'_>, wire: RequestMirrorPolicy) -> Result<Mirror> {
     let header_path = path.field("cluster_header");
     let fraction = match runtime_fraction {
         Some(wire) => table::fraction(&path.field("runtime_fraction"), wire)?,
-        None => Fraction { numerator: 1, denominator: 1 },
+        None => Fraction::ALL,
     };
     let cluster_header = match (cluster.is_empty(), cluster_header.as_str()) {
         (true, "") => return Err(path.field("cluster").missing()),

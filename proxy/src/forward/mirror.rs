@@ -5,7 +5,6 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use http::{Request, uri::Authority};
 use http_body_util::BodyExt;
-use rand::Rng;
 
 use super::{
     attempts::{form, want},
@@ -32,7 +31,7 @@ pub(super) async fn send(
     idle: Option<Duration>,
 ) {
     let chosen: Vec<&Mirror> =
-        forward.mirrors.iter().filter(|mirror| mirror.fraction.takes(rand::rng().random())).collect();
+        forward.mirrors.iter().filter(|mirror| mirror.fraction.takes(&mut rand::rng())).collect();
     if chosen.is_empty() || head.switch.is_some() {
         return;
     }
@@ -98,14 +97,14 @@ mod tests {
     use http::HeaderValue;
 
     use super::*;
-    use crate::route::Fraction;
+    use crate::policy::Fraction;
 
     #[test]
     fn a_copy_says_in_its_host_that_it_is_one() {
         let mut mirror = Mirror {
             cluster: "a".into(),
             cluster_header: None,
-            fraction: Fraction { numerator: 1, denominator: 1 },
+            fraction: Fraction::ALL,
             shadow_host: true,
             host: None,
         };

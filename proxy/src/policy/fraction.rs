@@ -23,6 +23,11 @@ impl Fraction {
         self.numerator >= self.of || (self.numerator > 0 && rng.random_range(0..self.of) < self.numerator)
     }
 
+    /// Whether a request with this random number is among them: the same answer wherever the same number is asked with.
+    pub fn takes_ticket(self, ticket: u64) -> bool {
+        ticket % u64::from(self.of.max(1)) < u64::from(self.numerator)
+    }
+
     /// At most `numerator`, out of the same.
     pub fn at_most(self, numerator: u32) -> Self {
         Self { numerator: self.numerator.min(numerator), ..self }
@@ -43,5 +48,16 @@ mod tests {
         assert_eq!((share(0, 100), share(100, 100), share(200, 100)), (0, 10_000, 10_000));
         assert!((2_300..2_700).contains(&share(25, 100)));
         assert!((2_300..2_700).contains(&share(250_000, 1_000_000)));
+    }
+
+    #[test]
+    fn of_all_tickets_as_many_are_taken_as_it_says() {
+        let share = |numerator, of| {
+            (0..10_000).filter(|ticket| Fraction { numerator, of }.takes_ticket(*ticket)).count()
+        };
+        assert_eq!(
+            (share(0, 100), share(25, 100), share(100, 100), share(200, 100)),
+            (0, 2_500, 10_000, 10_000)
+        );
     }
 }

@@ -5,7 +5,10 @@ use std::borrow::Cow;
 use http::{HeaderMap, HeaderName};
 use serde::{Serialize, Serializer};
 
-use crate::config::{FullRegex, Text};
+use crate::{
+    config::{FullRegex, Text},
+    policy::Fraction,
+};
 
 /// What a route is chosen by.
 #[derive(Debug, Clone, Copy)]
@@ -196,22 +199,6 @@ pub fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     pairs.find(|(key, _)| *key == name).map(|(_, value)| value.trim_matches('"'))
 }
 
-/// A share of requests.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Fraction {
-    /// So many of them.
-    pub numerator: u64,
-    /// Above zero.
-    pub denominator: u64,
-}
-
-impl Fraction {
-    /// Whether a request with this random number is among them.
-    pub fn takes(&self, ticket: u64) -> bool {
-        ticket % self.denominator.max(1) < self.numerator
-    }
-}
-
 /// All conditions of a route: every one must hold.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RouteMatch {
@@ -245,7 +232,7 @@ impl RouteMatch {
                 cookie(request.headers, &test.name).is_some_and(|v| test.text.matches(v)) != test.invert
             })
             && (!self.grpc || is_grpc(request.headers))
-            && self.fraction.is_none_or(|fraction| fraction.takes(ticket))
+            && self.fraction.is_none_or(|fraction| fraction.takes_ticket(ticket))
     }
 }
 
@@ -332,7 +319,7 @@ mod tests {
         route.cookies.push(CookieTest { name: "canary".into(), text, invert: false });
         assert!(route.matches(&request("/", &headers), 0));
         assert!(!route.matches(&request("/", &HeaderMap::new()), 0));
-        route.fraction = Some(Fraction { numerator: 10, denominator: 100 });
+        route.fraction = Some(Fraction { numerator: 10, of: 100 });
         assert!(route.matches(&request("/", &headers), 109) && !route.matches(&request("/", &headers), 110));
         route.grpc = true;
         assert!(!route.matches(&request("/", &headers), 0));

@@ -11,8 +11,7 @@ pub use hash::{HashOf, HashPolicy, Rewrite, UpstreamChoice};
 pub use headers::{HeaderChange, HeaderOps, OnExisting, Value};
 pub use hosts::{HostError, HostIndex};
 pub use matching::{
-    CookieTest, Fraction, HeaderMatch, HeaderTest, PathMatch, QueryMatch, RequestView, RouteMatch, cookie,
-    is_grpc,
+    CookieTest, HeaderMatch, HeaderTest, PathMatch, QueryMatch, RequestView, RouteMatch, cookie, is_grpc,
 };
 pub(crate) use rewrite::split_port;
 pub use rewrite::{redirect_location, rewrite_path};

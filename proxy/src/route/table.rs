@@ -9,13 +9,11 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use rand::Rng;
 use serde::Serialize;
 
-use super::{
-    Fraction, HeaderOps, HostIndex, PathMatch, RequestView, RouteMatch, UpstreamChoice, rewrite::split_port,
-};
+use super::{HeaderOps, HostIndex, PathMatch, RequestView, RouteMatch, UpstreamChoice, rewrite::split_port};
 use crate::{
     balance::Criteria,
     config::{RouteFilters, Substitution},
-    policy::limit::RouteLimits,
+    policy::{Fraction, limit::RouteLimits},
     retry::RetryPolicy,
 };
 

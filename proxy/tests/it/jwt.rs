@@ -26,7 +26,10 @@ use tokio::net::TcpListener;
 use xds_proto::{
     envoy::{
         config::{
-            core::v3::{DataSource, HttpUri, data_source::Specifier, http_uri::HttpUpstreamType},
+            core::v3::{
+                DataSource, HttpUri, RuntimeFractionalPercent, data_source::Specifier,
+                http_uri::HttpUpstreamType,
+            },
             rbac::v3::{
                 Permission, Policy, Principal, Rbac, permission::Rule, principal::Identifier, rbac::Action,
             },
@@ -46,6 +49,7 @@ use xds_proto::{
             metadata_matcher::{PathSegment, path_segment},
             string_matcher, value_matcher,
         },
+        r#type::v3::FractionalPercent,
     },
     google::protobuf::{Duration, Empty},
     to_any,
@@ -589,6 +593,14 @@ fn what_is_not_supported_is_refused_by_its_path() {
         ),
         (refused(&|c| c.filter_state_rules = Some(Default::default())), "filter_state_rules"),
         (refused(&|c| c.rules[0].r#match = None), "rules[0].match"),
+        (
+            refused(&|c| {
+                let half = Some(FractionalPercent { numerator: 50, denominator: 0 });
+                c.rules[0].r#match.as_mut().unwrap().runtime_fraction =
+                    Some(RuntimeFractionalPercent { default_value: half, ..Default::default() });
+            }),
+            "rules[0].match.runtime_fraction",
+        ),
         (requiring(of("nobody")), "rules[0].requires.provider_name"),
         (requiring(any(vec![missing()])), "rules[0].requires.requires_any.requirements"),
         (

@@ -89,6 +89,10 @@ pub(super) fn filter(path: &Path<'_>, wire: JwtAuthentication) -> Result<JwtAuth
             }
         };
         let matches = route::route_match(&match_path, r#match.ok_or_else(|| match_path.missing())?)?;
+        if matches.fraction.is_some() {
+            // Who must show a token is no matter of chance.
+            return Err(match_path.field("runtime_fraction").unsupported());
+        }
         all.push(JwtRule { matches, requires });
     }
     Ok(JwtAuthn { providers, rules: all, named: requirements, bypass_cors_preflight, strip_failure_response })

@@ -7,7 +7,7 @@ mod buffer;
 mod cors;
 mod ext_authz;
 mod fault;
-mod fraction;
+pub(super) mod fraction;
 mod jwt;
 mod local_limit;
 mod rate_limit;

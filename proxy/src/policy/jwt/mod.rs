@@ -152,6 +152,7 @@ pub struct RemoteKeys {
 impl JwtAuthn {
     /// What a request must carry, as far as no route says otherwise.
     pub fn requirement(&self, request: &RequestView<'_>) -> Option<&Requirement> {
+        // No rule has a share of requests, which the number would be for.
         self.rules.iter().find(|rule| rule.matches.matches(request, 0))?.requires.as_ref()
     }
 
